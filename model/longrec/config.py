@@ -1,0 +1,323 @@
+"""The configuration of a run: frozen dataclasses, one per pipeline step, read strictly from YAML.
+
+`RunConfig` is the whole; each step gets its own section only, so that changing one section re-runs only what depends on
+it. Unknown keys and wrong types are errors. No section refers to a machine, a path or a library of the platform.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from longrec.errors import ConfigError
+
+S = TypeVar("S")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DataConfig:
+    """How histories are kept and requests are split.
+
+    Args:
+        max_history: events kept per request, the most recent ones; the longest length that can be trained or served.
+        eval_fraction: share of the requests, the latest in time, kept for evaluation.
+        warmup_fraction: share of the requests, the earliest in time, never trained on (their histories are too short).
+        max_requests: most requests used, a seeded sample; 0 for all.
+        shard_users: users per shard of the feature build and of the Feast retrieval; bounds the memory of both.
+    """
+
+    max_history: int = 10_000
+    eval_fraction: float = 0.2
+    warmup_fraction: float = 0.0
+    max_requests: int = 0
+    shard_users: int = 2_000
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_history", "shard_users")
+        _share(self, "eval_fraction", "warmup_fraction")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChecksConfig:
+    """Bounds of the data checks that are not properties of one feature (those are in the schema).
+
+    Args:
+        max_duplicate_share: largest share of events equal to another one in user, item, time and sequence.
+        max_unknown_item_share: largest share of events or targets whose item is not in the item table.
+        min_requests: fewest requests in each split.
+        min_history: fewest events in the longest history.
+        check_label_rates: whether label rates outside the bounds of the tasks fail the run (True) or only warn.
+    """
+
+    max_duplicate_share: float = 0.0
+    max_unknown_item_share: float = 0.05
+    min_requests: int = 10
+    min_history: int = 1
+    check_label_rates: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes and options of the ranker (docs/architecture.md and the spec's sections 1 and 2).
+
+    Args:
+        width: d, width of tokens; divisible by num_heads and by the 4 tokens of the mixer.
+        num_layers: M, stacked target-to-history layers.
+        num_heads: h.
+        ffn_ratio: r, hidden width of the SwiGLU FFN over d.
+        id_dim: width of one id embedding; feature_dim: width of one category or number embedding.
+        mixer_layers: RankMixer blocks of the head.
+        recency: `token` (time gap is part of the event token), `bias` (per-head bias of the attention logits by
+            log-bucketed gap; event encodings never change), `none`.
+        attention: order of computation: `plain`, `reordered`, or `auto` (chosen by m, L, d).
+        share_ffn: whether history and query FFN of one layer share weights (the literal reading of the paper).
+        fusion: whether event tokens are fused by a residual SwiGLU FFN of [item; action] (SequenceO1, appendix D).
+        query_fusion: whether q_{i+1} sees all former outputs (True) or only the last one and the target.
+        output_norm: whether z passes a LayerNorm.
+        aux_loss_weight: weight of the training-only logit from z alone; 0 for none.
+    """
+
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    ffn_ratio: int = 2
+    id_dim: int = 32
+    feature_dim: int = 8
+    mixer_layers: int = 2
+    recency: Literal["token", "bias", "none"] = "bias"
+    attention: Literal["auto", "plain", "reordered"] = "auto"
+    share_ffn: bool = True
+    fusion: bool = True
+    query_fusion: bool = True
+    output_norm: bool = False
+    aux_loss_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "num_layers", "num_heads", "ffn_ratio", "id_dim", "feature_dim", "mixer_layers")
+        for divisor, name in ((self.num_heads, "num_heads"), (4, "the 4 mixer tokens")):
+            if self.width % divisor:
+                raise ConfigError(f"model.width must be divisible by {name}", found=self.width, expected=f"a multiple of {divisor}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LengthConfig:
+    """The training-only length law (spec section 4): how many recent events of a request one training step sees.
+
+    Args:
+        law: `beta` (pinned mean, the paper's), `two_point` (HSTU's), `fixed`, `uniform`, `full`.
+        minimum, mean, maximum: L_min, L_avg, L_max in events.
+        alpha: shape of `beta`; U-shaped below (mean - minimum) / (maximum - mean).
+        multiple: lengths are rounded to a multiple of this.
+        cut: which events stay: `suffix` (most recent), `random`, `prefix`.
+    """
+
+    law: Literal["beta", "two_point", "fixed", "uniform", "full"] = "beta"
+    minimum: int = 0
+    mean: int = 2_000
+    maximum: int = 10_000
+    alpha: float = 0.2
+    multiple: int = 8
+    cut: Literal["suffix", "random", "prefix"] = "suffix"
+
+    def __post_init__(self) -> None:
+        _positive(self, "maximum", "multiple", "alpha")
+        if self.law != "full" and not 0 <= self.minimum <= self.mean <= self.maximum:
+            found = f"{self.minimum}, {self.mean}, {self.maximum}"
+            raise ConfigError("lengths must be ordered minimum <= mean <= maximum", found=found)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One training run.
+
+    Args:
+        epochs: passes over the training requests.
+        max_steps: stop after this many optimizer steps; 0 for no bound.
+        token_budget: events per batch at most (one request longer than it makes a batch of its own).
+        max_requests_per_batch: requests per batch at most.
+        learning_rate, weight_decay, betas: AdamW of the dense parameters.
+        embedding_learning_rate: row-wise Adagrad of the id table.
+        warmup_fraction: share of the steps with rising learning rate; cosine decay to 0.1 of the peak after it.
+        clip_norm: bound of the dense gradient norm.
+        loss: `request` (mean over targets, then over requests; the paper's) or `target` (mean over targets).
+        precision: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU).
+        device: `cpu`, `cuda`, or `auto`.
+        log_every: steps between two rows of the training curve.
+    """
+
+    epochs: int = 1
+    max_steps: int = 0
+    token_budget: int = 65_536
+    max_requests_per_batch: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    embedding_learning_rate: float = 0.05
+    warmup_fraction: float = 0.05
+    clip_norm: float = 1.0
+    loss: Literal["request", "target"] = "request"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "token_budget", "max_requests_per_batch", "learning_rate", "embedding_learning_rate", "log_every")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluateConfig:
+    """What is measured on the evaluation split.
+
+    Args:
+        lengths: served lengths of the curve.
+        served_length: the length that ships; metrics and gate are taken at it.
+        max_requests: most evaluation requests used, the same seeded sample for every length; 0 for all.
+        bootstrap_samples: user-level resamples of the confidence intervals (95 %).
+    """
+
+    lengths: tuple[int, ...] = (500, 1_000, 2_000, 5_000, 10_000)
+    served_length: int = 10_000
+    max_requests: int = 0
+    bootstrap_samples: int = 200
+
+    def __post_init__(self) -> None:
+        _positive(self, "served_length", "bootstrap_samples")
+        if not self.lengths or any(length < 0 for length in self.lengths):
+            raise ConfigError("evaluate.lengths must be one or more lengths of at least 0", found=self.lengths)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GateConfig:
+    """What a model must reach before it is packaged; measured on the first task.
+
+    Args:
+        min_auc: least AUC at the served length.
+        min_gain_over_popularity: least AUC gain over the popularity baseline of the same split.
+        min_calibration, max_calibration: bounds of mean prediction over mean label.
+        max_parity_error: largest absolute difference of a probability between training forward, Scorer and HTTP.
+    """
+
+    min_auc: float = 0.5
+    min_gain_over_popularity: float = 0.0
+    min_calibration: float = 0.5
+    max_calibration: float = 2.0
+    max_parity_error: float = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The whole configuration; `name` names the run's experiment and `seed` seeds everything that is random."""
+
+    name: str = "longrec"
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    lengths: LengthConfig = dataclasses.field(default_factory=LengthConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form (tuples become lists)."""
+        return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+
+
+def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
+    """Returns a section of the configuration from its JSON form.
+
+    Whole floats become ints where an int is declared: KFP carries every number as a double.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or is out of its bounds.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where or cls.__name__} must be a mapping", found=repr(value))
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, entry in value.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, 1)
+            fix = f"Did you mean '{close[0]}'?" if close else f"Known keys: {', '.join(hints)}."
+            raise ConfigError(f"unknown configuration key '{path}'", fix=fix)
+        arguments[key] = _convert(hints[key], entry, path)
+    return cls(**arguments)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the configuration in a YAML file after `key.sub=value` overrides (values are YAML too).
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration at {path}", fix="See configs/ for examples.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML", found=str(error)) from error
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError("an override must look like key=value", found=override, fix="For example train.epochs=2.")
+        *parents, last = key.strip().split(".")
+        section = value
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"'{key}' does not name a configuration key", fix=f"'{parent}' is a single value.")
+        section[last] = yaml.safe_load(text)
+    return build(RunConfig, value)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value, where=path)
+    if origin is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise ConfigError(f"{path} is not one of its choices", found=repr(value), expected=", ".join(map(str, typing.get_args(hint))))
+    if origin is tuple:
+        items = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):
+            raise ConfigError(f"{path} must be a list", found=repr(value), expected=str(hint))
+        return tuple(_convert(items[0], entry, path) for entry in value)
+    if origin is types.UnionType:
+        return None if value is None else _convert(typing.get_args(hint)[0], value, path)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{path} has the wrong type", found=repr(value), expected=hint.__name__)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _positive(section: object, *names: str) -> None:
+    for name in names:
+        if not getattr(section, name) > 0:
+            raise ConfigError(f"{name} must be positive", found=getattr(section, name))
+
+
+def _share(section: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(section, name) < 1:
+            raise ConfigError(f"{name} must be a share in [0, 1)", found=getattr(section, name))

@@ -1,0 +1,96 @@
+"""RequestBatch: R requests packed without padding, each with one history and some targets.
+
+    requests          r0              r1      r2
+    events   T   | e e e e e e |             | e e e |        a history per request, oldest event first
+    event_offsets  0             6             6       9        length R+1; r1 has an empty history
+    targets  N   | t t t | t t | t |
+    target_offsets 0       3     5   6                          length R+1; every request has at least one target
+
+Shape letters: R requests, T packed events, N packed targets, A action features of an event, U user features, K tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from longrec.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestBatch:
+    """What the ranker reads. All indices were made by the Encoder; times are int64 milliseconds.
+
+    Args:
+        event_items: int [T], row of the item table; 0 is the unknown item.
+        event_features: int [T, A], index of each action feature in its own table (0 is missing).
+        event_timestamps: int64 [T].
+        event_offsets: int64 [R+1]; events of request r are event_offsets[r]:event_offsets[r+1].
+        target_items: int [N], row of the item table.
+        target_offsets: int64 [R+1].
+        user_features: int [R, U], index of each user feature in its own table.
+        request_timestamps: int64 [R].
+        labels: float32 [N, K], or None when scoring.
+    """
+
+    event_items: Int[Tensor, " T"]
+    event_features: Int[Tensor, "T A"]
+    event_timestamps: Int[Tensor, " T"]
+    event_offsets: Int[Tensor, " R1"]
+    target_items: Int[Tensor, " N"]
+    target_offsets: Int[Tensor, " R1"]
+    user_features: Int[Tensor, "R U"]
+    request_timestamps: Int[Tensor, " R"]
+    labels: Float[Tensor, "N K"] | None = None
+
+    @property
+    def num_requests(self) -> int:
+        return self.event_offsets.numel() - 1
+
+    @property
+    def num_events(self) -> int:
+        return self.event_items.numel()
+
+    @property
+    def num_targets(self) -> int:
+        return self.target_items.numel()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
+        """Returns the batch on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return RequestBatch(**{k: None if v is None else v.to(device, non_blocking=non_blocking) for k, v in moved.items()})
+
+    def pin_memory(self) -> RequestBatch:
+        """Returns the batch in page-locked host memory."""
+        pinned = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return RequestBatch(**{k: None if v is None else v.pin_memory() for k, v in pinned.items()})
+
+    def validate(self, *, num_items: int | None = None) -> RequestBatch:
+        """Returns self after checking shapes and offsets; called once, at the border.
+
+        Raises:
+            DataError: an offset array does not fit its values, a request has no target, or an item row is out of range.
+        """
+        for name, values in (("event", self.event_items), ("target", self.target_items)):
+            offsets = getattr(self, f"{name}_offsets")
+            if offsets.numel() < 2:
+                raise DataError("the batch is empty", found=f"{name}_offsets of length {offsets.numel()}", expected="at least one request")
+            if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets[1:] < offsets[:-1]).any()):
+                raise DataError(f"{name}_offsets do not fit", found=f"{offsets[0]}..{offsets[-1]} for {values.shape[0]} values",
+                                expected="0, never falling, ending at the number of values")
+            if num_items is not None and values.numel() and not (0 <= int(values.min()) and int(values.max()) < num_items):
+                raise DataError(f"{name}_items out of range", found=f"{int(values.min())}..{int(values.max())}", expected=f"0..{num_items - 1}")
+        sizes = {"event_features": (self.event_features, self.num_events), "event_timestamps": (self.event_timestamps, self.num_events),
+                 "user_features": (self.user_features, self.num_requests), "request_timestamps": (self.request_timestamps, self.num_requests),
+                 "target_offsets": (self.target_offsets, self.num_requests + 1)}
+        if self.labels is not None:
+            sizes["labels"] = (self.labels, self.num_targets)
+        for name, (tensor, size) in sizes.items():
+            if tensor.shape[0] != size:
+                raise DataError(f"{name} does not fit the batch", found=tensor.shape[0], expected=size)
+        if bool((self.target_offsets[1:] == self.target_offsets[:-1]).any()):
+            raise DataError("a request has no target", fix="Drop requests without candidates before batching.")
+        return self
