@@ -1,0 +1,56 @@
+# Everything a newcomer types. Each target creates .venv on first use (Python 3.11 where there is one) with a single pip command.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONFIG ?= configs/quickstart.yaml
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test slow check compile serve bench constraints clean
+
+help: ## show this text
+	@echo "longrec: rank with 10,000-event user histories"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  variables: ARGS='--set train.epochs=2' (passed on), CONFIG=configs/quickstart.yaml, PYTHON=python3.11, VENV=.venv"
+
+install: $(STAMP) ## create .venv and install longrec with everything pinned in constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+run: $(STAMP) ## run the whole pipeline on a planted world (DATA: ARGS='--data DIR')
+	$(BIN)/longrec run --config $(CONFIG) $(ARGS)
+
+test: $(STAMP) ## run the fast tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+slow: $(STAMP) ## run the slow tests (whole pipelines, servers)
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: $(STAMP) ## ruff, mypy --strict, import contracts, compiled pipeline up to date
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/longrec compile --check
+
+compile: $(STAMP) ## write pipelines/compiled/training.yaml
+	$(BIN)/longrec compile $(ARGS)
+
+serve: $(STAMP) ## serve the model of the last run on http://127.0.0.1:3000
+	$(BIN)/longrec serve $(ARGS)
+
+bench: $(STAMP) ## measure the training step on this machine (other benchmarks: longrec bench --help)
+	$(BIN)/longrec bench train $(ARGS)
+
+constraints: $(STAMP) ## write constraints.txt anew from .venv
+	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/') > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## remove what runs and builds left (.longrec, build, dist, caches); keeps .venv
+	rm -rf .longrec build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
