@@ -1,0 +1,24 @@
+"""train: a ranker from histories, as a bundle."""
+
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import component
+
+
+@component
+def train(
+    histories: Input[Dataset], histories_report: Input[HTML], model: dict, lengths: dict, training: dict, served_length: int, seed: int,
+    bundle: Output[Model], metrics: Output[Metrics],
+):
+    """Trains on the checked histories; the bundle names the report of the checks."""
+    from longrec.config import LengthConfig, ModelConfig, TrainConfig, build
+    from longrec.data.files import write_json
+    from longrec.steps import numbers
+    from longrec.train import train as train_ranker
+
+    sections = build(ModelConfig, model, where="model"), build(LengthConfig, lengths, where="lengths"), build(TrainConfig, training, where="train")
+    report = train_ranker(histories.path, bundle.path, *sections, served_length, seed)
+    bundle.metadata["checked_by"] = histories_report.uri
+    for name, value in numbers(report).items():
+        metrics.log_metric(name, value)
+    write_json(metrics.path, metrics.metadata)

@@ -1,0 +1,1 @@
+"""The pipelines: graphs of components, and the runner that executes one on this machine."""

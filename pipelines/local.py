@@ -1,0 +1,205 @@
+"""Runs a pipeline on this machine, one subprocess per step, with a line per step on the terminal and the rest in a log.
+
+kfp.local prints about 55 lines per step to stdout; here they go to `<run>/pipeline.log`, and the lines in which it says
+that a task begins, ends or is skipped become progress. Its warnings about conditions that it could not evaluate (it then
+skips the branch and reports success) become errors.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import re
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Optional, Protocol, TextIO
+
+from longrec.errors import LongrecError
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_BEGIN = re.compile(r"Executing task '(?P<name>[^']+)'")
+_END = re.compile(r"Task '(?P<name>[^']+)' finished with status '?(?P<status>[A-Z]+)")
+_HIT = re.compile(r"Task (?P<name>\S+) cache hit")
+_SKIP = re.compile(r"Skipping conditional task (?P<name>\S+)")
+_MISTAKE = re.compile(r"^longrec\.errors\.\w+: (?P<text>.*)")
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Failure|Failed|Refused|Mismatch)\b(: .*)?$")
+_NOISE = re.compile(r"^(nanobind: | - leaked|\[KFP Executor )")
+
+
+class StepFailed(LongrecError):
+    """A step of a pipeline ended with an error; `step` and `log` say which one and where its output is."""
+
+    def __init__(self, step: str, message: str, log: Path) -> None:
+        super().__init__(f"step {step} failed: {message.rstrip('.')}", fix=f"Its full output is in {log}.")
+        self.step, self.log = step, log
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One step that was executed; `status` is `done`, `failed` or `cached`."""
+
+    name: str
+    status: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LocalRun:
+    """A finished pipeline: its steps in the order of execution, and where their artifacts are."""
+
+    steps: tuple[Step, ...]
+    skipped: tuple[str, ...]
+    artifacts: Path
+    log: Path
+
+    def output(self, step: str, name: str) -> Optional[Path]:
+        """Returns the path of an output artifact, or None where the step did not write it."""
+        return find_output(self.artifacts, step, name)
+
+
+class Listener(Protocol):
+    """What hears of progress: a step begins, a step ends."""
+
+    def begin(self, name: str) -> None: ...
+
+    def end(self, step: Step) -> None: ...
+
+
+def find_output(artifacts: Path, step: str, name: str) -> Optional[Path]:
+    """Returns the path of an output below the artifacts of one run; steps inside conditions lie one level deeper."""
+    for depth in ("*", "*/*", "*/*/*"):
+        for path in sorted(artifacts.glob(f"{depth}/{step}/{name}")):
+            return path
+    return None
+
+
+def run(pipeline: Callable[..., Any], arguments: Mapping[str, Any], run_dir: Path, listener: Listener) -> LocalRun:
+    """Returns the finished run after executing every step of the graph in a subprocess of this interpreter.
+
+    Args:
+        pipeline: a function decorated with `kfp.dsl.pipeline`.
+        arguments: its parameters; they travel on the command line of the steps, so keep them small.
+        run_dir: gets `artifacts/` and `pipeline.log`.
+        listener: hears of the progress.
+
+    Raises:
+        StepFailed: a step ended with an error; its message is the step's own where it has one.
+    """
+    from kfp import local
+
+    artifacts, log = run_dir / "artifacts", run_dir / "pipeline.log"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps:
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts), raise_on_error=True)
+        try:
+            pipeline(**arguments)
+        except (RuntimeError, OSError, ValueError) as error:
+            name = steps.failed or steps.current or "(none)"
+            raise StepFailed(name, _message(steps.tail) if steps.failed or steps.current else str(error), log) from error
+    if steps.complaints:
+        raise StepFailed("(condition)", f"kfp could not evaluate a condition: {steps.complaints[0]}", log)
+    return LocalRun(tuple(steps.finished), tuple(steps.skipped), artifacts, log)
+
+
+class _StepLog(io.TextIOBase):
+    """The stdout of kfp.local: everything goes to the log, lines about tasks become progress."""
+
+    def __init__(self, stream: TextIO, listener: Listener) -> None:
+        self.finished: list[Step] = []
+        self.skipped: list[str] = []
+        self.complaints: list[str] = []
+        self.tail: deque[str] = deque(maxlen=400)
+        self.current: Optional[str] = None
+        self.failed: Optional[str] = None
+        self._stream, self._listener, self._rest, self._began = stream, listener, "", 0.0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._line(_ANSI.sub("", line))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def _line(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+        self.tail.append(line.removeprefix("    "))
+        if match := _BEGIN.search(line):
+            self._begin(match["name"])
+        elif match := _HIT.search(line):
+            self._finish(match["name"], "cached")
+        elif match := _SKIP.search(line):
+            self.skipped.append(match["name"])
+        elif (match := _END.search(line)) and match["name"] == self.current:
+            self._finish(match["name"], "done" if match["status"] == "SUCCESS" else "failed")
+
+    def _begin(self, name: str) -> None:
+        self.current, self._began = name, time.perf_counter()
+        self.tail.clear()
+        self._listener.begin(name)
+
+    def _finish(self, name: str, status: str) -> None:
+        seconds = time.perf_counter() - self._began if name == self.current else 0.0
+        self.failed = name if status == "failed" else None
+        self.current = None
+        self.finished.append(Step(name, status, round(seconds, 3)))
+        self._listener.end(self.finished[-1])
+
+
+class _Records(logging.Handler):
+    """Log records of the process: all go to the log, complaints of kfp's orchestrator are kept."""
+
+    def __init__(self, steps: _StepLog) -> None:
+        super().__init__(logging.INFO)
+        self._steps = steps
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._steps.write(f"{record.levelname} - {record.getMessage()}\n")
+        if record.levelno >= logging.WARNING and Path(record.pathname).parent.name == "orchestrator":
+            self._steps.complaints.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _captured(steps: _StepLog) -> Iterator[_StepLog]:
+    """Yields `steps` while it hears stdout, logging and warnings of this process."""
+    root, handler = logging.getLogger(), _Records(steps)
+    level, handlers = root.level, root.handlers[:]
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(steps), warnings.catch_warnings():
+            logging.captureWarnings(True)
+            yield steps
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        steps.flush()
+
+
+def _message(lines: "deque[str]") -> str:
+    """Returns the message of the last exception in the output of a step: a longrec error whole, another by its last line."""
+    text = list(lines)
+    for index in range(len(text) - 1, -1, -1):
+        if match := _MISTAKE.match(text[index]):
+            rest = iter(text[index + 1 :])
+            return "\n".join([match["text"], *(line for line in _until_noise(rest))]).strip()
+    for line in reversed(text):
+        if _EXCEPTION.match(line):
+            return line
+    return "it was stopped, or ended without saying why (out of memory?)"
+
+
+def _until_noise(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        if not line.strip() or _NOISE.match(line) or _END.search(line) or re.match(r"^\d\d:\d\d:\d\d", line):
+            return
+        yield line
