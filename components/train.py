@@ -16,8 +16,8 @@ def train(
     from longrec.steps import numbers
     from longrec.train import train as train_ranker
 
-    sections = build(ModelConfig, model, where="model"), build(LengthConfig, lengths, where="lengths"), build(TrainConfig, training, where="train")
-    report = train_ranker(histories.path, bundle.path, *sections, served_length, seed)
+    law, settings = build(LengthConfig, lengths, where="lengths"), build(TrainConfig, training, where="train")
+    report = train_ranker(histories.path, bundle.path, build(ModelConfig, model, where="model"), law, settings, served_length, seed)
     bundle.metadata["checked_by"] = histories_report.uri
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)

@@ -1,0 +1,142 @@
+"""The local runner: progress, failures with the step's own message, and branches that are never skipped in silence."""
+
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import pytest
+from kfp import dsl
+
+from components import component
+from pipelines.local import LocalRun, Step, StepFailed, run
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[Step] = []
+
+    def begin(self, name: str) -> None:
+        self.begun.append(name)
+
+    def end(self, step: Step) -> None:
+        self.ended.append(step)
+
+
+@component
+def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.Output[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> bool:
+    import os
+    import sys
+
+    from longrec.errors import CheckFailed
+
+    with open(report.path, "w") as stream:
+        stream.write("<p>report</p>")
+    if fault == "check":
+        raise CheckFailed("3 events are in the future", found="2031\nsecond line", expected="now", fix="Look at it.")
+    if fault == "bug":
+        raise ZeroDivisionError("division by zero")
+    if fault == "kill":
+        os.kill(os.getpid(), 9)
+    if fault == "noise":
+        print("nanobind: leaked 46 types!", file=sys.stderr)
+    with open(source.path) as stream, open(made.path, "w") as out:
+        out.write(stream.read() + str(settings["n"]))
+    return fault != "refuse"
+
+
+@component
+def use(made: dsl.Input[dsl.Dataset], used: dsl.Output[dsl.Artifact]):
+    with open(used.path, "w") as out, open(made.path) as stream:
+        out.write(stream.read() + " used")
+
+
+@component
+def verdict() -> NamedTuple("Verdict", passed=bool):
+    from collections import namedtuple
+
+    return namedtuple("Verdict", "passed")(True)
+
+
+@dsl.pipeline(name="fake")
+def fake(uri: str, fault: str = "", settings: dict = {"n": 3}):
+    dataset = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=False)
+    first = make(source=dataset.output, fault=fault, settings=settings)
+    with dsl.If(first.outputs["Output"] == True):  # noqa: E712
+        use(made=first.outputs["made"])
+
+
+@dsl.pipeline(name="trap")
+def trap():
+    with dsl.If(verdict().outputs["passed"] == True):  # noqa: E712
+        verdict()
+
+
+def _run(tmp_path: Path, fault: str, heard: Optional[Heard] = None) -> LocalRun:
+    source = tmp_path / "source.txt"
+    source.write_text("data ")
+    return run(fake, {"uri": str(source), "fault": fault}, tmp_path / "run", heard or Heard())
+
+
+def test_every_step_is_heard_of_and_its_artifacts_are_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    heard = Heard()
+    result = _run(tmp_path, "", heard)
+    assert set(heard.begun) == {"importer", "make", "use"} and list(result.steps) == heard.ended
+    assert {step.status for step in result.steps} == {"done"} and sum(step.seconds for step in result.steps) > 0
+    used = result.output("use", "used")
+    assert used is not None and used.read_text().startswith("data 3") and used.read_text().endswith("used")
+    assert result.output("use", "other") is None and result.skipped == ()
+    assert capfd.readouterr().out == "", "kfp's output belongs to the log"
+    assert "Executing task" in result.log.read_text()
+
+
+def test_a_false_condition_skips_its_branch_and_says_so(tmp_path: Path) -> None:
+    result = _run(tmp_path, "refuse")
+    assert [step.name for step in result.steps if step.name != "importer"] == ["make"]
+    assert len(result.skipped) == 1 and result.output("use", "used") is None
+
+
+def test_a_longrec_error_of_a_step_is_the_message_and_its_report_stays(tmp_path: Path) -> None:
+    heard = Heard()
+    with pytest.raises(StepFailed) as caught:
+        _run(tmp_path, "check", heard)
+    error = caught.value
+    assert error.step == "make" and "3 events are in the future; found 2031\nsecond line; expected now. Look at it" in str(error)
+    assert "Traceback" not in str(error) and "nanobind" not in str(error) and "finished with status" not in str(error)
+    assert str(error.log) in str(error) and "CheckFailed" in error.log.read_text()
+    assert heard.ended[-1].status == "failed" and "use" not in heard.begun
+    assert [path.read_text() for path in tmp_path.glob("run/artifacts/*/make/report")] == ["<p>report</p>"]
+
+
+def test_another_exception_of_a_step_is_named_by_its_last_line(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=r"step make failed: ZeroDivisionError: division by zero\. "):
+        _run(tmp_path, "bug")
+
+
+def test_a_killed_step_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="step make failed: it was stopped"):
+        _run(tmp_path, "kill")
+
+
+def test_noise_on_stderr_is_not_an_error(tmp_path: Path) -> None:
+    result = _run(tmp_path, "noise")
+    assert result.output("use", "used") is not None and "nanobind" in result.log.read_text()
+
+
+def test_a_missing_input_is_an_error_of_the_step_that_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="step make failed: FileNotFoundError"):
+        run(fake, {"uri": str(tmp_path / "absent")}, tmp_path / "run", Heard())
+
+
+def test_a_branch_that_kfp_skips_because_it_cannot_read_the_condition_is_an_error(tmp_path: Path) -> None:
+    """kfp.local reports success here (stack notes, 1.1); a run must not."""
+    with pytest.raises(StepFailed, match="could not evaluate a condition"):
+        run(trap, {}, tmp_path / "run", Heard())
+
+
+def test_logging_of_the_process_is_restored(tmp_path: Path) -> None:
+    import logging
+    import sys
+
+    before = (logging.getLogger().handlers[:], logging.getLogger().level, sys.stdout)
+    _run(tmp_path, "refuse")
+    assert (logging.getLogger().handlers[:], logging.getLogger().level, sys.stdout) == before
