@@ -115,13 +115,17 @@ def history_lengths(event_users: Int64, event_times: Int64, request_users: Int64
         event_users, event_times: int64 [E], sorted by (user, time).
         request_users, moments: int64 [R], in any order.
     """
-    users = np.unique(np.concatenate([event_users, request_users]))
-    starts = np.searchsorted(event_users, users)
-    times = np.unique(np.concatenate([event_times, moments]))
-    keys = np.searchsorted(users, event_users) * len(times) + np.searchsorted(times, event_times)
-    rows = np.searchsorted(users, request_users)
-    found = np.searchsorted(keys, rows * len(times) + np.searchsorted(times, moments), side="left")
-    return (found - starts[rows]).astype(np.int64)
+    order = np.lexsort((moments, request_users))
+    users, moments = request_users[order], moments[order]
+    low, high = np.searchsorted(event_users, users), np.searchsorted(event_users, users, side="right")
+    starts = low.copy()
+    while np.any(undecided := low < high):
+        middle = (low + high) // 2
+        earlier = undecided & (event_times[np.minimum(middle, len(event_times) - 1)] < moments)
+        low, high = np.where(earlier, middle + 1, low), np.where(undecided & ~earlier, middle, high)
+    lengths = np.empty(len(order), np.int64)
+    lengths[order] = low - starts
+    return lengths
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

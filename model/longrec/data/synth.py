@@ -31,7 +31,7 @@ START_MS = 1_704_067_200_000
 """2024-01-01 UTC; timelines last `DURATION_MS` from it, requests lie in the second half."""
 DURATION_MS = 90 * 86_400_000
 NUM_REGIONS = 8
-TOPIC_BIAS = 0.5
+TOPIC_BIAS = 0.4
 """Standard deviation of the topics' biases, in logits."""
 
 _BOUNDS = {"num_topics": 100_000, "num_users": 100_000_000}
@@ -174,8 +174,7 @@ class _Collected:
 def _part(world: World, users: Int64, counts: dict[str, int], rng: np.random.Generator, collected: _Collected) -> tuple[pa.Table, pa.Table]:
     """Returns the events and the targets of some users, sorted as a part is."""
     owners = np.repeat(users, rng.integers(-(-counts["events_per_user"] // 2), counts["events_per_user"] + 1, len(users)))
-    times = START_MS + rng.integers(0, DURATION_MS, len(owners))
-    times = times[np.lexsort((times, owners))]
+    times = START_MS + np.sort(owners * DURATION_MS + rng.integers(0, DURATION_MS, len(owners))) % DURATION_MS
     items = rng.integers(0, len(world.topics), len(owners))
     likes = rng.random(len(owners)) < world.like_rate
     moments = START_MS + DURATION_MS // 2 + rng.integers(0, DURATION_MS // 2, (len(users), counts["requests_per_user"]))
@@ -190,7 +189,7 @@ def _part(world: World, users: Int64, counts: dict[str, int], rng: np.random.Gen
     requests = collected.num_requests + np.arange(len(askers), dtype=np.int64)
     sequence = collected.num_events + np.arange(len(owners), dtype=np.int64)
     per_target = [np.repeat(column, shape[1]) for column in (requests, askers, moments, available)]
-    collected.rows.append((per_target[0], per_target[2], topics.ravel(), since, per_target[3], labels.ravel()))
+    collected.rows.append((per_target[0], per_target[2], topics.ravel(), since, per_target[3], labels.ravel().astype(np.int64)))
     collected.num_requests, collected.num_events = collected.num_requests + len(askers), collected.num_events + len(owners)
     actions = pa.DictionaryArray.from_arrays(pa.array(likes.astype(np.int8)), pa.array(["view", "like"])).cast(pa.string())
     return (pa.table({"user_id": owners, "item_id": items, "timestamp": _times(times), "event_seq": sequence, "action": actions}),
