@@ -1,0 +1,273 @@
+"""Checks of a dataset and of histories: Great Expectations judges small profiles; a failing check stops the pipeline.
+
+The profiles are made by `longrec.data.profiles`, the expectations by `longrec.data.suites`; this is the only file that imports
+great_expectations. Its own page renderer loads styles and scripts from elsewhere, so the report is a page of ours, made
+from its JSON results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from longrec import page
+from longrec.config import ChecksConfig
+from longrec.data import files, suites
+from longrec.data.suites import MAX_CULPRITS, Rule, Suite
+from longrec.errors import CheckFailed, DataError
+from longrec.schema import Schema
+
+logger = logging.getLogger(__name__)
+
+MEMORY_LIMIT = "2GB"
+"""Of DuckDB; larger aggregates spill to a temporary directory."""
+MAX_NAMED_FAILURES = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One expectation after it was judged.
+
+    Args:
+        suite, expectation, says: where, which Great Expectations type on which column, and the rule in words.
+        observed, bound: what was found and what was allowed, as text.
+        severity: `critical` or `warning`.
+        passed: whether it held.
+        culprits: at most ten rows to look at, when it did not.
+    """
+
+    suite: str
+    expectation: str
+    says: str
+    observed: str
+    bound: str
+    severity: str
+    passed: bool
+    culprits: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """Returns the broken rule in one line."""
+        named = f" ({', '.join(self.culprits)})" if self.culprits else ""
+        return f"{self.suite}, {self.expectation}: expected that {self.says} ({self.bound}), found {self.observed}{named}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What the checks found; `path` is the HTML page.
+
+    Args:
+        passed: whether every critical expectation held (a report that is returned always passed; else CheckFailed is raised).
+        num_expectations, num_warnings: sizes.
+        failures, warnings: broken expectations, a sentence each.
+        seconds: wall time.
+        path: the report.
+    """
+
+    passed: bool
+    num_expectations: int
+    num_warnings: int
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    path: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return dataclasses.asdict(self)
+
+
+def check_events(dataset_dir: str | Path, report_html: str | Path, checks: ChecksConfig) -> CheckReport:
+    """Writes the report on a dataset: events, targets, items, users.
+
+    Args:
+        dataset_dir: a dataset (docs/architecture.md).
+        report_html: page to write, also when a check fails.
+        checks: bounds; those of features and tasks are in the schema of the dataset.
+
+    Raises:
+        CheckFailed: an expectation of critical severity does not hold; the report has been written.
+        DataError: the dataset cannot be read at all.
+    """
+    started, directory = time.perf_counter(), Path(dataset_dir)
+    head = files.read_json(directory / "dataset.json")
+    with _duckdb() as connection:
+        found, facts = suites.dataset_suites(directory, head, checks, connection)
+        results = _judge(found)
+    return _conclude(f"Checks of the dataset {head.get('name', '')}", facts, results, report_html, started)
+
+
+def check_histories(histories_dir: str | Path, report_html: str | Path, checks: ChecksConfig) -> CheckReport:
+    """Writes the report on what training and evaluation will read: timelines, requests, targets, features.
+
+    Args:
+        histories_dir: output of the retrieval (docs/architecture.md).
+        report_html: page to write, also when a check fails.
+        checks: bounds; those of features and tasks are in the schema of the histories.
+
+    Raises:
+        CheckFailed: an expectation of critical severity does not hold, above all no event at or after its request; the
+            report has been written.
+        DataError: the histories cannot be read at all.
+    """
+    from longrec.data import history_suites
+
+    started, directory = time.perf_counter(), Path(histories_dir)
+    schema = Schema.load(directory / "manifest.json")
+    with _duckdb() as connection:
+        found, facts = history_suites.histories_suites(directory, schema, checks, connection)
+        results = _judge(found)
+    return _conclude(f"Checks of the histories of {schema.name}", facts, results, report_html, started)
+
+
+@contextlib.contextmanager
+def _duckdb() -> Iterator[Any]:
+    """A connection that spills; what it cannot read is a DataError."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="longrec-checks-") as spill, duckdb.connect() as connection:
+        connection.execute(f"set temp_directory = '{spill}'; set memory_limit = '{MEMORY_LIMIT}'; set preserve_insertion_order = false")
+        try:
+            yield connection
+        except (duckdb.Error, OSError) as error:
+            raise DataError("a table cannot be read", found=str(error).splitlines()[0], fix="Run the step that wrote it again.") from error
+
+
+def _judge(found: Sequence[Suite]) -> list[tuple[list[Finding], dict[str, Any]]]:
+    """Findings and the JSON result of Great Expectations per suite."""
+    import great_expectations as gx
+
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    source = context.data_sources.add_pandas("profiles")
+    return [_judge_suite(suite, source) for suite in found]
+
+
+def _judge_suite(suite: Suite, source: Any) -> tuple[list[Finding], dict[str, Any]]:
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+    import pandas as pd
+
+    expectations = [gxe.ExpectColumnValuesToBeBetween(
+        column=rule.column, min_value=rule.minimum, max_value=rule.maximum, severity=rule.severity,
+        meta={"says": rule.says, "index": index}) for index, rule in enumerate(suite.rules)]
+    whole = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
+    batch = whole.get_batch({"dataframe": pd.DataFrame(suite.table)})
+    wanted: dict[str, Any] = {"result_format": "SUMMARY", "partial_unexpected_count": MAX_CULPRITS}
+    if suite.key:
+        wanted["unexpected_index_column_names"] = [suite.key]
+    result = batch.validate(gx.ExpectationSuite(suite.name, expectations=expectations), result_format=wanted).to_json_dict()
+    judged = sorted(result["results"], key=lambda entry: entry["expectation_config"]["meta"]["index"])
+    return [_finding(suite, rule, entry) for rule, entry in zip(suite.rules, judged, strict=True)], result
+
+
+def _finding(suite: Suite, rule: Rule, judged: dict[str, Any]) -> Finding:
+    kind = judged["expectation_config"]["type"]
+    problem = judged["exception_info"].get("exception_message") if isinstance(judged.get("exception_info"), dict) else None
+    details, passed = judged.get("result") or {}, bool(judged["success"])
+    observed = f"an error: {problem}" if problem else _observed(suite, rule, details)
+    culprits: tuple[str, ...] = ()
+    if not passed and rule.culprits is not None:
+        culprits = tuple(rule.culprits())
+    elif not passed and suite.key:
+        rows = details.get("partial_unexpected_index_list") or []
+        culprits = tuple(f"{suite.key.removesuffix('_id')} {row[suite.key]}" for row in rows[:MAX_CULPRITS])
+    return Finding(suite.name, f"{kind} {rule.column}", rule.says, observed, _bound(rule), rule.severity, passed, culprits)
+
+
+def _observed(suite: Suite, rule: Rule, details: dict[str, Any]) -> str:
+    if not suite.key:
+        return str(page.show(_number(suite.table[rule.column][0])))
+    bad, rows = int(details.get("unexpected_count") or 0), int(details.get("element_count") or 0)
+    if not bad:
+        return f"all of {rows:,} users within"
+    return f"{bad:,} of {rows:,} users out of bounds, the worst with {page.show(_number(max(suite.table[rule.column], key=abs)))}"
+
+
+def _bound(rule: Rule) -> str:
+    low, high = page.show(_number(rule.minimum)), page.show(_number(rule.maximum))
+    if rule.minimum is not None and rule.maximum is not None:
+        return f"{low} to {high}"
+    return f"at least {low}" if rule.maximum is None else f"at most {high}"
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _conclude(
+    title: str, facts: dict[str, Any], results: list[tuple[list[Finding], dict[str, Any]]], report_html: str | Path, started: float
+) -> CheckReport:
+    findings = [finding for group, _ in results for finding in group]
+    broken = [finding for finding in findings if not finding.passed]
+    failures = tuple(finding.sentence() for finding in broken if finding.severity == "critical")
+    warnings = tuple(finding.sentence() for finding in broken if finding.severity != "critical")
+    seconds = time.perf_counter() - started
+    with files.replacing(report_html) as temporary:
+        temporary.write_text(_render(title, facts, results, seconds), encoding="utf-8")
+    for line in warnings:
+        logger.warning("%s", line)
+    if failures:
+        raise _failure(title, failures, report_html)
+    return CheckReport(True, len(findings), len(warnings), failures, warnings, seconds, str(report_html))
+
+
+def _failure(title: str, failures: Sequence[str], report_html: str | Path) -> CheckFailed:
+    more = f"; and {len(failures) - MAX_NAMED_FAILURES} more" if len(failures) > MAX_NAMED_FAILURES else ""
+    lines = "; ".join(failures[:MAX_NAMED_FAILURES])
+    return CheckFailed(f"{title}: {len(failures)} failed: {lines}{more}", fix=f"The report is {report_html}.")
+
+
+def _render(title: str, facts: dict[str, Any], results: list[tuple[list[Finding], dict[str, Any]]], seconds: float) -> str:
+    findings = [finding for group, _ in results for finding in group]
+    failed = sum(not finding.passed and finding.severity == "critical" for finding in findings)
+    warned = sum(not finding.passed and finding.severity != "critical" for finding in findings)
+    words = "passed" if not failed else f"{failed} failed"
+    subtitle = f"{len(findings)} expectations, {failed} failed, {warned} warnings, {seconds:.1f} s, Great Expectations {_version()}"
+    shown = {name: _moment(value) if name.endswith("event") or name.endswith("moment") else value for name, value in facts.items()}
+    body = page.section("Data", page.facts(shown))
+    if failed or warned:
+        body = page.Html(body + page.section("Broken", _table([finding for finding in findings if not finding.passed], named=True)))
+    for group, _ in results:
+        body = page.Html(body + page.section(group[0].suite.capitalize(), _table(group)))
+    raw = page.details("Results as Great Expectations gave them (JSON)", json.dumps([result for _, result in results], indent=1))
+    return page.page(title, subtitle, page.Html(body + raw), (not failed, words))
+
+
+def _table(findings: Sequence[Finding], *, named: bool = False) -> page.Html:
+    headers = ["", *(["Suite"] if named else []), "Expectation", "Column", "Observed", "Bound", "Severity"]
+    rows, classes = [], []
+    for finding in findings:
+        says: str = finding.says
+        if finding.culprits:
+            says = page.Html(f"{page.escape(says)}<br><span class=soft>{page.escape(', '.join(finding.culprits))}</span>")
+        state = page.mark(True, "held") if finding.passed else page.Html('<span class="badge warn">warning</span>')
+        if not finding.passed and finding.severity == "critical":
+            state = page.mark(False, "failed")
+        column = finding.expectation.partition(" ")[2]
+        rows.append([state, *([finding.suite] if named else []), says, column, finding.observed, finding.bound, finding.severity])
+        classes.append("" if finding.passed else ("bad" if finding.severity == "critical" else "warn"))
+    return page.table(headers, rows, classes)
+
+
+def _moment(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(value / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return f"{value} ms"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("great_expectations")
