@@ -79,7 +79,7 @@ def show(value: object) -> str | Html:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:.5g}"
+        return f"{value:,.0f}" if abs(value) >= 1e4 or value.is_integer() else f"{value:.5g}"
     return str(value)
 
 

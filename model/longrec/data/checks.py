@@ -20,10 +20,9 @@ from typing import Any
 
 from longrec import page
 from longrec.config import ChecksConfig
-from longrec.data import files, suites
+from longrec.data import files, history_suites, suites
 from longrec.data.suites import MAX_CULPRITS, Rule, Suite
 from longrec.errors import CheckFailed, DataError
-from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +116,12 @@ def check_histories(histories_dir: str | Path, report_html: str | Path, checks: 
             report has been written.
         DataError: the histories cannot be read at all.
     """
-    from longrec.data import history_suites
-
     started, directory = time.perf_counter(), Path(histories_dir)
-    schema = Schema.load(directory / "manifest.json")
+    manifest = files.read_json(directory / "manifest.json")
     with _duckdb() as connection:
-        found, facts = history_suites.histories_suites(directory, schema, checks, connection)
+        found, facts = history_suites.histories_suites(directory, manifest, checks, connection)
         results = _judge(found)
-    return _conclude(f"Checks of the histories of {schema.name}", facts, results, report_html, started)
+    return _conclude(f"Checks of the histories of {manifest['schema']['name']}", facts, results, report_html, started)
 
 
 @contextlib.contextmanager
@@ -185,22 +182,24 @@ def _finding(suite: Suite, rule: Rule, judged: dict[str, Any]) -> Finding:
 
 def _observed(suite: Suite, rule: Rule, details: dict[str, Any]) -> str:
     if not suite.key:
-        return str(page.show(_number(suite.table[rule.column][0])))
+        return _show(rule, suite.table[rule.column][0])
     bad, rows = int(details.get("unexpected_count") or 0), int(details.get("element_count") or 0)
     if not bad:
         return f"all of {rows:,} users within"
-    return f"{bad:,} of {rows:,} users out of bounds, the worst with {page.show(_number(max(suite.table[rule.column], key=abs)))}"
+    return f"{bad:,} of {rows:,} users out of bounds, the worst with {_show(rule, max(suite.table[rule.column], key=abs))}"
 
 
 def _bound(rule: Rule) -> str:
-    low, high = page.show(_number(rule.minimum)), page.show(_number(rule.maximum))
+    low, high = _show(rule, rule.minimum), _show(rule, rule.maximum)
     if rule.minimum is not None and rule.maximum is not None:
-        return f"{low} to {high}"
+        return low if low == high else f"{low} to {high}"
     return f"at least {low}" if rule.maximum is None else f"at most {high}"
 
 
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+def _show(rule: Rule, value: Any) -> str:
+    """A value for people; a time as its date and its number."""
+    number = value.item() if hasattr(value, "item") else value
+    return f"{_moment(number)} ({number})" if rule.column.endswith("(ms)") and number else str(page.show(number))
 
 
 def _conclude(

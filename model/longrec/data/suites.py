@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
@@ -81,7 +82,7 @@ class Row:
 
     def share(self, users: UserFacts, count: str, says: str, bound: float, severity: Severity = "critical") -> None:
         """Bounds the share of a per-user count in all rows; the users with the largest counts are the culprits."""
-        column, value = count.removeprefix("num_") + " share", users.total(count) / max(1, users.total("num_rows"))
+        column, value = count.removeprefix("num_").replace("_", " ") + ": share", users.total(count) / max(1, users.total("num_rows"))
         self.add(column, f"{'none' if not bound else 'few'} of the {says}", value, maximum=bound, severity=severity,
                  culprits=lambda: [f"user {user}" for user in users.worst(count, MAX_CULPRITS)])
 
@@ -173,6 +174,11 @@ def known_ids(path: Path, key: str) -> Int:
     return np.unique(integers(pq.read_table(path, columns=[key])[key]))
 
 
+def spread(values: npt.NDArray[Any]) -> str | None:
+    """Returns the quantiles of some counts as text."""
+    return " · ".join(f"{name} {value:,.0f}" for name, value in quantiles(values).items()) or None
+
+
 def item_columns(schema: Schema) -> tuple[Column, ...]:
     """Returns the columns of the item table."""
     return Column(ITEM_ID, "int64", 0.0, 0), *(Column.of(feature) for feature in schema.item[1:])
@@ -199,11 +205,10 @@ def _event_suites(connection: Any, directory: Path, head: Mapping[str, Any], che
     row.share(users, "num_unknown_items", "events have an item that is not in the item table", checks.max_unknown_item_share)
     _user_row_rule(row, users, known)
     first, last = facts[TIMESTAMP].minimum, facts[TIMESTAMP].maximum
-    row.add("first event (ms)", "the first event is after 1990; earlier ones hint at seconds taken for ms", first,
+    row.add("first event: time (ms)", "the first event is after 1990; earlier ones hint at seconds taken for ms", first,
             minimum=EARLIEST_LIKELY_MS, severity="warning")
-    lengths = quantiles(users.columns.get("num_rows", np.zeros(0)))
     about = {"events": row.values["num_rows"], "users": len(users), "first event": first, "last event": last,
-             **{f"events per user, {name}": value for name, value in lengths.items()}}
+             "events per user": spread(users.columns.get("num_rows", np.zeros(0)))}
     return [row.suite("events"), _timeline_suite("event timelines", users, schema.has_baskets)], users, about
 
 

@@ -1,0 +1,420 @@
+"""evaluate: a bundle on the later requests, at several served lengths, against popularity; metrics, verdict of the gate, report.
+
+Everything is scored through `Scorer`: the batches of the evaluation split by the code that serves, and a sample of the same
+requests once more from raw rows, which must agree. All lengths see the same requests and the same bootstrap resamples.
+
+The peer is popularity at its best: of the items' smoothed mean labels and their event counts, both from before the split, the
+one with the higher AUC on the evaluation split itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import logging
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longrec import metrics, report
+from longrec.config import EvaluateConfig, GateConfig
+from longrec.data import files
+from longrec.data.encode import int64_column
+from longrec.data.histories import Histories
+from longrec.data.stream import EncodedHistories, RequestStream
+from longrec.errors import DataError
+from longrec.metrics import Estimate, Measurement, Resamples
+from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
+from longrec.scorer import RequestRows, Scorer
+
+log = logging.getLogger(__name__)
+
+Array: TypeAlias = npt.NDArray[Any]
+Int: TypeAlias = npt.NDArray[np.int64]
+Row: TypeAlias = dict[str, Any]
+
+SLICES = (0, 1, 10, 100, 500, 1_000, 2_000, 5_000, 10_000)
+"""Lower ends of the slices by history length, in events."""
+PARITY_REQUESTS = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a model may be packaged.
+
+    Args:
+        passed: all criteria hold.
+        reasons: the sentences of the broken criteria, or of all when none is.
+        criteria: {"name", "value", "passed", "sentence"} each.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    criteria: tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """What an evaluation found; metrics.json in `path` holds it and more.
+
+    Args:
+        gate: the verdict.
+        metrics: task -> metrics at the served length (`Measurement.to_dict`).
+        popularity: task -> the same of the better popularity score, with its `name` (`rate` or `count`).
+        gain: task -> AUC minus the AUC of popularity: `value`, `low`, `high`, `reason`.
+        lengths: the curve of the first task: `length`, `auc`, `auc_low`, `auc_high`, `logloss`, `mean_events`, `seconds`, `same_as`.
+        slices: the first task by history length.
+        bayes: best possible AUC by length where the data set knows it; bayes_full: with every event.
+        num_requests, num_targets, num_users: of the evaluated sample.
+        served_length: length of the metrics; longest_history: events of the longest history in the sample.
+        parity_error: largest difference of a probability between batches and raw rows.
+        seconds: wall time.
+        path: directory with metrics.json, predictions.parquet and report.html.
+    """
+
+    gate: Verdict
+    metrics: Mapping[str, Row]
+    popularity: Mapping[str, Row]
+    gain: Mapping[str, Row]
+    lengths: tuple[Row, ...]
+    slices: tuple[Row, ...]
+    bayes: tuple[Row, ...]
+    bayes_full: float | None
+    num_requests: int
+    num_targets: int
+    num_users: int
+    served_length: int
+    longest_history: int
+    parity_error: float
+    seconds: float
+    path: str
+
+    def to_dict(self) -> Row:
+        """Returns the JSON form."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """The evaluated requests and their targets, in time order.
+
+    Args:
+        requests: int64 [R], positions of the requests in `encoded`.
+        positions: int64 [N], positions of their targets; owners: int64 [N], the request of each.
+        labels: int8 [N, K].
+        lengths: int64 [N], events before the request of each target.
+        resamples: of the users of the targets.
+    """
+
+    requests: Int
+    positions: Int
+    owners: Int
+    labels: Array
+    lengths: Int
+    resamples: Resamples
+
+
+def evaluate(bundle_dir: str | Path, histories_dir: str | Path, out_dir: str | Path, evaluate: EvaluateConfig, gate: GateConfig,
+             seed: int, *, device: str = "auto") -> EvaluationReport:
+    """Returns metrics and verdict after writing metrics.json, predictions.parquet and report.html to `out_dir` (replaced at once).
+
+    Args:
+        bundle_dir: the trained ranker.
+        histories_dir: what it was trained on; the split `eval` is used, and the rest for popularity.
+        out_dir: where the results go.
+        evaluate: lengths, sample, resamples.
+        gate: bounds of the verdict; a refused model raises nothing here.
+        seed: of the sample of requests and of the resamples.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        SchemaMismatch: the bundle was trained for another schema.
+        DataError: the histories cannot be used, or hold no evaluation request.
+    """
+    started, out_dir = time.perf_counter(), Path(out_dir)
+    histories = Histories.open(histories_dir)
+    scorer = Scorer.load(bundle_dir, _device(device), schema=histories.schema)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.encoded-", dir=out_dir.parent) as cache:
+        encoded = EncodedHistories.make(histories, scorer.bundle.encoder, Path(cache) / "histories")
+        sample = draw(encoded, evaluate, seed)
+        scores, curve = score_lengths(scorer, encoded, sample, evaluate)
+        popular = Popularity.of(histories, encoded, sample)
+        parity = parity_error(scorer, histories, sample, scores, evaluate.served_length, seed)
+        found = _assemble(histories, sample, scores, curve, popular, parity, evaluate, gate)
+        predictions = _predictions(histories.schema, encoded, histories, sample, scores)
+    found = dataclasses.replace(found, seconds=time.perf_counter() - started, path=str(out_dir))
+    facts = {**found.to_dict(), **_context(scorer, histories, Path(bundle_dir), sample, scores, evaluate, gate, seed)}
+    with files.replacing(out_dir) as temporary:
+        temporary.mkdir()
+        files.write_json(temporary / "metrics.json", facts)
+        pq.write_table(predictions, temporary / "predictions.parquet", compression="zstd")
+        (temporary / "report.html").write_text(report.render(facts), encoding="utf-8")
+    log.info("evaluated %d requests in %.1f s, gate %s", found.num_requests, found.seconds, "passed" if found.gate.passed else "refused")
+    return found
+
+
+def draw(encoded: EncodedHistories, config: EvaluateConfig, seed: int) -> Sample:
+    """Returns the evaluation requests, a seeded sample when there are more than `max_requests`.
+
+    Raises:
+        DataError: there is none.
+    """
+    requests = encoded.requests("eval")
+    if not len(requests):
+        raise DataError("the histories hold no evaluation request", fix="Raise data.eval_fraction or use more requests.")
+    if 0 < config.max_requests < len(requests):
+        requests = np.sort(np.random.default_rng(seed).choice(requests, config.max_requests, replace=False))
+    stream = RequestStream.serving(encoded, requests, config.served_length, token_budget=1, max_requests=1)
+    positions, owners = stream.target_positions, stream.target_requests
+    lengths = encoded.event_ends[owners] - encoded.event_starts[owners]
+    resamples = Resamples.of(encoded.request_users[owners], config.bootstrap_samples, seed)
+    return Sample(requests, positions, owners, encoded.labels[positions], np.asarray(lengths, np.int64), resamples)
+
+
+def score_lengths(scorer: Scorer, encoded: EncodedHistories, sample: Sample, config: EvaluateConfig) -> tuple[Array, list[Row]]:
+    """Returns the scores at the served length, float32 [N, K], and the curve of the first task over all lengths.
+
+    A length that leaves every history as the one before did has the same scores; they are not computed again.
+    """
+    curve: list[Row] = []
+    events = encoded.event_ends[sample.requests] - encoded.event_starts[sample.requests]
+    scores = served = np.zeros((0, sample.labels.shape[1]), np.float32)
+    for length in sorted({*config.lengths, config.served_length}):
+        started, mean_events = time.perf_counter(), float(np.minimum(events, length).mean())
+        if curve and curve[-1]["mean_events"] == mean_events:
+            row = {**curve[-1], "same_as": curve[-1]["same_as"] or curve[-1]["length"], "seconds": 0.0}
+        else:
+            scores = _score(scorer, encoded, sample, length)
+            row = {**_point(sample, scores), "mean_events": mean_events, "same_as": None, "seconds": time.perf_counter() - started}
+        served = scores if length == config.served_length else served
+        curve.append({**row, "length": length})
+        log.info("served length %d: AUC %s, %.1f s", length, row["auc"], row["seconds"])
+    return served, [{"length": row["length"], **row} for row in curve]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Popularity:
+    """Popularity scores of the sample's targets from before the split.
+
+    Args:
+        rates: float64 [N, K], smoothed mean label of the item over the targets of earlier requests.
+        counts: float64 [N], events of the item before the split moment.
+    """
+
+    rates: Array
+    counts: Array
+
+    @classmethod
+    def of(cls, histories: Histories, encoded: EncodedHistories, sample: Sample) -> Popularity:
+        """Returns the scores from the histories' own training window."""
+        ids, items = np.unique(int64_column(histories.targets, ITEM_ID), return_inverse=True)
+        earlier = _earlier_targets(encoded)
+        wanted = items[sample.positions]
+        rates = [metrics.smoothed_rates(items[earlier], encoded.labels[earlier, task], len(ids))[wanted]
+                 for task in range(encoded.labels.shape[1])]
+        return cls(np.stack(rates, axis=1), _event_counts(histories, ids)[wanted].astype(np.float64))
+
+    def best(self, sample: Sample, task: int) -> tuple[str, Measurement]:
+        """Returns the better score of a task, by its AUC on the sample itself, with its name."""
+        largest = self.counts.max(initial=1.0) or 1.0
+        found = {"rate": metrics.measure(sample.labels[:, task], self.rates[:, task], sample.resamples),
+                 "count": metrics.measure(sample.labels[:, task], self.counts / largest, sample.resamples)}
+        name = max(found, key=lambda entry: found[entry].values.get("auc", -1.0))
+        return name, found[name]
+
+
+def judge(measured: Measurement, gain: Estimate, parity: float, gate: GateConfig) -> Verdict:
+    """Returns the verdict of the gate on one task; a metric that is not defined breaks its criterion.
+
+    Args:
+        measured: of the ranker at the served length.
+        gain: of its AUC over popularity.
+        parity: largest difference of a probability between the two ways to score.
+        gate: the bounds.
+    """
+    auc, ratio = measured.estimate("auc"), measured.estimate("calibration")
+    criteria = (
+        _criterion("min_auc", "The AUC", auc, low=gate.min_auc),
+        _criterion("min_gain_over_popularity", "The AUC gain over popularity", gain, low=gate.min_gain_over_popularity),
+        _criterion("calibration", "The calibration (mean score over mean label)", ratio, low=gate.min_calibration,
+                   high=gate.max_calibration),
+        _criterion("max_parity_error", "The largest difference of a probability between batches and raw rows",
+                   Estimate(parity if np.isfinite(parity) else None, reason="a score is not finite"), high=gate.max_parity_error,
+                   form=".2g"),
+    )
+    broken = tuple(entry["sentence"] for entry in criteria if not entry["passed"])
+    return Verdict(not broken, broken or tuple(entry["sentence"] for entry in criteria), criteria)
+
+
+def parity_error(scorer: Scorer, histories: Histories, sample: Sample, scores: Array, length: int, seed: int) -> float:
+    """Returns the largest difference of a probability between `scores` and the scores of the raw rows of a few requests."""
+    chosen = np.random.default_rng(seed).permutation(sample.requests)[:PARITY_REQUESTS]
+    rows = [histories_rows(histories, int(request)) for request in chosen]
+    again = scorer.score(rows, length)
+    errors = [np.abs(scores[sample.owners == request] - answer).max() for request, answer in zip(chosen, again, strict=True)]
+    return float(np.max(errors))
+
+
+def histories_rows(histories: Histories, request: int) -> RequestRows:
+    """Returns one request as the feature store would answer it."""
+    row = histories.requests.slice(request, 1).to_pylist()[0]
+    user = histories.users.slice(row["user_row"], 1).to_pylist()[0]
+    candidates = int64_column(histories.targets.slice(row["target_start"], row["target_end"] - row["target_start"]), ITEM_ID)
+    return RequestRows(histories.events(row["event_start"], row["event_end"]), user, row[TIMESTAMP], candidates)
+
+
+def _score(scorer: Scorer, encoded: EncodedHistories, sample: Sample, length: int) -> Array:
+    stream = RequestStream.serving(encoded, sample.requests, length, token_budget=scorer.token_budget, max_requests=scorer.max_requests)
+    return np.concatenate(list(scorer.score_batches(stream)))
+
+
+def _point(sample: Sample, scores: Array) -> Row:
+    """The first task's row of the length curve."""
+    measured = metrics.measure(sample.labels[:, 0], scores[:, 0], sample.resamples)
+    auc = measured.estimate("auc")
+    return {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "logloss": measured.estimate("logloss").value}
+
+
+def _assemble(histories: Histories, sample: Sample, scores: Array, curve: list[Row], popular: Popularity, parity: float,
+              config: EvaluateConfig, gate: GateConfig) -> EvaluationReport:
+    tasks = histories.schema.task_names
+    measured = [metrics.measure(sample.labels[:, k], scores[:, k], sample.resamples) for k in range(len(tasks))]
+    peers = [popular.best(sample, k) for k in range(len(tasks))]
+    gains = [metrics.difference(ours, theirs) for ours, (_, theirs) in zip(measured, peers, strict=True)]
+    peer_scores = popular.rates[:, 0] if peers[0][0] == "rate" else popular.counts
+    bayes, bayes_full = _bayes(histories.manifest)
+    return EvaluationReport(
+        gate=judge(measured[0], gains[0], parity, gate),
+        metrics={task: entry.to_dict() for task, entry in zip(tasks, measured, strict=True)},
+        popularity={task: {"name": name, **entry.to_dict()} for task, (name, entry) in zip(tasks, peers, strict=True)},
+        gain={task: dataclasses.asdict(entry) for task, entry in zip(tasks, gains, strict=True)},
+        lengths=tuple(curve), slices=tuple(_slices(sample, scores[:, 0], peer_scores, config)), bayes=bayes, bayes_full=bayes_full,
+        num_requests=len(sample.requests), num_targets=len(sample.positions), num_users=sample.resamples.num_users,
+        served_length=config.served_length, longest_history=int(sample.lengths.max(initial=0)), parity_error=parity, seconds=0.0, path="")
+
+
+def _slices(sample: Sample, scores: Array, peer: Array, config: EvaluateConfig) -> list[Row]:
+    """The first task by events in the history as served; empty slices are left out."""
+    served = np.minimum(sample.lengths, config.served_length)
+    rows = []
+    for low, high in zip(SLICES, (*SLICES[1:], None), strict=True):
+        inside = (served >= low) & (served < high if high is not None else True)
+        if not inside.any():
+            continue
+        labels, users = sample.labels[inside, 0], sample.resamples.users[inside]
+        resamples = Resamples.of(users, config.bootstrap_samples, sample.resamples.seed)
+        found = metrics.measure(labels, scores[inside], resamples)
+        auc, other = found.estimate("auc"), metrics.auc(labels, peer[inside])
+        rows.append({"history": _span(low, high), "num_requests": len(np.unique(sample.owners[inside])), "num_targets": len(labels),
+                     "rate": float(labels.mean()), "auc": auc.value, "auc_low": auc.low, "auc_high": auc.high,
+                     "popularity_auc": other if np.isfinite(other) else None, "calibration": found.estimate("calibration").value,
+                     "reason": auc.reason})
+    return rows
+
+
+def _span(low: int, high: int | None) -> str:
+    if high is None:
+        return f"{low:,} and more"
+    return f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}"
+
+
+def _earlier_targets(encoded: EncodedHistories) -> Int:
+    """Positions of the targets of all requests that are not in the evaluation split."""
+    requests = np.concatenate([encoded.requests("warmup"), encoded.requests("train")])
+    return RequestStream.serving(encoded, requests, 0, token_budget=1, max_requests=1).target_positions
+
+
+def _event_counts(histories: Histories, ids: Int) -> Int:
+    """Events before the split moment of each of the sorted item ids, int64."""
+    counts = np.zeros(len(ids), np.int64)
+    for batch in histories.event_batches():
+        items = int64_column(batch, ITEM_ID)[int64_column(batch, TIMESTAMP) < histories.split_moment_ms]
+        places = np.minimum(np.searchsorted(ids, items), len(ids) - 1)
+        counts += np.bincount(places[ids[places] == items], minlength=len(ids))
+    return counts
+
+
+def _criterion(name: str, what: str, estimate: Estimate, *, low: float | None = None, high: float | None = None, form: str = ".4f") -> Row:
+    bounds = [f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else ""]
+    wanted = " and ".join(bound for bound in bounds if bound)
+    if estimate.value is None:
+        return {"name": name, "value": None, "passed": False, "sentence": f"{what} is not defined: {estimate.reason}; wanted {wanted}."}
+    passed = (low is None or estimate.value >= low) and (high is None or estimate.value <= high)
+    around = ""
+    if estimate.low is not None and estimate.high is not None:
+        around = f" (95 % interval {estimate.low:{form}} to {estimate.high:{form}})"
+    verb = "is" if passed else "is not"
+    return {"name": name, "value": estimate.value, "passed": passed,
+            "sentence": f"{what}, {estimate.value:{form}}{around}, {verb} {wanted}."}
+
+
+def _bayes(manifest: Mapping[str, Any]) -> tuple[tuple[Row, ...], float | None]:
+    """Best possible AUC by length and at full length, where the facts of the data set hold them."""
+    facts = manifest.get("dataset_facts", {})
+    return tuple(dict(row) for row in facts.get("bayes_auc", ())), facts.get("bayes_auc_full")
+
+
+def _predictions(schema: Schema, encoded: EncodedHistories, histories: Histories, sample: Sample, scores: Array) -> pa.Table:
+    columns: dict[str, Any] = {
+        REQUEST_ID: encoded.request_ids[sample.owners], USER_ID: encoded.request_users[sample.owners],
+        TIMESTAMP: pa.array(encoded.request_timestamps[sample.owners], pa.timestamp("ms", "UTC")),
+        ITEM_ID: int64_column(histories.targets, ITEM_ID)[sample.positions], "history_length": sample.lengths.astype(np.int32)}
+    for position, task in enumerate(schema.task_names):
+        columns |= {f"{task}_label": sample.labels[:, position], f"{task}_score": scores[:, position].astype(np.float32)}
+    return pa.table(columns)
+
+
+def _context(scorer: Scorer, histories: Histories, bundle_dir: Path, sample: Sample, scores: Array, config: EvaluateConfig,
+             gate: GateConfig, seed: int) -> Row:
+    """What the report says beside the results."""
+    bundle, tasks = scorer.bundle, histories.schema.task_names
+    finite = np.isfinite(scores).all()
+    bins = {task: metrics.reliability(sample.labels[:, k], scores[:, k]) if finite else [] for k, task in enumerate(tasks)}
+    return {
+        "name": histories.manifest.get("dataset", histories.schema.name), "calibration_bins": bins, "training": dict(bundle.facts),
+        "training_curve": _training_curve(bundle_dir),
+        "bundle": {"version": bundle.version, "served_length": bundle.served_length, "schema_fingerprint": histories.schema.fingerprint,
+                   "model": dataclasses.asdict(bundle.config)},
+        "data": _data_facts(histories), "versions": _versions(),
+        "config": {"seed": seed, "evaluate": dataclasses.asdict(config), "gate": dataclasses.asdict(gate)}}
+
+
+def _training_curve(bundle_dir: Path) -> list[Row]:
+    """Rows of training_curve.csv in the bundle or beside it; none when there is no such file."""
+    for path in (bundle_dir / "training_curve.csv", bundle_dir.parent / "training_curve.csv"):
+        with contextlib.suppress(FileNotFoundError), open(path, newline="", encoding="utf-8") as stream:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    return []
+
+
+def _data_facts(histories: Histories) -> Row:
+    return {"events": histories.num_events, "users": histories.users.num_rows, "items": histories.items.num_rows,
+            "requests": histories.requests.num_rows, "targets": histories.targets.num_rows,
+            "evaluated from": str(np.datetime64(histories.split_moment_ms, "ms").astype("datetime64[m]")).replace("T", " ")}
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    found = {"python": platform.python_version()}
+    for name in ("longrec", "torch", "numpy", "pyarrow", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return name if name != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
