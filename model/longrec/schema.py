@@ -57,6 +57,14 @@ class Feature:
     minimum: float | None = None
     maximum: float | None = None
 
+    @property
+    def stored_dtype(self) -> Dtype:
+        """Type of the feature in the feature store: an id that may be null is kept as decimal text.
+
+        Feast turns an integer column that holds a null into float64 when it materializes; ids above 2**53 would change.
+        """
+        return "string" if self.kind == "id" and self.dtype == "int64" and self.max_null_share > 0 else self.dtype
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:

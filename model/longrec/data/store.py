@@ -1,0 +1,661 @@
+"""The feature store: the one file that knows Feast. Feature tables go in by `publish`, histories come out by two doors.
+
+    feature tables --publish--> LONGREC_HOME/store/<version>/{features,feast} <-- store/current <-- LONGREC_HOME/{features,feast}
+                                     |  offline: retrieve(), one entity row per user     |  online: OnlineStore.fetch()
+                                     v                                                   v
+                                 histories of all requests                           one user now
+
+A version is complete before `current` points to it, and is never changed by us afterwards: a kill at any moment, or a reader at work,
+sees the old version or the new one. The version before stays for readers that have it open. Feast is imported inside functions: it costs
+seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longrec.config import DataConfig
+from longrec.data import dataset as layout
+from longrec.data import features, files, history
+from longrec.data.histories import SPLITS, HistoriesWriter, split_moments, split_names
+from longrec.errors import DataError, SchemaMismatch, StoreError
+from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "ranker_v1"
+DEFAULT_HOME = "../.longrec"
+"""The home that feature_store.yaml names; paths below it are moved to the home in use."""
+SLICE_BYTES = 256 << 20
+"""Packed histories that one materialization or one retrieval holds in memory."""
+SLICE_EVENTS = 4_000_000
+SLICE_IDS = 200_000
+PUBLISH_FIRST = "Publish feature tables first (step publish of the pipeline)."
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What `publish` made visible.
+
+    Args:
+        version: directory of the version.
+        fingerprint: of the schema.
+        num_users, num_events, num_items: in the feature tables.
+        online_slices: materializations that it took.
+        num_verified: users read back from the online store and found equal.
+    """
+
+    version: str
+    fingerprint: str
+    num_users: int
+    num_events: int
+    num_items: int
+    online_slices: int
+    num_verified: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RetrieveReport:
+    """What `retrieve` wrote.
+
+    Args:
+        num_requests, num_warmup, num_train, num_eval: requests, and those of each split.
+        num_targets, num_users, num_events, num_items: rows of the histories' tables.
+        users_without_history: users with a request that the store has no history of.
+        requests_without_history: requests with no event before them.
+        requests_at_the_bound: requests with more events before them than are kept.
+        longest_history: events of the longest history kept.
+        split_moment_ms: the first moment of the evaluation.
+    """
+
+    num_requests: int
+    num_warmup: int
+    num_train: int
+    num_eval: int
+    num_targets: int
+    num_users: int
+    num_events: int
+    num_items: int
+    users_without_history: int
+    requests_without_history: int
+    requests_at_the_bound: int
+    longest_history: int
+    split_moment_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UserRows:
+    """What the online store knows of one user.
+
+    Args:
+        user_id: who was asked for.
+        history: all events of the user, oldest first (the history codec's columns); no rows when there are none.
+        features: value of each user feature by name, None for a missing one; None for a user without features.
+    """
+
+    user_id: int
+    history: pa.RecordBatch
+    features: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Published:
+    """The version that a home points to: its directory (links resolved), manifest and schema."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    schema: Schema
+
+    @classmethod
+    def open(cls, home: str | Path) -> Published:
+        """Returns the version of `home`.
+
+        Raises:
+            StoreError: nothing was published there, or a part of it is gone.
+        """
+        tables = (Path(home) / "features").resolve()
+        if not (tables / "manifest.json").is_file() or not (tables / "schema.json").is_file():
+            raise StoreError(f"no feature store at {home}", found=f"no feature tables in {tables}", fix=PUBLISH_FIRST)
+        if not (tables.parent / "feast" / "feature_store.yaml").is_file():
+            raise StoreError(f"the feature store at {home} is incomplete", found=f"nothing in {tables.parent / 'feast'}", fix=PUBLISH_FIRST)
+        return cls(tables.parent, files.read_json(tables / "manifest.json"), Schema.load(tables / "schema.json"))
+
+
+def environment(home: str | Path) -> dict[str, str]:
+    """Returns the variables with which a `feast` process works on what was published to `home` (run it in the feature repository)."""
+    home = Path(home).resolve()
+    return {"LONGREC_HOME": str(home), "FEAST_FS_YAML_FILE_PATH": str(home / "feast" / "feature_store.yaml")}
+
+
+def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path) -> PublishReport:
+    """Returns counts after making feature tables the ones that `home` serves, offline and online; all at once, by one rename.
+
+    Args:
+        features_dir: written by `features.build`.
+        home: LONGREC_HOME.
+        repo_dir: the feature repository (feature_store.yaml, definitions.py).
+
+    Raises:
+        DataError: the feature tables are incomplete or were changed.
+        StoreError: the feature repository is missing, another publish is running, or Feast failed.
+    """
+    tables, home = Path(features_dir), Path(home).resolve()
+    manifest = _checked_manifest(tables)
+    version = home / "store" / f"{_digest(manifest)}-{uuid.uuid4().hex[:6]}"
+    with _locked(home):
+        try:
+            shutil.copytree(tables, version / "features")
+            _write_settings(Path(repo_dir), version)
+            with _feast_errors("publishing failed"):
+                slices, verified = _fill(Published(version, manifest, Schema.load(version / "features" / "schema.json")), Path(repo_dir))
+        except BaseException:
+            shutil.rmtree(version, ignore_errors=True)
+            raise
+        _switch(home, version)
+    counts = manifest["counts"]
+    return PublishReport(version=str(version), fingerprint=manifest["fingerprint"], num_users=counts["num_users"],
+                         num_events=counts["num_events"], num_items=counts["num_items"], online_slices=slices, num_verified=verified)
+
+
+def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, out_dir: str | Path, data: DataConfig,
+             seed: int) -> RetrieveReport:
+    """Returns counts after writing the histories of a dataset's requests, read through the feature store.
+
+    Feast is asked for one row per user, a bounded number of users at a time. Requests are offsets into the users' timelines:
+    the events strictly before the moment, the `data.max_history` most recent of them.
+
+    Args:
+        dataset_dir: the dataset that was published; its targets are used.
+        home, repo_dir: as for `publish`.
+        out_dir: new, empty, or histories that are replaced.
+        data: bounds and shares of the split.
+        seed: of the sample of requests, where `data.max_requests` asks for one.
+
+    Raises:
+        DataError: the dataset cannot be used or has no request.
+        SchemaMismatch: the store was published for another schema.
+        StoreError: nothing, or another dataset, was published; or Feast lost a row.
+    """
+    source, published = layout.Dataset.open(dataset_dir), Published.open(home)
+    _check_same(source, published)
+    requests = _Requests.of(source).sample(data.max_requests, seed)
+    door = _Door(published, repo_dir)
+    with HistoriesWriter(out_dir, source.schema) as writer:
+        cut = _write_timelines(door, writer, requests, data)
+        targets, target_ends = requests.targets(source)
+        items = door.items(layout.int64_of(source.items(), ITEM_ID))
+        warmup_end, split_moment = split_moments(requests.moments, data.warmup_fraction, data.eval_fraction)
+        splits = split_names(requests.moments, warmup_end, split_moment)
+        table = pa.table({
+            REQUEST_ID: requests.request_ids, "user_row": cut.user_rows, TIMESTAMP: requests.moments, "event_start": cut.starts,
+            "event_end": cut.ends, "target_start": np.append(0, target_ends[:-1]), "target_end": target_ends,
+            "split": pa.array(splits, pa.string())})
+        manifest = {
+            "dataset": source.name, "dataset_facts": source.facts, "dataset_hash": source.facts.get("content_hash"),
+            "store_version": published.path.name,
+            "time_range_ms": [int(requests.moments[0]), int(requests.moments[-1])], "warmup_end_ms": warmup_end,
+            "split_moment_ms": split_moment, "max_history": data.max_history, "seed": seed,
+            "splits": {name: splits.count(name) for name in SPLITS}, "history_length": layout.quantiles(cut.ends - cut.starts)}
+        writer.finish(cut.users, table, targets, items, manifest)
+        return _retrieve_report(manifest, cut, targets, items)
+
+
+class OnlineStore:
+    """The online door, for serving. Follows `home` when a new version is published.
+
+    Args:
+        home: LONGREC_HOME.
+        repo_dir: what relative paths in feature_store.yaml are relative to; None where there are none.
+        schema: what the caller works with; None to take the published one as it is.
+
+    Raises:
+        StoreError: nothing was published, the online store is gone, or the registry was made for another schema.
+        SchemaMismatch: another schema than `schema` was published; lists the fields.
+    """
+
+    def __init__(self, home: str | Path, repo_dir: str | Path | None = None, *, schema: Schema | None = None) -> None:
+        self._home, self._repo_dir, self._expected = Path(home), repo_dir, schema
+        self._door = self._open()
+
+    @property
+    def schema(self) -> Schema:
+        """The published schema."""
+        return self._door.published.schema
+
+    @property
+    def version(self) -> str:
+        """Name of the published version that is being read."""
+        return self._door.published.path.name
+
+    def fetch(self, user_ids: Sequence[int]) -> list[UserRows]:
+        """Returns what is known of each user, in the order asked for; an unknown user has an empty history and no features.
+
+        Raises:
+            DataError: a stored history is corrupted.
+            StoreError: the online store cannot be read.
+        """
+        if _current(self._home) not in (None, self.version):
+            self._door = self._open()
+        schema, answers = self.schema, self._door.online([int(user_id) for user_id in user_ids])
+        return [UserRows(int(user_id), _history_of(answer.pop(features.HISTORY), schema), _features_of(answer, schema))
+                for user_id, answer in zip(user_ids, answers, strict=True)]
+
+    def _open(self) -> _Door:
+        published = Published.open(self._home)
+        if self._expected is not None and (lines := self._expected.differences(published.schema)):
+            raise SchemaMismatch(f"the feature store at {self._home} was published for another schema", found="; ".join(lines),
+                                 fix="Publish the features of this dataset, or serve a model of the published one.")
+        door = _Door(published, self._repo_dir)
+        door.check_online()
+        return door
+
+
+class _Door:
+    """A published version, opened with Feast."""
+
+    def __init__(self, published: Published, repo_dir: str | Path | None) -> None:
+        self.published = published
+        with _feast_errors(f"the feature store at {published.path} cannot be opened"):
+            self.feast = _open_feast(published.path, repo_dir)
+            self.service = self.feast.get_feature_service(SERVICE)
+        found = self.service.tags.get("schema")
+        if found != published.schema.fingerprint:
+            raise StoreError("the registry was made for another schema than the feature tables", found=found,
+                             expected=f"{published.schema.fingerprint} ({published.schema.name})", fix=PUBLISH_FIRST)
+        self._references = [f"{view.name}:{feature.name}" for view in self.service.feature_view_projections for feature in view.features
+                            if feature.name != features.HISTORY_LENGTH]
+
+    def users(self, user_ids: Int64) -> pa.Table:
+        """Returns one row per user (sorted, unique ids): history, history_length, user features; null where there is nothing."""
+        return self._historical(self.service, USER_ID, user_ids)
+
+    def history_lengths(self, user_ids: Int64) -> Int64:
+        """Returns the number of events of each user (sorted, unique ids)."""
+        references = [f"user_history:{features.HISTORY_LENGTH}"]
+        parts = [self._historical(references, USER_ID, ids).column(features.HISTORY_LENGTH).fill_null(0) for ids in _spans(user_ids)]
+        return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+    def items(self, item_ids: Int64) -> pa.Table:
+        """Returns item_id and the item features of each item (sorted, unique ids)."""
+        declared = self.published.schema.item[1:]
+        references = [f"item_features:{feature.name}" for feature in declared]
+        parts = [self._historical(references, ITEM_ID, ids) if references else pa.table({ITEM_ID: ids}) for ids in _spans(item_ids)]
+        table = pa.concat_tables(parts)
+        return pa.table({ITEM_ID: table.column(ITEM_ID), **_restored(table, declared)})
+
+    def online(self, user_ids: list[int]) -> list[dict[str, Any]]:
+        """Returns the stored values of each user by feature name, None where there is none, in the order asked for."""
+        if not user_ids:
+            return []
+        with _feast_errors("the online store cannot be read"):
+            rows = [{USER_ID: user_id} for user_id in user_ids]
+            answer = self.feast.get_online_features(features=self._references, entity_rows=rows).proto
+        names = list(answer.metadata.feature_names.val)
+        columns = {name: vector.values for name, vector in zip(names, answer.results, strict=True) if name != USER_ID}
+        return [{name: _value(values[row]) for name, values in columns.items()} for row in range(len(user_ids))]
+
+    def check_online(self) -> None:
+        """Raises StoreError when the online store cannot answer."""
+        settings = self.feast.config.online_store
+        if settings.type == "sqlite" and not (Path(self.feast.config.repo_path) / settings.path).is_file():
+            raise StoreError("the online store is gone", found=f"no file {settings.path}", fix=PUBLISH_FIRST)
+        self.online([0])
+
+    def _historical(self, wanted: Any, key: str, ids: Int64) -> pa.Table:
+        """Returns one row per id, in their order, as of the end of the log."""
+        import pandas as pd
+
+        moment = pd.Timestamp(self.published.manifest["time_range_ms"][1], unit="ms", tz="UTC")
+        with _feast_errors("the offline store cannot be read"):
+            rows = pd.DataFrame({key: ids, features.EVENT_TIME: moment})
+            with warnings.catch_warnings():  # Feast turns on warnings that are about its own libraries
+                warnings.simplefilter("ignore")
+                table: pa.Table = self.feast.get_historical_features(entity_df=rows, features=wanted).to_arrow()
+        table = table.take(pa.array(np.argsort(layout.int64_of(table, key), kind="stable")))
+        if not np.array_equal(layout.int64_of(table, key), ids):
+            raise StoreError("the offline store did not return one row per id", found=f"{table.num_rows} rows", expected=f"{len(ids)} rows")
+        return table
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Requests:
+    """Requests sorted by (moment, request_id): ids, users, moments (ms), and where their targets are: part, first row, end row."""
+
+    request_ids: Int64
+    user_ids: Int64
+    moments: Int64
+    parts: Int64
+    starts: Int64
+    ends: Int64
+
+    @classmethod
+    def of(cls, source: layout.Dataset) -> _Requests:
+        """Returns all requests of a dataset."""
+        columns: list[list[Int64]] = [[] for _ in dataclasses.fields(cls)]
+        for part in range(source.num_parts):
+            table = source.targets(part, [REQUEST_ID, USER_ID, TIMESTAMP])
+            keys = [layout.int64_of(table, name) for name in (REQUEST_ID, USER_ID, TIMESTAMP)]
+            starts = layout.group_starts(*keys)
+            values = (*(key[starts] for key in keys), np.full(len(starts), part), starts, np.append(starts[1:], len(table)))
+            for column, value in zip(columns, values, strict=True):
+                column.append(value[:len(starts)])
+        requests = cls(*(np.concatenate(column).astype(np.int64) for column in columns))
+        ids, counts = np.unique(requests.request_ids, return_counts=True)
+        if not len(ids):
+            raise DataError(f"{source.path} holds no requests", expected="targets to train on", fix="Import with sampled negatives.")
+        if len(doubles := ids[counts > 1]):
+            raise DataError("the targets of a request must follow each other and share user and moment",
+                            found=f"{len(doubles)} requests that do not, for example {doubles[0]}", fix=layout.AGAIN)
+        return requests._take(np.lexsort((requests.request_ids, requests.moments)))
+
+    def sample(self, max_requests: int, seed: int) -> _Requests:
+        """Returns a seeded sample of at most `max_requests` requests, in the same order; all for 0."""
+        if not 0 < max_requests < len(self.moments):
+            return self
+        return self._take(np.sort(np.random.default_rng(seed).choice(len(self.moments), max_requests, replace=False)))
+
+    def targets(self, source: layout.Dataset) -> tuple[pa.Table, Int64]:
+        """Returns item_id and labels of all targets, request after request, and the end offset of each request."""
+        names, tables, counts = [ITEM_ID, *source.schema.task_names], [], self.ends - self.starts
+        first, num_rows = np.zeros(len(counts), np.int64), 0
+        for part in np.unique(self.parts).tolist():
+            mine = np.flatnonzero(self.parts == part)
+            tables.append(source.targets(part, names).take(pa.array(_ranges(self.starts[mine], counts[mine]))))
+            first[mine] = num_rows + np.cumsum(counts[mine]) - counts[mine]
+            num_rows += tables[-1].num_rows
+        return pa.concat_tables(tables).take(pa.array(_ranges(first, counts))), np.cumsum(counts)
+
+    def _take(self, rows: Int64) -> _Requests:
+        return _Requests(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cut:
+    """The users' table, and for each request its user's row, its events' offsets, and whether older events were left out."""
+
+    users: pa.Table
+    user_rows: Int64
+    starts: Int64
+    ends: Int64
+    bounded: npt.NDArray[np.bool_]
+
+
+def _write_timelines(door: _Door, writer: HistoriesWriter, requests: _Requests, data: DataConfig) -> _Cut:
+    """Returns the cut of all requests after writing the timelines of their users, a bounded number of users at a time."""
+    user_ids, user_rows = np.unique(requests.user_ids, return_inverse=True)
+    by_user = np.argsort(user_rows, kind="stable")
+    request_ends = np.searchsorted(user_rows[by_user], np.arange(len(user_ids)), side="right")
+    before, lower, tables = np.zeros(len(user_rows), np.int64), 0, []
+    for start, end in _shards(door.history_lengths(user_ids), data.shard_users):
+        rows = door.users(user_ids[start:end])
+        timelines, offsets = _timelines(rows, door.published.schema)
+        times = history.timestamps(timelines)
+        for row in range(start, end):
+            mine, lower = by_user[lower:request_ends[row]], int(request_ends[row])
+            own = times[offsets[row - start]:offsets[row - start + 1]]
+            before[mine] = np.searchsorted(own, requests.moments[mine], side="left")
+        offsets += writer.add(timelines)[0]
+        spans = {"user_row": np.arange(start, end), USER_ID: user_ids[start:end], "event_start": offsets[:-1], "event_end": offsets[1:]}
+        tables.append(pa.table({**spans, **_restored(rows, door.published.schema.user)}))
+    users = pa.concat_tables(tables)
+    first = layout.int64_of(users, "event_start")[user_rows]
+    ends = first + before
+    return _Cut(users, user_rows.astype(np.int64), np.maximum(first, ends - data.max_history), ends, before > data.max_history)
+
+
+def _timelines(rows: pa.Table, schema: Schema) -> tuple[pa.RecordBatch, Int64]:
+    """Returns the events of all users of a retrieval, one after another, and the offsets of each user in them (one more than users)."""
+    parts = [_history_of(value.as_buffer(), schema) for value in rows.column(features.HISTORY)]
+    lengths = np.array([part.num_rows for part in parts], np.int64)
+    expected = np.asarray(rows.column(features.HISTORY_LENGTH).fill_null(0), np.int64)
+    if len(wrong := np.flatnonzero(lengths != expected)):
+        raise StoreError("a history does not have its stated length", found=f"{lengths[wrong[0]]} events", expected=f"{expected[wrong[0]]}",
+                         fix=PUBLISH_FIRST)
+    return history.joined(parts, schema), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _retrieve_report(manifest: Mapping[str, Any], cut: _Cut, targets: pa.Table, items: pa.Table) -> RetrieveReport:
+    kept, splits = cut.ends - cut.starts, manifest["splits"]
+    lengths = layout.int64_of(cut.users, "event_end") - layout.int64_of(cut.users, "event_start")
+    return RetrieveReport(
+        num_requests=len(kept), num_warmup=splits["warmup"], num_train=splits["train"], num_eval=splits["eval"],
+        num_targets=targets.num_rows, num_users=len(lengths), num_events=int(lengths.sum()), num_items=items.num_rows,
+        users_without_history=int((lengths == 0).sum()), requests_without_history=int((kept == 0).sum()),
+        requests_at_the_bound=int(cut.bounded.sum()), longest_history=int(kept.max()), split_moment_ms=manifest["split_moment_ms"])
+
+
+def _history_of(payload: bytes | pa.Buffer | None, schema: Schema) -> pa.RecordBatch:
+    return history.empty(schema) if payload is None else history.unpack(payload, schema)
+
+
+def _features_of(answer: Mapping[str, Any], schema: Schema) -> dict[str, Any] | None:
+    """Returns the user features with the types of the dataset, or None when there is no value at all."""
+    if all(value is None for value in answer.values()):
+        return None
+    return {feature.name: _plain(answer.get(feature.name), feature) for feature in schema.user}
+
+
+def _plain(value: Any, feature: Feature) -> Any:
+    if value is None or value != value:  # NaN is how Feast stores a missing number
+        return None
+    return int(value) if feature.dtype == "int64" else value
+
+
+def _value(value: Any) -> Any:
+    """Returns the value of a Feast Value; a miss is told by the value, for stores disagree about the status."""
+    kind = value.WhichOneof("val")
+    return None if kind is None else getattr(value, kind)
+
+
+def _restored(table: pa.Table, declared: Sequence[Feature]) -> dict[str, pa.ChunkedArray]:
+    return {feature.name: features.restored(table.column(feature.name), feature) for feature in declared}
+
+
+def _ranges(starts: Int64, counts: Int64) -> Int64:
+    """Returns starts[0], starts[0]+1, ... (counts[0] values), then those of starts[1], and so on."""
+    ends = np.cumsum(counts)
+    shifts: Int64 = np.repeat(starts - (ends - counts), counts)
+    return np.arange(len(shifts)) + shifts
+
+
+def _spans(ids: Int64) -> list[Int64]:
+    return [ids[row:row + SLICE_IDS] for row in range(0, len(ids), SLICE_IDS)] or [ids]
+
+
+def _shards(lengths: Int64, shard_users: int) -> Iterator[tuple[int, int]]:
+    """Yields [start, end) rows of users: at most `shard_users` of them, and at most SLICE_EVENTS events unless one user has more."""
+    ends, start = np.cumsum(lengths), 0
+    while start < len(lengths):
+        base = int(ends[start] - lengths[start])
+        end = max(start + 1, min(start + shard_users, int(np.searchsorted(ends, base + SLICE_EVENTS, side="right"))))
+        yield start, end
+        start = end
+
+
+def _check_same(source: layout.Dataset, published: Published) -> None:
+    if lines := source.schema.differences(published.schema):
+        raise SchemaMismatch("the feature store was published for another schema", found="; ".join(lines), fix=PUBLISH_FIRST)
+    if source.facts.get("content_hash") != published.manifest.get("dataset_hash"):
+        raise StoreError(f"the feature store holds features of another dataset than {source.path}", found=published.manifest.get("name"),
+                         expected=source.name, fix=PUBLISH_FIRST)
+
+
+def _checked_manifest(tables: Path) -> dict[str, Any]:
+    """Returns the manifest of feature tables after comparing their content with it."""
+    manifest: dict[str, Any] = files.read_json(tables / "manifest.json")
+    for name, expected in manifest.get("files", {}).items():
+        if not (tables / name).is_file() or files.sha256_of(tables / name) != expected:
+            raise DataError(f"{tables / name} is missing or was changed", fix="Build the features again.")
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(manifest["files"].items())).encode()).hexdigest()[:12]
+
+
+def _write_settings(repo_dir: Path, version: Path) -> None:
+    """Writes feature_store.yaml of the repository into the version, with the paths of the default home moved there."""
+    for name in ("feature_store.yaml", "definitions.py"):
+        if not (repo_dir / name).is_file():
+            raise StoreError(f"no feature repository at {repo_dir}", found=f"no {name}", fix="Set LONGREC_FEATURE_REPO to its folder.")
+    (version / "feast").mkdir()
+    text = (repo_dir / "feature_store.yaml").read_text(encoding="utf-8")
+    (version / "feast" / "feature_store.yaml").write_text(text.replace(f"{DEFAULT_HOME}/", f"{version}/"), encoding="utf-8")
+
+
+def _open_feast(version: Path, repo_dir: str | Path | None) -> Any:
+    from feast import FeatureStore
+    from feast.repo_config import load_repo_config
+
+    folder = version / "feast"
+    return FeatureStore(config=load_repo_config(Path(repo_dir or folder).resolve(), folder / "feature_store.yaml"))
+
+
+def _fill(published: Published, repo_dir: Path) -> tuple[int, int]:
+    """Returns (materializations, users compared) after applying the declarations and filling the online store of a new version."""
+    _open_feast(published.path, repo_dir).apply(_declarations(repo_dir, published.path))
+    door = _Door(published, repo_dir)
+    slices = _materialize(door)
+    return slices, _verify(door)
+
+
+def _declarations(repo_dir: Path, version: Path) -> list[Any]:
+    """Returns the Feast objects of definitions.py, made for the tables of a version."""
+    import runpy
+
+    from feast import Entity, FeatureService, FeatureView, Project
+    from feast.data_source import DataSource
+
+    before = os.environ.get("LONGREC_HOME")
+    os.environ["LONGREC_HOME"] = str(version)
+    try:
+        values = runpy.run_path(str(repo_dir / "definitions.py")).values()
+    finally:
+        if before is None:
+            del os.environ["LONGREC_HOME"]
+        else:
+            os.environ["LONGREC_HOME"] = before
+    return [value for value in values if isinstance(value, (Entity, FeatureView, FeatureService, DataSource, Project))]
+
+
+def _materialize(door: _Door) -> int:
+    """Returns the number of materializations after filling the online store, a bounded number of bytes at a time."""
+    online = {view.name for view in door.feast.list_feature_views() if view.online}
+    tables = pq.read_table(door.published.path / "features" / "user_history", columns=[features.EVENT_TIME, features.HISTORY_LENGTH])
+    counts = door.published.manifest["counts"]
+    bytes_per_event = counts["history_bytes"] / max(counts["num_events"], 1)
+    times = np.asarray(tables.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
+    slices = list(_time_slices(times, layout.int64_of(tables, features.HISTORY_LENGTH) * bytes_per_event))
+    end = int(door.published.manifest["time_range_ms"][1]) * 1000
+    jobs = [("user_history", *span) for span in slices] + [(name, end, end) for name in sorted(online - {"user_history"})]
+    for name, start, stop in jobs:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            door.feast.materialize(_moment(start), _moment(stop), feature_views=[name])
+        logger.debug("materialized %s: %s", name, printed.getvalue())
+    return len(jobs)
+
+
+def _time_slices(times_us: Int64, sizes: npt.NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """Yields (first, last) microseconds of consecutive slices of about SLICE_BYTES; rows of one time are in one slice."""
+    order = np.argsort(times_us, kind="stable")
+    times, ends = times_us[order], np.cumsum(sizes[order])
+    row, done = 0, 0.0
+    while row < len(times):
+        full = min(int(np.searchsorted(ends, done + SLICE_BYTES)), len(times) - 1)
+        last = int(times[full])
+        yield int(times[row]), last
+        row = int(np.searchsorted(times, last, side="right"))
+        done = float(ends[row - 1])
+
+
+def _verify(door: _Door) -> int:
+    """Returns the number of users whose online history was compared with the tables: some of the first and the last part."""
+    parts = sorted((door.published.path / "features" / "user_history").glob("*.parquet"))
+    num_verified = 0
+    for path in sorted({parts[0], parts[-1]}):
+        with pq.ParquetFile(path) as part:
+            table = part.read_row_group(part.num_row_groups - 1, columns=[USER_ID, features.HISTORY]).slice(0, 16)
+        answers = door.online(layout.int64_of(table, USER_ID).tolist())
+        for value, answer in zip(table.column(features.HISTORY), answers, strict=True):
+            if answer[features.HISTORY] != value.as_py():
+                raise StoreError("the online store does not return what was published", fix=PUBLISH_FIRST)
+        num_verified += len(answers)
+    return num_verified
+
+
+def _moment(micros: int) -> datetime.datetime:
+    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=micros)
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    (home / "store").mkdir(parents=True, exist_ok=True)
+    with open(home / "store" / ".lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"another publish to {home} is running", fix="Wait for it to end.") from error
+        yield
+
+
+def _current(home: Path) -> str | None:
+    """Returns the name of the version that `home` points to, None for none."""
+    try:
+        return str((home / "store" / "current").readlink())
+    except OSError:
+        return None
+
+
+def _switch(home: Path, version: Path) -> None:
+    """Points `home` to a version by one rename; versions other than it and the one before are removed."""
+    previous = _current(home)
+    _link(home / "store" / "current", version.name)
+    for name in ("features", "feast"):
+        _link(home / name, f"store/current/{name}")
+    for entry in (home / "store").iterdir():
+        if entry.is_dir() and not entry.is_symlink() and entry.name not in (version.name, previous):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _link(link: Path, target: str) -> None:
+    if link.is_symlink() and str(link.readlink()) == target:
+        return
+    token = uuid.uuid4().hex[:8]
+    if link.is_dir() and not link.is_symlink():  # a plain `feast apply` was here
+        os.replace(link, link.parent / "store" / f".replaced-{token}")
+    temporary = link.parent / f".{link.name}.tmp-{token}"
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+@contextlib.contextmanager
+def _feast_errors(what: str) -> Iterator[None]:
+    """Turns whatever Feast raises into a StoreError that says what was tried."""
+    try:
+        yield
+    except (StoreError, DataError, SchemaMismatch):
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise StoreError(what, found=found, fix=PUBLISH_FIRST) from error
