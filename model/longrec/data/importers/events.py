@@ -1,0 +1,239 @@
+"""Any table of events, Parquet or CSV, with a mapping of its columns; logs with labels are exposures, logs without get negatives."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longrec.data.dataset import int64_of, parts_for
+from longrec.data.importers.building import ImportOptions, ImportReport, Spill, assemble, spilling
+from longrec.data.importers.reading import (
+    Field,
+    Rejects,
+    Rows,
+    Unit,
+    arrow_types,
+    columns_of,
+    convert,
+    estimate_rows,
+    files_of,
+    read_entities,
+    read_rows,
+)
+from longrec.data.requests import Catalogue, NegativeRule, RequestRule, exposure_requests, implicit_requests
+from longrec.errors import DataError, SchemaMismatch
+from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Dtype, Feature, Kind, Schema, Task
+
+LABEL = "label"
+_RESERVED = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID, REQUEST_ID)
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventMapping:
+    """Which column means what.
+
+    A feature is written `name:kind` or `name:kind:dtype`, kind one of id, category, number and dtype one of int64, float64,
+    string. Unless told, an id is int64, a number float64, a category what the Parquet file says, or a string in a text file.
+
+    Args:
+        user, item, timestamp: columns of the events; ids are integers.
+        timestamp_unit: `s`, `ms`, `us`, `ns` or `iso`; a Parquet timestamp column brings its own. Without a zone it is UTC.
+        basket: column that joins events which happened at once (a commit, an order); no history splits a basket.
+        seq: column that orders events of equal time; None for the order of the files.
+        features: event features.
+        labels: 0/1 columns; with them every row is an exposure, without them an action that was taken.
+        items, users: files with one row per id; their id column is called as in the events, or item_id, user_id.
+        item_features, user_features: their features.
+        delimiter: of text files; None for a comma, or a tab in .tsv.
+    """
+
+    user: str = USER_ID
+    item: str = ITEM_ID
+    timestamp: str = TIMESTAMP
+    timestamp_unit: Unit = "ms"
+    basket: str | None = None
+    seq: str | None = None
+    features: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    items: str | Path | None = None
+    item_features: tuple[str, ...] = ()
+    users: str | Path | None = None
+    user_features: tuple[str, ...] = ()
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.timestamp_unit not in get_args(Unit):
+            raise DataError("unknown unit of the timestamp", found=self.timestamp_unit, expected=", ".join(get_args(Unit)))
+        for group, path in (("item", self.items), ("user", self.users)):
+            if bool(getattr(self, f"{group}_features")) != bool(path):
+                fix = f"Give both --{group}s and --{group}-feature."
+                raise DataError(f"a file of {group}s and features of {group}s go together", fix=fix)
+
+
+def import_events(src: str | Path, out: str | Path, mapping: EventMapping, *, negatives: NegativeRule | None = None,
+                  rule: RequestRule | None = None, options: ImportOptions | None = None, name: str = "") -> ImportReport:
+    """Writes the dataset of a log of any kind and returns the report.
+
+    Args:
+        src: a Parquet, CSV or TSV file, a pattern, or a directory of files of one kind.
+        out: the dataset directory.
+        mapping: columns.
+        negatives: how negatives are drawn; for logs without labels, which need it.
+        rule: how requests are cut; baskets where there are any, else windows.
+        options: bounds of the import.
+        name: of the data; by default that of `src`.
+
+    Raises:
+        DataError: files or columns are missing, a feature is misdescribed, or too many rows are bad.
+    """
+    started, rule, options, target = time.monotonic(), rule or RequestRule(), options or ImportOptions(), Path(out)
+    if bool(mapping.labels) == bool(negatives):
+        raise DataError("a log has either labels or negatives to be drawn", found="both" if negatives else "neither",
+                        fix="Name 0/1 columns with --label, or give --negatives K.")
+    paths = files_of(src)
+    schema = _schema(name or Path(src).stem, mapping, paths[0])
+    if negatives and negatives.within and negatives.within not in {feature.name for feature in schema.item}:
+        raise DataError(f"negatives cannot be drawn within '{negatives.within}'", expected="one of the item features")
+    labels = tuple(label for label in mapping.labels if label not in {feature.name for feature in schema.event})
+    num_parts = parts_for(sum(estimate_rows(path) for path in paths), options.rows_per_part)
+    with Rejects(target, options.max_reject_share) as rejects, spilling(target, schema, labels, num_parts) as spill:
+        items = _entities(mapping.items, mapping.item, schema.item, mapping, rejects, "items")
+        users = _entities(mapping.users, mapping.user, (Feature(USER_ID, "id"), *schema.user), mapping, rejects, "users")
+        _spill(paths, mapping, schema, spill, rejects)
+        cutter = _Cutter(schema, rule, negatives, _catalogue(spill, items, negatives) if negatives else None)
+        return assemble(target, schema, spill, cutter, rejects, name=schema.name, source=_source(paths, mapping, negatives, rule),
+                        event_labels=labels, items=items, users=users, notes=cutter.notes, started=started)
+
+
+@dataclasses.dataclass(slots=True)
+class _Cutter:
+    """Makes the targets of each part, and counts what it left out."""
+
+    schema: Schema
+    rule: RequestRule
+    negatives: NegativeRule | None
+    catalogue: Catalogue | None
+    num_new: int = 0
+
+    def __call__(self, events: pa.Table, first_id: int, part: int) -> pa.Table:
+        if self.negatives is None or self.catalogue is None:
+            return exposure_requests(events, self.schema, self.rule, first_id)
+        rng = np.random.default_rng([self.rule.seed, part])
+        targets, num_new = implicit_requests(events, self.schema, self.rule, self.negatives, self.catalogue, first_id, rng)
+        self.num_new += num_new
+        return targets
+
+    def notes(self) -> list[str]:
+        """Returns what a person should know about the negatives."""
+        if self.negatives is None:
+            return []
+        within = f" with the same {self.negatives.within}" if self.negatives.within else ""
+        lines = [f"negatives are drawn, not shown: {self.negatives.per_positive} for each positive, uniformly from the items{within} "
+                 f"that the log knew before the request (seed {self.rule.seed})"]
+        if self.num_new:
+            lines.append(f"{self.num_new:,} positives that nobody had touched before were left out (--keep-new keeps them)")
+        return lines
+
+
+def _schema(name: str, mapping: EventMapping, first: Path) -> Schema:
+    types, item_types, user_types = (arrow_types(files_of(path)[0]) if path else {} for path in (first, mapping.items, mapping.users))
+    tasks = mapping.labels or (LABEL,)
+    try:
+        return Schema(
+            name=name, has_baskets=mapping.basket is not None,
+            item=(Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0), *(_feature(text, item_types) for text in mapping.item_features)),
+            user=tuple(_feature(text, user_types) for text in mapping.user_features),
+            event=tuple(_feature(text, types, mapping.labels) for text in mapping.features), tasks=tuple(Task(task) for task in tasks))
+    except SchemaMismatch as error:
+        raise DataError("a feature is named twice", found=str(error)) from error
+
+
+def _feature(text: str, types: dict[str, pa.DataType], labels: Sequence[str] = ()) -> Feature:
+    name, kind, dtype, *rest = [*text.split(":"), "", ""][:max(3, text.count(":") + 1)]
+    if not name or kind not in get_args(Kind) or dtype not in (*get_args(Dtype), "") or rest:
+        raise DataError("a feature is misdescribed", found=text, expected="name:kind or name:kind:dtype",
+                        fix=f"Kinds: {', '.join(get_args(Kind))}; dtypes: {', '.join(get_args(Dtype))}.")
+    if name in _RESERVED:
+        raise DataError(f"a feature cannot be called {name}", fix="The name has a meaning of its own; rename the column.")
+    if not dtype:
+        dtype = "int64" if name in labels else {"id": "int64", "number": "float64"}.get(kind) or _dtype_of(types.get(name, pa.string()))
+    return Feature(name, cast(Kind, kind), cast(Dtype, dtype), min_count=5 if kind == "id" else 1)
+
+
+def _dtype_of(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "int64"
+    return "float64" if pa.types.is_floating(kind) else "string"
+
+
+def _spill(paths: Sequence[Path], mapping: EventMapping, schema: Schema, spill: Spill, rejects: Rejects) -> None:
+    fields = [Field(USER_ID, mapping.user, "int64", True), Field(ITEM_ID, mapping.item, "int64", True),
+              Field(TIMESTAMP, mapping.timestamp, mapping.timestamp_unit)]
+    fields += [Field(EVENT_SEQ, mapping.seq, "int64", True)] if mapping.seq else []
+    fields += [Field(BASKET_ID, mapping.basket, "int64", True)] if mapping.basket else []
+    fields += [Field(label, label, "label") for label in mapping.labels]
+    fields += [Field(feature.name, feature.name, feature.dtype) for feature in schema.event if feature.name not in mapping.labels]
+    offset = 0
+    for path in paths:
+        last = 0
+        for rows in read_rows(path, rejects, "events", [field.source for field in fields], delimiter=mapping.delimiter):
+            batch, lines = convert(rows, fields, rejects, "events", path)
+            spill.add(batch if mapping.seq else batch.append_column(EVENT_SEQ, pa.array(offset + lines)))
+            last = int(lines[-1]) if len(lines) else last
+        offset += last
+
+
+def _entities(path: str | Path | None, key: str, features: Sequence[Feature], mapping: EventMapping, rejects: Rejects,
+              group: str) -> pa.Table | None:
+    if path is None:
+        return None
+    key = key if key in columns_of(files_of(path)[0], mapping.delimiter) else features[0].name
+    fields = [Field(features[0].name, key, "int64", True), *(Field(entry.name, entry.name, entry.dtype) for entry in features[1:])]
+    return read_entities(_read_entities(Path(path), fields, mapping, rejects, group), fields, rejects, group)
+
+
+def _read_entities(path: Path, fields: list[Field], mapping: EventMapping, rejects: Rejects, group: str) -> Iterator[tuple[Path, Rows]]:
+    for file in files_of(path):
+        for rows in read_rows(file, rejects, group, [field.source for field in fields], delimiter=mapping.delimiter):
+            yield file, rows
+
+
+def _catalogue(spill: Spill, items: pa.Table | None, negatives: NegativeRule) -> Catalogue:
+    """Returns the items of the log with their first times, grouped by the item column that negatives stay within."""
+    spill.close()
+    ids, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for part in range(spill.num_parts):
+        events = spill.read(part, last=False)
+        ids, firsts = _earliest(np.concatenate([ids, int64_of(events, ITEM_ID)]), np.concatenate([firsts, int64_of(events, TIMESTAMP)]))
+    if negatives.within is None or items is None or not len(ids):
+        return Catalogue.of(ids, firsts)
+    known = int64_of(items, ITEM_ID)
+    column = items[negatives.within]
+    codes = np.asarray(pc.fill_null(pc.index_in(column, value_set=pc.unique(column.cast(_plain(column.type)))), -1), np.int64)
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return Catalogue.of(ids, firsts, np.where(known[place] == ids, codes[place], -1))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _earliest(ids: Int64, times: Int64) -> tuple[Int64, Int64]:
+    order = np.lexsort((times, ids))
+    unique, first = np.unique(ids[order], return_index=True)
+    return unique, times[order][first]
+
+
+def _source(paths: Sequence[Path], mapping: EventMapping, negatives: NegativeRule | None, rule: RequestRule) -> dict[str, Any]:
+    columns = {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(mapping).items()}
+    return {"kind": "events", "files": [path.name for path in paths], "mapping": columns,
+            "negatives": None if negatives is None else dataclasses.asdict(negatives), "requests": dataclasses.asdict(rule)}
