@@ -129,11 +129,17 @@ def build(model: nn.Module, config: TrainConfig) -> Optimizers:
     """
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     sparse = {id(module.weight): module.weight for module in embeddings if module.sparse}
-    undecayed = {id(module.weight) for module in embeddings}
+    spared = {id(module.weight) for module in embeddings}
+    spared |= {id(parameter) for name, parameter in model.named_parameters() if parameter.dim() <= 1 or _is_bias(name)}
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in sparse]
-    decayed = [parameter for parameter in rest if parameter.dim() > 1 and id(parameter) not in undecayed]
-    others = [parameter for parameter in rest if parameter.dim() <= 1 or id(parameter) in undecayed]
+    decayed = [parameter for parameter in rest if id(parameter) not in spared]
+    others = [parameter for parameter in rest if id(parameter) in spared]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     dense = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, fused=True)
     tables = RowWiseAdagrad(sparse.values(), lr=config.embedding_learning_rate) if sparse else None
     return Optimizers(dense, tables, config.learning_rate, config.embedding_learning_rate, config.clip_norm)
+
+
+def _is_bias(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last.startswith("b_") or "bias" in last

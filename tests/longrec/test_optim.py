@@ -98,6 +98,7 @@ class Small(nn.Module):
         self.topic = nn.Embedding(5, 4)
         self.linear = nn.Linear(4, 3)
         self.norm = nn.LayerNorm(3)
+        self.b_in, self.gap_bias = nn.Parameter(torch.ones(2, 1, 3)), nn.Parameter(torch.ones(4, 2))
 
 
 def test_parameters_go_where_they_belong() -> None:
@@ -107,7 +108,7 @@ def test_parameters_go_where_they_belong() -> None:
     decayed, others = optimizers.dense.param_groups
     assert [id(p) for p in optimizers.tables.param_groups[0]["params"]] == [id(model.ids.weight)]
     assert [id(p) for p in decayed["params"]] == [id(model.linear.weight)] and decayed["weight_decay"] == 0.5
-    expected = [model.topic.weight, model.linear.bias, model.norm.weight, model.norm.bias]
+    expected = [model.b_in, model.gap_bias, model.topic.weight, model.linear.bias, model.norm.weight, model.norm.bias]
     assert [id(p) for p in others["params"]] == [id(p) for p in expected] and others["weight_decay"] == 0
 
 

@@ -193,7 +193,7 @@ class Encoder:
         counts = np.zeros(len(item_ids) + 1, np.int64)
         counters = [_Counter(feature) for feature in schema.event]
         for batch in events:
-            counts += np.bincount(_rows_of(item_ids, _int64(batch, ITEM_ID)), minlength=len(counts))
+            counts += np.bincount(_rows_of(item_ids, int64_column(batch, ITEM_ID)), minlength=len(counts))
             for counter in counters:
                 counter.add(_column(batch, counter.feature.name))
         for ids in target_items:
@@ -234,8 +234,8 @@ class Encoder:
         Raises:
             DataError: a column is missing or has the wrong type.
         """
-        items = self.item_rows(_int64(batch, ITEM_ID))
-        return items, self._encode("event", batch), _int64(batch, TIMESTAMP)
+        items = self.item_rows(int64_column(batch, ITEM_ID))
+        return items, self._encode("event", batch), int64_column(batch, TIMESTAMP)
 
     def users(self, table: pa.Table | pa.RecordBatch) -> Int32:
         """Returns the user features of each row, int32 [n, U].
@@ -371,7 +371,7 @@ def _item_table(schema: Schema, rules: tuple[Rule, ...], items: pa.Table) -> Int
 
 def _sorted_items(items: pa.Table) -> tuple[pa.Table, Int64]:
     """Returns the items ordered by id, and their ids."""
-    ids = _int64(items, ITEM_ID)
+    ids = int64_column(items, ITEM_ID)
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
     if len(doubles := ids[1:][ids[1:] == ids[:-1]]):
@@ -397,7 +397,7 @@ def _column(table: pa.Table | pa.RecordBatch, name: str) -> Column:
     return table.column(position)
 
 
-def _int64(table: pa.Table | pa.RecordBatch, name: str) -> Int64:
+def int64_column(table: pa.Table | pa.RecordBatch, name: str) -> Int64:
     """Returns a column without nulls as int64; timestamps become milliseconds."""
     column = _one_chunk(_column(table, name))
     if column.null_count:

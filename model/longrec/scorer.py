@@ -1,0 +1,154 @@
+"""Scorer: rows in, probabilities out; evaluation, parity checks and the service all score through it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from longrec.bundle import Bundle
+from longrec.data import stream
+from longrec.data.batch import RequestBatch
+from longrec.data.encode import int64_column
+from longrec.data.stream import EncodedEvents
+from longrec.errors import ConfigError, DataError
+from longrec.schema import TIMESTAMP, Feature, Schema
+
+Scores = npt.NDArray[np.float32]
+TOKEN_BUDGET = 65_536
+MAX_REQUESTS = 64
+_ARROW_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestRows:
+    """One request as the feature store answers it.
+
+    Args:
+        history: the history codec's columns, oldest event first; no rows for an unknown user. Events at or after the moment are not used.
+        user_features: value of each user feature by name (None or left out: missing); None for an unknown user.
+        moment_ms: the request's time, ms since 1970 UTC.
+        candidates: int64 [m], item ids in the order of the scores wanted.
+    """
+
+    history: pa.RecordBatch
+    user_features: Mapping[str, Any] | None
+    moment_ms: int
+    candidates: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scorer:
+    """Scores requests with a bundle.
+
+    Args:
+        bundle: what is served.
+        device: where its ranker is.
+        token_budget, max_requests: bounds of one batch, in events and requests; they change the speed, not the scores.
+    """
+
+    bundle: Bundle
+    device: torch.device
+    token_budget: int = TOKEN_BUDGET
+    max_requests: int = MAX_REQUESTS
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str | torch.device = "cpu", *, schema: Schema | None = None,
+             token_budget: int = TOKEN_BUDGET, max_requests: int = MAX_REQUESTS) -> Scorer:
+        """Returns the scorer of the bundle in a directory.
+
+        Raises:
+            ConfigError: `device` is a GPU and there is none.
+            DataError, SchemaMismatch: see Bundle.load.
+        """
+        device = torch.device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("no GPU is available", found=f"device {device}", expected="cpu", fix="Ask for device cpu.")
+        return cls(Bundle.load(directory, device, schema), device, token_budget, max_requests)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the K columns of the scores."""
+        return self.bundle.schema.task_names
+
+    def score(self, requests: Sequence[RequestRows], length: int | None = None) -> list[Scores]:
+        """Returns the probabilities of each request, float32 [m, K] in the order of its candidates.
+
+        Items that the encoder does not know are scored as the unknown item. Scores do not depend on the other requests.
+
+        Args:
+            requests: any number, in any order.
+            length: most recent events used; None for the length that the bundle is served at.
+
+        Raises:
+            DataError: a history is not in time order, lacks a column, or has one of the wrong type.
+        """
+        length = self.bundle.served_length if length is None else length
+        if length < 0:
+            raise ConfigError("the served length must not be negative", found=length)
+        asked = [position for position, request in enumerate(requests) if len(request.candidates)]
+        answers = [np.zeros((0, len(self.task_names)), np.float32) for _ in requests]
+        if asked:
+            scores = np.concatenate(list(self.score_batches(self._batches([requests[position] for position in asked], length))))
+            ends = np.cumsum([len(requests[position].candidates) for position in asked])
+            for position, part in zip(asked, np.split(scores, ends[:-1]), strict=True):
+                answers[position] = part
+        return answers
+
+    def score_batches(self, batches: Iterable[RequestBatch]) -> Iterator[Scores]:
+        """Yields the probabilities of each batch, float32 [N, K] in the order of its targets; labels are not looked at."""
+        for batch in batches:
+            with torch.inference_mode():
+                logits = self.bundle.ranker(dataclasses.replace(batch, labels=None).to(self.device)).logits
+                scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
+            yield scores
+
+    def _batches(self, requests: Sequence[RequestRows], length: int) -> Iterator[RequestBatch]:
+        """Yields batches of requests with candidates; encodes one batch at a time, so that memory does not grow with their number."""
+        num_events = np.array([min(request.history.num_rows, length) for request in requests], np.int64)
+        bounds = stream.fill(num_events, token_budget=self.token_budget, max_requests=self.max_requests)
+        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            yield self.to_batch(requests[start:end], length)
+
+    def to_batch(self, requests: Sequence[RequestRows], length: int) -> RequestBatch:
+        """Returns the batch of requests that all have candidates, with at most `length` events each."""
+        encoder = self.bundle.encoder
+        moments = np.array([request.moment_ms for request in requests], np.int64)
+        return stream.pack(
+            [self._history(request, length) for request in requests],
+            [encoder.item_rows(np.asarray(request.candidates, np.int64)) for request in requests],
+            encoder.users(_user_table(encoder.schema, [request.user_features or {} for request in requests])), moments)
+
+    def _history(self, request: RequestRows, length: int) -> EncodedEvents:
+        """Returns the encoded events strictly before the moment, the last `length` of them."""
+        if not request.history.num_rows:
+            return _no_events(self.bundle.schema)
+        timestamps = int64_column(request.history, TIMESTAMP)
+        if (timestamps[1:] < timestamps[:-1]).any():
+            raise DataError("a history is not in time order", expected="the oldest event first")
+        end = int(np.searchsorted(timestamps, request.moment_ms, side="left"))
+        start = max(0, end - length)
+        return self.bundle.encoder.events(request.history.slice(start, end - start))
+
+
+def _no_events(schema: Schema) -> EncodedEvents:
+    return np.zeros(0, np.int32), np.zeros((0, len(schema.event)), np.int32), np.zeros(0, np.int64)
+
+
+def _user_table(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Returns the user features of the rows as a table; what a row leaves out is null."""
+    columns = {feature.name: _user_column(feature, [row.get(feature.name) for row in rows]) for feature in schema.user}
+    return pa.table(columns) if columns else pa.table({"row": np.arange(len(rows))})
+
+
+def _user_column(feature: Feature, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values, _ARROW_TYPES[feature.dtype])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise DataError(f"user feature '{feature.name}' has a value of the wrong type", found=str(error), expected=feature.dtype) from error
