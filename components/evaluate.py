@@ -11,6 +11,8 @@ def evaluate(
     evaluation: Output[Artifact], report: Output[HTML], metrics: Output[Metrics],
 ) -> bool:
     """Returns whether the gate lets the model pass; a single output, since a local `dsl.If` skips on named ones."""
+    import shutil
+
     from longrec.config import EvaluateConfig, GateConfig, build
     from longrec.data.files import write_json
     from longrec.evaluate import evaluate as evaluate_ranker
@@ -18,6 +20,7 @@ def evaluate(
 
     config = build(EvaluateConfig, {**evaluation_config, "served_length": served_length}, where="evaluate")
     result = evaluate_ranker(bundle.path, histories.path, evaluation.path, config, build(GateConfig, gate, where="gate"), seed)
+    shutil.copyfile(f"{evaluation.path}/report.html", report.path)
     for name, value in numbers(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -5,11 +5,14 @@ The rooms (`pipelines`, `bento`) are found in the checkout at run time; this mod
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -21,12 +24,16 @@ from types import ModuleType
 from typing import Any
 
 from longrec.config import RunConfig
-from longrec.data.files import write_json
+from longrec.data.files import read_json, write_json
 from longrec.errors import LongrecError
 
 VERSIONS = ("longrec", "torch", "pyarrow", "duckdb", "feast", "great_expectations", "kfp", "bentoml")
 PAGES = {"check-events": ("check-events", "report"), "check-histories": ("check-histories", "report"), "report": ("evaluate", "report")}
 """HTML pages that a run leaves in its folder, by name, and the output artifact that each is a copy of."""
+
+
+SILENT_STEPS = ("importer",)
+"""Steps that only name what is there already."""
 
 
 class CheckoutError(LongrecError):
@@ -35,6 +42,103 @@ class CheckoutError(LongrecError):
 
 class BusyError(LongrecError):
     """Another run is using the same work directory."""
+
+
+def run(config: RunConfig, dataset: Path, workdir: Path, listener: Any, *, command: str = "") -> dict[str, Any]:
+    """Returns the summary of a finished run, which is also in `<workdir>/runs/latest/summary.json`.
+
+    A model that the gate refused is a finished run too: its summary says why, and its `bento_tag` is None.
+
+    Args:
+        config: of the run.
+        dataset: directory written by an importer or by `synthesize`.
+        workdir: the feature store lives in it (LONGREC_HOME); the run in `runs/<id>`.
+        listener: hears of the progress (`pipelines.local.Listener`).
+        command: what was typed, for the summary.
+
+    Raises:
+        BusyError: another run is using `workdir`.
+        LongrecError: a step failed; pages that it wrote before are in the folder of the run.
+    """
+    head = read_json(dataset / "dataset.json")
+    folder, finished = run_training(config, dataset, workdir, listener)
+    summary = summarize(config, folder, finished, {"path": str(dataset.resolve()), **head}, command)
+    finish(folder, summary)
+    return summary
+
+
+def summarize(config: RunConfig, folder: Path, finished: Any, dataset: Mapping[str, Any], command: str = "") -> dict[str, Any]:
+    """Returns what summary.json holds.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        finished: the local run (`pipelines.local.LocalRun`).
+        dataset: content of dataset.json, and `path`.
+        command: what was typed.
+    """
+    evaluation = finished.output("evaluate", "evaluation")
+    if evaluation is None:
+        raise LongrecError("the run has no evaluation", found=f"nothing in {finished.artifacts}", fix=f"See {finished.log}.")
+    found = read_json(evaluation / "metrics.json")
+    packaged = finished.output("package", "packaged")
+    bayes = {row["length"]: row["auc"] for row in found["bayes"]}
+    return {
+        "run": folder.name, "name": config.name, "command": command, "seed": config.seed,
+        "dataset": {"name": dataset["name"], "path": dataset["path"], "fingerprint": found["bundle"]["schema_fingerprint"],
+                    "facts": dataset["facts"]},
+        "num_requests": found["num_requests"], "num_targets": found["num_targets"], "num_users": found["num_users"],
+        "served_length": found["served_length"], "longest_history": found["longest_history"],
+        "metrics": {task: _task_metrics(row) for task, row in found["metrics"].items()},
+        "popularity": {task: {"name": row["name"], **_task_metrics(row)} for task, row in found["popularity"].items()},
+        "gain_over_popularity": found["gain"],
+        "lengths": [{**{key: row[key] for key in ("length", "auc", "auc_low", "auc_high", "logloss", "mean_events")},
+                     "bayes_auc": bayes.get(row["length"])} for row in found["lengths"]],
+        "bayes_auc_full": found["bayes_full"],
+        "gate": {"passed": found["gate"]["passed"], "reasons": found["gate"]["reasons"]},
+        "bento_tag": None if packaged is None else read_json(packaged)["tag"],
+        "report": str(folder / "report.html"), "log": str(finished.log), "artifacts": str(finished.artifacts),
+        "seconds": {step.name: round(step.seconds, 2) for step in finished.steps if step.name not in SILENT_STEPS},
+        "training": found["training"], "config": config.to_dict(), "versions": versions(),
+    }
+
+
+def planted_dataset(workdir: Path, config: RunConfig, **world: int) -> tuple[Path, bool]:
+    """Returns the directory of a planted world and whether it was made just now; equal arguments find the old one again.
+
+    Args:
+        workdir: it goes to `<workdir>/data/planted-<digest of the arguments>`.
+        config: its seed, and its evaluation lengths, at which the best possible AUC is measured.
+        world: arguments of `synthesize`.
+    """
+    from longrec.data.synth import synthesize
+
+    arguments: dict[str, Any] = {**world, "seed": config.seed, "lengths": sorted(set(config.evaluate.lengths))}
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
+    path = workdir / "data" / f"planted-{digest}"
+    if (path / "dataset.json").is_file():
+        return path, False
+    synthesize(path, **arguments)
+    return path, True
+
+
+def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path, dict[str, str]]:
+    """Returns the command that serves the latest run's model, the folder to start it in, and its environment.
+
+    Raises:
+        CheckoutError: there is no run to serve, or bentoml is not installed.
+    """
+    raise NotImplementedError
+
+
+def benchmarks() -> dict[str, tuple[Path, str]]:
+    """Returns the benchmarks by name: script and the first line of its docstring."""
+    folder = find_root() / "model" / "benchmarks"
+    found = {}
+    for path in sorted(folder.glob("[a-z]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem] = (path, text.partition("\n")[0])
+    return found
 
 
 def find_root() -> Path:
@@ -127,6 +231,11 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _task_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metrics of a task by name, with the 95 % interval of the AUC as a pair."""
+    return {**row, "auc_interval": [row.get("auc_low"), row.get("auc_high")]}
 
 
 def _is_checkout(folder: Path) -> bool:

@@ -1,0 +1,199 @@
+"""The `longrec` command: one thin function per verb; a mistake that the user can mend ends in one message and exit code 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from longrec import cli_data
+from longrec.errors import LongrecError
+
+if TYPE_CHECKING:
+    from longrec.config import RunConfig
+    from longrec.console import StepProgress
+
+REFUSED = 3
+"""Exit code of a run whose model the gate refused."""
+
+
+class _Group(TyperGroup):
+    """Turns a LongrecError of any verb into one message on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LongrecError as error:
+            typer.echo(f"longrec: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="Rank with long user histories: import a log, run the pipeline, serve the model.")
+app.add_typer(cli_data.app, name="import")
+app.command()(cli_data.synth)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; may be repeated.")]
+Workdir = Annotated[Path, typer.Option(help="Feature store, runs and generated data live here.")]
+Config = Annotated[Path, typer.Option(help="A YAML file of longrec.config; see configs/.")]
+DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+DEFAULT_WORKDIR = Path(".longrec")
+
+
+@app.command()
+def run(config: Config = DEFAULT_CONFIG, sets: Sets = None,
+        data: Annotated[Path | None, typer.Option(help="A dataset directory; without it a planted world is made.")] = None,
+        users: Annotated[int | None, typer.Option(min=1, help="Users of the planted world.")] = None,
+        events: Annotated[int | None, typer.Option(min=1, help="Most events of one user of the planted world.")] = None,
+        workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+    """Run the whole pipeline on this machine and print what came out.
+
+    Writes WORKDIR/runs/ID/ (summary.json, report.html, pipeline.log, artifacts/) and points WORKDIR/runs/latest at it.
+
+    \b
+    Exit codes: 0 a model was packaged; 1 a step failed; 2 usage; 3 the gate refused the model (summary written, no bento).
+
+    \b
+    Examples:
+      longrec run
+      longrec run --config configs/quickstart.yaml --set train.epochs=2 --set model.width=128
+      longrec run --data data/kuairand --workdir /tmp/longrec --json
+    """
+    from longrec import config as configuration
+    from longrec import console
+    from longrec import run as runs
+
+    settings = configuration.load(config, sets or [])
+    with console.StepProgress() as progress:
+        dataset = data or _planted(settings, workdir, users, events, progress)
+        summary = runs.run(settings, dataset, workdir, progress, command=shlex.join(["longrec", *sys.argv[1:]]))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        console.show_summary(summary, _next(summary, workdir))
+    if not summary["gate"]["passed"]:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("compile")
+def compile_pipeline(output: Annotated[Path | None, typer.Option(help="Where to write; default pipelines/compiled/training.yaml.")] = None,
+                     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if the file is not up to date.")] = False,
+                     as_json: Json = False) -> None:
+    """Compile the training pipeline for a Kubeflow Pipelines server.
+
+    \b
+    Examples:
+      longrec compile
+      longrec compile --output /tmp/training.yaml
+      longrec compile --check
+    """
+    from longrec.run import room
+
+    training = room("pipelines.training")
+    target = output or training.COMPILED
+    if check:
+        training.check_compiled(target)
+    else:
+        training.compile_to(target)
+    _say(as_json, {"path": str(target)}, f"{target} is up to date" if check else f"wrote {target}")
+
+
+@app.command()
+def submit(host: Annotated[str, typer.Option(help="Address of the Kubeflow Pipelines server, for example http://localhost:8080.")],
+           data_uri: Annotated[str, typer.Option(help="The dataset directory as the cluster sees it, for example s3://bucket/dataset.")],
+           config: Config = DEFAULT_CONFIG, sets: Sets = None,
+           namespace: Annotated[str | None, typer.Option(help="Namespace of a multi-user server.")] = None,
+           experiment: Annotated[str, typer.Option(help="Experiment that the run is filed under.")] = "longrec",
+           run_id: Annotated[str, typer.Option(help="Names the bento; default the id of the pipeline job.")] = "",
+           as_json: Json = False) -> None:
+    """Send the training pipeline to a Kubeflow Pipelines server.
+
+    \b
+    Examples:
+      longrec submit --host http://localhost:8080 --data-uri s3://bucket/dataset
+      longrec submit --host http://localhost:8080 --data-uri /mnt/dataset --experiment nightly --set train.epochs=3
+    """
+    from longrec import config as configuration
+    from longrec.run import pipeline_arguments, room
+
+    settings = configuration.load(config, sets or [])
+    arguments = pipeline_arguments(settings, data_uri, run_id)
+    sender, package = room("pipelines.submit"), room("pipelines.training").COMPILED
+    sent = sender.submit(package, arguments, host, experiment=experiment, name=run_id or settings.name, namespace=namespace)
+    _say(as_json, {"run_id": sent.run_id, "experiment": sent.experiment, "url": sent.url}, f"submitted {sent.run_id}: {sent.url}")
+
+
+@app.command()
+def serve(port: Annotated[int, typer.Option(min=1, max=65_535)] = 3000, host: Annotated[str, typer.Option()] = "127.0.0.1",
+          workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+    """Serve the model of the latest run over HTTP (POST /rank).
+
+    \b
+    Examples:
+      longrec serve
+      longrec serve --port 8000 --workdir /tmp/longrec
+      curl -s localhost:3000/rank -H 'content-type: application/json' -d '{"user_id": 1, "candidates": [1, 2, 3]}'
+    """
+    from longrec.run import serve_command
+
+    command, folder, environment = serve_command(workdir, host, port)
+    _say(as_json, {"command": command, "cwd": str(folder)}, shlex.join(command), err=True)
+    os.chdir(folder)
+    os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Run a benchmark of model/benchmarks and append its rows to results.csv; further options go to the script."""
+    from longrec.run import benchmarks
+
+    scripts, (name, *rest) = benchmarks(), (*context.args, "--help") if not context.args else context.args
+    if name in ("--help", "--json"):
+        listing = {name: text for name, (_, text) in scripts.items()}
+        lines = [f"  longrec bench {name:<10} {text}" for name, text in listing.items()]
+        text = "\n".join(["Run a benchmark of model/benchmarks and append its rows to results.csv.", "", *lines, "",
+                          "Options of one: longrec bench NAME --help"])
+        return _say(name == "--json", listing, text)
+    if name not in scripts:
+        raise LongrecError(f"no benchmark is called {name}", expected=", ".join(scripts), fix="See longrec bench --help.")
+    raise typer.Exit(subprocess.run([sys.executable, str(scripts[name][0]), *rest], check=False).returncode)
+
+
+def main() -> None:
+    """Runs the command; the entry point of the package."""
+    app(prog_name="longrec")
+
+
+def _planted(settings: RunConfig, workdir: Path, users: int | None, events: int | None, progress: StepProgress) -> Path:
+    from longrec.run import planted_dataset
+
+    world = {name: value for name, value in (("num_users", users), ("events_per_user", events)) if value is not None}
+    started = time.perf_counter()
+    path, is_new = planted_dataset(workdir, settings, **world)
+    progress.line("synth", time.perf_counter() - started, "done" if is_new else "cached")
+    return path
+
+
+def _next(summary: dict[str, Any], workdir: Path) -> list[str]:
+    """Returns the commands to type after a run."""
+    if summary["bento_tag"] is None:
+        return [f"open {summary['report']}"]
+    place = "" if workdir == DEFAULT_WORKDIR else f" --workdir {shlex.quote(str(workdir))}"
+    return [f"longrec serve{place}"]
+
+
+def _say(as_json: bool, value: dict[str, Any], text: str, *, err: bool = False) -> None:
+    typer.echo(json.dumps(value, indent=2) if as_json else text, err=err and not as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The verbs that make datasets: `longrec import ...` and `longrec synth`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from longrec.data.importers.reading import Unit
+    from longrec.data.requests import RequestRule
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn a raw log into a dataset directory.")
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="Where the raw log is.")]
+Out = Annotated[Path, typer.Option("--out", help="The dataset directory to write; one that is there is replaced.")]
+Window = Annotated[int, typer.Option(min=0, help="Exposures of one user within this many ms of the first belong to one request.")]
+MaxTargets = Annotated[int, typer.Option(min=1, help="Most targets of one request.")]
+MaxRequests = Annotated[int, typer.Option(min=0, help="Most requests of one user, a seeded choice; 0 for all.")]
+Rejects = Annotated[float, typer.Option(min=0, max=1, help="Largest share of bad rows; above it the import fails.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]
+
+
+@app.command()
+def kuairand(src: Source, out: Out,
+             task: Annotated[list[str] | None, typer.Option(help="Signal to predict, main one first; default three.")] = None,
+             variant: Annotated[str | None, typer.Option(help="pure, 1k or 27k; needed where SRC holds several.")] = None,
+             window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0, seed: Seed = 0,
+             max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import KuaiRand (Pure, 1K, 27K) from its official files.
+
+    \b
+    Examples:
+      longrec import kuairand KuaiRand-1K/data --out data/kuairand-1k
+      longrec import kuairand KuaiRand-Pure --out data/pure --task long_view --task is_click
+    """
+    from longrec.data.importers import ImportOptions, import_kuairand
+    from longrec.data.importers.kuairand import TASKS
+
+    rule = _rule(window_ms, max_targets, max_requests_per_user, seed)
+    tasks, options = tuple(task) if task else TASKS, ImportOptions(max_reject_share)
+    _show(import_kuairand(src, out, tasks=tasks, variant=variant, rule=rule, options=options).to_dict(), as_json)
+
+
+@app.command()
+def movielens(src: Source, out: Out, threshold: Annotated[float, typer.Option(help="Least rating that counts as liked.")] = 4.0,
+              window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0, seed: Seed = 0,
+              max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import MovieLens: 1M (.dat) or 20M, 25M, 32M, latest (.csv).
+
+    \b
+    Examples:
+      longrec import movielens ml-1m --out data/ml-1m
+      longrec import movielens ml-32m --out data/ml-32m --threshold 4.5
+    """
+    from longrec.data.importers import ImportOptions, import_movielens
+
+    rule = _rule(window_ms, max_targets, max_requests_per_user, seed)
+    _show(import_movielens(src, out, threshold=threshold, rule=rule, options=ImportOptions(max_reject_share)).to_dict(), as_json)
+
+
+@app.command()
+def events(src: Source, out: Out,
+           user: Annotated[str, typer.Option(help="Column of user ids (integers).")] = "user_id",
+           item: Annotated[str, typer.Option(help="Column of item ids (integers).")] = "item_id",
+           timestamp: Annotated[str, typer.Option(help="Column of times.")] = "timestamp",
+           timestamp_unit: Annotated[str, typer.Option(help="s, ms, us, ns or iso; Parquet timestamps bring their own.")] = "ms",
+           basket: Annotated[str | None, typer.Option(help="Column of events that happened at once; no history splits them.")] = None,
+           seq: Annotated[str | None, typer.Option(help="Column that orders events of equal time; default file order.")] = None,
+           feature: Annotated[list[str] | None, typer.Option(help="Event feature NAME:KIND[:DTYPE]; id, category or number.")] = None,
+           label: Annotated[list[str] | None, typer.Option(help="0/1 column to predict; with labels every row is an exposure.")] = None,
+           items: Annotated[Path | None, typer.Option(help="File with one row per item.")] = None,
+           item_feature: Annotated[list[str] | None, typer.Option(help="Item feature NAME:KIND[:DTYPE] of --items.")] = None,
+           users: Annotated[Path | None, typer.Option(help="File with one row per user.")] = None,
+           user_feature: Annotated[list[str] | None, typer.Option(help="User feature NAME:KIND[:DTYPE] of --users.")] = None,
+           delimiter: Annotated[str | None, typer.Option(help="Of text files; default a comma, or a tab in .tsv.")] = None,
+           negatives: Annotated[int | None, typer.Option(min=1, help="For logs without labels: items drawn for each positive.")] = None,
+           negatives_within: Annotated[str | None, typer.Option(help="Item column that a negative shares with its positive.")] = None,
+           keep_new: Annotated[bool, typer.Option("--keep-new", help="Keep positives that nobody touched before.")] = False,
+           name: Annotated[str, typer.Option(help="Of the data; default the name of SRC.")] = "",
+           window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0, seed: Seed = 0,
+           max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import any table of events (Parquet, CSV, TSV) with a mapping of its columns.
+
+    Logs with 0/1 label columns are exposures. Logs without are actions that were taken; negatives are drawn for them, on request
+    only, uniformly from the items known before, with a fixed seed.
+
+    \b
+    Examples:
+      longrec import events clicks.csv --out data/clicks --user uid --item iid --timestamp ts --timestamp-unit s --label clicked
+      longrec import events events.parquet --out data/dev --timestamp ts --timestamp-unit s --basket commit_id --seq file_seq \\
+          --feature action:category --items items.parquet --item-feature repo_id:category --negatives 4 --negatives-within repo_id
+    """
+    from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events
+
+    unit = cast("Unit", timestamp_unit)  # checked by the mapping
+    mapping = EventMapping(user, item, timestamp, unit, basket, seq, tuple(feature or ()), tuple(label or ()), items,
+                           tuple(item_feature or ()), users, tuple(user_feature or ()), delimiter)
+    drawn = NegativeRule(negatives, negatives_within, keep_new) if negatives else None
+    rule, options = _rule(window_ms, max_targets, max_requests_per_user, seed), ImportOptions(max_reject_share)
+    _show(import_events(src, out, mapping, negatives=drawn, rule=rule, options=options, name=name).to_dict(), as_json)
+
+
+def synth(out: Out, users: Annotated[int, typer.Option(min=1, help="Users.")] = 400,
+          events: Annotated[int, typer.Option(min=1, help="Most events of one user; each has half of it to all of it.")] = 1_024,
+          items: Annotated[int, typer.Option(min=1, help="Items.")] = 2_000,
+          topics: Annotated[int, typer.Option(min=1, help="Topics.")] = 16,
+          requests: Annotated[int, typer.Option(min=1, help="Requests of one user.")] = 8,
+          targets: Annotated[int, typer.Option(min=1, help="Candidates of one request.")] = 16,
+          like_rate: Annotated[float | None, typer.Option(help="Share of events that matter; by default rare.")] = None,
+          seed: Seed = 0, as_json: Json = False) -> None:
+    """Make a planted world: labels depend on rare, old events, so a longer history provably helps.
+
+    Prints the best AUC that any model can reach at each history length.
+
+    \b
+    Examples:
+      longrec synth --out data/planted
+      longrec synth --out data/large --users 2000 --events 10000 --requests 20
+    """
+    from longrec.data.synth import synthesize
+
+    report = synthesize(out, num_users=users, events_per_user=events, num_items=items, num_topics=topics, requests_per_user=requests,
+                        targets_per_request=targets, like_rate=like_rate, seed=seed).to_dict()
+    facts = report.pop("facts")
+    _show({**facts, **report}, as_json)
+
+
+def _rule(window_ms: int, max_targets: int, max_requests_per_user: int, seed: int) -> RequestRule:
+    from longrec.data.importers import RequestRule
+
+    return RequestRule(window_ms, max_targets, max_requests_per_user, seed)
+
+
+def _show(report: dict[str, Any], as_json: bool) -> None:
+    from longrec.console import show_dataset
+
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        show_dataset(report)
