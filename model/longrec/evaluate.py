@@ -398,9 +398,19 @@ def _training_curve(bundle_dir: Path) -> list[Row]:
 
 
 def _data_facts(histories: Histories) -> Row:
+    moments = int64_column(histories.requests, TIMESTAMP)
+    splits = histories.requests.column("split").value_counts().to_pylist()
+    lengths = np.percentile(int64_column(histories.requests, "event_end") - int64_column(histories.requests, "event_start"), [50, 90, 100])
     return {"events": histories.num_events, "users": histories.users.num_rows, "items": histories.items.num_rows,
-            "requests": histories.requests.num_rows, "targets": histories.targets.num_rows,
-            "evaluated from": str(np.datetime64(histories.split_moment_ms, "ms").astype("datetime64[m]")).replace("T", " ")}
+            "targets": histories.targets.num_rows, "requests": histories.requests.num_rows,
+            "requests by split": ", ".join(f"{entry['values']} {entry['counts']:,}" for entry in splits),
+            "history length p50, p90, max": ", ".join(f"{length:,.0f}" for length in lengths),
+            "first request": _minute(moments[0]), "evaluated from": _minute(histories.split_moment_ms),
+            "last request": _minute(moments[-1])}
+
+
+def _minute(moment_ms: int) -> str:
+    return str(np.datetime64(int(moment_ms), "ms").astype("datetime64[m]")).replace("T", " ")
 
 
 def _versions() -> dict[str, str]:

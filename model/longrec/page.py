@@ -40,13 +40,15 @@ def section(title: str, *parts: str, note: str = "") -> Html:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], classes: Iterable[str] | None = None) -> Html:
-    """Returns a table; numbers are right-aligned, `classes` gives each row its class."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in headers)
+    """Returns a table; columns of numbers are right-aligned, `classes` gives each row its class."""
     rows = list(rows)
     names = list(classes) if classes is not None else [""] * len(rows)
-    lines = [f"<tr{f' class={chr(34)}{name}{chr(34)}' if name else ''}>{''.join(map(_cell, row))}</tr>"
-             for row, name in zip(rows, names, strict=True)]
-    return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
+    numeric = [all(_is_number(row[place]) or row[place] in ("", "–", None) for row in rows) and any(_is_number(row[place]) for row in rows)
+               for place in range(len(headers))]
+    head = "".join(f"<th{_right(right)}>{escape(name)}</th>" for name, right in zip(headers, numeric, strict=True))
+    lines = ["".join(f"<td{_right(right)}>{escape(show(value))}</td>" for value, right in zip(row, numeric, strict=True)) for row in rows]
+    body = "".join(f'<tr class="{name}">{line}</tr>' if name else f"<tr>{line}</tr>" for name, line in zip(names, lines, strict=True))
+    return Html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
 
 
 def facts(values: Mapping[str, object]) -> Html:
@@ -83,9 +85,12 @@ def show(value: object) -> str | Html:
     return str(value)
 
 
-def _cell(value: object) -> str:
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"<td{' class=n' if numeric else ''}>{escape(show(value))}</td>"
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _right(right: bool) -> str:
+    return " class=n" if right else ""
 
 
 STYLE = """
@@ -97,19 +102,20 @@ STYLE = """
  --series1:#7aa8ff; --series2:#f0a35e; --series3:#9aa5b4; --band:#7aa8ff; } }
 * { box-sizing: border-box; }
 body { margin:0; background:var(--back); color:var(--ink); font:15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width:1120px; margin:0 auto; padding:28px 24px 56px; }
+main { max-width:1180px; margin:0 auto; padding:28px 24px 56px; }
 header h1 { font-size:26px; line-height:1.25; margin:0; font-weight:650; }
 header p { margin:4px 0 20px; color:var(--soft); }
 section { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:18px 22px 20px; margin:0 0 18px; }
 h2 { font-size:17px; margin:0 0 10px; font-weight:650; }
 h3 { font-size:14px; margin:16px 0 6px; font-weight:650; }
-.note { margin:-6px 0 12px; color:var(--soft); font-size:13.5px; max-width:85ch; }
+.note { margin:-6px 0 12px; color:var(--soft); font-size:13.5px; max-width:110ch; }
 .scroll { overflow-x:auto; }
 table { border-collapse:collapse; width:100%; font-size:13.5px; font-variant-numeric:tabular-nums; }
 th { text-align:left; font-weight:600; color:var(--soft); padding:5px 10px; border-bottom:2px solid var(--line); white-space:nowrap; }
 td { padding:5px 10px; border-bottom:1px solid var(--line); vertical-align:top; }
 tr:last-child td { border-bottom:0; }
-td.n { text-align:right; white-space:nowrap; }
+td.n, th.n { text-align:right; white-space:nowrap; }
+.keep { white-space:nowrap; }
 tr.bad td { background:var(--badback); }
 tr.warn td { background:var(--warnback); }
 .badge { display:inline-block; padding:2px 10px; border-radius:999px; font-size:12.5px; font-weight:650; vertical-align:middle;
@@ -118,11 +124,12 @@ tr.warn td { background:var(--warnback); }
 .bad:not(tr) { color:var(--bad); background:var(--badback); }
 .warn:not(tr) { color:var(--warn); background:var(--warnback); }
 .soft { color:var(--soft); }
-.facts { display:flex; flex-wrap:wrap; gap:10px 34px; margin:0; }
+.facts { display:flex; flex-wrap:wrap; gap:10px 32px; margin:12px 0 0; }
 .facts dt { color:var(--soft); font-size:12.5px; }
 .facts dd { margin:0; font-size:17px; font-weight:600; font-variant-numeric:tabular-nums; }
 .grid { display:grid; grid-template-columns:repeat(auto-fit, minmax(440px, 1fr)); gap:18px; }
-.grid > section { margin:0; min-width:0; }
+.grid > * { min-width:0; }
+.grid > section, .grid > div > section:last-child { margin-bottom:0; }
 .grid { margin:0 0 18px; }
 ul { margin:6px 0 0; padding-left:20px; }
 details { margin-top:12px; }

@@ -19,9 +19,13 @@ Facts: TypeAlias = Mapping[str, Any]
 Point: TypeAlias = tuple[float, float]
 
 WIDTH, HEIGHT = 560.0, 320.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 26.0, 14.0, 44.0
 MAX_CURVE_POINTS = 300
 SERIES = ("s1", "s2", "s3")
+TRAINING = {"num_steps": "steps", "num_requests": "requests seen", "num_events": "events seen", "mean_length": "mean length",
+            "seconds": "seconds", "events_per_second": "events per second", "first_loss": "first loss", "final_loss": "last loss",
+            "num_parameters": "parameters", "device": "device", "precision": "precision"}
+"""Facts of the training that are shown, and how."""
 COLUMNS = (("auc", "AUC"), ("gauc", "GAUC"), ("logloss", "Log loss"), ("ne", "NE"), ("calibration", "Calibration"), ("ece", "ECE"))
 
 
@@ -116,9 +120,8 @@ def render(facts: Facts) -> str:
     subtitle = (f"{facts['num_targets']:,} targets of {facts['num_requests']:,} later requests by {facts['num_users']:,} users, "
                 f"served length {facts['served_length']:,}, model version {bundle.get('version', 'unknown')}")
     plots = Html(f'<div class="grid">{_length_section(facts)}{_calibration_section(facts)}</div>')
-    lower = Html(f'<div class="grid">{_training_section(facts)}{_data_section(facts)}</div>')
-    body = Html(_gate_section(verdict) + _headline_section(facts) + plots + _lengths_table(facts) + _slices_section(facts) + lower
-                + _config_section(facts))
+    lower = Html(f'<div class="grid">{_training_section(facts)}<div>{_data_section(facts)}{_made_section(facts)}</div></div>')
+    body = Html(_gate_section(verdict) + _headline_section(facts) + plots + _lengths_table(facts) + _slices_section(facts) + lower)
     words = "gate passed" if verdict["passed"] else "gate refused"
     return page.page(f"Evaluation of {facts.get('name', 'the ranker')}", subtitle, body, (verdict["passed"], words))
 
@@ -148,7 +151,7 @@ def _gate_section(verdict: Facts) -> Html:
 
 
 def _headline_section(facts: Facts) -> Html:
-    headers = ["Task", "Rate", *(title for _, title in COLUMNS), "Popularity AUC", "AUC gain over it"]
+    headers = ["Task", "Rate", *(title for _, title in COLUMNS), "Popularity", "AUC gain"]
     rows = []
     for task, metrics in facts["metrics"].items():
         popular, gain = facts["popularity"][task], facts["gain"][task]
@@ -160,7 +163,8 @@ def _headline_section(facts: Facts) -> Html:
     reasons = [f"{task}: {name}: {reason}" for task, metrics in facts["metrics"].items() for name, reason in metrics["undefined"].items()]
     left_out = Html(f"<ul>{''.join(f'<li>{html.escape(reason)}</li>' for reason in reasons)}</ul>") if reasons else Html("")
     note = ("95 % intervals resample users. GAUC: AUC within users, weighted by their targets. NE: log loss over the entropy of the "
-            "mean label (below 1 beats the mean). Calibration: mean score over mean label.")
+            "mean label (below 1 beats the mean). Calibration: mean score over mean label. Popularity: the better AUC of the items' "
+            "earlier rates and event counts; gain: over it, paired.")
     return page.section("Metrics at the served length", page.table(headers, rows), left_out, note=note)
 
 
@@ -168,7 +172,8 @@ def _stacked(value: float | None, low: float | None, high: float | None, form: s
     """A value with its interval under it."""
     if value is None:
         return Html("–")
-    under = f"<br><span class=soft>{low:{form}} to {high:{form}}</span>" if low is not None and high is not None else ""
+    join = " to " if form.startswith("+") else "–"
+    under = f'<br><span class="soft keep">{low:{form}}{join}{high:{form}}</span>' if low is not None and high is not None else ""
     return Html(f"{value:{form}}{under}")
 
 
@@ -185,7 +190,9 @@ def _length_section(facts: Facts) -> Html:
     levels = [value for _, value in (*points, *lows, *highs, *bayes)] + ([popular] if popular is not None else [])
     lengths = sorted({length for length, _ in (*points, *bayes)})
     ticks = nice_ticks(min(levels), max(levels))
-    plot = Plot(Axis(lengths[0], lengths[-1], lengths, "events served, most recent (log scale)", math.log1p, _short),
+    unit = next((length for length in lengths if length), 1)  # 0 events lie one doubling below the shortest length
+    plot = Plot(Axis(lengths[0], lengths[-1], lengths, "events served, most recent (log scale)",
+                     lambda length: math.log(max(length, unit / 2)), _short),
                 Axis(ticks[0], ticks[-1], ticks, f"AUC of {task}"), "AUC by served history length")
     texts = [f"{row['length']:,} events: AUC {interval(row['auc'], row['auc_low'], row['auc_high'])}" for row in rows]
     level = [(lengths[0], popular), (lengths[-1], popular)] if popular is not None else []
@@ -239,7 +246,8 @@ def _slices_section(facts: Facts) -> Html:
 
 def _training_section(facts: Facts) -> Html:
     curve: Sequence[Facts] = facts.get("training_curve", [])
-    trained = {name.replace("_", " "): value for name, value in facts.get("training", {}).items() if isinstance(value, (int, float, str))}
+    training = facts.get("training", {})
+    trained = {text: training[name] for name, text in TRAINING.items() if name in training}
     below = page.facts(trained) if trained else Html("")
     if len(curve) < 2:
         return page.section("Training", below, note="There is no training curve.")
@@ -255,7 +263,7 @@ def _data_section(facts: Facts) -> Html:
     return page.section("Data", page.facts(facts["data"]))
 
 
-def _config_section(facts: Facts) -> Html:
+def _made_section(facts: Facts) -> Html:
     text = json.dumps({"bundle": facts.get("bundle", {}), **facts["config"]}, indent=2, ensure_ascii=False)
     return page.section("How it was made", page.facts(facts["versions"]), page.details("Configuration (JSON)", text))
 
@@ -273,5 +281,5 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:g}K" if value >= 1000 else f"{value:g}"
+    return f"{value / 1000:g}K" if value >= 10_000 and not value % 100 else f"{value:,g}"
 
