@@ -1,0 +1,1 @@
+"""The ranker: layers, target-to-history attention, the STCA stack, the mixer head."""
