@@ -26,6 +26,7 @@ _HIT = re.compile(r"Task (?P<name>\S+) cache hit")
 _SKIP = re.compile(r"Skipping conditional task (?P<name>\S+)")
 _MISTAKE = re.compile(r"^longrec\.errors\.\w+: (?P<text>.*)")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Failure|Failed|Refused|Mismatch)\b(: .*)?$")
+_SAID = re.compile(r"^\s*\[KFP Executor [^\]]* INFO\]: (?P<text>(?!Looking for component|Loading KFP component|Got executor_input|Wrote executor output).+)")
 _NOISE = re.compile(r"^(nanobind: | - leaked|\[KFP Executor )")
 
 
@@ -61,9 +62,11 @@ class LocalRun:
 
 
 class Listener(Protocol):
-    """What hears of progress: a step begins, a step ends."""
+    """What hears of progress: a step begins, says something of itself, ends."""
 
     def begin(self, name: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
 
     def end(self, step: Step) -> None: ...
 
@@ -134,6 +137,8 @@ class _StepLog(io.TextIOBase):
         self.tail.append(line.removeprefix("    "))
         if match := _BEGIN.search(line):
             self._begin(match["name"])
+        elif match := _SAID.match(line):
+            self._listener.detail(match["text"])
         elif match := _HIT.search(line):
             self._finish(match["name"], "cached")
         elif match := _SKIP.search(line):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +26,7 @@ class StepProgress:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("[dim]{task.fields[detail]}"))
         self._progress = Progress(*columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False,
                                   disable=not self._console.is_terminal)
         self._task: Any = None
@@ -42,7 +43,11 @@ class StepProgress:
     def begin(self, name: str) -> None:
         self._clear()
         if name not in QUIET:
-            self._task = self._progress.add_task(name, total=None)
+            self._task = self._progress.add_task(name, total=None, detail="")
+
+    def detail(self, text: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, detail=escape(text))
 
     def end(self, step: Any) -> None:
         self._clear()

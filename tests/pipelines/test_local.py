@@ -13,10 +13,14 @@ from pipelines.local import LocalRun, Step, StepFailed, run
 class Heard:
     def __init__(self) -> None:
         self.begun: list[str] = []
+        self.said: list[str] = []
         self.ended: list[Step] = []
 
     def begin(self, name: str) -> None:
         self.begun.append(name)
+
+    def detail(self, text: str) -> None:
+        self.said.append(text)
 
     def end(self, step: Step) -> None:
         self.ended.append(step)
@@ -24,6 +28,7 @@ class Heard:
 
 @component
 def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.Output[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> bool:
+    import logging
     import os
     import sys
 
@@ -39,6 +44,7 @@ def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.O
         os.kill(os.getpid(), 9)
     if fault == "noise":
         print("nanobind: leaked 46 types!", file=sys.stderr)
+    logging.getLogger("longrec.fake").info("step %d of %d", 1, 2)
     with open(source.path) as stream, open(made.path, "w") as out:
         out.write(stream.read() + str(settings["n"]))
     return fault != "refuse"
@@ -82,6 +88,7 @@ def test_every_step_is_heard_of_and_its_artifacts_are_found(tmp_path: Path, capf
     result = _run(tmp_path, "", heard)
     assert set(heard.begun) == {"importer", "make", "use"} and list(result.steps) == heard.ended
     assert {step.status for step in result.steps} == {"done"} and sum(step.seconds for step in result.steps) > 0
+    assert heard.said == ["step 1 of 2"]
     used = result.output("use", "used")
     assert used is not None and used.read_text().startswith("data 3") and used.read_text().endswith("used")
     assert result.output("use", "other") is None and result.skipped == ()
