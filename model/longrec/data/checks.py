@@ -158,9 +158,9 @@ def _judge_suite(suite: Suite, source: Any) -> tuple[list[Finding], dict[str, An
         meta={"says": rule.says, "index": index}) for index, rule in enumerate(suite.rules)]
     whole = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
     batch = whole.get_batch({"dataframe": pd.DataFrame(suite.table)})
-    wanted: dict[str, Any] = {"result_format": "SUMMARY", "partial_unexpected_count": MAX_CULPRITS}
+    wanted: dict[str, Any] = {"result_format": "BASIC"}
     if suite.key:
-        wanted["unexpected_index_column_names"] = [suite.key]
+        wanted = {"result_format": "SUMMARY", "partial_unexpected_count": MAX_CULPRITS, "unexpected_index_column_names": [suite.key]}
     result = batch.validate(gx.ExpectationSuite(suite.name, expectations=expectations), result_format=wanted).to_json_dict()
     judged = sorted(result["results"], key=lambda entry: entry["expectation_config"]["meta"]["index"])
     return [_finding(suite, rule, entry) for rule, entry in zip(suite.rules, judged, strict=True)], result
