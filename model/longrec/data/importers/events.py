@@ -54,6 +54,7 @@ class EventMapping:
         items, users: files with one row per id; their id column is called as in the events, or item_id, user_id.
         item_features, user_features: their features.
         delimiter: of text files; None for a comma, or a tab in .tsv.
+        quotes: whether fields of text files may be in double quotes.
     """
 
     user: str = USER_ID
@@ -69,6 +70,7 @@ class EventMapping:
     users: str | Path | None = None
     user_features: tuple[str, ...] = ()
     delimiter: str | None = None
+    quotes: bool = True
 
     def __post_init__(self) -> None:
         if self.timestamp_unit not in get_args(Unit):
@@ -182,10 +184,10 @@ def _spill(paths: Sequence[Path], mapping: EventMapping, schema: Schema, spill: 
     fields += [Field(BASKET_ID, mapping.basket, "int64", True)] if mapping.basket else []
     fields += [Field(label, label, "label") for label in mapping.labels]
     fields += [Field(feature.name, feature.name, feature.dtype) for feature in schema.event if feature.name not in mapping.labels]
-    offset = 0
+    wanted, offset = [field.source for field in fields], 0
     for path in paths:
         last = 0
-        for rows in read_rows(path, rejects, "events", [field.source for field in fields], delimiter=mapping.delimiter):
+        for rows in read_rows(path, rejects, "events", wanted, delimiter=mapping.delimiter, quotes=mapping.quotes):
             batch, lines = convert(rows, fields, rejects, "events", path)
             spill.add(batch if mapping.seq else batch.append_column(EVENT_SEQ, pa.array(offset + lines)))
             last = int(lines[-1]) if len(lines) else last
@@ -203,8 +205,8 @@ def _entities(path: str | Path | None, key: str, features: Sequence[Feature], ma
 
 def _read_entities(path: Path, fields: list[Field], mapping: EventMapping, rejects: Rejects, group: str) -> Iterator[tuple[Path, Rows]]:
     for file in files_of(path):
-        for rows in read_rows(file, rejects, group, [field.source for field in fields], delimiter=mapping.delimiter):
-            yield file, rows
+        wanted = [field.source for field in fields]
+        yield from ((file, rows) for rows in read_rows(file, rejects, group, wanted, delimiter=mapping.delimiter, quotes=mapping.quotes))
 
 
 def _catalogue(spill: Spill, items: pa.Table | None, negatives: NegativeRule) -> Catalogue:

@@ -7,6 +7,7 @@ itself. One row is one line: a quoted field that runs over several lines is reje
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import datetime
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,8 @@ MAX_WRITTEN_REJECTS = 100_000
 """Rejected rows written out; all are counted."""
 MAX_TEXT = 500
 NULLS = ["", "NULL", "null", "\\N", "NaN", "nan", "None"]
+UNREADABLE = "\ufdd0"
+"""Stands for a byte that is not in the file's encoding; a code point that Unicode keeps free of characters."""
 EARLIEST_MS = 315_532_800_000
 """1980-01-01 UTC. Seconds read as milliseconds fall before it, milliseconds read as seconds after `LATEST_MS`."""
 LATEST_MS = 4_102_444_800_000
@@ -193,7 +196,8 @@ def natural_order(path: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(text), "") if text.isdigit() else (-1, text) for text in re.findall(r"\d+|\D+", path.name)], str(path)
 
 
-def read_rows(path: Path, rejects: Rejects, group: str, columns: Sequence[str], *, delimiter: str | None = None) -> Iterator[Rows]:
+def read_rows(path: Path, rejects: Rejects, group: str, columns: Sequence[str], *, delimiter: str | None = None,
+              quotes: bool = True) -> Iterator[Rows]:
     """Yields the rows of a .parquet, .csv or .tsv file that has the wanted columns; the file's name says which it is.
 
     Raises:
@@ -203,7 +207,7 @@ def read_rows(path: Path, rejects: Rejects, group: str, columns: Sequence[str], 
         yield from read_parquet(path, rejects, group, columns)
         return
     require_columns(path, columns_of(path, delimiter), columns)
-    yield from read_delimited(path, rejects, group, delimiter=delimiter or _delimiter(path))
+    yield from read_delimited(path, rejects, group, delimiter=delimiter or _delimiter(path), quotes=quotes)
 
 
 def columns_of(path: Path, delimiter: str | None = None) -> list[str]:
@@ -354,20 +358,46 @@ def _read_text(path: Path, rejects: Rejects, group: str, names: Sequence[str], n
                quotes: bool) -> Iterator[Rows]:
     tracker = _Lines(path, rejects, group, num_header)
     try:
+        stream = pa.PythonFile(_Utf8(path, encoding), mode="r")
         reader = pacsv.open_csv(
-            path,
-            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, encoding=encoding, column_names=list(names),
-                                           skip_rows=num_header),
-            parse_options=pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quotes else False, ignore_empty_lines=False,
-                                             invalid_row_handler=tracker.ragged),
+            stream,
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=list(names), skip_rows=num_header),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quotes else False, newlines_in_values=quotes,
+                                             ignore_empty_lines=False, invalid_row_handler=tracker.ragged),
             convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), check_utf8=False, strings_can_be_null=True,
                                                  null_values=NULLS))
         for batch in reader:
             yield tracker.number(batch)
     except pa.ArrowInvalid as error:
-        if "Empty CSV" not in str(error):
-            raise DataError(f"{path} cannot be read", found=str(error).splitlines()[0]) from error
+        if not any(words in str(error) for words in ("Empty CSV", "Could not skip initial")):
+            last = tracker.num_rows + len(tracker.invalid)
+            fix = "Look for a line longer than 8 MB, or a quote that is never closed (--no-quotes reads quotes as text)."
+            raise DataError(f"{path} cannot be read after about {last:,} rows", found=str(error).splitlines()[0], fix=fix) from error
     tracker.finish()
+
+
+class _Utf8:
+    """A text file as UTF-8 bytes, bytes that are not in its encoding replaced by `UNREADABLE`; what `pa.PythonFile` reads from."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        codecs.register_error("longrec.unreadable", lambda error: (UNREADABLE, error.end))  # type: ignore[attr-defined]
+        self._stream, self._decoder = path.open("rb"), codecs.getincrementaldecoder(encoding)("longrec.unreadable")
+
+    def read(self, count: int = -1) -> bytes:
+        """Returns about `count` bytes, at most; none at the end of the file."""
+        while data := self._stream.read(count):
+            if text := self._decoder.decode(data):
+                return text.encode()
+        return self._decoder.decode(b"", True).encode()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._stream.closed
 
 
 class _Lines:
@@ -403,20 +433,22 @@ class _Lines:
         blank = np.logical_and.reduce([np.asarray(pc.is_null(column)) for column in batch.columns])
         self.rejects.num_read[self.group] += int(np.sum(~blank)) + int(breaks.sum())
         reject(self.rejects, self.group, self.path, rows, breaks > 0, "a quoted field runs over several lines", breaks + 1)
-        self._flush()
+        self._flush(int(numbers[-1]) if len(numbers) else 0)
         good = ~blank & (breaks == 0)
         return rows if good.all() else Rows(batch.filter(pa.array(good)), lines[good])
 
     def finish(self) -> None:
         """Rejects the ragged rows after the last batch."""
-        self._flush()
+        self._flush(None)
 
-    def _flush(self) -> None:
-        for number, expected, text, num_lines in self.pending:
+    def _flush(self, last: int | None) -> None:
+        """Rejects the ragged rows up to row `last`: the reader is ahead, and the lines before later ones are not known yet."""
+        due = [entry for entry in self.pending if last is None or entry[0] <= last]
+        self.pending = self.pending[len(due):]
+        for number, expected, text, num_lines in due:
             self.rejects.num_read[self.group] += num_lines
             line = int(self._physical(np.array([number], np.int64))[0])
             self.rejects.add(self.group, self.path, [line], f"not {expected} columns", [text], num_lines)
-        self.pending.clear()
 
     def _extend(self, number: int, count: int) -> None:
         if count:
@@ -452,15 +484,8 @@ def reject(rejects: Rejects, group: str, path: Path, rows: Rows, bad: Bools, rea
 
 def _text_of(table: pa.RecordBatch, row: int) -> str:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="").writerow([_plain(column[row]) for column in table.columns])
+    csv.writer(stream, lineterminator="").writerow([column[row].as_py() for column in table.columns])
     return stream.getvalue()
-
-
-def _plain(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return value.as_buffer().to_pybytes().decode(errors="backslashreplace")
 
 
 def _convert(column: pa.Array, field: Field) -> tuple[pa.Array, Bools, str]:
@@ -472,16 +497,14 @@ def _convert(column: pa.Array, field: Field) -> tuple[pa.Array, Bools, str]:
     if field.kind == "float64":
         return *_to_float64(column), "is not a number"
     if field.kind == "string":
-        return *_to_string(column), "is not valid UTF-8"
+        return *_to_string(column), "is not in the encoding of the file"
     if field.kind == "label":
         values, bad = _to_int64(column)
         bad = bad | ~np.asarray(pc.fill_null(pc.is_in(values, pa.array([0, 1], pa.int64())), True)) & np.asarray(pc.is_valid(values))
         return pc.if_else(pa.array(bad), pa.scalar(None, pa.int64()), values).cast(pa.int8()), bad, "is not 0 or 1"
     values, bad = _to_ms(column, field.kind)
-    if bad.any():
-        return values, bad, "is not a time"
     numbers = np.asarray(pc.fill_null(values, EARLIEST_MS))
-    return values, (numbers < EARLIEST_MS) | (numbers >= LATEST_MS), "is not a time from 1980 to 2099"
+    return values, bad | (numbers < EARLIEST_MS) | (numbers >= LATEST_MS), "is not a time from 1980 to 2099"
 
 
 def _to_int64(column: pa.Array) -> tuple[pa.Array, Bools]:
@@ -520,15 +543,11 @@ def _to_float64(column: pa.Array) -> tuple[pa.Array, Bools]:
 
 
 def _to_string(column: pa.Array) -> tuple[pa.Array, Bools]:
-    none = np.zeros(len(column), bool)
     try:
-        return (column.cast(pa.binary()) if pa.types.is_string(column.type) else column).cast(pa.string()), none
+        column = column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    if not _is_text(column):
         return pa.nulls(len(column), pa.string()), np.asarray(pc.is_valid(column))
-    bad = np.array([not _is_utf8(value) for value in column.cast(pa.binary()).to_pylist()])
-    return _only(column, ~bad).cast(pa.binary()).cast(pa.string()), bad
+    return column, np.asarray(pc.fill_null(pc.match_substring(column, UNREADABLE), False))
 
 
 def _to_ms(column: pa.Array, unit: str) -> tuple[pa.Array, Bools]:
@@ -566,13 +585,6 @@ def _iso_ms(text: str) -> int | None:
     if value.tzinfo is None:
         value = value.replace(tzinfo=datetime.UTC)
     return int((value - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(milliseconds=1))
-
-
-def _is_utf8(value: bytes | None) -> bool:
-    try:
-        return value is None or value.decode() is not None
-    except UnicodeDecodeError:
-        return False
 
 
 def _is_text(column: pa.Array) -> bool:
