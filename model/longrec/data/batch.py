@@ -12,6 +12,7 @@ Shape letters: R requests, T packed events, N packed targets, A action features 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -60,13 +61,15 @@ class RequestBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
         """Returns the batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return RequestBatch(**{k: None if v is None else v.to(device, non_blocking=non_blocking) for k, v in moved.items()})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> RequestBatch:
         """Returns the batch in page-locked host memory."""
-        pinned = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return RequestBatch(**{k: None if v is None else v.pin_memory() for k, v in pinned.items()})
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
+        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
     def validate(self, *, num_items: int | None = None) -> RequestBatch:
         """Returns self after checking shapes and offsets; called once, at the border.

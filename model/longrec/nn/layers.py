@@ -54,6 +54,9 @@ class FeatureEmbedding(nn.Module):
         id_dim, feature_dim: widths of one embedding of the two tables.
     """
 
+    id_starts: Tensor
+    other_starts: Tensor
+
     def __init__(self, features: Sequence[Feature], sizes: Sequence[int], *, id_dim: int, feature_dim: int) -> None:
         super().__init__()
         is_id = [feature.kind == "id" for feature in features]

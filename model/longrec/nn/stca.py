@@ -6,6 +6,8 @@ N packed targets, D width, H heads, M layers.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -50,9 +52,9 @@ class Layer(nn.Module):
                target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
         """Returns o_i; zeros for an empty history."""
         bias = None if self.gap_bias is None or gaps is None else self.gap_bias[gaps].to(encoded.dtype)
-        weights = (weight.to(encoded.dtype) for weight in (self.w_q, self.w_k, self.w_v))
-        inputs = AttentionInputs(queries.to(encoded.dtype), encoded, *weights, self.num_heads, event_offsets, target_offsets, bias)
-        return attend(inputs, self.order) @ self.w_o.to(encoded.dtype)
+        w_q, w_k, w_v, w_o = (weight.to(encoded.dtype) for weight in (self.w_q, self.w_k, self.w_v, self.w_o))
+        inputs = AttentionInputs(queries.to(encoded.dtype), encoded, w_q, w_k, w_v, self.num_heads, event_offsets, target_offsets, bias)
+        return attend(inputs, self.order) @ w_o
 
 
 class STCA(nn.Module):
@@ -86,7 +88,7 @@ class STCA(nn.Module):
 
     def encode_layer(self, index: int, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Returns X_i of the layer `index` (from 0)."""
-        layer = self.layers[index]
+        layer = self._layer(index)
         if self.chunk and events.shape[0] > self.chunk:
             return torch.cat([self._encode(layer, part) for part in events.split(self.chunk)])
         return self._encode(layer, events)
@@ -106,11 +108,13 @@ class STCA(nn.Module):
               target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
         """Returns z of every target over encoded histories: the half that depends on targets."""
         outputs: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
+        for index in range(len(self.layers)):
+            layer = self._layer(index)
             query = layer.query(self._fused(index, outputs, targets))
             outputs.append(layer.attend(query, encoded[index], event_offsets, target_offsets, gaps))
         z: Tensor = self.out(self.join(torch.cat([*outputs, targets.to(outputs[0].dtype)], dim=1)))
-        return z if self.out_norm is None else self.out_norm(z)
+        normed: Tensor = z if self.out_norm is None else self.out_norm(z)
+        return normed
 
     def _fused(self, index: int, outputs: list[Tensor], targets: Tensor) -> Tensor:
         if index == 0:
@@ -119,8 +123,10 @@ class STCA(nn.Module):
         fused: Tensor = self.fuse[index - 1](torch.cat([*seen, targets.to(seen[0].dtype)], dim=1))
         return fused
 
-    def _encode(self, layer: nn.Module, events: Tensor) -> Tensor:
-        assert isinstance(layer, Layer)
+    def _layer(self, index: int) -> Layer:
+        return cast("Layer", self.layers[index])
+
+    def _encode(self, layer: Layer, events: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             recomputed: Tensor = checkpoint(layer.encode, events, use_reentrant=False)
             return recomputed

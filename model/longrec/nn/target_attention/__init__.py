@@ -29,7 +29,7 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Tensor:
     if order == "auto":
         mean_targets = inputs.queries.shape[0] // max(inputs.target_offsets.numel() - 1, 1)
         order = choose(mean_targets, inputs.queries.shape[1], inputs.num_heads)
-    return (reference if order == "plain" else reordered).attend(inputs)
+    return reference.attend(inputs) if order == "plain" else reordered.attend(inputs)
 
 
 __all__ = ["AttentionInputs", "Order", "attend", "choose", "reference", "reordered"]

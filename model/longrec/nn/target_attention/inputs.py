@@ -42,11 +42,12 @@ class AttentionInputs:
         events, targets = self.event_offsets.tolist(), self.target_offsets.tolist()
         return list(zip(events[:-1], events[1:], targets[:-1], targets[1:], strict=True))
 
-    def bias_HL(self, start: int, end: int) -> Tensor:
+    def bias_of(self, start: int, end: int) -> Tensor:
         """Returns the bias of events start:end as [H, 1, L]; zeros when there is none."""
         if self.bias is None:
             return self.tokens.new_zeros((1, 1, 1))
-        return self.bias[start:end].t().unsqueeze(1)
+        bias_H1L: Tensor = self.bias[start:end].t().unsqueeze(1)
+        return bias_H1L
 
 
 def weights(logits: Float[Tensor, "H M L"]) -> Float[Tensor, "H M L"]:

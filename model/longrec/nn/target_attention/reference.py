@@ -25,6 +25,6 @@ def attend(inputs: AttentionInputs) -> Tensor:
         if start == end:
             outputs.append(inputs.queries.new_zeros((last - first, inputs.queries.shape[1])))
             continue
-        logits = inputs.scale * queries_HND[:, first:last] @ keys_HTD[:, start:end].transpose(1, 2) + inputs.bias_HL(start, end)
+        logits = inputs.scale * queries_HND[:, first:last] @ keys_HTD[:, start:end].transpose(1, 2) + inputs.bias_of(start, end)
         outputs.append((weights(logits) @ values_HTD[:, start:end]).transpose(0, 1).flatten(1))
     return torch.cat(outputs)

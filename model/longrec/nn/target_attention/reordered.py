@@ -27,7 +27,7 @@ def attend(inputs: AttentionInputs) -> Tensor:
             outputs.append(inputs.queries.new_zeros((last - first, inputs.queries.shape[1])))
             continue
         tokens = inputs.tokens[start:end]
-        mixed = _mix(lifted_HNW[:, first:last], tokens, inputs.scale, inputs.bias_HL(start, end))
+        mixed = _mix(lifted_HNW[:, first:last], tokens, inputs.scale, inputs.bias_of(start, end))
         outputs.append((mixed @ values_HWD).transpose(0, 1).flatten(1))
     return torch.cat(outputs)
 
@@ -36,4 +36,5 @@ def _mix(lifted_HMW: Tensor, tokens_LW: Tensor, scale: float, bias_HL: Tensor) -
     heads, targets, width = lifted_HMW.shape
     flat = lifted_HMW.reshape(heads * targets, width)
     logits = scale * (flat @ tokens_LW.t()).unflatten(0, (heads, targets)) + bias_HL
-    return (weights(logits).flatten(0, 1) @ tokens_LW).unflatten(0, (heads, targets))
+    mixed: Tensor = (weights(logits).flatten(0, 1) @ tokens_LW).unflatten(0, (heads, targets))
+    return mixed
