@@ -147,9 +147,10 @@ def _canonical(column: pa.Array) -> pa.Array:
     """Returns the column in its one form: dictionaries by first appearance, nothing hidden under nulls."""
     if pa.types.is_dictionary(column.type):
         encoded = column.dictionary_decode().dictionary_encode()
-        return pa.DictionaryArray.from_arrays(_canonical(encoded.indices), encoded.dictionary)
+        texts = encoded.dictionary if len(encoded.dictionary) else pa.array([], pa.string())  # an empty one may have offsets or none
+        return pa.DictionaryArray.from_arrays(_canonical(encoded.indices), texts)
     if not column.null_count:
-        return column
+        return pa.array(column.to_numpy())  # a slice would carry its neighbours up to the next 64 bytes
     missing = np.asarray(column.is_null())
     values = np.where(missing, 0, np.asarray(column.fill_null(0)))
     return pa.array(values, column.type, mask=missing)

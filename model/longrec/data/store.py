@@ -570,7 +570,8 @@ def _materialize(door: _Door) -> int:
     jobs = [("user_history", *span) for span in slices] + [(name, end, end) for name in sorted(online - {"user_history"})]
     for name, start, stop in jobs:
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             door.feast.materialize(_moment(start), _moment(stop), feature_views=[name])
         logger.debug("materialized %s: %s", name, printed.getvalue())
     return len(jobs)

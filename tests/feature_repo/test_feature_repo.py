@@ -1,0 +1,103 @@
+"""The feature repository with the real `feast` command: it applies by itself, and works on what was published."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longrec.config import DataConfig
+from longrec.data import features, history
+from longrec.data.store import OnlineStore, environment, publish
+from longrec.schema import planted
+from tests.longrec.data import random_log
+from tests.longrec.data.random_log import SCHEMA
+
+REPO = Path(__file__).parents[2] / "feature_repo"
+
+
+def feast(repo: Path, *arguments: str, **variables: str) -> str:
+    """Returns what the command printed, run in the repository as a person would."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("LONGREC_", "FEAST_"))}
+    home = repo.parents[1] / "home"
+    home.mkdir(exist_ok=True)
+    done = subprocess.run([Path(sys.executable).with_name("feast"), *arguments], cwd=repo, env={**clean, "HOME": str(home), **variables},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def build(folder: Path) -> Path:
+    """Returns feature tables of a random dataset."""
+    features.build(random_log.write(folder / "data").path, folder / "features", DataConfig())
+    return folder / "features"
+
+
+def assert_nothing_to_do(plan: str) -> None:
+    """Feast lists a view as updated once it was materialized (it compares time stamps), and tables that exist; nothing else may differ."""
+    lines = [line for line in plan.splitlines() if line.startswith(("Created", "Deleted", "Updated"))]
+    assert all(line.startswith(("Updated feature view user_", "Created sqlite table longrec_")) for line in lines), lines
+    paths = set(re.findall(r'uri: "(.*?)"', plan))
+    assert all(sum(path.endswith(name) for path in paths) <= 1 for name in ("user_history", "user_features.parquet"))
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A fresh copy of the repository's folder, with nothing beside it."""
+    return Path(shutil.copytree(REPO, tmp_path / "checkout" / "feature_repo", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def test_a_fresh_clone_from_apply_over_publish_to_materialize(clone: Path, tmp_path: Path) -> None:
+    """`feast apply` works by itself; publishing replaces what it made; then the command works on what was published."""
+    printed, home = feast(clone, "apply"), clone.parent / ".longrec"
+    for name in ("entity user", "entity item", "feature view user_history", "feature view user_features", "feature view item_features",
+                 "feature service ranker_v1"):
+        assert f"Created {name}" in printed
+    assert {path.name for path in (home / "feast").iterdir()} == {"registry.db", "online.db"}
+    assert {path.name for path in clone.parent.iterdir()} == {"feature_repo", ".longrec"}
+    assert tags_of(home) == {"schema": planted().fingerprint, "schema_name": "planted"}
+
+    publish(build(tmp_path), home, clone)
+    assert tags_of(home) == {"schema": SCHEMA.fingerprint, "schema_name": "random"}
+    assert_nothing_to_do(feast(clone, "plan"))
+    before, online = OnlineStore(home).fetch(range(20)), (home / "feast" / "online.db").resolve()
+    with contextlib.closing(sqlite3.connect(online)) as database:
+        database.execute("delete from longrec_user_history")
+        database.commit()
+    feast(clone, "materialize", "1970-01-01T00:00:00", "2100-01-01T00:00:00")
+    for mine, theirs in zip(OnlineStore(home).fetch(range(20)), before, strict=True):
+        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA) and mine.features == theirs.features
+    assert sum(answer.history.num_rows for answer in before) > 100
+
+
+def tags_of(home: Path) -> dict[str, str]:
+    """Returns the tags of the feature service in the registry file."""
+    from feast.protos.feast.core.Registry_pb2 import Registry
+
+    registry = Registry()
+    registry.ParseFromString((home / "feast" / "registry.db").read_bytes())
+    return dict(registry.feature_services[0].spec.tags)
+
+
+@pytest.mark.slow
+def test_the_command_works_on_another_home(clone: Path, tmp_path: Path) -> None:
+    publish(build(tmp_path), tmp_path / "elsewhere", clone)
+    assert_nothing_to_do(feast(clone, "plan", **environment(tmp_path / "elsewhere")))
+    feast(clone, "apply", **environment(tmp_path / "elsewhere"))
+    assert OnlineStore(tmp_path / "elsewhere").fetch([0])[0].history.num_rows > 0
+    assert not (clone.parent / ".longrec").exists()
+
+
+def test_the_repository_holds_one_file_of_declarations() -> None:
+    """`feast apply` imports every Python file below the folder."""
+    assert [path.name for path in REPO.rglob("*.py") if path.name != "__init__.py"] == ["definitions.py"]
+    imported = [line.split()[1] for line in (REPO / "definitions.py").read_text().splitlines() if line.startswith(("import ", "from "))]
+    assert {name for name in imported if name.split(".")[0] == "longrec"} == {"longrec.schema"}
+    assert {name.split(".")[0] for name in imported} == {"__future__", "os", "pathlib", "feast", "longrec"}

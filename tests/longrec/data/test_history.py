@@ -1,0 +1,162 @@
+"""The history codec: exact there and back, equal bytes for equal events, and nothing damaged gets through."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longrec.data import history
+from longrec.errors import DataError, LongrecError, SchemaMismatch
+from longrec.schema import Feature, Schema, Task
+
+SCHEMA = Schema(
+    name="codec", item=(Feature("item_id", "id"),), user=(), tasks=(Task("click"),), has_baskets=True,
+    event=(Feature("action", "category", "string"), Feature("seconds", "number", "float64"), Feature("source", "id")))
+INT64 = st.integers(-(2**63), 2**63 - 1)
+EVENT = st.tuples(INT64, st.integers(0, 6), st.one_of(st.none(), st.text(max_size=3)), st.one_of(st.none(), st.floats()),
+                  st.one_of(st.none(), INT64))
+
+
+def batch_of(rows: list[Any]) -> pa.RecordBatch:
+    """Returns events in order; times repeat, and every time is one basket."""
+    rows = sorted(rows, key=lambda row: row[1])
+    items, times, actions, seconds, sources = zip(*rows, strict=True) if rows else ((),) * 5
+    columns = {"item_id": pa.array(items, pa.int64()), "timestamp": pa.array(times, pa.int64()),
+               "event_seq": pa.array(range(len(rows)), pa.int64()), "basket_id": pa.array([time * 10 for time in times], pa.int64()),
+               "action": pa.array(actions, pa.string()), "seconds": pa.array(seconds, pa.float64()),
+               "source": pa.array(sources, pa.int64())}
+    return pa.record_batch(columns)
+
+
+def packed(count: int) -> bytes:
+    return history.pack(batch_of([(row, row, "view", 0.5, None) for row in range(count)]), SCHEMA)
+
+
+@given(st.lists(EVENT, max_size=40))
+def test_there_and_back_is_exact(rows: list[Any]) -> None:
+    events = batch_of(rows)
+    payload = history.pack(events, SCHEMA)
+    back = history.unpack(payload, SCHEMA)
+    assert repr(back.to_pydict()) == repr(events.to_pydict())  # repr: NaN equals NaN
+    assert back.schema.equals(history.arrow_schema(SCHEMA))
+    assert history.pack(back, SCHEMA) == payload
+
+
+@given(st.lists(EVENT, max_size=40), st.integers(0, 40), st.integers(0, 40))
+def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(rows: list[Any], start: int, length: int) -> None:
+    events = batch_of(rows)
+    view, unpacked = events.slice(min(start, len(rows)), length), history.unpack(history.pack(events, SCHEMA), SCHEMA)
+    alone = pa.RecordBatch.from_pylist(view.to_pylist(), schema=events.schema)
+    assert history.pack(view, SCHEMA) == history.pack(alone, SCHEMA) == history.pack(unpacked.slice(min(start, len(rows)), length), SCHEMA)
+
+
+@given(st.lists(EVENT, max_size=40), st.integers(-1, 8))
+def test_a_prefix_holds_exactly_the_events_strictly_before(rows: list[Any], moment: int) -> None:
+    events = history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA)
+    prefix = history.prefix_before(events, moment)
+    assert prefix.column("event_seq").to_pylist() == [row["event_seq"] for row in events.to_pylist() if row["timestamp"] < moment]
+    baskets, later = set(prefix.column("basket_id").to_pylist()), set(events.slice(prefix.num_rows).column("basket_id").to_pylist())
+    assert not baskets & later  # a basket is never split
+
+
+@given(st.integers(0, 20), st.integers(0, 25))
+def test_most_recent_keeps_the_end(count: int, length: int) -> None:
+    events = history.unpack(packed(count), SCHEMA)
+    assert history.most_recent(events, length).column("item_id").to_pylist() == list(range(count))[max(0, count - length):]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_damaged_payload_is_refused(data: st.DataObject) -> None:
+    payload = packed(5)
+    position = data.draw(st.integers(0, len(payload) - 1))
+    flipped = bytearray(payload)
+    flipped[position] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(DataError, match="not readable"):
+        history.unpack(bytes(flipped), SCHEMA)
+    with pytest.raises(DataError, match="not readable"):
+        history.unpack(payload[:position], SCHEMA)
+    with pytest.raises(DataError, match="not readable"):
+        history.unpack(data.draw(st.binary(max_size=64)), SCHEMA)
+
+
+def test_another_schema_is_refused() -> None:
+    other = dataclasses.replace(SCHEMA, name="other")
+    with pytest.raises(SchemaMismatch, match=f"{SCHEMA.fingerprint}.*{other.fingerprint} \\(other\\)"):
+        history.unpack(packed(3), other)
+
+
+def test_another_codec_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    history.arrow_schema.cache_clear()
+    monkeypatch.setattr(history, "CODEC_VERSION", "2")
+    payload = packed(3)
+    history.arrow_schema.cache_clear()
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="found 2; expected 1"):
+        history.unpack(payload, SCHEMA)
+
+
+def test_unpack_does_not_copy() -> None:
+    payload = pa.py_buffer(packed(1000))
+    buffer = history.unpack(payload, SCHEMA).column("timestamp").buffers()[1]
+    assert payload.address <= buffer.address < payload.address + payload.size
+
+
+def test_any_arrow_reader_reads_a_payload() -> None:
+    table = pa.ipc.open_stream(packed(4)).read_all()
+    assert table.column("item_id").to_pylist() == [0, 1, 2, 3]
+    assert table.schema.metadata == {b"longrec.history": b"1", b"longrec.schema": SCHEMA.fingerprint.encode()}
+
+
+def test_no_events() -> None:
+    nothing = history.empty(SCHEMA)
+    assert history.unpack(history.pack(nothing, SCHEMA), SCHEMA).equals(nothing)
+    assert history.prefix_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
+    assert history.joined([], SCHEMA).equals(nothing) and history.joined([nothing, nothing], SCHEMA).equals(nothing)
+
+
+@given(st.lists(st.lists(EVENT, max_size=6), max_size=6))
+def test_joined_histories_are_their_events_in_turn(groups: list[list[Any]]) -> None:
+    parts = [history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA) for rows in groups]
+    joined = history.joined(parts, SCHEMA)
+    assert repr(joined.to_pylist()) == repr([row for part in parts for row in part.to_pylist()])
+
+
+def test_times_with_a_zone_become_milliseconds() -> None:
+    events = batch_of([(1, 3, None, None, None)])
+    stamped = events.set_column(1, "timestamp", events.column(1).view(pa.timestamp("ms", "UTC")))
+    assert history.pack(stamped, SCHEMA) == history.pack(events, SCHEMA)
+
+
+@pytest.mark.parametrize(("position", "column", "message"), [
+    (0, None, "lack the column 'item_id'"),
+    (0, pa.array(["a"]), "'item_id' of the events has the wrong type"),
+    (1, pa.array([None], pa.int64()), "'timestamp' of the events must not hold nulls"),
+    (4, pa.array([1.5]), "'action' of the events has the wrong type"),
+])
+def test_wrong_columns_are_named(position: int, column: pa.Array | None, message: str) -> None:
+    events = batch_of([(1, 3, "view", None, None)])
+    name = events.schema.names[position]
+    wrong = events.remove_column(position) if column is None else events.set_column(position, name, column)
+    with pytest.raises(DataError, match=message):
+        history.pack(wrong, SCHEMA)
+
+
+def test_events_out_of_order_are_refused() -> None:
+    events = batch_of([(1, 3, None, None, None), (2, 3, None, None, None), (3, 4, None, None, None)])
+    for rows in ([2, 0, 1], [1, 0, 2]):  # by time, by sequence
+        with pytest.raises(DataError, match="not in order"):
+            history.pack(events.take(pa.array(rows)), SCHEMA)
+
+
+def test_every_error_is_one_a_user_can_mend() -> None:
+    for payload in (b"", b"LRH1", b"\x00" * 100, packed(2)[:-1], np.arange(9, dtype=np.uint8).tobytes()):
+        with pytest.raises(LongrecError) as caught:
+            history.unpack(payload, SCHEMA)
+        assert "Publish the features again" in str(caught.value)
