@@ -33,13 +33,13 @@ def test_no_checkout_anywhere_is_an_error_that_says_what_to_do(monkeypatch: pyte
     monkeypatch.delenv("LONGREC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "__file__", str(tmp_path / "site-packages" / "longrec" / "run.py"))
-    with pytest.raises(run.CheckoutError, match="no checkout of longrec was found.*LONGREC_ROOT"):
+    with pytest.raises(run.CheckoutError, match=r"no checkout of longrec was found.*LONGREC_ROOT"):
         run.find_root()
 
 
 def test_a_room_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
-    with pytest.raises(run.CheckoutError, match="no module pipelines.absent.*pip install"):
+    with pytest.raises(run.CheckoutError, match=r"no module pipelines\.absent.*pip install"):
         run.room("pipelines.absent")
 
 
