@@ -61,8 +61,8 @@ def pick(whole: RequestBatch, requests: list[int], targets: dict[int, list[int]]
         num_events.append(end - start)
         num_targets.append(len(chosen))
     e, t, r = (torch.tensor(index, dtype=torch.int64) for index in (events, rows, requests))
-    return RequestBatch(whole.event_items[e], whole.event_features[e], whole.event_timestamps[e], offsets(num_events), whole.target_items[t],
-                        offsets(num_targets), whole.user_features[r], whole.request_timestamps[r],
+    return RequestBatch(whole.event_items[e], whole.event_features[e], whole.event_timestamps[e], offsets(num_events),
+                        whole.target_items[t], offsets(num_targets), whole.user_features[r], whole.request_timestamps[r],
                         None if whole.labels is None else whole.labels[t])
 
 
