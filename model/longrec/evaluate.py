@@ -76,7 +76,7 @@ class EvaluationReport:
         bayes: best possible AUC by length where the data set knows it; bayes_full: with every event.
         num_requests, num_targets, num_users: of the evaluated sample.
         served_length: length of the metrics; longest_history: events of the longest history in the sample.
-        parity_error: largest difference of a probability between batches and raw rows.
+        parity_error: largest difference of a probability between batches and raw rows; None when a score is not finite.
         seconds: wall time.
         path: directory with metrics.json, predictions.parquet and report.html.
     """
@@ -94,7 +94,7 @@ class EvaluationReport:
     num_users: int
     served_length: int
     longest_history: int
-    parity_error: float
+    parity_error: float | None
     seconds: float
     path: str
 
@@ -233,13 +233,13 @@ class Popularity:
         return name, found[name]
 
 
-def judge(measured: Measurement, gain: Estimate, parity: float, gate: GateConfig) -> Verdict:
+def judge(measured: Measurement, gain: Estimate, parity: float | None, gate: GateConfig) -> Verdict:
     """Returns the verdict of the gate on one task; a metric that is not defined breaks its criterion.
 
     Args:
         measured: of the ranker at the served length.
         gain: of its AUC over popularity.
-        parity: largest difference of a probability between the two ways to score.
+        parity: largest difference of a probability between the two ways to score; None when a score is not finite.
         gate: the bounds.
     """
     auc, ratio = measured.estimate("auc"), measured.estimate("calibration")
@@ -249,20 +249,23 @@ def judge(measured: Measurement, gain: Estimate, parity: float, gate: GateConfig
         _criterion("calibration", "The calibration (mean score over mean label)", ratio, low=gate.min_calibration,
                    high=gate.max_calibration),
         _criterion("max_parity_error", "The largest difference of a probability between batches and raw rows",
-                   Estimate(parity if np.isfinite(parity) else None, reason="a score is not finite"), high=gate.max_parity_error,
+                   Estimate(parity, reason="a score is not finite"), high=gate.max_parity_error,
                    form=".2g"),
     )
     broken = tuple(entry["sentence"] for entry in criteria if not entry["passed"])
     return Verdict(not broken, broken or tuple(entry["sentence"] for entry in criteria), criteria)
 
 
-def parity_error(scorer: Scorer, histories: Histories, sample: Sample, scores: Array, length: int, seed: int) -> float:
-    """Returns the largest difference of a probability between `scores` and the scores of the raw rows of a few requests."""
+def parity_error(scorer: Scorer, histories: Histories, sample: Sample, scores: Array, length: int, seed: int) -> float | None:
+    """Returns the largest difference of a probability between `scores` and the scores of the raw rows of a few requests.
+
+    None when a score is not finite.
+    """
     chosen = np.random.default_rng(seed).permutation(sample.requests)[:PARITY_REQUESTS]
     rows = [histories_rows(histories, int(request)) for request in chosen]
     again = scorer.score(rows, length)
     errors = [np.abs(scores[sample.owners == request] - answer).max() for request, answer in zip(chosen, again, strict=True)]
-    return float(np.max(errors))
+    return float(np.max(errors)) if np.isfinite(errors).all() else None
 
 
 def histories_rows(histories: Histories, request: int) -> RequestRows:
@@ -285,7 +288,7 @@ def _point(sample: Sample, scores: Array) -> Row:
     return {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "logloss": measured.estimate("logloss").value}
 
 
-def _assemble(histories: Histories, sample: Sample, scores: Array, curve: list[Row], popular: Popularity, parity: float,
+def _assemble(histories: Histories, sample: Sample, scores: Array, curve: list[Row], popular: Popularity, parity: float | None,
               config: EvaluateConfig, gate: GateConfig) -> EvaluationReport:
     tasks = histories.schema.task_names
     measured = [metrics.measure(sample.labels[:, k], scores[:, k], sample.resamples) for k in range(len(tasks))]

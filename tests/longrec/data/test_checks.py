@@ -199,7 +199,8 @@ DATASET_FAULTS = {
 
 SLOW_DATASET_FAULTS = {
     "a null user", "a null time", "a time before 1970", "a user in two places", "a label of an event that is 2", "events lost",
-    "a null label", "a label that is 2", "targets with unknown items", "an item twice", "a null user feature", "no users", "a column of another type"}
+    "a null label", "a label that is 2", "targets with unknown items", "an item twice", "a null user feature", "no users",
+    "a column of another type"}
 """Slow as one of many: each is a run of Great Expectations."""
 
 
@@ -334,7 +335,8 @@ HISTORY_FAULTS = {
     "a null label": ("targets", lambda t: _put(t, "buy", 3, None), "labels are 0 or 1", ""),
     "a null target": ("targets", lambda t: _put(t, "item_id", 3, None), "no target is without an item", ""),
     "unknown targets": ("targets", lambda t: _put(t, "item_id", np.arange(90), 777), "few of the targets have an item that is not", ""),
-    "training labels that are all 1": ("targets", lambda t: _put(t, "click", np.arange(t.num_rows * 2 // 3), 1), "rate of click in train", ""),
+    "training labels that are all 1": ("targets", lambda t: _put(t, "click", np.arange(t.num_rows * 2 // 3), 1),
+                                       "rate of click in train", ""),
     "features that came back null": ("items", lambda t: _put(t, "topic", np.arange(NUM_ITEMS), None), "topic is seldom null",
                                      "item 0"),
     "user features that came back null": ("users", lambda t: _put(t, "region", 4, None), "region is never null", "user 4"),
