@@ -4,12 +4,14 @@
     action features a--+-- fusion --> x (events) -------^              |-- [z ; user ; target ; context] --> RankMixer --> logits
     user features ------------------------------------------- user ----+
     hour and weekday of the request ------------------------- context -+
+
+Shape letters: R requests, T packed events, N packed targets, D width, K tasks, I items, F item features.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
-from longrec.nn.layers import NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets
+from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA
 from longrec.schema import Schema
@@ -28,11 +30,11 @@ HOUR_MS, HOURS, DAYS = 3_600_000, 24, 7
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RankerOutput:
-    """Logits of a batch.
+    """Logits of a batch, at least float32.
 
     Args:
-        logits: float [N, K].
-        aux_logits: float [N, K] from z alone, for the auxiliary loss; None without it.
+        logits: [N, K].
+        aux_logits: [N, K] from z alone, for the auxiliary loss (arXiv 2609.01240); None without it.
         aux_weight: of the auxiliary loss.
     """
 
@@ -44,14 +46,19 @@ class RankerOutput:
 class Ranker(nn.Module):
     """STCA over the history, RankMixer head, one logit per task.
 
-    Event token x = e + SwiGLUFFN([e ; a]), e the item part and a the action part (arXiv 2609.08443, appendix D); target token
-    x_t = e. The length of the history enters nowhere: it would not extrapolate.
+    Event token x = e + SwiGLUFFN([e ; a]) with e the item part and a the action part (arXiv 2609.08443, appendix D), or e + a
+    without `fusion`; target token x_t = e. The length of a history enters nowhere, since it would not extrapolate. Items are
+    embedded and projected once per event, not once per distinct item: that costs less than 3 % of a layer's FFN, about as
+    much as finding the distinct ones.
 
     Args:
         config: sizes and options.
         schema: of the features and tasks.
         sizes: rows of each feature's table, by group (Encoder.sizes).
         item_table: int [num_items + 1, F], indices of the item features; row 0 is the unknown item.
+
+    Raises:
+        DataError: the item table or the sizes do not fit the schema.
     """
 
     item_table: Tensor
@@ -61,31 +68,53 @@ class Ranker(nn.Module):
         width, dims = config.width, {"id_dim": config.id_dim, "feature_dim": config.feature_dim}
         self.register_buffer("item_table", item_table.to(torch.int32))
         self.items = FeatureEmbedding(schema.item, sizes["item"], **dims)
+        self.items.check(item_table, "the item table")
         self.actions = FeatureEmbedding(schema.event, sizes["event"], **dims)
         self.users = FeatureEmbedding(schema.user, sizes["user"], **dims)
-        self.item_part = nn.Linear(self.items.out_width, width, bias=False)
-        self.gap = nn.Embedding(NUM_GAP_BUCKETS, config.feature_dim) if config.recency == "token" else None
-        self.action_part = nn.Linear(self.actions.out_width + (config.feature_dim if self.gap is not None else 0), width)
+        self.gap = _embedding(NUM_GAP_BUCKETS, config.feature_dim) if config.recency == "token" else None
+        self.item_part = linear(self.items.out_width, width)
+        self.action_part = linear(self.actions.out_width + (0 if self.gap is None else config.feature_dim), width, bias=True)
         self.fusion = SwiGLUFFN(width, config.ffn_ratio, in_width=2 * width) if config.fusion else None
         self.stca = STCA(config)
-        self.user_part = nn.Linear(self.users.out_width, width)
-        self.hour, self.day = nn.Embedding(HOURS, width), nn.Embedding(DAYS, width)
+        self.user_part = linear(self.users.out_width, width, bias=True)
+        self.hour, self.day = _embedding(HOURS, width), _embedding(DAYS, width)
         self.mixer = RankMixer(config.mixer_layers, NUM_MIXER_TOKENS, width, config.ffn_ratio)
-        self.head = nn.Linear(width, len(schema.tasks))
-        self.aux_head = nn.Linear(width, len(schema.tasks)) if config.aux_loss_weight else None
-        for linear in (self.item_part, self.action_part):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        self.head = linear(width, len(schema.tasks), bias=True)
+        self.aux_head = linear(width, len(schema.tasks), bias=True) if config.aux_loss_weight else None
         self.recency, self.aux_loss_weight = config.recency, config.aux_loss_weight
 
     def forward(self, batch: RequestBatch) -> RankerOutput:
         """Returns the logits of all targets, in their order."""
-        gaps = self.gaps(batch)
-        target_tokens = self.item_tokens(batch.target_items)
-        z = self.stca(target_tokens, self.event_tokens(batch, gaps), batch.event_offsets, batch.target_offsets, gaps)
-        return self.head_output(batch, target_tokens, z)
+        gaps, targets = self.gaps(batch), self.item_tokens(batch.target_items)
+        z = self.stca(targets, self.event_tokens(batch, gaps), batch.event_offsets, batch.target_offsets, gaps)
+        return self._output(batch, targets, z)
+
+    def encode(self, batch: RequestBatch) -> list[Tensor]:
+        """Returns X_1 ... X_M of the events, each [T, D]; targets are not read.
+
+        A row depends on its own event alone, so that it can be kept and appended to, except with `recency: token`, where
+        it also depends on the moment of its request.
+        """
+        return self.stca.encode(self.event_tokens(batch, self.gaps(batch)))
+
+    def score(self, batch: RequestBatch, encoded: Iterable[Tensor]) -> RankerOutput:
+        """Returns the logits of all targets over encoded events; `score(batch, encode(batch))` equals `forward(batch)`."""
+        targets = self.item_tokens(batch.target_items)
+        z = self.stca.score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch))
+        return self._output(batch, targets, z)
+
+    def check(self, batch: RequestBatch) -> None:
+        """Passes when every index of the batch is within its table; for the border, since it waits for the device.
+
+        Raises:
+            DataError: an index is outside its table, or offsets do not fit.
+        """
+        batch.validate(num_items=self.item_table.shape[0])
+        self.actions.check(batch.event_features, "event features")
+        self.users.check(batch.user_features, "user features")
 
     def gaps(self, batch: RequestBatch) -> Int[Tensor, " T"] | None:
-        """Returns the time-gap bucket of each event, or None where recency is not used."""
+        """Returns the time-gap bucket of each event, or None with `recency: none`."""
         if self.recency == "none":
             return None
         moments = batch.request_timestamps.repeat_interleave(batch.event_offsets.diff(), output_size=batch.num_events)
@@ -97,24 +126,32 @@ class Ranker(nn.Module):
         return tokens
 
     def event_tokens(self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "T D"]:
-        """Returns x of every event; depends on the request's moment only with `recency: token`."""
+        """Returns x of every event; the gaps are part of it only with `recency: token`."""
         items, actions = self.item_tokens(batch.event_items), self.actions(batch.event_features)
         if self.gap is not None and gaps is not None:
             actions = torch.cat([actions, self.gap(gaps)], dim=1)
-        acted = self.action_part(actions)
-        if self.fusion is None:
-            summed: Tensor = items + acted
-            return summed
-        fused: Tensor = items + self.fusion(torch.cat([items, acted], dim=1))
-        return fused
+        acted: Tensor = self.action_part(actions)
+        if self.fusion is not None:
+            acted = self.fusion(torch.cat([items, acted], dim=1))
+        return items + acted
 
-    def head_output(self, batch: RequestBatch, target_tokens: Float[Tensor, "N D"], z: Float[Tensor, "N D"]) -> RankerOutput:
-        """Returns the logits from z and the tokens of target, user and context."""
-        counts = batch.target_offsets.diff()
+    def _output(self, batch: RequestBatch, targets: Tensor, z: Tensor) -> RankerOutput:
+        """Returns the logits from z and the tokens of user, target and context."""
         hours = batch.request_timestamps.div(HOUR_MS, rounding_mode="floor")
         context = self.hour(hours.remainder(HOURS)) + self.day(hours.div(HOURS, rounding_mode="floor").remainder(DAYS))
-        user = self.user_part(self.users(batch.user_features).to(context.dtype))
-        shared = torch.stack([user, context.to(user.dtype)], dim=1).repeat_interleave(counts, dim=0, output_size=batch.num_targets)
-        tokens = torch.stack([z.to(user.dtype), shared[:, 0], target_tokens.to(user.dtype), shared[:, 1]], dim=1)
-        logits = self.head(self.mixer(tokens)).float() if user.dtype != torch.float64 else self.head(self.mixer(tokens))
-        return RankerOutput(logits, None if self.aux_head is None else self.aux_head(z), self.aux_loss_weight)
+        user = self.user_part(self.users(batch.user_features))
+        counts = batch.target_offsets.diff()
+        user, context = (part.repeat_interleave(counts, dim=0, output_size=batch.num_targets) for part in (user, context))
+        logits = _at_least_float32(self.head(self.mixer(torch.stack([z, user, targets, context], dim=1))))
+        aux_logits = None if self.aux_head is None else _at_least_float32(self.aux_head(z))
+        return RankerOutput(logits, aux_logits, self.aux_loss_weight)
+
+
+def _embedding(num_rows: int, dim: int) -> nn.Embedding:
+    table = nn.Embedding(num_rows, dim)
+    nn.init.normal_(table.weight, std=FEATURE_STD)
+    return table
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,27 +1,37 @@
-"""STCA: stacked target-to-history cross attention. The target is the only query; cost is linear in the history.
+"""STCA: stacked target-to-history cross attention. Targets are the only queries; cost is linear in the history.
 
-The encoding of the history is free of targets: `encode_layer` reads events alone. Shape letters: R requests, T packed events,
-N packed targets, D width, H heads, M layers.
+    X (events) --LN(SwiGLUFFN_i)--> X_i          target-free, each row from its own event: `encode`
+    x_t --> q_1 --attend X_1--> o_1 --+
+    [o_1 | x_t] --> q_2 --attend X_2--> o_2 --+  per target, linear in the events: `score`
+    [o_1 | o_2 | x_t] --> z
+
+Shape letters: R requests, T packed events, N packed targets, D width, H heads, M layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from longrec.config import ModelConfig
-from longrec.nn.layers import NUM_GAP_BUCKETS, SwiGLUFFN
-from longrec.nn.target_attention import AttentionInputs, attend
+from longrec.nn.layers import NUM_GAP_BUCKETS, SwiGLUFFN, linear
+from longrec.nn.target_attention import AttentionInputs, Segments, attend
 
 
 class Layer(nn.Module):
-    """One layer: X_i = LN(SwiGLUFFN_i(X)); attention of q_i over X_i; o_i of width D.
+    """One layer: the encoding X_i = LN(SwiGLUFFN_i(X)), the query q_i and the attention output o_i.
 
-    Source: arXiv 2511.06077, STCA. With share_ffn the query's FFN and norm are those of the history (the literal reading).
+    With `share_ffn` the query passes the FFN and norm of the history (the literal reading). W_K starts equal to W_Q: a query
+    then looks, before any training, for events that are encoded like its own target; from independent ones the planted world
+    is learned some five times slower, or not at all (docs/log.md).
+
+    Source: arXiv 2511.06077, STCA.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,10 +40,8 @@ class Layer(nn.Module):
         self.ffn, self.norm = SwiGLUFFN(width, config.ffn_ratio), nn.LayerNorm(width)
         self.query_ffn = None if config.share_ffn else SwiGLUFFN(width, config.ffn_ratio)
         self.query_norm = None if config.share_ffn else nn.LayerNorm(width)
-        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Parameter(torch.empty(width, width)) for _ in range(4))
-        for weight in (self.w_q, self.w_v, self.w_o):
-            nn.init.orthogonal_(weight)
-        self.w_k.data.copy_(self.w_q.data)  # a query starts out looking for events like its own target
+        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Parameter(nn.init.orthogonal_(torch.empty(width, width))) for _ in range(4))
+        self.w_k.data.copy_(self.w_q.data)
         self.gap_bias = nn.Parameter(torch.zeros(NUM_GAP_BUCKETS, config.num_heads)) if config.recency == "bias" else None
         self.num_heads, self.order = config.num_heads, config.attention
 
@@ -43,76 +51,69 @@ class Layer(nn.Module):
         return encoded
 
     def query(self, mixed: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Returns q_i of the fused query input."""
-        ffn, norm = (self.ffn, self.norm) if self.query_ffn is None or self.query_norm is None else (self.query_ffn, self.query_norm)
-        encoded: Tensor = norm(ffn(mixed))
-        return encoded
+        """Returns q_i of x_t or of the fused former outputs."""
+        if self.query_ffn is None or self.query_norm is None:
+            return self.encode(mixed)
+        separate: Tensor = self.query_norm(self.query_ffn(mixed))
+        return separate
 
-    def attend(self, queries: Float[Tensor, "N D"], encoded: Float[Tensor, "T D"], event_offsets: Int[Tensor, " R1"],
-               target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
+    def attend(self, queries: Float[Tensor, "N D"], encoded: Float[Tensor, "T D"], segments: Segments,
+               gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
         """Returns o_i; zeros for an empty history."""
-        bias = None if self.gap_bias is None or gaps is None else self.gap_bias[gaps].to(encoded.dtype)
-        w_q, w_k, w_v, w_o = (weight.to(encoded.dtype) for weight in (self.w_q, self.w_k, self.w_v, self.w_o))
-        inputs = AttentionInputs(queries.to(encoded.dtype), encoded, w_q, w_k, w_v, self.num_heads, event_offsets, target_offsets, bias)
-        return attend(inputs, self.order) @ w_o
+        bias = None if self.gap_bias is None or gaps is None else functional.embedding(gaps, self.gap_bias)
+        inputs = AttentionInputs(queries, encoded, self.w_q, self.w_k, self.w_v, self.num_heads, segments, bias)
+        return attend(inputs, self.order) @ self.w_o
 
 
 class STCA(nn.Module):
-    """z of every target: M layers, each from the raw event tokens, queries fused from all former outputs.
+    """z of every target: M layers that all read the raw event tokens, queries fused from all former outputs.
 
     q_1 = LN(SwiGLUFFN_1(x_t)); q_{i+1} = LN(SwiGLUFFN_{i+1}([o_1 | ... | o_i | x_t] W_C)); z = SwiGLUFFN([o_1 | ... | o_M | x_t] W_Z).
+    Bias-free, no residual, no dropout.
 
-    Args:
-        config: sizes and flags.
-        chunk: events encoded at a time; 0 for all at once. recompute: whether encodings are computed anew in the backward pass.
+    Attributes (they change speed and memory, never values, and are not part of a model):
+        chunk: events encoded at a time; 0 for all at once.
+        recompute: whether the backward pass encodes anew instead of keeping the FFN's hidden rows.
 
-    Source: arXiv 2511.06077, STCA; bias-free, no residual, no dropout.
+    Source: arXiv 2511.06077, STCA.
     """
 
-    def __init__(self, config: ModelConfig, *, chunk: int = 0, recompute: bool = False) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, depth = config.width, config.num_layers
         self.layers = nn.ModuleList(Layer(config) for _ in range(depth))
-        parts = [i + 1 if config.query_fusion else 2 for i in range(1, depth)]
-        self.fuse = nn.ModuleList(nn.Linear(number * width, width, bias=False) for number in parts)
-        self.join = nn.Linear((depth + 1) * width, width, bias=False)
-        for linear in (*self.fuse, self.join):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        seen = [number if config.query_fusion else 1 for number in range(1, depth)]
+        self.fuse = nn.ModuleList(linear((number + 1) * width, width) for number in seen)
+        self.join = linear((depth + 1) * width, width)
         self.out = SwiGLUFFN(width, config.ffn_ratio)
         self.out_norm = nn.LayerNorm(width) if config.output_norm else None
-        self.query_fusion, self.chunk, self.recompute = config.query_fusion, chunk, recompute
-
-    def encode(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
-        """Returns X_1 ... X_M, each [T, D]: the target-free half, computed once a request and cacheable."""
-        return [self.encode_layer(i, events) for i in range(len(self.layers))]
-
-    def encode_layer(self, index: int, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Returns X_i of the layer `index` (from 0)."""
-        layer = self._layer(index)
-        if self.chunk and events.shape[0] > self.chunk:
-            return torch.cat([self._encode(layer, part) for part in events.split(self.chunk)])
-        return self._encode(layer, events)
+        self.query_fusion, self.chunk, self.recompute = config.query_fusion, 0, False
 
     def forward(self, targets: Float[Tensor, "N D"], events: Float[Tensor, "T D"], event_offsets: Int[Tensor, " R1"],
                 target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
-        """Returns z of every target.
+        """Returns z of every target; `score` of `encode`, one layer's encoding at a time.
 
         Args:
-            targets: x_t. events: X, raw event tokens, oldest first within a request.
+            targets: x_t.
+            events: X, raw event tokens, the requests one after another.
             event_offsets, target_offsets: int64 [R+1].
             gaps: bucket of the time gap of each event, for `recency: bias`.
         """
-        return self.score(targets, self.encode(events), event_offsets, target_offsets, gaps)
+        return self.score(targets, self._encodings(events), event_offsets, target_offsets, gaps)
 
-    def score(self, targets: Float[Tensor, "N D"], encoded: list[Tensor], event_offsets: Int[Tensor, " R1"],
+    def encode(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
+        """Returns X_1 ... X_M, each [T, D]: the target-free half, which a cache can keep per event."""
+        return list(self._encodings(events))
+
+    def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Tensor], event_offsets: Int[Tensor, " R1"],
               target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
-        """Returns z of every target over encoded histories: the half that depends on targets."""
+        """Returns z of every target over encoded histories; arguments as in `forward`, `encoded` as `encode` returns it."""
+        segments = Segments.of(event_offsets, target_offsets)
         outputs: list[Tensor] = []
-        for index in range(len(self.layers)):
-            layer = self._layer(index)
+        for index, (layer, events) in enumerate(zip(self._layers(), encoded, strict=True)):
             query = layer.query(self._fused(index, outputs, targets))
-            outputs.append(layer.attend(query, encoded[index], event_offsets, target_offsets, gaps))
-        z: Tensor = self.out(self.join(torch.cat([*outputs, targets.to(outputs[0].dtype)], dim=1)))
+            outputs.append(layer.attend(query, events, segments, gaps))
+        z: Tensor = self.out(self.join(torch.cat([*outputs, targets], dim=1)))
         normed: Tensor = z if self.out_norm is None else self.out_norm(z)
         return normed
 
@@ -120,28 +121,21 @@ class STCA(nn.Module):
         if index == 0:
             return targets
         seen = outputs if self.query_fusion else outputs[-1:]
-        fused: Tensor = self.fuse[index - 1](torch.cat([*seen, targets.to(seen[0].dtype)], dim=1))
+        fused: Tensor = self.fuse[index - 1](torch.cat([*seen, targets], dim=1))
         return fused
 
-    def _layer(self, index: int) -> Layer:
-        return cast("Layer", self.layers[index])
+    def _encodings(self, events: Tensor) -> Iterator[Tensor]:
+        """Yields X_i layer by layer, so that scoring without gradients holds one of them at a time."""
+        parts = events.split(self.chunk) if self.chunk else (events,)
+        for layer in self._layers():
+            encoded = [self._encode(layer, part) for part in parts]
+            yield encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+
+    def _layers(self) -> list[Layer]:
+        return [cast("Layer", layer) for layer in self.layers]
 
     def _encode(self, layer: Layer, events: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             recomputed: Tensor = checkpoint(layer.encode, events, use_reentrant=False)
             return recomputed
         return layer.encode(events)
-
-
-def flops(config: ModelConfig, num_events: int, num_targets: int) -> int:
-    """Returns the matrix FLOPs of the history-dependent part of one forward pass of one request (two per multiply-add).
-
-    Per layer: FFN 6 r L d^2; attention plain 4 L d^2 + 4 L d m, reordered 4 L d h m (spec section 2).
-    """
-    from longrec.nn.target_attention import choose
-
-    length, width, heads = num_events, config.width, config.num_heads
-    order = config.attention if config.attention != "auto" else choose(num_targets, width, heads)
-    plain = 4 * length * width**2 + 4 * length * width * num_targets
-    attention = plain if order == "plain" else 4 * length * width * heads * num_targets
-    return config.num_layers * (6 * config.ffn_ratio * length * width**2 + attention)

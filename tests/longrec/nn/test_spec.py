@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from longrec import losses
 from longrec.config import ModelConfig, TrainConfig
 from longrec.nn import stca
+from longrec.nn.flops import stca_flops
 from longrec.nn.layers import gap_buckets
 from longrec.nn.ranker import Ranker
-from longrec.nn.target_attention import AttentionInputs, attend, choose
+from longrec.nn.target_attention import AttentionInputs, Segments, attend, choose
 
 sys.path.insert(0, str(Path(__file__).parent))
 import worlds
@@ -50,11 +51,11 @@ def test_1_reordered_equals_plain_with_all_gradients(lengths: list[int], targets
     if biased:
         tensors["bias"] = torch.randn((events, heads), dtype=torch.float64)
     upstream = torch.randn((rows, width), dtype=torch.float64)
+    segments = Segments.of(worlds.offsets(lengths), worlds.offsets([targets] * len(lengths)))
     results = []
     for order in ("plain", "reordered"):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
-        output = attend(AttentionInputs(**leaves, num_heads=heads, event_offsets=worlds.offsets(lengths),  # type: ignore[arg-type]
-                                        target_offsets=worlds.offsets([targets] * len(lengths))), order)  # type: ignore[arg-type]
+        output = attend(AttentionInputs(**leaves, num_heads=heads, segments=segments), order)  # type: ignore[arg-type]
         if output.requires_grad:  # no event at all: constant zeros
             output.backward(upstream)
         results.append([output.detach(), *(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves.values())])
@@ -124,8 +125,8 @@ def test_2_the_stack_is_the_text(recency: str, flags: dict[str, object], attenti
 
 
 def test_2_gap_buckets_are_log2_of_seconds() -> None:
-    gaps_ms = torch.tensor([-5, 0, 999, 1000, 2999, 3000, 6999, 7000, 2**62])
-    assert gap_buckets(gaps_ms, torch.zeros(9, dtype=torch.int64)).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 31]
+    gaps_ms = torch.tensor([-5, 0, 999, 1000, 1999, 2000, 3999, 4000, 86_400_000, 2**62])
+    assert gap_buckets(gaps_ms, torch.zeros(10, dtype=torch.int64)).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 17, 31]
 
 
 # 3
@@ -261,7 +262,8 @@ def test_9_counted_flops_follow_the_formula_and_are_linear(attention: str) -> No
             model(torch.randn(targets, 64), torch.randn(length, 64), worlds.offsets([length]), worlds.offsets([targets]))
         counted[length] = counter.get_total_flops()
     for length in (500, 1000, 2000):
-        assert counted[length] - counted[0] == pytest.approx(stca.flops(config, length, targets), rel=0.01)
+        history = stca_flops(config, length, targets)
+        assert counted[length] - counted[0] == pytest.approx(history.encode + history.attend, rel=0.01)
     assert counted[2000] - counted[1000] == 2 * (counted[1000] - counted[500])
 
 
@@ -279,7 +281,5 @@ def test_11_serving_length_is_no_weight_and_cached_encodings_score_the_same() ->
             # each event encoded on its own, at another time, as a cache holds it
             alone = [model.stca.encode(row[None]) for row in model.event_tokens(whole, None)]
             cached = [torch.cat(parts)[index] for parts in zip(*alone, strict=True)]
-            targets = model.item_tokens(shorter.target_items)
-            z = model.stca.score(targets, cached, shorter.event_offsets, shorter.target_offsets, model.gaps(shorter))
-            close(model.head_output(shorter, targets, z).logits, model(shorter).logits)
+            close(model.score(shorter, cached).logits, model(shorter).logits)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""What every order of target-to-history attention reads."""
+"""What every order of target-to-history attention reads. Shape letters: R requests, T packed events, N packed targets, D width, H heads."""
 
 from __future__ import annotations
 
@@ -10,16 +10,42 @@ from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class AttentionInputs:
-    """Queries, history tokens and projections of one layer, packed by request (see longrec.data.batch).
+class Segments:
+    """Which events and targets belong to which request (see longrec.data.batch for the picture).
 
     Args:
-        queries: [N, D], one row a target.
-        tokens: [T, D], X_i, encoded events.
-        w_q, w_k, w_v: [D, D], applied as x @ w; head j owns columns j*d_h:(j+1)*d_h.
-        num_heads: H; divides D.
         event_offsets, target_offsets: int64 [R+1].
-        bias: [T, H], added to the logits of each head, or None.
+        num_events, num_targets: the same as counts per request, on the host: read once a batch, not once a layer.
+    """
+
+    event_offsets: Int[Tensor, " R1"]
+    target_offsets: Int[Tensor, " R1"]
+    num_events: list[int]
+    num_targets: list[int]
+
+    @classmethod
+    def of(cls, event_offsets: Int[Tensor, " R1"], target_offsets: Int[Tensor, " R1"]) -> Segments:
+        """Returns the segments between the offsets; waits for the device once."""
+        num_events, num_targets = torch.stack([event_offsets.diff(), target_offsets.diff()]).tolist()
+        return cls(event_offsets, target_offsets, num_events, num_targets)
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of (target, event) pairs within requests, sum of m L."""
+        return sum(targets * events for targets, events in zip(self.num_targets, self.num_events, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """Queries, history tokens and projections of one layer, packed by request.
+
+    Args:
+        queries: [N, D], q_i, one row a target.
+        tokens: [T, D], X_i, encoded events.
+        w_q, w_k, w_v: [D, D], applied as x @ w; head j owns columns j*d_h to (j+1)*d_h.
+        num_heads: H; divides D.
+        segments: rows of each request.
+        bias: [T, H], added to the logits of each head (recency), or None.
     """
 
     queries: Float[Tensor, "N D"]
@@ -28,29 +54,23 @@ class AttentionInputs:
     w_k: Float[Tensor, "D D"]
     w_v: Float[Tensor, "D D"]
     num_heads: int
-    event_offsets: Int[Tensor, " R1"]
-    target_offsets: Int[Tensor, " R1"]
+    segments: Segments
     bias: Float[Tensor, "T H"] | None = None
 
-    @property
-    def scale(self) -> float:
-        """1 / sqrt(d_h)."""
-        return float((self.queries.shape[1] // self.num_heads) ** -0.5)
+    def scaled_queries(self) -> Float[Tensor, "N H K"]:
+        """Returns q W_Q / sqrt(d_h) by head."""
+        head_width = self.queries.shape[1] // self.num_heads
+        by_head: Tensor = (self.queries @ self.w_q * head_width**-0.5).unflatten(1, (self.num_heads, head_width))
+        return by_head
 
-    def spans(self) -> list[tuple[int, int, int, int]]:
-        """Returns (first event, end of events, first target, end of targets) of each request."""
-        events, targets = self.event_offsets.tolist(), self.target_offsets.tolist()
-        return list(zip(events[:-1], events[1:], targets[:-1], targets[1:], strict=True))
-
-    def bias_of(self, start: int, end: int) -> Tensor:
-        """Returns the bias of events start:end as [H, 1, L]; zeros when there is none."""
+    def biases(self) -> list[Tensor | None]:
+        """Returns the bias of each request's events as [H, L], or None for each."""
         if self.bias is None:
-            return self.tokens.new_zeros((1, 1, 1))
-        bias_H1L: Tensor = self.bias[start:end].t().unsqueeze(1)
-        return bias_H1L
+            return [None] * len(self.segments.num_events)
+        return [part.t() for part in self.bias.split(self.segments.num_events)]
 
 
-def weights(logits: Float[Tensor, "H M L"]) -> Float[Tensor, "H M L"]:
-    """Returns the softmax over events, computed in at least float32."""
-    kind = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
+def softmax(logits: Float[Tensor, "... L"]) -> Float[Tensor, "... L"]:
+    """Returns the softmax over events, computed in at least float32; no events, no weights (an empty sum is 0)."""
+    kind = torch.promote_types(logits.dtype, torch.float32)
     return torch.softmax(logits, dim=-1, dtype=kind).to(logits.dtype)
