@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from longrec import losses, optim
 from longrec import train as training
 from longrec.bundle import Bundle
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.histories import Histories
+from longrec.data.lengths import LengthLaw
+from longrec.data.stream import EncodedHistories, RequestStream
 from longrec.errors import ConfigError, DataError, LongrecError
 from tests.longrec import small_world
 
@@ -50,6 +53,25 @@ def test_two_runs_give_the_same_weights_bit_for_bit(directory: Path, tmp_path: P
     assert again.version == first.version and again.final_loss == first.final_loss
     other = training.train(directory, tmp_path / "other", MODEL, LENGTHS, BRIEF, 64, 4)
     assert other.version != first.version
+
+
+def test_the_loop_equals_a_page_of_plain_pytorch(directory: Path, tmp_path: Path) -> None:
+    training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, dataclasses.replace(BRIEF, max_steps=12), 64, 3)
+    histories = Histories.open(directory)
+    encoder = training.fit_encoder(histories)
+    ranker = training.make_ranker(MODEL, encoder, 3)
+    encoded = EncodedHistories.make(histories, encoder, tmp_path / "encoded")
+    optimizers = optim.build(ranker, BRIEF)
+    stream = RequestStream.training(encoded, LengthLaw(LENGTHS, 3), token_budget=300, max_requests=16, seed=3)
+    for step in range(12):
+        batch = stream.batch(step)
+        for p in ranker.parameters():
+            p.grad = None
+        losses.total(ranker(batch), batch, BRIEF).backward()
+        optimizers.step(optim.schedule(step, num_steps=12, warmup_fraction=BRIEF.warmup_fraction))
+    trained = load_file(tmp_path / "bundle" / "model.safetensors")
+    for name, tensor in ranker.state_dict().items():
+        assert torch.equal(tensor, trained[name]), name
 
 
 def test_the_global_random_state_is_left_alone(directory: Path, tmp_path: Path) -> None:
