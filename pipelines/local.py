@@ -26,7 +26,9 @@ _HIT = re.compile(r"Task (?P<name>\S+) cache hit")
 _SKIP = re.compile(r"Skipping conditional task (?P<name>\S+)")
 _MISTAKE = re.compile(r"^longrec\.errors\.\w+: (?P<text>.*)")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Failure|Failed|Refused|Mismatch)\b(: .*)?$")
-_SAID = re.compile(r"^\s*\[KFP Executor [^\]]* INFO\]: (?P<text>(?!Looking for component|Loading KFP component|Got executor_input|Wrote executor output).+)")
+_SAID = re.compile(r"^\s*\[KFP Executor [^\]]* INFO\]: (?P<text>.+)")
+_OWN = ("Looking for component", "Loading KFP component", "Got executor_input", "Wrote executor output")
+"""How kfp's own messages begin."""
 _NOISE = re.compile(r"^(nanobind: | - leaked|\[KFP Executor )")
 
 
@@ -138,7 +140,8 @@ class _StepLog(io.TextIOBase):
         if match := _BEGIN.search(line):
             self._begin(match["name"])
         elif match := _SAID.match(line):
-            self._listener.detail(match["text"])
+            if not match["text"].startswith(_OWN):
+                self._listener.detail(match["text"])
         elif match := _HIT.search(line):
             self._finish(match["name"], "cached")
         elif match := _SKIP.search(line):

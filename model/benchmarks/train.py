@@ -1,7 +1,7 @@
 """One training step of the ranker (lookup, forward, backward, optimizer) against the matrix peak measured in the same run.
 
-The share of the peak counts only the matrix FLOPs of the history (spec section 2: FFN and attention; three times the forward
-pass for a training step); lookups, the head and the optimizer are in the time and not in the FLOPs, so it is a lower bound.
+The share of the peak counts only the matrix FLOPs of STCA (spec section 2; three times the forward pass for a training step);
+lookups, fusion, the head and the optimizer are in the time and not in the FLOPs, so it is a lower bound.
 
     longrec bench train
     longrec bench train --events 10240 --requests 2 --targets 32 --width 128 --layers 4
@@ -28,8 +28,8 @@ import torch
 from longrec import losses, optim
 from longrec.config import ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
+from longrec.nn.flops import stca_flops
 from longrec.nn.ranker import Ranker
-from longrec.nn.stca import flops
 from longrec.schema import planted
 
 RESULTS = Path(__file__).parent / "results.csv"
@@ -106,7 +106,7 @@ def main() -> None:
     times = milliseconds(make_step(model, batch, precision), arguments.repeats, device)
     peak = peak_gflops(model.width, batch.num_events, torch.bfloat16 if precision == "bfloat16" else torch.float32, device)
     low, middle, high = np.quantile(times, [0.2, 0.5, 0.8])
-    gflop = 3 * arguments.requests * flops(model, arguments.events, arguments.targets) / 1e9
+    gflop = 3 * arguments.requests * stca_flops(model, arguments.events, arguments.targets).total / 1e9
     shape = f"R{arguments.requests} L{arguments.events} m{arguments.targets} d{model.width} h{model.num_heads} M{model.num_layers}"
     row = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "benchmark": "train_step", "commit": _commit(),

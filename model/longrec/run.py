@@ -123,12 +123,20 @@ def planted_dataset(workdir: Path, config: RunConfig, **world: int) -> tuple[Pat
 
 
 def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path, dict[str, str]]:
-    """Returns the command that serves the latest run's model, the folder to start it in, and its environment.
+    """Returns the command that serves the newest packaged model of a work directory, the folder to start it in, its environment.
 
     Raises:
-        CheckoutError: there is no run to serve, or bentoml is not installed.
+        CheckoutError: no run has packaged a model, or bentoml is not installed.
     """
-    raise NotImplementedError
+    packaged = [read_json(path) for path in sorted((workdir / "runs").glob("[0-9]*/summary.json"))]
+    tags = [summary["bento_tag"] for summary in packaged if summary["bento_tag"]]
+    if not tags:
+        raise CheckoutError(f"{workdir} holds no packaged model", found=f"{len(packaged)} finished runs", fix="Make one with: longrec run")
+    program = Path(sys.executable).with_name("bentoml")
+    if not program.exists():
+        raise CheckoutError("bentoml is not installed", fix="Install everything: pip install -e '.[all]' -c constraints.txt")
+    command = [str(program), "serve", "bento.service:Ranker", "--host", host, "--port", str(port)]
+    return command, find_root(), {"LONGREC_HOME": str(workdir.resolve()), "LONGREC_MODEL": tags[-1], "BENTOML_DO_NOT_TRACK": "True"}
 
 
 def benchmarks() -> dict[str, tuple[Path, str]]:
