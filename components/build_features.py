@@ -1,13 +1,15 @@
 """build-features: feature tables of a dataset, one packed history per user."""
 
-from kfp.dsl import Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
 from components import component
 
 
 @component
-def build_features(dataset: Input[Dataset], data: dict, features: Output[Dataset], metrics: Output[Metrics]):
-    """Writes the feature tables that the feature store publishes."""
+def build_features(
+    dataset: Input[Dataset], events_report: Input[HTML], data: dict, features: Output[Dataset], metrics: Output[Metrics]
+):
+    """Writes the feature tables that the feature store publishes; needs the report of the passed checks, and names it."""
     from longrec.config import DataConfig, build
     from longrec.data.features import build as build_tables
     from longrec.data.files import write_json
@@ -15,6 +17,7 @@ def build_features(dataset: Input[Dataset], data: dict, features: Output[Dataset
 
     config = build(DataConfig, data, where="data")
     report = build_tables(dataset.path, features.path, config)
+    features.metadata["checked_by"] = events_report.uri
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,10 +1,10 @@
 """The training pipeline: dataset -> features -> feature store -> histories -> bundle -> evaluation -> (gate) -> bento.
 
-    dataset --build-features----------> publish --> retrieve --> check-histories
-        \\---check-events--(report)------/               \\            |(report)
-                                                         \\--------> train --> evaluate --(gate passed?)--> package
+    dataset --> check-events --(report)--> build-features --> publish --> retrieve --> check-histories
+                                                                              \\              |(report)
+                                                                               \\---------> train --> evaluate --(passed?)--> package
 
-The arrows are artifacts: publish needs the report of the passed check of the events, train that of the histories.
+The arrows are artifacts: the feature build needs the report of the passed checks of the events, training that of the histories.
 `python -m pipelines.training` writes pipelines/compiled/training.yaml; so does `longrec compile`.
 """
 
@@ -63,10 +63,8 @@ def training(
     dataset = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, reimport=False)
     dataset.set_display_name("dataset")
     events_checked = check_events(dataset=dataset.output, checks=checks)
-    features = build_features(dataset=dataset.output, data=data)
-    published = publish(
-        features=features.outputs["features"], events_report=events_checked.outputs["report"], home=home, repo_dir=repo_dir
-    )
+    features = build_features(dataset=dataset.output, events_report=events_checked.outputs["report"], data=data)
+    published = publish(features=features.outputs["features"], home=home, repo_dir=repo_dir)
     retrieved = retrieve(
         dataset=dataset.output, published=published.outputs["published"], home=home, repo_dir=repo_dir, data=data, seed=seed
     )

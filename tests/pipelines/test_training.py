@@ -19,8 +19,8 @@ from pipelines import training
 ROOT = Path(__file__).parents[2]
 EDGES = {
     "check-events": {"importer"},
-    "build-features": {"importer"},
-    "publish": {"build-features", "check-events"},
+    "build-features": {"importer", "check-events"},
+    "publish": {"build-features"},
     "retrieve": {"importer", "publish"},
     "check-histories": {"retrieve"},
     "train": {"retrieve", "check-histories"},
@@ -66,7 +66,7 @@ def test_the_graph_has_the_steps_and_edges_of_the_architecture(spec: dict[str, A
 
 def test_gates_are_artifacts_and_not_only_order(spec: dict[str, Any]) -> None:
     tasks = spec["root"]["dag"]["tasks"]
-    for task, upstream in (("publish", "check-events"), ("train", "check-histories"), ("retrieve", "publish")):
+    for task, upstream in (("build-features", "check-events"), ("train", "check-histories"), ("retrieve", "publish")):
         producers = {value["taskOutputArtifact"]["producerTask"] for value in tasks[task]["inputs"]["artifacts"].values()}
         assert upstream in producers
 
