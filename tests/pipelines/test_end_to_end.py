@@ -1,0 +1,128 @@
+"""`longrec run` as a user types it, in an empty HOME: a packaged model, a refused one, and a poisoned dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "name": "tiny", "seed": 3, "data": {"max_history": 64, "shard_users": 50}, "model": {"width": 16, "num_layers": 1, "num_heads": 2, "id_dim": 8},
+    "lengths": {"mean": 16, "maximum": 64}, "train": {"epochs": 1, "token_budget": 4096, "max_steps": 20},
+    "evaluate": {"lengths": [4, 64], "served_length": 64, "bootstrap_samples": 20}, "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
+}
+STEPS = ["check-events", "build-features", "publish", "retrieve", "check-histories", "train", "evaluate"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Place:
+    """An empty home with a work directory and a small configuration; `longrec(...)` types a command in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.workdir = folder, folder / "work"
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+        hidden = ("LONGREC_HOME", "LONGREC_FEATURE_REPO", "LONGREC_MODEL")
+        self.environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        self.environment |= {"HOME": str(folder), "BENTOML_HOME": str(folder / "bentoml"), "LONGREC_ROOT": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def longrec(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "longrec.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=self.environment, timeout=500, check=False)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.longrec("run", "--config", "tiny.yaml", "--workdir", "work", *arguments)
+
+    def summary(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.workdir / "runs" / "latest" / "summary.json").read_text())
+        return value
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("home"))
+
+
+def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
+    answer = place.run("--users", "60", "--events", "64", "--json")
+    assert answer.returncode == 0, answer.stderr
+    printed, summary = json.loads(answer.stdout), place.summary()
+    assert printed == summary
+    assert summary["dataset"]["name"] == "planted" and summary["seed"] == 3 and "--users 60" in summary["command"]
+    assert summary["num_requests"] == 96 and summary["num_targets"] == 96 * 16
+    label = summary["metrics"]["label"]
+    assert {"auc", "auc_interval", "gauc", "logloss", "ne", "calibration"} <= set(label)
+    assert label["auc_interval"][0] <= label["auc"] <= label["auc_interval"][1]
+    assert summary["popularity"]["label"]["auc"] > 0
+    assert [row["length"] for row in summary["lengths"]] == [4, 64]
+    assert all(0.4 < row["auc"] <= 1 and row["logloss"] > 0 and row["bayes_auc"] >= 0.5 for row in summary["lengths"])
+    assert summary["gate"]["passed"] and summary["gate"]["reasons"]
+    assert list(summary["seconds"]) == [*STEPS, "package"] and all(value > 0 for value in summary["seconds"].values())
+    assert summary["versions"]["longrec"] and summary["versions"]["torch"] and summary["config"]["model"]["width"] == 16
+    name, _, version = summary["bento_tag"].partition(":")
+    assert name == "longrec-ranker" and version == summary["run"]
+    for page in ("report", "check-events", "check-histories"):
+        assert "<html" in (place.workdir / "runs" / "latest" / f"{page}.html").read_text()
+    assert Path(summary["report"]).is_file()
+
+
+def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) -> None:
+    answer = place.run("--users", "60", "--events", "64", "--set", "train.max_steps=5")
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stderr.strip().splitlines()
+    assert [line.split()[1] for line in lines] == ["synth", *STEPS, "package"], answer.stderr
+    assert lines[0].split()[0] == "cached", "an equal planted world is reused"
+    for text in ("served length 64", "one model, several served lengths", "best possible", "gate     passed", "longrec serve --workdir work"):
+        assert text in answer.stdout
+    assert len(answer.stdout.splitlines()) < 40
+    assert "Executing task" in (place.workdir / "runs" / "latest" / "pipeline.log").read_text()
+
+
+def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) -> None:
+    before = sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml"))
+    answer = place.run("--users", "60", "--events", "64", "--set", "gate.min_auc=0.999", "--set", "train.max_steps=5")
+    assert answer.returncode == 3, answer.stderr
+    summary = place.summary()
+    assert summary["gate"]["passed"] is False and "The AUC" in summary["gate"]["reasons"][0]
+    assert summary["bento_tag"] is None and list(summary["seconds"]) == STEPS
+    assert "REFUSED" in answer.stdout and "The AUC" in answer.stdout and "longrec serve" not in answer.stdout
+    assert sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml")) == before
+
+
+def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Place) -> None:
+    answer = place.longrec("synth", "--out", "poisoned", "--users", "40", "--events", "40")
+    assert answer.returncode == 0, answer.stderr
+    latest = (place.workdir / "runs" / "latest").resolve()
+    _repeat_an_event(place.folder / "poisoned" / "events" / "part-00000.parquet")
+    answer = place.run("--data", "poisoned")
+    assert answer.returncode == 1 and answer.stdout == ""
+    message = answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else ""
+    assert "longrec: step check-events failed" in answer.stderr and "duplicate" in answer.stderr.lower(), answer.stderr
+    assert "Traceback" not in answer.stderr and message
+    newest = max((path for path in (place.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
+    assert "<html" in (newest / "check-events.html").read_text() and not (newest / "summary.json").exists()
+    assert not list(newest.glob("artifacts/*/publish")), "nothing after the failed check ran"
+    assert (place.workdir / "runs" / "latest").resolve() == latest, "latest still points at a finished run"
+
+
+def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
+    shutil.copytree(place.folder / "poisoned", place.folder / "cut")
+    part = place.folder / "cut" / "events" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:1000])
+    answer = place.run("--data", "cut")
+    assert answer.returncode == 1 and "longrec: step check-events failed" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def _repeat_an_event(path: Path) -> None:
+    """Replaces the second event by a copy of the first."""
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table.slice(0, 1), table.slice(0, 1), table.slice(2)]), path)
