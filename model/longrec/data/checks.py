@@ -197,8 +197,10 @@ def _bound(rule: Rule) -> str:
 
 
 def _show(rule: Rule, value: Any) -> str:
-    """A value for people; a time as its date and its number."""
+    """A value for people; a time as its date and its number, a share in percent."""
     number = value.item() if hasattr(value, "item") else value
+    if rule.column.endswith("share") and number is not None:
+        return f"{100 * number:.4g} %"
     return f"{_moment(number)} ({number})" if rule.column.endswith("(ms)") and number else str(page.show(number))
 
 

@@ -131,13 +131,13 @@ def _rewrite(path: Path, change) -> None:
     pq.write_table(change(pq.read_table(path)), path)
 
 
-def _rewrite_timelines(directory: Path, change) -> None:
+def _rewrite_timelines(directory: Path, change, batch_rows: int | None = None) -> None:
     path = directory / "timelines.arrow"
     reader = pa.ipc.open_file(path.read_bytes())
     batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     table = change(pa.Table.from_batches(batches, reader.schema)).unify_dictionaries().combine_chunks()
     with pa.ipc.new_file(path, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, max_chunksize=batch_rows)
 
 
 def _repeat_row(table: pa.Table, row: int) -> pa.Table:
@@ -385,6 +385,17 @@ def test_a_fault_in_timelines_fails(histories: Path, tmp_path: Path, fault: str)
     with pytest.raises(CheckFailed) as caught:
         checks.check_histories(histories, tmp_path / "histories.html", CONFIG)
     assert says in str(caught.value) and who in str(caught.value)
+
+
+def test_order_is_looked_at_across_record_batches(histories: Path, tmp_path: Path) -> None:
+    """The first event of a record batch in the midst of a user lies before the last event of the batch before it."""
+    row = 3 * PER_USER + 20
+    _rewrite_timelines(histories, lambda t: t, row)
+    checks.check_histories(histories, tmp_path / "histories.html", CONFIG)
+    late = START + (PER_USER // 4 - 1) * DAY  # rows before the border still rise
+    _rewrite_timelines(histories, lambda t: _put(t, "timestamp", np.arange(row - 2, row), late), row)
+    with pytest.raises(CheckFailed, match=r"never go back in time.*1 of 24 users.*\(user 3\)"):
+        checks.check_histories(histories, tmp_path / "histories.html", CONFIG)
 
 
 def test_truncated_timelines_are_an_error(histories: Path, tmp_path: Path) -> None:
