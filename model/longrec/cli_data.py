@@ -77,6 +77,7 @@ def events(src: Source, out: Out,
            users: Annotated[Path | None, typer.Option(help="File with one row per user.")] = None,
            user_feature: Annotated[list[str] | None, typer.Option(help="User feature NAME:KIND[:DTYPE] of --users.")] = None,
            delimiter: Annotated[str | None, typer.Option(help="Of text files; default a comma, or a tab in .tsv.")] = None,
+           quotes: Annotated[bool, typer.Option("--quotes/--no-quotes", help="Whether fields of text files may be in double quotes.")] = True,
            negatives: Annotated[int | None, typer.Option(min=1, help="For logs without labels: items drawn for each positive.")] = None,
            negatives_within: Annotated[str | None, typer.Option(help="Item column that a negative shares with its positive.")] = None,
            keep_new: Annotated[bool, typer.Option("--keep-new", help="Keep positives that nobody touched before.")] = False,
@@ -91,14 +92,14 @@ def events(src: Source, out: Out,
     \b
     Examples:
       longrec import events clicks.csv --out data/clicks --user uid --item iid --timestamp ts --timestamp-unit s --label clicked
-      longrec import events events.parquet --out data/dev --timestamp ts --timestamp-unit s --basket commit_id --seq file_seq \\
+      longrec import events events.parquet --out data/dev --timestamp ts --timestamp-unit s --basket commit_id \\
           --feature action:category --items items.parquet --item-feature repo_id:category --negatives 4 --negatives-within repo_id
     """
     from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events
 
     unit = cast("Unit", timestamp_unit)  # checked by the mapping
     mapping = EventMapping(user, item, timestamp, unit, basket, seq, tuple(feature or ()), tuple(label or ()), items,
-                           tuple(item_feature or ()), users, tuple(user_feature or ()), delimiter)
+                           tuple(item_feature or ()), users, tuple(user_feature or ()), delimiter, quotes)
     drawn = NegativeRule(negatives, negatives_within, keep_new) if negatives else None
     rule, options = _rule(window_ms, max_targets, max_requests_per_user, seed), ImportOptions(max_reject_share)
     _show(import_events(src, out, mapping, negatives=drawn, rule=rule, options=options, name=name).to_dict(), as_json)

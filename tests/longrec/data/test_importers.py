@@ -326,7 +326,8 @@ def test_directory_of_files_keeps_their_order_and_seq_column_wins(tmp_path: Path
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"features": ("x",)}, "misdescribed"), ({"features": ("x:shape",)}, "misdescribed"),
-    ({"features": ("x:category:int8",)}, "misdescribed"), ({"features": ("x:number:float64:9",)}, "misdescribed"), ({"features": ("timestamp:number",)}, "cannot be called timestamp"),
+    ({"features": ("x:category:int8",)}, "misdescribed"), ({"features": ("x:number:float64:9",)}, "misdescribed"),
+    ({"features": ("timestamp:number",)}, "cannot be called timestamp"),
     ({"features": ("x:category", "x:number")}, "named twice"), ({"user": "nobody"}, "lacks the column nobody"),
     ({"labels": ("x",)}, "either labels or negatives"), ({"items": "i.csv"}, "go together"), ({"timestamp_unit": "days"}, "unknown unit")])
 def test_mapping_mistakes_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -378,7 +379,8 @@ def test_real_kuairand(tmp_path: Path) -> None:
 def test_real_dev_events(tmp_path: Path) -> None:
     source = shared("dev-events")
     mapping = EventMapping(timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",),
-                           items=source / "items.parquet", item_features=("repo_id:category", "area_id:category", "extension:category", "depth:category"))
+                           items=source / "items.parquet",
+                           item_features=("repo_id:category", "area_id:category", "extension:category", "depth:category"))
     report = import_events(source / "events.parquet", tmp_path / "d", mapping, negatives=NegativeRule(4, "repo_id"),
                            rule=RequestRule(max_targets=8, max_requests_per_user=50), options=ImportOptions(rows_per_part=500_000))
     assert (report.num_events, report.num_users, report.num_items, report.events_per_user["max"]) == (2_790_011, 1_190, 465_240, 49_560)
