@@ -17,9 +17,11 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
-    "name": "tiny", "seed": 3, "data": {"max_history": 64, "shard_users": 50}, "model": {"width": 16, "num_layers": 1, "num_heads": 2, "id_dim": 8},
-    "lengths": {"mean": 16, "maximum": 64}, "train": {"epochs": 1, "token_budget": 4096, "max_steps": 20},
-    "evaluate": {"lengths": [4, 64], "served_length": 64, "bootstrap_samples": 20}, "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
+    "name": "tiny", "seed": 3, "data": {"max_history": 64, "shard_users": 50},
+    "model": {"width": 16, "num_layers": 1, "num_heads": 2, "id_dim": 8}, "lengths": {"mean": 16, "maximum": 64},
+    "train": {"epochs": 1, "token_budget": 4096, "max_steps": 20},
+    "evaluate": {"lengths": [4, 64], "served_length": 64, "bootstrap_samples": 20},
+    "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
 }
 STEPS = ["check-events", "build-features", "publish", "retrieve", "check-histories", "train", "evaluate"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,7 +35,7 @@ class Place:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
         hidden = ("LONGREC_HOME", "LONGREC_FEATURE_REPO", "LONGREC_MODEL")
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        self.environment |= {"HOME": str(folder), "BENTOML_HOME": str(folder / "bentoml"), "LONGREC_ROOT": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.environment |= {"HOME": str(folder), "BENTOML_HOME": str(folder / "bentoml"), "LONGREC_ROOT": str(ROOT)}
 
     def longrec(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "longrec.cli", *arguments]
@@ -81,7 +83,8 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
     lines = answer.stderr.strip().splitlines()
     assert [line.split()[1] for line in lines] == ["synth", *STEPS, "package"], answer.stderr
     assert lines[0].split()[0] == "cached", "an equal planted world is reused"
-    for text in ("served length 64", "one model, several served lengths", "best possible", "gate     passed", "longrec serve --workdir work"):
+    texts = ("served length 64", "one model, several served lengths", "best possible", "gate     passed", "longrec serve --workdir work")
+    for text in texts:
         assert text in answer.stdout
     assert len(answer.stdout.splitlines()) < 40
     assert "Executing task" in (place.workdir / "runs" / "latest" / "pipeline.log").read_text()
