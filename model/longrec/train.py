@@ -145,11 +145,12 @@ def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
 def fit_encoder(histories: Histories) -> Encoder:
     """Returns the encoder of the training window: events strictly before the split moment, and the training targets."""
     requests, target_ids = histories.requests, int64_column(histories.targets, ITEM_ID)
-    trained = np.flatnonzero(np.asarray(pc.equal(requests.column("split"), "train")))
-    starts, ends = int64_column(requests, "target_start")[trained], int64_column(requests, "target_end")[trained]
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    trained = np.asarray(pc.equal(requests.column("split"), "train"))
+    owned = np.zeros(len(target_ids) + 1, np.int64)
+    for name, change in (("target_start", 1), ("target_end", -1)):
+        np.add.at(owned, int64_column(requests, name)[trained], change)
     window = (batch.filter(pc.less(batch.column(TIMESTAMP), histories.split_moment_ms)) for batch in histories.event_batches())
-    return Encoder.fit(histories.schema, histories.items, histories.users, window, (target_ids[a:b] for a, b in spans))
+    return Encoder.fit(histories.schema, histories.items, histories.users, window, [target_ids[np.cumsum(owned)[:-1] > 0]])
 
 
 def training_streams(encoded: EncodedHistories, law: LengthLaw, config: TrainConfig, seed: int) -> list[RequestStream]:

@@ -193,11 +193,11 @@ class Encoder:
         counts = np.zeros(len(item_ids) + 1, np.int64)
         counters = [_Counter(feature) for feature in schema.event]
         for batch in events:
-            counts += np.bincount(_rows_of(item_ids, int64_column(batch, ITEM_ID)), minlength=len(counts))
+            np.add.at(counts, _rows_of(item_ids, int64_column(batch, ITEM_ID)), 1)
             for counter in counters:
                 counter.add(_column(batch, counter.feature.name))
         for ids in target_items:
-            counts += np.bincount(_rows_of(item_ids, ids), minlength=len(counts))
+            np.add.at(counts, _rows_of(item_ids, ids), 1)
         item_id = _Counter(schema.item[0])
         item_id.add_counts(item_ids, counts[1:])
         item_rules = (item_id.rule(), *(_count_column(feature, items).rule() for feature in schema.item[1:]))
