@@ -96,7 +96,7 @@ def check_events(dataset_dir: str | Path, report_html: str | Path, checks: Check
         DataError: the dataset cannot be read at all.
     """
     started, directory = time.perf_counter(), Path(dataset_dir)
-    head = files.read_json(directory / "dataset.json")
+    head = _read_head(directory / "dataset.json", "schema")
     with _duckdb() as connection:
         found, facts = suites.dataset_suites(directory, head, checks, connection)
         results = _judge(found)
@@ -117,11 +117,21 @@ def check_histories(histories_dir: str | Path, report_html: str | Path, checks: 
         DataError: the histories cannot be read at all.
     """
     started, directory = time.perf_counter(), Path(histories_dir)
-    manifest = files.read_json(directory / "manifest.json")
+    manifest = _read_head(directory / "manifest.json", "schema", "max_history")
     with _duckdb() as connection:
         found, facts = history_suites.histories_suites(directory, manifest, checks, connection)
         results = _judge(found)
     return _conclude(f"Checks of the histories of {manifest['schema']['name']}", facts, results, report_html, started)
+
+
+def _read_head(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object that describes a directory; DataError when it lacks a key."""
+    head = files.read_json(path)
+    missing = [key for key in keys if not isinstance(head, dict) or key not in head]
+    if missing:
+        raise DataError(f"{path} is incomplete", found=f"no {', '.join(missing)}", fix="Run the step that wrote it again.")
+    found: dict[str, Any] = head
+    return found
 
 
 @contextlib.contextmanager
@@ -141,7 +151,6 @@ def _judge(found: Sequence[Suite]) -> list[tuple[list[Finding], dict[str, Any]]]
     """Findings and the JSON result of Great Expectations per suite."""
     import great_expectations as gx
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     source = context.data_sources.add_pandas("profiles")

@@ -275,6 +275,15 @@ def test_a_truncated_file_is_an_error_that_names_it(dataset: Path, tmp_path: Pat
         checks.check_events(dataset, tmp_path / "events.html", CONFIG)
 
 
+def test_a_directory_of_something_else_is_an_error(histories: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.json does not exist"):
+        checks.check_events(histories, tmp_path / "events.html", CONFIG)
+    (histories / "manifest.json").write_text("[]")
+    with pytest.raises(DataError, match=r"manifest\.json is incomplete; found no schema, max_history"):
+        checks.check_histories(histories, tmp_path / "histories.html", CONFIG)
+    assert list(tmp_path.glob("*.html")) == []
+
+
 def test_values_of_the_data_cannot_write_into_the_page(dataset: Path, tmp_path: Path) -> None:
     path = dataset / "dataset.json"
     value = json.loads(path.read_text())
