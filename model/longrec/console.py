@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -72,7 +73,7 @@ class StepProgress:
 
 def show_summary(summary: Mapping[str, Any], next_commands: Sequence[str]) -> None:
     """Prints the tables of a run: metrics per task, served lengths, seconds per step, the verdict, what to type next."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _out()
     console.print(_metrics(summary))
     if summary["lengths"]:
         console.print(_lengths(summary["lengths"]))
@@ -91,7 +92,7 @@ def show_summary(summary: Mapping[str, Any], next_commands: Sequence[str]) -> No
 
 def show_dataset(report: Mapping[str, Any]) -> None:
     """Prints what an import or a synthesis wrote."""
-    console, facts, rejects = Console(highlight=False, soft_wrap=True), report, report.get("reject_reasons") or {}
+    console, facts, rejects = _out(), report, report.get("reject_reasons") or {}
     console.print(f"dataset   {facts['path']}")
     counts = ", ".join(f"{facts[f'num_{name}']:,} {name}" for name in ("events", "users", "items", "requests", "targets"))
     console.print(f"rows      {counts}")
@@ -116,24 +117,34 @@ def number(value: Any, digits: int = 4) -> str:
     return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
 
 
+def _out() -> Console:
+    """Returns the console for results; on a pipe lines are not bent to a terminal's width."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place or name == "length" else "left", no_wrap=True)
+    return table
+
+
 def _metrics(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"served length {summary['served_length']:,}", title_justify="left")
-    for name in ("task", "AUC", "95 %", "popularity", "GAUC", "log loss", "NE", "calibration"):
-        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    title = f"served length {summary['served_length']:,}"
+    table = _table(title, "task", "AUC", "95 %", "popularity", "GAUC", "log loss", "NE", "calib.")
     for task, row in summary["metrics"].items():
         low, high = row.get("auc_interval") or (None, None)
         popularity = summary["popularity"].get(task, {}).get("auc")
-        table.add_row(task, number(row["auc"]), f"{number(low)}..{number(high)}", number(popularity), number(row["gauc"]),
-                      number(row["logloss"]), number(row["ne"]), number(row["calibration"], 3))
+        table.add_row(task, number(row["auc"]), f"{number(low, 3)}-{number(high, 3)}", number(popularity), number(row["gauc"]),
+                      number(row["logloss"]), number(row["ne"], 3), number(row["calibration"], 2))
     return table
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]]) -> Table:
-    bayes = any(row.get("bayes_auc") is not None for row in rows)
-    table = Table(title="one model, several served lengths", title_justify="left")
-    for name in ("length", "AUC", *(("best possible",) if bayes else ()), "log loss"):
-        table.add_column(name, justify="right", no_wrap=True)
+    knows_bayes = any(row.get("bayes_auc") is not None for row in rows)
+    table = _table("one model, several served lengths", "length", "AUC", *(("best possible",) if knows_bayes else ()), "log loss")
     for row in rows:
-        best = (number(row.get("bayes_auc")),) if bayes else ()
+        best = (number(row.get("bayes_auc")),) if knows_bayes else ()
         table.add_row(f"{row['length']:,}", number(row["auc"]), *best, number(row["logloss"]))
     return table
