@@ -124,7 +124,7 @@ def _out() -> Console:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place or name == "length" else "left", no_wrap=True)
     return table
@@ -132,7 +132,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _metrics(summary: Mapping[str, Any]) -> Table:
     title = f"served length {summary['served_length']:,}"
-    table = _table(title, "task", "AUC", "95 %", "popularity", "GAUC", "log loss", "NE", "calib.")
+    table = _table(title, "task", "AUC", "95 %", "popular.", "GAUC", "log loss", "NE", "calib.")
     for task, row in summary["metrics"].items():
         low, high = row.get("auc_interval") or (None, None)
         popularity = summary["popularity"].get(task, {}).get("auc")
