@@ -48,6 +48,8 @@ SLICE_BYTES = 256 << 20
 """Packed histories that one materialization or one retrieval holds in memory."""
 SLICE_EVENTS = 4_000_000
 SLICE_IDS = 200_000
+ONLINE_USERS = 1_000
+"""Users of one question to the online store; SQLite allows some ten thousand at most."""
 PUBLISH_FIRST = "Publish feature tables first (step publish of the pipeline)."
 
 Int64 = npt.NDArray[np.int64]
@@ -305,8 +307,9 @@ class _Door:
 
     def online(self, user_ids: list[int]) -> list[dict[str, Any]]:
         """Returns the stored values of each user by feature name, None where there is none, in the order asked for."""
-        if not user_ids:
-            return []
+        return [row for start in range(0, len(user_ids), ONLINE_USERS) for row in self._online(user_ids[start:start + ONLINE_USERS])]
+
+    def _online(self, user_ids: list[int]) -> list[dict[str, Any]]:
         with _feast_errors("the online store cannot be read"):
             rows = [{USER_ID: user_id} for user_id in user_ids]
             answer = self.feast.get_online_features(features=self._references, entity_rows=rows).proto

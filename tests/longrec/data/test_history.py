@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longrec.data import history
@@ -48,12 +48,23 @@ def test_there_and_back_is_exact(rows: list[Any]) -> None:
     assert history.pack(back, SCHEMA) == payload
 
 
+@example([(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)], 0, 1)  # a view at the start: Arrow writes its buffers up to 64 bytes
+@example([(1, 1, None, None, None), (2, 2, "buy", 0.5, 7)], 0, 1)
 @given(st.lists(EVENT, max_size=40), st.integers(0, 40), st.integers(0, 40))
 def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(rows: list[Any], start: int, length: int) -> None:
     events = batch_of(rows)
     view, unpacked = events.slice(min(start, len(rows)), length), history.unpack(history.pack(events, SCHEMA), SCHEMA)
     alone = pa.RecordBatch.from_pylist(view.to_pylist(), schema=events.schema)
     assert history.pack(view, SCHEMA) == history.pack(alone, SCHEMA) == history.pack(unpacked.slice(min(start, len(rows)), length), SCHEMA)
+
+
+def test_what_is_hidden_under_nulls_does_not_reach_the_bytes() -> None:
+    events = batch_of([(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)])
+    valid, payloads = events.column("source").buffers()[0], set()
+    for hidden in (0, 99):
+        source = pa.Array.from_buffers(pa.int64(), 2, [valid, pa.py_buffer(np.array([hidden, 7]))])
+        payloads.add(history.pack(events.set_column(6, "source", source), SCHEMA))
+    assert payloads == {history.pack(events, SCHEMA)}
 
 
 @given(st.lists(EVENT, max_size=40), st.integers(-1, 8))

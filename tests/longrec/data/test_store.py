@@ -188,6 +188,17 @@ def test_half_known_and_unknown_users_online(world: World) -> None:
     assert OnlineStore(world.home).fetch([]) == []
 
 
+def test_many_users_are_asked_for_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    online, users = OnlineStore(world.home), [3, NOBODY, HUGE, 0, 3, *range(10), NO_EVENTS]
+    whole = online.fetch(users)
+    monkeypatch.setattr(store, "ONLINE_USERS", 3)
+    pieces = online.fetch(users)
+    assert [answer.user_id for answer in whole] == users and any(answer.history.num_rows for answer in whole)
+    for mine, theirs in zip(pieces, whole, strict=True):
+        assert (mine.user_id, mine.features) == (theirs.user_id, theirs.features)
+        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
+
+
 def test_a_sample_of_requests_is_seeded_and_keeps_their_order(world: World, tmp_path: Path) -> None:
     data = dataclasses.replace(SMALL, max_requests=11)
     chosen = []
