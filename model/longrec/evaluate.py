@@ -143,6 +143,8 @@ def evaluate(bundle_dir: str | Path, histories_dir: str | Path, out_dir: str | P
     started, out_dir = time.perf_counter(), Path(out_dir)
     histories = Histories.open(histories_dir)
     scorer = Scorer.load(bundle_dir, _device(device), schema=histories.schema)
+    if scorer.bundle.served_length != evaluate.served_length:
+        log.warning("the bundle is served at %d events, but evaluated at %d", scorer.bundle.served_length, evaluate.served_length)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.encoded-", dir=out_dir.parent) as cache:
         encoded = EncodedHistories.make(histories, scorer.bundle.encoder, Path(cache) / "histories")
@@ -407,6 +409,7 @@ def _data_facts(histories: Histories) -> Row:
     return {"events": histories.num_events, "users": histories.users.num_rows, "items": histories.items.num_rows,
             "targets": histories.targets.num_rows, "requests": histories.requests.num_rows,
             "requests by split": ", ".join(f"{entry['values']} {entry['counts']:,}" for entry in splits),
+            "events kept per request": histories.manifest.get("max_history"),
             "history length p50, p90, max": ", ".join(f"{length:,.0f}" for length in lengths),
             "first request": _minute(moments[0]), "evaluated from": _minute(histories.split_moment_ms),
             "last request": _minute(moments[-1])}

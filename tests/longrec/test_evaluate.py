@@ -176,6 +176,21 @@ def test_the_directory_holds_everything(result: evaluation.EvaluationReport) -> 
         assert word in text
 
 
+def test_the_metrics_are_of_the_served_length_whatever_else_is_on_the_curve(directory: Path, bundle_dir: Path, tmp_path: Path,
+                                                                                   caplog: pytest.LogCaptureFixture) -> None:
+    config = dataclasses.replace(CONFIG, lengths=(2, 32), served_length=8)
+    report = evaluate(bundle_dir, directory, tmp_path / "out", config, GATE, 3, device="cpu")
+    assert "served at 64 events, but evaluated at 8" in caplog.text
+    histories, scorer = Histories.open(directory), Scorer.load(bundle_dir)
+    rows = np.flatnonzero(np.asarray(histories.requests["split"]) == "eval")
+    scores = np.concatenate(scorer.score([histories_rows(histories, int(row)) for row in rows], 8))
+    written = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    np.testing.assert_allclose(np.asarray(written["click_score"]), scores[:, 0], atol=1e-6)
+    curve = {row["length"]: row["auc"] for row in report.lengths}
+    assert list(curve) == [2, 8, 32] and len(set(curve.values())) == 3
+    assert report.metrics["click"]["auc"] == curve[8] and report.gate.criteria[0]["value"] == curve[8]
+
+
 def test_equal_arguments_give_equal_results_and_the_seed_matters(directory: Path, bundle_dir: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_requests=50, lengths=(4,))
     first, again, other = (evaluate(bundle_dir, directory, tmp_path / name, config, GATE, seed, device="cpu")
