@@ -10,6 +10,7 @@ Histories and user features come from the Feast online store below LONGREC_HOME.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import dataclasses
 import datetime
@@ -18,6 +19,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -49,6 +51,8 @@ INT64 = 2**63
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999."""
+REFUSED_FILE = "LONGREC_REFUSED_FILE"
+"""Variable that tells a worker where to leave the reason why it cannot start."""
 MAKE_ONE = "Make one with: longrec run"
 
 
@@ -159,6 +163,8 @@ class Ranker:
     def check() -> None:
         """Refuses to start, in one line and before any worker, when model and feature store are not there or do not fit."""
         home = os.environ["LONGREC_HOME"] = str(_home())  # for the workers, which start in another folder
+        os.environ[REFUSED_FILE] = refused = tempfile.mkstemp(prefix="longrec-refused-")[1]
+        atexit.register(_exit_refused, Path(refused))
         try:
             _check_schemas(Path(Ranker.inner.model.resolve().path_of(BUNDLE)), home)
         except LongrecError as error:
@@ -242,7 +248,16 @@ def _reason(error: ValidationError) -> str:
 
 def _stop_server(error: Exception) -> NoReturn:
     """Ends this worker and its supervisor, which would start it again for ever."""
-    sys.stderr.write(f"longrec cannot serve: {error}\n")
-    sys.stderr.flush()
+    Path(os.environ[REFUSED_FILE]).write_text(f"Error: longrec cannot serve: {error}\n", encoding="utf-8")
     os.kill(os.getppid(), signal.SIGTERM)
     os._exit(1)
+
+
+def _exit_refused(path: Path) -> None:
+    """Ends the supervisor with what a worker could not do, and exit code 1, where one left a word about it."""
+    reason = path.read_text(encoding="utf-8")
+    path.unlink()
+    if reason:
+        sys.stderr.write(reason)
+        sys.stderr.flush()
+        os._exit(1)
