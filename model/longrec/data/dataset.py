@@ -319,6 +319,7 @@ class DatasetWriter:
         events, targets = events.select(self._events.names).cast(self._events), targets.select(self._targets.names).cast(self._targets)
         for table, keys in ((events, (USER_ID, TIMESTAMP, EVENT_SEQ)), (targets, (USER_ID, TIMESTAMP, REQUEST_ID))):
             columns = [int64_of(table, key) for key in keys]
+            int64_of(table, ITEM_ID)
             if not _is_sorted(columns) or np.any(part_of(columns[0], self.num_parts) != part):
                 raise ValueError(f"part {part}: rows must be those of the part, sorted by {', '.join(keys)}")
         self._tally.add(events, targets)

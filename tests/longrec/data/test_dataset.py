@@ -109,8 +109,11 @@ def test_a_directory_that_is_no_dataset_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
 
 
-@pytest.mark.parametrize("fault", ["user order", "time order", "wrong part", "label 2", "null id"])
-def test_the_writer_refuses_rows_that_break_the_layout(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(("fault", "words"), [
+    ("user order", "sorted by user_id"), ("time order", "sorted by user_id"), ("wrong part", "those of the part"),
+    ("label 2", "must be 0 or 1"), ("null user", "'user_id' must not hold nulls"), ("null item", "'item_id' must not hold nulls"),
+    ("order of parts", "when part 0 was due"), ("repeated item", "must be unique")])
+def test_the_writer_refuses_rows_that_break_the_layout(tmp_path: Path, fault: str, words: str) -> None:
     events, targets = without_seen(tables([7, 14]))
     if fault == "user order":
         events = events.take(pa.array([3, 4, 5, 0, 1, 2]))
@@ -118,12 +121,16 @@ def test_the_writer_refuses_rows_that_break_the_layout(tmp_path: Path, fault: st
         events = events.take(pa.array([2, 0, 1, 3, 4, 5]))
     if fault == "label 2":
         targets = targets.set_column(4, "click", pa.array([1, 2, 0, 0], pa.int8()))
-    if fault == "null id":
+    if fault == "null user":
+        events = events.set_column(0, "user_id", pa.array([None, 7, 7, 14, 14, 14], pa.int64()))
+    if fault == "null item":
         events = events.set_column(1, "item_id", pa.array([None, 1, 1, 1, 1, 1], pa.int64()))
     num_parts = 3 if fault == "wrong part" else 1
-    with pytest.raises(ValueError), DatasetWriter(tmp_path / "d", SCHEMA, name="x", source={}, num_parts=num_parts) as writer:
-        for part in range(writer.num_parts):
+    with pytest.raises(ValueError, match=words), \
+            DatasetWriter(tmp_path / "d", SCHEMA, name="x", source={}, num_parts=num_parts) as writer:
+        for part in [1] if fault == "order of parts" else range(num_parts):
             writer.write_part(part, events, targets)
+        writer.write_entities(pa.table({"item_id": [1, 1], "topic": ["a", "b"]}), pa.table({"user_id": [1], "age": [2.0]}))
     assert not list(tmp_path.iterdir())
 
 
