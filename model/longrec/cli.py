@@ -188,7 +188,8 @@ def _next(summary: dict[str, Any], workdir: Path) -> list[str]:
     if summary["bento_tag"] is None:
         return [f"open {summary['report']}"]
     place = "" if workdir == DEFAULT_WORKDIR else f" --workdir {shlex.quote(str(workdir))}"
-    return [f"longrec serve{place}"]
+    request = shlex.quote(json.dumps(summary["example"]))
+    return [f"longrec serve{place}", f"curl -s localhost:3000/rank -H 'content-type: application/json' -d {request}"]
 
 
 def _say(as_json: bool, value: dict[str, Any], text: str, *, err: bool = False) -> None:
