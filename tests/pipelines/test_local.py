@@ -1,5 +1,10 @@
 """The local runner: progress, failures with the step's own message, and branches that are never skipped in silence."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -8,6 +13,8 @@ from kfp import dsl
 
 from components import component
 from pipelines.local import LocalRun, Step, StepFailed, run
+
+ROOT = Path(__file__).parents[2]
 
 
 class Heard:
@@ -42,6 +49,12 @@ def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.O
         raise ZeroDivisionError("division by zero")
     if fault == "kill":
         os.kill(os.getpid(), 9)
+    if fault == "sleep":
+        import time
+
+        with open(source.path + ".pid", "w") as stream:
+            stream.write(str(os.getpid()))
+        time.sleep(300)
     if fault == "noise":
         print("nanobind: leaked 46 types!", file=sys.stderr)
     logging.getLogger("longrec.fake").info("step %d of %d", 1, 2)
@@ -138,6 +151,36 @@ def test_a_branch_that_kfp_skips_because_it_cannot_read_the_condition_is_an_erro
     """kfp.local reports success here (stack notes, 1.1); a run must not."""
     with pytest.raises(StepFailed, match="could not evaluate a condition"):
         run(trap, {}, tmp_path / "run", Heard())
+
+
+def test_a_stopped_run_stops_its_step(tmp_path: Path) -> None:
+    (tmp_path / "source.txt").write_text("data")
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+import test_local
+from pathlib import Path
+test_local.run(test_local.fake, {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}, Path("{tmp_path}/run"), test_local.Heard())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    _wait_for(tmp_path / "source.txt.pid")
+    step = int((tmp_path / "source.txt.pid").read_text())
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    for _ in range(100):
+        if not Path(f"/proc/{step}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(step, signal.SIGKILL)
+    raise AssertionError("the step ran on")
+
+
+def _wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists() and path.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} was never written")
 
 
 def test_logging_of_the_process_is_restored(tmp_path: Path) -> None:
