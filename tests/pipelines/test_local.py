@@ -35,6 +35,7 @@ class Heard:
 
 @component
 def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.Output[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> bool:
+    import atexit
     import logging
     import os
     import sys
@@ -44,6 +45,7 @@ def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.O
     with open(report.path, "w") as stream:
         stream.write("<p>report</p>")
     if fault == "check":
+        atexit.register(print, "\nnanobind: leaked 46 types!\n - leaked type x", file=sys.stderr)
         raise CheckFailed("3 events are in the future", found="2031\nsecond line", expected="now", fix="Look at it.")
     if fault == "bug":
         raise ZeroDivisionError("division by zero")
