@@ -1,5 +1,6 @@
 """The local runner: progress, failures with the step's own message, and branches that are never skipped in silence."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -164,23 +165,26 @@ import test_local
 from pathlib import Path
 test_local.run(test_local.fake, {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}, Path("{tmp_path}/run"), test_local.Heard())
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
-    _wait_for(tmp_path / "source.txt.pid")
-    step = int((tmp_path / "source.txt.pid").read_text())
-    process.terminate()
-    assert process.wait(20) == 128 + signal.SIGTERM
-    for _ in range(100):
-        if not Path(f"/proc/{step}").exists():
-            return
-        time.sleep(0.1)
-    os.kill(step, signal.SIGKILL)
-    raise AssertionError("the step ran on")
+    process, step = subprocess.Popen([sys.executable, "-c", code]), 0
+    try:
+        step = _wait_for(tmp_path / "source.txt.pid")
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+        for _ in range(100):
+            if not Path(f"/proc/{step}").exists():
+                return
+            time.sleep(0.1)
+        raise AssertionError("the step ran on")
+    finally:
+        for pid in (step, process.pid if process.poll() is None else 0):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL) if pid else None
 
 
-def _wait_for(path: Path) -> None:
+def _wait_for(path: Path) -> int:
     for _ in range(600):
         if path.exists() and path.read_text():
-            return
+            return int(path.read_text())
         time.sleep(0.1)
     raise AssertionError(f"{path} was never written")
 
