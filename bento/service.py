@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import bentoml
 import numpy as np
@@ -94,7 +94,7 @@ class RankRequest(bentoml.IODescriptor):
     length: int | None = Field(None, ge=0, lt=INT64, description="Most recent events used; default what the model was evaluated at.")
 
     @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> RankRequest | Refusal:  # type: ignore[override]
+    async def from_http_request(cls, request: Request, serde: Any) -> RankRequest | Refusal:
         """Returns the request in a JSON body, or what is wrong with it (BentoML would log a stack trace per bad request)."""
         body = b""
         async for chunk in request.stream():
@@ -102,7 +102,7 @@ class RankRequest(bentoml.IODescriptor):
             if len(body) > MAX_BODY_BYTES:
                 return Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
         try:
-            return cls.model_validate_json(body)
+            return cast("RankRequest", cls.model_validate_json(body))
         except ValidationError as error:
             return Refusal(400, _reason(error))
 
@@ -138,17 +138,22 @@ def model_tag() -> str:
     return tag
 
 
+MODEL = RankerModel(model_tag())
+
+
 @bentoml.service(name="longrec-ranker", traffic={"timeout": 30})
 class Ranker:
     """Scores candidates for a user by the user's long history."""
 
-    model = RankerModel(model_tag())
+    model = MODEL
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "rank")  # torch and SQLite want to stay in one thread
         try:
             self._thread.submit(self._open).result()
         except (LongrecError, OSError) as error:
+            if REFUSED_FILE not in os.environ:
+                raise  # not a worker of `bentoml serve`
             _stop_server(error)
 
     @bentoml.api(route="/rank", output_spec=RankResponse)
@@ -166,7 +171,7 @@ class Ranker:
         os.environ[REFUSED_FILE] = refused = tempfile.mkstemp(prefix="longrec-refused-")[1]
         atexit.register(_exit_refused, Path(refused))
         try:
-            _check_schemas(Path(Ranker.inner.model.resolve().path_of(BUNDLE)), home)
+            _check_schemas(Path(MODEL.resolve().path_of(BUNDLE)), home)
         except LongrecError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
 

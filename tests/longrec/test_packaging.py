@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ from longrec import packaging, parity
 from longrec.data.histories import Histories
 from longrec.errors import GateRefused
 from longrec.parity import PackagingError, ParityReport
-from longrec.scorer import Scorer
+from longrec.scorer import RequestRows, Scorer
 from tests.conftest import LENGTH, ROOT, Packaged, ServedWorld, make_world
 from tests.longrec import small_world
 
@@ -181,6 +182,40 @@ def test_the_training_forward_is_the_scores_of_the_evaluation(served_world: Serv
     for row, scores in zip(requests.tolist(), forward, strict=True):
         mine = predicted[predicted.request_id == histories.requests.column("request_id")[row].as_py()]
         np.testing.assert_allclose(scores[:, 0], mine.label_score, atol=2e-6)
+
+
+FAULTS: dict[str, Any] = {
+    "none": lambda answer: answer,
+    "one score is off": lambda answer: answer["scores"]["label"].__setitem__(-1, answer["scores"]["label"][-1] + 2e-4),
+    "candidates in another order": lambda answer: answer["scores"]["label"].reverse(),
+    "a score is missing": lambda answer: answer["scores"]["label"].pop(),
+    "a score is NaN": lambda answer: answer["scores"]["label"].__setitem__(0, float("nan")),
+    "one event more": lambda answer: answer.update(history_length=answer["history_length"] + 1),
+    "degraded": lambda answer: answer.update(degraded=True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_parity_passes_only_equal_answers(fault: str, served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, histories = Scorer.load(served_world.path / "bundle"), Histories.open(served_world.path / "histories")
+    users = {user["user_id"]: user for user in histories.users.to_pylist()}
+    asked: list[int] = []
+
+    def answer(host: str, port: int, body: dict[str, Any]) -> dict[str, Any]:
+        user, moment = users[body["user_id"]], body["request_time"]
+        rows = RequestRows(histories.timeline(user["user_row"]), user, moment, np.array(body["candidates"]))
+        events = int((np.asarray(rows.history.column("timestamp")) < moment).sum())
+        found = {"scores": {"label": scorer.score([rows])[0][:, 0].tolist()}, "history_length": min(events, LENGTH), "degraded": False}
+        asked.append(moment)
+        if len(asked) == 5:  # one answer of many
+            FAULTS[fault](found)
+        return found
+
+    monkeypatch.setattr(parity, "serving", lambda *_, **__: contextlib.nullcontext(("127.0.0.1", 1)))
+    monkeypatch.setattr(parity, "ask", answer)
+    report = parity.check_parity(served_world.path / "bundle", served_world.path / "histories", tmp_path, home=tmp_path, bound=1e-4, seed=0)
+    assert report.passed == (fault == "none") and report.scorer_error <= 2e-6 and len(asked) == report.num_requests >= 24
+    assert bool(report.problems) == (fault in ("one event more", "degraded"))
 
 
 @pytest.mark.slow
