@@ -104,7 +104,7 @@ class World:
         return np.where(seen, self.p1[topics], self.p1[topics] - (self.p1 - self.p0)[topics] * none_unseen)
 
 
-def synthesize(out_dir: str | Path, *, num_users: int = 400, events_per_user: int = 1_024, num_items: int = 2_000, num_topics: int = 16,
+def synthesize(out_dir: str | Path, *, num_users: int = 400, events_per_user: int = 1_024, num_items: int = 2_000, num_topics: int = 8,
                requests_per_user: int = 8, targets_per_request: int = 16, like_rate: float | None = None, p1: float = 0.88,
                p0: float = 0.12, lengths: Sequence[int] | None = None, seed: int = 0, rows_per_part: int = ROWS_PER_PART) -> SynthReport:
     """Writes a planted data set to `out_dir` (replacing it at once) and returns what is in it.
