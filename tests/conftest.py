@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from longrec.packaging import PackageReport
+
+CHECKED = ["longrec.losses", *(f"longrec.nn.{name}" for name in ("layers", "mixer", "ranker", "stca", "target_attention.inputs",
+                                                                 "target_attention.reference", "target_attention.reordered"))]
+install_import_hook(CHECKED, "beartype.beartype")
+"""Shapes in the annotations of these modules are checked in tests only; here, before any test imports them."""
 
 ROOT = Path(__file__).parents[1]
 VERSION = "tests-1"

@@ -5,6 +5,7 @@ Shape letters: T rows, D width, F features of a group, W width of their embeddin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,9 @@ ID_STD, FEATURE_STD = 0.05, 1.0
 
 def linear(in_width: int, width: int, *, bias: bool = False) -> nn.Linear:
     """Returns a linear layer that keeps unit variance: weights of deviation in_width^-1/2, bias 0. `in_width` 0 leaves the bias alone."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, width, bias=bias)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a layer without inputs has nothing to draw
+        layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, width, bias=bias)
     nn.init.normal_(layer.weight, std=max(in_width, 1) ** -0.5)
     if bias:
         nn.init.zeros_(layer.bias)

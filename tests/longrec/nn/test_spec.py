@@ -20,7 +20,7 @@ from longrec.nn import stca
 from longrec.nn.flops import stca_flops
 from longrec.nn.layers import gap_buckets
 from longrec.nn.ranker import Ranker
-from longrec.nn.target_attention import AttentionInputs, Segments, attend, choose
+from longrec.nn.target_attention import AttentionInputs, Segments, attend, choose, reference, reordered
 
 sys.path.insert(0, str(Path(__file__).parent))
 import worlds
@@ -59,9 +59,9 @@ def test_1_reordered_equals_plain_with_all_gradients(lengths: list[int], targets
         if output.requires_grad:  # no event at all: constant zeros
             output.backward(upstream)
         results.append([output.detach(), *(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves.values())])
-    for plain, reordered in zip(*results, strict=True):
+    for plain, other in zip(*results, strict=True):
         size = float(plain.abs().max()) if plain.numel() else 0.0
-        close(plain, reordered, 1e-10 * max(1.0, size))
+        close(plain, other, 1e-10 * max(1.0, size))
 
 
 def test_1_the_choice_follows_the_break_even() -> None:
@@ -215,10 +215,8 @@ def test_6_unequal_requests_weigh_the_same_by_request() -> None:
     close(loss, torch.stack(each).mean())
 
 
-@pytest.mark.parametrize("attention", ["plain", "reordered"])
-def test_6_nothing_of_size_targets_times_events_times_width_is_saved(attention: str) -> None:
-    lengths, targets = [300, 200], [16, 16]
-    model, whole = worlds.ranker(attention=attention, num_layers=1), worlds.batch(lengths, targets)
+def largest_saved(model: Ranker, batch: object) -> int:
+    """Returns the number of elements of the largest tensor that the forward pass keeps for the backward pass."""
     largest = 0
 
     def note(tensor: Tensor) -> Tensor:
@@ -227,10 +225,17 @@ def test_6_nothing_of_size_targets_times_events_times_width_is_saved(attention: 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(whole).logits.sum()
-    width, heads = 16, 4
-    assert largest < 16 * max(lengths) * width, "a history was copied per target"
-    assert largest <= max(sum(lengths) * 2 * width, heads * 16 * max(lengths))
+        model(batch).logits.sum()
+    return largest
+
+
+@pytest.mark.parametrize("attention", ["plain", "reordered"])
+def test_6_nothing_of_size_targets_times_events_times_width_is_saved(attention: str) -> None:
+    lengths, targets, width, heads = [300, 200], [16, 16], 16, 4
+    model, whole = worlds.ranker(attention=attention), worlds.batch(lengths, targets)
+    all_pairs = 16 * sum(lengths) * width
+    assert largest_saved(model, worlds.expanded(whole)) >= all_pairs  # what must not be: a history for each target
+    assert largest_saved(model, whole) <= max(sum(lengths) * 2 * width, 16 * max(lengths) * heads) < all_pairs
 
 
 # 7
@@ -239,6 +244,23 @@ def test_7_packing_equals_one_request_at_a_time(attention: str) -> None:
     model, whole = worlds.ranker(attention=attention), worlds.batch([25, 0, 61, 8], [4, 1, 3, 2])
     alone = torch.cat([scores(model, worlds.pick(whole, [r])) for r in range(4)])
     close(scores(model, whole), alone)
+
+
+@pytest.mark.parametrize("targets", [[1, 30], [30, 1]])
+def test_1_the_order_is_chosen_by_the_targets_of_the_events(targets: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for module in (reference, reordered):
+        monkeypatch.setattr(module, "attend", lambda inputs, name=module.__name__, real=module.attend: taken.append(name) or real(inputs))
+    model, whole = worlds.ranker(num_layers=1, attention="auto"), worlds.batch([200, 4], targets)
+    scores(model, whole)
+    assert taken == ["longrec.nn.target_attention." + ("reordered" if targets[0] == 1 else "reference")]
+
+
+def test_7_recomputation_keeps_no_hidden_row() -> None:
+    model, whole = worlds.ranker(), worlds.batch([300], [2])
+    before = largest_saved(model, whole)
+    model.stca.recompute, model.fusion = True, None  # the fusion's own hidden rows are kept either way
+    assert largest_saved(model, whole) <= 300 * 16 < before
 
 
 def test_7_chunks_and_recomputation_equal_the_direct_pass() -> None:
@@ -253,10 +275,13 @@ def test_7_chunks_and_recomputation_equal_the_direct_pass() -> None:
 
 
 # 9
-@pytest.mark.parametrize("attention", ["plain", "reordered"])
-def test_9_counted_flops_follow_the_formula_and_are_linear(attention: str) -> None:
-    config = ModelConfig(width=64, num_layers=2, num_heads=4, attention=attention, recency="none")  # type: ignore[arg-type]
+@pytest.mark.parametrize("attention", ["plain", "reordered", "auto"])
+@pytest.mark.parametrize("query_fusion", [True, False])
+def test_9_counted_flops_follow_the_formula_and_are_linear(attention: str, query_fusion: bool) -> None:
+    config = ModelConfig(width=64, num_layers=3, num_heads=4, attention=attention, query_fusion=query_fusion,  # type: ignore[arg-type]
+                         recency="none")
     model, targets, counted = stca.STCA(config), 8, {}
+    assert stca_flops(config, 10, targets).encode == 3 * 6 * 2 * 10 * 64**2  # M layers of 6 r L d^2
     for length in (0, 500, 1000, 2000):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.randn(targets, 64), torch.randn(length, 64), worlds.offsets([length]), worlds.offsets([targets]))
@@ -264,6 +289,7 @@ def test_9_counted_flops_follow_the_formula_and_are_linear(attention: str) -> No
     for length in (500, 1000, 2000):
         history = stca_flops(config, length, targets)
         assert counted[length] - counted[0] == pytest.approx(history.encode + history.attend, rel=0.01)
+        assert counted[length] == history.total
     assert counted[2000] - counted[1000] == 2 * (counted[1000] - counted[500])
 
 
