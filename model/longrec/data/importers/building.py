@@ -99,7 +99,7 @@ class Spill:
     """
 
     def __init__(self, directory: Path, schema: pa.Schema, num_parts: int) -> None:
-        self.num_parts, self.num_rows, self._directory = num_parts, 0, directory
+        self.num_parts, self.num_rows, self.directory = num_parts, 0, directory
         self._final = schema
         self._schema = pa.schema([field.with_type(pa.int64()) if field.name == TIMESTAMP else field for field in schema])
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -142,7 +142,7 @@ class Spill:
         return table.take(pa.array(order)).cast(self._final)
 
     def _path(self, part: int) -> Path:
-        return self._directory / f"part-{part:05d}.arrow"
+        return self.directory / f"part-{part:05d}.arrow"
 
 
 @contextlib.contextmanager
@@ -158,7 +158,7 @@ def spilling(out: Path, schema: Schema, event_labels: Sequence[str], num_parts: 
 
 def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects: Rejects, *, name: str, source: Mapping[str, Any],
              event_labels: Sequence[str] = (), items: pa.Table | None = None, users: pa.Table | None = None,
-             notes: Callable[[], list[str]] = list, started: float) -> ImportReport:
+             notes: Callable[[], list[str]] = list, extras: Callable[[Path], None] = lambda path: None, started: float) -> ImportReport:
     """Writes the dataset from spilled events and returns the report.
 
     Args:
@@ -172,6 +172,7 @@ def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects:
         items: the catalogue, or None for the items of the log.
         users: what is known of users, or None; users of the log that are not in it are added with nulls.
         notes: asked at the end, for the report.
+        extras: writes further files into the new dataset, given its temporary directory.
         started: `time.monotonic()` at the start of the import.
 
     Raises:
@@ -197,6 +198,7 @@ def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects:
             raise DataError("no requests could be made of the log", fix="See docs/data.md on how requests are cut.")
         catalogue = pa.table({ITEM_ID: seen_items}) if items is None else items
         writer.write_entities(catalogue, _with_users(users, np.concatenate(seen_users), schema))
+        extras(writer.path)
         rejected = rejects.move_to(writer.path / "rejects.csv")
     return _report(out, name, writer.facts, rejects, rejected, notes(), started)
 
