@@ -6,6 +6,8 @@ import csv
 import datetime
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,14 @@ LENIENT = ImportOptions(max_reject_share=0.9)
 def load(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns (events, targets) of all parts by user, times in ms."""
     dataset = Dataset.open(path)
-    return tuple(sorted(itertools.chain.from_iterable(plain(part) for part in parts), key=lambda row: row["user_id"])  # type: ignore[return-value]
-                 for parts in (dataset.event_parts(), dataset.target_parts()))
+    events, targets = (list(itertools.chain.from_iterable(plain(part) for part in parts))
+                       for parts in (dataset.event_parts(), dataset.target_parts()))
+    return sorted(events, key=lambda row: row["user_id"]), sorted(targets, key=lambda row: row["user_id"])
 
 
 def plain(table: pa.Table) -> list[dict[str, Any]]:
-    return table.set_column(table.schema.get_field_index("timestamp"), "timestamp", table["timestamp"].cast(pa.int64())).to_pylist()
+    times = table["timestamp"].cast(pa.int64())
+    return list(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", times).to_pylist())
 
 
 def rejected(path: Path) -> list[tuple[str, int, str]]:
@@ -123,8 +127,8 @@ def test_lastfm(tmp_path: Path, header: bool) -> None:
         (6, "timestamp is not a time from 1980 to 2099"), (7, "not 6 columns")]
     events, targets = load(tmp_path / "d")
     nameless = text_id('Deep Dish\tFuck Me Im Famous (Pacha Ibiza)-"09-28-2007')
-    times = [int(datetime.datetime(2009, 5, *when, tzinfo=datetime.UTC).timestamp()) * 1_000
-             for when in ((4, 13, 54, 10), (4, 23, 8, 57), (4, 23, 8, 57), (6, 10))]
+    times = [int(datetime.datetime.fromisoformat(f"2009-05-{when}+00:00").timestamp()) * 1_000
+             for when in ("04T13:54:10", "04T23:08:57", "04T23:08:57", "06T10:00:00")]
     assert [(row["user_id"], row["item_id"], row["timestamp"]) for row in events] == [
         (1, text_id(TRACK), times[0]), (1, nameless, times[1]), (639, nameless, times[2]), (639, text_id(TRACK), times[3])]
     dataset = Dataset.open(tmp_path / "d")
@@ -143,16 +147,16 @@ def test_lastfm(tmp_path: Path, header: bool) -> None:
 
 
 def test_text_ids_are_the_same_everywhere_and_collisions_are_refused(tmp_path: Path) -> None:
-    texts = ["", "a", "B00YQ6X8EO", "坂本龍一", "x" * 1_000, "a", None]
+    texts = ["", "a", "B00YQ6X8EO", "坂本龍一", "x" * 1_000, "a"]
     with TextIds(tmp_path, ("items",)) as ids:
-        found = ids.of("items", pa.array(texts)).to_pylist()
-        assert found == [None if text is None else text_id(text) for text in texts]
+        found = ids.of("items", pa.array([*texts, None])).to_pylist()
+        assert found == [*map(text_id, texts), None]
         assert text_id("a") == 7000413967451013937 and all(0 <= number < 2**63 for number in found[:-1])
         assert ids.of("items", pa.array(["kept out"]), keep=False).to_pylist() == [text_id("kept out")]
         ids.of("items", pa.array(["b", "a"]))
         ids.write(tmp_path)
     table = pq.read_table(tmp_path / "ids" / "items.parquet")
-    assert table["id"].to_pylist() == sorted(text_id(text) for text in {*texts[:-1], "b"}) and "kept out" not in table["text"].to_pylist()
+    assert table["id"].to_pylist() == sorted(text_id(text) for text in {*texts, "b"}) and "kept out" not in table["text"].to_pylist()
     (tmp_path / "other").mkdir()
     with TextIds(tmp_path / "other", ("items",)) as ids:
         ids.of("items", pa.array(["a"]))
@@ -163,7 +167,8 @@ def test_text_ids_are_the_same_everywhere_and_collisions_are_refused(tmp_path: P
 
 def test_item_values_keep_the_first_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longrec.data.importers.cutting.COMPACT_ROWS", 50)
-    rng, values, expected = np.random.default_rng(0), ItemValues(), {}
+    rng, values = np.random.default_rng(0), ItemValues()
+    expected: dict[int, int | None] = {}
     for _ in range(40):
         ids, found = rng.integers(0, 60, 20), rng.integers(-3, 5, 20)
         values.add(ids, found)
@@ -305,3 +310,16 @@ def test_amazon_with_negatives_and_without_metadata(tmp_path: Path) -> None:
         import_amazon(tmp_path / "Books.*.csv", tmp_path / "e", negatives=NegativeRule(3, "store"))
     with pytest.raises(DataError, match="does not exist"):
         import_amazon(tmp_path / "Books.*.csv", tmp_path / "e", meta=tmp_path / "meta_Books.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "code"), [(2_048, 0), (1, 1)])
+def test_the_memory_benchmark_measures_and_judges(tmp_path: Path, limit: int, code: int) -> None:
+    script = Path(__file__).parents[3] / "model" / "benchmarks" / "import_memory.py"
+    done = subprocess.run([sys.executable, str(script), "--rows", "100000", "--limit-mib", str(limit), "--folder", str(tmp_path)],
+                          capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == code, done.stderr
+    assert [(line["rows"], line["videos"]) for line in lines[:3]] == [(50_000, 10_000), (100_000, 10_000), (50_000, 5_000)]
+    assert all(line["peak_mib"] > line["start_mib"] > 0 for line in lines[:3]) and lines[3]["within"] == (code == 0)
+    assert not list(tmp_path.iterdir())
