@@ -13,7 +13,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import bentoml
 
@@ -58,8 +58,9 @@ def _all_or_nothing(tag: str) -> Iterator[None]:
 def main() -> None:
     """Runs the verb of the command line."""
     _, verb, arguments = sys.argv
+    verbs: dict[str, Callable[..., None]] = {"check": check, "build": build, "keep": keep}
     try:
-        {"check": check, "build": build, "keep": keep}[verb](**json.loads(arguments))
+        verbs[verb](**json.loads(arguments))
     except bentoml.exceptions.BentoMLException as error:
         raise SystemExit(str(error)) from error
 

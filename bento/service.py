@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import bentoml
 import numpy as np
@@ -45,8 +45,8 @@ BUNDLE = "bundle"
 """Folder of the model in the BentoML store that holds the bundle of longrec."""
 MAX_CANDIDATES = int(os.environ.get("LONGREC_MAX_CANDIDATES", "2048"))
 MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES
-NUM_THREADS = int(os.environ.get("LONGREC_THREADS", "0")) or min(4, len(os.sched_getaffinity(0)))
-"""Threads of one forward pass in a worker."""
+NUM_THREADS = int(os.environ.get("LONGREC_THREADS", "1"))
+"""Threads of one forward pass in a worker. More than one wait for each other by spinning: on two busy cores two were 15 times slower."""
 INT64 = 2**63
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
@@ -94,7 +94,7 @@ class RankRequest(bentoml.IODescriptor):
     length: int | None = Field(None, ge=0, lt=INT64, description="Most recent events used; default what the model was evaluated at.")
 
     @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> RankRequest | Refusal:  # type: ignore[override]
+    async def from_http_request(cls, request: Request, serde: Any) -> RankRequest | Refusal:
         """Returns the request in a JSON body, or what is wrong with it (BentoML would log a stack trace per bad request)."""
         body = b""
         async for chunk in request.stream():
@@ -102,7 +102,7 @@ class RankRequest(bentoml.IODescriptor):
             if len(body) > MAX_BODY_BYTES:
                 return Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
         try:
-            return cls.model_validate_json(body)
+            return cast("RankRequest", cls.model_validate_json(body))
         except ValidationError as error:
             return Refusal(400, _reason(error))
 
@@ -138,17 +138,22 @@ def model_tag() -> str:
     return tag
 
 
+MODEL = RankerModel(model_tag())
+
+
 @bentoml.service(name="longrec-ranker", traffic={"timeout": 30})
 class Ranker:
     """Scores candidates for a user by the user's long history."""
 
-    model = RankerModel(model_tag())
+    model = MODEL
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "rank")  # torch and SQLite want to stay in one thread
         try:
             self._thread.submit(self._open).result()
         except (LongrecError, OSError) as error:
+            if REFUSED_FILE not in os.environ:
+                raise  # not a worker of `bentoml serve`
             _stop_server(error)
 
     @bentoml.api(route="/rank", output_spec=RankResponse)
@@ -166,7 +171,7 @@ class Ranker:
         os.environ[REFUSED_FILE] = refused = tempfile.mkstemp(prefix="longrec-refused-")[1]
         atexit.register(_exit_refused, Path(refused))
         try:
-            _check_schemas(Path(Ranker.inner.model.resolve().path_of(BUNDLE)), home)
+            _check_schemas(Path(MODEL.resolve().path_of(BUNDLE)), home)
         except LongrecError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
 

@@ -9,7 +9,10 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
+import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -97,7 +100,7 @@ def run(pipeline: Callable[..., Any], arguments: Mapping[str, Any], run_dir: Pat
 
     artifacts, log = run_dir / "artifacts", run_dir / "pipeline.log"
     artifacts.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps:
+    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps, _stopping_steps():
         local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts), raise_on_error=True)
         try:
             pipeline(**arguments)
@@ -173,6 +176,41 @@ class _Records(logging.Handler):
         self._steps.write(f"{record.levelname} - {record.getMessage()}\n")
         if record.levelno >= logging.WARNING and Path(record.pathname).parent.name == "orchestrator":
             self._steps.complaints.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _stopping_steps() -> Iterator[None]:
+    """Ends the running step when this process is told to stop; kfp would leave it running."""
+
+    def stop(signum: int, frame: Any) -> None:
+        _stop_descendants()
+        raise SystemExit(128 + signum)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, stop) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop_descendants()
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _stop_descendants() -> None:
+    """Sends SIGTERM to all processes below this one."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = path.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    waiting = [os.getpid()]
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            waiting.append(child)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -188,7 +189,16 @@ def _next(summary: dict[str, Any], workdir: Path) -> list[str]:
     if summary["bento_tag"] is None:
         return [f"open {summary['report']}"]
     place = "" if workdir == DEFAULT_WORKDIR else f" --workdir {shlex.quote(str(workdir))}"
-    return [f"longrec serve{place}"]
+    request = shlex.quote(json.dumps(summary["example"]))
+    return [f"{_program()} serve{place}", f"curl -s localhost:3000/rank -H 'content-type: application/json' -d {request}"]
+
+
+def _program() -> str:
+    """Returns what has to be typed to start this command again from here."""
+    typed = Path(sys.argv[0])
+    if typed.name != "longrec" or shutil.which("longrec") == str(typed.absolute()):
+        return "longrec"
+    return shlex.quote(os.path.relpath(typed) if typed.absolute().is_relative_to(Path.cwd()) else str(typed))
 
 
 def _say(as_json: bool, value: dict[str, Any], text: str, *, err: bool = False) -> None:

@@ -293,6 +293,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return tuple(_convert(items[0], entry, path) for entry in value)
     if origin is types.UnionType:
         return None if value is None else _convert(typing.get_args(hint)[0], value, path)
+    return _convert_scalar(hint, value, path)
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):

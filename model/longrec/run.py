@@ -99,7 +99,8 @@ def summarize(config: RunConfig, folder: Path, finished: Any, dataset: Mapping[s
         "bento_tag": None if packaged is None else read_json(packaged)["tag"],
         "report": str(folder / "report.html"), "log": str(finished.log), "artifacts": str(finished.artifacts),
         "seconds": {step.name: round(step.seconds, 2) for step in finished.steps if step.name not in SILENT_STEPS},
-        "training": found["training"], "config": config.to_dict(), "versions": versions(),
+        "example": _example(evaluation / "predictions.parquet"), "training": found["training"], "config": config.to_dict(),
+        "versions": versions(),
     }
 
 
@@ -239,6 +240,15 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _example(predictions: Path) -> dict[str, Any]:
+    """Returns the user and candidates of the first evaluated request, to try the service with."""
+    import pyarrow.parquet as pq
+
+    rows = next(pq.ParquetFile(predictions).iter_batches(1_000, columns=["request_id", "user_id", "item_id"])).to_pylist()
+    candidates = [row["item_id"] for row in rows if row["request_id"] == rows[0]["request_id"]]
+    return {"user_id": rows[0]["user_id"], "candidates": candidates[:5]}
 
 
 def _task_metrics(row: Mapping[str, Any]) -> dict[str, Any]:

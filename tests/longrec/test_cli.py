@@ -20,8 +20,8 @@ VERBS = (["import", "kuairand"], ["import", "movielens"], ["import", "taobao"], 
 def _longrec(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     import os
 
-    return subprocess.run([sys.executable, "-m", "longrec.cli", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False,
-                          env={**os.environ, **environment})
+    command = [sys.executable, "-m", "longrec.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, env={**os.environ, **environment})
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

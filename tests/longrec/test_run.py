@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 from pathlib import Path
@@ -67,8 +66,7 @@ def test_latest_points_at_the_newest_summary_and_is_replaced(tmp_path: Path) -> 
 
 
 def _hold(path: str, held: Any, release: Any) -> None:
-    with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with run._locked(Path(path)):
         held.set()
         release.wait(30)
 
@@ -76,7 +74,7 @@ def _hold(path: str, held: Any, release: Any) -> None:
 def test_a_second_run_in_the_same_work_directory_is_refused(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path / ".lock"), held, release))
+    other = context.Process(target=_hold, args=(str(tmp_path), held, release))
     other.start()
     try:
         assert held.wait(30)

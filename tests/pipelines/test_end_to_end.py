@@ -70,6 +70,7 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     assert summary["gate"]["passed"] and summary["gate"]["reasons"]
     assert list(summary["seconds"]) == [*STEPS, "package"] and all(value > 0 for value in summary["seconds"].values())
     assert summary["versions"]["longrec"] and summary["versions"]["torch"] and summary["config"]["model"]["width"] == 16
+    assert len(summary["example"]["candidates"]) == 5 and 0 <= summary["example"]["user_id"] < 60
     name, _, version = summary["bento_tag"].partition(":")
     assert name == "longrec-ranker" and version == summary["run"]
     for page in ("report", "check-events", "check-histories"):

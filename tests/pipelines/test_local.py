@@ -1,5 +1,11 @@
 """The local runner: progress, failures with the step's own message, and branches that are never skipped in silence."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -8,6 +14,8 @@ from kfp import dsl
 
 from components import component
 from pipelines.local import LocalRun, Step, StepFailed, run
+
+ROOT = Path(__file__).parents[2]
 
 
 class Heard:
@@ -28,6 +36,7 @@ class Heard:
 
 @component
 def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.Output[dsl.Dataset], report: dsl.Output[dsl.HTML]) -> bool:
+    import atexit
     import logging
     import os
     import sys
@@ -37,11 +46,18 @@ def make(source: dsl.Input[dsl.Dataset], fault: str, settings: dict, made: dsl.O
     with open(report.path, "w") as stream:
         stream.write("<p>report</p>")
     if fault == "check":
+        atexit.register(print, "\nnanobind: leaked 46 types!\n - leaked type x", file=sys.stderr)
         raise CheckFailed("3 events are in the future", found="2031\nsecond line", expected="now", fix="Look at it.")
     if fault == "bug":
         raise ZeroDivisionError("division by zero")
     if fault == "kill":
         os.kill(os.getpid(), 9)
+    if fault == "sleep":
+        import time
+
+        with open(source.path + ".pid", "w") as stream:
+            stream.write(str(os.getpid()))
+        time.sleep(300)
     if fault == "noise":
         print("nanobind: leaked 46 types!", file=sys.stderr)
     logging.getLogger("longrec.fake").info("step %d of %d", 1, 2)
@@ -138,6 +154,39 @@ def test_a_branch_that_kfp_skips_because_it_cannot_read_the_condition_is_an_erro
     """kfp.local reports success here (stack notes, 1.1); a run must not."""
     with pytest.raises(StepFailed, match="could not evaluate a condition"):
         run(trap, {}, tmp_path / "run", Heard())
+
+
+def test_a_stopped_run_stops_its_step(tmp_path: Path) -> None:
+    (tmp_path / "source.txt").write_text("data")
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+import test_local
+from pathlib import Path
+test_local.run(test_local.fake, {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}, Path("{tmp_path}/run"), test_local.Heard())
+"""
+    process, step = subprocess.Popen([sys.executable, "-c", code]), 0
+    try:
+        step = _wait_for(tmp_path / "source.txt.pid")
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+        for _ in range(100):
+            if not Path(f"/proc/{step}").exists():
+                return
+            time.sleep(0.1)
+        raise AssertionError("the step ran on")
+    finally:
+        for pid in (step, process.pid if process.poll() is None else 0):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL) if pid else None
+
+
+def _wait_for(path: Path) -> int:
+    for _ in range(600):
+        if path.exists() and path.read_text():
+            return int(path.read_text())
+        time.sleep(0.1)
+    raise AssertionError(f"{path} was never written")
 
 
 def test_logging_of_the_process_is_restored(tmp_path: Path) -> None:

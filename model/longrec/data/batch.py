@@ -84,11 +84,14 @@ class RequestBatch:
             if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets[1:] < offsets[:-1]).any()):
                 raise DataError(f"{name}_offsets do not fit", found=f"{offsets[0]}..{offsets[-1]} for {values.shape[0]} values",
                                 expected="0, never falling, ending at the number of values")
-            if num_items is not None and values.numel() and not (0 <= int(values.min()) and int(values.max()) < num_items):
-                raise DataError(f"{name}_items out of range", found=f"{int(values.min())}..{int(values.max())}", expected=f"0..{num_items - 1}")
-        sizes = {"event_features": (self.event_features, self.num_events), "event_timestamps": (self.event_timestamps, self.num_events),
-                 "user_features": (self.user_features, self.num_requests), "request_timestamps": (self.request_timestamps, self.num_requests),
-                 "target_offsets": (self.target_offsets, self.num_requests + 1)}
+            if num_items is not None and values.numel():
+                low, high = int(values.min()), int(values.max())
+                if low < 0 or high >= num_items:
+                    raise DataError(f"{name}_items out of range", found=f"{low}..{high}", expected=f"0..{num_items - 1}")
+        sizes = {
+            "event_features": (self.event_features, self.num_events), "event_timestamps": (self.event_timestamps, self.num_events),
+            "user_features": (self.user_features, self.num_requests), "request_timestamps": (self.request_timestamps, self.num_requests),
+            "target_offsets": (self.target_offsets, self.num_requests + 1)}
         if self.labels is not None:
             sizes["labels"] = (self.labels, self.num_targets)
         for name, (tensor, size) in sizes.items():

@@ -28,7 +28,7 @@ from longrec.data.encode import splitmix64
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
 
-ROWS_PER_PART = 4_000_000
+ROWS_PER_PART = 2_000_000
 """Events that one part is meant to hold; sorting it takes some hundreds of MB."""
 MAX_PARTS = 1_024
 AGAIN = "Import the data again."

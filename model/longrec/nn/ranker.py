@@ -26,6 +26,8 @@ from longrec.schema import Schema
 
 NUM_MIXER_TOKENS = 4
 HOUR_MS, HOURS, DAYS = 3_600_000, 24, 7
+CONTEXT_STD = 0.1
+"""Initial deviation of the context's embeddings: next to nothing beside the other mixer tokens, until data says more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,13 +73,13 @@ class Ranker(nn.Module):
         self.items.check(item_table, "the item table")
         self.actions = FeatureEmbedding(schema.event, sizes["event"], **dims)
         self.users = FeatureEmbedding(schema.user, sizes["user"], **dims)
-        self.gap = _embedding(NUM_GAP_BUCKETS, config.feature_dim) if config.recency == "token" else None
+        self.gap = _embedding(NUM_GAP_BUCKETS, config.feature_dim, FEATURE_STD) if config.recency == "token" else None
         self.item_part = linear(self.items.out_width, width)
         self.action_part = linear(self.actions.out_width + (0 if self.gap is None else config.feature_dim), width, bias=True)
         self.fusion = SwiGLUFFN(width, config.ffn_ratio, in_width=2 * width) if config.fusion else None
         self.stca = STCA(config)
         self.user_part = linear(self.users.out_width, width, bias=True)
-        self.hour, self.day = _embedding(HOURS, width), _embedding(DAYS, width)
+        self.hour, self.day = (_embedding(size, width, CONTEXT_STD) for size in (HOURS, DAYS))
         self.mixer = RankMixer(config.mixer_layers, NUM_MIXER_TOKENS, width, config.ffn_ratio)
         self.head = linear(width, len(schema.tasks), bias=True)
         self.aux_head = linear(width, len(schema.tasks), bias=True) if config.aux_loss_weight else None
@@ -147,9 +149,9 @@ class Ranker(nn.Module):
         return RankerOutput(logits, aux_logits, self.aux_loss_weight)
 
 
-def _embedding(num_rows: int, dim: int) -> nn.Embedding:
+def _embedding(num_rows: int, dim: int, std: float) -> nn.Embedding:
     table = nn.Embedding(num_rows, dim)
-    nn.init.normal_(table.weight, std=FEATURE_STD)
+    nn.init.normal_(table.weight, std=std)
     return table
 
 

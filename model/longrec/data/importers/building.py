@@ -22,7 +22,7 @@ import pyarrow as pa
 from longrec.data.dataset import ROWS_PER_PART, TIMESTAMP_TYPE, DatasetWriter, event_schema, group_starts, int64_of, part_of, user_schema
 from longrec.data.importers.reading import Rejects
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Schema
+from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +189,9 @@ def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects:
             events = spill.read(part)
             targets = cut(events, num_requests, part)
             writer.write_part(part, events, targets)
-            num_requests += len(np.unique(int64_of(targets, "request_id")))
-            seen_users.append(np.unique(int64_of(events, USER_ID)))
+            num_requests += len(group_starts(int64_of(targets, REQUEST_ID)))
+            users_here = int64_of(events, USER_ID)
+            seen_users.append(users_here[group_starts(users_here)])
             if items is None:
                 seen_items = np.union1d(seen_items, int64_of(events, ITEM_ID))
             log.info("part %d of %d: %s events", part + 1, spill.num_parts, f"{events.num_rows:,}")
