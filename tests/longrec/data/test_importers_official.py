@@ -223,6 +223,7 @@ def test_yambda(tmp_path: Path, layout: str, multi: bool, monkeypatch: pytest.Mo
              row["played_ratio_pct"]) for row in events] == [
         (10, 0, 3, "listen", 1, 100), (10, 100, 3, "like", 1, None), (10, 200, 4, "listen", 0, 49), (10, 400, 3, "listen", 0, 50),
         (20, 5, 4, "listen", 1, 250), (20, 25_999_990, 5, "like", 0, None), (20, 25_999_995, 9, "listen", 0, 0)]
+    assert sorted(row["event_seq"] for row in events) == list(range(7)), "the place in the files, one after another"
     assert [(row["user_id"], (row["timestamp"] - ORIGIN_MS) // 1_000, row["item_id"], row["listened"]) for row in targets] == [
         (10, 0, 3, 1), (10, 0, 4, 0), (10, 400, 3, 1), (20, 5, 4, 1), (20, 25_999_995, 9, 0)]
     assert Dataset.open(tmp_path / "d").items().to_pylist() == [
