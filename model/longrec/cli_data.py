@@ -20,6 +20,8 @@ Window = Annotated[int, typer.Option(min=0, help="Exposures of one user within t
 MaxTargets = Annotated[int, typer.Option(min=1, help="Most targets of one request.")]
 MaxRequests = Annotated[int, typer.Option(min=0, help="Most requests of one user, a seeded choice; 0 for all.")]
 Rejects = Annotated[float, typer.Option(min=0, max=1, help="Largest share of bad rows; above it the import fails.")]
+Negatives = Annotated[int, typer.Option(min=1, help="Items drawn for each positive.")]
+KeepNew = Annotated[bool, typer.Option("--keep-new", help="Keep positives that nobody touched before.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]
 
@@ -63,6 +65,87 @@ def movielens(src: Source, out: Out, threshold: Annotated[float, typer.Option(he
 
 
 @app.command()
+def taobao(src: Source, out: Out,
+           positive: Annotated[list[str] | None, typer.Option(help="Action that makes a target: pv, buy, cart or fav; default pv.")] = None,
+           negatives: Negatives = 4,
+           negatives_within: Annotated[str | None, typer.Option(help="category: a negative shares it with its positive.")] = None,
+           keep_new: KeepNew = False, window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0,
+           seed: Seed = 0, max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import Taobao UserBehavior from UserBehavior.csv. The log has no exposures: negatives are drawn.
+
+    \b
+    Examples:
+      longrec import taobao UserBehavior.csv --out data/taobao
+      longrec import taobao UserBehavior.csv --out data/taobao-buy --positive buy --negatives 9 --negatives-within category
+    """
+    from longrec.data.importers import ImportOptions, NegativeRule, import_taobao
+
+    rule, drawn = _rule(window_ms, max_targets, max_requests_per_user, seed), NegativeRule(negatives, negatives_within, keep_new)
+    _show(import_taobao(src, out, positives=tuple(positive or ("pv",)), negatives=drawn, rule=rule,
+                        options=ImportOptions(max_reject_share)).to_dict(), as_json)
+
+
+@app.command()
+def lastfm(src: Source, out: Out, negatives: Negatives = 4,
+           negatives_within: Annotated[str | None, typer.Option(help="artist_id: a negative shares it with its positive.")] = None,
+           keep_new: KeepNew = False, window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0,
+           seed: Seed = 0, max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import Last.fm 1K users from its two .tsv files. The log has no exposures: negatives are drawn.
+
+    \b
+    Examples:
+      longrec import lastfm lastfm-dataset-1K --out data/lastfm --max-requests-per-user 1000
+      longrec import lastfm lastfm-dataset-1K --out data/lastfm-sessions --window-ms 1800000 --negatives 9
+    """
+    from longrec.data.importers import ImportOptions, NegativeRule, import_lastfm
+
+    rule, drawn = _rule(window_ms, max_targets, max_requests_per_user, seed), NegativeRule(negatives, negatives_within, keep_new)
+    _show(import_lastfm(src, out, negatives=drawn, rule=rule, options=ImportOptions(max_reject_share)).to_dict(), as_json)
+
+
+@app.command()
+def yambda(src: Source, out: Out,
+           threshold: Annotated[int, typer.Option(min=0, help="Least percentage of a track that counts as listened.")] = 50,
+           recommended_only: Annotated[bool, typer.Option("--recommended-only", help="Targets: recommended listens only.")] = False,
+           window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0, seed: Seed = 0,
+           max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import Yambda (50m, 500m, 5b) from its flat or sequential Parquet files.
+
+    \b
+    Examples:
+      longrec import yambda yambda/flat/50m --out data/yambda-50m --max-requests-per-user 200
+      longrec import yambda yambda/sequential/500m --out data/yambda-500m --recommended-only
+    """
+    from longrec.data.importers import ImportOptions, import_yambda
+
+    rule = _rule(window_ms, max_targets, max_requests_per_user, seed)
+    _show(import_yambda(src, out, threshold=threshold, recommended_only=recommended_only, rule=rule,
+                        options=ImportOptions(max_reject_share)).to_dict(), as_json)
+
+
+@app.command()
+def amazon(src: Source, out: Out, meta: Annotated[Path | None, typer.Option(help="meta_CATEGORY.jsonl, for features of items.")] = None,
+           threshold: Annotated[float, typer.Option(help="Least rating that counts as liked.")] = 4.0,
+           negatives: Annotated[int | None, typer.Option(min=1, help="Items drawn for each rated one, instead of the threshold.")] = None,
+           negatives_within: Annotated[str | None, typer.Option(help="Item column that a negative shares with its positive.")] = None,
+           keep_new: KeepNew = False, window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0,
+           seed: Seed = 0, max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:
+    """Import a category of Amazon Reviews 2023 from its pure-id .csv (0core or 5core).
+
+    \b
+    Examples:
+      longrec import amazon Toys_and_Games.csv --out data/toys --meta meta_Toys_and_Games.jsonl
+      longrec import amazon Toys_and_Games.csv --out data/toys-next --negatives 4
+    """
+    from longrec.data.importers import ImportOptions, NegativeRule, import_amazon
+
+    drawn = NegativeRule(negatives, negatives_within, keep_new) if negatives else None
+    rule = _rule(window_ms, max_targets, max_requests_per_user, seed)
+    _show(import_amazon(src, out, meta=meta, threshold=threshold, negatives=drawn, rule=rule,
+                        options=ImportOptions(max_reject_share)).to_dict(), as_json)
+
+
+@app.command()
 def events(src: Source, out: Out,
            user: Annotated[str, typer.Option(help="Column of user ids (integers).")] = "user_id",
            item: Annotated[str, typer.Option(help="Column of item ids (integers).")] = "item_id",
@@ -80,7 +163,7 @@ def events(src: Source, out: Out,
            quotes: Annotated[bool, typer.Option("--quotes/--no-quotes", help="Fields of text files may be in double quotes.")] = True,
            negatives: Annotated[int | None, typer.Option(min=1, help="For logs without labels: items drawn for each positive.")] = None,
            negatives_within: Annotated[str | None, typer.Option(help="Item column that a negative shares with its positive.")] = None,
-           keep_new: Annotated[bool, typer.Option("--keep-new", help="Keep positives that nobody touched before.")] = False,
+           keep_new: KeepNew = False,
            name: Annotated[str, typer.Option(help="Of the data; default the name of SRC.")] = "",
            window_ms: Window = 300_000, max_targets: MaxTargets = 64, max_requests_per_user: MaxRequests = 0, seed: Seed = 0,
            max_reject_share: Rejects = 0.01, as_json: Json = False) -> None:

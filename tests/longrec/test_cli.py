@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from longrec.cli import app
 
 ROOT = Path(__file__).parents[2]
-VERBS = (["import", "kuairand"], ["import", "movielens"], ["import", "events"], ["synth"], ["run"], ["compile"], ["submit"], ["serve"])
+VERBS = (["import", "kuairand"], ["import", "movielens"], ["import", "taobao"], ["import", "lastfm"],
+         ["import", "yambda"], ["import", "amazon"], ["import", "events"], ["synth"], ["run"], ["compile"], ["submit"], ["serve"])
 
 
 def _longrec(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -88,6 +88,15 @@ def quantiles(lengths: npt.NDArray[Any]) -> dict[str, int]:
     return dict(zip(("p10", "p50", "p90", "p99", "max"), (int(value) for value in values), strict=True))
 
 
+def quantiles_of_counts(counts: Int64) -> dict[str, int]:
+    """Returns what `quantiles` gives for counts[l] lengths of l each; memory is that of the longest length."""
+    total = np.cumsum(counts)
+    if not len(counts) or not total[-1]:
+        return quantiles(counts[:0])
+    ranks = [max(-(-total[-1] * tenths // 1_000), 1) for tenths in (100, 500, 900, 990, 1_000)]
+    return dict(zip(("p10", "p50", "p90", "p99", "max"), (int(np.searchsorted(total, rank)) for rank in ranks), strict=True))
+
+
 def int64_of(table: pa.Table | pa.RecordBatch, name: str) -> Int64:
     """Returns a column without nulls as int64; timestamps become milliseconds."""
     column = table.column(name)
@@ -359,7 +368,7 @@ class _Tally:
         self.num_parts = self.num_events = self.num_requests = self.num_targets = self.num_items = 0
         self.positives = dict.fromkeys(self.tasks, 0)
         self.users: list[Int64] = []
-        self.histories: list[Int64] = []
+        self.histories = np.zeros(0, np.int64)
         self.times: list[int] = []
 
     def add(self, events: pa.Table, targets: pa.Table) -> None:
@@ -368,7 +377,9 @@ class _Tally:
         self.users.append(np.diff(np.append(starts, len(users))))
         owners, moments = int64_of(targets, USER_ID), int64_of(targets, TIMESTAMP)
         first = group_starts(int64_of(targets, REQUEST_ID))
-        self.histories.append(history_lengths(users, times, owners[first], moments[first]))
+        lengths = np.bincount(history_lengths(users, times, owners[first], moments[first]), minlength=len(self.histories))
+        lengths[:len(self.histories)] += self.histories
+        self.histories = lengths
         self.num_parts, self.num_events = self.num_parts + 1, self.num_events + len(users)
         self.num_requests, self.num_targets = self.num_requests + len(first), self.num_targets + len(owners)
         self.times += [int(times.min()), int(times.max())] if len(times) else []
@@ -379,13 +390,13 @@ class _Tally:
             self.positives[task] += int(labels.sum())
 
     def facts(self) -> dict[str, Any]:
-        users, histories = np.concatenate(self.users), np.concatenate(self.histories)
+        users = np.concatenate(self.users)
         span = (min(self.times), max(self.times)) if self.times else (None, None)
         return {
             "num_parts": self.num_parts, "num_events": self.num_events, "num_users": len(users), "num_items": self.num_items,
             "num_requests": self.num_requests, "num_targets": self.num_targets,
             "time_range_ms": list(span), "time_range": [_iso(time) for time in span],
-            "events_per_user": quantiles(users), "history_length": quantiles(histories),
+            "events_per_user": quantiles(users), "history_length": quantiles_of_counts(self.histories),
             "label_rates": {task: count / max(self.num_targets, 1) for task, count in self.positives.items()}}
 
 

@@ -21,6 +21,7 @@ from longrec.data.dataset import (
     part_of,
     parts_for,
     quantiles,
+    quantiles_of_counts,
 )
 from longrec.errors import DataError
 from longrec.schema import Feature, Schema, Task
@@ -210,3 +211,10 @@ def test_parts_are_balanced_and_grow_with_the_rows() -> None:
 def test_quantiles_of_nothing_and_of_something() -> None:
     assert quantiles(np.array([], np.int64))["max"] == 0
     assert quantiles(np.arange(1, 101)) == {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=60))
+def test_quantiles_of_counts_are_the_quantiles(lengths: list[int]) -> None:
+    counts = np.bincount(np.array(lengths, np.int64)).astype(np.int64)
+    assert quantiles_of_counts(counts) == quantiles(np.array(lengths, np.int64))

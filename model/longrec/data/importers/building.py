@@ -99,7 +99,7 @@ class Spill:
     """
 
     def __init__(self, directory: Path, schema: pa.Schema, num_parts: int) -> None:
-        self.num_parts, self.num_rows, self._directory = num_parts, 0, directory
+        self.num_parts, self.num_rows, self.directory = num_parts, 0, directory
         self._final = schema
         self._schema = pa.schema([field.with_type(pa.int64()) if field.name == TIMESTAMP else field for field in schema])
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -142,7 +142,7 @@ class Spill:
         return table.take(pa.array(order)).cast(self._final)
 
     def _path(self, part: int) -> Path:
-        return self._directory / f"part-{part:05d}.arrow"
+        return self.directory / f"part-{part:05d}.arrow"
 
 
 @contextlib.contextmanager
@@ -158,7 +158,7 @@ def spilling(out: Path, schema: Schema, event_labels: Sequence[str], num_parts: 
 
 def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects: Rejects, *, name: str, source: Mapping[str, Any],
              event_labels: Sequence[str] = (), items: pa.Table | None = None, users: pa.Table | None = None,
-             notes: Callable[[], list[str]] = list, started: float) -> ImportReport:
+             notes: Callable[[], list[str]] = list, extras: Callable[[Path], None] = lambda path: None, started: float) -> ImportReport:
     """Writes the dataset from spilled events and returns the report.
 
     Args:
@@ -172,6 +172,7 @@ def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects:
         items: the catalogue, or None for the items of the log.
         users: what is known of users, or None; users of the log that are not in it are added with nulls.
         notes: asked at the end, for the report.
+        extras: writes further files into the new dataset, given its temporary directory.
         started: `time.monotonic()` at the start of the import.
 
     Raises:
@@ -185,21 +186,29 @@ def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects:
     seen_users, seen_items, num_requests = [np.zeros(0, np.int64)], np.zeros(0, np.int64), 0
     with DatasetWriter(out, schema, name=name, source=source, num_parts=spill.num_parts, event_labels=event_labels) as writer:
         for part in range(spill.num_parts):
-            events = spill.read(part)
-            targets = cut(events, num_requests, part)
-            writer.write_part(part, events, targets)
-            num_requests += len(group_starts(int64_of(targets, REQUEST_ID)))
-            users_here = int64_of(events, USER_ID)
-            seen_users.append(users_here[group_starts(users_here)])
-            if items is None:
-                seen_items = np.union1d(seen_items, int64_of(events, ITEM_ID))
-            log.info("part %d of %d: %s events", part + 1, spill.num_parts, f"{events.num_rows:,}")
+            added, users_here, items_here = _write_part(writer, spill, cut, part, num_requests, with_items=items is None)
+            num_requests += added
+            seen_users.append(users_here)
+            seen_items = np.union1d(seen_items, items_here)
         if not num_requests:
             raise DataError("no requests could be made of the log", fix="See docs/data.md on how requests are cut.")
         catalogue = pa.table({ITEM_ID: seen_items}) if items is None else items
         writer.write_entities(catalogue, _with_users(users, np.concatenate(seen_users), schema))
+        extras(writer.path)
         rejected = rejects.move_to(writer.path / "rejects.csv")
     return _report(out, name, writer.facts, rejects, rejected, notes(), started)
+
+
+def _write_part(writer: DatasetWriter, spill: Spill, cut: CutRequests, part: int, first_id: int, *,
+                with_items: bool) -> tuple[int, Int64, Int64]:
+    """Returns how many requests a part has, its users and, if wanted, its items; nothing else of it is in memory afterwards."""
+    events = spill.read(part)
+    targets = cut(events, first_id, part)
+    writer.write_part(part, events, targets)
+    log.info("part %d of %d: %s events", part + 1, spill.num_parts, f"{events.num_rows:,}")
+    users = int64_of(events, USER_ID)
+    items = np.unique(int64_of(events, ITEM_ID)) if with_items else np.zeros(0, np.int64)
+    return len(group_starts(int64_of(targets, REQUEST_ID))), users[group_starts(users)], items
 
 
 def _basket_times(users: Int64, baskets: Int64, times: Int64) -> Int64:

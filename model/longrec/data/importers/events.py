@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from longrec.data.dataset import int64_of, parts_for
+from longrec.data.dataset import parts_for
 from longrec.data.importers.building import ImportOptions, ImportReport, Spill, assemble, spilling
+from longrec.data.importers.cutting import Cutter, log_catalogue
 from longrec.data.importers.reading import (
     Field,
     Rejects,
@@ -28,13 +26,12 @@ from longrec.data.importers.reading import (
     read_entities,
     read_rows,
 )
-from longrec.data.requests import Catalogue, NegativeRule, RequestRule, exposure_requests, implicit_requests
+from longrec.data.requests import NegativeRule, RequestRule
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Dtype, Feature, Kind, Schema, Task
 
 LABEL = "label"
 _RESERVED = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID, REQUEST_ID)
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,39 +108,9 @@ def import_events(src: str | Path, out: str | Path, mapping: EventMapping, *, ne
         items = _entities(mapping.items, mapping.item, schema.item, mapping, rejects, "items")
         users = _entities(mapping.users, mapping.user, (Feature(USER_ID, "id"), *schema.user), mapping, rejects, "users")
         _spill(paths, mapping, schema, spill, rejects)
-        cutter = _Cutter(schema, rule, negatives, _catalogue(spill, items, negatives) if negatives else None)
+        cutter = Cutter(schema, rule, negatives, log_catalogue(spill, items, negatives) if negatives else None)
         return assemble(target, schema, spill, cutter, rejects, name=schema.name, source=_source(paths, mapping, negatives, rule),
                         event_labels=labels, items=items, users=users, notes=cutter.notes, started=started)
-
-
-@dataclasses.dataclass(slots=True)
-class _Cutter:
-    """Makes the targets of each part, and counts what it left out."""
-
-    schema: Schema
-    rule: RequestRule
-    negatives: NegativeRule | None
-    catalogue: Catalogue | None
-    num_new: int = 0
-
-    def __call__(self, events: pa.Table, first_id: int, part: int) -> pa.Table:
-        if self.negatives is None or self.catalogue is None:
-            return exposure_requests(events, self.schema, self.rule, first_id)
-        rng = np.random.default_rng([self.rule.seed, part])
-        targets, num_new = implicit_requests(events, self.schema, self.rule, self.negatives, self.catalogue, first_id, rng)
-        self.num_new += num_new
-        return targets
-
-    def notes(self) -> list[str]:
-        """Returns what a person should know about the negatives."""
-        if self.negatives is None:
-            return []
-        within = f" with the same {self.negatives.within}" if self.negatives.within else ""
-        lines = [f"negatives are drawn, not shown: {self.negatives.per_positive} for each positive, uniformly from the items{within} "
-                 f"that the log knew before the request (seed {self.rule.seed})"]
-        if self.num_new:
-            lines.append(f"{self.num_new:,} positives that nobody had touched before were left out (--keep-new keeps them)")
-        return lines
 
 
 def _schema(name: str, mapping: EventMapping, first: Path) -> Schema:
@@ -207,32 +174,6 @@ def _read_entities(path: Path, fields: list[Field], mapping: EventMapping, rejec
     for file in files_of(path):
         wanted = [field.source for field in fields]
         yield from ((file, rows) for rows in read_rows(file, rejects, group, wanted, delimiter=mapping.delimiter, quotes=mapping.quotes))
-
-
-def _catalogue(spill: Spill, items: pa.Table | None, negatives: NegativeRule) -> Catalogue:
-    """Returns the items of the log with their first times, grouped by the item column that negatives stay within."""
-    spill.close()
-    ids, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for part in range(spill.num_parts):
-        events = spill.read(part, last=False)
-        ids, firsts = _earliest(np.concatenate([ids, int64_of(events, ITEM_ID)]), np.concatenate([firsts, int64_of(events, TIMESTAMP)]))
-    if negatives.within is None or items is None or not len(ids):
-        return Catalogue.of(ids, firsts)
-    known = int64_of(items, ITEM_ID)
-    column = items[negatives.within]
-    codes = np.asarray(pc.fill_null(pc.index_in(column, value_set=pc.unique(column.cast(_plain(column.type)))), -1), np.int64)
-    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return Catalogue.of(ids, firsts, np.where(known[place] == ids, codes[place], -1))
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _earliest(ids: Int64, times: Int64) -> tuple[Int64, Int64]:
-    order = np.lexsort((times, ids))
-    unique, first = np.unique(ids[order], return_index=True)
-    return unique, times[order][first]
 
 
 def _source(paths: Sequence[Path], mapping: EventMapping, negatives: NegativeRule | None, rule: RequestRule) -> dict[str, Any]:

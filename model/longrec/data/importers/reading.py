@@ -238,9 +238,9 @@ def estimate_rows(path: Path) -> int:
     return 1 + path.stat().st_size * sample.count(b"\n") // max(len(sample), 1)
 
 
-def read_delimited(path: Path, rejects: Rejects, group: str, *, delimiter: str = ",", encoding: str = "utf8",
-                   quotes: bool = True) -> Iterator[Rows]:
-    """Yields the rows of a text file with a header, every column as text; rows with a wrong number of columns are rejected.
+def read_delimited(path: Path, rejects: Rejects, group: str, *, delimiter: str = ",", encoding: str = "utf8", quotes: bool = True,
+                   names: Sequence[str] | None = None, skip: int = 0) -> Iterator[Rows]:
+    """Yields the rows of a text file, every column as text; rows with a wrong number of columns are rejected.
 
     Args:
         path: the file. Blank lines are skipped; CR LF and a byte order mark are understood.
@@ -249,12 +249,16 @@ def read_delimited(path: Path, rejects: Rejects, group: str, *, delimiter: str =
         delimiter: one character.
         encoding: of the text.
         quotes: whether fields may be in double quotes.
+        names: of the columns of a file without a header; None for those in its first line.
+        skip: first lines of a file with given `names` that are no rows, 0 or 1.
 
     Raises:
         DataError: the file is empty, unreadable, or a row is longer than a block.
     """
-    names = header_of(path, delimiter=delimiter)
-    yield from _read_text(path, rejects, group, names, 1, delimiter=delimiter, encoding=encoding, quotes=quotes)
+    if names is not None and not (path.is_file() and path.stat().st_size):
+        raise DataError(f"{path} is {'empty' if path.is_file() else 'missing'}", expected=delimiter.join(names))
+    found, num_header = (header_of(path, delimiter=delimiter), 1) if names is None else (names, skip)
+    yield from _read_text(path, rejects, group, found, num_header, delimiter=delimiter, encoding=encoding, quotes=quotes)
 
 
 def read_separated(path: Path, rejects: Rejects, group: str, names: Sequence[str], *, separator: str, encoding: str) -> Iterator[Rows]:
@@ -280,8 +284,8 @@ def read_separated(path: Path, rejects: Rejects, group: str, names: Sequence[str
         yield Rows(pa.RecordBatch.from_arrays(columns, names=list(names)), rows.lines[good])
 
 
-def read_parquet(path: Path, rejects: Rejects, group: str, columns: Sequence[str]) -> Iterator[Rows]:
-    """Yields some columns of a Parquet file.
+def read_parquet(path: Path, rejects: Rejects, group: str, columns: Sequence[str], *, batch_size: int = 1 << 18) -> Iterator[Rows]:
+    """Yields some columns of a Parquet file, `batch_size` rows at a time.
 
     Raises:
         DataError: the file is missing, truncated or lacks a column.
@@ -289,7 +293,7 @@ def read_parquet(path: Path, rejects: Rejects, group: str, columns: Sequence[str
     file = _parquet(path)
     require_columns(path, file.schema_arrow.names, columns)
     first = 1
-    batches = file.iter_batches(batch_size=1 << 18, columns=list(dict.fromkeys(columns)))
+    batches = file.iter_batches(batch_size=batch_size, columns=list(dict.fromkeys(columns)))
     while True:
         try:
             batch = next(batches, None)
