@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv, json
 
 from longrec.data import history
 from longrec.errors import DataError
@@ -98,7 +100,8 @@ def check_same(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None
             names = [name for name in mine if repr(mine[name]) != repr(stored[name])]
             raise DataError(f"an event of user {user} has the key of another event",
                             found=", ".join(f"{name}={mine[name]!r}" for name in (*history.KEY, *names)),
-                            expected=", ".join(f"{name}={stored[name]!r}" for name in names), fix="Give each event of a user its own event_seq.")
+                            expected=", ".join(f"{name}={stored[name]!r}" for name in names),
+                            fix="Give each event of a user its own event_seq.")
 
 
 def check_baskets(events: pa.Table, schema: Schema) -> None:
@@ -138,20 +141,16 @@ def _users(events: pa.Table) -> pa.Array:
 
 
 def _read(path: Path, schema: Schema) -> pa.Table:
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
     types: dict[str, Any] = {field.name: pa.string() if pa.types.is_dictionary(field.type) else field.type
                              for field in history.arrow_schema(schema) if field.name != TIMESTAMP} | {USER_ID: pa.int64()}
     if path.suffix == ".parquet":
-        with pa.parquet.ParquetFile(path) as stored:
+        with pq.ParquetFile(path) as stored:
             return stored.read()
     if path.suffix == ".csv":
-        options = pa.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False)
-        return pa.csv.read_csv(path, convert_options=options)
+        options = csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False)
+        return csv.read_csv(path, convert_options=options)
     wanted = pa.schema(list(types.items()))
-    return pa.json.read_json(path, parse_options=pa.json.ParseOptions(explicit_schema=wanted))
+    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=wanted))
 
 
 def _columns(schema: Schema) -> str:

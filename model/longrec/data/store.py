@@ -505,7 +505,8 @@ def _read_online(door: _Door, user_ids: list[int]) -> list[_Stored]:
         again = [user_ids[row] for row in torn]
         for row, answer in zip(torn, door.online(again), strict=True):
             stored[row] = _Stored.of(user_ids[row], answer, door.published.schema)
-    raise StoreError("the online store holds a tail without its base", found=f"{len(torn)} users, for example {again[0]}", fix=PUBLISH_FIRST)
+    raise StoreError("the online store holds a tail without its base", found=f"{len(torn)} users, for example {again[0]}",
+                     fix=PUBLISH_FIRST)
 
 
 def _refuse_another(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None:
@@ -672,9 +673,10 @@ def _carry(home: Path, published: Published, repo_dir: Path) -> int:
     users = _users_pushed(before.path)
     if not len(users):
         return 0
-    if not history.arrow_schema(before.schema).equals(history.arrow_schema(published.schema)) or before.schema.name != published.schema.name:
+    old, new = before.schema, published.schema
+    if old.name != new.name or not history.arrow_schema(old).equals(history.arrow_schema(new)):
         logger.warning("pushed events of %d users are not carried over: they were recorded by %s, the new version is of %s", len(users),
-                       before.schema.name, published.schema.name)
+                       old.name, new.name)
         return 0
     door, num_carried = _Door(published, repo_dir), 0
     for start in range(0, len(users), PUSH_USERS):
