@@ -26,7 +26,6 @@ from tests.longrec.data import random_log, redis_server
 from tests.longrec.data.random_log import HUGE, NOBODY, SCHEMA, START_MS
 
 REPO = Path(__file__).parents[3] / "feature_repo"
-SHARED = [root / "shared" / "data" for root in (Path(__file__).parents[4], Path("/work"))]
 KINDS = ["sqlite", "redis"]
 NEW_USER = 77_777
 
