@@ -182,6 +182,24 @@ def rewrite(source: Path, target: Path, events: pa.Table) -> None:
         writer.write_entities(opened.items(), opened.users())
 
 
+def test_materializing_after_pushes_gives_what_was_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `feast materialize` does: the tables on disk hold bases and tails as they are online."""
+    import datetime
+
+    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    rng, users = np.random.default_rng(6), [0, 1, 2, 3, NEW_USER]
+    events = live(rng, 25, users)
+    assert sum(push(world.home, None, part).num_folds for part in (events.slice(0, 12), events.slice(12))) > 1
+    feast = OnlineStore(world.home)._door.feast
+    feast._get_provider().online_store.teardown(feast.config, feast.list_feature_views(), feast.list_entities())
+    if world.address is None:  # teardown of SQLite removes the file, of Redis the keys
+        feast._get_provider().online_store._conn = None
+        feast._get_provider().online_store.update(feast.config, [], feast.list_feature_views(), [], [], False)
+    assert all(value is None for value in OnlineStore(world.home)._door.online([0])[0].values())
+    feast.materialize(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC))
+    same_at(world, [events], users, rng, 30)
+
+
 def test_another_schema_does_not_take_over_pushed_events(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     push(world.home, None, live(np.random.default_rng(5), 5, [0]))
     other = random_log.write(tmp_path / "other", schema=dataclasses.replace(SCHEMA, event=SCHEMA.event[:1]))
