@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, Project
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, Project, PushSource
 from feast.data_format import ParquetFormat
 from feast.types import Bytes, Float64, Int64, PrimitiveFeastType, String
 from feast.value_type import ValueType
@@ -24,9 +24,10 @@ TYPES: dict[str, PrimitiveFeastType] = {"int64": Int64, "float64": Float64, "str
 (HOME / "feast").mkdir(parents=True, exist_ok=True)  # Feast makes only the last folder of a path itself
 
 
-def _view(name: str, key: Entity, table: str, fields: list[Field], *, online: bool) -> FeatureView:
-    source = FileSource(name=name, path=str(TABLES / table), file_format=ParquetFormat(), timestamp_field="event_timestamp",
-                        created_timestamp_column="created")
+def _view(name: str, key: Entity, table: str, fields: list[Field], *, online: bool, pushed: bool = False) -> FeatureView:
+    table_source = FileSource(name=name, path=str(TABLES / table), file_format=ParquetFormat(), timestamp_field="event_timestamp",
+                              created_timestamp_column="created")
+    source = PushSource(name=f"{name}_push", batch_source=table_source) if pushed else table_source
     key_field = Field(name=key.join_key, dtype=Int64)
     return FeatureView(name=name, entities=[key], schema=[key_field, *fields], source=source, online=online, tags=TAGS)
 
@@ -43,8 +44,13 @@ item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
 history_fields = [Field(name="history", dtype=Bytes, description="Arrow IPC stream, see longrec.data.history"),
                   Field(name="history_length", dtype=Int64, description="events in it")]
 user_history = _view("user_history", user, "user_history", history_fields, online=True)
+# Events that came after the publish, at most some hundreds: longrec.data.store.push writes them, readers merge them with the history.
+tail_fields = [Field(name="history_tail", dtype=Bytes, description="the codec of history"),
+               Field(name="history_tail_length", dtype=Int64, description="events in it"),
+               Field(name="history_tail_base", dtype=Int64, description="length of the history that it continues")]
+user_tail = _view("user_tail", user, "user_tail", tail_fields, online=True, pushed=True)
 user_features = _view("user_features", user, "user_features.parquet", _fields(SCHEMA.user), online=True) if SCHEMA.user else None
 # Read when histories are made; a served model carries the encoded items itself.
 item_features = _view("item_features", item, "item_features.parquet", _fields(SCHEMA.item[1:]), online=False) if SCHEMA.item[1:] else None
 
-ranker_v1 = FeatureService(name="ranker_v1", features=[view for view in (user_history, user_features) if view], tags=TAGS)
+ranker_v1 = FeatureService(name="ranker_v1", features=[view for view in (user_history, user_tail, user_features) if view], tags=TAGS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longrec import cli_data
+from longrec import cli_data, cli_store
 from longrec.errors import LongrecError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_m
                   help="Rank with long user histories: import a log, run the pipeline, serve the model.")
 app.add_typer(cli_data.app, name="import")
 app.command()(cli_data.synth)
+app.command()(cli_store.push)
+app.add_typer(cli_store.inspect, name="inspect")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; may be repeated.")]

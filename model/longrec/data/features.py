@@ -30,6 +30,9 @@ EVENT_TIME = "event_timestamp"
 CREATED = "created"
 HISTORY = "history"
 HISTORY_LENGTH = "history_length"
+TAIL = "history_tail"
+TAIL_LENGTH = "history_tail_length"
+TAIL_BASE = "history_tail_base"
 MAX_PART_BYTES = 256 << 20
 MAX_GROUP_BYTES = 16 << 20
 _EXACT = 2**53
@@ -243,7 +246,7 @@ def _log_end(source: layout.Dataset) -> int:
 
 
 def _check_names(schema: Schema) -> None:
-    taken = {USER_ID, ITEM_ID, EVENT_TIME, CREATED, HISTORY, HISTORY_LENGTH}
+    taken = {USER_ID, ITEM_ID, EVENT_TIME, CREATED, HISTORY, HISTORY_LENGTH, TAIL, TAIL_LENGTH, TAIL_BASE}
     codec = {ITEM_ID, USER_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID}
     for group, features, reserved in (("item", schema.item[1:], taken), ("user", schema.user, taken), ("event", schema.event, codec)):
         if clash := sorted(reserved.intersection(feature.name for feature in features)):

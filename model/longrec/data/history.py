@@ -24,6 +24,8 @@ CODEC_VERSION = "1"
 VERSION_KEY = b"longrec.history"
 FINGERPRINT_KEY = b"longrec.schema"
 MAGIC = b"LRH1"
+KEY = (TIMESTAMP, EVENT_SEQ, ITEM_ID)
+"""What tells the events of one user apart, in the order of a history."""
 _TRAILER = 4 + len(MAGIC)
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": _TEXT}
@@ -123,6 +125,27 @@ def joined(histories: Sequence[pa.RecordBatch], schema: Schema) -> pa.RecordBatc
     table = pa.Table.from_batches([part for part in histories if part.num_rows], schema=wanted).unify_dictionaries().combine_chunks()
     batches = table.to_batches()
     return batches[0] if batches else empty(schema)
+
+
+def merged(base: pa.RecordBatch, later: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    """Returns the events of two histories once each, sorted by (timestamp, event_seq, item_id).
+
+    Those three together are the key of an event; where both histories hold one, it is taken from `base`. Either of them as it is when
+    the other one is empty; both one after the other, unsorted work saved, when `later` begins after the end of `base`.
+    """
+    if not (base.num_rows and later.num_rows):
+        return base if base.num_rows else later
+    whole = joined([base, later], schema)
+    if _key(base, base.num_rows - 1) < _key(later, 0):
+        return whole
+    keys = [whole.column(name).to_numpy() for name in KEY]
+    order = np.lexsort(keys[::-1])
+    changes = np.any([key[order[1:]] != key[order[:-1]] for key in keys], axis=0)
+    return whole.take(pa.array(order[np.append(True, changes)]))
+
+
+def _key(events: pa.RecordBatch, row: int) -> tuple[int, ...]:
+    return tuple(events.column(name)[row].as_py() for name in KEY)
 
 
 def _conform_column(events: pa.RecordBatch | pa.Table, field: pa.Field) -> pa.Array:

@@ -21,9 +21,10 @@ import io
 import logging
 import os
 import shutil
+import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import pyarrow.parquet as pq
 
 from longrec.config import DataConfig
 from longrec.data import dataset as layout
-from longrec.data import features, files, history
+from longrec.data import features, files, history, pushed
 from longrec.data.histories import SPLITS, HistoriesWriter, split_moments, split_names
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
@@ -50,6 +51,17 @@ SLICE_EVENTS = 4_000_000
 SLICE_IDS = 200_000
 ONLINE_USERS = 1_000
 """Users of one question to the online store; SQLite allows some ten thousand at most."""
+TAIL_EVENTS = 256
+"""Pushed events of a user that are kept beside the base; more of them are folded into it."""
+PUSH_USERS = 200
+"""Users whose histories a push has in memory."""
+PUSH_WAIT_SECONDS = 60.0
+READS = 5
+"""Attempts to read a base and its tail that belong together."""
+TAIL_PARTS = 64
+"""Offline parts of tails before they are made one."""
+FOLD, TAIL_PART = "fold-", "part-"
+OVERLAY = "LONGREC_FEATURE_OVERLAY"
 PUBLISH_FIRST = "Publish feature tables first (step publish of the pipeline)."
 
 Int64 = npt.NDArray[np.int64]
@@ -65,6 +77,7 @@ class PublishReport:
         num_users, num_events, num_items: in the feature tables.
         online_slices: materializations that it took.
         num_verified: users read back from the online store and found equal.
+        num_carried: pushed events of the version before that the feature tables lack, and that were pushed again.
     """
 
     version: str
@@ -74,6 +87,24 @@ class PublishReport:
     num_items: int
     online_slices: int
     num_verified: int
+    num_carried: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PushReport:
+    """What `push` did.
+
+    Args:
+        num_events: different events that were given.
+        num_new: of them, those that were not stored yet.
+        num_users: users who have a new event.
+        num_folds: users whose tail went into the base.
+    """
+
+    num_events: int
+    num_new: int
+    num_users: int
+    num_folds: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,11 +138,11 @@ class RetrieveReport:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UserRows:
-    """What the online store knows of one user.
+    """What the feature store knows of one user.
 
     Args:
         user_id: who was asked for.
-        history: all events of the user, oldest first (the history codec's columns); no rows when there are none.
+        history: events of the user, published and pushed, oldest first (the history codec's columns); no rows when there are none.
         features: value of each user feature by name, None for a missing one; None for a user without features.
     """
 
@@ -168,22 +199,65 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path) ->
         try:
             shutil.copytree(tables, version / "features")
             _write_settings(Path(repo_dir), version)
+            published = Published(version, manifest, Schema.load(version / "features" / "schema.json"))
+            _add_tail(published.path, _tail_rows([], 0))
             with _feast_errors("publishing failed"):
-                slices, verified = _fill(Published(version, manifest, Schema.load(version / "features" / "schema.json")), Path(repo_dir))
+                slices, verified = _fill(published, Path(repo_dir))
+                carried = _carry(home, published, Path(repo_dir))
         except BaseException:
-            shutil.rmtree(version, ignore_errors=True)
+            _remove(version)
             raise
         _switch(home, version)
     counts = manifest["counts"]
     return PublishReport(version=str(version), fingerprint=manifest["fingerprint"], num_users=counts["num_users"],
-                         num_events=counts["num_events"], num_items=counts["num_items"], online_slices=slices, num_verified=verified)
+                         num_events=counts["num_events"], num_items=counts["num_items"], online_slices=slices, num_verified=verified,
+                         num_carried=carried)
+
+
+def push(home: str | Path, repo_dir: str | Path | None, events: pa.Table) -> PushReport:
+    """Returns counts after adding live events to the histories that `home` serves, online and offline.
+
+    Events may come late, twice and in any order: what is stored in the end is the same. A push that failed or was killed may have stored
+    some of its events; push them again. Opens the feature store; a process that pushes often keeps a `Pusher`.
+
+    Args:
+        home, repo_dir: as for `OnlineStore`.
+        events: user_id, the history codec's columns (see `history.arrow_schema`); times as int64 ms or timestamps. Others are dropped.
+
+    Raises:
+        DataError: the events do not fit the schema, or one has the key of another event; see `pushed.conform`.
+        StoreError: nothing was published, another push or publish does not end, or Feast failed.
+    """
+    return Pusher(home, repo_dir).push(events)
+
+
+class Pusher:
+    """Adds live events to what `home` serves, and follows it when a new version is published. Arguments and errors as of `push`."""
+
+    def __init__(self, home: str | Path, repo_dir: str | Path | None = None) -> None:
+        self._home, self._repo_dir = Path(home).resolve(), repo_dir
+        self._door = _Door(Published.open(self._home), repo_dir)
+
+    @property
+    def schema(self) -> Schema:
+        """The published schema."""
+        return self._door.published.schema
+
+    def push(self, events: pa.Table) -> PushReport:
+        """Returns counts after adding events; see the function `push`."""
+        with _locked(self._home, PUSH_WAIT_SECONDS):
+            if _current(self._home) not in (None, self._door.published.path.name):
+                self._door = _Door(Published.open(self._home), self._repo_dir)
+            self._door.check_online()
+            return _push(self._door, pushed.conform(events, self.schema), _refuse_another)
 
 
 def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, out_dir: str | Path, data: DataConfig,
              seed: int) -> RetrieveReport:
     """Returns counts after writing the histories of a dataset's requests, read through the feature store.
 
-    Feast is asked for one row per user, a bounded number of users at a time. Requests are offsets into the users' timelines:
+    Feast is asked for one row per user, a bounded number of users at a time, as of the end of the published log: pushed events are not
+    in it, so that the same dataset gives the same histories. Requests are offsets into the users' timelines:
     the events strictly before the moment, the `data.max_history` most recent of them.
 
     Args:
@@ -249,8 +323,13 @@ class OnlineStore:
         """Name of the published version that is being read."""
         return self._door.published.path.name
 
-    def fetch(self, user_ids: Sequence[int]) -> list[UserRows]:
+    def fetch(self, user_ids: Sequence[int], *, before_ms: int | None = None, max_history: int | None = None) -> list[UserRows]:
         """Returns what is known of each user, in the order asked for; an unknown user has an empty history and no features.
+
+        Args:
+            user_ids: any number, repeats allowed.
+            before_ms: only events strictly before this moment; None for all.
+            max_history: only so many of them, the most recent; None for all.
 
         Raises:
             DataError: a stored history is corrupted.
@@ -258,9 +337,8 @@ class OnlineStore:
         """
         if _current(self._home) not in (None, self.version):
             self._door = self._open()
-        schema, answers = self.schema, self._door.online([int(user_id) for user_id in user_ids])
-        return [UserRows(int(user_id), _history_of(answer.pop(features.HISTORY), schema), _features_of(answer, schema))
-                for user_id, answer in zip(user_ids, answers, strict=True)]
+        stored = _read_online(self._door, [int(user_id) for user_id in user_ids])
+        return [row.cut(self.schema, before_ms, max_history) for row in stored]
 
     def _open(self) -> _Door:
         published = Published.open(self._home)
@@ -270,6 +348,37 @@ class OnlineStore:
         door = _Door(published, self._repo_dir)
         door.check_online()
         return door
+
+
+class OfflineStore:
+    """The offline door to what the online one serves: published and pushed events, from the tables on disk. For looking and for proof;
+    histories to train on come from `retrieve`.
+
+    Args, Raises: as for `OnlineStore`.
+    """
+
+    def __init__(self, home: str | Path, repo_dir: str | Path | None = None) -> None:
+        self._door = _Door(Published.open(home), repo_dir)
+
+    @property
+    def schema(self) -> Schema:
+        """The published schema."""
+        return self._door.published.schema
+
+    def fetch(self, user_ids: Sequence[int], *, before_ms: int | None = None, max_history: int | None = None) -> list[UserRows]:
+        """Returns what is known of each user; arguments and result as of `OnlineStore.fetch`.
+
+        Raises:
+            DataError: a stored history is corrupted.
+            StoreError: the offline store cannot be read.
+        """
+        found: dict[int, UserRows] = {}
+        ids = np.unique(np.array([int(user_id) for user_id in user_ids], np.int64))
+        for start in range(0, len(ids), ONLINE_USERS):
+            rows = self._door.latest(ids[start:start + ONLINE_USERS]).to_pylist()
+            for stored in (_Stored.of(row.pop(USER_ID), row, self.schema) for row in rows):
+                found[stored.user_id] = stored.cut(self.schema, before_ms, max_history)
+        return [found[int(user_id)] for user_id in user_ids]
 
 
 class _Door:
@@ -284,12 +393,32 @@ class _Door:
         if found != published.schema.fingerprint:
             raise StoreError("the registry was made for another schema than the feature tables", found=found,
                              expected=f"{published.schema.fingerprint} ({published.schema.name})", fix=PUBLISH_FIRST)
-        self._references = [f"{view.name}:{feature.name}" for view in self.service.feature_view_projections for feature in view.features
-                            if feature.name != features.HISTORY_LENGTH]
+        names = [(view.name, feature.name) for view in self.service.feature_view_projections for feature in view.features]
+        self._references = [f"{view}:{name}" for view, name in names if name not in (features.HISTORY_LENGTH, features.TAIL_LENGTH)]
+        self._base = [f"{view}:{name}" for view, name in names if view != "user_tail"]
 
     def users(self, user_ids: Int64) -> pa.Table:
         """Returns one row per user (sorted, unique ids): history, history_length, user features; null where there is nothing."""
-        return self._historical(self.service, USER_ID, user_ids)
+        return self._historical(self._base, USER_ID, user_ids)
+
+    def latest(self, user_ids: Int64) -> pa.Table:
+        """Returns one row per user (sorted, unique ids) as of the last push: history, tail and its base, user features."""
+        table = self._historical(self._references, USER_ID, user_ids, max(self.log_end_us, _last_stamp(self.published.path)))
+        return table.drop_columns([features.EVENT_TIME])
+
+    @property
+    def log_end_us(self) -> int:
+        """Time of the last event of the published log."""
+        return int(self.published.manifest["time_range_ms"][1]) * 1000
+
+    def write(self, fold: pa.Table, tail: pa.Table) -> None:
+        """Writes rows of user_history, then of user_tail, to the online store."""
+        with _feast_errors("the online store cannot be written"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if fold.num_rows:
+                self.feast.write_to_online_store("user_history", df=fold.to_pandas())
+            if tail.num_rows:
+                self.feast.push("user_tail_push", tail.to_pandas())
 
     def history_lengths(self, user_ids: Int64) -> Int64:
         """Returns the number of events of each user (sorted, unique ids)."""
@@ -324,11 +453,11 @@ class _Door:
             raise StoreError("the online store is gone", found=f"no file {settings.path}", fix=PUBLISH_FIRST)
         self.online([0])
 
-    def _historical(self, wanted: Any, key: str, ids: Int64) -> pa.Table:
-        """Returns one row per id, in their order, as of the end of the log."""
+    def _historical(self, wanted: Any, key: str, ids: Int64, moment_us: int | None = None) -> pa.Table:
+        """Returns one row per id, in their order, as of a moment, by default the end of the log."""
         import pandas as pd
 
-        moment = pd.Timestamp(self.published.manifest["time_range_ms"][1], unit="ms", tz="UTC")
+        moment = pd.Timestamp(self.log_end_us if moment_us is None else moment_us, unit="us", tz="UTC")
         with _feast_errors("the offline store cannot be read"):
             rows = pd.DataFrame({key: ids, features.EVENT_TIME: moment})
             with warnings.catch_warnings():  # Feast turns on warnings that are about its own libraries
@@ -338,6 +467,248 @@ class _Door:
         if not np.array_equal(layout.int64_of(table, key), ids):
             raise StoreError("the offline store did not return one row per id", found=f"{table.num_rows} rows", expected=f"{len(ids)} rows")
         return table
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a store holds of one user, not yet merged: base, tail, events of the base that the tail continues, user features."""
+
+    user_id: int
+    base: pa.RecordBatch
+    tail: pa.RecordBatch
+    tail_base: int
+    features: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, user_id: int, answer: dict[str, Any], schema: Schema) -> _Stored:
+        base, tail, tail_base = (answer.pop(name) for name in (features.HISTORY, features.TAIL, features.TAIL_BASE))
+        return cls(user_id, _history_of(base, schema), _history_of(tail, schema), int(tail_base or 0), _features_of(answer, schema))
+
+    def cut(self, schema: Schema, before_ms: int | None, max_history: int | None) -> UserRows:
+        """Returns base and tail as one history, of it what is before a moment, of that the end."""
+        events = history.merged(self.base, self.tail, schema)
+        events = events if before_ms is None else history.prefix_before(events, before_ms)
+        return UserRows(self.user_id, events if max_history is None else history.most_recent(events, max_history), self.features)
+
+
+def _read_online(door: _Door, user_ids: list[int]) -> list[_Stored]:
+    """Returns what is stored online of each user, in the order asked for.
+
+    Base and tail are two reads of the store. A fold between them (base longer, tail cleared) shows as a base that is shorter than
+    the tail says; such users are read again. The other mix, old tail and new base, holds some events twice, and merging drops them.
+    """
+    stored = [_Stored.of(user_id, answer, door.published.schema) for user_id, answer in zip(user_ids, door.online(user_ids), strict=True)]
+    for _ in range(READS):
+        torn = [row for row, user in enumerate(stored) if user.base.num_rows < user.tail_base]
+        if not torn:
+            return stored
+        again = [user_ids[row] for row in torn]
+        for row, answer in zip(torn, door.online(again), strict=True):
+            stored[row] = _Stored.of(user_ids[row], answer, door.published.schema)
+    raise StoreError("the online store holds a tail without its base", found=f"{len(torn)} users, for example {again[0]}",
+                     fix=PUBLISH_FIRST)
+
+
+def _refuse_another(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None:
+    pushed.check_same(user, events, known)
+
+
+def _keep_the_stored(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None:
+    """What the new log says of an event is taken, whatever was pushed before."""
+
+
+def _push(door: _Door, events: pa.Table, on_repeat: Callable[[int, pa.RecordBatch, pa.RecordBatch], None]) -> PushReport:
+    """Returns counts after adding events; the caller holds the lock.
+
+    The rows go to disk first, as the offline side of Feast; a part of tails is complete with its rename. Then they go online, then
+    the part is noted as applied; where that note is missing, the next push writes the part online again.
+    """
+    _recover(door)
+    num_new = num_users = num_folds = 0
+    everyone = list(pushed.by_user(events))
+    for start in range(0, len(everyone), PUSH_USERS):
+        group = everyone[start:start + PUSH_USERS]
+        changes = [change for (user, mine), stored in zip(group, _read_online(door, [user for user, _ in group]), strict=True)
+                   if (change := _Change.of(stored, mine, door.published.schema, on_repeat))]
+        if not changes:
+            continue
+        stamp = max(door.log_end_us, _last_stamp(door.published.path)) + 1
+        fold, tail = _fold_rows(changes, stamp), _tail_rows(changes, stamp)
+        if fold.num_rows:
+            files_in = door.published.path / "features" / "user_history"
+            _place(door.published.path, fold, files_in / f"{FOLD}{stamp:020d}.parquet")
+        _add_tail(door.published.path, tail, stamp)
+        door.write(fold, tail)
+        _note_applied(door.published.path, stamp)
+        num_new, num_users = num_new + sum(change.num_new for change in changes), num_users + len(changes)
+        num_folds += fold.num_rows
+    _compact(door.published.path)
+    return PushReport(events.num_rows, num_new, num_users, num_folds)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Change:
+    """A user's new rows, packed: the base (None where it stays), the tail, and their lengths."""
+
+    user_id: int
+    base: bytes | None
+    base_length: int
+    tail: bytes
+    tail_length: int
+    num_new: int
+
+    @classmethod
+    def of(cls, stored: _Stored, events: pa.RecordBatch, schema: Schema,
+           on_repeat: Callable[[int, pa.RecordBatch, pa.RecordBatch], None]) -> _Change | None:
+        """Returns the rows after adding events (of this user, sorted, unique), None where all of them are stored already."""
+        known = history.merged(stored.base, stored.tail, schema)
+        fresh, repeated, places = pushed.fresh(events, known)
+        on_repeat(stored.user_id, events.take(pa.array(repeated)), known.take(pa.array(places)))
+        if not fresh.num_rows:
+            return None
+        if schema.has_baskets:
+            mine = pa.Table.from_batches([history.merged(known, fresh, schema)])
+            pushed.check_baskets(mine.append_column(USER_ID, pa.array(np.full(mine.num_rows, stored.user_id))), schema)
+        base, tail = stored.base, history.merged(stored.tail, fresh, schema)
+        folds = tail.num_rows > TAIL_EVENTS
+        if folds:
+            base, tail = history.merged(base, tail, schema), history.empty(schema)
+        return cls(stored.user_id, history.pack(base, schema) if folds else None, base.num_rows, history.pack(tail, schema),
+                   tail.num_rows, fresh.num_rows)
+
+
+def _fold_rows(changes: Sequence[_Change], stamp: int) -> pa.Table:
+    """Returns the rows of user_history of the changes that have a new base."""
+    mine = [change for change in changes if change.base is not None]
+    return pa.table({
+        **_stamped(mine, stamp), features.HISTORY: pa.array([change.base for change in mine], pa.binary()),
+        features.HISTORY_LENGTH: pa.array([change.base_length for change in mine], pa.int64())})
+
+
+def _tail_rows(changes: Sequence[_Change], stamp: int) -> pa.Table:
+    """Returns the rows of user_tail of the changes."""
+    return pa.table({
+        **_stamped(changes, stamp), features.TAIL: pa.array([change.tail for change in changes], pa.binary()),
+        features.TAIL_LENGTH: pa.array([change.tail_length for change in changes], pa.int64()),
+        features.TAIL_BASE: pa.array([change.base_length for change in changes], pa.int64())})
+
+
+def _stamped(changes: Sequence[_Change], stamp: int) -> dict[str, pa.Array]:
+    times = pa.array(np.full(len(changes), stamp), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    return {USER_ID: pa.array([change.user_id for change in changes], pa.int64()), features.EVENT_TIME: times, features.CREATED: times}
+
+
+def _tail_dir(version: Path) -> Path:
+    return version / "features" / "user_tail"
+
+
+def _add_tail(version: Path, rows: pa.Table, stamp: int = 0) -> None:
+    _tail_dir(version).mkdir(exist_ok=True)
+    _place(version, rows, _tail_dir(version) / f"{TAIL_PART}{stamp:020d}.parquet")
+
+
+def _place(version: Path, table: pa.Table, path: Path) -> None:
+    """Writes a Parquet file and moves it to its place by one rename; Feast reads every file that is there."""
+    temporary = version / "feast" / f".{path.name}.tmp"
+    with open(temporary, "wb") as stream:
+        pq.write_table(table, stream, compression="zstd", use_dictionary=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _stamp_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _last_stamp(version: Path) -> int:
+    """Returns the feature time of the last push, microseconds; 0 for none."""
+    return max((_stamp_of(path) for path in _tail_dir(version).glob(f"{TAIL_PART}*.parquet")), default=0)
+
+
+def _note_applied(version: Path, stamp: int) -> None:
+    files.write_json(version / "feast" / "pushed.json", {"applied_us": stamp})
+
+
+def _recover(door: _Door) -> None:
+    """Finishes the push that was killed between disk and online store; what it had not made complete on disk is removed."""
+    version, note = door.published.path, door.published.path / "feast" / "pushed.json"
+    applied = int(files.read_json(note)["applied_us"]) if note.is_file() else 0
+    folds, last = version / "features" / "user_history", _last_stamp(version)
+    for path in folds.glob(f"{FOLD}*.parquet"):
+        if _stamp_of(path) > last:
+            path.unlink()
+    for path in sorted(_tail_dir(version).glob(f"{TAIL_PART}*.parquet")):
+        if (stamp := _stamp_of(path)) > applied:
+            fold = folds / f"{FOLD}{stamp:020d}.parquet"
+            door.write(pq.read_table(fold) if fold.is_file() else _fold_rows([], 0), pq.read_table(path))
+            _note_applied(version, stamp)
+
+
+def _compact(version: Path) -> None:
+    """Makes one part of many, with the last row of each user. Rows that are there twice meanwhile are equal."""
+    paths = sorted(_tail_dir(version).glob(f"{TAIL_PART}*.parquet"))
+    if len(paths) < TAIL_PARTS:
+        return
+    table = _latest_rows(pa.concat_tables(pq.ParquetFile(path).read() for path in paths))
+    _place(version, table, paths[-1])
+    for path in paths[:-1]:
+        path.unlink()
+
+
+def _latest_rows(table: pa.Table) -> pa.Table:
+    """Returns the last row of each user, sorted by user."""
+    users = layout.int64_of(table, USER_ID)
+    times = np.asarray(table.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
+    order = np.lexsort((times, users))
+    return table.take(pa.array(order[np.append(users[order[1:]] != users[order[:-1]], True)[:len(order)]]))
+
+
+def _carry(home: Path, published: Published, repo_dir: Path) -> int:
+    """Returns the number of events pushed to the version before that were pushed again, for the feature tables lack them."""
+    try:
+        before = Published.open(home)
+    except StoreError:
+        return 0
+    users = _users_pushed(before.path)
+    if not len(users):
+        return 0
+    old, new = before.schema, published.schema
+    if old.name != new.name or not history.arrow_schema(old).equals(history.arrow_schema(new)):
+        logger.warning("pushed events of %d users are not carried over: they were recorded by %s, the new version is of %s", len(users),
+                       old.name, new.name)
+        return 0
+    door, num_carried = _Door(published, repo_dir), 0
+    for start in range(0, len(users), PUSH_USERS):
+        events = _pushed_events(before, users[start:start + PUSH_USERS])
+        num_carried += _push(door, pushed.conform(events, published.schema), _keep_the_stored).num_new
+    return num_carried
+
+
+def _users_pushed(version: Path) -> Int64:
+    """Returns the users whom a version has pushed events of, sorted."""
+    if not _tail_dir(version).is_dir():
+        return np.zeros(0, np.int64)
+    return np.unique(layout.int64_of(pq.read_table(_tail_dir(version), columns=[USER_ID]), USER_ID))
+
+
+def _pushed_events(before: Published, users: Int64) -> pa.Table:
+    """Returns user_id and events of users: what a version has of them now, less what it was published with."""
+    wanted = [(USER_ID, "in", users.tolist())]
+    tails = _latest_rows(pq.read_table(_tail_dir(before.path), filters=wanted)).to_pylist()
+    bases = pq.read_table(before.path / "features" / "user_history", filters=wanted)
+    end, last = int(before.manifest["time_range_ms"][1]) * 1000, _last_stamp(before.path)
+    times = np.asarray(bases.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
+    first = {row[USER_ID]: row[features.HISTORY] for row in bases.filter(pa.array(times <= end)).to_pylist()}
+    folded = _latest_rows(bases.filter(pa.array((times > end) & (times <= last)))).to_pylist()
+    folds = {row[USER_ID]: row[features.HISTORY] for row in folded}
+    parts = []
+    for row in tails:
+        user, schema = row[USER_ID], before.schema
+        now = history.merged(_history_of(folds.get(user), schema), _history_of(row[features.TAIL], schema), schema)
+        mine = pushed.fresh(now, _history_of(first.get(user), schema))[0] if now.num_rows else now
+        parts.append(pa.Table.from_batches([mine]).append_column(USER_ID, pa.array(np.full(mine.num_rows, user))))
+    return pa.concat_tables(parts).unify_dictionaries()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -518,12 +889,31 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 def _write_settings(repo_dir: Path, version: Path) -> None:
     """Writes feature_store.yaml of the repository into the version, with the paths of the default home moved there."""
-    for name in ("feature_store.yaml", "definitions.py"):
+    overlay = os.environ.get(OVERLAY, "")
+    settings = f"overlays/{overlay}/feature_store.yaml" if overlay else "feature_store.yaml"
+    for name in ("feature_store.yaml", "definitions.py", settings):
         if not (repo_dir / name).is_file():
-            raise StoreError(f"no feature repository at {repo_dir}", found=f"no {name}", fix="Set LONGREC_FEATURE_REPO to its folder.")
+            raise StoreError(f"no feature repository at {repo_dir}", found=f"no {name}", fix=f"Set LONGREC_FEATURE_REPO to its folder, or "
+                             f"{OVERLAY} to one of its overlays.")
     (version / "feast").mkdir()
-    text = (repo_dir / "feature_store.yaml").read_text(encoding="utf-8")
+    text = (repo_dir / settings).read_text(encoding="utf-8")
+    if "type: redis" in text:  # one Redis serves all versions and homes: each version's keys end with a name of its own
+        text = text.replace("project: longrec\n", f"project: {_project_of(version)}\n")
     (version / "feast" / "feature_store.yaml").write_text(text.replace(f"{DEFAULT_HOME}/", f"{version}/"), encoding="utf-8")
+
+
+def _project_of(version: Path) -> str:
+    place = hashlib.sha256(str(version.parent).encode()).hexdigest()[:8]
+    return f"longrec_{version.name.replace('-', '_')}_{place}"
+
+
+def _remove(version: Path) -> None:
+    """Removes a version, and its keys from an online store that is not in it; whatever goes wrong, for nobody reads it any more."""
+    with contextlib.suppress(Exception):
+        if "type: redis" in (version / "feast" / "feature_store.yaml").read_text(encoding="utf-8"):
+            feast = _open_feast(version, None)
+            feast._get_provider().online_store.teardown(feast.config, feast.list_feature_views(), feast.list_entities())
+    shutil.rmtree(version, ignore_errors=True)
 
 
 def _open_feast(version: Path, repo_dir: str | Path | None) -> Any:
@@ -531,19 +921,25 @@ def _open_feast(version: Path, repo_dir: str | Path | None) -> Any:
     from feast.repo_config import load_repo_config
 
     folder = version / "feast"
-    return FeatureStore(config=load_repo_config(Path(repo_dir or folder).resolve(), folder / "feature_store.yaml"))
+    config = load_repo_config(Path(repo_dir or folder).resolve(), folder / "feature_store.yaml")
+    address = str(getattr(config.online_store, "connection_string", ""))
+    if address.startswith("$"):
+        raise StoreError("the address of the online store is not set", found=f"{address} as it is", expected="host:port",
+                         fix=f"Set {address.strip('${}')}, for example to 127.0.0.1:6379.")
+    return FeatureStore(config=config)
 
 
 def _fill(published: Published, repo_dir: Path) -> tuple[int, int]:
     """Returns (materializations, users compared) after applying the declarations and filling the online store of a new version."""
-    _open_feast(published.path, repo_dir).apply(_declarations(repo_dir, published.path))
+    feast = _open_feast(published.path, repo_dir)
+    feast.apply(_declarations(repo_dir, published.path, feast.project))
     door = _Door(published, repo_dir)
     slices = _materialize(door)
     return slices, _verify(door)
 
 
-def _declarations(repo_dir: Path, version: Path) -> list[Any]:
-    """Returns the Feast objects of definitions.py, made for the tables of a version."""
+def _declarations(repo_dir: Path, version: Path, project: str) -> list[Any]:
+    """Returns the Feast objects of definitions.py, made for the tables of a version; the project only where it is the one in use."""
     import runpy
 
     from feast import Entity, FeatureService, FeatureView, Project
@@ -558,7 +954,8 @@ def _declarations(repo_dir: Path, version: Path) -> list[Any]:
             del os.environ["LONGREC_HOME"]
         else:
             os.environ["LONGREC_HOME"] = before
-    return [value for value in values if isinstance(value, (Entity, FeatureView, FeatureService, DataSource, Project))]
+    kinds = (Entity, FeatureView, FeatureService, DataSource, Project)
+    return [value for value in values if isinstance(value, kinds) and not (isinstance(value, Project) and value.name != project)]
 
 
 def _materialize(door: _Door) -> int:
@@ -570,7 +967,7 @@ def _materialize(door: _Door) -> int:
     times = np.asarray(tables.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
     slices = list(_time_slices(times, layout.int64_of(tables, features.HISTORY_LENGTH) * bytes_per_event))
     end = int(door.published.manifest["time_range_ms"][1]) * 1000
-    jobs = [("user_history", *span) for span in slices] + [(name, end, end) for name in sorted(online - {"user_history"})]
+    jobs = [("user_history", *span) for span in slices] + [(name, end, end) for name in sorted(online - {"user_history", "user_tail"})]
     for name, start, stop in jobs:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
@@ -613,13 +1010,18 @@ def _moment(micros: int) -> datetime.datetime:
 
 
 @contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def _locked(home: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     (home / "store").mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
     with open(home / "store" / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(f"another publish to {home} is running", fix="Wait for it to end.") from error
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise StoreError(f"another publish or push to {home} is running", fix="Wait for it to end.") from error
+                time.sleep(0.02)
         yield
 
 
@@ -639,7 +1041,7 @@ def _switch(home: Path, version: Path) -> None:
         _link(home / name, f"store/current/{name}")
     for entry in (home / "store").iterdir():
         if entry.is_dir() and not entry.is_symlink() and entry.name not in (version.name, previous):
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove(entry)
 
 
 def _link(link: Path, target: str) -> None:

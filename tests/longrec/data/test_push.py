@@ -1,0 +1,361 @@
+"""Live events: base and tail, on both online stores, equal to the offline side and to sorting all events by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import csv
+
+from longrec.config import DataConfig
+from longrec.data import features, history, pushed, store
+from longrec.data.dataset import Dataset
+from longrec.data.store import OfflineStore, OnlineStore, Pusher, publish, push
+from longrec.errors import DataError, StoreError
+from tests.longrec.data import random_log, redis_server
+from tests.longrec.data.random_log import HUGE, NOBODY, SCHEMA, START_MS
+
+REPO = Path(__file__).parents[3] / "feature_repo"
+KINDS = ["sqlite", "redis"]
+NEW_USER = 77_777
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A published home, its events, and what a person would say the histories are: a set of events, sorted."""
+
+    root: Path
+    events: pa.Table
+    address: str | None = None
+
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    def expected(self, pushes: list[pa.Table], user: int, before_ms: int, max_history: int) -> bytes:
+        rows = {}
+        for table in [self.events, *pushes]:
+            mine = table.filter(pc.equal(table["user_id"], user))
+            for row in mine.to_pylist():
+                rows.setdefault((row["timestamp"], row["event_seq"], row["item_id"]), row)
+        chosen = [rows[key] for key in sorted(rows) if key[0] < before_ms][-max_history:]
+        return history.pack(table_of(chosen), SCHEMA)
+
+
+def table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    plain = pa.schema([pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
+                       for field in history.arrow_schema(SCHEMA)])
+    names = [pa.field("user_id", pa.int64())] if rows and "user_id" in rows[0] else []
+    return pa.Table.from_pylist(rows, schema=pa.schema([*names, *plain]))
+
+
+def all_events(source: Dataset) -> pa.Table:
+    table = pa.concat_tables(source.event_parts())
+    place = table.schema.get_field_index("timestamp")
+    table = table.set_column(place, "timestamp", table["timestamp"].cast(pa.int64()))
+    return table.select(["user_id", *history.arrow_schema(SCHEMA).names])
+
+
+def make(root: Path, kind: str, address: str | None, monkeypatch: pytest.MonkeyPatch, **options: Any) -> World:
+    select(kind, address, monkeypatch)
+    source = random_log.write(root / "data", **options)
+    features.build(source.path, root / "features", DataConfig(shard_users=7))
+    publish(root / "features", root / "home", REPO)
+    return World(root, all_events(source), address)
+
+
+def select(kind: str, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "redis":
+        monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
+        monkeypatch.setenv("LONGREC_REDIS", str(address))
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server.running(tmp_path_factory.mktemp("redis")) as address:
+        yield address
+
+
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    address = request.getfixturevalue("redis") if request.param == "redis" else None
+    return make(tmp_path, request.param, address, monkeypatch)
+
+
+def live(rng: np.random.Generator, count: int, users: list[int], *, seq: int = 100_000) -> pa.Table:
+    """New events at random times, many of them before stored ones and at their times; whole baskets at one time."""
+    rows = []
+    for number in range(count):
+        time = START_MS + int(rng.integers(0, 80))
+        rows.append({"user_id": int(rng.choice(np.array(users))), "item_id": int(rng.integers(1, 40)), "timestamp": time,
+                     "event_seq": seq + number, "basket_id": -1 - time, "action": rng.choice(["view", "neu", None]),
+                     "seconds": rng.choice([0.25, None, float("nan")]), "source": rng.choice([None, HUGE])})
+    return table_of(rows)
+
+
+def same_at(world: World, pushes: list[pa.Table], users: list[int], rng: np.random.Generator, count: int = 60) -> None:
+    """Compares both doors with the events sorted by hand, bit for bit, for random (user, moment) pairs."""
+    doors = OnlineStore(world.home), OfflineStore(world.home)
+    whole = [{row.user_id: row.history for row in door.fetch(users)} for door in doors]
+    for number in range(count):
+        user, before, length = int(rng.choice(np.array(users))), START_MS + int(rng.integers(-1, 90)), int(rng.choice([3, 10, 10_000]))
+        expected = world.expected(pushes, user, before, length)
+        for door, answers in zip(doors, whole, strict=True):
+            found = history.most_recent(history.prefix_before(answers[user], before), length)
+            assert history.pack(found, SCHEMA) == expected, (type(door), user, before)
+            if not number:
+                cut = door.fetch([user], before_ms=before, max_history=length)[0].history
+                assert history.pack(cut, SCHEMA) == expected
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(world: World, monkeypatch: pytest.MonkeyPatch,
+                                                                               seed: int) -> None:
+    monkeypatch.setattr(store, "TAIL_EVENTS", 6)  # some users fold, several times, and some do not
+    monkeypatch.setattr(store, "TAIL_PARTS", 5)
+    rng, users = np.random.default_rng(seed), [0, 1, 2, 3, 4, HUGE, NEW_USER]
+    events = live(rng, 70, users)
+    order = np.concatenate([rng.permutation(70), rng.integers(0, 70, 30)])  # out of order, a third delivered twice
+    pusher, reports = Pusher(world.home), []
+    for rows in np.array_split(order, 9):
+        reports.append(pusher.push(pa.concat_tables([events.take(pa.array(rows)), world.events.slice(int(rows[0]), 2)])))
+    assert sum(report.num_new for report in reports) == 70 and sum(report.num_folds for report in reports) > 3
+    assert len(list((world.home / "features" / "user_tail").iterdir())) <= 5
+    same_at(world, [events], [*users, 9, NOBODY], rng)
+    again = pusher.push(events)
+    assert (again.num_events, again.num_new, again.num_users, again.num_folds) == (70, 0, 0, 0)
+    assert OnlineStore(world.home).fetch([NEW_USER])[0].features is None
+
+
+def test_features_of_users_are_the_same_in_both_doors_after_a_push(world: World) -> None:
+    push(world.home, None, live(np.random.default_rng(3), 20, [0, 1, 5]))
+    users = [*range(19), HUGE, NOBODY]
+    for mine, theirs in zip(OnlineStore(world.home).fetch(users), OfflineStore(world.home).fetch(users), strict=True):
+        assert mine.features == theirs.features and mine.user_id == theirs.user_id
+    assert OnlineStore(world.home).fetch([0])[0].features is not None
+
+
+def test_a_publish_carries_pushed_events_that_its_log_lacks(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    rng, users = np.random.default_rng(5), [0, 1, 2, NEW_USER]
+    events = live(rng, 30, users)
+    push(world.home, None, events)
+    before = OnlineStore(world.home).version
+    first = publish(world.root / "features", world.home, REPO)
+    assert first.num_carried == 30 and OnlineStore(world.home).version != before
+    same_at(world, [events], users, rng, 20)
+    # a log that holds half of them by now, and has lost some old events: what it lacks of the pushed ones stays, nothing else does
+    half = [row for row in events.to_pylist() if row["event_seq"] % 2]
+    log = pa.Table.from_pylist([row for row in world.events.to_pylist() if row["event_seq"] > 3] + half, schema=world.events.schema)
+    other = dataclasses.replace(world, events=log, root=tmp_path / "other")
+    rewrite(world.root / "data", other.root / "data", log)
+    features.build(other.root / "data", other.root / "features", DataConfig(shard_users=7))
+    assert publish(other.root / "features", world.home, REPO).num_carried == 30 - len(half)
+    same_at(dataclasses.replace(other, root=world.root), [events], users, rng, 30)
+    third = publish(other.root / "features", world.home, REPO)
+    assert third.num_carried == 30 - len(half)  # and again
+
+
+def rewrite(source: Path, target: Path, events: pa.Table) -> None:
+    """Writes the dataset anew with other events."""
+    from longrec.data.dataset import DatasetWriter, event_schema, part_of
+
+    opened = Dataset.open(source)
+    sorted_events = events.sort_by([(name, "ascending") for name in ("user_id", "timestamp", "event_seq")])
+    place = sorted_events.schema.get_field_index("timestamp")
+    times = sorted_events["timestamp"].cast(pa.timestamp("ms", tz="UTC"))
+    table = sorted_events.set_column(place, "timestamp", times).select(event_schema(SCHEMA).names).cast(event_schema(SCHEMA))
+    with DatasetWriter(target, SCHEMA, name="random", source={"seed": 0}, num_parts=2) as writer:
+        for part, targets in enumerate(opened.target_parts()):
+            rows = [row for row, user in enumerate(table["user_id"].to_pylist()) if part_of(np.array([user]), 2)[0] == part]
+            writer.write_part(part, table.take(pa.array(rows, pa.int64())), targets)
+        writer.write_entities(opened.items(), opened.users())
+
+
+def test_materializing_after_pushes_gives_what_was_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `feast materialize` does: the tables on disk hold bases and tails as they are online."""
+    import datetime
+
+    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    rng, users = np.random.default_rng(6), [0, 1, 2, 3, NEW_USER]
+    events = live(rng, 25, users)
+    assert sum(push(world.home, None, part).num_folds for part in (events.slice(0, 12), events.slice(12))) > 1
+    feast = OnlineStore(world.home)._door.feast
+    feast._get_provider().online_store.teardown(feast.config, feast.list_feature_views(), feast.list_entities())
+    if world.address is None:  # teardown of SQLite removes the file, of Redis the keys
+        feast._get_provider().online_store._conn = None
+        feast._get_provider().online_store.update(feast.config, [], feast.list_feature_views(), [], [], False)
+    assert all(value is None for value in OnlineStore(world.home)._door.online([0])[0].values())
+    feast.materialize(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC))
+    same_at(world, [events], users, rng, 30)
+
+
+def test_another_schema_does_not_take_over_pushed_events(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    push(world.home, None, live(np.random.default_rng(5), 5, [0]))
+    other = random_log.write(tmp_path / "other", schema=dataclasses.replace(SCHEMA, event=SCHEMA.event[:1]))
+    features.build(other.path, tmp_path / "other_features", DataConfig())
+    assert publish(tmp_path / "other_features", world.home, REPO).num_carried == 0
+    assert "pushed events of 1 users are not carried over" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["_add_tail", "write", "_note_applied"])
+def test_a_push_killed_at_any_step_is_finished_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    rng, users = np.random.default_rng(7), [0, 1, 2]
+    first, second, third = live(rng, 8, users), live(rng, 20, users, seq=200_000), live(rng, 3, [3], seq=300_000)
+    push(world.home, None, first)
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store._Door if step == "write" else store, step, kill)
+        push(world.home, None, second)
+    push(world.home, None, third)  # by somebody else; the killed one is not repeated
+    complete = step != "_add_tail"
+    same_at(world, [first, third, *([second] if complete else [])], [0, 1, 2, 3], rng, 20)
+    assert push(world.home, None, second).num_new == (0 if complete else 20)
+    same_at(world, [first, second, third], [0, 1, 2, 3], rng, 20)
+
+
+def test_a_base_that_is_older_than_its_tail_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    rng = np.random.default_rng(8)
+    door, old = OnlineStore(world.home)._door, OnlineStore(world.home)._door.online([0])
+    events = live(rng, 9, [0])
+    assert push(world.home, None, events).num_folds == 1
+    original, reads = store._Door.online, []
+
+    def torn(self: Any, users: list[int]) -> Any:
+        reads.append(users)
+        answers = original(self, users)
+        if len(reads) == 1:  # the base was read before the fold, the tail after it
+            answers[0][features.HISTORY] = old[0][features.HISTORY]
+        return answers
+
+    monkeypatch.setattr(store._Door, "online", torn)
+    assert door is not None and OnlineStore.fetch
+    opened = OnlineStore(world.home)
+    reads.clear()
+    found = opened.fetch([0, 1])[0].history
+    assert reads == [[0, 1], [0]] and history.pack(found, SCHEMA) == world.expected([events], 0, 2**62, 10_000)
+    monkeypatch.setattr(store._Door, "online", lambda self, users: [{**original(self, users)[0], features.HISTORY: None}])
+    with pytest.raises(StoreError, match="a tail without its base"):
+        opened.fetch([0])
+
+
+def test_an_event_under_the_key_of_another_is_refused_and_nothing_is_written(world: World) -> None:
+    events = live(np.random.default_rng(9), 3, [0])
+    push(world.home, None, events)
+    rows = events.to_pylist()
+    changed = table_of([{**rows[0], "action": "other"}])
+    with pytest.raises(DataError, match=r"an event of user 0 has the key of another event; found .*action='other'"):
+        push(world.home, None, changed)
+    with pytest.raises(DataError, match="has the key of another event"):
+        push(world.home, None, pa.concat_tables([live(np.random.default_rng(1), 1, [8], seq=5), changed, events.slice(0, 1)]))
+    assert history.pack(OnlineStore(world.home).fetch([0])[0].history, SCHEMA) == world.expected([events], 0, 2**62, 10_000)
+    stored = world.events.slice(0, 1).to_pylist()[0]
+    with pytest.raises(DataError, match="events of one basket have different times"):
+        push(world.home, None, table_of([{**stored, "timestamp": stored["timestamp"] + 1, "event_seq": 9_999}]))
+
+
+def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(redis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redis as client_library
+
+    world = make(tmp_path, "redis", redis, monkeypatch)
+    host, port = redis.split(":")
+    client, versions = client_library.Redis(host, int(port)), []
+    reader = OnlineStore(world.home)
+    for _ in range(3):
+        versions.append((world.home / "store" / "current").resolve())
+        publish(world.root / "features", world.home, REPO)
+    counts = [sum(1 for _ in client.scan_iter(b"*" + store._project_of(version).encode())) for version in versions]
+    assert counts[0] == counts[1] == 0 and counts[2] > 10
+    assert reader.fetch([0])[0].history.num_rows > 0
+    monkeypatch.delenv("LONGREC_REDIS")
+    with pytest.raises(StoreError, match=r"the address of the online store is not set; found .*Set LONGREC_REDIS"):
+        OnlineStore(world.home)
+    monkeypatch.setenv("LONGREC_REDIS", "127.0.0.1:1")
+    with pytest.raises(StoreError, match="the online store cannot be read"):
+        OnlineStore(world.home)
+
+
+@pytest.mark.slow
+def test_two_processes_that_push_at_once_both_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(tmp_path, "sqlite", None, monkeypatch)
+    rng, parts = np.random.default_rng(2), []
+    for number in range(2):
+        parts.append(live(rng, 25, [0, 1], seq=1_000 * (number + 1)))
+        pq.write_table(parts[-1], tmp_path / f"{number}.parquet")
+    code = ("import sys, pyarrow.parquet as pq; from longrec.data.store import Pusher\n"
+            "pusher, table = Pusher(sys.argv[1]), pq.read_table(sys.argv[2])\n"
+            "for row in range(0, table.num_rows, 5): pusher.push(table.slice(row, 5))")
+    running = [subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"]) for number in range(2)]
+    assert [process.wait(120) for process in running] == [0, 0]
+    same_at(world, parts, [0, 1], rng, 10)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_files_of_events_say_the_same(tmp_path: Path, suffix: str) -> None:
+    rows = live(np.random.default_rng(0), 20, [3, HUGE]).to_pylist()
+    events = table_of([row for row in rows if row["seconds"] is None or row["seconds"] < 1])
+    path = tmp_path / f"events.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(events, path)
+    elif suffix == "csv":
+        csv.write_csv(events, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in events.to_pylist()))
+    assert pushed.read(path, SCHEMA).equals(pushed.conform(events, SCHEMA)) and events.num_rows > 8
+
+
+def test_times_in_words_are_utc(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(HEADER + "1,2,2020-09-13T12:26:40Z,3,4,view,,\n"
+                    "1,2,2020-09-13T12:26:40Z,4,4,\"\",0.5,7\n")
+    read = pushed.read(path, SCHEMA)
+    assert read["timestamp"].to_pylist() == [1_600_000_000_000] * 2 and read["action"].to_pylist() == ["view", ""]
+
+
+HEADER = "user_id,item_id,timestamp,event_seq,basket_id,action,seconds,source\n"
+BAD = {
+    "column": ("user_id,item_id,timestamp\n1,2,3\n", r"events lack the column 'event_seq'"),
+    "type": (HEADER + "1,x,3,4,5,a,,\n", r"cannot be read; found .*'x'"),
+    "time": (HEADER + "1,2,soon,4,5,a,,\n", r"'timestamp' .* wrong type"),
+    "negative": (HEADER + "1,2,-3,4,5,a,,\n", r"a time before 1970; found 1, .* row 1"),
+    "null": (HEADER + ",2,3,4,5,a,,\n", r"'user_id' .* must not hold nulls"),
+    "basket": (HEADER + "1,2,3,4,5,a,,\n1,2,4,5,5,a,,\n",
+               r"events of one basket have different times.*; found basket 5 of user 1"),
+    "key": (HEADER + "1,2,3,4,5,a,,\n1,2,3,4,5,b,,\n",
+            r"an event of user 1 has the key of another event; found .*action='b'; expected action='a'"),
+    "empty": ("", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bad.csv").write_text(BAD[name][0])
+    with pytest.raises(DataError, match=BAD[name][1]):
+        pushed.read(tmp_path / "bad.csv", SCHEMA)
+
+
+def test_a_missing_a_strange_and_a_truncated_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        pushed.read(tmp_path / "none.csv", SCHEMA)
+    (tmp_path / "a.xml").write_text("")
+    with pytest.raises(DataError, match=r"of no known kind; found .xml"):
+        pushed.read(tmp_path / "a.xml", SCHEMA)
+    pq.write_table(live(np.random.default_rng(0), 20, [3]), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"a.parquet cannot be read"):
+        pushed.read(tmp_path / "a.parquet", SCHEMA)

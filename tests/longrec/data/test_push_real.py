@@ -1,0 +1,124 @@
+"""Real logs, a part of which arrives as pushes: 1,000 random (user, moment) pairs of each, equal bit for bit in both doors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from longrec.config import DataConfig
+from longrec.data import features, history, pushed
+from longrec.data.dataset import Dataset, DatasetWriter, event_schema
+from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events, import_kuairand
+from longrec.data.requests import RequestRule
+from longrec.data.store import OfflineStore, OnlineStore, Pusher, publish
+from tests.longrec.data import redis_server
+
+REPO = Path(__file__).parents[3] / "feature_repo"
+NUM_PAIRS, MAX_HISTORY = 1_000, 10_000
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def shared(name: str) -> Path:
+    """Returns a folder of real data, beside the checkout or beside the checkout that this worktree belongs to."""
+    root = Path(__file__).resolve().parents[3]
+    git = root / ".git"
+    main = Path(git.read_text().split("gitdir: ")[1].strip()).parents[2] if git.is_file() else root
+    for place in (root.parent, main.parent):
+        if (found := place / "shared" / "data" / name).is_dir():
+            return found
+    pytest.skip(f"{name} is not there: real data lies beside the repository, never in it")
+
+
+def kuairand(out: Path) -> None:
+    import_kuairand(shared("kuairand-pure-partial"), out, rule=RequestRule(max_requests_per_user=1))
+
+
+def dev_events(out: Path) -> None:
+    mapping = EventMapping(timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",))
+    import_events(shared("dev-events") / "events.parquet", out, mapping, negatives=NegativeRule(1),
+                  rule=RequestRule(max_targets=2, max_requests_per_user=1), options=ImportOptions(rows_per_part=500_000))
+
+
+@pytest.fixture(params=["kuairand", "dev_events"], scope="module")
+def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, pa.Table]]:
+    """Yields the dataset, the feature tables of most of it, and the rest of the events, to be pushed."""
+    root = tmp_path_factory.mktemp("log")
+    globals()[request.param](root / "all")
+    rest = hold_out(Dataset.open(root / "all"), root / "most", np.random.default_rng(0))
+    features.build(root / "most", root / "features", DataConfig())
+    shutil.rmtree(root / "most")
+    yield root / "all", root / "features", rest
+    shutil.rmtree(root)
+
+
+def hold_out(source: Dataset, target: Path, rng: np.random.Generator) -> pa.Table:
+    """Returns the events that the dataset written to `target` lacks: some at random, and the ends of some users' timelines."""
+    held = []
+    with DatasetWriter(target, source.schema, name=source.name, source={}, num_parts=source.num_parts) as writer:
+        for part in range(source.num_parts):
+            events = source.events(part, event_schema(source.schema).names)
+            users = events["user_id"].to_numpy()
+            ends = np.searchsorted(users, users, side="right") - np.arange(len(users))  # 1 for the last event of a user
+            away = (rng.random(len(users)) < 0.002) | ((users % 7 == 0) & (ends <= 300))
+            held.append(events.filter(pa.array(away)))
+            writer.write_part(part, events.filter(pa.array(~away)), source.targets(part))
+        writer.write_entities(source.items(), source.users())
+    return pa.concat_tables(held)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_1000_pairs_are_equal_bit_for_bit(log: tuple[Path, Path, pa.Table], kind: str, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_server.running(tmp_path) as address:
+        if kind == "redis":
+            monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
+            monkeypatch.setenv("LONGREC_REDIS", address)
+        source, home, rng = Dataset.open(log[0]), tmp_path / "home", np.random.default_rng(1)
+        publish(log[1], home, REPO)
+        push_all(home, log[2], rng)
+        check(source, home, rng)
+
+
+def push_all(home: Path, rest: pa.Table, rng: np.random.Generator) -> None:
+    """Pushes events in random order, one in five of them twice."""
+    order = rng.permutation(np.concatenate([np.arange(rest.num_rows), rng.integers(0, rest.num_rows, rest.num_rows // 5)]))
+    pusher = Pusher(home)
+    reports = [pusher.push(rest.take(pa.array(rows))) for rows in np.array_split(order, 4)]
+    assert sum(report.num_new for report in reports) == rest.num_rows > 1_000
+
+
+def check(source: Dataset, home: Path, rng: np.random.Generator) -> None:
+    everyone = np.unique(np.concatenate([part["user_id"].to_numpy() for part in source.event_parts(["user_id"])]))
+    users = rng.choice(everyone, NUM_PAIRS if len(everyone) > 5_000 else NUM_PAIRS // 10)
+    expected = of_users(source, users)
+    doors = OnlineStore(home), OfflineStore(home)
+    num_pairs = num_pushed = 0
+    for group in np.array_split(np.unique(users), 10):
+        answers = [{row.user_id: row.history for row in door.fetch(group.tolist())} for door in doors]
+        for user in group.tolist():
+            times = history.timestamps(expected[user])
+            for _ in range(int((users == user).sum()) * NUM_PAIRS // len(users)):
+                moment = int(rng.choice(times)) + int(rng.integers(0, 2))
+                wanted = history.pack(cut(expected[user], moment), source.schema)
+                assert [history.pack(cut(answer[user], moment), source.schema) for answer in answers] == [wanted, wanted], (user, moment)
+                num_pairs += 1
+            num_pushed += user % 7 == 0
+    assert num_pairs == NUM_PAIRS and num_pushed > 5
+
+
+def cut(events: pa.RecordBatch, moment: int) -> pa.RecordBatch:
+    return history.most_recent(history.prefix_before(events, moment), MAX_HISTORY)
+
+
+def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:
+    """Returns all events of users, straight from the dataset."""
+    names = event_schema(source.schema).names
+    chosen = pa.concat_tables([part.filter(pc.is_in(part["user_id"], pa.array(np.unique(users)))) for part in source.event_parts(names)])
+    return dict(pushed.by_user(pushed.conform(chosen, source.schema)))
