@@ -41,7 +41,8 @@ def trained(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def test_the_loss_falls(trained) -> None:
     _, report = trained
-    assert report.final_loss < 0.45 < 0.6 < report.first_loss  # a constant prediction of both rates has 0.475
+    constant = 0.475  # the loss of predicting both rates
+    assert report.final_loss < 0.9 * constant < constant < report.first_loss
 
 
 def test_two_runs_give_the_same_weights_bit_for_bit(directory: Path, tmp_path: Path) -> None:
