@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 CONFIG ?= configs/quickstart.yaml
 ARGS ?=
 
+# Threads that wait sleep instead of spinning: on a shared machine spinning makes torch many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help install run test slow check compile serve bench constraints clean
 

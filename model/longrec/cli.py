@@ -151,13 +151,13 @@ def serve(port: Annotated[int, typer.Option(min=1, max=65_535)] = 3000, host: An
     command, folder, environment = serve_command(workdir, host, port)
     _say(as_json, {"command": command, "cwd": str(folder)}, shlex.join(command), err=True)
     os.chdir(folder)
-    os.execvpe(command[0], command, {**os.environ, **environment})  # noqa: S606
+    os.execvpe(command[0], command, environment)  # noqa: S606
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
     """Run a benchmark of model/benchmarks and append its rows to results.csv; further options go to the script."""
-    from longrec.run import benchmarks
+    from longrec.run import THREADING, benchmarks
 
     scripts, (name, *rest) = benchmarks(), (*context.args, "--help") if not context.args else context.args
     if name in ("--help", "--json"):
@@ -168,7 +168,8 @@ def bench(context: typer.Context) -> None:
         return _say(name == "--json", listing, text)
     if name not in scripts:
         raise LongrecError(f"no benchmark is called {name}", expected=", ".join(scripts), fix="See longrec bench --help.")
-    raise typer.Exit(subprocess.run([sys.executable, str(scripts[name][0]), *rest], check=False).returncode)
+    environment = {**THREADING, **os.environ}
+    raise typer.Exit(subprocess.run([sys.executable, str(scripts[name][0]), *rest], env=environment, check=False).returncode)
 
 
 def main() -> None:

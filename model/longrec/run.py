@@ -32,6 +32,8 @@ PAGES = {"check-events": ("check-events", "report"), "check-histories": ("check-
 """HTML pages that a run leaves in its folder, by name, and the output artifact that each is a copy of."""
 
 
+THREADING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait sleep. By default they spin, which on a machine with other work made training 20 to 60 times slower (docs/log.md)."""
 SILENT_STEPS = ("importer",)
 """Steps that only name what is there already."""
 
@@ -137,7 +139,8 @@ def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path,
     if not program.exists():
         raise CheckoutError("bentoml is not installed", fix="Install everything: pip install -e '.[all]' -c constraints.txt")
     command = [str(program), "serve", "bento.service:Ranker", "--host", host, "--port", str(port)]
-    return command, find_root(), {"LONGREC_HOME": str(workdir.resolve()), "LONGREC_MODEL": tags[-1], "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {"LONGREC_HOME": str(workdir.resolve()), "LONGREC_MODEL": tags[-1], "BENTOML_DO_NOT_TRACK": "True"}
+    return command, find_root(), {**THREADING, **os.environ, **environment}
 
 
 def benchmarks() -> dict[str, tuple[Path, str]]:
@@ -211,7 +214,8 @@ def run_training(config: RunConfig, dataset: Path, workdir: Path, listener: Any)
     """
     root, local, training = find_root(), room("pipelines.local"), room("pipelines.training")
     workdir = workdir.resolve()
-    with _locked(workdir), _environment(LONGREC_HOME=str(workdir), BENTOML_DO_NOT_TRACK="True"):
+    environment = {**THREADING, **os.environ, "LONGREC_HOME": str(workdir), "BENTOML_DO_NOT_TRACK": "True"}
+    with _locked(workdir), _environment(**environment):
         folder = _new_run(workdir / "runs", config.name)
         arguments = pipeline_arguments(config, str(dataset.resolve()), folder.name, home=str(workdir), repo_dir=str(root / "feature_repo"))
         try:
