@@ -121,7 +121,8 @@ def _schema(name: str, mapping: EventMapping, first: Path) -> Schema:
     try:
         return Schema(
             name=name, has_baskets=mapping.basket is not None,
-            item=(Feature(ITEM_ID, "id", min_count=5, num_oov=SHARED_ITEM_ROWS, max_null_share=0.0), *(_feature(text, item_types) for text in mapping.item_features)),
+            item=(Feature(ITEM_ID, "id", min_count=5, num_oov=SHARED_ITEM_ROWS, max_null_share=0.0),
+                  *(_feature(text, item_types) for text in mapping.item_features)),
             user=tuple(_feature(text, user_types) for text in mapping.user_features),
             event=tuple(_feature(text, types, mapping.labels) for text in mapping.features), tasks=tuple(Task(task) for task in tasks))
     except SchemaMismatch as error:
