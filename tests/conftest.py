@@ -17,6 +17,8 @@ from jaxtyping import install_import_hook
 if TYPE_CHECKING:
     from longrec.packaging import PackageReport
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: spinning threads starve each other on a shared machine
+
 CHECKED = ["longrec.losses", *(f"longrec.nn.{name}" for name in ("layers", "mixer", "ranker", "stca", "target_attention.inputs",
                                                                  "target_attention.reference", "target_attention.reordered"))]
 install_import_hook(CHECKED, "beartype.beartype")
