@@ -6,12 +6,14 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from longrec import losses
@@ -138,8 +140,9 @@ def test_3_an_empty_history_is_finite_and_learns() -> None:
     assert all(torch.isfinite(p.grad.to_dense()).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_3_users_are_isolated_in_a_batch() -> None:
-    model, whole = worlds.ranker(), worlds.batch([12, 30, 0], [2, 4, 3])
+@pytest.mark.parametrize("attention", ["plain", "reordered"])
+def test_3_users_are_isolated_in_a_batch(attention: str) -> None:
+    model, whole = worlds.ranker(attention=attention), worlds.batch([12, 30, 0], [2, 4, 3])
     changed = dataclasses.replace(whole, event_items=torch.where(torch.arange(42) < 12, (whole.event_items + 1) % 40, whole.event_items))
     before, after = scores(model, whole), scores(model, changed)
     assert (before[:2] != after[:2]).any()
@@ -229,13 +232,30 @@ def largest_saved(model: Ranker, batch: object) -> int:
     return largest
 
 
+class Largest(TorchDispatchMode):
+    """Notes the number of elements behind the largest tensor that any operation makes, kept or not."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
 @pytest.mark.parametrize("attention", ["plain", "reordered"])
-def test_6_nothing_of_size_targets_times_events_times_width_is_saved(attention: str) -> None:
+def test_6_nothing_of_size_targets_times_events_times_width_is_made_or_saved(attention: str) -> None:
     lengths, targets, width, heads = [300, 200], [16, 16], 16, 4
     model, whole = worlds.ranker(attention=attention), worlds.batch(lengths, targets)
     all_pairs = 16 * sum(lengths) * width
     assert largest_saved(model, worlds.expanded(whole)) >= all_pairs  # what must not be: a history for each target
-    assert largest_saved(model, whole) <= max(sum(lengths) * 2 * width, 16 * max(lengths) * heads) < all_pairs
+    bound = max(sum(lengths) * 2 * width, 16 * max(lengths) * heads)
+    assert largest_saved(model, whole) <= bound < all_pairs / 6
+    with Largest() as made:
+        gradients(model, whole, "request")
+    assert made.elements <= bound
 
 
 # 7
