@@ -136,7 +136,7 @@ class EncodedHistories:
     def open(cls, cache_dir: str | Path) -> EncodedHistories:
         """Returns the encoded histories that `make` wrote to `cache_dir`."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != "encoder_fingerprint"]
-        arrays = {name: _map(Path(cache_dir) / f"{name}.npy") for name in names}
+        arrays: dict[str, Any] = {name: _map(Path(cache_dir) / f"{name}.npy") for name in names}
         return cls(**arrays, encoder_fingerprint=files.read_json(Path(cache_dir) / "meta.json")["encoder_fingerprint"])
 
     @property
