@@ -395,6 +395,9 @@ class _Door:
                              expected=f"{published.schema.fingerprint} ({published.schema.name})", fix=PUBLISH_FIRST)
         names = [(view.name, feature.name) for view in self.service.feature_view_projections for feature in view.features]
         self._references = [f"{view}:{name}" for view, name in names if name not in (features.HISTORY_LENGTH, features.TAIL_LENGTH)]
+        if missing := {features.HISTORY, features.TAIL, features.TAIL_BASE} - {name for _, name in names}:
+            raise StoreError(f"the feature store at {published.path} was published by another version of longrec",
+                             found=f"no {', '.join(sorted(missing))} in {SERVICE}", fix=PUBLISH_FIRST)
         self._base = [f"{view}:{name}" for view, name in names if view != "user_tail"]
 
     def users(self, user_ids: Int64) -> pa.Table:
