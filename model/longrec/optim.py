@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from longrec.config import TrainConfig
 from longrec.errors import ConfigError
+from longrec.nn import fused_ffn
 
 FINAL_SCALE = 0.1
 """Share of the peak learning rate at the last step."""
@@ -61,7 +62,9 @@ class RowWiseAdagrad(torch.optim.Optimizer):
                 if table.grad is None:
                     continue
                 sums = self.state[table]["row_sums"]
-                if table.grad.is_sparse:
+                if table.grad.is_sparse and table.is_cuda and fused_ffn.available():
+                    _update_rows_fused(table, sums, table.grad, group)
+                elif table.grad.is_sparse:
                     _update_rows(table, sums, table.grad.coalesce(), group)
                 else:
                     sums += table.grad.float().square().mean(1)
@@ -74,6 +77,13 @@ def _update_rows(table: Tensor, sums: Tensor, gradient: Tensor, group: dict[str,
     new_sums = sums[rows] + values.float().square().mean(1)
     sums[rows] = new_sums
     table.index_add_(0, rows, (-group["lr"] * values / (new_sums.sqrt() + group["eps"])[:, None]).to(table.dtype))
+
+
+def _update_rows_fused(table: Tensor, sums: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    """The same on a CUDA device: repeated rows are added up there, and their number is never waited for."""
+    from longrec.nn.kernels import rows
+
+    rows.adagrad(table, sums, gradient._indices()[0], gradient._values(), group["lr"], group["eps"])
 
 
 def schedule(step: int, *, num_steps: int, warmup_fraction: float) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +36,8 @@ class RequestBatch:
         user_features: int [R, U], index of each user feature in its own table.
         request_timestamps: int64 [R].
         labels: float32 [N, K], or None when scoring.
+        host_counts: (events, targets) of each request as Python numbers, which `to` keeps of a batch that it moves to another device,
+            so that nothing there waits for the offsets to come back.
     """
 
     event_items: Int[Tensor, " T"]
@@ -46,6 +49,7 @@ class RequestBatch:
     user_features: Int[Tensor, "R U"]
     request_timestamps: Int[Tensor, " R"]
     labels: Float[Tensor, "N K"] | None = None
+    host_counts: tuple[list[int], list[int]] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def num_requests(self) -> int:
@@ -61,15 +65,19 @@ class RequestBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
         """Returns the batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved, counts = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), self.host_counts
+        if counts is None and self.event_offsets.device.type == "cpu":
+            counts = (self.event_offsets.diff().tolist(), self.target_offsets.diff().tolist())
+        return dataclasses.replace(moved, host_counts=counts)
 
     def pin_memory(self) -> RequestBatch:
         """Returns the batch in page-locked host memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
-        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **changed)
 
     def validate(self, *, num_items: int | None = None) -> RequestBatch:
         """Returns self after checking shapes and offsets; called once, at the border.

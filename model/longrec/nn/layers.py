@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longrec.errors import DataError
+from longrec.nn import fused_ffn
+from longrec.nn.fused_tokens import Lookup
 from longrec.schema import Feature
 
 NUM_GAP_BUCKETS = 32
@@ -50,6 +52,8 @@ class SwiGLUFFN(nn.Module):
 
     def forward(self, x: Float[Tensor, "T In"]) -> Float[Tensor, "T D"]:
         """Returns one row per row of `x`; each depends on its own row only."""
+        if fused_ffn.usable(x, *self.w_o.weight.shape):
+            return fused_ffn.gated(x, self.w_u.weight, self.w_v.weight, self.w_o.weight)
         gated: Tensor = self.w_o(functional.silu(self.w_v(x)) * self.w_u(x))
         return gated
 
@@ -98,6 +102,12 @@ class FeatureEmbedding(nn.Module):
             if table is not None:
                 parts.append(table(indices.index_select(1, columns).long() + starts).flatten(1))
         return torch.cat(parts, dim=1) if parts else self.nothing.expand(indices.shape[0], 0)
+
+    def lookups(self, indices: Int[Tensor, "_ F"], items: Int[Tensor, " T"] | None = None) -> list[Lookup]:
+        """Returns what `forward` reads of `indices` (or of its rows `items`), for longrec.nn.fused_tokens."""
+        parts = ((self.ids, self.id_columns, self.id_starts), (self.others, self.other_columns, self.other_starts))
+        return [Lookup(table.weight, table.sparse, indices, columns, starts, items)
+                for table, columns, starts in parts if table is not None]
 
     def check(self, indices: Int[Tensor, "T F"], where: str) -> None:
         """Passes when every index is within the table of its own feature; an index outside it would read a neighbour's rows.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
+from longrec.nn import fused_tokens
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA
@@ -88,7 +89,7 @@ class Ranker(nn.Module):
     def forward(self, batch: RequestBatch) -> RankerOutput:
         """Returns the logits of all targets, in their order."""
         gaps, targets = self.gaps(batch), self.item_tokens(batch.target_items)
-        z = self.stca(targets, self.event_tokens(batch, gaps), batch.event_offsets, batch.target_offsets, gaps)
+        z = self.stca(targets, self.event_tokens(batch, gaps), batch.event_offsets, batch.target_offsets, gaps, batch.host_counts)
         return self._output(batch, targets, z)
 
     def encode(self, batch: RequestBatch) -> list[Tensor]:
@@ -129,6 +130,8 @@ class Ranker(nn.Module):
 
     def event_tokens(self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "T D"]:
         """Returns x of every event; the gaps are part of it only with `recency: token`."""
+        if fused_tokens.usable(self.item_part, batch.event_items):
+            return self._fused_tokens(batch, gaps)
         items, actions = self.item_tokens(batch.event_items), self.actions(batch.event_features)
         if self.gap is not None and gaps is not None:
             actions = torch.cat([actions, self.gap(gaps)], dim=1)
@@ -136,6 +139,19 @@ class Ranker(nn.Module):
         if self.fusion is not None:
             acted = self.fusion(torch.cat([items, acted], dim=1))
         return items + acted
+
+    def _fused_tokens(self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "T D"]:
+        """Returns what `event_tokens` returns, with the kernels of a CUDA device."""
+        lookups = [*self.items.lookups(self.item_table, batch.event_items), *self.actions.lookups(batch.event_features)]
+        if self.gap is not None and gaps is not None:
+            zero = gaps.new_zeros(1)
+            lookups.append(fused_tokens.Lookup(self.gap.weight, False, gaps[:, None], zero, zero))
+        z = fused_tokens.embeddings(lookups, batch.num_events, fused_tokens.precision(self.item_part.weight))
+        b = fused_tokens.projection(self.item_part, self.action_part, z.shape[1])
+        if self.fusion is None:
+            tokens: Tensor = z @ (b[:, :b.shape[1] // 2] + b[:, b.shape[1] // 2:]).to(z.dtype)
+            return tokens
+        return fused_tokens.fused(z, b, self.fusion.w_u.weight, self.fusion.w_v.weight, self.fusion.w_o.weight)
 
     def _output(self, batch: RequestBatch, targets: Tensor, z: Tensor) -> RankerOutput:
         """Returns the logits from z and the tokens of user, target and context."""

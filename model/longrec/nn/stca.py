@@ -21,8 +21,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from longrec.config import ModelConfig
+from longrec.nn import fused_stca
 from longrec.nn.layers import NUM_GAP_BUCKETS, SwiGLUFFN, linear
-from longrec.nn.target_attention import AttentionInputs, Segments, attend
+from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused
 
 QK_GAIN = 2.0
 
@@ -62,9 +63,12 @@ class Layer(nn.Module):
         separate: Tensor = self.query_norm(self.query_ffn(mixed))
         return separate
 
-    def attend(self, queries: Float[Tensor, "N D"], encoded: Float[Tensor, "T D"], segments: Segments,
+    def attend(self, queries: Float[Tensor, "N D"], encoded: Float[Tensor, "T D"] | fused.KeysValues | fused.Tokens, segments: Segments,
                gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
-        """Returns o_i; zeros for an empty history."""
+        """Returns o_i; zeros for an empty history. `encoded` is X_i, or what longrec.nn.fused_stca made of the events."""
+        if not isinstance(encoded, Tensor):
+            output: Tensor = encoded.attend(queries @ self.w_q * (queries.shape[1] // self.num_heads) ** -0.5) @ self.w_o
+            return output
         bias = None if self.gap_bias is None or gaps is None else functional.embedding(gaps, self.gap_bias)
         inputs = AttentionInputs(queries, encoded, self.w_q, self.w_k, self.w_v, self.num_heads, segments, bias)
         return attend(inputs, self.order) @ self.w_o
@@ -95,7 +99,8 @@ class STCA(nn.Module):
         self.query_fusion, self.chunk, self.recompute = config.query_fusion, 0, False
 
     def forward(self, targets: Float[Tensor, "N D"], events: Float[Tensor, "T D"], event_offsets: Int[Tensor, " R1"],
-                target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
+                target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None,
+                counts: tuple[list[int], list[int]] | None = None) -> Float[Tensor, "N D"]:
         """Returns z of every target; `score` of `encode`, one layer's encoding at a time.
 
         Args:
@@ -103,8 +108,13 @@ class STCA(nn.Module):
             events: X, raw event tokens, the requests one after another.
             event_offsets, target_offsets: int64 [R+1].
             gaps: bucket of the time gap of each event, for `recency: bias`.
+            counts: events and targets of each request, where the host knows them.
         """
-        return self.score(targets, self._encodings(events), event_offsets, target_offsets, gaps)
+        segments, layers = Segments.of(event_offsets, target_offsets, counts), self._layers()
+        if fused_stca.usable(layers, events):
+            memories = fused_stca.memories(layers, events, segments, gaps, recompute=self.recompute)
+            return self._score(targets, memories, segments, gaps)
+        return self._score(targets, self._encodings(events), segments, gaps)
 
     def encode(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
         """Returns X_1 ... X_M, each [T, D]: the target-free half, which a cache can keep per event."""
@@ -113,7 +123,10 @@ class STCA(nn.Module):
     def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Tensor], event_offsets: Int[Tensor, " R1"],
               target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
         """Returns z of every target over encoded histories; arguments as in `forward`, `encoded` as `encode` returns it."""
-        segments = Segments.of(event_offsets, target_offsets)
+        return self._score(targets, encoded, Segments.of(event_offsets, target_offsets), gaps)
+
+    def _score(self, targets: Tensor, encoded: Iterable[Tensor | fused.KeysValues | fused.Tokens], segments: Segments,
+               gaps: Tensor | None) -> Tensor:
         outputs: list[Tensor] = []
         for index, (layer, events) in enumerate(zip(self._layers(), encoded, strict=True)):
             query = layer.query(self._fused(index, outputs, targets))

@@ -11,7 +11,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn.target_attention import reference, reordered
+from longrec.nn.target_attention import fused, reference, reordered
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments
 
 Order = Literal["auto", "plain", "reordered"]
@@ -34,10 +34,12 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D
 
     Source: arXiv 2511.06077; per head softmax(q W_Q (X W_K)^T / sqrt(d_h)) X W_V.
     """
+    if fused.usable(inputs.tokens, inputs.num_heads):
+        return fused.memory(inputs, order).attend(inputs.scaled_queries().flatten(1))
     if order == "auto":
         mean_targets = inputs.segments.num_pairs / max(1, inputs.tokens.shape[0])
         order = choose(mean_targets, inputs.queries.shape[1], inputs.num_heads)
     return reference.attend(inputs) if order == "plain" else reordered.attend(inputs)
 
 
-__all__ = ["AttentionInputs", "Order", "Segments", "attend", "choose", "reference", "reordered"]
+__all__ = ["AttentionInputs", "Order", "Segments", "attend", "choose", "fused", "reference", "reordered"]

@@ -24,8 +24,11 @@ class Segments:
     num_targets: list[int]
 
     @classmethod
-    def of(cls, event_offsets: Int[Tensor, " R1"], target_offsets: Int[Tensor, " R1"]) -> Segments:
-        """Returns the segments between the offsets; waits for the device once."""
+    def of(cls, event_offsets: Int[Tensor, " R1"], target_offsets: Int[Tensor, " R1"],
+           counts: tuple[list[int], list[int]] | None = None) -> Segments:
+        """Returns the segments between the offsets; waits for the device once, unless the host knows the counts already."""
+        if counts is not None:
+            return cls(event_offsets, target_offsets, *counts)
         num_events, num_targets = torch.stack([event_offsets.diff(), target_offsets.diff()]).tolist()
         return cls(event_offsets, target_offsets, num_events, num_targets)
 

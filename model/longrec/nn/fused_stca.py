@@ -1,0 +1,53 @@
+"""The history's half of STCA on a CUDA device: raw event tokens in, what each layer's attention reads out.
+
+The layers' parameters stay where they are (longrec.nn.stca); here they are laid side by side, so that all layers share one
+product, and the scale of each norm goes into the weights that read its rows. Shape letters: T events, D width, M layers, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from longrec.nn import fused_ffn
+from longrec.nn.target_attention import Segments, fused
+
+if TYPE_CHECKING:
+    from longrec.nn.stca import Layer
+
+
+def usable(layers: Sequence[Layer], events: Float[Tensor, "T D"]) -> bool:
+    """Returns whether the kernels take these events and layers; if not, the layers do the same sums one after another."""
+    hidden, width = layers[0].ffn.w_u.weight.shape
+    return fused_ffn.usable(events, width, hidden) and fused.usable(events, layers[0].num_heads)
+
+
+def memories(layers: Sequence[Layer], events: Float[Tensor, "T D"], segments: Segments, gaps: Int[Tensor, " T"] | None, *,
+             recompute: bool) -> list[fused.KeysValues | fused.Tokens]:
+    """Returns what each layer's queries attend to: keys and values, or encoded events where the reordered kernel is faster.
+
+    Args:
+        layers: of the stack.
+        events: X, raw event tokens.
+        segments: rows of each request.
+        gaps: bucket of the time gap of each event, for `recency: bias`.
+        recompute: whether the backward pass computes the FFN's hidden rows again.
+    """
+    w_uv = torch.stack([weight for layer in layers for weight in (layer.ffn.w_u.weight, layer.ffn.w_v.weight)]).unflatten(0, (-1, 2))
+    w_o = torch.stack([layer.ffn.w_o.weight for layer in layers])
+    scaled = [(layer.norm.weight[:, None] * layer.w_k, layer.norm.weight[:, None] * layer.w_v) for layer in layers]
+    tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None]
+    biases = fused.gap_biases(torch.stack(tables), gaps) if gaps is not None and tables else [None] * len(layers)
+    shifts = [layer.norm.bias @ layer.w_v for layer in layers]
+    heads, eps = layers[0].num_heads, layers[0].norm.eps
+    if fused.takes_reordered(layers[0].order, segments, events.shape[1], heads):
+        tokens = fused_ffn.encode(events, w_uv, w_o, None, recompute=recompute, eps=eps)
+        return [fused.Tokens(rows, w_k, w_v, heads, segments, bias, shift)
+                for rows, (w_k, w_v), bias, shift in zip(tokens, scaled, biases, shifts, strict=True)]
+    w_kv = torch.stack([torch.cat(pair, dim=1) for pair in scaled])
+    kvs = fused_ffn.encode(events, w_uv, w_o, w_kv, recompute=recompute, eps=eps)
+    return [fused.KeysValues(kv, heads, segments, bias, shift) for kv, bias, shift in zip(kvs, biases, shifts, strict=True)]
