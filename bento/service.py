@@ -151,10 +151,12 @@ class Ranker:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "rank")  # torch and SQLite want to stay in one thread
         try:
             self._thread.submit(self._open).result()
-        except (LongrecError, OSError) as error:
+        except Exception as error:
             if REFUSED_FILE not in os.environ:
                 raise  # not a worker of `bentoml serve`
-            _stop_server(error)
+            if not isinstance(error, LongrecError):
+                logger.exception("unexpected")
+            _stop_server(error if isinstance(error, LongrecError) else f"{type(error).__name__}: {error}")
 
     @bentoml.api(route="/rank", output_spec=RankResponse)
     async def rank(self, request: RankRequest, /) -> JSONResponse:
@@ -251,7 +253,7 @@ def _reason(error: ValidationError) -> str:
     return f"{place or 'body'}: {found[0]['msg'].removeprefix('Value error, ')}{more}"
 
 
-def _stop_server(error: Exception) -> NoReturn:
+def _stop_server(error: object) -> NoReturn:
     """Ends this worker and its supervisor, which would start it again for ever."""
     Path(os.environ[REFUSED_FILE]).write_text(f"Error: longrec cannot serve: {error}\n", encoding="utf-8")
     os.kill(os.getppid(), signal.SIGTERM)

@@ -272,12 +272,15 @@ def test_an_unreadable_feature_store_gives_a_flagged_answer_and_mends_itself(cli
 
 def _refusal(environment: dict[str, str]) -> str:
     """What `bentoml serve` says of why it does not start."""
-    done = subprocess.run([sys.executable, "-m", "bentoml", "serve", "bento.service:Ranker", "--port", "0"], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=90)
-    assert done.returncode == 1
+    done = _serve(environment)
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("nanobind", " - "))]
-    assert len(lines) == 1 and "Traceback" not in done.stdout, done.stderr
+    assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stdout, done.stderr
     return lines[0]
+
+
+def _serve(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bentoml", "serve", "bento.service:Ranker", "--port", "0"], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, timeout=90, check=False)
 
 
 def test_a_missing_model_is_told_in_one_line(served_world, tmp_path) -> None:
@@ -316,3 +319,10 @@ def test_damaged_weights_end_the_server_with_one_line(served_world, tmp_path) ->
     content[-1] ^= 1
     weights.write_bytes(content)
     assert "weights_sha256" in _refusal(environment)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_start_is_not_started_for_ever(served_world) -> None:
+    done = _serve({**served_world.environment, "LONGREC_THREADS": "0"})  # torch refuses it
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: longrec cannot serve: RuntimeError")

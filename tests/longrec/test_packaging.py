@@ -87,9 +87,10 @@ def _stage(world: ServedWorld, out: Path, evaluation: Path | None = None) -> pac
 
 def test_a_build_context_holds_everything_but_the_model(staged: packaging.StagedBento) -> None:
     context = Path(staged.path)
-    assert {path.relative_to(context).as_posix() for path in context.rglob("*") if path.is_file()} == {
-        "bentofile.yaml", "service.py", "release.json", "requirements.txt", f"wheels/{staged.wheel}", "feature_repo/README.md",
-        "feature_repo/definitions.py", "feature_repo/feature_store.yaml"}
+    found = {path.relative_to(context).as_posix() for path in context.rglob("*") if path.is_file()}
+    features = {path.relative_to(ROOT).as_posix() for path in REPO.rglob("*") if path.is_file() and path.suffix in (".py", ".md", ".yaml")}
+    assert found == {"bentofile.yaml", "service.py", "release.json", "requirements.txt", f"wheels/{staged.wheel}", *features}
+    assert {"feature_repo/definitions.py", "feature_repo/feature_store.yaml"} <= features
     options = json.loads((context / "bentofile.yaml").read_text())
     assert options["python"] == {"requirements_txt": "requirements.txt", "wheels": [f"wheels/{staged.wheel}"], "lock_packages": False}
     assert json.loads((context / "release.json").read_text())["model"] == staged.tag == "longrec-ranker:run-1"
