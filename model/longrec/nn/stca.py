@@ -34,8 +34,8 @@ class Layer(nn.Module):
     With `share_ffn` the query passes the FFN and norm of the history (the literal reading), else copies of them.
 
     Initial values, ours: W_K = W_Q = QK_GAIN times an orthogonal matrix, so that a query looks, before any training, for events
-    that are encoded like its own target, and few of them outweigh a long history. On the planted world (256 to 4,096 events)
-    independent W_Q and W_K mostly stay on the plateau of the base rate; a gain of 1 leaves it 2 to 4 times later (docs/log.md).
+    that are encoded like its own target, and few of them outweigh a long history. It shortens the plateau at the base rate where
+    learning rates are high or histories long, and changes nothing where training is gentle (docs/log.md).
 
     Source: arXiv 2511.06077, STCA.
     """
