@@ -94,7 +94,8 @@ def _project_normalize_backward(dkv, w_kv, xhat, rstd_pointer, dy, num_rows, lay
             mean_gx = tl.sum(acc * x.to(tl.float32), 1) / D
             mean_g = tl.sum(acc, 1) / D
             acc = (acc - mean_g[:, None] - x.to(tl.float32) * mean_gx[:, None]) * rstd[:, None]
-            dy.store([row, layer * D], acc.to(dy.dtype))
+            local = tl.arange(0, BLOCK_T)[:, None] * (M * D) + tl.arange(0, D)[None, :]
+            tl.store(dy + (row.to(tl.int64) * M + layer) * D + local, acc, mask=(rows < num_rows)[:, None])
             acc = tl.zeros((BLOCK_T, D), tl.float32)
 
 
@@ -178,7 +179,7 @@ def project_normalize_backward(dkv: Tensor, w_kv: Tensor, xhat: Tensor, rstd: Te
     grid = (_num_programs(triton.cdiv(num_rows, block_t), dkv.device, per_processor),)
     _project_normalize_backward[grid](
         _tile(dkv, block_t, block_k), _tile(w_kv, width, block_k), _tile(xhat.view(num_rows, -1), block_t, width), rstd,
-        _tile(dy.view(num_rows, -1), block_t, width), num_rows, layer, M=layers, D=width, WIDE=w_kv.shape[1], BLOCK_T=block_t,
+        dy, num_rows, layer, M=layers, D=width, WIDE=w_kv.shape[1], BLOCK_T=block_t,
         BLOCK_K=block_k, PRECISION=_precision(dkv), STAGES=stages, num_warps=warps)
 
 
