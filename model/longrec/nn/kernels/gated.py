@@ -169,7 +169,7 @@ def gate_project(uv: Tensor, w_o: Tensor, out: Tensor, rstd: Tensor | None, *, r
 
 
 def project_normalize_backward(dkv: Tensor, w_kv: Tensor, xhat: Tensor, rstd: Tensor, layer: int, dy: Tensor, *, block_t: int = 128,
-                               block_k: int = 32, stages: int = 4, warps: int = 8, per_processor: int = 1) -> None:
+                               block_k: int = 32, stages: int = 6, warps: int = 8, per_processor: int = 1) -> None:
     """Writes the gradient of one layer's output before normalization into dy[:, layer].
 
     Args:
