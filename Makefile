@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= configs/quickstart.yaml
+EXTRAS ?= dev
 ARGS ?=
 
 # Threads that wait sleep instead of spinning: on a shared machine spinning makes torch many times slower.
@@ -24,7 +25,7 @@ install: $(STAMP) ## create .venv and install longrec with everything pinned in 
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@
 
 run: $(STAMP) ## run the whole pipeline on a planted world (DATA: ARGS='--data DIR')
