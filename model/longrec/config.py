@@ -66,6 +66,8 @@ class ModelConfig:
     """Sizes and options of the ranker (docs/architecture.md and the spec's sections 1 and 2).
 
     Args:
+        kind: how the history is read: `stca`, or one of its baselines in longrec.nn.baselines. `mean`, `transformer` and `hstu` have no
+            logits that a gap bias could be added to, and take recency `token` or `none`.
         width: d, width of tokens; divisible by num_heads and by the 4 tokens of the mixer.
         num_layers: M, stacked target-to-history layers.
         num_heads: h.
@@ -80,8 +82,10 @@ class ModelConfig:
         query_fusion: whether q_{i+1} sees all former outputs (True) or only the last one and the target.
         output_norm: whether z passes a LayerNorm.
         aux_loss_weight: weight of the training-only logit from z alone; 0 for none.
+        retrieved: events that `sim` attends to.
     """
 
+    kind: Literal["stca", "mean", "din", "din_sum", "target_attention", "sim", "transformer", "hstu"] = "stca"
     width: int = 64
     num_layers: int = 2
     num_heads: int = 4
@@ -96,9 +100,13 @@ class ModelConfig:
     query_fusion: bool = True
     output_norm: bool = False
     aux_loss_weight: float = 0.0
+    retrieved: int = 128
 
     def __post_init__(self) -> None:
-        _positive(self, "width", "num_layers", "num_heads", "ffn_ratio", "id_dim", "feature_dim", "mixer_layers")
+        _positive(self, "width", "num_layers", "num_heads", "ffn_ratio", "id_dim", "feature_dim", "mixer_layers", "retrieved")
+        if self.kind in ("mean", "transformer", "hstu") and self.recency == "bias":
+            raise ConfigError(f"model.kind {self.kind} has no attention logits of targets that a gap bias could be added to",
+                              found="model.recency=bias", expected="token or none", fix="Set model.recency=token.")
         for divisor, name in ((self.num_heads, "num_heads"), (4, "the 4 mixer tokens")):
             if self.width % divisor:
                 raise ConfigError(f"model.width must be divisible by {name}", found=self.width, expected=f"a multiple of {divisor}")

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
+from longrec.errors import ConfigError
 from longrec.nn import fused_tokens
+from longrec.nn.baselines import history_reader
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA
@@ -54,6 +56,8 @@ class Ranker(nn.Module):
     embedded and projected once per event, not once per distinct item: that costs less than 3 % of a layer's FFN, about as
     much as finding the distinct ones.
 
+    The attribute `stca` is what reads the history: STCA, or with another `config.kind` a baseline that is called like it.
+
     Args:
         config: sizes and options.
         schema: of the features and tasks.
@@ -78,7 +82,7 @@ class Ranker(nn.Module):
         self.item_part = linear(self.items.out_width, width)
         self.action_part = linear(self.actions.out_width + (0 if self.gap is None else config.feature_dim), width, bias=True)
         self.fusion = SwiGLUFFN(width, config.ffn_ratio, in_width=2 * width) if config.fusion else None
-        self.stca = STCA(config)
+        self.stca = history_reader(config)
         self.user_part = linear(self.users.out_width, width, bias=True)
         self.hour, self.day = (_embedding(size, width, CONTEXT_STD) for size in (HOURS, DAYS))
         self.mixer = RankMixer(config.mixer_layers, NUM_MIXER_TOKENS, width, config.ffn_ratio)
@@ -98,13 +102,19 @@ class Ranker(nn.Module):
         A row depends on its own event alone, so that it can be kept and appended to, except with `recency: token`, where
         it also depends on the moment of its request.
         """
-        return self.stca.encode(self.event_tokens(batch, self.gaps(batch)))
+        return self._separable().encode(self.event_tokens(batch, self.gaps(batch)))
 
     def score(self, batch: RequestBatch, encoded: Iterable[Tensor]) -> RankerOutput:
         """Returns the logits of all targets over encoded events; `score(batch, encode(batch))` equals `forward(batch)`."""
         targets = self.item_tokens(batch.target_items)
-        z = self.stca.score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch))
+        z = self._separable().score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch))
         return self._output(batch, targets, z)
+
+    def _separable(self) -> STCA:
+        if not isinstance(self.stca, STCA):
+            raise ConfigError("this model does not encode a history apart from its targets", found=type(self.stca).__name__,
+                              expected="model.kind stca", fix="Score whole batches instead.")
+        return self.stca
 
     def check(self, batch: RequestBatch) -> None:
         """Passes when every index of the batch is within its table; for the border, since it waits for the device.

@@ -1,1 +1,26 @@
-"""Other ways to read a history, called like longrec.nn.stca.STCA: what its cost and quality are compared with."""
+"""Other ways to read a history, called like longrec.nn.stca.STCA: what its cost and quality are compared with.
+
+Encoder, head, batches and optimizers are those of STCA; a model differs in how it makes z of the history only.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from longrec.config import ModelConfig
+
+
+def history_reader(config: ModelConfig) -> nn.Module:
+    """Returns what makes z of targets and events, by `config.kind`."""
+    from longrec.nn.baselines.causal_transformer import CausalTransformer
+    from longrec.nn.baselines.din import DIN
+    from longrec.nn.baselines.hstu import HSTU
+    from longrec.nn.baselines.mean_pooling import MeanPooling
+    from longrec.nn.baselines.sim import RetrieveThenAttend
+    from longrec.nn.baselines.target_attention import TargetAttention
+    from longrec.nn.stca import STCA
+
+    kinds: dict[str, type[nn.Module]] = {
+        "stca": STCA, "mean": MeanPooling, "din": DIN, "din_sum": DIN, "target_attention": TargetAttention, "sim": RetrieveThenAttend,
+        "transformer": CausalTransformer, "hstu": HSTU}
+    return kinds[config.kind](config)

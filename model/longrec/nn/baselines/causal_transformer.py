@@ -23,6 +23,7 @@ from torch.nn import functional
 from longrec.config import ModelConfig
 from longrec.nn.layers import SwiGLUFFN, linear
 from longrec.nn.target_attention import Segments
+from longrec.nn.target_attention.inputs import softmax
 
 
 class Block(nn.Module):
@@ -77,5 +78,5 @@ def last(history: Float[Tensor, "L 3 H K"], candidates: Float[Tensor, "M 3 H K"]
     """Returns the attention of each candidate over the history and itself."""
     (_, keys, values), (queries, own_keys, own_values) = history.unbind(1), candidates.unbind(1)
     logits = torch.cat([torch.einsum("mhk,lhk->mhl", queries, keys), (queries * own_keys).sum(-1, keepdim=True)], dim=-1)
-    weights = torch.softmax(logits.float() * queries.shape[-1] ** -0.5, dim=-1).to(values.dtype)
+    weights = softmax(logits * queries.shape[-1] ** -0.5).to(values.dtype)
     return torch.einsum("mhl,lhk->mhk", weights[..., :-1], values) + weights[..., -1:] * own_values
