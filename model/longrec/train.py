@@ -106,17 +106,15 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
     """
     started = time.perf_counter()
     out_dir = Path(out_dir)
-    device, precision = choose_device(train)
+    device, _ = choose_device(train)
     histories = Histories.open(histories_dir)
     encoder = fit_encoder(histories)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.encoded-", dir=out_dir.parent) as cache:
         encoded = EncodedHistories.make(histories, encoder, Path(cache) / "histories")
         ranker = make_ranker(model, encoder, seed).to(device)
-        run = _Run(ranker, train, training_streams(encoded, LengthLaw(lengths, seed), train, seed), precision, out_dir)
-        with _reporting(on_progress) as report_row:
-            curve = run.loop(report_row)
-    report = run.report(time.perf_counter() - started)
+        report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, on_progress=on_progress)
+    report = dataclasses.replace(report, total_seconds=time.perf_counter() - started)
     facts = {**dataclasses.asdict(report), "seed": seed, "lengths": dataclasses.asdict(lengths), "train": dataclasses.asdict(train),
              "split_moment_ms": histories.split_moment_ms, "torch": torch.__version__}
     with files.replacing(out_dir) as temporary:
@@ -126,6 +124,23 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
     log.info("trained %d steps in %.1f s, %.0f events/s, final loss %.4f", report.num_steps, report.seconds, report.events_per_second,
              report.final_loss)
     return dataclasses.replace(report, version=version)
+
+
+def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train: TrainConfig, seed: int, out_dir: Path, *,
+        on_progress: Progress | None = None) -> tuple[TrainReport, list[CurveRow]]:
+    """Returns what happened and the training curve, after training `ranker` where it is; it is left in evaluation mode.
+
+    Args:
+        ranker: from `make_ranker`, on the device of the configuration.
+        encoded: the histories.
+        lengths, train, seed, on_progress: see `train`.
+        out_dir: where a batch with a loss that is not finite is saved.
+    """
+    _, precision = choose_device(train)
+    run = _Run(ranker, train, training_streams(encoded, LengthLaw(lengths, seed), train, seed), precision, out_dir)
+    with _reporting(on_progress) as report_row:
+        curve = run.loop(report_row)
+    return run.report(run.seconds), curve
 
 
 def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
