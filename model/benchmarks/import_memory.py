@@ -3,7 +3,8 @@
 The files have the official header, columns and names (27,285 users with log-normal activity, a file per part of at most 10 M rows), and
 as many videos as a tenth of the rows, the share of KuaiRand-27K. Two imports are measured, of half of the rows and of all of them: the
 slope between the two says what a log of any size needs. Two slopes are told apart: log rows at a fixed number of videos, which
-should cost nothing beyond a part, and videos, since the catalogue is held whole. Prints one JSON object per import and a summary.
+should cost nothing beyond a part, and videos, since the catalogue is held whole. Prints one JSON object per import and a summary, and adds
+a row to results.csv.
 
     longrec bench import_memory --rows 5000000
     longrec bench import_memory --rows 50000000 --videos 1000000 --limit-mib 2048
@@ -25,6 +26,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 USERS = 27_285
 ROWS_PER_FILE = 10_000_000
@@ -143,10 +146,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pairs = ((options.rows // 2, videos), (options.rows, videos), (options.rows // 2, max(videos // 2, 1)))
     half, full, fewer = (measure(rows, count, options.rows_per_part, options.folder) for rows, count in pairs)
     peak = max(result["peak_mib"] for result in (half, full, fewer))
-    print(json.dumps({"mib_per_million_rows": round((full["peak_mib"] - half["peak_mib"]) / ((full["rows"] - half["rows"]) / 1e6), 1),
-                      "mib_per_million_videos": round((half["peak_mib"] - fewer["peak_mib"]) / ((videos - videos // 2) / 1e6), 1),
-                      "peak_mib": peak, "limit_mib": options.limit_mib, "within": peak <= options.limit_mib}))
+    found = {"mib_per_million_rows": round((full["peak_mib"] - half["peak_mib"]) / ((full["rows"] - half["rows"]) / 1e6), 1),
+             "mib_per_million_videos": round((half["peak_mib"] - fewer["peak_mib"]) / ((videos - videos // 2) / 1e6), 1),
+             "peak_mib": peak, "limit_mib": options.limit_mib, "within": peak <= options.limit_mib}
+    print(json.dumps(found))
+    _record(options.rows, videos, full, found)
     return int(peak > options.limit_mib)
+
+
+def _record(rows: int, videos: int, full: dict[str, float], found: dict[str, float]) -> None:
+    import _rows
+
+    notes = (f"peak {found['peak_mib']} MiB of a limit of {found['limit_mib']}; {found['mib_per_million_rows']} MiB per million rows, "
+             f"{found['mib_per_million_videos']} per million videos; {full['log_mib']} MiB of log in {full['seconds']} s")
+    seconds = full["seconds"] * 1e3
+    _rows.append([_rows.row("memory of an import", f"{rows} rows, {videos} videos", "", (seconds, seconds, seconds),
+                            num_bytes=found["peak_mib"] * 2**20, notes=notes)])
 
 
 def _peak_mib() -> float:
