@@ -62,7 +62,7 @@ def training(
     """
     dataset = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, reimport=False)
     dataset.set_display_name("dataset")
-    events_checked = check_events(dataset=dataset.output, checks=checks)
+    events_checked = check_events(dataset=dataset.output, checks=checks, home=home)
     features = build_features(dataset=dataset.output, events_report=events_checked.outputs["report"], data=data)
     published = publish(features=features.outputs["features"], home=home, repo_dir=repo_dir)
     retrieved = retrieve(

@@ -52,6 +52,11 @@ class ChecksConfig:
         min_requests: fewest requests in each split.
         min_history: fewest events in the longest history.
         check_label_rates: whether label rates outside the bounds of the tasks fail the run (True) or only warn.
+        check_drift: whether drift against the published version of the same data fails the run (True) or only warns; the bounds are:
+        max_psi: largest population stability index of the history lengths.
+        max_rate_change: largest change of a label's rate, as a share of the rarer outcome before.
+        max_coverage_loss: largest fall of the share of events, and of targets, that have an item of the item table.
+        max_new_item_share: largest share of targets with an item that the version before did not know.
     """
 
     max_duplicate_share: float = 0.0
@@ -59,6 +64,11 @@ class ChecksConfig:
     min_requests: int = 10
     min_history: int = 1
     check_label_rates: bool = True
+    check_drift: bool = True
+    max_psi: float = 0.25
+    max_rate_change: float = 0.5
+    max_coverage_loss: float = 0.05
+    max_new_item_share: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

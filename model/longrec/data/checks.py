@@ -16,19 +16,24 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from longrec import page
 from longrec.config import ChecksConfig
-from longrec.data import files, history_suites, suites
+from longrec.data import drift, files, history_suites, store, suites
+from longrec.data.dataset import Dataset
 from longrec.data.suites import MAX_CULPRITS, Rule, Suite
-from longrec.errors import CheckFailed, DataError
+from longrec.errors import CheckFailed, DataError, StoreError
+from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
+
+Results: TypeAlias = "list[tuple[list[Finding], dict[str, Any]]]"
 
 MEMORY_LIMIT = "2GB"
 """Of DuckDB; larger aggregates spill to a temporary directory."""
 MAX_NAMED_FAILURES = 5
+NOTHING = page.Html("")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,13 +88,14 @@ class CheckReport:
         return dataclasses.asdict(self)
 
 
-def check_events(dataset_dir: str | Path, report_html: str | Path, checks: ChecksConfig) -> CheckReport:
-    """Writes the report on a dataset: events, targets, items, users.
+def check_events(dataset_dir: str | Path, report_html: str | Path, checks: ChecksConfig, home: str | Path | None = None) -> CheckReport:
+    """Writes the report on a dataset: events, targets, items, users; and on its drift against the version that is published.
 
     Args:
         dataset_dir: a dataset (docs/architecture.md).
         report_html: page to write, also when a check fails.
         checks: bounds; those of features and tasks are in the schema of the dataset.
+        home: LONGREC_HOME, where the version before was published; None for no comparison.
 
     Raises:
         CheckFailed: an expectation of critical severity does not hold; the report has been written.
@@ -100,7 +106,8 @@ def check_events(dataset_dir: str | Path, report_html: str | Path, checks: Check
     with _duckdb() as connection:
         found, facts = suites.dataset_suites(directory, head, checks, connection)
         results = _judge(found)
-    return _conclude(f"Checks of the dataset {head.get('name', '')}", facts, results, report_html, started)
+    compared, extra = ([], NOTHING) if _broken(results) else _drift(directory, head, checks, home)
+    return _conclude(f"Checks of the dataset {head.get('name', '')}", facts, [*results, *compared], report_html, started, extra)
 
 
 def check_histories(histories_dir: str | Path, report_html: str | Path, checks: ChecksConfig) -> CheckReport:
@@ -122,6 +129,30 @@ def check_histories(histories_dir: str | Path, report_html: str | Path, checks: 
         found, facts = history_suites.histories_suites(directory, manifest, checks, connection)
         results = _judge(found)
     return _conclude(f"Checks of the histories of {manifest['schema']['name']}", facts, results, report_html, started)
+
+
+def _drift(directory: Path, head: dict[str, Any], checks: ChecksConfig, home: str | Path | None) -> tuple[Results, page.Html]:
+    """Findings against the version before, none where there is none, and the section of the report that says so."""
+    before, why = _before(head, home)
+    source = Dataset.open(directory)
+    now = drift.Profile.of(source)
+    return [] if before is None else _judge([drift.suite(source, now, before, checks)]), drift.section(now, before, why)
+
+
+def _before(head: dict[str, Any], home: str | Path | None) -> tuple[drift.Before | None, str]:
+    """The published version of the same data; or None, and why there is nothing to compare with."""
+    if home is None:
+        return None, "No feature store was named: nothing to compare with."
+    try:
+        published = store.Published.open(home)
+    except StoreError:
+        return None, "Nothing was published before: this is the first version."
+    manifest, name = published.manifest, f"{published.manifest['name']} ({published.path.name})"
+    if (manifest["name"], published.schema.fingerprint) != (head.get("name"), Schema.from_dict(head["schema"]).fingerprint):
+        return None, f"The published version {name} is of other data or of another schema: nothing to compare with."
+    if "profile" not in manifest:
+        return None, f"The published version {name} was built without a profile: nothing to compare with."
+    return drift.Before(published.path / "features", name, drift.Profile.from_dict(manifest["profile"])), ""
 
 
 def _read_head(path: Path, *keys: str) -> dict[str, Any]:
@@ -147,7 +178,7 @@ def _duckdb() -> Iterator[Any]:
             raise DataError("a table cannot be read", found=str(error).splitlines()[0], fix="Run the step that wrote it again.") from error
 
 
-def _judge(found: Sequence[Suite]) -> list[tuple[list[Finding], dict[str, Any]]]:
+def _judge(found: Sequence[Suite]) -> Results:
     """Findings and the JSON result of Great Expectations per suite."""
     import great_expectations as gx
 
@@ -214,20 +245,24 @@ def _show(rule: Rule, value: Any) -> str:
 
 
 def _conclude(
-    title: str, facts: dict[str, Any], results: list[tuple[list[Finding], dict[str, Any]]], report_html: str | Path, started: float
+    title: str, facts: dict[str, Any], results: Results, report_html: str | Path, started: float, extra: page.Html = NOTHING
 ) -> CheckReport:
     findings = [finding for group, _ in results for finding in group]
-    broken = [finding for finding in findings if not finding.passed]
-    failures = tuple(finding.sentence() for finding in broken if finding.severity == "critical")
-    warnings = tuple(finding.sentence() for finding in broken if finding.severity != "critical")
+    failures = tuple(finding.sentence() for finding in _broken(results))
+    warnings = tuple(finding.sentence() for finding in findings if not finding.passed and finding.severity != "critical")
     seconds = time.perf_counter() - started
     with files.replacing(report_html) as temporary:
-        temporary.write_text(_render(title, facts, results, seconds), encoding="utf-8")
+        temporary.write_text(_render(title, facts, results, seconds, extra), encoding="utf-8")
     for line in warnings:
         logger.warning("%s", line)
     if failures:
         raise _failure(title, failures, report_html)
     return CheckReport(True, len(findings), len(warnings), failures, warnings, seconds, str(report_html))
+
+
+def _broken(results: Results) -> list[Finding]:
+    """The critical findings that do not hold."""
+    return [finding for group, _ in results for finding in group if not finding.passed and finding.severity == "critical"]
 
 
 def _failure(title: str, failures: Sequence[str], report_html: str | Path) -> CheckFailed:
@@ -236,7 +271,7 @@ def _failure(title: str, failures: Sequence[str], report_html: str | Path) -> Ch
     return CheckFailed(f"{title}: {len(failures)} failed: {lines}{more}", fix=f"The report is {report_html}.")
 
 
-def _render(title: str, facts: dict[str, Any], results: list[tuple[list[Finding], dict[str, Any]]], seconds: float) -> str:
+def _render(title: str, facts: dict[str, Any], results: Results, seconds: float, extra: page.Html) -> str:
     findings = [finding for group, _ in results for finding in group]
     failed = sum(not finding.passed and finding.severity == "critical" for finding in findings)
     warned = sum(not finding.passed and finding.severity != "critical" for finding in findings)
@@ -248,6 +283,7 @@ def _render(title: str, facts: dict[str, Any], results: list[tuple[list[Finding]
         body = page.Html(body + page.section("Broken", _table([finding for finding in findings if not finding.passed], named=True)))
     for group, _ in results:
         body = page.Html(body + page.section(group[0].suite.capitalize(), _table(group)))
+    body = page.Html(body + extra)
     raw = page.details("Results as Great Expectations gave them (JSON)", json.dumps([result for _, result in results], indent=1))
     return page.page(title, subtitle, page.Html(body + raw), (not failed, words))
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from longrec.config import DataConfig
 from longrec.data import dataset as layout
-from longrec.data import files, history
+from longrec.data import drift, files, history
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema
 
@@ -233,6 +233,7 @@ def _write_manifest(source: layout.Dataset, directory: Path, users: dict[int, in
         "codec_version": history.CODEC_VERSION, "dataset_hash": source.facts.get("content_hash"),
         "time_range_ms": source.facts["time_range_ms"], "counts": dataclasses.asdict(report),
         "history_length": layout.quantiles(np.fromiter(users.values(), np.int64, len(users))),
+        "profile": drift.Profile.of(source).to_dict(),
         "files": {str(path.relative_to(directory)): files.sha256_of(path) for path in tables}}
     files.write_json(directory / "manifest.json", manifest)
 
