@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+import _kernels
 import _rows
 import _world
 
@@ -70,6 +71,30 @@ def claim_step() -> Iterator[Row]:
         name = f"step d={config.width} {how}{'' if config.fusion else ' without fusion'}"
         yield _rows.row(name, shape(requests, EVENTS, TARGETS, config.width), "bfloat16", times, flops=written, num_bytes=moved,
                         share=written * rate / best, notes=notes)
+        del work
+        free()
+
+
+def claim_breakdown() -> Iterator[Row]:
+    """What a step's time is spent on: its kernels, each with the least time that its FLOPs and bytes allow at this run's rates."""
+    for width in (256, 512):
+        config, requests = dataclasses.replace(CONFIG, width=width), 64
+        work = make(config, requests, EVENTS, TARGETS)
+        rates = peaks()
+        where = shape(requests, EVENTS, TARGETS, width)
+        lines = _kernels.profiled(work, _kernels.costs(config, requests * EVENTS, TARGETS))
+        total, rest = sum(line.milliseconds for line in lines), 0.0
+        for line in lines:
+            if line.milliseconds < 0.01 * total:
+                rest += line.milliseconds
+                continue
+            floor, known = line.floor(*rates), line.cost or (0.0, 0.0)
+            notes = f"{line.milliseconds / total:.1%} of the kernels' {total:.2f} ms, {line.launches:g} launches"
+            if floor is not None:
+                notes += f"; FLOPs alone take {known[0] / rates[0] * 1e3:.2f} ms, bytes {known[1] / rates[1] * 1e3:.2f} ms"
+            yield _rows.row(f"breakdown {line.name}", where, "bfloat16", (line.milliseconds,) * 3, flops=known[0], num_bytes=known[1],
+                            share=None if floor is None else floor / line.milliseconds, notes=notes)
+        yield _rows.row("breakdown everything below 1 %", where, "bfloat16", (rest,) * 3, notes=f"{rest / total:.1%} of {total:.2f} ms")
         del work
         free()
 
@@ -223,8 +248,8 @@ def free() -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-CLAIMS = {"step": claim_step, "models": claim_models, "rlb": claim_rlb, "length": claim_length, "memory": claim_memory,
-          "orders": claim_orders, "reference": claim_reference}
+CLAIMS = {"step": claim_step, "breakdown": claim_breakdown, "models": claim_models, "rlb": claim_rlb, "length": claim_length,
+          "memory": claim_memory, "orders": claim_orders, "reference": claim_reference}
 
 
 def main() -> None:
