@@ -165,6 +165,8 @@ class TrainConfig:
         loss: `request` (mean over targets, then over requests; the paper's) or `target` (mean over targets).
         precision: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU).
         device: `cpu`, `cuda`, or `auto`.
+        recompute: whether the backward pass computes the history's FFN again instead of keeping its hidden rows: less memory, more time,
+            equal values. Of model.kind `stca` only.
         log_every: steps between two rows of the training curve.
     """
 
@@ -181,6 +183,7 @@ class TrainConfig:
     loss: Literal["request", "target"] = "request"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    recompute: bool = False
     log_every: int = 20
 
     def __post_init__(self) -> None:

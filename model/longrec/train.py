@@ -135,8 +135,13 @@ def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train:
         encoded: the histories.
         lengths, train, seed, on_progress: see `train`.
         out_dir: where a batch with a loss that is not finite is saved.
+
+    Raises:
+        ConfigError: `train.recompute` with a history reader that cannot.
     """
     _, precision = choose_device(train)
+    if train.recompute:
+        ranker.recompute()
     run = _Run(ranker, train, training_streams(encoded, LengthLaw(lengths, seed), train, seed), precision, out_dir)
     with _reporting(on_progress) as report_row:
         curve = run.loop(report_row)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 from longrec import losses, optim
 from longrec import train as training
@@ -20,6 +21,7 @@ from longrec.data.histories import Histories
 from longrec.data.lengths import LengthLaw
 from longrec.data.stream import EncodedHistories, RequestStream
 from longrec.errors import ConfigError, DataError, LongrecError
+from longrec.nn import stca
 from tests.longrec import small_world
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
@@ -54,6 +56,18 @@ def test_two_runs_give_the_same_weights_bit_for_bit(directory: Path, tmp_path: P
     assert again.version == first.version and again.final_loss == first.final_loss
     other = training.train(directory, tmp_path / "other", MODEL, LENGTHS, BRIEF, 64, 4)
     assert other.version != first.version
+
+
+def test_recomputation_changes_no_weight_and_is_refused_where_it_means_nothing(
+        directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recomputing, encoded = dataclasses.replace(BRIEF, recompute=True, max_steps=10), []
+    monkeypatch.setattr(stca, "checkpoint", lambda function, *rest, **how: encoded.append(1) or checkpoint(function, *rest, **how))
+    kept = training.train(directory, tmp_path / "kept", MODEL, LENGTHS, dataclasses.replace(recomputing, recompute=False), 64, 3)
+    assert not encoded
+    again = training.train(directory, tmp_path / "again", MODEL, LENGTHS, recomputing, 64, 3)
+    assert encoded and again.version == kept.version and again.final_loss == kept.final_loss
+    with pytest.raises(ConfigError, match="apart from its targets"):
+        training.train(directory, tmp_path / "other", dataclasses.replace(MODEL, kind="din"), LENGTHS, recomputing, 64, 3)
 
 
 def test_the_loop_equals_a_page_of_plain_pytorch(directory: Path, tmp_path: Path) -> None:

@@ -110,6 +110,14 @@ class Ranker(nn.Module):
         z = self._separable().score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch))
         return self._output(batch, targets, z)
 
+    def recompute(self) -> None:
+        """From now on the backward pass computes the history's FFN again instead of keeping its hidden rows; values do not change.
+
+        Raises:
+            ConfigError: the model reads its history in another way than STCA.
+        """
+        self._separable().recompute = True
+
     def _separable(self) -> STCA:
         if not isinstance(self.stca, STCA):
             raise ConfigError("this model does not encode a history apart from its targets", found=type(self.stca).__name__,
