@@ -168,6 +168,9 @@ class TrainConfig:
         recompute: whether the backward pass computes the history's FFN again instead of keeping its hidden rows: less memory, more time,
             equal values. Of model.kind `stca` only.
         log_every: steps between two rows of the training curve.
+        checkpoint_every: steps between two checkpoints, besides those at the end of an epoch; 0 for none at all.
+        num_workers: threads that pack batches ahead; the batches and their order do not depend on it.
+        tensorboard: whether the curve is written for TensorBoard too, where it is installed.
     """
 
     epochs: int = 1
@@ -185,9 +188,15 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     recompute: bool = False
     log_every: int = 20
+    checkpoint_every: int = 500
+    num_workers: int = 1
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "token_budget", "max_requests_per_batch", "learning_rate", "embedding_learning_rate", "log_every")
+        _positive(self, "epochs", "token_budget", "max_requests_per_batch", "learning_rate", "embedding_learning_rate", "log_every",
+                  "num_workers")
+        if self.checkpoint_every < 0:
+            raise ConfigError("train.checkpoint_every must not be negative", found=self.checkpoint_every, fix="0 writes no checkpoints.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from longrec.config import TrainConfig
-from longrec.errors import ConfigError
+from longrec.errors import ConfigError, DataError
 from longrec.nn import fused_ffn
 
 FINAL_SCALE = 0.1
@@ -130,6 +130,33 @@ class Optimizers:
                 group["lr"] = self.table_learning_rate * scale
             self.tables.step()
         return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the state of both optimizers by name, `dense.<parameter>.<value>` and `tables.<parameter>.<value>`; views, no copies.
+
+        The rates are no part of it: every step sets them.
+        """
+        return {f"{name}.{number}.{key}": value for name, optimizer in self._named() for number, values in
+                optimizer.state_dict()["state"].items() for key, value in values.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the state that `tensors` of equal optimizers gave; other names are not looked at.
+
+        Raises:
+            DataError: a tensor does not have the shape of its parameter.
+        """
+        for name, optimizer in self._named():
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state: dict[int, dict[str, Tensor]] = {}
+            for key in (key for key in tensors if key.startswith(f"{name}.")):
+                _, number, value = key.split(".")
+                if int(number) >= len(parameters) or tensors[key].shape[:1] not in ((), parameters[int(number)].shape[:1]):
+                    raise DataError(f"{key} does not fit its parameter", found=f"shape {tuple(tensors[key].shape)}")
+                state.setdefault(int(number), {})[value] = tensors[key]
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+    def _named(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        return [("dense", self.dense), *([("tables", self.tables)] if self.tables is not None else [])]
 
 
 def build(model: nn.Module, config: TrainConfig) -> Optimizers:

@@ -5,47 +5,40 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import itertools
 import logging
 import math
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from longrec import losses, optim
 from longrec.bundle import Bundle
+from longrec.checkpoint import Checkpoints
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
-from longrec.data.batch import RequestBatch
 from longrec.data.encode import Encoder, int64_column
 from longrec.data.histories import Histories
 from longrec.data.lengths import LengthLaw
-from longrec.data.stream import EncodedHistories, RequestStream
-from longrec.errors import ConfigError, DataError, LongrecError
+from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
+from longrec.errors import ConfigError, DataError
 from longrec.nn.ranker import Ranker
 from longrec.schema import ITEM_ID, TIMESTAMP
+from longrec.trainer import CurveRow, Listener, Trainer
 
+ENCODED, CHECKPOINTS = "encoded", "checkpoints"
+PACE = ("precision", "device", "checkpoint_every", "num_workers", "tensorboard")
+"""Keys of TrainConfig that do not decide what is computed; the precision that was chosen does."""
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CurveRow:
-    """One row of training_curve.csv: the mean loss since the row before, and totals since the start."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    events: int
-    targets: int
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,10 +48,12 @@ class TrainReport:
     Args:
         version: of the bundle.
         num_steps: optimizer steps; num_requests, num_events, num_targets: seen in them (an epoch counts its own).
-        seconds: of the training loop alone; total_seconds: with fitting and encoding.
+        seconds: of the training loop alone, over all starts; total_seconds: of the last start, with fitting and encoding.
         events_per_second, targets_per_second: of the training loop.
         mean_length: realised mean of events per request, after the length law.
         first_loss, final_loss: mean loss of the first and of the last log_every steps.
+        memory_bytes: most that the device (on a CPU: the process) held.
+        mfu: share of the measured matrix peak `peak_flops` (FLOP/s), a lower bound (see CurveRow); None on a CPU.
         num_parameters: of the ranker; num_table_parameters: of them, in tables with sparse gradients.
         device, precision: that were used.
     """
@@ -75,21 +70,23 @@ class TrainReport:
     mean_length: float
     first_loss: float
     final_loss: float
+    memory_bytes: int
+    mfu: float | None
+    peak_flops: float | None
     num_parameters: int
     num_table_parameters: int
     device: str
     precision: str
 
 
-Progress = Callable[[CurveRow, int], None]
-"""Called with each row of the training curve and the number of steps of the whole run."""
-
-
 def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, lengths: LengthConfig, train: TrainConfig,
-          served_length: int, seed: int, *, on_progress: Progress | None = None) -> TrainReport:
+          served_length: int, seed: int, *, checkpoint_dir: str | Path | None = None, log_dir: str | Path | None = None,
+          on_progress: Listener | None = None) -> TrainReport:
     """Returns the report of one training run, after writing a bundle and training_curve.csv to `out_dir` (replaced at once).
 
-    On a CPU equal arguments give equal weights, bit for bit, for one number of threads.
+    On a CPU equal arguments give equal weights, bit for bit, for one number of threads; also when the process was killed in between and
+    started again, since it goes on from its last checkpoint. Beside `out_dir` lie, while it runs, `.<name>.work` (encoded histories,
+    checkpoints), and for good `<name>.tensorboard`.
 
     Args:
         histories_dir: made by `store.retrieve`.
@@ -97,37 +94,41 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
         model, lengths, train: sections of the configuration.
         served_length: most recent events that the bundle uses when it scores.
         seed: of initial weights, order of requests and lengths.
+        checkpoint_dir: where checkpoints lie (longrec.checkpoint), for example on a volume that outlives the process; a training removes
+            its own when it is through. None for `.<name>.work/checkpoints`.
+        log_dir: of TensorBoard's files; None for `<name>.tensorboard` beside `out_dir`.
         on_progress: called at each row of the curve; None for a progress bar when stderr is a terminal.
 
     Raises:
-        ConfigError: the device is not there, or a length law cannot be.
+        ConfigError: the device is not there, memory does not suffice, a length law cannot be, or `out_dir` is being written already.
         DataError: the histories cannot be used, or have no training request.
         LongrecError: the loss is not finite; the batch is saved in out_dir/failed_batch.safetensors.
     """
-    started = time.perf_counter()
-    out_dir = Path(out_dir)
-    device, _ = choose_device(train)
+    started, out_dir = time.perf_counter(), Path(out_dir)
+    device, precision = choose_device(train)
     histories = Histories.open(histories_dir)
-    encoder = fit_encoder(histories)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.encoded-", dir=out_dir.parent) as cache:
-        encoded = EncodedHistories.make(histories, encoder, Path(cache) / "histories")
+    with _work_dir(out_dir) as work:
+        encoder, encoded = encode(histories, work / ENCODED)
         ranker = make_ranker(model, encoder, seed).to(device)
-        report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, on_progress=on_progress)
-    report = dataclasses.replace(report, total_seconds=time.perf_counter() - started)
-    facts = {**dataclasses.asdict(report), "seed": seed, "lengths": dataclasses.asdict(lengths), "train": dataclasses.asdict(train),
-             "split_moment_ms": histories.split_moment_ms, "torch": torch.__version__}
-    with files.replacing(out_dir) as temporary:
-        temporary.mkdir()
-        version = Bundle(ranker, encoder, model, served_length, facts).write(temporary)
-        _write_curve(temporary / "training_curve.csv", curve)
+        checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), _identity(encoded, model, lengths, train, precision, seed))
+        report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, checkpoints=checkpoints, on_progress=on_progress,
+                            log_dir=Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")))
+        report = dataclasses.replace(report, total_seconds=time.perf_counter() - started)
+        facts = {**dataclasses.asdict(report), "seed": seed, "lengths": dataclasses.asdict(lengths), "train": dataclasses.asdict(train),
+                 "split_moment_ms": histories.split_moment_ms, "torch": torch.__version__}
+        with files.replacing(out_dir) as temporary:
+            temporary.mkdir()
+            version = Bundle(ranker, encoder, model, served_length, facts).write(temporary)
+            _write_curve(temporary / "training_curve.csv", curve)
+        checkpoints.remove()
     log.info("trained %d steps in %.1f s, %.0f events/s, final loss %.4f", report.num_steps, report.seconds, report.events_per_second,
              report.final_loss)
     return dataclasses.replace(report, version=version)
 
 
 def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train: TrainConfig, seed: int, out_dir: Path, *,
-        on_progress: Progress | None = None) -> tuple[TrainReport, list[CurveRow]]:
+        checkpoints: Checkpoints | None = None, log_dir: Path | None = None,
+        on_progress: Listener | None = None) -> tuple[TrainReport, list[CurveRow]]:
     """Returns what happened and the training curve, after training `ranker` where it is; it is left in evaluation mode.
 
     Args:
@@ -135,17 +136,74 @@ def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train:
         encoded: the histories.
         lengths, train, seed, on_progress: see `train`.
         out_dir: where a batch with a loss that is not finite is saved.
+        checkpoints: where the training goes on from, and what it writes; None for none.
+        log_dir: of TensorBoard's files; None for none.
 
     Raises:
-        ConfigError: `train.recompute` with a history reader that cannot.
+        ConfigError: `train.recompute` with a history reader that cannot; or memory does not suffice.
+        DataError: a checkpoint is of another training, or does not fit.
+        LongrecError: the loss is not finite.
     """
     _, precision = choose_device(train)
     if train.recompute:
         ranker.recompute()
-    run = _Run(ranker, train, training_streams(encoded, LengthLaw(lengths, seed), train, seed), precision, out_dir)
-    with _reporting(on_progress) as report_row:
-        curve = run.loop(report_row)
-    return run.report(run.seconds), curve
+    streams = training_streams(encoded, LengthLaw(lengths, seed), train, seed)
+    trainer = Trainer(ranker, train, num_steps=_num_steps(streams, train), precision=precision,
+                      failed_batch=out_dir / "failed_batch.safetensors")
+    if checkpoints is not None:
+        resume(trainer, checkpoints)
+    with _reporting(on_progress) as report_row, _tensorboard(log_dir if train.tensorboard else None, trainer.state.step) as log_row:
+        loop(trainer, streams, checkpoints, (report_row, log_row))
+    return _report(trainer), trainer.state.curve
+
+
+def loop(trainer: Trainer, streams: Sequence[RequestStream], checkpoints: Checkpoints | None, listeners: Sequence[Listener]) -> None:
+    """Trains to the end, from where the trainer is; writes checkpoints and tells the listeners of each row of the curve."""
+    config, done = trainer.config, trainer.state.step
+    ends = set(np.cumsum([len(stream) for stream in streams]).tolist())
+    batches = prefetch(_left(streams, done), num_workers=config.num_workers, pin=trainer.device.type == "cuda")
+    trainer.start()
+    with contextlib.closing(batches):
+        for step, (host, batch) in enumerate(moved(itertools.islice(batches, trainer.num_steps - done), trainer.device), done + 1):
+            rows = trainer.step(host, batch)
+            due = config.checkpoint_every and (step % config.checkpoint_every == 0 or step in ends)
+            if due or step == trainer.num_steps:
+                rows += trainer.settle()
+            for row, listener in itertools.product(rows, listeners):
+                listener(row, trainer.num_steps)
+            if checkpoints is not None and due:
+                checkpoints.save(trainer.checkpoint())
+    trainer.ranker.eval()
+
+
+def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Puts the trainer where its newest checkpoint is, if there is one.
+
+    Raises:
+        DataError: the checkpoint is of another training, or does not fit.
+    """
+    checkpoints.sweep()
+    if (checkpoint := checkpoints.latest()) is not None:
+        trainer.restore(checkpoint)
+        log.warning("going on after step %d of %d, from %s", checkpoint.step, trainer.num_steps, checkpoints.folder)
+
+
+def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHistories]:
+    """Returns the encoder of the training window and the encoded histories, after writing both to `directory`.
+
+    What a killed process left there is taken when it is whole and of the same files.
+    """
+    source = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(histories.path.resolve().iterdir())}
+    with contextlib.suppress(DataError):
+        encoder, encoded = Encoder.load(directory / "encoder", histories.schema), EncodedHistories.open(directory / "histories")
+        if files.read_json(directory / "source.json") == {"files": source, "digest": encoded.digest()}:
+            return encoder, encoded
+    shutil.rmtree(directory, ignore_errors=True)
+    encoder = fit_encoder(histories)
+    encoder.save(directory / "encoder")
+    encoded = EncodedHistories.make(histories, encoder, directory / "histories")
+    files.write_json(directory / "source.json", {"files": source, "digest": encoded.digest()})
+    return encoder, encoded
 
 
 def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
@@ -193,91 +251,98 @@ def make_ranker(config: ModelConfig, encoder: Encoder, seed: int) -> Ranker:
         return Ranker(config, encoder.schema, encoder.sizes, torch.from_numpy(encoder.item_table))
 
 
-class _Run:
-    """The training loop and what it counts."""
+def _num_steps(streams: Sequence[RequestStream], config: TrainConfig) -> int:
+    """Returns the optimizer steps of the whole training."""
+    num_batches = sum(map(len, streams))
+    return min(num_batches, config.max_steps) if config.max_steps else num_batches
 
-    def __init__(self, ranker: Ranker, config: TrainConfig, streams: list[RequestStream], precision: str, out_dir: Path) -> None:
-        self.ranker, self.config, self.streams, self.precision, self.out_dir = ranker, config, streams, precision, out_dir
-        self.device = next(ranker.parameters()).device
-        self.num_steps = sum(map(len, streams))
-        if config.max_steps:
-            self.num_steps = min(self.num_steps, config.max_steps)
-        self.num_requests = self.num_events = self.num_targets = 0
-        self.seconds = 0.0
-        self.losses: list[float] = []
 
-    def loop(self, on_row: Callable[[CurveRow, int], None]) -> list[CurveRow]:
-        """Trains; returns the training curve."""
-        optimizers = optim.build(self.ranker, self.config)
-        self.ranker.train()
-        curve: list[CurveRow] = []
-        started = time.perf_counter()
-        for step, batch in enumerate(self._batches()):
-            scale = optim.schedule(step, num_steps=self.num_steps, warmup_fraction=self.config.warmup_fraction)
-            self.losses.append(self._step(optimizers, batch, scale, step))
-            self.num_requests += batch.num_requests
-            self.num_events += batch.num_events
-            self.num_targets += batch.num_targets
-            self.seconds = time.perf_counter() - started
-            if (step + 1) % self.config.log_every == 0 or step + 1 == self.num_steps:
-                recent = self.losses[curve[-1].step if curve else 0:]
-                rate = self.config.learning_rate * scale
-                curve.append(CurveRow(step + 1, fmean(recent), rate, self.num_events, self.num_targets, self.seconds))
-                on_row(curve[-1], self.num_steps)
-        self.ranker.eval()
-        return curve
+def _left(streams: Sequence[RequestStream], num_done: int) -> Iterator[RequestStream]:
+    """Yields what is left of the streams after their first `num_done` batches: the sampler's position."""
+    for stream in streams:
+        if num_done < len(stream):
+            yield dataclasses.replace(stream, first_batch=stream.first_batch + num_done)
+        num_done = max(0, num_done - len(stream))
 
-    def _batches(self) -> Iterator[RequestBatch]:
-        """Yields the batches of all epochs, at most num_steps of them."""
-        return itertools.islice(itertools.chain.from_iterable(self.streams), self.num_steps)
 
-    def _step(self, optimizers: optim.Optimizers, batch: RequestBatch, scale: float, step: int) -> float:
-        """Updates the weights by one batch; returns its loss."""
-        on_device = batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
-        with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext():
-            output = self.ranker(on_device)
-        loss = losses.total(output, on_device, self.config)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._not_finite(batch, value, step)
-        optimizers.zero_grad()
-        torch.autograd.backward(loss)
-        optimizers.step(scale)
-        return value
+def _identity(encoded: EncodedHistories, model: ModelConfig, lengths: LengthConfig, train: TrainConfig, precision: str,
+              seed: int) -> dict[str, Any]:
+    """Returns all that decides what a training computes: data, configuration without what only changes its pace, seed."""
+    decisive = {name: value for name, value in dataclasses.asdict(train).items() if name not in PACE}
+    return {"data": encoded.digest(), "seed": seed, "model": dataclasses.asdict(model), "lengths": dataclasses.asdict(lengths),
+            "train": {**decisive, "precision": precision}}
 
-    def _not_finite(self, batch: RequestBatch, value: float, step: int) -> LongrecError:
-        """Returns the error after saving the batch for inspection."""
-        from safetensors.torch import save_file
 
-        path = self.out_dir / "failed_batch.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
-        return LongrecError(f"the training loss is {value} at step {step + 1}", expected="a finite number",
-                            fix=f"Lower train.learning_rate or set train.precision=float32; the batch is in {path}.")
+@contextlib.contextmanager
+def _work_dir(out_dir: Path) -> Iterator[Path]:
+    """Yields `.<name>.work` beside `out_dir`, which no other process holds; afterwards only checkpoints stay in it, if there are any.
 
-    def report(self, total_seconds: float) -> TrainReport:
-        """Returns what happened."""
-        in_tables = sum(module.weight.numel() for module in self.ranker.modules() if isinstance(module, nn.Embedding) and module.sparse)
-        log_every = self.config.log_every
-        return TrainReport(
-            version="", num_steps=self.num_steps, num_requests=self.num_requests, num_events=self.num_events, num_targets=self.num_targets,
-            seconds=self.seconds, total_seconds=total_seconds, events_per_second=self.num_events / self.seconds,
-            targets_per_second=self.num_targets / self.seconds, mean_length=self.num_events / self.num_requests,
-            first_loss=fmean(self.losses[:log_every]), final_loss=fmean(self.losses[-log_every:]),
-            num_parameters=sum(parameter.numel() for parameter in self.ranker.parameters()), num_table_parameters=in_tables,
-            device=self.device.type, precision=self.precision)
+    Raises:
+        ConfigError: another process holds it.
+    """
+    work = out_dir.parent / f".{out_dir.name}.work"
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / ".lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another training is writing {out_dir}", fix="Wait for it, or choose another output.") from error
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work / ENCODED, ignore_errors=True)
+            if not any((work / CHECKPOINTS).glob("*/step-*")):
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _report(trainer: Trainer) -> TrainReport:
+    """Returns what happened."""
+    ranker, state = trainer.ranker, trainer.state
+    in_tables = sum(module.weight.numel() for module in ranker.modules() if isinstance(module, nn.Embedding) and module.sparse)
+    peak = trainer.peak_flops
+    return TrainReport(
+        version="", num_steps=state.step, num_requests=state.num_requests, num_events=state.num_events, num_targets=state.num_targets,
+        seconds=state.seconds, total_seconds=state.seconds, events_per_second=state.num_events / state.seconds,
+        targets_per_second=state.num_targets / state.seconds, mean_length=state.num_events / state.num_requests,
+        first_loss=fmean(state.first_losses), final_loss=fmean(state.last_losses), memory_bytes=state.curve[-1].memory_bytes,
+        mfu=state.flops / state.seconds / peak if peak else None, peak_flops=peak or None,
+        num_parameters=sum(parameter.numel() for parameter in ranker.parameters()), num_table_parameters=in_tables,
+        device=trainer.device.type, precision=trainer.precision)
 
 
 def _write_curve(path: Path, curve: list[CurveRow]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(CurveRow)])
+        names = [field.name for field in dataclasses.fields(CurveRow) if getattr(curve[0], field.name) is not None]
+        writer = csv.DictWriter(stream, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in curve)
 
 
 @contextlib.contextmanager
-def _reporting(on_progress: Progress | None) -> Iterator[Progress]:
+def _tensorboard(directory: Path | None, step: int) -> Iterator[Listener]:
+    """Yields what writes a row of the curve to TensorBoard's files in `directory`; nothing without one, or where it is not installed.
+
+    Rows after `step`, which a killed process had written, are no longer shown.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        directory = None
+    if directory is None:
+        yield lambda row, num_steps: None
+        return
+    with SummaryWriter(str(directory), purge_step=step + 1) as writer:
+        def write(row: CurveRow, num_steps: int) -> None:
+            for name, value in dataclasses.asdict(row).items():
+                if name != "step" and value is not None:
+                    writer.add_scalar(f"train/{name}", value, row.step)
+            writer.flush()
+
+        yield write
+
+
+@contextlib.contextmanager
+def _reporting(on_progress: Listener | None) -> Iterator[Listener]:
     """Yields what is called with each row of the curve: the caller's function, a progress bar on a terminal, or the log."""
     if on_progress is not None:
         yield on_progress
@@ -293,7 +358,7 @@ def _log_row(row: CurveRow, num_steps: int) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Progress]:
+def _progress_bar() -> Iterator[Listener]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

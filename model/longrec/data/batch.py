@@ -65,14 +65,23 @@ class RequestBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
         """Returns the batch on `device`."""
-        moved, counts = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking)), self.host_counts
-        if counts is None and self.event_offsets.device.type == "cpu":
-            counts = (self.event_offsets.diff().tolist(), self.target_offsets.diff().tolist())
-        return dataclasses.replace(moved, host_counts=counts)
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return dataclasses.replace(moved, host_counts=self._counted())
 
     def pin_memory(self) -> RequestBatch:
-        """Returns the batch in page-locked host memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """Returns the batch in page-locked host memory, its counts taken."""
+        return dataclasses.replace(self._map(lambda tensor: tensor.pin_memory()), host_counts=self._counted())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of a batch on a CUDA device from being used again before what `stream` has been given is done."""
+        for tensor in (getattr(self, field.name) for field in dataclasses.fields(self)):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(stream)
+
+    def _counted(self) -> tuple[list[int], list[int]] | None:
+        if self.host_counts is None and self.event_offsets.device.type == "cpu":
+            return self.event_offsets.diff().tolist(), self.target_offsets.diff().tolist()
+        return self.host_counts
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

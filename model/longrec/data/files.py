@@ -44,6 +44,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sync(directory: Path) -> None:
+    """Returns when the entries of a directory and the bytes of its files are on disk; folders inside it are not looked into."""
+    for path in (*(path for path in directory.iterdir() if path.is_file()), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, keys in the given order, replacing `path` at once."""
     with replacing(path) as temporary:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
 Split = Literal["warmup", "train", "eval"]
 PREFETCH = 2
-"""Batches packed ahead of the one in use."""
+"""Batches packed ahead of the one in use, and one more for each further worker."""
 
 Int8 = npt.NDArray[np.int8]
 EncodedEvents = tuple[Int32, Int32, Int64]
@@ -143,6 +144,14 @@ class EncodedHistories:
     def num_requests(self) -> int:
         return len(self.request_ids)
 
+    def digest(self) -> str:
+        """Returns the first 16 hex digits of the SHA-256 of all arrays and the encoder's fingerprint; reads everything once."""
+        digest = hashlib.sha256(self.encoder_fingerprint.encode())
+        for array in (getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "encoder_fingerprint"):
+            digest.update(f"{array.dtype}:{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data if array.size else b"")
+        return digest.hexdigest()[:16]
+
     def requests(self, split: Split) -> Int64:
         """Returns the positions of the requests of a split, in time order, int64."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
@@ -164,7 +173,7 @@ class EncodedHistories:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestStream:
-    """A fixed sequence of batches over encoded histories; iterating packs them, a few ahead, in a background thread.
+    """A fixed sequence of batches over encoded histories; iterating packs them, a few ahead, in a background thread (`prefetch`).
 
     The sequence is decided when the stream is made, from its arguments alone: two streams with equal arguments give equal batches. A
     stream that starts at batch `first_batch` gives what is left of the one that starts at 0.
@@ -206,14 +215,7 @@ class RequestStream:
         return len(self.bounds) - 1 - self.first_batch
 
     def __iter__(self) -> Iterator[RequestBatch]:
-        pending: collections.deque[Future[RequestBatch]] = collections.deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="longrec-batches") as packer:
-            for number in range(self.first_batch, len(self.bounds) - 1):
-                pending.append(packer.submit(self.batch, number))
-                if len(pending) > PREFETCH:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        return prefetch([self])
 
     def batch(self, number: int) -> RequestBatch:
         """Returns batch `number`, counted from the start of the epoch."""
@@ -240,6 +242,64 @@ class RequestStream:
     def target_requests(self) -> Int64:
         """Position of the request of each of `target_positions`, int64 [N]."""
         return np.repeat(self.requests, self.encoded.target_ends[self.requests] - self.encoded.target_starts[self.requests])
+
+
+def prefetch(streams: Iterable[RequestStream], *, num_workers: int = 1, pin: bool = False) -> Generator[RequestBatch, None, None]:
+    """Yields the batches of the streams, one stream after another, packed ahead by threads.
+
+    Batches and their order do not depend on the number of threads. Threads, not processes: packing is copies of long slices, which
+    run side by side (numpy lets go of the interpreter), and a process would have to send every batch over.
+
+    Args:
+        streams: for example the epochs of a training.
+        num_workers: threads.
+        pin: whether batches are put into page-locked memory, for copies to a CUDA device that nobody waits for.
+    """
+    def ready(stream: RequestStream, number: int) -> RequestBatch:
+        batch = stream.batch(number)
+        return batch.pin_memory() if pin else batch
+
+    pending: collections.deque[Future[RequestBatch]] = collections.deque()
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="longrec-batches") as packers:
+        try:
+            for stream in streams:
+                for number in range(stream.first_batch, len(stream.bounds) - 1):
+                    pending.append(packers.submit(ready, stream, number))
+                    if len(pending) >= PREFETCH + num_workers:
+                        yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for left in pending:
+                left.cancel()
+
+
+def moved(batches: Iterable[RequestBatch], device: torch.device) -> Iterator[tuple[RequestBatch, RequestBatch]]:
+    """Yields (batch in host memory, the same on `device`).
+
+    To a CUDA device the next batch is on its way, on a stream of its own, while the caller's kernels work on this one; from pinned
+    memory nobody waits for the copy. On a CPU both are one.
+    """
+    if device.type != "cuda":
+        yield from ((batch, batch) for batch in batches)
+        return
+    side, following = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            copied = batch, batch.to(device, non_blocking=True), side.record_event()
+        if following is not None:
+            yield _arrived(*following)
+        following = copied
+    if following is not None:
+        yield _arrived(*following)
+
+
+def _arrived(host: RequestBatch, batch: RequestBatch, event: torch.cuda.Event) -> tuple[RequestBatch, RequestBatch]:
+    """Returns both after letting the current stream wait for the copy, and the copy's memory for the current stream."""
+    current = torch.cuda.current_stream(batch.event_items.device)
+    current.wait_event(event)
+    batch.record_stream(current)
+    return host, batch
 
 
 def _offsets(lengths: Sequence[int]) -> torch.Tensor:

@@ -88,6 +88,7 @@ class Ranker(nn.Module):
         self.mixer = RankMixer(config.mixer_layers, NUM_MIXER_TOKENS, width, config.ffn_ratio)
         self.head = linear(width, len(schema.tasks), bias=True)
         self.aux_head = linear(width, len(schema.tasks), bias=True) if config.aux_loss_weight else None
+        self.config = config
         self.recency, self.aux_loss_weight = config.recency, config.aux_loss_weight
 
     def forward(self, batch: RequestBatch) -> RankerOutput:
