@@ -28,7 +28,7 @@ def push(file: Annotated[Path, typer.Argument(metavar="FILE", help="Events as .p
     from longrec.data import pushed, store
 
     pusher = store.Pusher(workdir)
-    report = pusher.push(pushed.read(file, pusher.schema))
+    report = pusher.push(pushed.read(file, pusher.schema, pusher.late_events))
     text = f"{report.num_new} new of {report.num_events} events, {report.num_users} users, {report.num_folds} folded"
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else text)
 

@@ -29,6 +29,8 @@ class DataConfig:
         warmup_fraction: share of the requests, the earliest in time, never trained on (their histories are too short).
         max_requests: most requests used, a seeded sample; 0 for all.
         shard_users: users per shard of the feature build and of the Feast retrieval; bounds the memory of both.
+        late_events: for logs that say when a row came in (`created`): `hold` puts an event into the histories only from then on, so that
+            no request sees what nobody knew; `ignore` takes its own time (for logs whose `created` is that of a later copy).
     """
 
     max_history: int = 10_000
@@ -36,6 +38,7 @@ class DataConfig:
     warmup_fraction: float = 0.0
     max_requests: int = 0
     shard_users: int = 2_000
+    late_events: Literal["hold", "ignore"] = "hold"
 
     def __post_init__(self) -> None:
         _positive(self, "max_history", "shard_users")

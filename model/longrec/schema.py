@@ -24,6 +24,8 @@ TIMESTAMP = "timestamp"
 EVENT_SEQ = "event_seq"
 """Position of an event in its source log: the tie order of events with equal timestamps."""
 BASKET_ID = "basket_id"
+CREATED = "created"
+"""When an event became known: later than it happened, if it came in late."""
 REQUEST_ID = "request_id"
 
 

@@ -1,7 +1,7 @@
 """Dataset: a directory of events, targets, items and users in one fixed layout; what every importer writes and every reader trusts.
 
     DIR/dataset.json                 format_version, name, schema, event_labels, source, facts
-    DIR/events/part-00000.parquet    whole users, sorted by (user_id, timestamp, event_seq)
+    DIR/events/part-00000.parquet    whole users, sorted by (user_id, timestamp, event_seq); `created` where the log says when rows came in
     DIR/targets/part-00000.parquet   the requests of the same users, sorted by (user_id, timestamp, request_id, position)
     DIR/items.parquet  DIR/users.parquet    one row per id, sorted by it
     DIR/rejects.csv                  file,line,reason,row; only when something was rejected
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from longrec.data import files
 from longrec.data.encode import splitmix64
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
 
 ROWS_PER_PART = 2_000_000
 """Events that one part is meant to hold; sorting it takes some hundreds of MB."""
@@ -57,10 +57,11 @@ def arrow_type(feature: Feature) -> pa.DataType:
     return {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}[feature.dtype]
 
 
-def event_schema(schema: Schema, event_labels: Sequence[str] = ()) -> pa.Schema:
+def event_schema(schema: Schema, event_labels: Sequence[str] = (), *, has_created: bool = False) -> pa.Schema:
     """Returns the columns of events/: keys, event features, then labels that are not event features themselves."""
     basket = [(BASKET_ID, pa.int64())] if schema.has_baskets else []
-    keys = [(USER_ID, pa.int64()), (ITEM_ID, pa.int64()), (TIMESTAMP, TIMESTAMP_TYPE), (EVENT_SEQ, pa.int64()), *basket]
+    created = [(CREATED, TIMESTAMP_TYPE)] if has_created else []
+    keys = [(USER_ID, pa.int64()), (ITEM_ID, pa.int64()), (TIMESTAMP, TIMESTAMP_TYPE), (EVENT_SEQ, pa.int64()), *basket, *created]
     return pa.schema([*keys, *((entry.name, arrow_type(entry)) for entry in schema.event), *((name, pa.int8()) for name in event_labels)])
 
 
@@ -117,6 +118,19 @@ def group_starts(*keys: npt.NDArray[Any]) -> Int64:
     return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.int64)
 
 
+def known_times(events: pa.Table | pa.RecordBatch) -> Int64:
+    """Returns when each event was known, int64 ms: its time, or `created` where the events have one and it is later."""
+    times = int64_of(events, TIMESTAMP)
+    return np.maximum(times, int64_of(events, CREATED)) if CREATED in events.schema.names else times
+
+
+def by_known_time(events: pa.Table) -> tuple[Int64, Int64]:
+    """Returns users and `known_times` of the events of a part, int64 [E] each, sorted by (user, time)."""
+    users, times = int64_of(events, USER_ID), known_times(events)
+    order = np.lexsort((times, users)) if CREATED in events.schema.names else slice(None)
+    return users[order], times[order]
+
+
 def history_lengths(event_users: Int64, event_times: Int64, request_users: Int64, moments: Int64) -> Int64:
     """Returns how many events of its user lie strictly before each request's moment, int64 [R].
 
@@ -143,6 +157,7 @@ class Dataset:
         name: of the data.
         schema: features and tasks.
         event_labels: label columns of events/ beside the event features.
+        has_created: whether events/ has the column `created`, the time at which an event became known.
         source: what it was made from, for people.
         facts: counts, time range, quantiles, label rates, content hash (see `DatasetWriter`).
         num_parts: files in events/ and in targets/.
@@ -152,6 +167,7 @@ class Dataset:
     name: str
     schema: Schema
     event_labels: tuple[str, ...]
+    has_created: bool
     source: dict[str, Any]
     facts: dict[str, Any]
     num_parts: int
@@ -174,7 +190,8 @@ class Dataset:
         try:
             schema, facts = Schema.from_dict(value["schema"]), dict(value["facts"])
             labels = tuple(value.get("event_labels", ()))
-            dataset = cls(path, value["name"], schema, labels, dict(value["source"]), facts, facts["num_parts"])
+            dataset = cls(path, value["name"], schema, labels, bool(value.get("has_created")), dict(value["source"]), facts,
+                          facts["num_parts"])
         except KeyError as error:
             raise DataError(f"{path / 'dataset.json'} lacks a key", found=f"no {error}", fix=AGAIN) from error
         dataset._check()
@@ -184,13 +201,17 @@ class Dataset:
         """Returns the path of one part of events/."""
         return self.path / "events" / part_name(part)
 
+    @property
+    def _event_schema(self) -> pa.Schema:
+        return event_schema(self.schema, self.event_labels, has_created=self.has_created)
+
     def target_path(self, part: int) -> Path:
         """Returns the path of one part of targets/."""
         return self.path / "targets" / part_name(part)
 
     def events(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns one part of events/, whole users in order; `columns` in the order given, None for all."""
-        return read_table(self.event_path(part), event_schema(self.schema, self.event_labels), columns)
+        return read_table(self.event_path(part), self._event_schema, columns)
 
     def targets(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns one part of targets/: the requests of the users of the same part of events/."""
@@ -213,7 +234,7 @@ class Dataset:
         return read_table(self.path / "users.parquet", user_schema(self.schema))
 
     def _check(self) -> None:
-        for folder, arrow, count in (("events", event_schema(self.schema, self.event_labels), "num_events"),
+        for folder, arrow, count in (("events", self._event_schema, "num_events"),
                                      ("targets", target_schema(self.schema), "num_targets")):
             found = sorted(path.name for path in (self.path / folder).glob("*.parquet"))
             expected = [part_name(part) for part in range(self.num_parts)]
@@ -285,14 +306,15 @@ class DatasetWriter:
         source: JSON for people: what it was made from.
         num_parts: every part must be written, in order.
         event_labels: label columns of events/ beside the event features.
+        has_created: whether events have the column `created`.
     """
 
     def __init__(self, directory: str | Path, schema: Schema, *, name: str, source: Mapping[str, Any], num_parts: int,
-                 event_labels: Sequence[str] = ()) -> None:
+                 event_labels: Sequence[str] = (), has_created: bool = False) -> None:
         self.directory, self.schema, self.num_parts = Path(directory), schema, num_parts
         self._head = {"format_version": FORMAT_VERSION, "name": name, "schema": schema.to_dict(), "event_labels": list(event_labels),
-                      "source": dict(source)}
-        self._events, self._targets = event_schema(schema, event_labels), target_schema(schema)
+                      **({"has_created": True} if has_created else {}), "source": dict(source)}
+        self._events, self._targets = event_schema(schema, event_labels, has_created=has_created), target_schema(schema)
         self._replacing = files.replacing(self.directory)
         self._tally = _Tally(schema)
         self.extra_facts: dict[str, Any] = {}
@@ -372,7 +394,7 @@ class _Tally:
         self.times: list[int] = []
 
     def add(self, events: pa.Table, targets: pa.Table) -> None:
-        users, times = int64_of(events, USER_ID), int64_of(events, TIMESTAMP)
+        users, times = by_known_time(events)
         starts = group_starts(users)
         self.users.append(np.diff(np.append(starts, len(users))))
         owners, moments = int64_of(targets, USER_ID), int64_of(targets, TIMESTAMP)

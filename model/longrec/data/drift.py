@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from longrec import page
 from longrec.config import ChecksConfig
-from longrec.data.dataset import Dataset, group_starts, history_lengths, int64_of
+from longrec.data.dataset import Dataset, by_known_time, group_starts, history_lengths, int64_of
 from longrec.data.profiles import Int, run_starts, unknown
 from longrec.data.suites import MAX_CULPRITS, Row, Severity, Suite
 from longrec.errors import DataError
@@ -177,7 +177,7 @@ def _lengths(events: pa.Table, targets: pa.Table) -> Int:
     """Returns the events before each request of a part, int64 [R]."""
     starts = group_starts(*(int64_of(targets, name) for name in (USER_ID, REQUEST_ID)))
     owners, moments = (int64_of(targets, name)[starts] for name in (USER_ID, TIMESTAMP))
-    return history_lengths(int64_of(events, USER_ID), int64_of(events, TIMESTAMP), owners, moments)
+    return history_lengths(*by_known_time(events), owners, moments)
 
 
 def _rate(counts: tuple[int, int]) -> float:

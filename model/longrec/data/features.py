@@ -24,10 +24,9 @@ from longrec.config import DataConfig
 from longrec.data import dataset as layout
 from longrec.data import drift, files, history
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema
 
 EVENT_TIME = "event_timestamp"
-CREATED = "created"
 HISTORY = "history"
 HISTORY_LENGTH = "history_length"
 TAIL = "history_tail"
@@ -56,6 +55,7 @@ class FeatureReport:
         users_without_features: users with events that users.parquet does not know; they have a history and no features.
         history_bytes: packed size of all histories.
         fingerprint: of the schema.
+        num_late: events that became known after they happened; in the histories they have the time at which they became known.
     """
 
     num_users: int
@@ -67,6 +67,7 @@ class FeatureReport:
     users_without_features: int
     history_bytes: int
     fingerprint: str
+    num_late: int = 0
 
 
 def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig) -> FeatureReport:
@@ -75,7 +76,7 @@ def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig) -> Fea
     Args:
         dataset_dir: written by an importer or by `synth`.
         out_dir: new, empty, or feature tables that are replaced.
-        data: `shard_users` bounds the rows of a part.
+        data: `shard_users` bounds the rows of a part; `late_events` says what `created` of the events does.
 
     Raises:
         DataError: the dataset cannot be used; events are out of order, a basket has two times, an id is null or not unique, a name
@@ -88,11 +89,11 @@ def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig) -> Fea
         (temporary / "user_history").mkdir(parents=True)
         writer = _HistoryWriter(temporary / "user_history", source.schema, data.shard_users, _log_end(source))
         for part in range(source.num_parts):
-            writer.add(_ordered_events(source, part))
+            writer.add(*_ordered_events(source, part, hold=data.late_events == "hold"))
         users = writer.close()
         num_items, known = _write_entities(source, temporary, writer.created)
         report = _report(source, writer, users, num_items, known)
-        _write_manifest(source, temporary, users, report)
+        _write_manifest(source, temporary, users, report, data)
     return report
 
 
@@ -115,11 +116,12 @@ class _HistoryWriter:
 
     def __init__(self, directory: Path, schema: Schema, shard_users: int, created: int) -> None:
         self.directory, self.schema, self.shard_users, self.created = directory, schema, shard_users, created
-        self.num_parts = self.history_bytes = self._pending_bytes = 0
+        self.num_parts = self.history_bytes = self.num_late = self._pending_bytes = 0
         self._rows: list[tuple[int, int, bytes, int]] = []
         self._lengths: list[tuple[int, int]] = []
 
-    def add(self, events: pa.RecordBatch) -> None:
+    def add(self, events: pa.RecordBatch, num_late: int) -> None:
+        self.num_late += num_late
         users, times = events.column(USER_ID).to_numpy(), history.timestamps(events)
         starts = layout.group_starts(users)
         for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(users)], strict=True):
@@ -158,10 +160,14 @@ class _HistoryWriter:
         self._rows, self._pending_bytes = [], 0
 
 
-def _ordered_events(source: layout.Dataset, part: int) -> pa.RecordBatch:
-    """Returns the events of one part with the codec's columns and user_id, after checking order and baskets."""
+def _ordered_events(source: layout.Dataset, part: int, *, hold: bool) -> tuple[pa.RecordBatch, int]:
+    """Returns the events of one part with the codec's columns and user_id, after checking order and baskets; and how many were late.
+
+    A late event that is held has the time at which it became known, and its place in the history is there.
+    """
     path = source.event_path(part)
-    names = [USER_ID, *history.arrow_schema(source.schema).names]
+    hold = hold and source.has_created
+    names = [USER_ID, *history.arrow_schema(source.schema).names, *([CREATED] if hold else [])]
     table = source.events(part, names)
     codec = history.conform(table, source.schema)
     users = layout.int64_of(table, USER_ID)
@@ -171,9 +177,16 @@ def _ordered_events(source: layout.Dataset, part: int) -> pa.RecordBatch:
     if wrong.any():
         found = f"{int(wrong.sum())} steps back, the first at row {int(wrong.argmax()) + 1}"
         raise DataError(f"{path} is out of order", found=found, expected="user_id, timestamp, event_seq ascending", fix=layout.AGAIN)
+    num_late = 0
+    if hold:
+        known = layout.known_times(table)
+        num_late, places = int((known > times).sum()), np.lexsort((order, known, users))
+        where = codec.schema.get_field_index(TIMESTAMP)
+        codec = codec.set_column(where, codec.schema.field(where), pa.array(known)).take(pa.array(places))
+        users, times = users[places], known[places]
     if source.schema.has_baskets:
         _check_baskets(path, users, codec.column(BASKET_ID).to_numpy(), times)
-    return pa.record_batch([pa.array(users), *codec.columns], schema=codec.schema.insert(0, pa.field(USER_ID, pa.int64())))
+    return pa.record_batch([pa.array(users), *codec.columns], schema=codec.schema.insert(0, pa.field(USER_ID, pa.int64()))), num_late
 
 
 def _check_baskets(path: Path, users: Int64, baskets: Int64, times: Int64) -> None:
@@ -222,16 +235,16 @@ def _report(source: layout.Dataset, writer: _HistoryWriter, users: dict[int, int
         num_users=len(users), num_events=sum(users.values()), num_items=num_items, num_parts=writer.num_parts,
         longest_history=max(users.values(), default=0), users_without_events=len(np.setdiff1d(known, with_events)),
         users_without_features=len(np.setdiff1d(with_events, known)), history_bytes=writer.history_bytes,
-        fingerprint=source.schema.fingerprint)
+        fingerprint=source.schema.fingerprint, num_late=writer.num_late)
 
 
-def _write_manifest(source: layout.Dataset, directory: Path, users: dict[int, int], report: FeatureReport) -> None:
+def _write_manifest(source: layout.Dataset, directory: Path, users: dict[int, int], report: FeatureReport, data: DataConfig) -> None:
     files.write_json(directory / "schema.json", source.schema.to_dict())
     tables = sorted(path for path in directory.rglob("*") if path.is_file())
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION, "name": source.name, "fingerprint": source.schema.fingerprint,
         "codec_version": history.CODEC_VERSION, "dataset_hash": source.facts.get("content_hash"),
-        "time_range_ms": source.facts["time_range_ms"], "counts": dataclasses.asdict(report),
+        "time_range_ms": source.facts["time_range_ms"], "late_events": data.late_events, "counts": dataclasses.asdict(report),
         "history_length": layout.quantiles(np.fromiter(users.values(), np.int64, len(users))),
         "profile": drift.Profile.of(source).to_dict(),
         "files": {str(path.relative_to(directory)): files.sha256_of(path) for path in tables}}
@@ -248,7 +261,7 @@ def _log_end(source: layout.Dataset) -> int:
 
 def _check_names(schema: Schema) -> None:
     taken = {USER_ID, ITEM_ID, EVENT_TIME, CREATED, HISTORY, HISTORY_LENGTH, TAIL, TAIL_LENGTH, TAIL_BASE}
-    codec = {ITEM_ID, USER_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID}
+    codec = {ITEM_ID, USER_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID, CREATED}
     for group, features, reserved in (("item", schema.item[1:], taken), ("user", schema.user, taken), ("event", schema.event, codec)):
         if clash := sorted(reserved.intersection(feature.name for feature in features)):
             raise DataError(f"a feature of the {group}s has a name that longrec uses itself", found=", ".join(clash), fix="Rename it.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv, json
 
 from longrec.data import history
+from longrec.data.dataset import known_times
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, TIMESTAMP, USER_ID, Schema
+from longrec.schema import BASKET_ID, CREATED, TIMESTAMP, USER_ID, Schema
 
 KEY = (USER_ID, *history.KEY)
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -27,7 +28,7 @@ SUFFIXES = (".parquet", ".csv", ".jsonl")
 Int64 = npt.NDArray[np.int64]
 
 
-def read(path: str | Path, schema: Schema) -> pa.Table:
+def read(path: str | Path, schema: Schema, late_events: Literal["hold", "ignore"] = "hold") -> pa.Table:
     """Returns the events in a Parquet, CSV or JSONL file, as `conform` does.
 
     Times are milliseconds since 1970 UTC or ISO 8601. In a CSV an empty field is null and a quoted one a text.
@@ -44,19 +45,20 @@ def read(path: str | Path, schema: Schema) -> pa.Table:
         table = _read(path, schema)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read", found=str(error).splitlines()[0], expected=_columns(schema)) from error
-    return conform(table, schema)
+    return conform(table, schema, late_events)
 
 
-def conform(events: pa.Table, schema: Schema) -> pa.Table:
+def conform(events: pa.Table, schema: Schema, late_events: Literal["hold", "ignore"] = "hold") -> pa.Table:
     """Returns user_id and the codec's columns, each event once, sorted by (user_id, timestamp, event_seq, item_id).
 
-    Columns that the schema does not know are dropped.
+    Columns that the schema does not know are dropped. An event with a later `created` has that time, unless late events are to be ignored;
+    who sends an event again sends its first `created` again.
 
     Raises:
         DataError: a column is missing or has another type, an id or time is null, a time is before 1970, two events share a key, or a
             basket has two times.
     """
-    codec = history.conform(events, schema)
+    codec = history.conform(_held(events) if late_events == "hold" else events, schema)
     users = _users(events)
     if (wrong := history.timestamps(codec) < 0).any():
         raise DataError(f"column '{TIMESTAMP}' of the events holds a time before 1970",
@@ -116,6 +118,18 @@ def check_baskets(events: pa.Table, schema: Schema) -> None:
         where = int(split.argmax())
         raise DataError("events of one basket have different times, a history could split it",
                         found=f"basket {baskets[where]} of user {users[where]}", expected="one time per basket")
+
+
+def _held(events: pa.Table) -> pa.Table:
+    """Returns the events with the time at which they were known."""
+    if CREATED not in events.schema.names or TIMESTAMP not in events.schema.names:
+        return events
+    try:
+        times = known_times(events)
+    except pa.ArrowException as error:
+        raise DataError(f"column '{TIMESTAMP}' or '{CREATED}' of the events has the wrong type", found=str(error).splitlines()[0],
+                        expected="int64 ms or timestamps") from error
+    return events.set_column(events.schema.get_field_index(TIMESTAMP), TIMESTAMP, pa.array(times))
 
 
 def _keys(events: pa.RecordBatch) -> list[tuple[int, ...]]:

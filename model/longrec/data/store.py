@@ -26,7 +26,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from longrec.data import dataset as layout
 from longrec.data import features, files, history, pushed
 from longrec.data.histories import SPLITS, HistoriesWriter, split_moments, split_names
 from longrec.errors import DataError, SchemaMismatch, StoreError
-from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
+from longrec.schema import CREATED, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,8 @@ def push(home: str | Path, repo_dir: str | Path | None, events: pa.Table) -> Pus
 
     Args:
         home, repo_dir: as for `OnlineStore`.
-        events: user_id, the history codec's columns (see `history.arrow_schema`); times as int64 ms or timestamps. Others are dropped.
+        events: user_id, the history codec's columns (see `history.arrow_schema`), and `created` where a row may have come in late; times as
+            int64 ms or timestamps. Others are dropped.
 
     Raises:
         DataError: the events do not fit the schema, or one has the key of another event; see `pushed.conform`.
@@ -243,13 +244,18 @@ class Pusher:
         """The published schema."""
         return self._door.published.schema
 
+    @property
+    def late_events(self) -> Literal["hold", "ignore"]:
+        """What the published histories were built with (`DataConfig.late_events`)."""
+        return "ignore" if self._door.published.manifest.get("late_events") == "ignore" else "hold"
+
     def push(self, events: pa.Table) -> PushReport:
         """Returns counts after adding events; see the function `push`."""
         with _locked(self._home, PUSH_WAIT_SECONDS):
             if _current(self._home) not in (None, self._door.published.path.name):
                 self._door = _Door(Published.open(self._home), self._repo_dir)
             self._door.check_online()
-            return _push(self._door, pushed.conform(events, self.schema), _refuse_another)
+            return _push(self._door, pushed.conform(events, self.schema, self.late_events), _refuse_another)
 
 
 def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, out_dir: str | Path, data: DataConfig,
@@ -598,7 +604,7 @@ def _tail_rows(changes: Sequence[_Change], stamp: int) -> pa.Table:
 
 def _stamped(changes: Sequence[_Change], stamp: int) -> dict[str, pa.Array]:
     times = pa.array(np.full(len(changes), stamp), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
-    return {USER_ID: pa.array([change.user_id for change in changes], pa.int64()), features.EVENT_TIME: times, features.CREATED: times}
+    return {USER_ID: pa.array([change.user_id for change in changes], pa.int64()), features.EVENT_TIME: times, CREATED: times}
 
 
 def _tail_dir(version: Path) -> Path:

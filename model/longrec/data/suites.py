@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
 from longrec.data.profiles import Column, ColumnFacts, Int, UserFacts, column_facts, integers, misfits, parts, quantiles, user_facts
-from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 Severity: TypeAlias = Literal["critical", "warning"]
 Culprits: TypeAlias = Callable[[], Sequence[str]]
@@ -194,7 +194,8 @@ def _event_suites(connection: Any, directory: Path, head: Mapping[str, Any], che
     schema = Schema.from_dict(head["schema"])
     labels = tuple(Column(name, "int8", 1.0, 0, 1) for name in head.get("event_labels", ()))
     baskets = (Column(BASKET_ID, "int64"),) if schema.has_baskets else ()
-    columns = (*_moment_columns(EVENT_SEQ), *baskets, *map(Column.of, schema.event), *labels)
+    created = (Column(CREATED, "time", 0.0, 0, LATEST_MS),) if head.get("has_created") else ()
+    columns = (*_moment_columns(EVENT_SEQ), *baskets, *created, *map(Column.of, schema.event), *labels)
     if broken := _misfit_suite("events", parts(directory), columns):
         return [broken], None, {}
     source = Source.of(connection, "events", directory / "*.parquet", columns, USER_ID)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from longrec.data.dataset import ROWS_PER_PART, TIMESTAMP_TYPE, DatasetWriter, event_schema, group_starts, int64_of, part_of, user_schema
 from longrec.data.importers.reading import Rejects
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,14 @@ class Spill:
     def __init__(self, directory: Path, schema: pa.Schema, num_parts: int) -> None:
         self.num_parts, self.num_rows, self.directory = num_parts, 0, directory
         self._final = schema
-        self._schema = pa.schema([field.with_type(pa.int64()) if field.name == TIMESTAMP else field for field in schema])
+        self._schema = pa.schema([field.with_type(pa.int64()) if field.name in (TIMESTAMP, CREATED) else field for field in schema])
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._writers = [pa.ipc.new_stream(self._path(part), self._schema, options=options) for part in range(num_parts)]
+
+    @property
+    def has_created(self) -> bool:
+        """Whether the events say when they became known."""
+        return CREATED in self._schema.names
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Takes some events, with the columns of the schema in any order."""
@@ -127,31 +132,32 @@ class Spill:
     def read(self, part: int, *, last: bool = True) -> pa.Table:
         """Returns the events of a part, sorted by (user_id, timestamp, event_seq); removes its file unless it is not the `last` time.
 
-        The events of a basket all get the time of its last one: before that, the basket was not complete.
+        The events of a basket all get the time of its last one: before that, the basket was not complete. So does `created`.
         """
         with pa.OSFile(str(self._path(part))) as stream, pa.ipc.open_stream(stream) as reader:
             table = reader.read_all()
         if last:
             self._path(part).unlink()
-        users, times, sequence = (int64_of(table, name) for name in (USER_ID, TIMESTAMP, EVENT_SEQ))
+        users, sequence = (int64_of(table, name) for name in (USER_ID, EVENT_SEQ))
+        moments = {name: int64_of(table, name) for name in (TIMESTAMP, CREATED) if name in self._schema.names}
         if BASKET_ID in self._schema.names:
-            times = _basket_times(users, int64_of(table, BASKET_ID), times)
-        order = np.lexsort((sequence, times, users))
-        where = table.schema.get_field_index(TIMESTAMP)
-        table = table.set_column(where, TIMESTAMP, pa.array(times).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE))
-        return table.take(pa.array(order)).cast(self._final)
+            moments = {name: _basket_times(users, int64_of(table, BASKET_ID), times) for name, times in moments.items()}
+        for name, times in moments.items():
+            values = pa.array(times).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)
+            table = table.set_column(table.schema.get_field_index(name), name, values)
+        return table.take(pa.array(np.lexsort((sequence, moments[TIMESTAMP], users)))).cast(self._final)
 
     def _path(self, part: int) -> Path:
         return self.directory / f"part-{part:05d}.arrow"
 
 
 @contextlib.contextmanager
-def spilling(out: Path, schema: Schema, event_labels: Sequence[str], num_parts: int) -> Iterator[Spill]:
+def spilling(out: Path, schema: Schema, event_labels: Sequence[str], num_parts: int, *, has_created: bool = False) -> Iterator[Spill]:
     """Yields a Spill in a temporary directory beside `out`, removed at the end."""
     directory = out.parent / f".{out.name}.spill-{uuid.uuid4().hex[:8]}"
     directory.mkdir(parents=True)
     try:
-        yield Spill(directory, event_schema(schema, event_labels), num_parts)
+        yield Spill(directory, event_schema(schema, event_labels, has_created=has_created), num_parts)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -184,7 +190,8 @@ def assemble(out: Path, schema: Schema, spill: Spill, cut: CutRequests, rejects:
     if not spill.num_rows:
         raise DataError("the log has no events", fix="Check that these are the right files.")
     seen_users, seen_items, num_requests = [np.zeros(0, np.int64)], np.zeros(0, np.int64), 0
-    with DatasetWriter(out, schema, name=name, source=source, num_parts=spill.num_parts, event_labels=event_labels) as writer:
+    with DatasetWriter(out, schema, name=name, source=source, num_parts=spill.num_parts, event_labels=event_labels,
+                       has_created=spill.has_created) as writer:
         for part in range(spill.num_parts):
             added, users_here, items_here = _write_part(writer, spill, cut, part, num_requests, with_items=items is None)
             num_requests += added

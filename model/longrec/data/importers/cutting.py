@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.dataset import group_starts, int64_of
+from longrec.data.dataset import group_starts, int64_of, known_times
 from longrec.data.importers.building import Spill
 from longrec.data.requests import Catalogue, NegativeRule, RequestRule, exposure_requests, implicit_requests
-from longrec.schema import ITEM_ID, TIMESTAMP, Schema
+from longrec.schema import ITEM_ID, Schema
 
 Int64 = npt.NDArray[np.int64]
 UNKNOWN = -1
@@ -110,7 +110,7 @@ def log_catalogue(spill: Spill, items: pa.Table | None, negatives: NegativeRule)
     ids, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for part in range(spill.num_parts):
         events = spill.read(part, last=False)
-        ids, firsts = _earliest(np.concatenate([ids, int64_of(events, ITEM_ID)]), np.concatenate([firsts, int64_of(events, TIMESTAMP)]))
+        ids, firsts = _earliest(np.concatenate([ids, int64_of(events, ITEM_ID)]), np.concatenate([firsts, known_times(events)]))
     if negatives.within is None or items is None or not len(ids):
         return Catalogue.of(ids, firsts)
     known = int64_of(items, ITEM_ID)

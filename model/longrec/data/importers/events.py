@@ -28,12 +28,12 @@ from longrec.data.importers.reading import (
 )
 from longrec.data.requests import NegativeRule, RequestRule
 from longrec.errors import DataError, SchemaMismatch
-from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Dtype, Feature, Kind, Schema, Task
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Dtype, Feature, Kind, Schema, Task
 
 LABEL = "label"
 SHARED_ITEM_ROWS = 65_536
 """Rows, chosen by hash, that rare and new items share: on dev-events AUC 0.685 -> 0.762 against one row for all (docs/log.md)."""
-_RESERVED = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID, REQUEST_ID)
+_RESERVED = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_SEQ, BASKET_ID, REQUEST_ID, CREATED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class EventMapping:
         timestamp_unit: `s`, `ms`, `us`, `ns` or `iso`; a Parquet timestamp column brings its own. Without a zone it is UTC.
         basket: column that joins events which happened at once (a commit, an order); no history splits a basket.
         seq: column that orders events of equal time; None for the order of the files.
+        created: column of the time, in the same unit, at which a row became known; None where rows are known at once.
         features: event features.
         labels: 0/1 columns; with them every row is an exposure, without them an action that was taken.
         items, users: files with one row per id; their id column is called as in the events, or item_id, user_id.
@@ -62,6 +63,7 @@ class EventMapping:
     timestamp_unit: Unit = "ms"
     basket: str | None = None
     seq: str | None = None
+    created: str | None = None
     features: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     items: str | Path | None = None
@@ -106,7 +108,8 @@ def import_events(src: str | Path, out: str | Path, mapping: EventMapping, *, ne
         raise DataError(f"negatives cannot be drawn within '{negatives.within}'", expected="one of the item features")
     labels = tuple(label for label in mapping.labels if label not in {feature.name for feature in schema.event})
     num_parts = parts_for(sum(estimate_rows(path) for path in paths), options.rows_per_part)
-    with Rejects(target, options.max_reject_share) as rejects, spilling(target, schema, labels, num_parts) as spill:
+    with Rejects(target, options.max_reject_share) as rejects, \
+            spilling(target, schema, labels, num_parts, has_created=mapping.created is not None) as spill:
         items = _entities(mapping.items, mapping.item, schema.item, mapping, rejects, "items")
         users = _entities(mapping.users, mapping.user, (Feature(USER_ID, "id"), *schema.user), mapping, rejects, "users")
         _spill(paths, mapping, schema, spill, rejects)
@@ -152,6 +155,7 @@ def _spill(paths: Sequence[Path], mapping: EventMapping, schema: Schema, spill: 
               Field(TIMESTAMP, mapping.timestamp, mapping.timestamp_unit)]
     fields += [Field(EVENT_SEQ, mapping.seq, "int64", True)] if mapping.seq else []
     fields += [Field(BASKET_ID, mapping.basket, "int64", True)] if mapping.basket else []
+    fields += [Field(CREATED, mapping.created, mapping.timestamp_unit)] if mapping.created else []
     fields += [Field(label, label, "label") for label in mapping.labels]
     fields += [Field(feature.name, feature.name, feature.dtype) for feature in schema.event if feature.name not in mapping.labels]
     wanted, offset = [field.source for field in fields], 0
