@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longrec import cli_data, cli_store
+from longrec import cli_data, cli_store, cli_study
 from longrec.errors import LongrecError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_m
 app.add_typer(cli_data.app, name="import")
 app.command()(cli_data.synth)
 app.command()(cli_store.push)
+app.command()(cli_study.study)
 app.add_typer(cli_store.inspect, name="inspect")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]

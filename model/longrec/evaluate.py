@@ -16,7 +16,7 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,6 +45,8 @@ Row: TypeAlias = dict[str, Any]
 SLICES = (0, 1, 10, 100, 500, 1_000, 2_000, 5_000, 10_000)
 """Lower ends of the slices by history length, in events."""
 PARITY_REQUESTS = 16
+POINT = ("auc", "auc_low", "auc_high", "logloss")
+"""What a length of the curve says of the first task."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,25 +185,54 @@ def draw(encoded: EncodedHistories, config: EvaluateConfig, seed: int) -> Sample
     return Sample(requests, positions, owners, encoded.labels[positions], np.asarray(lengths, np.int64), resamples)
 
 
-def score_lengths(scorer: Scorer, encoded: EncodedHistories, sample: Sample, config: EvaluateConfig) -> tuple[Array, list[Row]]:
-    """Returns the scores at the served length, float32 [N, K], and the curve of the first task over all lengths.
+@dataclasses.dataclass(frozen=True, slots=True)
+class LengthScores:
+    """The scores of a sample at one served length.
+
+    Args:
+        length: most recent events served.
+        mean_events: mean of the events that the requests have then.
+        same_as: the shorter length whose scores these are, where no history is cut differently; else None.
+        seconds: of scoring.
+        scores: float32 [N, K].
+    """
+
+    length: int
+    mean_events: float
+    same_as: int | None
+    seconds: float
+    scores: Array
+
+
+def scores_by_length(scorer: Scorer, encoded: EncodedHistories, sample: Sample, lengths: Iterable[int]) -> Iterator[LengthScores]:
+    """Yields the scores of the sample at each length, shortest first.
 
     A length that leaves every history as the one before did has the same scores; they are not computed again.
     """
-    curve: list[Row] = []
     events = encoded.event_ends[sample.requests] - encoded.event_starts[sample.requests]
-    scores = served = np.zeros((0, sample.labels.shape[1]), np.float32)
-    for length in sorted({*config.lengths, config.served_length}):
+    last: LengthScores | None = None
+    for length in sorted(set(lengths)):
         started, mean_events = time.perf_counter(), float(np.minimum(events, length).mean())
-        if curve and curve[-1]["mean_events"] == mean_events:
-            row = {**curve[-1], "same_as": curve[-1]["same_as"] or curve[-1]["length"], "seconds": 0.0}
+        if last is not None and last.mean_events == mean_events:
+            same_as = last.length if last.same_as is None else last.same_as
+            last = LengthScores(length, mean_events, same_as, 0.0, last.scores)
         else:
             scores = _score(scorer, encoded, sample, length)
-            row = {**_point(sample, scores), "mean_events": mean_events, "same_as": None, "seconds": time.perf_counter() - started}
-        served = scores if length == config.served_length else served
-        curve.append({**row, "length": length})
-        log.info("served length %d: AUC %s, %.1f s", length, row["auc"], row["seconds"])
-    return served, [{"length": row["length"], **row} for row in curve]
+            last = LengthScores(length, mean_events, None, time.perf_counter() - started, scores)
+        yield last
+
+
+def score_lengths(scorer: Scorer, encoded: EncodedHistories, sample: Sample, config: EvaluateConfig) -> tuple[Array, list[Row]]:
+    """Returns the scores at the served length, float32 [N, K], and the curve of the first task over all lengths."""
+    curve: list[Row] = []
+    served = np.zeros((0, sample.labels.shape[1]), np.float32)
+    for entry in scores_by_length(scorer, encoded, sample, (*config.lengths, config.served_length)):
+        point = _point(sample, entry.scores) if entry.same_as is None else {name: curve[-1][name] for name in POINT}
+        served = entry.scores if entry.length == config.served_length else served
+        curve.append({"length": entry.length, **point, "mean_events": entry.mean_events, "same_as": entry.same_as,
+                      "seconds": entry.seconds})
+        log.info("served length %d: AUC %s, %.1f s", entry.length, point["auc"], entry.seconds)
+    return served, curve
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ def _length_section(facts: Facts) -> Html:
     ticks = nice_ticks(min(levels), max(levels))
     unit = next((length for length in lengths if length), 1)  # 0 events lie one doubling below the shortest length
     plot = Plot(Axis(lengths[0], lengths[-1], lengths, "events served, most recent (log scale)",
-                     lambda length: math.log(max(length, unit / 2)), _short),
+                     lambda length: math.log(max(length, unit / 2)), short),
                 Axis(ticks[0], ticks[-1], ticks, f"AUC of {task}"), "AUC by served history length")
     texts = [f"{row['length']:,} events: AUC {interval(row['auc'], row['auc_low'], row['auc_high'])}" for row in rows]
     level = [(lengths[0], popular), (lengths[-1], popular)] if popular is not None else []
@@ -203,7 +203,7 @@ def _length_section(facts: Facts) -> Html:
     entries += [("s3 dash", f"popularity ({facts['popularity'][task]['name']})")] if popular is not None else []
     longest = facts["longest_history"]
     note = f"One model, the same requests at every length. The longest history of the sample has {longest:,} events."
-    return page.section("History length", drawing, _legend(entries), note=note)
+    return page.section("History length", drawing, legend(entries), note=note)
 
 
 def _calibration_section(facts: Facts) -> Html:
@@ -220,7 +220,7 @@ def _calibration_section(facts: Facts) -> Html:
         texts = [f"{task}: score {row['score']:.4f}, rate {row['rate']:.4f}, {row['num_targets']:,} targets" for row in rows]
         shapes += [plot.line(points, style), plot.dots(points, style.replace("s", "f"), texts, 3)]
     note = "Bins of equal numbers of targets by rising score; on the diagonal, scores are probabilities."
-    return page.section("Calibration", plot.draw(*shapes), _legend(list(zip(SERIES, shown, strict=False))), note=note)
+    return page.section("Calibration", plot.draw(*shapes), legend(list(zip(SERIES, shown, strict=False))), note=note)
 
 
 def _lengths_table(facts: Facts) -> Html:
@@ -253,7 +253,7 @@ def _training_section(facts: Facts) -> Html:
         return page.section("Training", below, note="There is no training curve.")
     rows = _thinned([(row["step"], row["loss"]) for row in curve])
     levels, steps = nice_ticks(min(y for _, y in rows), max(y for _, y in rows)), nice_ticks(0, rows[-1][0])
-    plot = Plot(Axis(0, steps[-1], steps, "optimizer step", text=_short), Axis(levels[0], levels[-1], levels, "training loss"),
+    plot = Plot(Axis(0, steps[-1], steps, "optimizer step", text=short), Axis(levels[0], levels[-1], levels, "training loss"),
                 "Training loss by step")
     drawing = plot.draw(plot.line(rows, "s1"), plot.dots(rows[-1:], "f1", [f"step {rows[-1][0]:,.0f}: loss {rows[-1][1]:.4f}"]))
     return page.section("Training", drawing, below)
@@ -268,7 +268,8 @@ def _made_section(facts: Facts) -> Html:
     return page.section("How it was made", page.facts(facts["versions"]), page.details("Configuration (JSON)", text))
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> Html:
+def legend(entries: Sequence[tuple[str, str]]) -> Html:
+    """Returns the legend of a plot: (style, text) each."""
     shown = "".join(f'<span><i class="{style}"></i>{html.escape(text)}</span>' for style, text in entries)
     return Html(f'<div class="legend">{shown}</div>')
 
@@ -280,6 +281,7 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Returns the text of a tick: thousands as K from 10K on."""
     return f"{value / 1000:g}K" if value >= 10_000 and not value % 100 else f"{value:,g}"
 

@@ -1,0 +1,266 @@
+"""Studies: a grid that is killed goes on, a finished run is never run again, and every table equals one made another way."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from longrec import study
+from longrec.cli import app
+from longrec.config import ModelConfig, RunConfig
+from longrec.data.files import read_json
+from longrec.data.histories import Histories
+from longrec.errors import ConfigError, DataError
+from longrec.nn.flops import forward_flops
+from longrec.study import Group, StudyConfig, collect, grid, plan, run_one
+from tests.longrec import small_world
+from tests.longrec.pages import text_of
+
+BASE = """
+name: small
+base:
+  model: {width: 16, num_layers: 2, num_heads: 2, id_dim: 8, feature_dim: 4, mixer_layers: 1}
+  lengths: {law: full, maximum: 64}
+  train: {epochs: 1, token_budget: 600, max_requests_per_batch: 16, learning_rate: 0.005, device: cpu}
+  evaluate: {lengths: [0, 4, 16], served_length: 64, bootstrap_samples: 30}
+variants:
+  stca: {}
+  mean: {model.kind: mean, model.recency: token}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_world.write(tmp_path_factory.mktemp("world") / "histories", num_users=40, requests_per_user=6)
+
+
+def written(folder: Path, text: str = BASE) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(histories: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
+    folder = tmp_path_factory.mktemp("study")
+    config = study.load(written(folder))
+    grid(histories, folder / "out", config)
+    return config, folder / "out"
+
+
+def results(out: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((out / "runs").iterdir())}
+
+
+def test_a_killed_study_goes_on_and_a_finished_run_is_never_run_again(histories: Path, finished: tuple[StudyConfig, Path],
+                                                                      monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, whole = finished
+    seen: list[str] = []
+
+    def killed(row: dict[str, Any], done: int, of: int) -> None:
+        seen.append(row["id"])
+        assert (done, of) == (len(seen), 4)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grid(histories, tmp_path / "out", config, on_run=killed)
+    assert sorted(results(tmp_path / "out")) == sorted(seen) and len(seen) == 3
+    again: list[str] = []
+    report = grid(histories, tmp_path / "out", config, on_run=lambda row, done, of: again.append(f"{row['id']} {done}/{of}"))
+    assert len(again) == 1 and again[0].endswith("4/4") and again[0].split()[0] not in seen
+    assert (report.num_done, report.num_cells) == (4, 4)
+    monkeypatch.setattr(study.training, "fit", lambda *args, **kwargs: pytest.fail("a finished run was run again"))
+    grid(histories, tmp_path / "out", config)
+    for name, row in results(whole).items():
+        assert results(tmp_path / "out")[name]["lengths"][2]["auc"] == row["lengths"][2]["auc"]  # and equal to the uninterrupted one
+
+
+def test_cells_are_ordered_by_seed_and_named_by_what_they_are(finished: tuple[StudyConfig, Path]) -> None:
+    config, out = finished
+    cells = plan(config)
+    assert [(cell.variant, cell.seed) for cell in cells] == [("stca", 0), ("mean", 0), ("stca", 1), ("mean", 1)]
+    assert {cell.id for cell in cells} == set(results(out))
+    other = plan(StudyConfig("x", config.base, {"stca": {"model.width": 32}, "mean": config.variants["mean"]}))
+    assert other[0].id != cells[0].id and other[1].id == cells[1].id
+    assert study.Cell.from_dict(json.loads(json.dumps(cells[1].to_dict()))) == cells[1]
+
+
+def test_one_cell_from_paths_and_plain_values_equals_the_grid(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    config, out = finished
+    cell = json.loads(json.dumps(plan(config)[3].to_dict()))
+    row = run_one(str(histories), str(tmp_path), cell)
+    assert [entry["samples"] for entry in row["lengths"]] == [entry["samples"] for entry in results(out)[cell["id"]]["lengths"]]
+    assert collect(tmp_path, config).num_done == 1
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_results(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    config, out = finished
+    grid(histories, tmp_path / "out", config, num_workers=2)
+    for name, row in results(out).items():
+        assert results(tmp_path / "out")[name]["auc"] == pytest.approx(row["auc"], abs=1e-3)  # another number of threads
+
+
+def test_no_run_starts_after_the_limit(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 of 4 cells"):
+        grid(histories, tmp_path / "out", finished[0], limit_seconds=1e-9)
+
+
+def test_tables_are_those_of_the_results(finished: tuple[StudyConfig, Path]) -> None:
+    config, out = finished
+    rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
+    assert [row["id"] for row in rows] == [cell.id for cell in plan(config)]
+    found = results(out)
+    for row in rows:
+        served = found[row["id"]]["lengths"][3]
+        assert float(row["auc"]) == pytest.approx(served["auc"], abs=1e-5) and float(row["auc_at_4"]) == pytest.approx(
+            found[row["id"]]["lengths"][1]["auc"], abs=1e-5)
+    curves = [row for row in read_json(out / "study.json")["curves"] if row["variant"] == "mean"]
+    means = [entry for entry in found.values() if entry["variant"] == "mean"]
+    for place, row in enumerate(curves):
+        assert row["auc"] == pytest.approx(np.mean([entry["lengths"][place]["auc"] for entry in means]))
+        assert row["gain"] == pytest.approx(row["auc"] - curves[0]["auc"]) and row["auc_low"] < row["auc"] < row["auc_high"]
+
+
+def test_differences_are_paired_by_user_and_seed(finished: tuple[StudyConfig, Path]) -> None:
+    out = finished[1]
+    found = [row for row in read_json(out / "study.json")["differences"] if row["length"] == 64]
+    assert [row["variant"] for row in found] == ["mean"]
+    by = {(row["variant"], row["seed"]): row["lengths"][3] for row in results(out).values()}
+    apart = [by["mean", seed]["auc"] - by["stca", seed]["auc"] for seed in (0, 1)]
+    assert found[0]["auc"] == pytest.approx(np.mean(apart))
+    resampled = np.array([np.array(by["mean", seed]["samples"]["auc"]) - by["stca", seed]["samples"]["auc"] for seed in (0, 1)])
+    assert resampled.min() <= found[0]["auc_low"] < found[0]["auc"] < found[0]["auc_high"] <= resampled.max()
+    unpaired = 3.9 * np.sqrt(sum(np.std(by[name, 0]["samples"]["auc"]) ** 2 for name in ("mean", "stca")))
+    only = study.interval(np.array([[apart[0], *resampled[0]]]))
+    assert only.high - only.low < 1.2 * unpaired
+    same = study.interval(np.zeros((2, 31)))
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+def fake(seed_value: float, slope: float, lengths: tuple[int, ...] = (2, 4, 8, 16)) -> dict[str, Any]:
+    entries = []
+    for length in lengths:
+        value = seed_value + slope * np.log2(length)
+        samples = (value + np.linspace(-0.01, 0.01, 50)).tolist()
+        entries.append({"length": length, "mean_events": length, "auc": value, "gauc": value, "logloss": -value, "calibration": 1.0,
+                        "request_flops": 1.0, "samples": {name: samples for name in study.METRICS}})
+    return {"lengths": entries, "served_length": 16, "train_flops": 1.0, "num_layer_parameters": 1, "train_events_read": 1}
+
+
+def test_fits_find_the_slope_per_doubling() -> None:
+    fits = list(study._fits([Group("a", {}, {0: fake(0.5, 0.03), 1: fake(0.6, 0.03)})]))
+    row = next(row for row in fits if row["metric"] == "auc")
+    assert row["against"] == "served length" and row["num_points"] == 4
+    assert row["slope_per_doubling"] == pytest.approx(0.03) and row["intercept"] == pytest.approx(0.55)
+    assert row["slope_per_doubling_low"] == pytest.approx(0.03) and row["r_squared"] == pytest.approx(1.0)
+
+
+def test_seeds_widen_the_interval_and_the_value_is_their_mean() -> None:
+    samples = np.array([[0.5, *np.full(200, 0.5)], [0.7, *np.full(200, 0.7)]])
+    found = study.interval(samples)
+    assert (found.value, found.low, found.high) == (pytest.approx(0.6), pytest.approx(0.5), pytest.approx(0.7))
+
+
+def test_recovery_is_the_share_of_the_gain(finished: tuple[StudyConfig, Path]) -> None:
+    base = finished[0].base
+    config = StudyConfig("x", base, {"short": {}, "full": {}, "beta": {}},
+                         recovery={"base": ("short", 2), "full": ("full", 16), "extrapolated": ("beta", 16)})
+    groups = [Group("short", {}, {0: fake(0.5, 0.0)}), Group("full", {}, {0: {**fake(0.5, 0.05), "train_events_read": 10}}),
+              Group("beta", {}, {0: {**fake(0.5, 0.04), "train_events_read": 3}})]
+    found = study._recovery(groups, config)
+    assert found["recovered"] == pytest.approx(0.8) and found["events_share"] == pytest.approx(0.3)
+    assert found["full_gain"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("law", ["fixed", "beta", "uniform"])
+def test_every_law_reads_equal_events_under_a_budget(histories: Path, law: str, tmp_path: Path) -> None:
+    text = BASE.replace("lengths: {law: full, maximum: 64}", f"lengths: {{law: {law}, mean: 16, maximum: 32, alpha: 0.2}}")
+    config = study.load(written(tmp_path, text.replace("seeds: [0, 1]", "seeds: [0]\ntrain_events: 9000")))
+    row = run_one(histories, tmp_path, plan(config)[0].to_dict())
+    assert 9_000 <= row["train_events_read"] < 9_600
+    assert row["training"]["num_steps"] > 10
+
+
+def test_results_on_other_requests_are_not_mixed(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    config, _ = finished
+    other = small_world.write(tmp_path / "other", num_users=40, requests_per_user=6, seed=9)
+    run_one(histories, tmp_path / "out", plan(config)[0].to_dict())
+    run_one(other, tmp_path / "out", plan(config)[1].to_dict())
+    with pytest.raises(DataError, match="different requests"):
+        collect(tmp_path / "out", config)
+
+
+def test_the_page_shows_every_variant_and_loads_nothing(finished: tuple[StudyConfig, Path]) -> None:
+    text = text_of(finished[1] / "report.html")
+    for word in ("stca", "mean", "Served length", "Paired differences", "Scaling", "Runs", "Calibration", "4 of 4 runs"):
+        assert word in text
+    page = (finished[1] / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page and page.count("<svg") == 2
+
+
+def test_the_command_runs_a_study_and_writes_it_again(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    runner, path = CliRunner(), written(tmp_path)
+    arguments = ["study", "--config", str(path), "--histories", str(histories), "--out", str(finished[1]), "--json"]
+    for more in ([], ["--only-report"]):
+        answer = runner.invoke(app, [*arguments, *more])
+        assert answer.exit_code == 0, answer.output
+        assert json.loads(answer.stdout)["num_done"] == 4
+    table = runner.invoke(app, arguments[:-1])
+    assert "stca" in table.stdout and "4 of 4 runs" in table.stdout
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("model.kind: mean", "model.kynd: mean", "model.kynd"), ("seeds: [0, 1]", "sedes: [0, 1]", "sedes"),
+    ("seeds: [0, 1]", "grid: {widht: [8]}", "widht"), ("seeds: [0, 1]", "reference: din", "din"),
+    ("model.recency: token", "model.recency: bias", "recency=token")])
+def test_a_mistake_in_a_study_is_found_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study.load(written(tmp_path, BASE.replace(old, new)))
+
+
+def test_every_study_of_the_repository_loads() -> None:
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("study-*.yaml")):
+        assert plan(study.load(path))
+
+
+@pytest.mark.parametrize("kind", ["stca", "mean", "din", "target_attention", "sim", "transformer", "hstu"])
+def test_counted_flops_follow_the_formula(kind: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tests.longrec.nn import worlds
+
+    options = {"kind": kind, "width": 64, "num_heads": 4, "num_layers": 2, "recency": "none", "retrieved": 8, "attention": "plain"}
+    model, counted = worlds.ranker(**options), {}
+    for length in (64, 128):
+        batch = worlds.batch([length], [5])
+        with FlopCounterMode(display=False) as counter:
+            model(batch)
+        counted[length] = counter.get_total_flops()
+    config = ModelConfig(**options)  # type: ignore[arg-type]
+    expected = forward_flops(config, 128, 5) - forward_flops(config, 64, 5)
+    features = 64 * 2 * 64 * (2 * 6 + 4 + 2 * 4)  # the projections of item and action embeddings, which the formula leaves out
+    half = config.num_layers * 2 * (128**2 - 64**2) * 64  # of all attention weights among events
+    unlike = {"hstu": half, "transformer": -half}.get(kind, 0)  # a CPU computes HSTU's masked half; the Transformer's is not counted
+    pooled = 2 * 64 * 5 * 64 if kind == "din" else 64 * 64 if kind == "mean" else 0  # sums that are no matrix products
+    assert counted[128] - counted[64] == pytest.approx(expected + features + unlike - pooled, rel=0.01)
+
+
+def test_an_override_of_the_whole_is_a_key_too() -> None:
+    assert study.override(RunConfig(), {"seed": 3, "model.width": 128}).seed == 3
+    with pytest.raises(ConfigError, match=r"modle\.width"):
+        study.override(RunConfig(), {"modle.width": 8})
+
+
+def test_data_of_the_page_is_that_of_the_histories(histories: Path, finished: tuple[StudyConfig, Path]) -> None:
+    data = read_json(finished[1] / "study.json")["data"]
+    splits = np.asarray(Histories.open(histories).requests["split"])
+    assert data["requests"] == (splits == "eval").sum() and data["training requests"] == (splits == "train").sum()
