@@ -256,10 +256,7 @@ def run_one(histories_dir: str | Path, out_dir: str | Path, cell: Mapping[str, A
 
 def prepare(histories_dir: str | Path, cache_dir: str | Path) -> None:
     """Fits the encoder and encodes the histories into `cache_dir`, once for all cells."""
-    histories = Histories.open(histories_dir)
-    encoder = training.fit_encoder(histories)
-    encoder.save(Path(cache_dir) / "encoder")
-    EncodedHistories.make(histories, encoder, Path(cache_dir) / "histories")
+    training.encode(Histories.open(histories_dir), Path(cache_dir))
 
 
 def collect(out_dir: str | Path, study: StudyConfig) -> StudyReport:
@@ -386,7 +383,7 @@ def _rows(histories_dir: str, out_dir: str, due: Iterator[Row], cache_dir: str, 
 def _opened(histories_dir: str, cache_dir: str) -> tuple[Histories, Encoder, EncodedHistories]:
     """What the cells of one process share."""
     histories = Histories.open(histories_dir)
-    return histories, Encoder.load(Path(cache_dir) / "encoder", histories.schema), EncodedHistories.open(Path(cache_dir) / "histories")
+    return histories, *training.encode(histories, Path(cache_dir))
 
 
 def _train_and_measure(histories: Histories, encoder: Encoder, encoded: EncodedHistories, cell: Cell, out_dir: Path) -> Row:
