@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longrec import cli_data, cli_store, cli_study
+from longrec import cli_data, cli_models, cli_store, cli_study
 from longrec.errors import LongrecError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ app.command()(cli_data.synth)
 app.command()(cli_store.push)
 app.command()(cli_study.study)
 app.add_typer(cli_store.inspect, name="inspect")
+app.add_typer(cli_models.app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; may be repeated.")]

@@ -112,6 +112,41 @@ def show_dataset(report: Mapping[str, Any]) -> None:
         console.print(f"best possible AUC by history length  {rows}  (all events: {facts['bayes_auc_full']:.4f})")
 
 
+def show_models(found: Mapping[str, Any]) -> None:
+    """Prints the models of the store, the workers that serve, and the last decisions (`versions.summary`)."""
+    console = _out()
+    metrics = sorted({name for model in found["models"] for name in model["labels"] if name.endswith((".auc", ".logloss"))})
+    table = _table(f"{len(found['models'])} models", "version", "role", "created", "schema", "bundle", *metrics, "problem")
+    for model in found["models"]:
+        table.add_row(model["version"], model["role"], model["created"][:16], model["schema"][:8], model["bundle"][:8],
+                      *(model["labels"].get(name, "-") for name in metrics), model["problem"][:60])
+    console.print(table)
+    for worker in found["workers"]:
+        pinned = " (pinned)" if worker["pinned"] else ""
+        console.print(f"worker    {worker['host']} {worker['pid']} serves {worker['serving']}{pinned}")
+        for version, reason in worker["refused"].items():
+            console.print(f"          refused {version}: {reason}", style="red", markup=False)
+    for change in found["log"]:
+        what = " ".join(str(change[name]) for name in ("action", "version") if change[name])
+        console.print(f"decided   {change['at'][:16]} {what} by {change['by']}: {change['why']}", markup=False)
+
+
+def show_shadow(found: Mapping[str, Any] | None) -> None:
+    """Prints the comparison of challenger and champion (`versions.shadow_report`)."""
+    console = _out()
+    if found is None:
+        console.print("no worker has compared two versions; start with: longrec models shadow VERSION")
+        return
+    table = _table(f"{found['challenger']} in the shadow of {found['champion']}", "requests", "dropped", "failed", "rank corr.",
+                   "mean |diff|", "largest", "champion ms", "challenger ms", "ratio")
+    table.add_row(*(f"{found[name]:,}" for name in ("compared", "dropped", "failed")), number(found["rank_correlation"]),
+                  number(found["mean_difference"], 5), number(found["largest_difference"], 5), number(found["champion_ms"], 1),
+                  number(found["challenger_ms"], 1), number(found["latency_ratio"], 2))
+    console.print(table)
+    if not found["is_enough"]:
+        console.print("too few requests to decide anything", style="yellow")
+
+
 def number(value: Any, digits: int = 4) -> str:
     """Returns a number as text; `-` for what is missing or not a number."""
     return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
