@@ -96,6 +96,9 @@ class ModelConfig:
         output_norm: whether z passes a LayerNorm.
         aux_loss_weight: weight of the training-only logit from z alone; 0 for none.
         retrieved: events that `sim` attends to.
+        matches: whether the head sees how often, and how long ago last, each feature of the target occurred in the history (nn/matches).
+        id_std: initial deviation of id embeddings; near 1, ids that training never saw are random codes that attention can match.
+        ffn: of the history and the queries: `swiglu`, or `plain` (GELU, two matrices, as many parameters).
     """
 
     kind: Literal["stca", "mean", "din", "din_sum", "target_attention", "sim", "transformer", "hstu"] = "stca"
@@ -114,9 +117,13 @@ class ModelConfig:
     output_norm: bool = False
     aux_loss_weight: float = 0.0
     retrieved: int = 128
+    matches: bool = False
+    id_std: float = 0.05
+    ffn: Literal["swiglu", "plain"] = "swiglu"
 
     def __post_init__(self) -> None:
-        _positive(self, "width", "num_layers", "num_heads", "ffn_ratio", "id_dim", "feature_dim", "mixer_layers", "retrieved")
+        _positive(self, "width", "num_layers", "num_heads", "ffn_ratio", "id_dim", "feature_dim", "mixer_layers", "retrieved",
+                  "id_std")
         if self.kind in ("mean", "transformer", "hstu") and self.recency == "bias":
             raise ConfigError(f"model.kind {self.kind} has no attention logits of targets that a gap bias could be added to",
                               found="model.recency=bias", expected="token or none", fix="Set model.recency=token.")

@@ -7,13 +7,14 @@ product, and the scale of each norm goes into the weights that read its rows. Sh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from longrec.nn import fused_ffn
+from longrec.nn.layers import SwiGLUFFN
 from longrec.nn.target_attention import Segments, fused
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 def usable(layers: Sequence[Layer], events: Float[Tensor, "T D"]) -> bool:
     """Returns whether the kernels take these events and layers; if not, the layers do the same sums one after another."""
+    if not isinstance(layers[0].ffn, SwiGLUFFN):
+        return False
     hidden, width = layers[0].ffn.w_u.weight.shape
     return fused_ffn.usable(events, width, hidden) and fused.usable(events, layers[0].num_heads)
 
@@ -37,8 +40,9 @@ def memories(layers: Sequence[Layer], events: Float[Tensor, "T D"], segments: Se
         gaps: bucket of the time gap of each event, for `recency: bias`.
         recompute: whether the backward pass computes the FFN's hidden rows again.
     """
-    w_uv = torch.stack([weight for layer in layers for weight in (layer.ffn.w_u.weight, layer.ffn.w_v.weight)]).unflatten(0, (-1, 2))
-    w_o = torch.stack([layer.ffn.w_o.weight for layer in layers])
+    ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
+    w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
+    w_o = torch.stack([ffn.w_o.weight for ffn in ffns])
     scaled = [(layer.norm.weight[:, None] * layer.w_k, layer.norm.weight[:, None] * layer.w_v) for layer in layers]
     tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None]
     biases = fused.gap_biases(torch.stack(tables), gaps) if gaps is not None and tables else [None] * len(layers)

@@ -58,6 +58,22 @@ class SwiGLUFFN(nn.Module):
         return gated
 
 
+class PlainFFN(nn.Module):
+    """PlainFFN(x) = gelu(x W_1) W_2 with hidden width 3/2 r D: as many parameters and FLOPs as SwiGLUFFN, to compare with.
+
+    Source: arXiv 1706.03762, equation 2, with GELU for ReLU.
+    """
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.w_1, self.w_2 = linear(width, 3 * ratio * width // 2), linear(3 * ratio * width // 2, width)
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        """Returns one row per row of `x`."""
+        row: Tensor = self.w_2(functional.gelu(self.w_1(x)))
+        return row
+
+
 class FeatureEmbedding(nn.Module):
     """Concatenated embeddings of the encoded features of one group (items, users or actions): ids first, then the others.
 
@@ -72,6 +88,7 @@ class FeatureEmbedding(nn.Module):
         features: of the group, in the order of the index columns.
         sizes: rows of each feature's own table.
         id_dim, feature_dim: widths of one embedding of the two tables.
+        id_std: initial deviation of ids.
     """
 
     id_columns: Tensor
@@ -80,7 +97,8 @@ class FeatureEmbedding(nn.Module):
     other_starts: Tensor
     nothing: Tensor
 
-    def __init__(self, features: Sequence[Feature], sizes: Sequence[int], *, id_dim: int, feature_dim: int) -> None:
+    def __init__(self, features: Sequence[Feature], sizes: Sequence[int], *, id_dim: int, feature_dim: int,
+                 id_std: float = ID_STD) -> None:
         super().__init__()
         if len(features) != len(sizes):
             raise DataError("sizes do not fit the features", found=f"{len(sizes)} sizes", expected=f"{len(features)}, one per feature")
@@ -88,7 +106,7 @@ class FeatureEmbedding(nn.Module):
         ids = [i for i, feature in enumerate(features) if feature.kind == "id"]
         others = [i for i, feature in enumerate(features) if feature.kind != "id"]
         self.out_width = id_dim * len(ids) + feature_dim * len(others)
-        self.ids = _table([sizes[i] for i in ids], id_dim, std=ID_STD, sparse=True)
+        self.ids = _table([sizes[i] for i in ids], id_dim, std=id_std, sparse=True)
         self.others = _table([sizes[i] for i in others], feature_dim, std=FEATURE_STD, sparse=False)
         for name, columns in (("id", ids), ("other", others)):
             self.register_buffer(f"{name}_columns", torch.tensor(columns, dtype=torch.int64), persistent=False)

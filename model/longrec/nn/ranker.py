@@ -23,6 +23,7 @@ from longrec.errors import ConfigError
 from longrec.nn import fused_tokens
 from longrec.nn.baselines import history_reader
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
+from longrec.nn.matches import Matches
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA
 from longrec.schema import Schema
@@ -74,7 +75,7 @@ class Ranker(nn.Module):
         super().__init__()
         width, dims = config.width, {"id_dim": config.id_dim, "feature_dim": config.feature_dim}
         self.register_buffer("item_table", item_table.to(torch.int32))
-        self.items = FeatureEmbedding(schema.item, sizes["item"], **dims)
+        self.items = FeatureEmbedding(schema.item, sizes["item"], **dims, id_std=config.id_std)
         self.items.check(item_table, "the item table")
         self.actions = FeatureEmbedding(schema.event, sizes["event"], **dims)
         self.users = FeatureEmbedding(schema.user, sizes["user"], **dims)
@@ -83,6 +84,7 @@ class Ranker(nn.Module):
         self.action_part = linear(self.actions.out_width + (0 if self.gap is None else config.feature_dim), width, bias=True)
         self.fusion = SwiGLUFFN(width, config.ffn_ratio, in_width=2 * width) if config.fusion else None
         self.stca = history_reader(config)
+        self.matches = Matches(item_table.shape[1], width, config.feature_dim) if config.matches else None
         self.user_part = linear(self.users.out_width, width, bias=True)
         self.hour, self.day = (_embedding(size, width, CONTEXT_STD) for size in (HOURS, DAYS))
         self.mixer = RankMixer(config.mixer_layers, NUM_MIXER_TOKENS, width, config.ffn_ratio)
@@ -177,6 +179,8 @@ class Ranker(nn.Module):
         hours = batch.request_timestamps.div(HOUR_MS, rounding_mode="floor")
         context = self.hour(hours.remainder(HOURS)) + self.day(hours.div(HOURS, rounding_mode="floor").remainder(DAYS))
         user = self.user_part(self.users(batch.user_features))
+        if self.matches is not None:
+            targets = targets + self.matches(batch, self.item_table)
         counts = batch.target_offsets.diff()
         user, context = (part.repeat_interleave(counts, dim=0, output_size=batch.num_targets) for part in (user, context))
         logits = _at_least_float32(self.head(self.mixer(torch.stack([z, user, targets, context], dim=1))))

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longrec.config import ModelConfig
 from longrec.nn import fused_stca
-from longrec.nn.layers import NUM_GAP_BUCKETS, SwiGLUFFN, linear
+from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused
 
 QK_GAIN = 2.0
@@ -43,7 +43,8 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.ffn, self.norm = SwiGLUFFN(width, config.ffn_ratio), nn.LayerNorm(width)
+        self.ffn = SwiGLUFFN(width, config.ffn_ratio) if config.ffn == "swiglu" else PlainFFN(width, config.ffn_ratio)
+        self.norm = nn.LayerNorm(width)
         self.query_ffn = None if config.share_ffn else copy.deepcopy(self.ffn)
         self.query_norm = None if config.share_ffn else nn.LayerNorm(width)
         self.w_q, self.w_v, self.w_o = (_orthogonal(width, gain) for gain in (QK_GAIN, 1.0, 1.0))
