@@ -36,7 +36,7 @@ from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.trainer import CurveRow, Listener, Trainer
 
 ENCODED, CHECKPOINTS = "encoded", "checkpoints"
-PACE = ("precision", "device", "checkpoint_every", "num_workers", "tensorboard")
+PACE = ("precision", "device", "recompute", "checkpoint_every", "num_workers", "tensorboard")
 """Keys of TrainConfig that do not decide what is computed; the precision that was chosen does."""
 log = logging.getLogger(__name__)
 

@@ -249,8 +249,8 @@ def _enough_memory(batch: RequestBatch) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
             raise
-        knob = "train.token_budget" if batch.num_requests > 1 else "lengths.maximum (the batch is one request)"
-        raise ConfigError("a training step does not fit into memory", fix=f"Lower {knob} or model.width.",
+        knob = "train.token_budget" if batch.num_requests > 1 else "lengths.maximum (this batch is one request)"
+        raise ConfigError("a training step does not fit into memory", fix=f"Lower {knob}, or set train.recompute=true.",
                           found=f"{batch.num_requests} requests, {batch.num_events} events, {batch.num_targets} targets; "
                                 f"{str(error).splitlines()[0]}") from error
 

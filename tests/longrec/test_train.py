@@ -17,17 +17,23 @@ from longrec import losses, optim
 from longrec import train as training
 from longrec.bundle import Bundle
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
+from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
 from longrec.data.lengths import LengthLaw
-from longrec.data.stream import EncodedHistories, RequestStream
+from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
 from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.nn import stca
+from longrec.trainer import CurveRow, Trainer
 from tests.longrec import small_world
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
 LENGTHS = LengthConfig("beta", 0, 32, 64)
 TRAIN = TrainConfig(epochs=15, token_budget=300, max_requests_per_batch=16, learning_rate=5e-3, log_every=10, device="cpu")
 BRIEF = dataclasses.replace(TRAIN, epochs=2)
+
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +158,33 @@ def test_steps_can_be_bounded_and_progress_is_told(directory: Path, tmp_path: Pa
     assert [(row.step, total) for row, total in told] == [(3, 7), (6, 7), (7, 7)]
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = training.make_ranker
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_with_the_batch_it_came_from(
+        directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, device: str) -> None:
+    seen: list[RequestBatch] = []
+    right = Trainer.loss
 
-    def poisoned(*arguments):
-        ranker = make(*arguments)
-        with torch.no_grad():
-            next(iter(ranker.parameters())).fill_(float("nan"))
-        return ranker
+    def wrong(trainer: Trainer, batch: RequestBatch) -> torch.Tensor:
+        seen.append(batch)
+        loss = right(trainer, batch)
+        if len(seen) != 6:
+            return loss
+        if broken == "gradient":
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+            return loss
+        return loss * float("nan")
 
-    monkeypatch.setattr(training, "make_ranker", poisoned)
-    with pytest.raises(LongrecError, match=r"loss is nan at step 1.*failed_batch"):
-        training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, TRAIN, 64, 3)
+    monkeypatch.setattr(Trainer, "loss", wrong)
+    what = "training loss is nan" if broken == "loss" else "gradient norm is (nan|inf)"
+    config = dataclasses.replace(BRIEF, device=device, precision="float32", checkpoint_every=4)
+    with pytest.raises(LongrecError, match=rf"the {what} at step 6;.*failed_batch"):
+        training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, config, 64, 3)
     saved = load_file(tmp_path / "bundle" / "failed_batch.safetensors")
-    assert saved["event_offsets"][-1] == len(saved["event_items"]) and len(saved["labels"]) == len(saved["target_items"])
+    for name in ("event_items", "event_offsets", "target_items", "labels", "request_timestamps"):
+        assert torch.equal(saved[name], getattr(seen[5], name).cpu()), name
     assert not (tmp_path / "bundle" / "bundle.json").exists()
+    assert len(list(tmp_path.glob(".bundle.work/checkpoints/*/step-*"))) == 1  # that of step 4: before the mistake
 
 
 def test_no_training_request_is_one_line(tmp_path: Path) -> None:
@@ -194,3 +212,107 @@ def test_bfloat16_trains_too(directory: Path, tmp_path: Path) -> None:
     report = training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, config, 64, 3)
     assert report.precision == "bfloat16" and report.final_loss < report.first_loss
     assert all(p.dtype == torch.float32 for p in Bundle.load(tmp_path / "bundle").ranker.parameters())
+
+
+def test_the_curve_tells_of_pace_and_memory(trained) -> None:
+    out, report = trained
+    with open(out / "training_curve.csv", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert report.mfu is None and report.peak_flops is None and "mfu" not in rows[0]  # no peak is stated for a CPU
+    seconds = np.diff([0, *(float(row["seconds"]) for row in rows)])
+    events = np.diff([0, *(int(row["events"]) for row in rows)])
+    assert [float(row["events_per_second"]) for row in rows] == pytest.approx((events / seconds).tolist())
+    assert all(float(row["gradient_norm"]) > 0 for row in rows)
+    assert 50e6 < report.memory_bytes < 50e9 and float(rows[-1]["memory_bytes"]) == report.memory_bytes
+
+
+def test_tensorboard_shows_the_curve(directory: Path, tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = dataclasses.replace(BRIEF, max_steps=9, log_every=2)
+    rows = []
+    training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, config, 64, 3, on_progress=lambda row, _: rows.append(row))
+    shown = accumulators.EventAccumulator(str(tmp_path / "bundle.tensorboard"))
+    shown.Reload()
+    names = {f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "events_per_second", "targets_per_second")}
+    assert names <= set(shown.Tags()["scalars"])
+    scalars = [(entry.step, entry.value) for entry in shown.Scalars("train/loss")]
+    assert scalars == [(row.step, pytest.approx(row.loss)) for row in rows] and len(rows) == 5
+    training.train(directory, tmp_path / "quiet", MODEL, LENGTHS, dataclasses.replace(config, tensorboard=False), 64, 3)
+    assert not (tmp_path / "quiet.tensorboard").exists()
+
+
+@pytest.mark.parametrize(("error", "num_requests", "knob"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), 2, "train.token_budget"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 2,
+     "train.token_budget"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), 1, "lengths.maximum")])
+def test_too_little_memory_names_what_to_lower(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception,
+                                               num_requests: int, knob: str) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(Trainer, "loss", full)
+    config = dataclasses.replace(BRIEF, max_requests_per_batch=num_requests, token_budget=10_000)
+    what = rf"does not fit into memory; found {num_requests} requests, .*Lower {knob}.*train.recompute"
+    with pytest.raises(ConfigError, match=what) as caught:
+        training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, config, 64, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_runtime_error_keeps_its_name(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Trainer, "loss", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, BRIEF, 64, 3)
+    assert not isinstance(caught.value, LongrecError)
+
+
+@ON_GPU
+def test_a_gpu_that_is_too_small_names_what_to_lower(directory: Path, tmp_path: Path) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-3)
+    try:
+        with pytest.raises(ConfigError, match=r"Lower train\.token_budget"):
+            config = dataclasses.replace(BRIEF, device="cuda", token_budget=100_000, max_requests_per_batch=10_000)
+            training.train(directory, tmp_path / "bundle", dataclasses.replace(MODEL, width=4096, num_heads=8), LENGTHS, config, 64, 3)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@ON_GPU
+def test_a_gpu_run_tells_its_share_of_the_peak_and_goes_on_where_it_stopped(directory: Path, tmp_path: Path) -> None:
+    def stop(row: CurveRow, _: int) -> None:
+        if row.step == 10:
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(BRIEF, device="cuda", log_every=1, checkpoint_every=4)
+    whole = training.train(directory, tmp_path / "whole", MODEL, LENGTHS, config, 64, 3)
+    assert whole.mfu is not None and 0 < whole.mfu < 1 and whole.peak_flops and whole.peak_flops > 1e14
+    with pytest.raises(KeyboardInterrupt):
+        training.train(directory, tmp_path / "stopped", MODEL, LENGTHS, config, 64, 3, on_progress=stop)
+    resumed = training.train(directory, tmp_path / "stopped", MODEL, LENGTHS, config, 64, 3)
+    assert resumed.num_events == whole.num_events and resumed.final_loss == pytest.approx(whole.final_loss, abs=0.02)
+
+
+@ON_GPU
+def test_a_step_on_a_gpu_waits_for_nothing(directory: Path, tmp_path: Path) -> None:
+    histories = Histories.open(directory)
+    encoder, encoded = training.encode(histories, tmp_path / "encoded")
+    config = dataclasses.replace(BRIEF, device="cuda")
+    [stream, _] = training.training_streams(encoded, LengthLaw(LENGTHS, 3), config, 3)
+    ranker = training.make_ranker(MODEL, encoder, 3).cuda()
+    trainer = Trainer(ranker, config, num_steps=50, precision="bfloat16", failed_batch=tmp_path / "failed")
+    batches = moved(prefetch([stream], num_workers=2, pin=True), trainer.device)
+    trainer.start()
+    for number, (host, batch) in zip(range(8), batches, strict=False):
+        assert torch.equal(batch.event_items.cpu(), stream.batch(number).event_items)
+        torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")
+        try:
+            trainer.step(host, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert trainer.state.step == 6  # two losses are still owed
+    trainer.settle()
+    assert trainer.state.step == 8

@@ -42,7 +42,7 @@ EncodedEvents = tuple[Int32, Int32, Int64]
 
 
 def pack(histories: Sequence[EncodedEvents], targets: Sequence[Int32], user_features: Int32, request_timestamps: Int64,
-         labels: npt.NDArray[np.float32] | None = None) -> RequestBatch:
+         labels: npt.NDArray[np.float32] | None = None, *, pin: bool = False) -> RequestBatch:
     """Returns the batch of R requests; the only place where a RequestBatch is put together.
 
     Args:
@@ -51,20 +51,32 @@ def pack(histories: Sequence[EncodedEvents], targets: Sequence[Int32], user_feat
         user_features: int32 [R, U].
         request_timestamps: int64 [R], ms.
         labels: float32 [N, K] in the order of the targets, or None.
+        pin: whether the batch lies in page-locked memory, packed there at once.
 
     Raises:
         DataError: there is no request, or one has no target.
     """
     if not len(histories):
         raise DataError("the batch is empty", expected="at least one request")
-    items, features, timestamps = (np.concatenate(parts) for parts in zip(*histories, strict=True))
-    return RequestBatch(
-        event_items=torch.from_numpy(items), event_features=torch.from_numpy(features), event_timestamps=torch.from_numpy(timestamps),
+    items, features, timestamps = (_joined(parts, pin=pin) for parts in zip(*histories, strict=True))
+    batch = RequestBatch(
+        event_items=items, event_features=features, event_timestamps=timestamps,
         event_offsets=_offsets([len(entry[0]) for entry in histories]),
         target_items=torch.from_numpy(np.concatenate(targets)), target_offsets=_offsets([len(entry) for entry in targets]),
         user_features=torch.from_numpy(np.ascontiguousarray(user_features)),
         request_timestamps=torch.from_numpy(np.ascontiguousarray(request_timestamps)),
         labels=None if labels is None else torch.from_numpy(labels)).validate()
+    return batch.pin_memory() if pin else batch
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], *, pin: bool) -> torch.Tensor:
+    """Returns the parts one after another: the one copy of a history's events."""
+    if not pin:
+        return torch.from_numpy(np.concatenate(parts))
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    joined = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, parts[0].dtype)).dtype, pin_memory=True)
+    np.concatenate(parts, out=joined.numpy())
+    return joined
 
 
 def fill(num_events: Int64, *, token_budget: int, max_requests: int) -> Int64:
@@ -156,19 +168,20 @@ class EncodedHistories:
         """Returns the positions of the requests of a split, in time order, int64."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
 
-    def batch(self, requests: Int64, starts: Int64, ends: Int64) -> RequestBatch:
+    def batch(self, requests: Int64, starts: Int64, ends: Int64, *, pin: bool = False) -> RequestBatch:
         """Returns the batch of the given requests with the events starts:ends of each, with labels.
 
         Args:
             requests: int64 [R], positions of requests.
             starts, ends: int64 [R], offsets into the events.
+            pin: whether it lies in page-locked memory.
         """
         spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
         slices = [(self.event_items[a:b], self.event_features[a:b], self.event_timestamps[a:b]) for a, b in spans]
         owned = list(zip(self.target_starts[requests].tolist(), self.target_ends[requests].tolist(), strict=True))
         labels = np.concatenate([self.labels[a:b] for a, b in owned]).astype(np.float32)
         return pack(slices, [self.target_items[a:b] for a, b in owned], self.user_features[requests], self.request_timestamps[requests],
-                    labels)
+                    labels, pin=pin)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -217,10 +230,10 @@ class RequestStream:
     def __iter__(self) -> Iterator[RequestBatch]:
         return prefetch([self])
 
-    def batch(self, number: int) -> RequestBatch:
-        """Returns batch `number`, counted from the start of the epoch."""
+    def batch(self, number: int, *, pin: bool = False) -> RequestBatch:
+        """Returns batch `number`, counted from the start of the epoch, on request in page-locked memory."""
         chosen = slice(int(self.bounds[number]), int(self.bounds[number + 1]))
-        return self.encoded.batch(self.requests[chosen], self.starts[chosen], self.ends[chosen])
+        return self.encoded.batch(self.requests[chosen], self.starts[chosen], self.ends[chosen], pin=pin)
 
     @property
     def num_events(self) -> int:
@@ -247,24 +260,20 @@ class RequestStream:
 def prefetch(streams: Iterable[RequestStream], *, num_workers: int = 1, pin: bool = False) -> Generator[RequestBatch, None, None]:
     """Yields the batches of the streams, one stream after another, packed ahead by threads.
 
-    Batches and their order do not depend on the number of threads. Threads, not processes: packing is copies of long slices, which
-    run side by side (numpy lets go of the interpreter), and a process would have to send every batch over.
+    Batches and their order do not depend on the number of threads. Threads, not processes: packing is copies of long slices, during
+    which numpy lets go of the interpreter, while sending batches over from a process costs ten times as much (docs/log.md).
 
     Args:
         streams: for example the epochs of a training.
         num_workers: threads.
         pin: whether batches are put into page-locked memory, for copies to a CUDA device that nobody waits for.
     """
-    def ready(stream: RequestStream, number: int) -> RequestBatch:
-        batch = stream.batch(number)
-        return batch.pin_memory() if pin else batch
-
     pending: collections.deque[Future[RequestBatch]] = collections.deque()
     with ThreadPoolExecutor(num_workers, thread_name_prefix="longrec-batches") as packers:
         try:
             for stream in streams:
                 for number in range(stream.first_batch, len(stream.bounds) - 1):
-                    pending.append(packers.submit(ready, stream, number))
+                    pending.append(packers.submit(stream.batch, number, pin=pin))
                     if len(pending) >= PREFETCH + num_workers:
                         yield pending.popleft().result()
             while pending:

@@ -1,0 +1,158 @@
+"""Packed batches from mapped timelines on disk: events/s by number of workers, against a copy of the same bytes and a GPU's appetite.
+
+Writes synthetic encoded timelines (the files that training maps), then packs one epoch of whole histories in shuffled order. The copy
+is what one thread of this machine copies, in pieces of a batch's size, from warm files; cold drops the files from the page cache before,
+so it reads the disk. On a machine with a GPU batches are pinned and copied to it, and its appetite is the training step of `_world` in
+the same run.
+
+    longrec bench loader
+    longrec bench loader --users 400 --events 10000 --workers 1 2
+    longrec bench loader --users 4000 --workers 1 2 4 8 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import _rows
+import _world
+import numpy as np
+import torch
+
+from longrec.config import LengthConfig, ModelConfig
+from longrec.data import files
+from longrec.data.batch import RequestBatch
+from longrec.data.lengths import LengthLaw
+from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
+
+ENGINE = ModelConfig(width=256, num_layers=4, num_heads=8)
+TARGETS = 32
+
+
+def write(directory: Path, num_users: int, num_events: int, num_targets: int) -> EncodedHistories:
+    """Returns encoded histories of the planted world's schema: one request a user, all of equal size."""
+    rng = np.random.default_rng(0)
+    total, users = num_users * num_events, np.arange(num_users, dtype=np.int64)
+    ages = np.sort(rng.integers(0, _world.SPAN_MS, num_events))[::-1]
+    arrays = {
+        "event_items": rng.integers(0, _world.NUM_ITEMS + 1, total, dtype=np.int32),
+        "event_features": rng.integers(0, 8, (total, 1), dtype=np.int32),
+        "event_timestamps": np.tile(_world.NOW_MS - ages, num_users),
+        "target_items": rng.integers(0, _world.NUM_ITEMS + 1, num_users * num_targets, dtype=np.int32),
+        "labels": rng.integers(0, 2, (num_users * num_targets, 1), dtype=np.int8),
+        "user_features": rng.integers(0, 9, (num_users, 1), dtype=np.int32),
+        "request_ids": users, "request_users": users, "request_timestamps": np.full(num_users, _world.NOW_MS, np.int64),
+        "splits": np.ones(num_users, np.int8),
+        "event_starts": users * num_events, "event_ends": (users + 1) * num_events,
+        "target_starts": users * num_targets, "target_ends": (users + 1) * num_targets}
+    for name, array in arrays.items():
+        np.save(directory / f"{name}.npy", array, allow_pickle=False)
+    files.write_json(directory / "meta.json", {"encoder_fingerprint": "benchmark"})
+    files.sync(directory)
+    return EncodedHistories.open(directory)
+
+
+def tensors_of(batch: RequestBatch) -> list[torch.Tensor]:
+    values = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def seconds(batches: Iterable[object]) -> float:
+    """Returns the time that taking all batches takes, ready on their device."""
+    started = time.perf_counter()
+    for _ in batches:
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def packing(stream: RequestStream, num_workers: int, device: torch.device) -> float:
+    """Returns the time of one epoch."""
+    pin = device.type == "cuda"
+    with contextlib.closing(prefetch([stream], num_workers=num_workers, pin=pin)) as batches:
+        return seconds(moved(batches, device))
+
+
+def plain_copy(encoded: EncodedHistories, stream: RequestStream) -> float:
+    """Returns the time that one thread needs to copy the event arrays, in pieces of a batch, each into new memory as a batch is."""
+    bounds = np.append(np.arange(0, len(encoded.event_items), stream.num_events // len(stream)), len(encoded.event_items))
+    started = time.perf_counter()
+    for array in (encoded.event_items, encoded.event_features, encoded.event_timestamps):
+        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            array[start:end].copy()
+    return time.perf_counter() - started
+
+
+def forget(directory: Path) -> None:
+    """Drops the files of a directory from the page cache."""
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def appetite(stream: RequestStream, device: torch.device) -> float:
+    """Returns the events/s that a training step takes from a batch that is on the device already."""
+    batch = _world.batch(stream.bounds[1], int(stream.num_events // len(stream.requests)), TARGETS, device)
+    return batch.num_events / _rows.timed(_world.step(_world.ranker(ENGINE, device), batch), device)[1] * 1e3
+
+
+def measure(chosen: argparse.Namespace, directory: Path) -> list[dict[str, str]]:
+    """Returns the rows of results.csv."""
+    device = torch.device(chosen.device)
+    encoded = write(directory, chosen.users, chosen.events, TARGETS)
+    stream = RequestStream.training(encoded, LengthLaw(LengthConfig("full")), token_budget=chosen.budget, max_requests=64, seed=0)
+    num_bytes = sum(tensor.numel() * tensor.element_size() for batch in stream for tensor in tensors_of(batch))
+    rate = num_bytes / stream.num_events
+    copies = [plain_copy(encoded, stream) * rate / 16 for _ in range(chosen.repeats)]
+    wanted = appetite(stream, device) if device.type == "cuda" else 0.0
+    shape, rows = f"L{chosen.events} m{TARGETS} T{chosen.budget}", []
+    for workers in chosen.workers:
+        times = [packing(stream, workers, device) for _ in range(chosen.repeats)]
+        forget(directory)
+        cold = packing(stream, workers, device)
+        notes = [f"{stream.num_events / np.median(times) / 1e6:.1f} M events/s", f"{rate:.2f} bytes/event",
+                 f"{np.median(copies) / np.median(times):.2f} of one thread's copy ({num_bytes / np.median(copies) / 1e9:.1f} GB/s)",
+                 f"cold {stream.num_events / cold / 1e6:.1f} M events/s"]
+        if wanted:
+            notes.append(f"{stream.num_events / np.median(times) / wanted:.2f} of the step's {wanted / 1e6:.1f} M events/s (cold "
+                         f"{stream.num_events / cold / wanted:.2f})")
+        quantiles = np.quantile(times, [0.2, 0.5, 0.8]) * 1e3 / len(stream)
+        rows.append(_rows.row(f"Loader, {workers} workers{', to the GPU' if wanted else ''}", shape, "int32", tuple(quantiles),
+                              num_bytes=num_bytes / len(stream), share=float(np.median(copies) / np.median(times)), notes="; ".join(notes)))
+    return rows
+
+
+def main() -> None:
+    chosen = _arguments()
+    with tempfile.TemporaryDirectory(dir=chosen.directory) as folder:
+        rows = measure(chosen, Path(folder))
+    if not chosen.dry_run:
+        _rows.append(rows)
+    for row in rows:
+        print(f"{row['claim']:<28} {row['shape']}  {row['p50_ms']} ms a batch  {row['notes']}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="longrec bench loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=2000, help="users, one request each (default 2000)")
+    parser.add_argument("--events", type=int, default=10_000, help="events of a request (default 10000)")
+    parser.add_argument("--budget", type=int, default=163_840, help="events of a batch at most (default 163840)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default 1 2)")
+    parser.add_argument("--repeats", type=int, default=5, help="epochs timed (default 5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--directory", default=None, help="a folder on the disk to be read (default the system's temporary one)")
+    parser.add_argument("--dry-run", action="store_true", help="print the rows, do not append them to results.csv")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
