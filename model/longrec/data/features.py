@@ -11,6 +11,8 @@ the clock: the same dataset gives the same bytes. `created`, and the time of ite
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ class FeatureReport:
         users_without_features: users with events that users.parquet does not know; they have a history and no features.
         history_bytes: packed size of all histories.
         fingerprint: of the schema.
+        version: hash of all files; equal input gives the equal version.
         num_late: events that became known after they happened; in the histories they have the time at which they became known.
     """
 
@@ -67,6 +70,7 @@ class FeatureReport:
     users_without_features: int
     history_bytes: int
     fingerprint: str
+    version: str
     num_late: int = 0
 
 
@@ -92,9 +96,17 @@ def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig) -> Fea
             writer.add(*_ordered_events(source, part, hold=data.late_events == "hold"))
         users = writer.close()
         num_items, known = _write_entities(source, temporary, writer.created)
-        report = _report(source, writer, users, num_items, known)
-        _write_manifest(source, temporary, users, report, data)
+        files.write_json(temporary / "schema.json", source.schema.to_dict())
+        tables = sorted(path for path in temporary.rglob("*") if path.is_file())
+        hashes = {str(path.relative_to(temporary)): files.sha256_of(path) for path in tables}
+        report = _report(source, writer, users, num_items, known, version_of(hashes))
+        _write_manifest(source, temporary / "manifest.json", users, report, hashes, data)
     return report
+
+
+def version_of(hashes: Mapping[str, str]) -> str:
+    """Returns the version of feature tables with files of these hashes (by path): 16 hex digits that say what is in all of them."""
+    return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:16]
 
 
 def stored(table: pa.Table, features: tuple[Feature, ...]) -> list[pa.Array | pa.ChunkedArray]:
@@ -184,9 +196,29 @@ def _ordered_events(source: layout.Dataset, part: int, *, hold: bool) -> tuple[p
         where = codec.schema.get_field_index(TIMESTAMP)
         codec = codec.set_column(where, codec.schema.field(where), pa.array(known)).take(pa.array(places))
         users, times = users[places], known[places]
+    if len(times) and times.min() < 0:
+        raise DataError(f"{path} holds times before 1970", found=f"{int((times < 0).sum())}, the first of user {users[times.argmin()]}",
+                        expected="milliseconds since 1970 UTC", fix="Check the unit of the time column (--timestamp-unit).")
+    _check_keys(path, users, times, order, codec.column(ITEM_ID).to_numpy())
     if source.schema.has_baskets:
         _check_baskets(path, users, codec.column(BASKET_ID).to_numpy(), times)
     return pa.record_batch([pa.array(users), *codec.columns], schema=codec.schema.insert(0, pa.field(USER_ID, pa.int64()))), num_late
+
+
+def _check_keys(path: Path, users: Int64, times: Int64, order: Int64, items: Int64) -> None:
+    """Raises DataError where two events of a user have one key; the rows are in order."""
+    tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1]) & (order[1:] == order[:-1])
+    if not tied.any():
+        return
+    rows = np.unique(np.concatenate([np.flatnonzero(tied), np.flatnonzero(tied) + 1]))
+    rows = rows[np.lexsort((items[rows], order[rows], times[rows], users[rows]))]
+    keys = [key[rows] for key in (users, times, order, items)]
+    same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
+    if same.any():
+        where = int(rows[int(same.argmax())])
+        raise DataError(f"{path}: events of one user have the same key (timestamp, event_seq, item_id)",
+                        found=f"{int(same.sum())}, for example user {users[where]}, time {times[where]}, event_seq {order[where]}",
+                        expected="each event once", fix="Remove the repeats, or name a column that tells events apart (--seq).")
 
 
 def _check_baskets(path: Path, users: Int64, baskets: Int64, times: Int64) -> None:
@@ -229,26 +261,26 @@ def _stored(column: pa.Array | pa.ChunkedArray, feature: Feature) -> pa.Array | 
     return pc.cast(column, _STORED[feature.stored_dtype])
 
 
-def _report(source: layout.Dataset, writer: _HistoryWriter, users: dict[int, int], num_items: int, known: Int64) -> FeatureReport:
+def _report(source: layout.Dataset, writer: _HistoryWriter, users: dict[int, int], num_items: int, known: Int64,
+            version: str) -> FeatureReport:
     with_events = np.fromiter(users, np.int64, len(users))
     return FeatureReport(
         num_users=len(users), num_events=sum(users.values()), num_items=num_items, num_parts=writer.num_parts,
         longest_history=max(users.values(), default=0), users_without_events=len(np.setdiff1d(known, with_events)),
         users_without_features=len(np.setdiff1d(with_events, known)), history_bytes=writer.history_bytes,
-        fingerprint=source.schema.fingerprint, num_late=writer.num_late)
+        fingerprint=source.schema.fingerprint, version=version, num_late=writer.num_late)
 
 
-def _write_manifest(source: layout.Dataset, directory: Path, users: dict[int, int], report: FeatureReport, data: DataConfig) -> None:
-    files.write_json(directory / "schema.json", source.schema.to_dict())
-    tables = sorted(path for path in directory.rglob("*") if path.is_file())
+def _write_manifest(source: layout.Dataset, path: Path, users: dict[int, int], report: FeatureReport, hashes: Mapping[str, str],
+                    data: DataConfig) -> None:
     manifest: dict[str, Any] = {
-        "format_version": FORMAT_VERSION, "name": source.name, "fingerprint": source.schema.fingerprint,
+        "format_version": FORMAT_VERSION, "version": report.version, "name": source.name, "fingerprint": source.schema.fingerprint,
         "codec_version": history.CODEC_VERSION, "dataset_hash": source.facts.get("content_hash"),
         "time_range_ms": source.facts["time_range_ms"], "late_events": data.late_events, "counts": dataclasses.asdict(report),
         "history_length": layout.quantiles(np.fromiter(users.values(), np.int64, len(users))),
         "profile": drift.Profile.of(source).to_dict(),
-        "files": {str(path.relative_to(directory)): files.sha256_of(path) for path in tables}}
-    files.write_json(directory / "manifest.json", manifest)
+        "files": dict(hashes)}
+    files.write_json(path, manifest)
 
 
 def _log_end(source: layout.Dataset) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import hashlib
 import io
@@ -194,10 +195,11 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path) ->
     """
     tables, home = Path(features_dir), Path(home).resolve()
     manifest = _checked_manifest(tables)
-    version = home / "store" / f"{_digest(manifest)}-{uuid.uuid4().hex[:6]}"
+    version = home / "store" / f"{manifest['version']}-{uuid.uuid4().hex[:6]}"
     with _locked(home):
         try:
-            shutil.copytree(tables, version / "features")
+            with files.disk_errors(version):
+                _copy(tables, version / "features")
             _write_settings(Path(repo_dir), version)
             published = Published(version, manifest, Schema.load(version / "features" / "schema.json"))
             _add_tail(published.path, _tail_rows([], 0))
@@ -889,11 +891,18 @@ def _checked_manifest(tables: Path) -> dict[str, Any]:
     for name, expected in manifest.get("files", {}).items():
         if not (tables / name).is_file() or files.sha256_of(tables / name) != expected:
             raise DataError(f"{tables / name} is missing or was changed", fix="Build the features again.")
+    if (found := features.version_of(manifest.get("files", {}))) != manifest.get("version"):
+        raise DataError(f"{tables / 'manifest.json'} was changed", found=f"version {manifest.get('version')}", expected=found,
+                        fix="Build the features again.")
     return manifest
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(repr(sorted(manifest["files"].items())).encode()).hexdigest()[:12]
+def _copy(source: Path, target: Path) -> None:
+    """Copies a directory; the first error of a file is raised as it is."""
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error as error:
+        raise OSError(errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO, str(error)) from error
 
 
 def _write_settings(repo_dir: Path, version: Path) -> None:

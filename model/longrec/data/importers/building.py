@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from longrec.data import files
 from longrec.data.dataset import ROWS_PER_PART, TIMESTAMP_TYPE, DatasetWriter, event_schema, group_starts, int64_of, part_of, user_schema
 from longrec.data.importers.reading import Rejects
 from longrec.errors import DataError
@@ -154,10 +154,13 @@ class Spill:
 @contextlib.contextmanager
 def spilling(out: Path, schema: Schema, event_labels: Sequence[str], num_parts: int, *, has_created: bool = False) -> Iterator[Spill]:
     """Yields a Spill in a temporary directory beside `out`, removed at the end."""
-    directory = out.parent / f".{out.name}.spill-{uuid.uuid4().hex[:8]}"
-    directory.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.tidy(out)
+    directory = files.beside(out, "spill")
+    directory.mkdir()
     try:
-        yield Spill(directory, event_schema(schema, event_labels, has_created=has_created), num_parts)
+        with files.disk_errors(out):
+            yield Spill(directory, event_schema(schema, event_labels, has_created=has_created), num_parts)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

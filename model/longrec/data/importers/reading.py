@@ -14,7 +14,6 @@ import datetime
 import io
 import logging
 import re
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from longrec.data.dataset import unreadable
+from longrec.data.files import beside
 from longrec.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Rejects:
         self.num_rejected: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.kept = directory.parent / f"{directory.name}.rejects.csv"
-        self._path = directory.parent / f".{directory.name}.rejects-{uuid.uuid4().hex[:8]}.csv"
+        self._path = beside(directory, "rejects")
         self._stream: io.TextIOBase | None = None
         self._num_written = 0
 

@@ -1,0 +1,83 @@
+"""Whole-file writes: old or new and nothing between, whatever happens to the writer; a full disk is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longrec.data import files
+from longrec.errors import DataError
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def write(path: Path, text: str) -> None:
+    with files.replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text(text)
+
+
+def dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_directory_is_replaced_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", lambda left, right: False)
+    write(tmp_path / "out", "old")
+    write(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "a").read_text() == "new" and names(tmp_path) == ["out"]
+
+
+def test_two_directories_change_places_in_one_step(tmp_path: Path) -> None:
+    """The old version is there until the new one is: no moment without either, which two renames would have."""
+    write(tmp_path / "x", "x")
+    write(tmp_path / "y", "y")
+    assert files._exchange(tmp_path / "x", tmp_path / "y")
+    assert [(tmp_path / name / "a").read_text() for name in "xy"] == ["y", "x"]
+    assert not files._exchange(tmp_path / "x", tmp_path / "none")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    host, dead, alive = socket.gethostname(), dead_pid(), os.getppid()
+    for name in (f".out.tmp-{host}-{dead}-00", f".out.spill-{host}-{dead}-00"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    kept = [f".out.tmp-{host}-{alive}-00", f".out.tmp-elsewhere-{dead}-00", f".other.tmp-{host}-{dead}-00"]
+    for name in kept:
+        (tmp_path / name).touch()
+    write(tmp_path / "out", "new")
+    assert names(tmp_path) == sorted(["out", *kept])
+
+
+def test_an_old_version_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / f".out.old-{socket.gethostname()}-{dead_pid()}-00"
+    write(aside, "old")
+    files.tidy(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, number: int) -> None:
+    write(tmp_path / "out", "old")
+    says = r"no space is left to write .*out; found .*\. Free some space"
+    with pytest.raises(DataError, match=says), files.replacing(tmp_path / "out") as path:
+        path.mkdir()
+        raise OSError(number, os.strerror(number))
+    assert (tmp_path / "out" / "a").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), files.replacing(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "no")
