@@ -43,7 +43,7 @@ check: $(STAMP) ## ruff, mypy --strict, import contracts, compiled pipeline up t
 	$(BIN)/lint-imports
 	$(BIN)/longrec compile --check
 
-compile: $(STAMP) ## write pipelines/compiled/training.yaml
+compile: $(STAMP) ## write pipelines/compiled/*.yaml
 	$(BIN)/longrec compile $(ARGS)
 
 serve: $(STAMP) ## serve the model of the last run on http://127.0.0.1:3000

@@ -1,8 +1,8 @@
 """Models and bentos in the BentoML store: python build.py check|build|keep JSON. Run by longrec.packaging, which knows no BentoML.
 
-    check  {"tag"}                                           ends well when the store has neither model nor bento of this tag
+    check  {"tag", "again"}                                  ends well when the store has neither model nor bento of this tag, or may have
     build  {"tag", "bundle", "context", "labels", "out"}     model and bento into the store, and both as one folder to `out`
-    keep   {"tag", "folder"}                                 takes over a folder made by build, in one go
+    keep   {"tag", "folder", "again"}                        takes over a folder made by build, in one go
 
 A mistake ends in one line on stderr and exit code 1. BENTOML_HOME says which store.
 """
@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 import bentoml
 
 
-def check(tag: str) -> None:
-    """Raises SystemExit when the store has a model or a bento of this tag."""
+def check(tag: str, again: bool = False) -> None:
+    """Raises SystemExit when the store has a model or a bento of this tag; not where the tag names its content (`again`)."""
+    if again:
+        return
     for kind, get in (("model", bentoml.models.get), ("bento", bentoml.bentos.get)):
         with contextlib.suppress(bentoml.exceptions.NotFound):
             if str(get(tag).tag) == tag:
@@ -37,9 +39,11 @@ def build(tag: str, bundle: str, context: str, labels: dict[str, str], out: str)
         bento.export(out, output_format="folder")
 
 
-def keep(tag: str, folder: str) -> None:
-    """Copies the bento in a folder, and the model in it, to the store."""
-    check(tag)
+def keep(tag: str, folder: str, again: bool = False) -> None:
+    """Copies the bento in a folder, and the model in it, to the store; with `again`, in place of what has the tag."""
+    check(tag, again)
+    if again:
+        _forget(tag)
     with _all_or_nothing(tag):
         bentoml.bentos.import_bento(folder, input_format="folder")
 
@@ -49,10 +53,14 @@ def _all_or_nothing(tag: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for delete in (bentoml.bentos.delete, bentoml.models.delete):
-            with contextlib.suppress(bentoml.exceptions.NotFound):
-                delete(tag)
+        _forget(tag)
         raise
+
+
+def _forget(tag: str) -> None:
+    for delete in (bentoml.bentos.delete, bentoml.models.delete):
+        with contextlib.suppress(bentoml.exceptions.NotFound):
+            delete(tag)
 
 
 def main() -> None:

@@ -7,16 +7,17 @@ from components import component
 
 @component
 def build_features(
-    dataset: Input[Dataset], events_report: Input[HTML], data: dict, features: Output[Dataset], metrics: Output[Metrics]
+    data_uri: str, data_key: str, code_key: str, events_report: Input[HTML], data: dict, features: Output[Dataset], metrics: Output[Metrics]
 ):
     """Writes the feature tables that the feature store publishes; needs the report of the passed checks, and names it."""
     from longrec.config import DataConfig, build
     from longrec.data.features import build as build_tables
     from longrec.data.files import write_json
+    from longrec.data.location import opened
     from longrec.steps import numbers
 
-    config = build(DataConfig, data, where="data")
-    report = build_tables(dataset.path, features.path, config)
+    with opened(data_uri) as dataset:
+        report = build_tables(dataset, features.path, build(DataConfig, data, where="data"))
     features.metadata["checked_by"] = events_report.uri
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)

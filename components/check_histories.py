@@ -6,7 +6,9 @@ from components import component
 
 
 @component
-def check_histories(histories: Input[Dataset], checks: dict, report: Output[HTML], metrics: Output[Metrics]):
+def check_histories(
+    histories: Input[Dataset], code_key: str, checks: dict, report: Output[HTML], metrics: Output[Metrics]
+):
     """Writes the report on timelines and requests."""
     from longrec.config import ChecksConfig, build
     from longrec.data.checks import check_histories as check

@@ -7,7 +7,7 @@ from components import component
 
 @component
 def evaluate(
-    bundle: Input[Model], histories: Input[Dataset], evaluation_config: dict, gate: dict, served_length: int, seed: int,
+    bundle: Input[Model], histories: Input[Dataset], code_key: str, evaluation_config: dict, gate: dict, served_length: int, seed: int,
     evaluation: Output[Artifact], report: Output[HTML], metrics: Output[Metrics],
 ) -> bool:
     """Returns whether the gate lets the model pass; a single output, since a local `dsl.If` skips on named ones."""

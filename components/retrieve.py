@@ -1,24 +1,25 @@
 """retrieve: histories of all requests, read through the feature store."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import Dataset, Metrics, Output
 
 from components import component
 
 
 @component
 def retrieve(
-    dataset: Input[Dataset], published: Input[Artifact], home: str, repo_dir: str, data: dict, seed: int, histories: Output[Dataset],
-    metrics: Output[Metrics],
+    data_uri: str, data_key: str, code_key: str, published: str, home: str, repo_dir: str, data: dict, seed: int,
+    histories: Output[Dataset], metrics: Output[Metrics],
 ):
-    """Writes timelines, requests as offsets into them, and targets."""
+    """Writes timelines, requests as offsets into them, and targets; `published` is the digest of what is read."""
     from longrec.config import DataConfig, build
     from longrec.data.files import write_json
+    from longrec.data.location import opened
     from longrec.data.store import retrieve as retrieve_histories
     from longrec.steps import numbers
 
-    config = build(DataConfig, data, where="data")
-    report = retrieve_histories(dataset.path, home, repo_dir, histories.path, config, seed)
-    histories.metadata["published"] = published.uri
+    with opened(data_uri) as dataset:
+        report = retrieve_histories(dataset, home, repo_dir, histories.path, build(DataConfig, data, where="data"), seed)
+    histories.metadata["published"] = published
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -7,8 +7,8 @@ from components import component
 
 @component
 def train(
-    histories: Input[Dataset], histories_report: Input[HTML], model: dict, lengths: dict, training: dict, served_length: int, seed: int,
-    bundle: Output[Model], metrics: Output[Metrics],
+    histories: Input[Dataset], histories_report: Input[HTML], code_key: str, model: dict, lengths: dict, training: dict,
+    served_length: int, seed: int, bundle: Output[Model], metrics: Output[Metrics],
 ):
     """Trains on the checked histories; the bundle names the report of the checks."""
     from longrec.config import LengthConfig, ModelConfig, TrainConfig, build

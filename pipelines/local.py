@@ -2,12 +2,14 @@
 
 kfp.local prints about 55 lines per step to stdout; here they go to `<run>/pipeline.log`, and the lines in which it says
 that a task begins, ends or is skipped become progress. Its warnings about conditions that it could not evaluate (it then
-skips the branch and reports success) become errors.
+skips the branch and reports success) become errors. Results of equal inputs are taken from a cache where one is given; kfp keys
+them by the text of the component and its inputs, so the inputs must tell of data and code (step `fingerprint`).
 """
 
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import os
 import re
@@ -25,7 +27,7 @@ from longrec.errors import LongrecError
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BEGIN = re.compile(r"Executing task '(?P<name>[^']+)'")
 _END = re.compile(r"Task '(?P<name>[^']+)' finished with status '?(?P<status>[A-Z]+)")
-_HIT = re.compile(r"Task (?P<name>\S+) cache hit")
+_HIT = re.compile(r"Task (?P<name>\S+) cache hit \(key=(?P<key>[0-9a-f]+)\)")
 _SKIP = re.compile(r"Skipping conditional task (?P<name>\S+)")
 _MISTAKE = re.compile(r"^longrec\.errors\.\w+: (?P<text>.*)")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning|Failure|Failed|Refused|Mismatch)\b(: .*)?$")
@@ -54,16 +56,25 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LocalRun:
-    """A finished pipeline: its steps in the order of execution, and where their artifacts are."""
+    """A finished pipeline: its steps in the order of execution, and where their artifacts are.
+
+    Args:
+        steps: executed and cached ones.
+        skipped: conditions that did not hold.
+        artifacts: of the executed steps.
+        log: what all of them wrote.
+        cached: artifacts of the cached steps, by step and name of the output; they lie in the folders of earlier runs.
+    """
 
     steps: tuple[Step, ...]
     skipped: tuple[str, ...]
     artifacts: Path
     log: Path
+    cached: Mapping[tuple[str, str], Path] = dataclasses.field(default_factory=dict)
 
     def output(self, step: str, name: str) -> Optional[Path]:
         """Returns the path of an output artifact, or None where the step did not write it."""
-        return find_output(self.artifacts, step, name)
+        return self.cached.get((step, name)) or find_output(self.artifacts, step, name)
 
 
 class Listener(Protocol):
@@ -84,7 +95,9 @@ def find_output(artifacts: Path, step: str, name: str) -> Optional[Path]:
     return None
 
 
-def run(pipeline: Callable[..., Any], arguments: Mapping[str, Any], run_dir: Path, listener: Listener) -> LocalRun:
+def run(
+    pipeline: Callable[..., Any], arguments: Mapping[str, Any], run_dir: Path, listener: Listener, *, cache: Optional[Path] = None
+) -> LocalRun:
     """Returns the finished run after executing every step of the graph in a subprocess of this interpreter.
 
     Args:
@@ -92,24 +105,46 @@ def run(pipeline: Callable[..., Any], arguments: Mapping[str, Any], run_dir: Pat
         arguments: its parameters; they travel on the command line of the steps, so keep them small.
         run_dir: gets `artifacts/` and `pipeline.log`.
         listener: hears of the progress.
+        cache: directory of the cache of results; None executes every step.
 
     Raises:
         StepFailed: a step ended with an error; its message is the step's own where it has one.
+        LongrecError: `run_dir` or `cache` cannot be written.
     """
     from kfp import local
 
     artifacts, log = run_dir / "artifacts", run_dir / "pipeline.log"
-    artifacts.mkdir(parents=True, exist_ok=True)
+    _make_folders(artifacts, *([cache] if cache else []))
     with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps, _stopping_steps():
-        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(artifacts), raise_on_error=True)
+        runner = local.SubprocessRunner(use_venv=False)
+        local.init(runner=runner, pipeline_root=str(artifacts), raise_on_error=True, enable_caching=cache is not None,
+                   cache_root=str(cache) if cache else None)
         try:
             pipeline(**arguments)
         except (RuntimeError, OSError, ValueError) as error:
-            name = steps.failed or steps.current or "(none)"
-            raise StepFailed(name, _message(steps.tail) if steps.failed or steps.current else str(error), log) from error
+            name, message = next(iter(steps.failures.items()), ("(none)", str(error)))
+            raise StepFailed(name, message, log) from error
     if steps.complaints:
         raise StepFailed("(condition)", f"kfp could not evaluate a condition: {steps.complaints[0]}", log)
-    return LocalRun(tuple(steps.finished), tuple(steps.skipped), artifacts, log)
+    return LocalRun(tuple(steps.finished), tuple(steps.skipped), artifacts, log, _cached_outputs(cache, steps.hits))
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LongrecError(f"artifacts cannot be written to {folder}", found=error.strerror, fix="Choose another --workdir.") from error
+
+
+def _cached_outputs(cache: Optional[Path], hits: Mapping[str, str]) -> dict[tuple[str, str], Path]:
+    """Returns the artifacts of cached steps; kfp's log gives the first digits of their keys, its cache a JSON file per key."""
+    found: dict[tuple[str, str], Path] = {}
+    for step, key in hits.items() if cache else ():
+        for entry in (cache or Path()).glob(f"{key}*.json"):
+            outputs = json.loads(entry.read_text(encoding="utf-8"))
+            found |= {(step, name): Path(value["uri"]) for name, value in outputs.items() if isinstance(value, dict) and "uri" in value}
+    return found
 
 
 class _StepLog(io.TextIOBase):
@@ -119,18 +154,21 @@ class _StepLog(io.TextIOBase):
         self.finished: list[Step] = []
         self.skipped: list[str] = []
         self.complaints: list[str] = []
-        self.tail: deque[str] = deque(maxlen=400)
-        self.current: Optional[str] = None
-        self.failed: Optional[str] = None
-        self._stream, self._listener, self._rest, self._began = stream, listener, "", 0.0
+        self.hits: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self._tail: deque[str] = deque(maxlen=400)
+        self._running: dict[str, list[float]] = {}
+        self._lock = threading.RLock()  # the iterations of a loop run in threads
+        self._stream, self._listener, self._rest = stream, listener, ""
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._line(_ANSI.sub("", line))
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._line(_ANSI.sub("", line))
         return len(text)
 
     def flush(self) -> None:
@@ -139,28 +177,35 @@ class _StepLog(io.TextIOBase):
     def _line(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
-        self.tail.append(line.removeprefix("    "))
+        self._tail.append(line.lstrip(" ") if len(self._running) > 1 else line.removeprefix("    "))
         if match := _BEGIN.search(line):
             self._begin(match["name"])
         elif match := _SAID.match(line):
             if not match["text"].startswith(_OWN):
                 self._listener.detail(match["text"])
         elif match := _HIT.search(line):
+            self.hits[match["name"]] = match["key"]
             self._finish(match["name"], "cached")
         elif match := _SKIP.search(line):
             self.skipped.append(match["name"])
-        elif (match := _END.search(line)) and match["name"] == self.current:
+        elif (match := _END.search(line)) and match["name"] in self._running:
             self._finish(match["name"], "done" if match["status"] == "SUCCESS" else "failed")
 
     def _begin(self, name: str) -> None:
-        self.current, self._began = name, time.perf_counter()
-        self.tail.clear()
+        if not self._running:
+            self._tail.clear()
+        self._running.setdefault(name, []).append(time.perf_counter())
         self._listener.begin(name)
 
     def _finish(self, name: str, status: str) -> None:
-        seconds = time.perf_counter() - self._began if name == self.current else 0.0
-        self.failed = name if status == "failed" else None
-        self.current = None
+        began = self._running.pop(name, [])
+        seconds = time.perf_counter() - began.pop(0) if began else 0.0
+        if began:
+            self._running[name] = began
+        if status == "failed":
+            self.failures[name] = _message(self._tail)
+        else:
+            self.failures.pop(name, None)  # a retry went well
         self.finished.append(Step(name, status, round(seconds, 3)))
         self._listener.end(self.finished[-1])
 

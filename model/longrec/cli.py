@@ -56,10 +56,12 @@ DEFAULT_WORKDIR = Path(".longrec")
 
 @app.command()
 def run(config: Config = DEFAULT_CONFIG, sets: Sets = None,
-        data: Annotated[Path | None, typer.Option(help="A dataset directory; without it a planted world is made.")] = None,
+        data: Annotated[str | None, typer.Option(help="A dataset: directory, s3:// or gs://; without it one is planted.")] = None,
         users: Annotated[int | None, typer.Option(min=1, help="Users of the planted world.")] = None,
         events: Annotated[int | None, typer.Option(min=1, help="Most events of one user of the planted world.")] = None,
-        workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+        workdir: Workdir = DEFAULT_WORKDIR,
+        cache: Annotated[bool, typer.Option(help="Leave out steps whose data, code and settings did not change.")] = True,
+        as_json: Json = False) -> None:
     """Run the whole pipeline on this machine and print what came out.
 
     Writes WORKDIR/runs/ID/ (summary.json, report.html, pipeline.log, artifacts/) and points WORKDIR/runs/latest at it.
@@ -79,8 +81,8 @@ def run(config: Config = DEFAULT_CONFIG, sets: Sets = None,
 
     settings = configuration.load(config, sets or [])
     with console.StepProgress() as progress:
-        dataset = data or _planted(settings, workdir, users, events, progress)
-        summary = runs.run(settings, dataset, workdir, progress, command=shlex.join(["longrec", *sys.argv[1:]]))
+        dataset = data or str(_planted(settings, workdir, users, events, progress))
+        summary = runs.run(settings, dataset, workdir, progress, command=shlex.join(["longrec", *sys.argv[1:]]), cache=cache)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
@@ -90,26 +92,28 @@ def run(config: Config = DEFAULT_CONFIG, sets: Sets = None,
 
 
 @app.command("compile")
-def compile_pipeline(output: Annotated[Path | None, typer.Option(help="Where to write; default pipelines/compiled/training.yaml.")] = None,
-                     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if the file is not up to date.")] = False,
+def compile_pipeline(pipeline: Annotated[str, typer.Argument(help="training, refresh or study; all of them without a name.")] = "",
+                     config: Annotated[Path | None, typer.Option(help="Its section `platform` is compiled in.")] = None, sets: Sets = None,
+                     output: Annotated[Path | None, typer.Option(help="Folder to write to; default pipelines/compiled.")] = None,
+                     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a file is not up to date.")] = False,
                      as_json: Json = False) -> None:
-    """Compile the training pipeline for a Kubeflow Pipelines server.
+    """Compile the pipelines for a Kubeflow Pipelines server.
 
     \b
     Examples:
       longrec compile
-      longrec compile --output /tmp/training.yaml
+      longrec compile training --config my.yaml --set platform.steps.train.gpu=1 --output /tmp
       longrec compile --check
     """
+    from longrec import config as configuration
     from longrec.run import room
 
-    training = room("pipelines.training")
-    target = output or training.COMPILED
-    if check:
-        training.check_compiled(target)
-    else:
-        training.compile_to(target)
-    _say(as_json, {"path": str(target)}, f"{target} is up to date" if check else f"wrote {target}")
+    compiling = room("pipelines.compiling")
+    names, folder = [pipeline] if pipeline else list(compiling.PIPELINES), output or compiling.FOLDER
+    platform = configuration.load(config, sets or []).platform
+    (compiling.check_compiled if check else compiling.compile_all)(names, folder, platform)
+    paths = [str(folder / f"{name}.yaml") for name in names]
+    _say(as_json, {"paths": paths}, "\n".join(f"{path} is up to date" if check else f"wrote {path}" for path in paths))
 
 
 @app.command()
@@ -131,8 +135,8 @@ def submit(host: Annotated[str, typer.Option(help="Address of the Kubeflow Pipel
     from longrec.run import pipeline_arguments, room
 
     settings = configuration.load(config, sets or [])
-    arguments = pipeline_arguments(settings, data_uri, run_id)
-    sender, package = room("pipelines.submit"), room("pipelines.training").COMPILED
+    arguments = pipeline_arguments(settings, data_uri, run_id=run_id)
+    sender, package = room("pipelines.submit"), room("pipelines.compiling").FOLDER / "training.yaml"
     sent = sender.submit(package, arguments, host, experiment=experiment, name=run_id or settings.name, namespace=namespace)
     _say(as_json, {"run_id": sent.run_id, "experiment": sent.experiment, "url": sent.url}, f"submitted {sent.run_id}: {sent.url}")
 

@@ -250,6 +250,95 @@ class GateConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class StepConfig:
+    """What the platform gives one step of the pipeline; an empty text or 0 asks for nothing.
+
+    Args:
+        cpu, memory: requested, for example `4` and `16Gi`; memory is the limit too.
+        gpu, gpu_type: number of accelerators and their resource name.
+        shared_memory: size of /dev/shm, for example `8Gi`; the loader's processes hand batches over through it.
+        retries: how often a step that ended with an error is started again, first after `backoff_seconds`, then after twice that, ...
+        timeout_seconds: a step that runs longer is stopped.
+        cache: whether a result of equal inputs, data and code is used again.
+        node_selector: labels that a node must have.
+        tolerations: taints of nodes that do not matter, as in a pod (key, operator, value, effect, toleration_seconds).
+    """
+
+    cpu: str = ""
+    memory: str = ""
+    gpu: int = 0
+    gpu_type: str = "nvidia.com/gpu"
+    shared_memory: str = ""
+    retries: int = 2
+    backoff_seconds: int = 30
+    timeout_seconds: int = 6 * 3_600
+    cache: bool = True
+    node_selector: dict[str, str] = dataclasses.field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("gpu", "retries", "backoff_seconds", "timeout_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative", found=getattr(self, name))
+        for toleration in self.tolerations:
+            if unknown := set(toleration) - TOLERATION_KEYS:
+                raise ConfigError("a toleration has an unknown key", found=", ".join(sorted(unknown)), expected=", ".join(TOLERATION_KEYS))
+
+
+TOLERATION_KEYS = frozenset({"key", "operator", "value", "effect", "toleration_seconds"})
+STEPS: Mapping[str, Mapping[str, Any]] = {
+    "fingerprint": {"cache": False, "timeout_seconds": 3_600}, "check-events": {"retries": 0}, "build-features": {},
+    "publish": {"cache": False}, "retrieve": {}, "check-histories": {"retries": 0},
+    "train": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "evaluate": {}, "package": {}, "drift": {}, "plan": {},
+    "trial": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "collect": {}, "finish": {"cache": False, "timeout_seconds": 600},
+}
+"""Steps of the pipelines, and where they differ from the defaults of StepConfig. Checks are not retried: they would say the same again.
+`publish` is never skipped, for its result is outside of the pipeline; it does nothing where the store is as it should be."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlatformConfig:
+    """What a cluster gives the pipelines; applied when one is compiled, ignored on one machine.
+
+    Args:
+        image: of every step (docs/kubeflow.md).
+        image_pull_secrets: names of secrets that the registry asks for.
+        service_account: of the pods; empty for the pipeline server's default.
+        home_volume, home: PersistentVolumeClaim of the feature store, and where it is mounted; ReadWriteMany where nodes differ.
+        data_volume, data: the same for datasets that lie on a volume; without one they are read from an object store.
+        env: plain variables of every step, for example AWS_ENDPOINT_URL.
+        secrets: per name of a secret, the variable that each of its keys becomes, for example {s3: {accesskey: AWS_ACCESS_KEY_ID}}.
+        webhook_secret: name of the secret whose key `url` is told how a run ended.
+        steps: per step what differs from the defaults (StepConfig); `all` is for every step.
+    """
+
+    image: str = "longrec/python-ml:0.1.0"
+    image_pull_secrets: tuple[str, ...] = ()
+    service_account: str = ""
+    home_volume: str = "longrec-home"
+    home: str = "/var/lib/longrec"
+    data_volume: str = ""
+    data: str = "/data"
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    secrets: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    webhook_secret: str = ""
+    steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "python" not in self.image:
+            raise ConfigError("platform.image must have 'python' in its name", found=self.image, fix="kfp's local runner asks for it.")
+        for name in self.steps:
+            if name not in ("all", *STEPS):
+                raise ConfigError(f"there is no step '{name}'", expected=f"all, {', '.join(STEPS)}")
+            self.step(name)
+
+    def step(self, name: str) -> StepConfig:
+        """Returns what a step gets: the defaults, what every step gets, what it gets itself."""
+        value = {**STEPS.get(name, {}), **self.steps.get("all", {}), **self.steps.get(name, {})}
+        return build(StepConfig, value, where=f"platform.steps.{name}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RunConfig:
     """The whole configuration; `name` names the run's experiment and `seed` seeds everything that is random."""
 
@@ -262,6 +351,7 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+    platform: PlatformConfig = dataclasses.field(default_factory=PlatformConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form (tuples become lists)."""
@@ -290,8 +380,8 @@ def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
     return cls(**arguments)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Returns the configuration in a YAML file after `key.sub=value` overrides (values are YAML too).
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the configuration in a YAML file (the defaults for None) after `key.sub=value` overrides (values are YAML too).
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is wrong.
@@ -299,7 +389,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     import yaml
 
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        value = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None) or {}
     except FileNotFoundError as error:
         raise ConfigError(f"no configuration at {path}", fix="See configs/ for examples.") from error
     except yaml.YAMLError as error:
@@ -320,12 +410,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return build(typing.cast("type[Any]", hint), value, where=path)
     if origin is Literal:
         if value in typing.get_args(hint):
             return value
         raise ConfigError(f"{path} is not one of its choices", found=repr(value), expected=", ".join(map(str, typing.get_args(hint))))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a mapping", found=repr(value))
+        return {str(key): _convert(typing.get_args(hint)[1], entry, f"{path}.{key}") for key, entry in value.items()}
     if origin is tuple:
         items = typing.get_args(hint)
         if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):

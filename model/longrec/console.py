@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 MARKS = {"done": ("ok", "green"), "cached": ("cached", "cyan"), "failed": ("FAILED", "red")}
-QUIET = ("importer",)
-"""Steps that only name what is there already; not worth a line."""
+QUIET = ("fingerprint", "finish")
+"""Steps that take no time; not worth a line."""
 
 
 class StepProgress:
@@ -52,7 +52,7 @@ class StepProgress:
 
     def end(self, step: Any) -> None:
         self._clear()
-        if step.name not in QUIET:
+        if step.name not in QUIET or step.status == "failed":
             self.line(step.name, step.seconds, step.status)
 
     def line(self, name: str, seconds: float, status: str = "done") -> None:

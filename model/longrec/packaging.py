@@ -75,26 +75,30 @@ class PackageReport:
 
 
 def package(bundle_dir: str | Path, evaluation_dir: str | Path, histories_dir: str | Path, out_dir: str | Path, *,
-            parity_path: str | Path, version: str, home: str | Path, repo_dir: str | Path, gate: GateConfig, seed: int) -> PackageReport:
+            parity_path: str | Path, version: str, home: str | Path, repo_dir: str | Path, gate: GateConfig, seed: int,
+            code_key: str = "") -> PackageReport:
     """Returns the report of a new bento: a folder at `out_dir`, and in the BentoML store (BENTOML_HOME) under its tag.
 
     Args:
         bundle_dir, evaluation_dir, histories_dir: what was trained, what it reached, on what.
         out_dir: where the exported folder goes.
         parity_path: where parity.json goes, also when the bento is refused.
-        version: of bento and model; the id of the run.
+        version: of bento and model, never used twice; empty for one made of the fingerprints of bundle and code, under which the same
+            bento may be made again.
         home: LONGREC_HOME with the published features.
         repo_dir: feature_repo of the checkout; pyproject.toml, model/ and bento/ are beside it.
         gate: its `max_parity_error` is the bound.
         seed: of the sample of requests.
+        code_key: fingerprint of the code that packages.
 
     Raises:
         GateRefused: the evaluation did not pass its gate, or scores differ by more than the bound.
         PackagingError: the version exists already, or the bento cannot be built or served.
     """
     started, build_script = time.perf_counter(), checkout(repo_dir) / "bento" / "build.py"
+    again, version = not version, version or f"{files.read_json(Path(bundle_dir) / 'bundle.json')['version'][:12]}-{code_key[:6]}"
     tag = f"{NAME}:{clean_version(version)}"
-    _bentoml(build_script, "check", tag=tag)
+    _bentoml(build_script, "check", tag=tag, again=again)
     with files.replacing(out_dir) as folder, tempfile.TemporaryDirectory(prefix="longrec-package-") as scratch:
         staged = stage(bundle_dir, evaluation_dir, Path(scratch) / "context", histories_dir=histories_dir, repo_dir=repo_dir,
                        version=version)
@@ -103,10 +107,22 @@ def package(bundle_dir: str | Path, evaluation_dir: str | Path, histories_dir: s
         parity = check_parity(bundle_dir, histories_dir, folder, home=home, bound=gate.max_parity_error, seed=seed)
         files.write_json(parity_path, dataclasses.asdict(parity))
         _refuse_unequal(parity)
-        _bentoml(build_script, "keep", tag=tag, folder=str(folder.resolve()))
+        _bentoml(build_script, "keep", tag=tag, folder=str(folder.resolve()), again=again)
     seconds = time.perf_counter() - started
     log.info("packaged %s in %.1f s, scores differ by at most %.2g", tag, seconds, max(parity.scorer_error, parity.http_error))
     return PackageReport(tag, str(out_dir), staged.labels, staged.wheel, parity, seconds)
+
+
+def keep(tag: str, folder: str | Path, repo_dir: str | Path) -> None:
+    """Puts a packaged bento back into the BentoML store, from the folder that `package` wrote; nothing is done where it is there.
+
+    Raises:
+        PackagingError: the folder holds no such bento.
+    """
+    name, _, version = tag.partition(":")
+    home = Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
+    if not all((home / kind / name / version).is_dir() for kind in ("bentos", "models")):
+        _bentoml(checkout(repo_dir) / "bento" / "build.py", "keep", tag=tag, folder=str(Path(folder).resolve()), again=True)
 
 
 def stage(bundle_dir: str | Path, evaluation_dir: str | Path, out_dir: str | Path, *, histories_dir: str | Path, repo_dir: str | Path,

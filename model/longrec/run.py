@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from longrec.config import RunConfig
+from longrec.data import location
 from longrec.data.files import read_json, write_json
 from longrec.errors import LongrecError
 
@@ -34,8 +35,8 @@ PAGES = {"check-events": ("check-events", "report"), "check-histories": ("check-
 
 THREADING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait sleep. By default they spin, which on a machine with other work made training 20 to 60 times slower (docs/log.md)."""
-SILENT_STEPS = ("importer",)
-"""Steps that only name what is there already."""
+SILENT_STEPS = ("fingerprint", "finish")
+"""Steps that take no time."""
 
 
 class CheckoutError(LongrecError):
@@ -46,25 +47,28 @@ class BusyError(LongrecError):
     """Another run is using the same work directory."""
 
 
-def run(config: RunConfig, dataset: Path, workdir: Path, listener: Any, *, command: str = "") -> dict[str, Any]:
+def run(config: RunConfig, dataset: str, workdir: Path, listener: Any, *, command: str = "", cache: bool = True) -> dict[str, Any]:
     """Returns the summary of a finished run, which is also in `<workdir>/runs/latest/summary.json`.
 
     A model that the gate refused is a finished run too: its summary says why, and its `bento_tag` is None.
 
     Args:
         config: of the run.
-        dataset: directory written by an importer or by `synthesize`.
+        dataset: directory written by an importer or by `synthesize`, or its address in an object store.
         workdir: the feature store lives in it (LONGREC_HOME); the run in `runs/<id>`.
         listener: hears of the progress (`pipelines.local.Listener`).
         command: what was typed, for the summary.
+        cache: whether steps whose data, code and settings did not change since an earlier run are left out.
 
     Raises:
         BusyError: another run is using `workdir`.
         LongrecError: a step failed; pages that it wrote before are in the folder of the run.
     """
-    head = read_json(dataset / "dataset.json")
-    folder, finished = run_training(config, dataset, workdir, listener)
-    summary = summarize(config, folder, finished, {"path": str(dataset.resolve()), **head}, command)
+    dataset = absolute(dataset)
+    head = location.read_json(dataset, "dataset.json")
+    folder, finished = run_pipeline("training", pipeline_arguments(config, dataset), config.name, workdir, listener, cache=cache)
+    _restore_bento(finished)
+    summary = summarize(config, folder, finished, {"path": dataset, **head}, command)
     finish(folder, summary)
     return summary
 
@@ -100,6 +104,7 @@ def summarize(config: RunConfig, folder: Path, finished: Any, dataset: Mapping[s
         "gate": {"passed": found["gate"]["passed"], "reasons": found["gate"]["reasons"]},
         "bento_tag": None if packaged is None else read_json(packaged)["tag"],
         "report": str(folder / "report.html"), "log": str(finished.log), "artifacts": str(finished.artifacts),
+        "steps": {step.name: step.status for step in finished.steps if step.name not in SILENT_STEPS},
         "seconds": {step.name: round(step.seconds, 2) for step in finished.steps if step.name not in SILENT_STEPS},
         "example": _example(evaluation / "predictions.parquet"), "training": found["training"], "config": config.to_dict(),
         "versions": versions(),
@@ -188,23 +193,40 @@ def room(name: str) -> ModuleType:
                             fix="Install everything: pip install -e '.[all]' -c constraints.txt") from error
 
 
-def pipeline_arguments(config: RunConfig, data_uri: str, run_id: str = "", **places: str) -> dict[str, Any]:
-    """Returns the parameters of the training pipeline: the sections of the configuration, the dataset, the seed.
+def pipeline_arguments(config: RunConfig, data_uri: str, **others: Any) -> dict[str, Any]:
+    """Returns the parameters of the training pipeline: the sections of the configuration, the dataset, the seed, and `others`.
 
-    Args:
-        places: `home` and `repo_dir` of the feature store, where they differ from the image's.
+    The platform's section is none of them: it is compiled in.
     """
     sections = config.to_dict()
     served_length = sections["evaluate"].pop("served_length")
-    sections.pop("name")
-    return {"data_uri": data_uri, "run_id": run_id, "served_length": served_length, **sections, **places}
+    for name in ("name", "platform"):
+        sections.pop(name)
+    return {"data_uri": data_uri, "served_length": served_length, **sections, **others}
 
 
-def run_training(config: RunConfig, dataset: Path, workdir: Path, listener: Any) -> tuple[Path, Any]:
-    """Returns the folder of a new run and the finished local run after executing the training pipeline.
+def absolute(uri: str) -> str:
+    """Returns the address of a dataset with a relative path made absolute."""
+    return uri if "://" in uri else str(Path(uri).resolve())
+
+
+def _restore_bento(finished: Any) -> None:
+    """Puts the bento of a cached packaging back into the BentoML store where it is gone from there."""
+    from longrec.packaging import keep
+
+    packaged, folder = finished.output("package", "packaged"), finished.output("package", "bento")
+    if packaged is not None and folder is not None:
+        keep(read_json(packaged)["tag"], folder, find_root() / "feature_repo")
+
+
+def run_pipeline(name: str, arguments: Mapping[str, Any], title: str, workdir: Path, listener: Any, *,
+                 cache: bool = True) -> tuple[Path, Any]:
+    """Returns the folder of a new run and the finished local run after executing a pipeline on this machine.
 
     Args:
-        dataset: directory written by an importer or by `synth`.
+        name: of the pipeline (`pipelines.compiling.PIPELINES`).
+        arguments: its parameters but `home`, `repo_dir` and `run_id`.
+        title: part of the folder's name.
         workdir: the feature store lives in it (LONGREC_HOME); the run in `runs/<id>`.
         listener: hears of the progress (`pipelines.local.Listener`).
 
@@ -212,19 +234,21 @@ def run_training(config: RunConfig, dataset: Path, workdir: Path, listener: Any)
         BusyError: another run is using `workdir`.
         LongrecError: a step failed; pages that it wrote before are in the folder of the run.
     """
-    root, local, training = find_root(), room("pipelines.local"), room("pipelines.training")
+    root, local, pipeline = find_root(), room("pipelines.local"), room("pipelines.compiling").pipeline(name, None)
     workdir = workdir.resolve()
     environment = {**THREADING, **os.environ, "LONGREC_HOME": str(workdir), "BENTOML_DO_NOT_TRACK": "True"}
     with _locked(workdir), _environment(**environment):
-        folder = _new_run(workdir / "runs", config.name)
-        arguments = pipeline_arguments(config, str(dataset.resolve()), folder.name, home=str(workdir), repo_dir=str(root / "feature_repo"))
+        folder = _new_run(workdir / "runs", title)
+        given = {**arguments, "run_id": folder.name, "home": str(workdir), "repo_dir": str(root / "feature_repo")}
+        finished = None
         try:
-            return folder, local.run(training.training, arguments, folder, listener)
+            finished = local.run(pipeline, given, folder, listener, cache=workdir / "cache" if cache else None)
         finally:
-            for name, (step, output) in PAGES.items():
-                page = local.find_output(folder / "artifacts", step, output)
-                if page is not None and page.is_file():
-                    shutil.copyfile(page, folder / f"{name}.html")
+            for page, (step, output) in PAGES.items():
+                path = finished.output(step, output) if finished else local.find_output(folder / "artifacts", step, output)
+                if path is not None and path.is_file():
+                    shutil.copyfile(path, folder / f"{page}.html")
+        return folder, finished
 
 
 def finish(folder: Path, summary: Mapping[str, Any]) -> Path:

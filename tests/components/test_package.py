@@ -14,7 +14,8 @@ from tests.conftest import ROOT, ServedWorld
 
 def test_the_step_declares_what_the_pipeline_gives_and_reads() -> None:
     specification = package.component_spec
-    assert set(specification.inputs) == {"bundle", "evaluation", "histories", "gate", "run_id", "job_id", "home", "repo_dir", "seed"}
+    assert set(specification.inputs) == {"bundle", "evaluation", "histories", "code_key", "gate", "version", "home", "repo_dir",
+                                         "seed"}
     assert set(specification.outputs) == {"bento", "parity", "packaged", "metrics"}
 
 
@@ -28,10 +29,11 @@ def test_the_step_leaves_bento_verdict_and_metrics(served_world: ServedWorld, tm
                "packaged": dsl.Artifact(uri=str(out / "packaged")), "metrics": dsl.Metrics(uri=str(out / "metrics"))}
     package.python_func(
         bundle=dsl.Model(uri=str(world / "bundle")), evaluation=dsl.Artifact(uri=str(world / "evaluation")),
-        histories=dsl.Dataset(uri=str(world / "histories")), gate={"max_parity_error": 1e-5}, run_id="", job_id="Job-7",
+        histories=dsl.Dataset(uri=str(world / "histories")), gate={"max_parity_error": 1e-5}, code_key="0c0de0f", version="",
         home=str(world / "home"), repo_dir=str(ROOT / "feature_repo"), seed=1, **outputs)
-    assert (out / "bento" / "bento.yaml").is_file() and (out / "bento" / "models" / "longrec-ranker" / "job-7").is_dir()
+    version = f"{json.loads((world / 'bundle' / 'bundle.json').read_text())['version'][:12]}-0c0de0"
+    assert (out / "bento" / "bento.yaml").is_file() and (out / "bento" / "models" / "longrec-ranker" / version).is_dir()
     facts = json.loads((out / "packaged").read_text())
-    assert facts["tag"] == outputs["bento"].metadata["tag"] == "longrec-ranker:job-7" and facts["path"] == str(out / "bento")
+    assert facts["tag"] == outputs["bento"].metadata["tag"] == f"longrec-ranker:{version}" and facts["path"] == str(out / "bento")
     assert json.loads((out / "parity").read_text()) == {**facts["parity"], "problems": []} and facts["parity"]["bound"] == 1e-5
     assert json.loads((out / "metrics").read_text())["parity.http_error"] <= 1e-5

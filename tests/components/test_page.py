@@ -37,7 +37,8 @@ def _roots(nodes: list[ast.stmt]) -> set[str]:
 
 def test_there_is_a_component_per_step() -> None:
     names = {function.name for path in FILES for function in _functions(path)}
-    assert {"build_features", "check_events", "publish", "retrieve", "check_histories", "train", "evaluate", "package"} <= names
+    assert {"fingerprint", "build_features", "check_events", "publish", "retrieve", "check_histories", "train", "evaluate", "package",
+            "finish"} <= names
 
 
 def _id(path: Path) -> str:

@@ -48,7 +48,7 @@ def test_importing_the_command_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     (["run", "--config", "absent.yaml"], "no configuration at absent.yaml"),
     (["run", "--set", "train.epoch=2"], "unknown configuration key 'train.epoch'. Did you mean 'epochs'?"),
-    (["run", "--data", "absent"], "absent/dataset.json does not exist"),
+    (["run", "--data", "absent"], "there is no dataset at"),
     (["import", "kuairand", "absent", "--out", "never"], "absent holds no KuaiRand log"),
     (["bench", "nothing"], "no benchmark is called nothing"),
     (["synth", "--out", "never", "--topics", "5000"], "num_topics must not be above num_items"),
@@ -89,13 +89,15 @@ def test_import_events_shows_what_came_in_and_what_was_rejected(tmp_path: Path) 
 
 
 def test_compile_writes_and_checks(tmp_path: Path) -> None:
-    target = tmp_path / "training.yaml"
-    assert "wrote" in CliRunner().invoke(app, ["compile", "--output", str(target)]).output
-    assert CliRunner().invoke(app, ["compile", "--check", "--output", str(target)]).exit_code == 0
+    target, place = tmp_path / "training.yaml", ["--output", str(tmp_path)]
+    assert f"wrote {target}" in CliRunner().invoke(app, ["compile", "training", *place]).output
+    assert CliRunner().invoke(app, ["compile", "training", "--check", *place]).exit_code == 0
     target.write_text(target.read_text().replace("build-features", "make-features"))
-    stale = CliRunner().invoke(app, ["compile", "--check", "--output", str(target), "--json"])
+    stale = CliRunner().invoke(app, ["compile", "training", "--check", "--json", *place])
     assert stale.exit_code == 1 and "not up to date" in stale.output
     assert "make-features" in target.read_text(), "a check writes nothing"
+    assert CliRunner().invoke(app, ["compile", *place, "--set", "platform.image=team/python:2"]).exit_code == 0
+    assert "team/python:2" in target.read_text() and (tmp_path / "refresh.yaml").is_file()
 
 
 def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ def test_a_room_without_its_packages_says_what_to_install(monkeypatch: pytest.Mo
 def test_pipeline_arguments_are_the_parameters_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
     training = run.room("pipelines.training").training
+    others = {"run_id": "id", "home": "h", "repo_dir": "r", "webhook": "w"}
     config = RunConfig(seed=5, evaluate=EvaluateConfig(served_length=77))
-    arguments = run.pipeline_arguments(config, "data", "id", home="h", repo_dir="r")
+    arguments = run.pipeline_arguments(config, "data", **others)
     assert set(arguments) == set(training.component_spec.inputs), "every parameter is given, none is unknown"
     assert (arguments["served_length"], arguments["seed"]) == (77, 5) and "served_length" not in arguments["evaluate"]
     assert json.loads(json.dumps(arguments)) == arguments, "only JSON values"

@@ -107,8 +107,8 @@ def test_a_run_arrives_with_its_arguments_and_the_whole_graph(server: FakeServer
     parameters = server.runs[0]["runtime_config"]["parameters"]
     assert parameters == arguments
     spec = server.runs[0]["pipeline_spec"]
-    tasks = spec.get("pipeline_spec", spec)["root"]["dag"]["tasks"]
-    assert {"build-features", "check-events", "publish", "retrieve", "check-histories", "train", "evaluate"} <= set(tasks)
+    tasks = spec["pipeline_spec"]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert {"fingerprint", "build-features", "check-events", "publish", "retrieve", "check-histories", "train", "evaluate"} <= set(tasks)
 
 
 def test_nothing_listening_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

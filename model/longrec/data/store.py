@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 
 from longrec.config import DataConfig
 from longrec.data import dataset as layout
-from longrec.data import features, files, history, pushed
+from longrec.data import features, files, history, location, pushed
 from longrec.data.histories import SPLITS, HistoriesWriter, split_moments, split_names
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from longrec.schema import CREATED, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
@@ -79,6 +79,8 @@ class PublishReport:
         online_slices: materializations that it took.
         num_verified: users read back from the online store and found equal.
         num_carried: pushed events of the version before that the feature tables lack, and that were pushed again.
+        digest: of the feature tables.
+        was_current: whether the home pointed to such a version already, and nothing was done.
     """
 
     version: str
@@ -89,6 +91,8 @@ class PublishReport:
     online_slices: int
     num_verified: int
     num_carried: int = 0
+    digest: str = ""
+    was_current: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,13 +185,15 @@ def environment(home: str | Path) -> dict[str, str]:
     return {"LONGREC_HOME": str(home), "FEAST_FS_YAML_FILE_PATH": str(home / "feast" / "feature_store.yaml")}
 
 
-def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path) -> PublishReport:
+def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path, *, key: str = "") -> PublishReport:
     """Returns counts after making feature tables the ones that `home` serves, offline and online; all at once, by one rename.
 
     Args:
         features_dir: written by `features.build`.
         home: LONGREC_HOME.
         repo_dir: the feature repository (feature_store.yaml, definitions.py).
+        key: names the code that publishes. Where `home` points to a version made of equal tables under this key, and its online store
+            answers, that version stays and nothing is done; always published anew when empty.
 
     Raises:
         DataError: the feature tables are incomplete or were changed.
@@ -197,10 +203,13 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path) ->
     manifest = _checked_manifest(tables)
     version = home / "store" / f"{manifest['version']}-{uuid.uuid4().hex[:6]}"
     with _locked(home):
+        if key and _is_current(home, manifest, key):
+            return _publish_report(home / "store" / str(_current(home)), manifest, was_current=True)
         try:
             with files.disk_errors(version):
                 _copy(tables, version / "features")
             _write_settings(Path(repo_dir), version)
+            files.write_json(version / "feast" / "key.json", {**_key(key), "before": _before(home, manifest.get("dataset_hash"))})
             published = Published(version, manifest, Schema.load(version / "features" / "schema.json"))
             _add_tail(published.path, _tail_rows([], 0))
             with _feast_errors("publishing failed"):
@@ -210,10 +219,7 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path) ->
             _remove(version)
             raise
         _switch(home, version)
-    counts = manifest["counts"]
-    return PublishReport(version=str(version), fingerprint=manifest["fingerprint"], num_users=counts["num_users"],
-                         num_events=counts["num_events"], num_items=counts["num_items"], online_slices=slices, num_verified=verified,
-                         num_carried=carried)
+    return _publish_report(version, manifest, online_slices=slices, num_verified=verified, num_carried=carried)
 
 
 def push(home: str | Path, repo_dir: str | Path | None, events: pa.Table) -> PushReport:
@@ -302,6 +308,21 @@ def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, ou
             "splits": {name: splits.count(name) for name in SPLITS}, "history_length": layout.quantiles(cut.ends - cut.starts)}
         writer.finish(cut.users, table, targets, items, manifest)
         return _retrieve_report(manifest, cut, targets, items)
+
+
+def version_before(home: str | Path, data_uri: str) -> str:
+    """Returns what names the published version that a dataset is compared with by the checks of its events; empty for none.
+
+    It stays the same when the dataset itself has been published meanwhile, so that a check of equal data is not done again for that.
+
+    Args:
+        home: LONGREC_HOME.
+        data_uri: of the dataset.
+
+    Raises:
+        DataError: there is no dataset.
+    """
+    return _before(Path(home).resolve(), location.read_json(data_uri, "dataset.json").get("facts", {}).get("content_hash"))
 
 
 class OnlineStore:
@@ -903,6 +924,46 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     except shutil.Error as error:
         raise OSError(errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO, str(error)) from error
+
+
+def _publish_report(version: Path, manifest: Mapping[str, Any], *, online_slices: int = 0, num_verified: int = 0, num_carried: int = 0,
+                    was_current: bool = False) -> PublishReport:
+    counts = manifest["counts"]
+    return PublishReport(version=str(version), fingerprint=manifest["fingerprint"], num_users=counts["num_users"],
+                         num_events=counts["num_events"], num_items=counts["num_items"], online_slices=online_slices,
+                         num_verified=num_verified, num_carried=num_carried, digest=manifest["version"], was_current=was_current)
+
+
+def _is_current(home: Path, manifest: Mapping[str, Any], key: str) -> bool:
+    """Returns whether `home` points to a whole version that was made of these feature tables under this key."""
+    version = home / "store" / (_current(home) or "none")
+    try:
+        known, note = files.read_json(version / "features" / "manifest.json"), files.read_json(version / "feast" / "key.json")
+        if known != manifest or {**note, **_key(key)} != note:
+            return False
+        if not all((version / "features" / name).is_file() for name in manifest["files"]):
+            return False
+        if "type: sqlite" in (version / "feast" / "feature_store.yaml").read_text(encoding="utf-8"):
+            return all((version / "feast" / name).is_file() for name in ("online.db", "registry.db"))  # Feast costs seconds to ask
+        return _verify(_Door(Published.open(home), None)) > 0
+    except (OSError, DataError, StoreError):
+        return False
+
+
+def _before(home: Path, dataset_hash: str | None) -> str:
+    """Returns the digest of the published version that is not of this dataset, or of the one before it; empty for none."""
+    version = home / "store" / (_current(home) or "none")
+    try:
+        manifest = files.read_json(version / "features" / "manifest.json")
+        if dataset_hash != manifest.get("dataset_hash"):
+            return str(manifest["version"])
+        return str(files.read_json(version / "feast" / "key.json")["before"])
+    except (DataError, KeyError):
+        return ""
+
+
+def _key(key: str) -> dict[str, str]:
+    return {"key": key, "overlay": os.environ.get(OVERLAY, "")}
 
 
 def _write_settings(repo_dir: Path, version: Path) -> None:
