@@ -94,5 +94,6 @@ def _room_files(root: Path, step: str) -> Iterator[str]:
         place = root / room
         paths = sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []
         for path in paths:
-            if path.is_file() and not {"__pycache__", "data", "wheels"} & set(path.relative_to(root).parts):
+            made = "__pycache__" in path.parts or path.relative_to(root).parts[:2] in (("feature_repo", "data"), ("bento", "wheels"))
+            if path.is_file() and not made:
                 yield f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
