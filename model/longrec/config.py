@@ -250,6 +250,25 @@ class GateConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DriftConfig:
+    """When live requests have drifted from what a model was evaluated on (`longrec.monitor`).
+
+    Args:
+        max_score_psi, max_feature_psi: largest population stability index of the scores of a task; of a feature, or of the history lengths.
+        window_hours: before the last request, of the requests that are looked at.
+        min_requests: below which nothing is called drifted.
+    """
+
+    max_score_psi: float = 0.25
+    max_feature_psi: float = 0.25
+    window_hours: float = 24.0
+    min_requests: int = 200
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_score_psi", "max_feature_psi", "window_hours", "min_requests")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StepConfig:
     """What the platform gives one step of the pipeline; an empty text or 0 asks for nothing.
 
