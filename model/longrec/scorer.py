@@ -44,6 +44,22 @@ class RequestRows:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class KeptEvents:
+    """The events of one request as the model attends to them; `Scorer.keys_values` makes them, a cache may keep and join them.
+
+    Args:
+        layers: M of [L, 2 D] on the scorer's device, K | V of each event, oldest first.
+        timestamps: int64 [L] on the scorer's device, ms.
+    """
+
+    layers: Sequence[torch.Tensor]
+    timestamps: torch.Tensor
+
+    def __len__(self) -> int:
+        return int(self.timestamps.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Scorer:
     """Scores requests with a bundle.
 
@@ -51,16 +67,18 @@ class Scorer:
         bundle: what is served.
         device: where its ranker is.
         token_budget, max_requests: bounds of one batch, in events and requests; they change the speed, not the scores.
+        precision: of the matrix products; float32, or bfloat16 for a GPU that serves.
     """
 
     bundle: Bundle
     device: torch.device
     token_budget: int = TOKEN_BUDGET
     max_requests: int = MAX_REQUESTS
+    precision: torch.dtype = torch.float32
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu", *, schema: Schema | None = None,
-             token_budget: int = TOKEN_BUDGET, max_requests: int = MAX_REQUESTS) -> Scorer:
+             token_budget: int = TOKEN_BUDGET, max_requests: int = MAX_REQUESTS, precision: torch.dtype = torch.float32) -> Scorer:
         """Returns the scorer of the bundle in a directory.
 
         Raises:
@@ -70,7 +88,7 @@ class Scorer:
         device = torch.device(device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError("no GPU is available", found=f"device {device}", expected="cpu", fix="Ask for device cpu.")
-        return cls(Bundle.load(directory, device, schema), device, token_budget, max_requests)
+        return cls(Bundle.load(directory, device, schema), device, token_budget, max_requests, precision)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -104,10 +122,62 @@ class Scorer:
     def score_batches(self, batches: Iterable[RequestBatch]) -> Iterator[Scores]:
         """Yields the probabilities of each batch, float32 [N, K] in the order of its targets; labels are not looked at."""
         for batch in batches:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._autocast():
                 logits = self.bundle.ranker(dataclasses.replace(batch, labels=None).to(self.device)).logits
                 scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
             yield scores
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether an event's keys and values stay the same for ever; with `recency: token` they depend on the request's moment."""
+        return self.bundle.config.recency != "token"
+
+    def keys_values(self, histories: Sequence[pa.RecordBatch], moments_ms: Sequence[int]) -> list[KeptEvents]:
+        """Returns the keys and values of histories that are in time order and before their moments; rows do not depend on each other.
+
+        Args:
+            histories: the history codec's columns, oldest event first.
+            moments_ms: of the requests; they matter only where the model is not `is_cacheable`.
+        """
+        entries = [self.bundle.encoder.events(events) if events.num_rows else _no_events(self.bundle.schema) for events in histories]
+        num_requests, users = len(entries), np.zeros((len(entries), len(self.bundle.schema.user)), np.int32)
+        batch = stream.pack(entries, [np.zeros(1, np.int32)] * num_requests, users, np.array(moments_ms, np.int64)).to(self.device)
+        with torch.inference_mode(), self._autocast():
+            layers = self.bundle.ranker.keys_values(batch)
+        lengths = [events.num_rows for events in histories]
+        parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
+        return [KeptEvents(part, times) for part, times in zip(parts, batch.event_timestamps.split(lengths), strict=True)]
+
+    def score_kept(self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]) -> list[Scores]:
+        """Returns the probabilities of each request over kept events, float32 [m, K]: what `score` returns for the same events.
+
+        Args:
+            requests: at least one, each with candidates; their histories are not looked at.
+            kept: events of each.
+        """
+        batch = self._without_events(requests)
+        with torch.inference_mode(), self._autocast():
+            memories = self.bundle.ranker.kept([part.layers for part in kept], [part.timestamps for part in kept], batch)
+            logits = self.bundle.ranker.score(batch, memories).logits
+            scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
+        return np.split(scores, np.cumsum([len(request.candidates) for request in requests])[:-1])
+
+    def attention(self, request: RequestRows, kept: KeptEvents) -> npt.NDArray[np.float32]:
+        """Returns how much each candidate attends to each event, float32 [M, H, m, L], rows that sum to 1: the softmax that scores it."""
+        batch = self._without_events([request])
+        with torch.inference_mode(), self._autocast():
+            seen: list[list[torch.Tensor]] = []
+            memories = self.bundle.ranker.kept([kept.layers], [kept.timestamps], batch)
+            self.bundle.ranker.score(batch, [dataclasses.replace(memory, seen=seen) for memory in memories])
+            weights: npt.NDArray[np.float32] = torch.stack([layer[0] for layer in seen]).cpu().numpy()
+        return weights
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def _without_events(self, requests: Sequence[RequestRows]) -> RequestBatch:
+        """Returns the batch of requests that all have candidates, as if their histories were empty."""
+        return self._pack(requests, [_no_events(self.bundle.schema)] * len(requests)).to(self.device)
 
     def _batches(self, requests: Sequence[RequestRows], length: int) -> Iterator[RequestBatch]:
         """Yields batches of requests with candidates; encodes one batch at a time, so that memory does not grow with their number."""
@@ -118,11 +188,13 @@ class Scorer:
 
     def to_batch(self, requests: Sequence[RequestRows], length: int) -> RequestBatch:
         """Returns the batch of requests that all have candidates, with at most `length` events each."""
+        return self._pack(requests, [self._history(request, length) for request in requests])
+
+    def _pack(self, requests: Sequence[RequestRows], histories: Sequence[EncodedEvents]) -> RequestBatch:
         encoder = self.bundle.encoder
         moments = np.array([request.moment_ms for request in requests], np.int64)
         return stream.pack(
-            [self._history(request, length) for request in requests],
-            [encoder.item_rows(np.asarray(request.candidates, np.int64)) for request in requests],
+            histories, [encoder.item_rows(np.asarray(request.candidates, np.int64)) for request in requests],
             encoder.users(_user_table(encoder.schema, [request.user_features or {} for request in requests])), moments)
 
     def _history(self, request: RequestRows, length: int) -> EncodedEvents:

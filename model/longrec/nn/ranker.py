@@ -25,7 +25,8 @@ from longrec.nn.baselines import history_reader
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.matches import Matches
 from longrec.nn.mixer import RankMixer
-from longrec.nn.stca import STCA
+from longrec.nn.stca import STCA, Memory
+from longrec.nn.target_attention.kept import KeptKeysValues
 from longrec.schema import Schema
 
 NUM_MIXER_TOKENS = 4
@@ -107,8 +108,28 @@ class Ranker(nn.Module):
         """
         return self._separable().encode(self.event_tokens(batch, self.gaps(batch)))
 
-    def score(self, batch: RequestBatch, encoded: Iterable[Tensor]) -> RankerOutput:
-        """Returns the logits of all targets over encoded events; `score(batch, encode(batch))` equals `forward(batch)`."""
+    def keys_values(self, batch: RequestBatch) -> list[Tensor]:
+        """Returns K | V of the events in each layer, each [T, 2 D], rows as independent as those of `encode`."""
+        return self.stca.keys_values(self.event_tokens(batch, self.gaps(batch)))
+
+    def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor],
+             batch: RequestBatch) -> list[KeptKeysValues]:
+        """Returns what `score` takes as `encoded`, for a batch that holds no events because their keys and values were kept.
+
+        Args:
+            parts: [R][M] of [L, 2 D], rows that `keys_values` made.
+            timestamps: R of int64 [L], ms, of the events.
+            batch: the requests.
+        """
+        gaps = None
+        if self.recency == "bias":
+            gaps = [gap_buckets(moment.expand(len(times)), times)
+                    for moment, times in zip(batch.request_timestamps.split(1), timestamps, strict=True)]
+        counts = batch.target_offsets.diff().tolist() if batch.host_counts is None else batch.host_counts[1]
+        return self.stca.kept(parts, gaps, counts)
+
+    def score(self, batch: RequestBatch, encoded: Iterable[Memory]) -> RankerOutput:
+        """Returns the logits of all targets over encoded or kept events; `score(batch, encode(batch))` equals `forward(batch)`."""
         targets = self.item_tokens(batch.target_items)
         z = self._separable().score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch))
         return self._output(batch, targets, z)

@@ -11,8 +11,8 @@ Shape letters: R requests, T packed events, N packed targets, D width, H heads, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -24,8 +24,11 @@ from longrec.config import ModelConfig
 from longrec.nn import fused_stca
 from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused
+from longrec.nn.target_attention.kept import KeptKeysValues
 
 QK_GAIN = 2.0
+Memory: TypeAlias = Tensor | fused.KeysValues | fused.Tokens | KeptKeysValues
+"""What a layer's queries attend to: X_i of the events, what longrec.nn.fused_stca made of them, or what a cache kept."""
 
 
 class Layer(nn.Module):
@@ -64,9 +67,13 @@ class Layer(nn.Module):
         separate: Tensor = self.query_norm(self.query_ffn(mixed))
         return separate
 
-    def attend(self, queries: Float[Tensor, "N D"], encoded: Float[Tensor, "T D"] | fused.KeysValues | fused.Tokens, segments: Segments,
+    def keys_values(self, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D2"]:
+        """Returns K | V of the raw event tokens X, for longrec.nn.target_attention.kept."""
+        return self.encode(events) @ torch.cat([self.w_k, self.w_v], dim=1)
+
+    def attend(self, queries: Float[Tensor, "N D"], encoded: Memory, segments: Segments,
                gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
-        """Returns o_i; zeros for an empty history. `encoded` is X_i, or what longrec.nn.fused_stca made of the events."""
+        """Returns o_i; zeros for an empty history. `encoded` is X_i, or what else holds the events."""
         if not isinstance(encoded, Tensor):
             output: Tensor = encoded.attend(queries @ self.w_q * (queries.shape[1] // self.num_heads) ** -0.5) @ self.w_o
             return output
@@ -121,13 +128,37 @@ class STCA(nn.Module):
         """Returns X_1 ... X_M, each [T, D]: the target-free half, which a cache can keep per event."""
         return list(self._encodings(events))
 
-    def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Tensor], event_offsets: Int[Tensor, " R1"],
+    def keys_values(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
+        """Returns K | V of each layer, each [T, 2 D]: what a cache keeps per event where many targets are to be scored."""
+        layers = self._layers()
+        if fused_stca.usable(layers, events):
+            return fused_stca.keys_values(layers, events)
+        return [layer.keys_values(events) for layer in layers]
+
+    def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Memory], event_offsets: Int[Tensor, " R1"],
               target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
-        """Returns z of every target over encoded histories; arguments as in `forward`, `encoded` as `encode` returns it."""
+        """Returns z of every target; arguments as in `forward`, `encoded` as `encode` returns it or kept keys and values by layer."""
         return self._score(targets, encoded, Segments.of(event_offsets, target_offsets), gaps)
 
-    def _score(self, targets: Tensor, encoded: Iterable[Tensor | fused.KeysValues | fused.Tokens], segments: Segments,
-               gaps: Tensor | None) -> Tensor:
+    def kept(self, parts: Sequence[Sequence[Tensor]], gaps: Sequence[Tensor] | None,
+             num_targets: Sequence[int]) -> list[KeptKeysValues]:
+        """Returns what each layer attends to of R requests.
+
+        Args:
+            parts: [R][M] of [L, 2 D], rows that `keys_values` made.
+            gaps: R of [L], bucket of the time gap of each event, for `recency: bias`.
+            num_targets: of each request.
+        """
+        layers, lengths = self._layers(), [request[0].shape[0] for request in parts]
+        tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None]
+        biases: list[Sequence[Tensor | None]] = [[None] * len(parts)] * len(layers)
+        if gaps is not None and tables:
+            by_head = torch.stack(tables).float().transpose(1, 2).flatten(0, 1).index_select(1, torch.cat(list(gaps)))
+            biases = [layer_bias.split(lengths, dim=1) for layer_bias in by_head.unflatten(0, (len(layers), -1))]
+        return [KeptKeysValues([request[index] for request in parts], biases[index], layer.num_heads, num_targets)
+                for index, layer in enumerate(layers)]
+
+    def _score(self, targets: Tensor, encoded: Iterable[Memory], segments: Segments, gaps: Tensor | None) -> Tensor:
         outputs: list[Tensor] = []
         for index, (layer, events) in enumerate(zip(self._layers(), encoded, strict=True)):
             query = layer.query(self._fused(index, outputs, targets))

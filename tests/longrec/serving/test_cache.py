@@ -1,0 +1,162 @@
+"""The cache gives the scores of a cold computation, whatever happens to the histories; it stays within its bytes and encodes little."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from longrec.data import history
+from longrec.scorer import RequestRows, Scorer
+from longrec.serving.cache import HistoryCache, Wanted
+from tests.longrec.serving import world
+from tests.longrec.serving.world import SERVED, User
+
+TOLERANCE = 2e-6
+
+
+@pytest.fixture(scope="module", params=["bias", "none", "token"])
+def any_scorer(request, tmp_path_factory) -> Scorer:
+    return world.scorer(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory) -> Scorer:
+    return world.scorer(tmp_path_factory.mktemp("bias"))
+
+
+def wanted(key: object, request: RequestRows, length: int = SERVED) -> Wanted:
+    end = history.prefix_before(request.history, request.moment_ms).num_rows
+    return Wanted(key, request.history, max(0, end - length), end, request.moment_ms)
+
+
+def scores(scorer: Scorer, cache: HistoryCache, asked: list[tuple[object, RequestRows, int]]) -> list[np.ndarray]:
+    return scorer.score_kept([request for _, request, _ in asked], cache.kept([wanted(*ask) for ask in asked]))
+
+
+def newest(user: User) -> int:
+    return user.rows[-1][0] + 1 if user.rows else world.START_MS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_course_of_events_scores_like_a_cold_computation(any_scorer, seed: int) -> None:
+    rng, users = np.random.default_rng(seed), [User(seed * 100 + number) for number in range(5)]
+    per_event = 3 * 2 * 32 * 4 + 8
+    cache = HistoryCache(any_scorer, per_event * 260 * (seed + 1) // 2, keep=SERVED)  # room for two to five of them
+    for _ in range(40):
+        asked = []
+        for number in rng.integers(0, len(users), rng.integers(1, 5)):
+            user = users[number]
+            user.append(int(rng.choice([0, 0, 1, 1, 2, 30])))
+            if rng.random() < 0.2:
+                user.append(1, late=True)
+            past = rng.random() < 0.25 and user.rows
+            moment = int(user.rows[rng.integers(0, len(user.rows))][0]) if past else newest(user)
+            dropped = int(rng.integers(0, 10)) if rng.random() < 0.3 else 0  # a store that keeps fewer
+            request = user.request(user.timeline().slice(dropped), moment, int(rng.integers(1, 6)))
+            asked.append((int(number), request, int(rng.choice([SERVED, SERVED, 7, 90, 0]))))
+        got = scores(any_scorer, cache, asked)
+        for (_, request, length), found in zip(asked, got, strict=True):
+            np.testing.assert_allclose(found, any_scorer.score([request], length)[0], atol=TOLERANCE)
+        assert 0 <= cache.num_bytes <= cache._max_bytes or not len(cache)
+        assert cache.num_bytes == sum(entry.num_bytes for entry in cache._entries.values())
+    if any_scorer.is_cacheable:
+        assert min(cache.counts.hits, cache.counts.partial, cache.counts.misses) > 3, cache.counts
+        assert seed or cache.counts.evictions
+    else:
+        assert not len(cache) and not cache.counts.hits
+
+
+def test_only_new_events_are_encoded(scorer) -> None:
+    cache, user = HistoryCache(scorer, 1 << 30), User(1)
+    user.append(60)
+    for step, (change, encoded) in enumerate([
+            (lambda: None, SERVED), (lambda: None, 0), (lambda: user.append(1), 1), (lambda: user.append(3), 3),
+            (lambda: user.append(1, late=True), 1), (lambda: user.append(200), SERVED)]):
+        change()
+        before = cache.counts.num_encoded
+        scores(scorer, cache, [("u", user.request(user.timeline(), newest(user)), SERVED)])
+        assert cache.counts.num_encoded - before <= encoded, step
+    earlier = int(user.rows[-20][0])
+    before = cache.counts.num_encoded
+    scores(scorer, cache, [("u", user.request(user.timeline(), earlier), 5)])
+    assert cache.counts.num_encoded == before  # a moment in the past reads what is kept
+
+
+def test_an_event_that_was_changed_is_not_taken_for_the_old_one(scorer) -> None:
+    """The same key with another feature: a republished log may do that, and the user id and the time say nothing of it."""
+    cache, user = HistoryCache(scorer, 1 << 30), User(2)
+    user.append(30)
+    scores(scorer, cache, [("u", user.request(user.timeline(), newest(user)), SERVED)])
+    time_ms, order, item, _, seconds = user.rows[12]
+    user.rows[12] = (time_ms, order, item, "like" if user.rows[12][3] == "buy" else "buy", seconds)
+    request = user.request(user.timeline(), newest(user))
+    before = cache.counts.num_encoded
+    np.testing.assert_allclose(scores(scorer, cache, [("u", request, SERVED)])[0], scorer.score([request], SERVED)[0], atol=TOLERANCE)
+    assert cache.counts.num_encoded - before == 1
+
+
+def test_requests_of_one_user_in_one_batch_encode_once(scorer) -> None:
+    cache, user = HistoryCache(scorer, 1 << 30), User(3)
+    user.append(30)
+    request = user.request(user.timeline(), newest(user))
+    found = scores(scorer, cache, [("u", request, SERVED)] * 4)
+    assert cache.counts.num_encoded == 30
+    for each in found:
+        np.testing.assert_allclose(each, scorer.score([request], SERVED)[0], atol=TOLERANCE)
+
+
+def test_attention_is_the_softmax_that_scores(scorer) -> None:
+    """Against the attention of the readable reference: weights from raw parameters, layer by layer, by the model's own queries."""
+    user = User(4)
+    user.append(25)
+    request = user.request(user.timeline(), newest(user), 3)
+    kept = HistoryCache(scorer, 0).kept([wanted(None, request)])[0]
+    weights = scorer.attention(request, kept)
+    assert weights.shape == (3, 2, 3, 25)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
+    stca, batch = scorer.bundle.ranker.stca, scorer.to_batch([request], SERVED)
+    with torch.no_grad():
+        ranker = scorer.bundle.ranker
+        gaps, outputs, targets = ranker.gaps(batch), [], ranker.item_tokens(batch.target_items)
+        events = ranker.event_tokens(batch, gaps)
+        for index, layer in enumerate(stca.layers):
+            mixed = targets if index == 0 else stca.fuse[index - 1](torch.cat([*outputs, targets], 1))
+            query, encoded = layer.query(mixed), layer.encode(events)
+            heads = []
+            for head in range(2):
+                columns = slice(head * 16, head * 16 + 16)
+                logits = (query @ layer.w_q[:, columns]) @ (encoded @ layer.w_k[:, columns]).t() / 4 + layer.gap_bias[gaps, head]
+                expected = torch.softmax(logits, -1)
+                np.testing.assert_allclose(weights[index, head], expected, atol=1e-5)
+                heads.append(expected @ (encoded @ layer.w_v[:, columns]))
+            outputs.append(torch.cat(heads, 1) @ layer.w_o)
+
+
+@pytest.mark.slow
+def test_a_new_event_costs_less_than_a_hundredth_of_a_cold_encoding(tmp_path) -> None:
+    """At 10,000 events with the model of the quickstart; medians, for the machine has other work."""
+    scorer = world.scorer(tmp_path, width=64, num_layers=2, num_heads=4, id_dim=32, feature_dim=8)
+    user = User(5)
+    user.append(10_060)
+    timeline = user.timeline()
+    ask = Wanted("u", timeline, 0, 10_000, newest(user))
+    cold, warm, cache = [], [], HistoryCache(scorer, 1 << 30, keep=10_000)
+    for step in range(60):
+        if step % 6 == 0:
+            started = time.perf_counter()
+            HistoryCache(scorer, 1 << 30).kept([ask])
+            cold.append(time.perf_counter() - started)
+        cache.kept([ask])
+        started = time.perf_counter()
+        cache.kept([ask])
+        hit = time.perf_counter() - started
+        ask = dataclasses.replace(ask, start=step + 1, end=10_001 + step)
+        started = time.perf_counter()
+        cache.kept([ask])
+        warm.append(time.perf_counter() - started - hit)
+    print(f"cold {np.median(cold) * 1e3:.2f} ms, one event {np.median(warm) * 1e3:.3f} ms, {cache.num_bytes / 10_000:.0f} bytes an event")
+    assert np.median(warm) < np.median(cold) / 100
