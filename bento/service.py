@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import dataclasses
 import datetime
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import bentoml
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from longrec.data import history
-from longrec.errors import DataError, LongrecError, SchemaMismatch, StoreError
+from longrec.errors import ConfigError, DataError, LongrecError, SchemaMismatch
 
 if TYPE_CHECKING:
-    from longrec.data.store import UserRows
+    from longrec.serving.engine import Engine, Ticket
 
 logger = logging.getLogger("bentoml.longrec")
 
@@ -47,6 +46,16 @@ MAX_CANDIDATES = int(os.environ.get("LONGREC_MAX_CANDIDATES", "2048"))
 MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES
 NUM_THREADS = int(os.environ.get("LONGREC_THREADS", "1"))
 """Threads of one forward pass in a worker. On two busy cores one took 37 ms (p50, 1K events x 100), two 48 ms, two that spin 342 ms."""
+CACHE_BYTES = int(float(os.environ.get("LONGREC_CACHE_MB", "1024")) * 2**20)
+"""Of the kept keys and values of histories, in each worker."""
+TIMEOUT_SECONDS = float(os.environ.get("LONGREC_TIMEOUT_MS", "5000")) / 1e3
+"""Within which a request is answered, or shed, that does not say it itself."""
+STORE_SECONDS = float(os.environ.get("LONGREC_STORE_TIMEOUT_MS", "500")) / 1e3
+"""Longest wait for the feature store before an answer is a degraded one."""
+FETCH_SHARE = 0.5
+"""Of a request's time, that the feature store may take."""
+CALLER_REQUESTS = int(os.environ.get("LONGREC_CALLER_REQUESTS", "64"))
+"""Requests that one caller may have under way; a caller is who the header `x-caller` names, else an address."""
 INT64 = 2**63
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
@@ -81,6 +90,7 @@ class Refusal:
 
     status: int
     reason: str
+    retry_after_seconds: float | None = None
 
 
 class RankRequest(bentoml.IODescriptor):
@@ -92,6 +102,7 @@ class RankRequest(bentoml.IODescriptor):
     candidates: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES, description="Item ids, in the order of the scores wanted.")
     request_time: Moment | None = Field(None, description="ISO 8601 with a time zone, or milliseconds since 1970 UTC; default now.")
     length: int | None = Field(None, ge=0, lt=INT64, description="Most recent events used; default what the model was evaluated at.")
+    _caller: str = PrivateAttr("")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> RankRequest | Refusal:
@@ -102,7 +113,9 @@ class RankRequest(bentoml.IODescriptor):
             if len(body) > MAX_BODY_BYTES:
                 return Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
         try:
-            return cast("RankRequest", cls.model_validate_json(body))
+            asked = cast("RankRequest", cls.model_validate_json(body))
+            asked._caller = _caller_of(request)
+            return asked
         except ValidationError as error:
             return Refusal(400, _reason(error))
 
@@ -141,16 +154,36 @@ def model_tag() -> str:
 MODEL = RankerModel(model_tag())
 
 
-@bentoml.service(name="longrec-ranker", traffic={"timeout": 30})
+@dataclasses.dataclass(frozen=True, slots=True)
+class Served:
+    """A model at work. The service holds one; it is replaced by one assignment, and the one before is closed when its requests are done.
+
+    Args:
+        engine: of the model.
+        version: told in the answers.
+    """
+
+    engine: Engine
+    version: str
+
+    @classmethod
+    def open(cls, bundle: str, version: str) -> Served:
+        """Returns the model of a bundle, warm; costs seconds."""
+        from longrec.scorer import Scorer
+        from longrec.serving.engine import Engine, Limits
+
+        return cls(Engine(Scorer.load(bundle), Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS)), version)
+
+
+@bentoml.service(name="longrec-ranker", traffic={"timeout": 60})
 class Ranker:
     """Scores candidates for a user by the user's long history."""
 
     model = MODEL
 
     def __init__(self) -> None:
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "rank")  # torch and SQLite want to stay in one thread
         try:
-            self._thread.submit(self._open).result()
+            self._open()
         except Exception as error:
             if REFUSED_FILE not in os.environ:
                 raise  # not a worker of `bentoml serve`
@@ -162,8 +195,11 @@ class Ranker:
     async def rank(self, request: RankRequest, /) -> JSONResponse:
         """Scores candidates for a user, for example {"user_id": 1, "candidates": [11, 12, 13]}."""
         if isinstance(request, Refusal):
-            return JSONResponse({"error": request.reason}, request.status)
-        return JSONResponse(await asyncio.get_running_loop().run_in_executor(self._thread, self._rank, request))
+            return _refused(request)
+        try:
+            return JSONResponse(await self._rank(request))
+        except LongrecError as error:
+            return _refused(_refusal(error))
 
     @bentoml.on_deployment
     @staticmethod
@@ -178,44 +214,87 @@ class Ranker:
         except LongrecError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
 
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """Ends what was accepted; the server takes no more requests by now."""
+        await asyncio.get_running_loop().run_in_executor(None, self._served.engine.close)
+        self._reader.close()
+
     def _open(self) -> None:
         import torch
 
         from longrec.data.store import OnlineStore
-        from longrec.scorer import Scorer
+        from longrec.serving.reader import StoreReader
 
         torch.set_num_threads(NUM_THREADS)
-        self._scorer = Scorer.load(self.model.path_of(BUNDLE))
-        self._schema, self._version = self._scorer.bundle.schema, str(self.model.tag.version)
-        self._store = OnlineStore(_home(), _feature_repo(), schema=self._schema)
-        self._rank(RankRequest(user_id=0, candidates=[0]))  # the first call of torch is slow
-        logger.info("serving %s with %d threads and the features of %s", self.model.tag, NUM_THREADS, self._store.version)
+        self._served = Served.open(self.model.path_of(BUNDLE), str(self.model.tag.version))
+        schema = self._served.engine.scorer.bundle.schema
+        self._reader = StoreReader(lambda: OnlineStore(_home(), _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
+        logger.info("serving %s with %d threads", self.model.tag, NUM_THREADS)
 
-    def _rank(self, request: RankRequest) -> dict[str, Any]:
+    async def _rank(self, request: RankRequest) -> dict[str, Any]:
         """Returns the body of the answer."""
+        from longrec.serving.engine import EngineClosed
+
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            served = self._served  # another one may take its place while this request is under way
+            try:
+                ticket = self._admit(served.engine, request, deadline)
+            except EngineClosed:
+                if served is self._served:
+                    raise
+                continue
+            try:
+                return await self._ranked(served, ticket, request, deadline)
+            finally:
+                served.engine.leave(ticket)
+
+    def _admit(self, engine: Engine, request: RankRequest, deadline: float) -> Ticket:
+        """Returns a place in the engine for a request whose history is known by its last reading, or not at all."""
+        length = engine.scorer.bundle.served_length if request.length is None else request.length
+        known = self._reader.num_events(request.user_id)
+        num_events = min(length, engine.mean_events if known is None else known)
+        return engine.admit(len(request.candidates), num_events, is_kept=request.user_id in engine.cache, deadline=deadline,
+                            caller=request._caller)
+
+    async def _ranked(self, served: Served, ticket: Ticket, request: RankRequest, deadline: float) -> dict[str, Any]:
         from longrec.scorer import RequestRows
+        from longrec.serving.engine import Query
 
         moment = time.time_ns() // 1_000_000 if request.request_time is None else request.request_time
-        length = self._scorer.bundle.served_length if request.length is None else request.length
-        candidates = np.array(request.candidates, np.int64)
-        rows, is_degraded = self._fetch(request.user_id)
-        events = history.most_recent(history.prefix_before(rows.history, moment), length)
-        scores = self._scorer.score([RequestRows(events, rows.features, moment, candidates)], length)[0]
+        fetched = await self._reader.fetch(request.user_id, FETCH_SHARE * (deadline - time.monotonic()))
+        rows = RequestRows(fetched.rows.history, fetched.rows.features, moment, np.array(request.candidates, np.int64))
+        ranked = await served.engine.rank(Query(rows, request.length, request.user_id, deadline), ticket)
         return {
-            "scores": {task: scores[:, column].tolist() for column, task in enumerate(self._scorer.task_names)},
-            "model_version": self._version, "user_known": rows.features is not None or rows.history.num_rows > 0,
-            "history_length": events.num_rows,
-            "unknown_candidates": int((self._scorer.bundle.encoder.item_rows(candidates) == 0).sum()), "degraded": is_degraded}
+            "scores": {task: ranked.scores[:, column].tolist() for column, task in enumerate(served.engine.scorer.task_names)},
+            "model_version": served.version, "user_known": rows.user_features is not None or rows.history.num_rows > 0,
+            "history_length": ranked.num_events, "unknown_candidates": ranked.num_unknown, "degraded": bool(fetched.degraded)}
 
-    def _fetch(self, user_id: int) -> tuple[UserRows, bool]:
-        """Returns what the feature store knows of a user, or nothing and True when it cannot be read."""
-        from longrec.data.store import UserRows
 
-        try:
-            return self._store.fetch([user_id])[0], False
-        except (StoreError, DataError, SchemaMismatch) as error:
-            logger.error("degraded answer, the feature store cannot be read: %s", error)
-            return UserRows(user_id, history.empty(self._schema), None), True
+def _refusal(error: LongrecError) -> Refusal:
+    """Returns how a caller is told of an error: what is the request's own fault 400, what another time would mend 429 or 503."""
+    from longrec.serving.engine import DeadlineExceeded, EngineClosed, Overloaded, TooManyRequests
+
+    if isinstance(error, Overloaded):
+        return Refusal(429 if isinstance(error, TooManyRequests) else 503, str(error), error.retry_after_seconds)
+    if isinstance(error, EngineClosed):
+        return Refusal(503, "the service ends; ask another one", 1.0)
+    if isinstance(error, DeadlineExceeded):
+        return Refusal(504, str(error))
+    if isinstance(error, (ConfigError, DataError)):
+        return Refusal(400, str(error))
+    raise error
+
+
+def _refused(refusal: Refusal) -> JSONResponse:
+    headers = {} if refusal.retry_after_seconds is None else {"Retry-After": str(math.ceil(refusal.retry_after_seconds))}
+    return JSONResponse({"error": refusal.reason}, refusal.status, headers)
+
+
+def _caller_of(request: Request) -> str:
+    """Returns who asks: a name in the header x-caller, else an address."""
+    return request.headers.get("x-caller") or (request.client.host if request.client else "")
 
 
 def _check_schemas(bundle: Path, home: str) -> None:

@@ -130,7 +130,12 @@ class Scorer:
     @property
     def is_cacheable(self) -> bool:
         """Whether an event's keys and values stay the same for ever; with `recency: token` they depend on the request's moment."""
-        return self.bundle.config.recency != "token"
+        return self.is_separable and self.bundle.config.recency != "token"
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether histories are encoded apart from their targets: `keys_values` and what takes its results work."""
+        return self.bundle.config.kind == "stca"
 
     def keys_values(self, histories: Sequence[pa.RecordBatch], moments_ms: Sequence[int]) -> list[KeptEvents]:
         """Returns the keys and values of histories that are in time order and before their moments; rows do not depend on each other.

@@ -110,7 +110,7 @@ class Ranker(nn.Module):
 
     def keys_values(self, batch: RequestBatch) -> list[Tensor]:
         """Returns K | V of the events in each layer, each [T, 2 D], rows as independent as those of `encode`."""
-        return self.stca.keys_values(self.event_tokens(batch, self.gaps(batch)))
+        return self._separable().keys_values(self.event_tokens(batch, self.gaps(batch)))
 
     def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor],
              batch: RequestBatch) -> list[KeptKeysValues]:
@@ -126,7 +126,7 @@ class Ranker(nn.Module):
             gaps = [gap_buckets(moment.expand(len(times)), times)
                     for moment, times in zip(batch.request_timestamps.split(1), timestamps, strict=True)]
         counts = batch.target_offsets.diff().tolist() if batch.host_counts is None else batch.host_counts[1]
-        return self.stca.kept(parts, gaps, counts)
+        return self._separable().kept(parts, gaps, counts)
 
     def score(self, batch: RequestBatch, encoded: Iterable[Memory]) -> RankerOutput:
         """Returns the logits of all targets over encoded or kept events; `score(batch, encode(batch))` equals `forward(batch)`."""

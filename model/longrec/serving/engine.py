@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import history
-from longrec.errors import LongrecError
+from longrec.errors import ConfigError, LongrecError
 from longrec.schema import Schema
 from longrec.scorer import KeptEvents, RequestRows, Scorer, Scores
 from longrec.serving.cache import CacheCounts, HistoryCache, Wanted
@@ -221,7 +221,7 @@ class Engine:
         self._queue: collections.deque[_Job] = collections.deque()
         self._wake, self._closing = threading.Condition(), False
         self._callers: collections.Counter[str] = collections.Counter()
-        self._outstanding_seconds, self._pace = 0.0, _Pace()
+        self._outstanding_seconds, self._pace, self._mean_events = 0.0, _Pace(), 0.0
         self._thread = threading.Thread(target=self._run, name="longrec-engine", daemon=True)
         self._started = concurrent.futures.Future[None]()
         self._thread.start()
@@ -236,6 +236,11 @@ class Engine:
     def outstanding_seconds(self) -> float:
         """The work that they are, by the engine's estimate."""
         return self._outstanding_seconds
+
+    @property
+    def mean_events(self) -> int:
+        """Events that recent requests had: what to expect of one that nothing is known of."""
+        return round(self._mean_events)
 
     def admit(self, num_targets: int, num_events: int, *, is_kept: bool, deadline: float = math.inf, caller: str = "") -> Ticket:
         """Returns a place for a request, to be given back by `leave`; sheds what would not be answered in time before any work is done.
@@ -382,18 +387,19 @@ class Engine:
         wanted = [self._wanted(query) for query in queries]
         ages = [age for ask in wanted if ask.key is not None and (age := self.cache.age_seconds(ask.key)) is not None]
         num_before, started = self.cache.counts.num_encoded, time.perf_counter()
-        kept = self.cache.kept(wanted)
+        kept = self.cache.kept(wanted) if self.scorer.is_separable else None
         encoded = time.perf_counter()
         ranked = self._score(queries, wanted, kept)
         scored = time.perf_counter()
-        pairs = sum(len(query.rows.candidates) * len(events) for query, events in zip(queries, kept, strict=True))
+        pairs = sum(len(query.rows.candidates) * answer.num_events for query, answer in zip(queries, ranked, strict=True))
+        self._mean_events += SMOOTHING * (float(np.mean([answer.num_events for answer in ranked])) - self._mean_events)
         self._learn(len(jobs), self.cache.counts.num_encoded - num_before, pairs, encoded - started, scored - encoded)
         self._meter.seconds("encode", encoded - started)
         self._meter.seconds("score", scored - encoded)
         self._meter.batch(queries, ranked)
         self._meter.cache(self.cache.counts, self.cache.num_bytes, len(self.cache), ages)
         if jobs[0].top:
-            return [self._explained(queries[0], wanted[0], kept[0], ranked[0], jobs[0].top)]
+            return [self._explained(queries[0], wanted[0], kept, ranked[0], jobs[0].top)]
         return list(ranked)
 
     def _wanted(self, query: Query) -> Wanted:
@@ -401,16 +407,23 @@ class Engine:
         end = history.prefix_before(timeline, moment).num_rows
         return Wanted(query.key, timeline, max(0, end - self._length(query)), end, moment)
 
-    def _score(self, queries: Sequence[Query], wanted: Sequence[Wanted], kept: Sequence[KeptEvents]) -> list[Ranked]:
-        scores = self.scorer.score_kept([query.rows for query in queries], kept)
+    def _score(self, queries: Sequence[Query], wanted: Sequence[Wanted], kept: Sequence[KeptEvents] | None) -> list[Ranked]:
+        if kept is None:  # the model reads histories in another way than STCA
+            cut = [dataclasses.replace(query.rows, history=ask.timeline.slice(ask.start, ask.end - ask.start))
+                   for query, ask in zip(queries, wanted, strict=True)]
+            scores = self.scorer.score(cut, max(ask.end - ask.start for ask in wanted))
+        else:
+            scores = self.scorer.score_kept([query.rows for query in queries], kept)
         encoder = self.scorer.bundle.encoder
         return [Ranked(part, ask.end - ask.start, int((encoder.item_rows(query.rows.candidates) == 0).sum()),
                        int(history.timestamps(ask.timeline)[ask.end - 1]) if ask.end > ask.start else None)
                 for query, ask, part in zip(queries, wanted, scores, strict=True)]
 
-    def _explained(self, query: Query, ask: Wanted, kept: KeptEvents, ranked: Ranked, top: int) -> Explained:
+    def _explained(self, query: Query, ask: Wanted, kept: Sequence[KeptEvents] | None, ranked: Ranked, top: int) -> Explained:
+        if kept is None:
+            raise ConfigError("this model cannot be explained", found=f"model.kind {self.scorer.bundle.config.kind}", expected="stca")
         rows = dataclasses.replace(query.rows, candidates=query.rows.candidates[:1])
-        weights = self.scorer.attention(rows, kept)[:, :, 0]
+        weights = self.scorer.attention(rows, kept[0])[:, :, 0]
         attended = []
         for layer, heads in enumerate(weights):
             for head, shares in enumerate(heads):
@@ -434,7 +447,7 @@ class Engine:
             candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
             rows = RequestRows(_made_up(self.scorer.bundle.schema, num_events), None, num_events + 1, candidates)
             self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic())])
-        self.cache.counts = CacheCounts()
+        self.cache.counts, self._mean_events = CacheCounts(), float(self.scorer.bundle.served_length)
 
 
 def _made_up(schema: Schema, num_events: int) -> pa.RecordBatch:
