@@ -61,8 +61,8 @@ def keys_values(layers: Sequence[Layer], events: Float[Tensor, "T D"]) -> list[T
     """Returns K | V of each layer, each [T, 2 D], shift of the norm included: rows that were made here and rows that the layers
     themselves made can be attended to together."""
     w_kv = [torch.cat([layer.w_k, layer.w_v], dim=1) for layer in layers]
-    w_uv = torch.stack([weight for layer in layers for weight in (layer.ffn.w_u.weight, layer.ffn.w_v.weight)]).unflatten(0, (-1, 2))
-    w_o, scaled = torch.stack([layer.ffn.w_o.weight for layer in layers]), torch.stack(
-        [layer.norm.weight[:, None] * w for layer, w in zip(layers, w_kv, strict=True)])
-    found = fused_ffn.encode(events, w_uv, w_o, scaled, eps=layers[0].norm.eps)
+    ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
+    w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
+    scaled = torch.stack([layer.norm.weight[:, None] * w for layer, w in zip(layers, w_kv, strict=True)])
+    found = fused_ffn.encode(events, w_uv, torch.stack([ffn.w_o.weight for ffn in ffns]), scaled, eps=layers[0].norm.eps)
     return [rows.add_((layer.norm.bias @ w).to(rows.dtype)) for rows, layer, w in zip(found, layers, w_kv, strict=True)]
