@@ -49,10 +49,12 @@ class KeptEvents:
 
     Args:
         layers: M of [L, 2 D] on the scorer's device, K | V of each event, oldest first.
+        items: int32 [L] on the scorer's device, row of the item table.
         timestamps: int64 [L] on the scorer's device, ms.
     """
 
     layers: Sequence[torch.Tensor]
+    items: torch.Tensor
     timestamps: torch.Tensor
 
     def __len__(self) -> int:
@@ -151,7 +153,8 @@ class Scorer:
             layers = self.bundle.ranker.keys_values(batch)
         lengths = [events.num_rows for events in histories]
         parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
-        return [KeptEvents(part, times) for part, times in zip(parts, batch.event_timestamps.split(lengths), strict=True)]
+        columns = zip(batch.event_items.split(lengths), batch.event_timestamps.split(lengths), strict=True)
+        return [KeptEvents(part, *column) for part, column in zip(parts, columns, strict=True)]
 
     def score_kept(self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]) -> list[Scores]:
         """Returns the probabilities of each request over kept events, float32 [m, K]: what `score` returns for the same events.
@@ -160,7 +163,7 @@ class Scorer:
             requests: at least one, each with candidates; their histories are not looked at.
             kept: events of each.
         """
-        batch = self._without_events(requests)
+        batch = self._without_events(requests, kept)
         with torch.inference_mode(), self._autocast():
             memories = self.bundle.ranker.kept([part.layers for part in kept], [part.timestamps for part in kept], batch)
             logits = self.bundle.ranker.score(batch, memories).logits
@@ -169,7 +172,7 @@ class Scorer:
 
     def attention(self, request: RequestRows, kept: KeptEvents) -> npt.NDArray[np.float32]:
         """Returns how much each candidate attends to each event, float32 [M, H, m, L], rows that sum to 1: the softmax that scores it."""
-        batch = self._without_events([request])
+        batch = self._without_events([request], [kept])
         with torch.inference_mode(), self._autocast():
             seen: list[list[torch.Tensor]] = []
             memories = self.bundle.ranker.kept([kept.layers], [kept.timestamps], batch)
@@ -180,9 +183,19 @@ class Scorer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def _without_events(self, requests: Sequence[RequestRows]) -> RequestBatch:
-        """Returns the batch of requests that all have candidates, as if their histories were empty."""
-        return self._pack(requests, [_no_events(self.bundle.schema)] * len(requests)).to(self.device)
+    def _without_events(self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]) -> RequestBatch:
+        """Returns the batch of requests that all have candidates, as if their histories were empty, but for what a model of
+        `matches` reads of the events: items and times."""
+        batch = self._pack(requests, [_no_events(self.bundle.schema)] * len(requests)).to(self.device)
+        if not self.bundle.config.matches:
+            return batch
+        counts = [len(events) for events in kept]
+        return dataclasses.replace(
+            batch, event_items=torch.cat([events.items for events in kept]),
+            event_timestamps=torch.cat([events.timestamps for events in kept]),
+            event_features=batch.event_features.new_zeros((sum(counts), batch.event_features.shape[1])),
+            event_offsets=torch.tensor([0, *counts]).cumsum(0).to(self.device),
+            host_counts=(counts, [len(request.candidates) for request in requests]))
 
     def _batches(self, requests: Sequence[RequestRows], length: int) -> Iterator[RequestBatch]:
         """Yields batches of requests with candidates; encodes one batch at a time, so that memory does not grow with their number."""

@@ -19,6 +19,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -88,12 +89,13 @@ class _Entry:
 
     Args:
         layers: [M, capacity, 2 D].
-        timestamps: int64 [capacity].
+        items, timestamps: int32 [capacity], int64 [capacity].
         made_at: monotonic seconds of the last encoding.
     """
 
     rows: pa.RecordBatch
     layers: torch.Tensor
+    items: torch.Tensor
     timestamps: torch.Tensor
     start: int
     end: int
@@ -101,12 +103,12 @@ class _Entry:
 
     @property
     def num_bytes(self) -> int:
-        return self.layers.nbytes + self.timestamps.nbytes + int(self.rows.get_total_buffer_size())
+        return self.layers.nbytes + self.items.nbytes + self.timestamps.nbytes + int(self.rows.get_total_buffer_size())
 
     def view(self, start: int, count: int) -> KeptEvents:
         """Returns rows from `start` on, counted in `rows`; no copy."""
         chosen = slice(self.start + start, self.start + start + count)
-        return KeptEvents(list(self.layers[:, chosen].unbind()), self.timestamps[chosen])
+        return KeptEvents(list(self.layers[:, chosen].unbind()), self.items[chosen], self.timestamps[chosen])
 
     def drop_first(self, count: int) -> None:
         self.start += count
@@ -219,11 +221,10 @@ class HistoryCache:
     def _rebuilt(self, ask: Wanted, entry: _Entry | None, known: Sequence[_Span], fresh: Sequence[KeptEvents]) -> _Entry:
         """Returns an entry of the wanted rows, copied from what is kept and what is fresh, with room for events to come."""
         count = ask.end - ask.start
-        example = fresh[0].layers if fresh else entry.layers if entry is not None else []
-        capacity = count + max(16, count // 8)
-        layers = example[0].new_empty((len(example), capacity, example[0].shape[-1]))
-        entry_times = fresh[0].timestamps if fresh else entry.timestamps if entry is not None else torch.empty(0)
-        made = _Entry(ask.timeline.slice(ask.start, count), layers, entry_times.new_empty(capacity), 0, count, time.monotonic())
+        example = fresh[0] if fresh else cast("_Entry", entry).view(0, 0)
+        capacity, width = count + max(16, count // 8), example.layers[0].shape[-1]
+        made = _Entry(ask.timeline.slice(ask.start, count), example.layers[0].new_empty((len(example.layers), capacity, width)),
+                      example.items.new_empty(capacity), example.timestamps.new_empty(capacity), 0, count, time.monotonic())
         with torch.inference_mode():
             for span in (span.clipped(ask.start, ask.end) for span in known):
                 if entry is not None:
@@ -269,6 +270,7 @@ def _write(entry: _Entry, row: int, part: KeptEvents) -> None:
     with torch.inference_mode():
         for buffer, layer in zip(entry.layers, part.layers, strict=True):
             buffer[row:row + len(part)] = layer
+        entry.items[row:row + len(part)] = part.items
         entry.timestamps[row:row + len(part)] = part.timestamps
 
 
@@ -276,7 +278,7 @@ def _concatenated(parts: list[KeptEvents]) -> KeptEvents:
     if len(parts) == 1:
         return parts[0]
     return KeptEvents([torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True)],
-                      torch.cat([part.timestamps for part in parts]))
+                      torch.cat([part.items for part in parts]), torch.cat([part.timestamps for part in parts]))
 
 
 def _gaps(known: Sequence[_Span], ask: Wanted) -> Iterator[tuple[int, int]]:
