@@ -45,6 +45,8 @@ def study(config: Annotated[Path, typer.Option(help="A YAML file: base, variants
         point = "".join(f", {key} {value}" for key, value in row.items() if "." in key)
         around = "" if row["auc_low"] is None else f"  {row['auc_low']:.4f} to {row['auc_high']:.4f}"
         typer.echo(f"{row['variant'] + point:<40} AUC {row['auc']:.4f}{around}")
+    for failure in report.failures:
+        typer.echo(f"{failure['id']}: {failure['error']}", err=True)
     typer.echo(f"{report.num_done} of {report.num_cells} runs; {out / 'report.html'}")
 
 

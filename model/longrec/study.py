@@ -25,7 +25,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -134,6 +134,7 @@ class StudyReport:
         num_cells, num_done: cells, and those with a result.
         runs: one row per finished cell; curves: per variant, grid point and served length; differences: of those from the reference;
             fits: metric against the logarithm of length, FLOPs, parameters; recovery: of the length extrapolation.
+        failures: runs of this call that failed, {"id", "variant", "error"}.
         path: directory with the tables and report.html.
     """
 
@@ -145,6 +146,7 @@ class StudyReport:
     differences: tuple[Row, ...]
     fits: tuple[Row, ...]
     recovery: Row
+    failures: tuple[Row, ...]
     path: str
 
 
@@ -208,7 +210,7 @@ def grid(histories_dir: str | Path, out_dir: str | Path, study: StudyConfig, *, 
     Args:
         histories_dir: what all cells train on; cells of another one do not belong into the same `out_dir`.
         out_dir: results of a former call are taken as they are.
-        study: what runs.
+        study: what runs; a run that fails is reported, and tried again by the next call.
         num_workers: processes; on a GPU they share it.
         limit_seconds: no run is started later than this after the call; 0 for no limit.
         on_run: called with each new result, the number of finished cells and of all.
@@ -216,15 +218,22 @@ def grid(histories_dir: str | Path, out_dir: str | Path, study: StudyConfig, *, 
     started, cells = time.perf_counter(), plan(study)
     left = [cell for cell in cells if not (Path(out_dir) / RUNS / f"{cell.id}.json").exists()]
     Path(out_dir).mkdir(parents=True, exist_ok=True)
+    failures: list[Row] = []
     with tempfile.TemporaryDirectory(prefix=".encoded-", dir=out_dir) as cache:
         if left:
             prepare(histories_dir, cache)
         due = (cell.to_dict() for cell in left if not limit_seconds or time.perf_counter() - started < limit_seconds)
-        for number, row in enumerate(_rows(str(histories_dir), str(out_dir), due, cache, num_workers), len(cells) - len(left) + 1):
+        number = len(cells) - len(left)
+        for cell, result in _results(str(histories_dir), str(out_dir), due, cache, num_workers):
+            if isinstance(result, Exception):
+                log.error("the run %s failed: %s", cell["id"], result)
+                failures.append({"id": cell["id"], "variant": cell["variant"], "error": f"{type(result).__name__}: {result}"})
+                continue
+            number += 1
             if on_run is not None:
-                on_run(row, number, len(cells))
+                on_run(result, number, len(cells))
     _opened.cache_clear()
-    return collect(out_dir, study)
+    return collect(out_dir, study, failures)
 
 
 def run_one(histories_dir: str | Path, out_dir: str | Path, cell: Mapping[str, Any], *, cache_dir: str | Path | None = None) -> Row:
@@ -259,8 +268,13 @@ def prepare(histories_dir: str | Path, cache_dir: str | Path) -> None:
     training.encode(Histories.open(histories_dir), Path(cache_dir))
 
 
-def collect(out_dir: str | Path, study: StudyConfig) -> StudyReport:
+def collect(out_dir: str | Path, study: StudyConfig, failures: Sequence[Row] = ()) -> StudyReport:
     """Returns the report of the results in `out_dir` after writing the tables (CSV, study.json) and report.html beside them.
+
+    Args:
+        out_dir: of the study.
+        study: what was asked for.
+        failures: {"id", "variant", "error"} of runs that failed, for the report.
 
     Raises:
         DataError: there is no result, or results were measured on different requests.
@@ -268,15 +282,17 @@ def collect(out_dir: str | Path, study: StudyConfig) -> StudyReport:
     out_dir, cells = Path(out_dir), plan(study)
     found = {cell.id: files.read_json(path) for cell in cells if (path := out_dir / RUNS / f"{cell.id}.json").exists()}
     if not found:
-        raise DataError(f"{out_dir} holds no result of the study", found=f"0 of {len(cells)} cells", fix="Run it: longrec study.")
+        first = f"; the first failure: {failures[0]['error']}" if failures else ""
+        raise DataError(f"{out_dir} holds no result of the study", found=f"0 of {len(cells)} cells{first}", fix="Run it: longrec study.")
     if len(samples := {row["sample"] for row in found.values()}) > 1:
         raise DataError("the results were measured on different requests", found=f"{len(samples)} samples",
                         fix="Keep each histories directory in an output directory of its own.")
     groups = _groups([cell for cell in cells if cell.id in found], found)
     reference = study.reference or next(iter(study.variants))
     curves = [row for group in groups for row in group.curve()]
-    report = StudyReport(study.name, len(cells), len(found), tuple(_flat(row) for row in found.values()), tuple(curves),
-                         tuple(_differences(groups, reference)), tuple(_fits(groups)), _recovery(groups, study), str(out_dir))
+    runs = tuple(_flat(row) for row in found.values())
+    report = StudyReport(study.name, len(cells), len(found), runs, tuple(curves), tuple(_differences(groups, reference)),
+                         tuple(_fits(groups)), _recovery(groups, study), tuple(failures), str(out_dir))
     for name in ("runs", "curves", "differences", "fits"):
         _write_csv(out_dir / f"{name}.csv", getattr(report, name))
     facts = {**dataclasses.asdict(report), "reference": reference, "seeds": list(study.seeds), "train_events": study.train_events,
@@ -364,19 +380,26 @@ def _cell(study: StudyConfig, variant: str, point: Mapping[str, Any], seed: int)
     return Cell(f"{slug}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}", variant, dict(point), seed, study.train_events, config)
 
 
-def _rows(histories_dir: str, out_dir: str, due: Iterator[Row], cache_dir: str, num_workers: int) -> Iterator[Row]:
-    """Yields results as they come; with one worker in this process."""
+def _results(histories_dir: str, out_dir: str, due: Iterator[Row], cache_dir: str,
+             num_workers: int) -> Iterator[tuple[Row, Row | Exception]]:
+    """Yields each cell with its result, or with what it failed of, as they come; with one worker in this process."""
     if num_workers <= 1:
         for cell in due:
-            yield run_one(histories_dir, out_dir, cell, cache_dir=cache_dir)
+            try:
+                yield cell, run_one(histories_dir, out_dir, cell, cache_dir=cache_dir)
+            except Exception as error:
+                yield cell, error
         return
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(run_one, histories_dir, out_dir, cell, cache_dir=cache_dir) for cell in itertools.islice(due, num_workers)}
+        def start(cells: Iterator[Row]) -> dict[Future[Row], Row]:
+            return {pool.submit(run_one, histories_dir, out_dir, cell, cache_dir=cache_dir): cell for cell in cells}
+
+        pending = start(itertools.islice(due, num_workers))
         while pending:
             done = next(as_completed(pending))
-            pending.remove(done)
-            pending |= {pool.submit(run_one, histories_dir, out_dir, cell, cache_dir=cache_dir) for cell in itertools.islice(due, 1)}
-            yield done.result()
+            failure = done.exception()
+            yield pending.pop(done), failure if isinstance(failure, Exception) else done.result()
+            pending |= start(itertools.islice(due, 1))
 
 
 @functools.lru_cache(maxsize=1)
@@ -392,7 +415,8 @@ def _train_and_measure(histories: Histories, encoder: Encoder, encoded: EncodedH
     device, precision = training.choose_device(settings)
     ranker = training.make_ranker(config.model, encoder, cell.seed).to(device)
     trained, curve = training.fit(ranker, encoded, config.lengths, settings, cell.seed, out_dir, on_progress=lambda row, steps: None)
-    scorer = Scorer(Bundle(ranker, encoder, config.model, config.evaluate.served_length, {}), device)
+    scorer = Scorer(Bundle(ranker, encoder, config.model, config.evaluate.served_length, {}), device, settings.token_budget,
+                    settings.max_requests_per_batch)
     sample = evaluation.draw(encoded, config.evaluate, config.seed)
     with _scoring(device.type, precision):
         lengths = [_measure(entry, sample, config) for entry in evaluation.scores_by_length(

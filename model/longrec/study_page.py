@@ -170,7 +170,8 @@ def _runs(facts: Facts) -> Html:
              row["mean_length"], row["train_final_loss"], row["train_seconds"]] for row in facts["runs"]]
     headers = ["Variant", "Seed", "AUC", "Log loss", "Calibration", "Steps", "Events read", "Mean length", "Last loss", "Seconds"]
     devices = ", ".join(sorted({f"{row['train_device']} {row['train_precision']}" for row in facts["runs"]}))
-    return page.section("Runs", page.table(headers, rows), note=f"Trained on {devices}. All columns are in runs.csv.")
+    failed = page.table(["Failed run", "Why"], [[row["id"], row["error"]] for row in facts["failures"]]) if facts["failures"] else Html("")
+    return page.section("Runs", page.table(headers, rows), failed, note=f"Trained on {devices}. All columns are in runs.csv.")
 
 
 def _made(facts: Facts) -> Html:

@@ -109,6 +109,23 @@ def test_processes_give_the_same_results(histories: Path, finished: tuple[StudyC
         assert results(tmp_path / "out")[name]["auc"] == pytest.approx(row["auc"], abs=1e-3)  # another number of threads
 
 
+def test_a_run_that_fails_is_reported_and_the_others_go_on(histories: Path, finished: tuple[StudyConfig, Path],
+                                                           monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = study.training.make_ranker
+
+    def broken(model: ModelConfig, *rest: Any) -> Any:
+        if model.kind == "mean":
+            raise RuntimeError("out of memory")
+        return right(model, *rest)
+
+    monkeypatch.setattr(study.training, "make_ranker", broken)
+    report = grid(histories, tmp_path / "out", finished[0])
+    assert report.num_done == 2 and [row["error"] for row in report.failures] == ["RuntimeError: out of memory"] * 2
+    assert "out of memory" in text_of(tmp_path / "out" / "report.html")
+    monkeypatch.undo()
+    assert grid(histories, tmp_path / "out", finished[0]).num_done == 4
+
+
 def test_no_run_starts_after_the_limit(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 of 4 cells"):
         grid(histories, tmp_path / "out", finished[0], limit_seconds=1e-9)
