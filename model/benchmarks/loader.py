@@ -1,9 +1,9 @@
 """Packed batches from mapped timelines on disk: events/s by number of workers, against a copy of the same bytes and a GPU's appetite.
 
 Writes synthetic encoded timelines (the files that training maps), then packs one epoch of whole histories in shuffled order. The copy
-is what one thread of this machine copies, in pieces of a batch's size, from warm files; cold drops the files from the page cache before,
-so it reads the disk. On a machine with a GPU batches are pinned and copied to it, and its appetite is the training step of `_world` in
-the same run.
+is what one thread of this machine copies, in pieces of a batch's size, from the page cache; its time over the packing's is the share.
+From the disk: the first epoch after the files were dropped from the cache. On a machine with a GPU batches are pinned and copied to it;
+its appetite is the training step of `_world` on a batch that is there already, and the trainer is run on the files, in the same run.
 
     longrec bench loader
     longrec bench loader --users 400 --events 10000 --workers 1 2
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
 import tempfile
 import time
@@ -26,18 +27,19 @@ import _world
 import numpy as np
 import torch
 
-from longrec.config import LengthConfig, ModelConfig
+from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
 from longrec.data.batch import RequestBatch
 from longrec.data.lengths import LengthLaw
 from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
+from longrec.trainer import Trainer
 
 ENGINE = ModelConfig(width=256, num_layers=4, num_heads=8)
-TARGETS = 32
+TARGETS, EVENT_BYTES = 32, 16
 
 
-def write(directory: Path, num_users: int, num_events: int, num_targets: int) -> EncodedHistories:
-    """Returns encoded histories of the planted world's schema: one request a user, all of equal size."""
+def write(directory: Path, num_users: int, num_events: int, num_targets: int) -> None:
+    """Writes encoded histories of the planted world's schema: one request a user, all of equal size."""
     rng = np.random.default_rng(0)
     total, users = num_users * num_events, np.arange(num_users, dtype=np.int64)
     ages = np.sort(rng.integers(0, _world.SPAN_MS, num_events))[::-1]
@@ -56,7 +58,6 @@ def write(directory: Path, num_users: int, num_events: int, num_targets: int) ->
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
     files.write_json(directory / "meta.json", {"encoder_fingerprint": "benchmark"})
     files.sync(directory)
-    return EncodedHistories.open(directory)
 
 
 def tensors_of(batch: RequestBatch) -> list[torch.Tensor]:
@@ -81,8 +82,9 @@ def packing(stream: RequestStream, num_workers: int, device: torch.device) -> fl
         return seconds(moved(batches, device))
 
 
-def plain_copy(encoded: EncodedHistories, stream: RequestStream) -> float:
+def plain_copy(stream: RequestStream) -> float:
     """Returns the time that one thread needs to copy the event arrays, in pieces of a batch, each into new memory as a batch is."""
+    encoded = stream.encoded
     bounds = np.append(np.arange(0, len(encoded.event_items), stream.num_events // len(stream)), len(encoded.event_items))
     started = time.perf_counter()
     for array in (encoded.event_items, encoded.event_features, encoded.event_timestamps):
@@ -105,29 +107,56 @@ def appetite(stream: RequestStream, device: torch.device) -> float:
     return batch.num_events / _rows.timed(_world.step(_world.ranker(ENGINE, device), batch), device)[1] * 1e3
 
 
+def fed(stream: RequestStream, num_workers: int, device: torch.device) -> float:
+    """Returns the events/s of the trainer itself, from the files to the weights, over fifty steps after ten."""
+    config = TrainConfig(num_workers=num_workers, device=device.type)
+    trainer = Trainer(_world.ranker(ENGINE, device), config, num_steps=60, precision="bfloat16", failed_batch=Path("failed"))
+    trainer.start()
+    events, started = 0, 0.0
+    with contextlib.closing(prefetch([stream], num_workers=num_workers, pin=True)) as batches:
+        for number, (host, batch) in enumerate(moved(itertools.islice(batches, 60), device)):
+            if number == 10:
+                torch.cuda.synchronize()
+                events, started = 0, time.perf_counter()
+            trainer.step(host, batch)
+            events += batch.num_events
+        torch.cuda.synchronize()
+    return events / (time.perf_counter() - started)
+
+
+def epochs(directory: Path, chosen: argparse.Namespace, num_workers: int) -> tuple[float, list[float]]:
+    """Returns the time of an epoch from the disk, and of `repeats` from the page cache; nothing else may map the files."""
+    forget(directory)
+    stream = open_stream(directory, chosen)
+    cold = packing(stream, num_workers, torch.device(chosen.device))
+    return cold, [packing(stream, num_workers, torch.device(chosen.device)) for _ in range(chosen.repeats)]
+
+
+def open_stream(directory: Path, chosen: argparse.Namespace) -> RequestStream:
+    encoded = EncodedHistories.open(directory)
+    return RequestStream.training(encoded, LengthLaw(LengthConfig("full")), token_budget=chosen.budget, max_requests=64, seed=0)
+
+
 def measure(chosen: argparse.Namespace, directory: Path) -> list[dict[str, str]]:
     """Returns the rows of results.csv."""
-    device = torch.device(chosen.device)
-    encoded = write(directory, chosen.users, chosen.events, TARGETS)
-    stream = RequestStream.training(encoded, LengthLaw(LengthConfig("full")), token_budget=chosen.budget, max_requests=64, seed=0)
+    device, rows = torch.device(chosen.device), []
+    write(directory, chosen.users, chosen.events, TARGETS)
+    measured = {workers: epochs(directory, chosen, workers) for workers in chosen.workers}
+    stream = open_stream(directory, chosen)
     num_bytes = sum(tensor.numel() * tensor.element_size() for batch in stream for tensor in tensors_of(batch))
-    rate = num_bytes / stream.num_events
-    copies = [plain_copy(encoded, stream) * rate / 16 for _ in range(chosen.repeats)]
+    copied = float(np.median([plain_copy(stream) for _ in range(chosen.repeats)])) * num_bytes / stream.num_events / EVENT_BYTES
     wanted = appetite(stream, device) if device.type == "cuda" else 0.0
-    shape, rows = f"L{chosen.events} m{TARGETS} T{chosen.budget}", []
-    for workers in chosen.workers:
-        times = [packing(stream, workers, device) for _ in range(chosen.repeats)]
-        forget(directory)
-        cold = packing(stream, workers, device)
-        notes = [f"{stream.num_events / np.median(times) / 1e6:.1f} M events/s", f"{rate:.2f} bytes/event",
-                 f"{np.median(copies) / np.median(times):.2f} of one thread's copy ({num_bytes / np.median(copies) / 1e9:.1f} GB/s)",
-                 f"cold {stream.num_events / cold / 1e6:.1f} M events/s"]
+    for workers, (cold, times) in measured.items():
+        rate, slow = stream.num_events / float(np.median(times)), stream.num_events / cold
+        notes = [f"{rate / 1e6:.1f} M events/s, {slow / 1e6:.1f} from the disk", f"{num_bytes / stream.num_events:.2f} bytes/event",
+                 f"one thread copies {num_bytes / copied / 1e9:.1f} GB/s"]
         if wanted:
-            notes.append(f"{stream.num_events / np.median(times) / wanted:.2f} of the step's {wanted / 1e6:.1f} M events/s (cold "
-                         f"{stream.num_events / cold / wanted:.2f})")
-        quantiles = np.quantile(times, [0.2, 0.5, 0.8]) * 1e3 / len(stream)
-        rows.append(_rows.row(f"Loader, {workers} workers{', to the GPU' if wanted else ''}", shape, "int32", tuple(quantiles),
-                              num_bytes=num_bytes / len(stream), share=float(np.median(copies) / np.median(times)), notes="; ".join(notes)))
+            notes.append(f"{rate / wanted:.1f} (from the disk {slow / wanted:.1f}) times the step's {wanted / 1e6:.2f} M events/s")
+            notes.append(f"the trainer runs at {fed(stream, workers, device) / wanted:.3f} of it")
+        quantiles = tuple(float(value) for value in np.quantile(times, [0.2, 0.5, 0.8]) * 1e3 / len(stream))
+        claim, shape = f"Loader, {workers} workers{', to the GPU' if wanted else ''}", f"L{chosen.events} m{TARGETS} T{chosen.budget}"
+        rows.append(_rows.row(claim, shape, "int32", quantiles, num_bytes=num_bytes / len(stream), share=copied / float(np.median(times)),
+                              notes="; ".join(notes)))
     return rows
 
 

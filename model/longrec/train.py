@@ -33,9 +33,10 @@ from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
 from longrec.errors import ConfigError, DataError
 from longrec.nn.ranker import Ranker
 from longrec.schema import ITEM_ID, TIMESTAMP
-from longrec.trainer import CurveRow, Listener, Trainer
+from longrec.trainer import CurveRow, Listener, Trainer, enough_memory
 
 ENCODED, CHECKPOINTS = "encoded", "checkpoints"
+SMALLER = "Lower model.width, model.id_dim, or max_size of the schema's ids."
 PACE = ("precision", "device", "recompute", "checkpoint_every", "num_workers", "tensorboard")
 """Keys of TrainConfig that do not decide what is computed; the precision that was chosen does."""
 log = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
     histories = Histories.open(histories_dir)
     with _work_dir(out_dir) as work:
         encoder, encoded = encode(histories, work / ENCODED)
-        ranker = make_ranker(model, encoder, seed).to(device)
+        with enough_memory("the ranker", SMALLER):
+            ranker = make_ranker(model, encoder, seed).to(device)
         checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), _identity(encoded, model, lengths, train, precision, seed))
         report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, checkpoints=checkpoints, on_progress=on_progress,
                             log_dir=Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")))
@@ -148,10 +150,11 @@ def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train:
     if train.recompute:
         ranker.recompute()
     streams = training_streams(encoded, LengthLaw(lengths, seed), train, seed)
-    trainer = Trainer(ranker, train, num_steps=_num_steps(streams, train), precision=precision,
-                      failed_batch=out_dir / "failed_batch.safetensors")
-    if checkpoints is not None:
-        resume(trainer, checkpoints)
+    with enough_memory("the optimizers' state", SMALLER):
+        trainer = Trainer(ranker, train, num_steps=_num_steps(streams, train), precision=precision,
+                          failed_batch=out_dir / "failed_batch.safetensors")
+        if checkpoints is not None:
+            resume(trainer, checkpoints)
     with _reporting(on_progress) as report_row, _tensorboard(log_dir if train.tensorboard else None, trainer.state.step) as log_row:
         loop(trainer, streams, checkpoints, (report_row, log_row))
     return _report(trainer), trainer.state.curve

@@ -129,7 +129,7 @@ class Trainer:
             LongrecError: a loss or gradient is not finite, the batch saved; or memory does not suffice.
         """
         scale = optim.schedule(self.state.step + len(self._unread), num_steps=self.num_steps, warmup_fraction=self.config.warmup_fraction)
-        with _enough_memory(batch):
+        with enough_memory(*_of_batch(batch)):
             loss = self.loss(batch)
             self.optimizers.zero_grad()
             torch.autograd.backward(loss)
@@ -238,21 +238,25 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 @contextlib.contextmanager
-def _enough_memory(batch: RequestBatch) -> Iterator[None]:
-    """Turns running out of memory into an error that names what to lower.
+def enough_memory(what: str, fix: str) -> Iterator[None]:
+    """Turns running out of memory in the block into one line.
 
     Raises:
-        ConfigError: the block ran out of memory.
+        ConfigError: `what` does not fit; `fix` says what to lower.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
             raise
-        knob = "train.token_budget" if batch.num_requests > 1 else "lengths.maximum (this batch is one request)"
-        raise ConfigError("a training step does not fit into memory", fix=f"Lower {knob}, or set train.recompute=true.",
-                          found=f"{batch.num_requests} requests, {batch.num_events} events, {batch.num_targets} targets; "
-                                f"{str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{what} does not fit into memory", found=str(error).partition("\n")[0] or "no memory left", fix=fix) from error
+
+
+def _of_batch(batch: RequestBatch) -> tuple[str, str]:
+    """Returns what does not fit when a step does not, and what to lower."""
+    knob = "train.token_budget" if batch.num_requests > 1 else "lengths.maximum (this batch is one request)"
+    return (f"a training step of {batch.num_requests} requests, {batch.num_events} events and {batch.num_targets} targets",
+            f"Lower {knob}, or set train.recompute=true.")
 
 
 def _memory(device: torch.device) -> int:

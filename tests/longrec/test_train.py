@@ -253,7 +253,7 @@ def test_too_little_memory_names_what_to_lower(directory: Path, tmp_path: Path, 
 
     monkeypatch.setattr(Trainer, "loss", full)
     config = dataclasses.replace(BRIEF, max_requests_per_batch=num_requests, token_budget=10_000)
-    what = rf"does not fit into memory; found {num_requests} requests, .*Lower {knob}.*train.recompute"
+    what = rf"a training step of {num_requests} requests, .* does not fit into memory; found .*Lower {knob}.*train.recompute"
     with pytest.raises(ConfigError, match=what) as caught:
         training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, config, 64, 3)
     assert "\n" not in str(caught.value)
@@ -270,13 +270,16 @@ def test_another_runtime_error_keeps_its_name(directory: Path, tmp_path: Path, m
 
 
 @ON_GPU
-def test_a_gpu_that_is_too_small_names_what_to_lower(directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "layers", "what"), [(256, 8, r"training step of .*Lower train\.token_budget"),
+                                                       (4096, 2, r"the ranker does not fit.*Lower model\.width")])
+def test_a_gpu_that_is_too_small_names_what_to_lower(directory: Path, tmp_path: Path, width: int, layers: int, what: str) -> None:
+    config = dataclasses.replace(BRIEF, device="cuda", token_budget=1_000_000, max_requests_per_batch=10_000)
+    model = dataclasses.replace(MODEL, width=width, num_layers=layers, num_heads=8)
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1e-3)
+    torch.cuda.set_per_process_memory_fraction(4e-3)
     try:
-        with pytest.raises(ConfigError, match=r"Lower train\.token_budget"):
-            config = dataclasses.replace(BRIEF, device="cuda", token_budget=100_000, max_requests_per_batch=10_000)
-            training.train(directory, tmp_path / "bundle", dataclasses.replace(MODEL, width=4096, num_heads=8), LENGTHS, config, 64, 3)
+        with pytest.raises(ConfigError, match=what):
+            training.train(directory, tmp_path / "bundle", model, LENGTHS, config, 64, 3)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
