@@ -112,6 +112,11 @@ class Optimizers:
     table_learning_rate: float
     clip_norm: float
 
+    @property
+    def table_weights(self) -> list[Tensor]:
+        """The tables with sparse gradients, in a fixed order."""
+        return [] if self.tables is None else [table for group in self.tables.param_groups for table in group["params"]]
+
     def zero_grad(self) -> None:
         """Drops all gradients."""
         self.dense.zero_grad(set_to_none=True)

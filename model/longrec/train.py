@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
+from longrec import distributed
 from longrec.bundle import Bundle
 from longrec.checkpoint import Checkpoints
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
@@ -30,6 +31,7 @@ from longrec.data.encode import Encoder, int64_column
 from longrec.data.histories import Histories
 from longrec.data.lengths import LengthLaw
 from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
+from longrec.distributed import Ranks
 from longrec.errors import ConfigError, DataError
 from longrec.nn.ranker import Ranker
 from longrec.schema import ITEM_ID, TIMESTAMP
@@ -108,29 +110,28 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
     started, out_dir = time.perf_counter(), Path(out_dir)
     device, precision = choose_device(train)
     histories = Histories.open(histories_dir)
-    with _work_dir(out_dir) as work:
-        encoder, encoded = encode(histories, work / ENCODED)
+    with distributed.joined(device) as ranks, _work_dir(out_dir, ranks) as work:
+        encoder, encoded = ranks.lead_first(lambda: encode(histories, work / ENCODED), lambda: _open_encoded(histories, work / ENCODED))
         with enough_memory("the ranker", SMALLER):
-            ranker = make_ranker(model, encoder, seed).to(device)
-        checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), _identity(encoded, model, lengths, train, precision, seed))
+            ranker = make_ranker(model, encoder, seed).to(ranks.device)
+        identity = ranks.told(lambda: _identity(encoded, model, lengths, train, precision, seed))
+        checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), identity)
         report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, checkpoints=checkpoints, on_progress=on_progress,
-                            log_dir=Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")))
+                            log_dir=Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")), ranks=ranks)
         report = dataclasses.replace(report, total_seconds=time.perf_counter() - started)
         facts = {**dataclasses.asdict(report), "seed": seed, "lengths": dataclasses.asdict(lengths), "train": dataclasses.asdict(train),
                  "split_moment_ms": histories.split_moment_ms, "torch": torch.__version__}
-        with files.replacing(out_dir) as temporary:
-            temporary.mkdir()
-            version = Bundle(ranker, encoder, model, served_length, facts).write(temporary)
-            _write_curve(temporary / "training_curve.csv", curve)
-        checkpoints.remove()
+        version = ranks.told(lambda: _write(out_dir, Bundle(ranker, encoder, model, served_length, facts), curve))
+        if ranks.is_lead:
+            checkpoints.remove()
     log.info("trained %d steps in %.1f s, %.0f events/s, final loss %.4f", report.num_steps, report.seconds, report.events_per_second,
              report.final_loss)
     return dataclasses.replace(report, version=version)
 
 
 def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train: TrainConfig, seed: int, out_dir: Path, *,
-        checkpoints: Checkpoints | None = None, log_dir: Path | None = None,
-        on_progress: Listener | None = None) -> tuple[TrainReport, list[CurveRow]]:
+        checkpoints: Checkpoints | None = None, log_dir: Path | None = None, on_progress: Listener | None = None,
+        ranks: Ranks | None = None) -> tuple[TrainReport, list[CurveRow]]:
     """Returns what happened and the training curve, after training `ranker` where it is; it is left in evaluation mode.
 
     Args:
@@ -140,21 +141,24 @@ def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train:
         out_dir: where a batch with a loss that is not finite is saved.
         checkpoints: where the training goes on from, and what it writes; None for none.
         log_dir: of TensorBoard's files; None for none.
+        ranks: the processes that train together; None for this one alone.
 
     Raises:
         ConfigError: `train.recompute` with a history reader that cannot; or memory does not suffice.
         DataError: a checkpoint is of another training, or does not fit.
         LongrecError: the loss is not finite.
     """
-    _, precision = choose_device(train)
+    (_, precision), ranks = choose_device(train), ranks or Ranks()
     if train.recompute:
         ranker.recompute()
-    streams = training_streams(encoded, LengthLaw(lengths, seed), train, seed)
+    streams = training_streams(encoded, LengthLaw(lengths, seed), train, seed, ranks)
+    failed_batch = out_dir / ("failed_batch.safetensors" if ranks.is_lead else f"failed_batch.rank{ranks.rank}.safetensors")
     with enough_memory("the optimizers' state", SMALLER):
-        trainer = Trainer(ranker, train, num_steps=_num_steps(streams, train), precision=precision,
-                          failed_batch=out_dir / "failed_batch.safetensors")
+        trainer = Trainer(ranker, train, num_steps=_num_steps(streams, train), precision=precision, failed_batch=failed_batch, ranks=ranks)
         if checkpoints is not None:
             resume(trainer, checkpoints)
+    if not ranks.is_lead:
+        on_progress, log_dir = lambda row, num_steps: None, None
     with _reporting(on_progress) as report_row, _tensorboard(log_dir if train.tensorboard else None, trainer.state.step) as log_row:
         loop(trainer, streams, checkpoints, (report_row, log_row))
     return _report(trainer), trainer.state.curve
@@ -175,7 +179,9 @@ def loop(trainer: Trainer, streams: Sequence[RequestStream], checkpoints: Checkp
             for row, listener in itertools.product(rows, listeners):
                 listener(row, trainer.num_steps)
             if checkpoints is not None and due:
-                checkpoints.save(trainer.checkpoint())
+                checkpoint = trainer.checkpoint()
+                if trainer.ranks.is_lead:
+                    checkpoints.save(checkpoint)
     trainer.ranker.eval()
 
 
@@ -185,10 +191,12 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
     Raises:
         DataError: the checkpoint is of another training, or does not fit.
     """
-    checkpoints.sweep()
-    if (checkpoint := checkpoints.latest()) is not None:
+    if trainer.ranks.is_lead:
+        checkpoints.sweep()
+    if (checkpoint := trainer.ranks.told_checkpoint(checkpoints.latest)) is not None:
         trainer.restore(checkpoint)
-        log.warning("going on after step %d of %d, from %s", checkpoint.step, trainer.num_steps, checkpoints.folder)
+        level = logging.WARNING if trainer.ranks.is_lead else logging.DEBUG
+        log.log(level, "going on after step %d of %d, from %s", checkpoint.step, trainer.num_steps, checkpoints.folder)
 
 
 def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHistories]:
@@ -207,6 +215,18 @@ def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHisto
     encoded = EncodedHistories.make(histories, encoder, directory / "histories")
     files.write_json(directory / "source.json", {"files": source, "digest": encoded.digest()})
     return encoder, encoded
+
+
+def _open_encoded(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHistories]:
+    """Returns what the lead's `encode` wrote to `directory`.
+
+    Raises:
+        ConfigError: this process does not see it.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"{directory} is not there for every process", expected="one output folder that all machines see",
+                          fix="Put the output on a volume that all of them mount.")
+    return Encoder.load(directory / "encoder", histories.schema), EncodedHistories.open(directory / "histories")
 
 
 def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
@@ -234,8 +254,9 @@ def fit_encoder(histories: Histories) -> Encoder:
     return Encoder.fit(histories.schema, histories.items, histories.users, window, [target_ids[np.cumsum(owned)[:-1] > 0]])
 
 
-def training_streams(encoded: EncodedHistories, law: LengthLaw, config: TrainConfig, seed: int) -> list[RequestStream]:
-    """Returns one stream of batches per epoch.
+def training_streams(encoded: EncodedHistories, law: LengthLaw, config: TrainConfig, seed: int,
+                     ranks: Ranks | None = None) -> list[RequestStream]:
+    """Returns one stream of batches per epoch; of several ranks, of this one's parts of them.
 
     Raises:
         DataError: there is no training request.
@@ -243,8 +264,9 @@ def training_streams(encoded: EncodedHistories, law: LengthLaw, config: TrainCon
     if not len(encoded.requests("train")):
         raise DataError("the histories have no training request", found=f"{encoded.num_requests} requests of other splits",
                         fix="Lower data.eval_fraction or data.warmup_fraction, or use a larger log.")
+    ranks = ranks or Ranks()
     return [RequestStream.training(encoded, law, token_budget=config.token_budget, max_requests=config.max_requests_per_batch, seed=seed,
-                                   epoch=epoch) for epoch in range(config.epochs)]
+                                   epoch=epoch, num_ranks=ranks.num_ranks, rank=ranks.rank) for epoch in range(config.epochs)]
 
 
 def make_ranker(config: ModelConfig, encoder: Encoder, seed: int) -> Ranker:
@@ -276,14 +298,28 @@ def _identity(encoded: EncodedHistories, model: ModelConfig, lengths: LengthConf
             "train": {**decisive, "precision": precision}}
 
 
+def _write(out_dir: Path, bundle: Bundle, curve: list[CurveRow]) -> str:
+    """Returns the version of the bundle after writing it and the curve to `out_dir`, replaced at once."""
+    with files.replacing(out_dir) as temporary:
+        temporary.mkdir()
+        version = bundle.write(temporary)
+        _write_curve(temporary / "training_curve.csv", curve)
+    return version
+
+
 @contextlib.contextmanager
-def _work_dir(out_dir: Path) -> Iterator[Path]:
-    """Yields `.<name>.work` beside `out_dir`, which no other process holds; afterwards only checkpoints stay in it, if there are any.
+def _work_dir(out_dir: Path, ranks: Ranks) -> Iterator[Path]:
+    """Yields `.<name>.work` beside `out_dir`, which no other training holds; afterwards only checkpoints stay in it, if there are any.
+
+    The lead holds it for all ranks.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another training holds it.
     """
     work = out_dir.parent / f".{out_dir.name}.work"
+    if not ranks.is_lead:
+        yield work
+        return
     work.mkdir(parents=True, exist_ok=True)
     with open(work / ".lock", "w") as stream:
         try:

@@ -19,6 +19,7 @@ from longrec import losses, optim
 from longrec.checkpoint import Checkpoint
 from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
+from longrec.distributed import Ranks
 from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.nn.flops import stca_flops
 from longrec.nn.ranker import Ranker
@@ -100,13 +101,15 @@ class Trainer:
         num_steps: of the whole training, for the schedule.
         precision: `float32` or `bfloat16`.
         failed_batch: where the batch of a loss that is not finite goes.
+        ranks: the processes that train together; None for this one alone.
     """
 
-    def __init__(self, ranker: Ranker, config: TrainConfig, *, num_steps: int, precision: str, failed_batch: Path) -> None:
+    def __init__(self, ranker: Ranker, config: TrainConfig, *, num_steps: int, precision: str, failed_batch: Path,
+                 ranks: Ranks | None = None) -> None:
         self.ranker, self.config, self.num_steps, self.precision = ranker, config, num_steps, precision
         self.failed_batch, self.device = failed_batch, next(ranker.parameters()).device
-        self.forward: nn.Module = ranker
-        self.optimizers = optim.build(ranker, config)
+        self.ranks, self.optimizers = ranks or Ranks(), optim.build(ranker, config)
+        self.forward: nn.Module = self.ranks.wrap(ranker)
         self.state = TrainState()
         self.peak_flops = _matmul_peak(self.device, precision) if ranker.config.kind == "stca" else 0.0
         self._unread: collections.deque[_Done] = collections.deque()
@@ -133,15 +136,18 @@ class Trainer:
             loss = self.loss(batch)
             self.optimizers.zero_grad()
             torch.autograd.backward(loss)
+            self.ranks.exchange(self.optimizers.table_weights)
             norm = self.optimizers.step(scale)
-        self._unread.append(_Done(host, *_to_host(torch.stack([loss.detach().float(), norm.float()])), scale))
+            values = self.ranks.mean(torch.stack([loss.detach().float(), norm.float()]))
+        self._unread.append(_Done(host, *_to_host(values), scale))
         return self.settle(UNREAD if self.device.type == "cuda" else 0)
 
     def loss(self, batch: RequestBatch) -> Tensor:
-        """Returns the loss of a batch on the device."""
+        """Returns the loss of a batch on the device; of several ranks, the one whose mean over them is the loss of the whole batch."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext():
             output = self.forward(batch)
-        return losses.total(output, batch, self.config)
+        loss, weight = losses.total(output, batch, self.config), self.ranks.weight(batch, self.config)
+        return loss if weight == 1 else loss * weight
 
     def settle(self, unread: int = 0) -> list[CurveRow]:
         """Reads the losses of all steps but the last `unread`; returns the rows of the curve that became complete.
@@ -189,9 +195,10 @@ class Trainer:
     def _count(self, batch: RequestBatch, loss: float) -> None:
         state, now = self.state, time.perf_counter()
         state.step += 1
-        state.num_requests += batch.num_requests
-        state.num_events += batch.num_events
-        state.num_targets += batch.num_targets
+        seen = batch.whole or batch
+        state.num_requests += seen.num_requests
+        state.num_events += seen.num_events
+        state.num_targets += seen.num_targets
         state.seconds += now - self._clock
         self._clock = now
         if self.peak_flops and batch.host_counts is not None:

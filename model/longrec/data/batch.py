@@ -23,6 +23,21 @@ from longrec.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Whole:
+    """The batch of one step over all processes, of which a RequestBatch is the part of one of them.
+
+    Args:
+        num_requests, num_events, num_targets: of the whole.
+        is_stand_in: whether the part is a request of another process, which counts for nothing: there were fewer requests than processes.
+    """
+
+    num_requests: int
+    num_events: int
+    num_targets: int
+    is_stand_in: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestBatch:
     """What the ranker reads. All indices were made by the Encoder; times are int64 milliseconds.
 
@@ -38,6 +53,7 @@ class RequestBatch:
         labels: float32 [N, K], or None when scoring.
         host_counts: (events, targets) of each request as Python numbers, which `to` keeps of a batch that it moves to another device,
             so that nothing there waits for the offsets to come back.
+        whole: what this is a part of, where several processes train together.
     """
 
     event_items: Int[Tensor, " T"]
@@ -50,6 +66,7 @@ class RequestBatch:
     request_timestamps: Int[Tensor, " R"]
     labels: Float[Tensor, "N K"] | None = None
     host_counts: tuple[list[int], list[int]] | None = dataclasses.field(default=None, repr=False, compare=False)
+    whole: Whole | None = None
 
     @property
     def num_requests(self) -> int:

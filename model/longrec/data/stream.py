@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import heapq
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 import torch
 
 from longrec.data import files
-from longrec.data.batch import RequestBatch
+from longrec.data.batch import RequestBatch, Whole
 from longrec.data.encode import Encoder, Int32, Int64, int64_column
 from longrec.data.histories import SPLITS, Histories
 from longrec.data.lengths import LengthLaw
@@ -91,6 +92,20 @@ def fill(num_events: Int64, *, token_budget: int, max_requests: int) -> Int64:
         end = int(np.searchsorted(total, total[start] + token_budget, side="right")) - 1
         bounds.append(max(start + 1, min(end, start + max_requests, len(num_events))))
     return np.array(bounds, np.int64)
+
+
+def balanced(num_events: Int64, num_parts: int) -> Int64:
+    """Returns the part of each request, int64 [R], so that the parts have nearly equal numbers of events.
+
+    The longest request first, each goes to the part with the fewest events, of several the one with the fewest requests, then the first.
+    So two parts differ by at most the longest request, and no part is empty while there are requests enough. Source: Graham 1969, LPT.
+    """
+    parts, load = np.zeros(len(num_events), np.int64), [(0, 0, part) for part in range(num_parts)]
+    for request in np.argsort(-num_events, kind="stable").tolist():
+        events, requests, part = heapq.heappop(load)
+        parts[request] = part
+        heapq.heappush(load, (events + int(num_events[request]), requests + 1, part))
+    return parts
 
 
 def most_recent(starts: Int64, ends: Int64, length: int) -> tuple[Int64, Int64]:
@@ -198,6 +213,7 @@ class RequestStream:
         bounds: int64 [B+1]; batch b is the requests bounds[b]:bounds[b+1].
         epoch: the pass over the data that this stream is.
         first_batch: batches left out at the front.
+        num_ranks, rank: processes that train together, and which of their `balanced` parts of each batch this stream gives.
     """
 
     encoded: EncodedHistories
@@ -207,16 +223,21 @@ class RequestStream:
     bounds: Int64
     epoch: int = 0
     first_batch: int = 0
+    num_ranks: int = 1
+    rank: int = 0
 
     @classmethod
     def training(cls, encoded: EncodedHistories, law: LengthLaw, *, token_budget: int, max_requests: int, seed: int, epoch: int = 0,
-                 split: Split = "train", first_batch: int = 0) -> RequestStream:
-        """Returns one epoch: the requests of the split in an order drawn from (seed, epoch), each with the events that the law keeps."""
+                 split: Split = "train", first_batch: int = 0, num_ranks: int = 1, rank: int = 0) -> RequestStream:
+        """Returns one epoch: the requests of the split in an order drawn from (seed, epoch), each with the events that the law keeps.
+
+        The batches, which `token_budget` and `max_requests` fill, are those of all ranks together: the same for any number of them.
+        """
         requests = encoded.requests(split)
         requests = requests[np.random.default_rng([seed, epoch]).permutation(len(requests))]
         starts, ends = law.cut(encoded.request_ids[requests], encoded.event_starts[requests], encoded.event_ends[requests], epoch)
         bounds = fill(ends - starts, token_budget=token_budget, max_requests=max_requests)
-        return cls(encoded, requests, starts, ends, bounds, epoch, first_batch)
+        return cls(encoded, requests, starts, ends, bounds, epoch, first_batch, num_ranks, rank)
 
     @classmethod
     def serving(cls, encoded: EncodedHistories, requests: Int64, length: int, *, token_budget: int, max_requests: int) -> RequestStream:
@@ -232,8 +253,19 @@ class RequestStream:
 
     def batch(self, number: int, *, pin: bool = False) -> RequestBatch:
         """Returns batch `number`, counted from the start of the epoch, on request in page-locked memory."""
-        chosen = slice(int(self.bounds[number]), int(self.bounds[number + 1]))
-        return self.encoded.batch(self.requests[chosen], self.starts[chosen], self.ends[chosen], pin=pin)
+        chosen, whole = np.arange(self.bounds[number], self.bounds[number + 1]), None
+        if self.num_ranks > 1:
+            chosen, whole = self._part(chosen)
+        batch = self.encoded.batch(self.requests[chosen], self.starts[chosen], self.ends[chosen], pin=pin)
+        return dataclasses.replace(batch, whole=whole)
+
+    def _part(self, chosen: Int64) -> tuple[Int64, Whole]:
+        """Returns the requests of this rank in a batch, in the batch's order (of none: the shortest, as a stand-in), and the whole."""
+        num_events, requests = self.ends[chosen] - self.starts[chosen], self.requests[chosen]
+        num_targets = self.encoded.target_ends[requests] - self.encoded.target_starts[requests]
+        own = chosen[balanced(num_events, self.num_ranks) == self.rank]
+        whole = Whole(len(chosen), int(num_events.sum()), int(num_targets.sum()), is_stand_in=not len(own))
+        return own if len(own) else chosen[[num_events.argmin()]], whole
 
     @property
     def num_events(self) -> int:
