@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longrec import cli_data, cli_models, cli_store, cli_study
+from longrec import cli_data, cli_models, cli_store, cli_study, cli_train
 from longrec.errors import LongrecError
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except LongrecError as error:
-            typer.echo(f"longrec: {error}", err=True)
+            rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""  # of several processes that torchrun started
+            typer.echo(f"longrec{rank}: {error}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -43,6 +44,7 @@ app.add_typer(cli_data.app, name="import")
 app.command()(cli_data.synth)
 app.command()(cli_store.push)
 app.command()(cli_study.study)
+app.command()(cli_train.train)
 app.add_typer(cli_store.inspect, name="inspect")
 app.add_typer(cli_models.app, name="models")
 

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
@@ -59,9 +60,10 @@ class Ranks:
             return ranker
         parallel = nn.parallel.DistributedDataParallel
         sparse = {id(module.weight) for module in ranker.modules() if isinstance(module, nn.Embedding) and module.sparse}
-        names = [name for name, parameter in ranker.named_parameters() if id(parameter) in sparse]
-        parallel._set_params_and_buffers_to_ignore_for_model(ranker, names)
-        return parallel(ranker, broadcast_buffers=False, gradient_as_bucket_view=True)
+        tables = [name for name, parameter in ranker.named_parameters() if id(parameter) in sparse]
+        constants = [name for name, _ in ranker.named_buffers()]
+        parallel._set_params_and_buffers_to_ignore_for_model(ranker, [*tables, *constants])
+        return parallel(ranker, gradient_as_bucket_view=True)
 
     def weight(self, batch: RequestBatch, config: TrainConfig) -> float:
         """Returns the factor of the loss of this rank's part: the mean over ranks of the products is the loss of the whole batch."""
@@ -141,6 +143,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         device = _own_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of dimensions of size 1, once per process: says and costs nothing
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo", timeout=PATIENCE))
@@ -148,7 +151,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))):
             raise
-        raise RankLost("another process of the training has gone", found=str(error).strip().splitlines()[0],
+        raise RankLost("another process of the training has gone", found=str(error).strip().splitlines()[0].partition(". ")[0],
                        fix="Its own message says why. Start the same command again: it goes on from the last checkpoint.") from error
 
 

@@ -185,3 +185,33 @@ def test_a_failing_batch_stops_the_stream_with_its_error(encoded: EncodedHistori
     broken = dataclasses.replace(served, starts=served.starts[:6])
     with pytest.raises((IndexError, ValueError)):
         list(broken)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 8))
+def test_parts_have_nearly_equal_events_and_are_not_empty(sizes: list[int], num_parts: int) -> None:
+    parts = stream.balanced(np.array(sizes, np.int64), num_parts)
+    loads = [sum(size for size, part in zip(sizes, parts, strict=True) if part == number) for number in range(num_parts)]
+    assert max(loads) - min(loads) <= max(sizes)
+    assert len(set(parts.tolist())) == min(num_parts, len(sizes))
+
+
+@pytest.mark.parametrize(("num_ranks", "budget"), [(2, 60), (3, 300)])
+def test_the_parts_of_a_batch_are_the_batch(encoded: EncodedHistories, num_ranks: int, budget: int) -> None:
+    options = {"token_budget": budget, "max_requests": 16, "seed": 1}
+    whole = RequestStream.training(encoded, SHORT, **options)
+    parts = [RequestStream.training(encoded, SHORT, **options, num_ranks=num_ranks, rank=rank) for rank in range(num_ranks)]
+    assert all(len(part) == len(whole) for part in parts)
+    stand_ins, skews = 0, []
+    for number in range(len(whole)):
+        batch, own = whole.batch(number), [part.batch(number) for part in parts]
+        assert all((part.whole.num_requests, part.whole.num_events, part.whole.num_targets)
+                   == (batch.num_requests, batch.num_events, batch.num_targets) for part in own)
+        assert by_request([part for part in own if not part.whole.is_stand_in]) == by_request([batch])
+        stand_ins += sum(part.whole.is_stand_in for part in own)
+        skews.append(max(part.num_events for part in own) - min(part.num_events for part in own))
+        assert skews[-1] <= int(batch.event_offsets.diff().max())
+    if budget == 60:
+        assert stand_ins  # a batch of fewer requests than ranks was among them
+    else:
+        assert np.mean(skews) < 0.1 * budget / num_ranks

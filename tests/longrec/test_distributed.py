@@ -1,0 +1,147 @@
+"""Several processes under torchrun: what they train is what one process trains, and one that dies ends the job until it is started again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.longrec import small_world
+
+CONFIG = {
+    "seed": 3,
+    "model": {"width": 16, "num_layers": 2, "num_heads": 2, "id_dim": 8, "feature_dim": 4, "mixer_layers": 1},
+    "lengths": {"law": "beta", "minimum": 0, "mean": 32, "maximum": 64},
+    "train": {"epochs": 1, "max_steps": 24, "token_budget": 60, "max_requests_per_batch": 16, "learning_rate": 5e-3, "log_every": 1,
+              "device": "cpu", "checkpoint_every": 4, "tensorboard": False},
+}
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-4, 1e-3
+"""Relative, of each step's loss; absolute, of a weight. Sums in float32 come in another order, and AdamW's first steps are signs of them."""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    (root / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return small_world.write(root / "histories")
+
+
+def command(directory: Path, out: Path, *sets: str, num_processes: int) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
+    overrides = [word for entry in sets for word in ("--set", entry)]
+    return [sys.executable, *torchrun, "-m", "longrec", "train", str(directory), str(out), "--config", str(directory.parent / "config.yaml"),
+            *overrides]
+
+
+def run(directory: Path, out: Path, *sets: str, num_processes: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(directory, out, *sets, num_processes=num_processes), text=True, capture_output=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+
+
+def curve(out: Path) -> list[dict[str, str]]:
+    with open(out / "training_curve.csv", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    left, right = curve(one), curve(two)
+    assert len(left) == len(right) >= 10
+    for a, b in zip(left, right, strict=True):
+        assert (a["step"], a["events"], a["targets"]) == (b["step"], b["events"], b["targets"])
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=LOSS_TOLERANCE)
+        assert float(a["gradient_norm"]) == pytest.approx(float(b["gradient_norm"]), rel=10 * LOSS_TOLERANCE)
+    weights, others = (load_file(out / "model.safetensors") for out in (one, two))
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=0, atol=WEIGHT_TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def one(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "bundle"
+    done = run(directory, out, num_processes=1)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "bundle"
+    done = run(directory, out, num_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr.replace("OMP_NUM_THREADS", "")
+    return out
+
+
+def test_two_processes_train_what_one_trains(one: Path, two: Path) -> None:
+    assert_same_training(one, two)
+    assert sorted(path.name for path in two.parent.iterdir()) == ["bundle"]  # no lock, cache or checkpoint of any rank is left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [("train.loss=target", "train.recompute=true"), ("model.kind=transformer", "model.recency=token")])
+def test_so_do_they_with_other_losses_and_models(directory: Path, tmp_path: Path, sets: tuple[str, ...]) -> None:
+    for name, num_processes in (("one", 1), ("three", 3)):
+        done = run(directory, tmp_path / name, *sets, num_processes=num_processes)
+        assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "one", tmp_path / "three")
+
+
+def rank_of(pid: str) -> str | None:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job_and_the_same_command_goes_on(directory: Path, two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with subprocess.Popen(command(directory, out, num_processes=2), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as job:
+        assert job.stderr is not None
+        said = []
+        for line in job.stderr:
+            said.append(line)
+            if line.startswith("step 6/"):
+                children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+                [victim] = [pid for pid in children if rank_of(pid) == "1"]
+                os.kill(int(victim), signal.SIGKILL)
+    assert job.returncode not in (0, None) and not out.exists()
+    text = "".join(said)
+    assert "rank      : 1" in text and "Signal 9 (SIGKILL)" in text.partition("Root Cause")[2]
+    done = run(directory, out, num_processes=2)
+    assert done.returncode == 0 and "going on after step" in done.stderr
+    weights, uninterrupted = load_file(out / "model.safetensors"), load_file(two / "model.safetensors")
+    assert all(torch.equal(weights[name], uninterrupted[name]) for name in weights)
+    assert [row["loss"] for row in curve(out)] == [row["loss"] for row in curve(two)]
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(directory: Path, one: Path, tmp_path: Path) -> None:
+    out, checkpoints = tmp_path / "bundle", tmp_path / "checkpoints"
+    with subprocess.Popen([*command(directory, out, num_processes=2), "--checkpoint-dir", str(checkpoints)], text=True,
+                          stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if line.startswith("step 10/"):
+                os.killpg(job.pid, signal.SIGKILL)
+    assert len(list(checkpoints.glob("*/step-*"))) == 2
+    done = subprocess.run([*command(directory, out, num_processes=1), "--checkpoint-dir", str(checkpoints)], text=True,
+                          capture_output=True, check=True)
+    assert "going on after step 8" in done.stderr
+    assert_same_training(one, out)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_of_each_rank_that_made_it(directory: Path, tmp_path: Path) -> None:
+    done = run(directory.parent / "nowhere", tmp_path / "bundle", num_processes=2)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("longrec [rank")]
+    assert lines and all("nowhere" in line for line in lines)
