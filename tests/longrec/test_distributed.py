@@ -1,4 +1,4 @@
-"""Several processes under torchrun: what they train is what one process trains, and one that dies ends the job until it is started again."""
+"""Several processes under torchrun: what they train is what one trains, and one that dies ends the job until it is started again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = {
               "device": "cpu", "checkpoint_every": 4, "tensorboard": False},
 }
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-4, 1e-3
-"""Relative, of each step's loss; absolute, of a weight. Sums in float32 come in another order, and AdamW's first steps are signs of them."""
+"""Relative, of a step's loss; absolute, of a weight. Sums in float32 come in another order, and AdamW's first steps are signs of them."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(directory: Path, out: Path, *sets: str, num_processes: int) -> list[str]:
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
     overrides = [word for entry in sets for word in ("--set", entry)]
-    return [sys.executable, *torchrun, "-m", "longrec", "train", str(directory), str(out), "--config", str(directory.parent / "config.yaml"),
-            *overrides]
+    config = str(directory.parent / "config.yaml")
+    return [sys.executable, *torchrun, "-m", "longrec", "train", str(directory), str(out), "--config", config, *overrides]
 
 
 def run(directory: Path, out: Path, *sets: str, num_processes: int) -> subprocess.CompletedProcess[str]:
