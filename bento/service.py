@@ -4,7 +4,8 @@
     bentoml serve longrec-ranker:<version>  a bento: the model that it was built with
     bentoml serve /abs/exported/bento       the same on a machine without a store
 
-Histories and user features come from the Feast online store below LONGREC_HOME. torch and Feast are imported by the workers only.
+Histories and user features come from the Feast online store below LONGREC_HOME; the registry there (`longrec models`) says which version
+answers, and is followed while the service runs. torch and Feast are imported by the workers only.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, Validation
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from longrec import models
 from longrec.errors import ConfigError, DataError, LongrecError, SchemaMismatch
+from longrec.monitor import RequestLog
+from longrec.serving.door import Door, Tokens
+from longrec.serving.web import Source, Web
+from longrec.versions import Versions
 
 if TYPE_CHECKING:
-    from longrec.serving.engine import Engine, Ticket
+    from longrec.schema import Schema
+    from longrec.serving.engine import Engine, Query, Ticket
 
 logger = logging.getLogger("bentoml.longrec")
 
 HERE = Path(__file__).resolve().parent
 RELEASE = HERE / "release.json"
 """Written into a bento by longrec.packaging: the model that it was built with."""
-BUNDLE = "bundle"
-"""Folder of the model in the BentoML store that holds the bundle of longrec."""
 MAX_CANDIDATES = int(os.environ.get("LONGREC_MAX_CANDIDATES", "2048"))
 MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES
 NUM_THREADS = int(os.environ.get("LONGREC_THREADS", "1"))
@@ -56,6 +61,10 @@ FETCH_SHARE = 0.5
 """Of a request's time, that the feature store may take."""
 CALLER_REQUESTS = int(os.environ.get("LONGREC_CALLER_REQUESTS", "64"))
 """Requests that one caller may have under way; a caller is who the header `x-caller` names, else an address."""
+LOG_SHARE = float(os.environ.get("LONGREC_LOG_SHARE", "0"))
+"""Of the answers, that are written to LONGREC_HOME/requests for the drift job."""
+IS_PINNED = os.environ.get("LONGREC_FOLLOW", "1") == "0" or bool(os.environ.get("LONGREC_MODEL"))
+"""Whether the service keeps its own version, whatever the registry says."""
 INT64 = 2**63
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
@@ -154,25 +163,7 @@ def model_tag() -> str:
 MODEL = RankerModel(model_tag())
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Served:
-    """A model at work. The service holds one; it is replaced by one assignment, and the one before is closed when its requests are done.
-
-    Args:
-        engine: of the model.
-        version: told in the answers.
-    """
-
-    engine: Engine
-    version: str
-
-    @classmethod
-    def open(cls, bundle: str, version: str) -> Served:
-        """Returns the model of a bundle, warm; costs seconds."""
-        from longrec.scorer import Scorer
-        from longrec.serving.engine import Engine, Limits
-
-        return cls(Engine(Scorer.load(bundle), Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS)), version)
+WEB = Web()
 
 
 @bentoml.service(name="longrec-ranker", traffic={"timeout": 60})
@@ -210,45 +201,47 @@ class Ranker:
         os.environ[REFUSED_FILE] = refused = tempfile.mkstemp(prefix="longrec-refused-")[1]
         atexit.register(_exit_refused, Path(refused))
         try:
-            _check_schemas(Path(MODEL.resolve().path_of(BUNDLE)), home)
+            Tokens(os.environ)
+            _check_schemas(Path(MODEL.resolve().path_of(models.BUNDLE)), home)
         except LongrecError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Ends what was accepted; the server takes no more requests by now."""
-        await asyncio.get_running_loop().run_in_executor(None, self._served.engine.close)
+        self._versions.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._versions.engine.close)
         self._reader.close()
+        self._log.stop()
 
     def _open(self) -> None:
         import torch
 
         from longrec.data.store import OnlineStore
+        from longrec.schema import Schema
+        from longrec.serving.engine import Engine
         from longrec.serving.reader import StoreReader
 
         torch.set_num_threads(NUM_THREADS)
-        self._served = Served.open(self.model.path_of(BUNDLE), str(self.model.tag.version))
-        schema = self._served.engine.scorer.bundle.schema
-        self._reader = StoreReader(lambda: OnlineStore(_home(), _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
-        logger.info("serving %s with %d threads", self.model.tag, NUM_THREADS)
+        home, own, bundle = _home(), str(self.model.tag.version), Path(self.model.path_of(models.BUNDLE))
+        schema = Schema.load(bundle / "bundle.json")
+        self._versions = Versions(home, own, lambda version: _engine(bundle if version == own else None, version, schema),
+                                  score=_scores, close=Engine.close, is_pinned=IS_PINNED)
+        self._reader = StoreReader(lambda: OnlineStore(home, _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
+        self._log = RequestLog(home, LOG_SHARE)
+        WEB.source = Source(home, self._reader, self._versions.lease)
+        self._versions.start()
+        logger.info("serving %s with %d threads", self._versions.version, NUM_THREADS)
 
     async def _rank(self, request: RankRequest) -> dict[str, Any]:
         """Returns the body of the answer."""
-        from longrec.serving.engine import EngineClosed
-
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while True:
-            served = self._served  # another one may take its place while this request is under way
+        with self._versions.lease() as (version, engine):  # another one may take its place while this request is under way
+            ticket = self._admit(engine, request, deadline)
             try:
-                ticket = self._admit(served.engine, request, deadline)
-            except EngineClosed:
-                if served is self._served:
-                    raise
-                continue
-            try:
-                return await self._ranked(served, ticket, request, deadline)
+                return await self._ranked((version, engine), ticket, request, deadline)
             finally:
-                served.engine.leave(ticket)
+                engine.leave(ticket)
 
     def _admit(self, engine: Engine, request: RankRequest, deadline: float) -> Ticket:
         """Returns a place in the engine for a request whose history is known by its last reading, or not at all."""
@@ -258,18 +251,50 @@ class Ranker:
         return engine.admit(len(request.candidates), num_events, is_kept=request.user_id in engine.cache, deadline=deadline,
                             caller=request._caller)
 
-    async def _ranked(self, served: Served, ticket: Ticket, request: RankRequest, deadline: float) -> dict[str, Any]:
+    async def _ranked(self, served: tuple[str, Engine], ticket: Ticket, request: RankRequest, deadline: float) -> dict[str, Any]:
         from longrec.scorer import RequestRows
         from longrec.serving.engine import Query
 
         moment = time.time_ns() // 1_000_000 if request.request_time is None else request.request_time
         fetched = await self._reader.fetch(request.user_id, FETCH_SHARE * (deadline - time.monotonic()))
         rows = RequestRows(fetched.rows.history, fetched.rows.features, moment, np.array(request.candidates, np.int64))
-        ranked = await served.engine.rank(Query(rows, request.length, request.user_id, deadline), ticket)
+        (version, engine), query, started = served, Query(rows, request.length, request.user_id, deadline), time.perf_counter()
+        ranked = await engine.rank(query, ticket)
+        scores = {task: ranked.scores[:, column].tolist() for column, task in enumerate(engine.scorer.task_names)}
+        self._versions.mirror(query, version, ranked.scores.T, 1e3 * (time.perf_counter() - started))
+        self._log.add(request.user_id, moment, request.candidates, scores, history_length=ranked.num_events, model_version=version,
+                      degraded=bool(fetched.degraded))
         return {
-            "scores": {task: ranked.scores[:, column].tolist() for column, task in enumerate(served.engine.scorer.task_names)},
-            "model_version": served.version, "user_known": rows.user_features is not None or rows.history.num_rows > 0,
+            "scores": scores, "model_version": version, "user_known": rows.user_features is not None or rows.history.num_rows > 0,
             "history_length": ranked.num_events, "unknown_candidates": ranked.num_unknown, "degraded": bool(fetched.degraded)}
+
+
+Ranker.mount_asgi_app(WEB.app)
+Ranker.add_asgi_middleware(Door)
+
+
+def _engine(bundle: Path | None, version: str, schema: Schema) -> Engine:
+    """Returns the engine of a version, warm; costs seconds.
+
+    Args:
+        bundle: where it is; None to look in the BentoML store.
+        version: of the model.
+        schema: of the histories that this service reads.
+    """
+    from longrec.scorer import Scorer
+    from longrec.serving.engine import Engine, Limits
+
+    scorer = Scorer.load(bundle or models.bundle_dir(models.store_dir(), version), schema=schema)
+    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS))
+
+
+def _scores(engine: Engine, query: Query) -> Any:
+    """Returns the scores of a mirrored request per task, however long it takes."""
+    from longrec.serving.engine import Ranked
+
+    ranked = engine.submit(dataclasses.replace(query, deadline=math.inf)).result()
+    assert isinstance(ranked, Ranked)
+    return ranked.scores.T
 
 
 def _refusal(error: LongrecError) -> Refusal:

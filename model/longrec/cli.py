@@ -146,7 +146,7 @@ def submit(host: Annotated[str, typer.Option(help="Address of the Kubeflow Pipel
 @app.command()
 def serve(port: Annotated[int, typer.Option(min=1, max=65_535)] = 3000, host: Annotated[str, typer.Option()] = "127.0.0.1",
           workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
-    """Serve the model of the latest run over HTTP (POST /rank).
+    """Serve the champion over HTTP (POST /rank, a page at /); see `longrec models`. The first model of a work directory is its champion.
 
     \b
     Examples:
@@ -197,11 +197,15 @@ def _planted(settings: RunConfig, workdir: Path, users: int | None, events: int 
 
 def _next(summary: dict[str, Any], workdir: Path) -> list[str]:
     """Returns the commands to type after a run."""
+    from longrec import models
+
     if summary["bento_tag"] is None:
         return [f"open {summary['report']}"]
     place = "" if workdir == DEFAULT_WORKDIR else f" --workdir {shlex.quote(str(workdir))}"
-    request = shlex.quote(json.dumps(summary["example"]))
-    return [f"{_program()} serve{place}", f"curl -s localhost:3000/rank -H 'content-type: application/json' -d {request}"]
+    request, version = shlex.quote(json.dumps(summary["example"])), summary["bento_tag"].rpartition(":")[2]
+    is_champion = models.read(workdir).champion in (None, version)
+    promotion = [] if is_champion else [f"{_program()} models promote {version} --why 'your reason'{place}"]
+    return [*promotion, f"{_program()} serve{place}", f"curl -s localhost:3000/rank -H 'content-type: application/json' -d {request}"]
 
 
 def _program() -> str:

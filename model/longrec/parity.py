@@ -92,7 +92,7 @@ def check_parity(bundle_dir: str | Path, histories_dir: str | Path, bento_dir: s
     rows = [histories_rows(histories, request) for request in requests.tolist()]
     rows = [dataclasses.replace(row, candidates=row.candidates[:MAX_CANDIDATES]) for row in rows]
     started, length = time.perf_counter(), scorer.bundle.served_length
-    with serving(Path(bento_dir).resolve(), home=home) as (host, port):
+    with serving(Path(bento_dir).resolve(), home=home, variables={"LONGREC_FOLLOW": "0"}) as (host, port):
         ready = time.perf_counter() - started
         users = histories.users.column("user_id").take(histories.requests.column("user_row").take(requests)).to_pylist()
         bodies = [{"user_id": user, "candidates": row.candidates.tolist(), "request_time": row.moment_ms}
@@ -137,7 +137,7 @@ def training_forward(scorer: Any, histories: Histories, requests: npt.NDArray[np
 
 @contextlib.contextmanager
 def serving(target: str | Path, *, home: str | Path, store: str | Path | None = None, folder: str | Path | None = None,
-            ) -> Iterator[tuple[str, int]]:
+            variables: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
     """Yields host and port of `bentoml serve`, ready to answer; it is gone afterwards, also after a kill of us.
 
     Args:
@@ -145,6 +145,7 @@ def serving(target: str | Path, *, home: str | Path, store: str | Path | None = 
         home: LONGREC_HOME.
         store: BENTOML_HOME; None for an empty one, so that a folder can only use what is in it.
         folder: where the command starts; None for an empty one.
+        variables: of its environment, beside those of this process.
 
     Raises:
         PackagingError: it does not become ready.
@@ -154,6 +155,7 @@ def serving(target: str | Path, *, home: str | Path, store: str | Path | None = 
         environment = {**os.environ, "BENTOML_HOME": str(store or f"{scratch}/bentoml"), "LONGREC_HOME": str(Path(home).resolve()),
                        "BENTOML_DO_NOT_TRACK": "True"}
         environment.pop("LONGREC_MODEL", None)
+        environment |= variables or {}
         command = [sys.executable, "-c", _CHILD, "serve", str(target), "--host", host, "--port", str(port)]
         with open(Path(scratch) / "log", "w+", encoding="utf-8") as output:
             process = subprocess.Popen(command, env=environment, cwd=folder or scratch, stdout=output, stderr=subprocess.STDOUT,

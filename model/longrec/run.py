@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from longrec import models
 from longrec.config import RunConfig
 from longrec.data import location
 from longrec.data.files import read_json, write_json
@@ -131,7 +132,9 @@ def planted_dataset(workdir: Path, config: RunConfig, **world: int) -> tuple[Pat
 
 
 def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path, dict[str, str]]:
-    """Returns the command that serves the newest packaged model of a work directory, the folder to start it in, its environment.
+    """Returns the command that serves a work directory, the folder to start it in, its environment.
+
+    The champion of its registry is served and followed; without one, the model of its newest run.
 
     Raises:
         CheckoutError: no run has packaged a model, or bentoml is not installed.
@@ -144,7 +147,9 @@ def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path,
     if not program.exists():
         raise CheckoutError("bentoml is not installed", fix="Install everything: pip install -e '.[all]' -c constraints.txt")
     command = [str(program), "serve", "bento.service:Ranker", "--host", host, "--port", str(port)]
-    environment = {"LONGREC_HOME": str(workdir.resolve()), "LONGREC_MODEL": tags[-1], "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {"LONGREC_HOME": str(workdir.resolve()), "BENTOML_DO_NOT_TRACK": "True"}
+    if models.read(workdir).champion is None:
+        environment["LONGREC_MODEL"] = tags[-1]
     return command, find_root(), {**THREADING, **os.environ, **environment}
 
 
