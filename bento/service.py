@@ -87,7 +87,7 @@ def _moment_ms(value: Any) -> Any:
     return (moment - EPOCH) // datetime.timedelta(milliseconds=1)
 
 
-Id = Annotated[int, Field(ge=-INT64, lt=INT64)]
+Id = Annotated[int, Field(ge=-INT64, le=INT64 - 1)]
 Moment = Annotated[
     int, BeforeValidator(_moment_ms), Field(ge=FIRST_MS, le=LAST_MS),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]})]
@@ -110,7 +110,7 @@ class RankRequest(bentoml.IODescriptor):
     user_id: Id = Field(description="Whose history is read; an unknown user has an empty one.")
     candidates: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES, description="Item ids, in the order of the scores wanted.")
     request_time: Moment | None = Field(None, description="ISO 8601 with a time zone, or milliseconds since 1970 UTC; default now.")
-    length: int | None = Field(None, ge=0, lt=INT64, description="Most recent events used; default what the model was evaluated at.")
+    length: int | None = Field(None, ge=0, le=INT64 - 1, description="Most recent events used; default what the model was evaluated at.")
     _caller: str = PrivateAttr("")
 
     @classmethod
