@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from longrec.config import ModelConfig
+from longrec.nn import fused_ffn
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmm_", "aten::_grouped_mm")
 Cost = tuple[float, float]
@@ -48,24 +49,26 @@ def profiled(work: Callable[[], object], costs: dict[str, Cost], *, steps: int =
     found: dict[str, list[float]] = {}
     products: dict[str, Cost] = {}
     for event in record.events() or []:
-        if event.device_type.name != "CPU":
-            continue
-        for kernel in event.kernels:
-            name = _name(event, kernel.name, costs)
+        for name, microseconds in _device_work(event):
             total = found.setdefault(name, [0.0, 0.0])
-            total[0] += kernel.duration / 1e3 / steps
+            total[0] += microseconds / 1e3 / steps
             total[1] += 1 / steps
         if event.kernels and event.name in PRODUCTS:
             cost = _product_cost(event.name, event.input_shapes)
-            before = products.get(_name(event, "", costs), (0.0, 0.0))
-            products[_name(event, "", costs)] = (before[0] + cost[0] / steps, before[1] + cost[1] / steps)
+            before = products.get(_name(event), (0.0, 0.0))
+            products[_name(event)] = (before[0] + cost[0] / steps, before[1] + cost[1] / steps)
     lines = [Line(name, time, launches, costs.get(name, products.get(name))) for name, (time, launches) in found.items()]
     return sorted(lines, key=lambda line: -line.milliseconds)
 
 
-def _name(event: Any, kernel: str, costs: dict[str, Cost]) -> str:
-    if kernel in costs or kernel.startswith("_"):
-        return kernel
+def _device_work(event: Any) -> list[tuple[str, float]]:
+    """Returns (name, microseconds); our kernels from the device's side, since their launches may belong to no operation of PyTorch."""
+    if event.device_type.name != "CPU":
+        return [(event.name, event.device_time_total)] if event.name.startswith("_") else []
+    return [(_name(event), kernel.duration) for kernel in event.kernels if not kernel.name.startswith("_")]
+
+
+def _name(event: Any) -> str:
     if event.name in PRODUCTS:
         operands = ("x".join(map(str, sizes)) for sizes in _operands(event.name, event.input_shapes))
         return " ".join([event.name.removeprefix("aten::"), *operands])
@@ -91,15 +94,18 @@ def costs(config: ModelConfig, events: int, targets: int) -> dict[str, Cost]:
         targets: m, of one request.
     """
     width, layers = config.width, config.num_layers
-    hidden, row = config.ffn_ratio * width, 2.0 * events
-    ffns = layers + (1 if config.fusion else 0)
-    product = 2.0 * events * hidden * width
+    hidden, row, wide = config.ffn_ratio * width, 2.0 * events, width == fused_ffn.WIDE
+    fusion = 1 if config.fusion else 0
+    product, narrow = 2.0 * events * hidden * width, 2.0 * events * fused_ffn.NARROW * (2 * hidden + width)
     attention = 2.0 * events * width * targets * layers
     return {
-        "_gate_project": (ffns * product, row * (ffns * (2 * hidden + width) + (width if config.fusion else 0))),
+        "_gate_project": (layers * product, layers * row * ((3 if wide else 2) * hidden + width)),
+        "_narrow_gate_project": (fusion * (product + narrow), fusion * row * (fused_ffn.NARROW + width + (0 if wide else 2 * hidden))),
         "_project_normalize_backward": (layers * 4.0 * events * width**2, layers * row * 4 * width),
-        "_project_gate_backward": (ffns * 2 * product, ffns * row * (4 * hidden + width)),
-        "_gate": (0.0, ffns * row * 3 * hidden), "_gate_backward": (0.0, ffns * row * 6 * hidden),
-        "_normalize": (0.0, layers * row * 2 * width), "_normalize_backward": (0.0, layers * row * 3 * width),
+        "_project_gate_backward": ((layers + fusion) * 2 * product, (layers + fusion) * row * (4 * hidden + width)),
+        "_wide_gate_backward": (layers * product + fusion * (product + narrow),
+                                layers * row * (4 * hidden + width) + fusion * row * (3 * hidden + width + fused_ffn.NARROW)),
+        "_rows_product": (layers * 4.0 * events * width**2, layers * row * 3 * width),
+        "_normalize_backward": (0.0, layers * row * 3 * width),
         "_forward": (2 * attention, layers * row * (2 * width + 2 * config.num_heads)),
         "_backward": (5 * attention, layers * row * (4 * width + 4 * config.num_heads))}

@@ -44,8 +44,8 @@ def ranker(config: ModelConfig, device: torch.device, *, seed: int = 0) -> Ranke
     return Ranker(config, planted(), SIZES, torch.stack([items, items % 64], dim=1)).to(device)
 
 
-def step(model: Ranker, requests: RequestBatch) -> Callable[[], None]:
-    """Returns a function that does one training step: lookup, forward, backward, clipping, both optimizers."""
+def step(model: Ranker, requests: RequestBatch, *, mixed: bool = True) -> Callable[[], None]:
+    """Returns a function that does one training step: lookup, forward, backward, clipping, both optimizers; `mixed`: in bfloat16."""
     train = TrainConfig()
     optimizers = optim.build(model, train)
     device = requests.event_items.device
@@ -53,7 +53,7 @@ def step(model: Ranker, requests: RequestBatch) -> Callable[[], None]:
         group["capturable"] = device.type == "cuda"  # the same update, with its step count on the device
 
     def work() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             output = model(requests)
         loss = losses.total(output, requests, train)
         optimizers.zero_grad()

@@ -11,32 +11,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 
 import _rows
 import _world
 import torch
 
-from longrec import losses, optim
-from longrec.config import ModelConfig, TrainConfig
+from longrec.config import ModelConfig
 from longrec.nn.flops import stca_flops
 
 CPU = torch.device("cpu")
-
-
-def make_step(model: ModelConfig, num_requests: int, num_events: int, num_targets: int) -> Callable[[], None]:
-    """Returns a function that does one training step in float32."""
-    train, ranker = TrainConfig(), _world.ranker(model, CPU)
-    batch = _world.batch(num_requests, num_events, num_targets, CPU)
-    optimizers = optim.build(ranker, train)
-
-    def step() -> None:
-        loss = losses.total(ranker(batch), batch, train)
-        optimizers.zero_grad()
-        loss.backward()
-        optimizers.step(1.0)
-
-    return step
 
 
 def main() -> None:
@@ -44,7 +27,8 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     model = ModelConfig(width=chosen.width, num_layers=chosen.layers, num_heads=chosen.heads)
-    times = _rows.timed(make_step(model, chosen.requests, chosen.events, chosen.targets), CPU, repeats=chosen.repeats)
+    batch = _world.batch(chosen.requests, chosen.events, chosen.targets, CPU)
+    times = _rows.timed(_world.step(_world.ranker(model, CPU), batch, mixed=False), CPU, repeats=chosen.repeats)
     flops = 3.0 * chosen.requests * stca_flops(model, chosen.events, chosen.targets).total
     peak = _rows.matmul_peak(CPU, torch.float32, size=2048)
     events = chosen.requests * chosen.events / times[1] * 1e3

@@ -30,8 +30,11 @@ CHUNK_ROWS = 1 << 18
 FEWEST_ROWS = 1024
 """Rows below which the layers themselves are as fast."""
 TILED_WIDTHS = (64, 128, 256)
-"""Widths whose whole row fits the accumulators of one block: gate and norm then run inside the products."""
-
+"""Widths whose row of 128 events fits the accumulators of one block: gate and norm then run inside the products, both ways."""
+WIDE = 512
+"""The width whose row of 64 events does: the same forward; backward the gate runs inside one product, and its rows are kept for another."""
+NARROW = 64
+"""Columns of rows so narrow that u and v cost less to compute than to read."""
 
 _reference_only = False
 
@@ -103,25 +106,26 @@ class _Encode(torch.autograd.Function):
         (num_rows, width), layers = events.shape, w_o.shape[0]
         xhat, rstd = events.new_empty((num_rows, layers, width)), events.new_empty((num_rows, layers), dtype=torch.float32)
         uv = hidden(events, w_uv) if keep else None
+        h = events.new_empty((num_rows, layers, w_o.shape[2])) if keep and width == WIDE else None
         for rows in _chunks(num_rows):
-            _normalized(hidden(events[rows], w_uv) if uv is None else uv[rows], w_o, xhat[rows], rstd[rows], eps)
+            _normalized(hidden(events[rows], w_uv) if uv is None else uv[rows], w_o, xhat[rows], rstd[rows], eps, _rows_of(h, rows))
         if needs_grad:
-            ctx.save_for_backward(events, w_uv, w_o, w_kv, xhat, rstd, uv)
+            ctx.save_for_backward(events, w_uv, w_o, w_kv, xhat, rstd, uv, h)
         return xhat.unbind(1) if w_kv is None else tuple(xhat[:, i] @ w_kv[i] for i in range(layers))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from longrec.nn.kernels import gated as kernels
 
-        events, w_uv, w_o, w_kv, xhat, rstd, uv = ctx.saved_tensors
+        events, w_uv, w_o, w_kv, xhat, rstd, uv, h = ctx.saved_tensors
         dy, dw_kv = torch.empty_like(xhat), None if w_kv is None else torch.empty_like(w_kv, dtype=torch.float32)
         for i, gradient in enumerate(gradients):
             if w_kv is None or dw_kv is None:
                 kernels.normalize_backward(gradient.contiguous(), xhat, rstd, i, dy)
             else:
-                dw_kv[i] = xhat[:, i].t() @ gradient
+                dw_kv[i] = _rows_product(xhat, i, gradient.contiguous())
                 _project_normalize_backward(gradient.contiguous(), w_kv[i], xhat, rstd, i, dy)
-        devents, dw_uv, dw_o = gated_backward(dy, events, uv, w_uv, w_o)
+        devents, dw_uv, dw_o = gated_backward(dy, events, uv, w_uv, w_o, h)
         return devents, dw_uv, dw_o, dw_kv, None, None
 
 
@@ -153,17 +157,36 @@ def project(uv: Tensor, w_o: Tensor, residual: Tensor | None) -> Tensor:
     return rows[:, 0] @ w_o[0].t() if residual is None else torch.addmm(residual, rows[:, 0], w_o[0].t())
 
 
+def narrow(x: Tensor, width: int) -> bool:
+    """Returns whether `narrow_project` takes these rows."""
+    return x.shape[1] == NARROW and width in (*TILED_WIDTHS, WIDE)
+
+
+def narrow_project(x: Tensor, w_uv: Tensor, w_o: Tensor, w_x: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns x W_x + gate(x W_uv) W_o, [T, D], and u and v where `gated_backward` is faster with them, [T, 1, 2, H]."""
+    from longrec.nn.kernels import gated as kernels
+
+    (width, wide), num_rows = w_o.shape, x.shape[0]
+    output = x.new_empty((num_rows, width))
+    uv = x.new_empty((num_rows, 1, 2, wide)) if keep and width in TILED_WIDTHS else None
+    kernels.narrow_gate_project(x, w_uv, w_o, w_x.t().contiguous(), None if uv is None else uv[:, 0], output)
+    return output, uv
+
+
 def hidden(x: Tensor, w_uv: Tensor) -> Tensor:
     """Returns u and v of all layers, [T, M, 2, H]."""
     return (x @ w_uv.view(-1, w_uv.shape[3]).t()).view(x.shape[0], *w_uv.shape[:3])
 
 
-def _normalized(uv: Tensor, w_o: Tensor, xhat: Tensor, rstd: Tensor, eps: float) -> None:
-    """Writes xhat [T, M, D] and rstd [T, M]."""
+def _normalized(uv: Tensor, w_o: Tensor, xhat: Tensor, rstd: Tensor, eps: float, h: Tensor | None) -> None:
+    """Writes xhat [T, M, D] and rstd [T, M], and gate(uv) to h [T, M, H] where it is given."""
     from longrec.nn.kernels import gated as kernels
 
     if xhat.shape[2] in TILED_WIDTHS:
         kernels.gate_project(uv, w_o, xhat, rstd, eps=eps)
+        return
+    if xhat.shape[2] == WIDE:
+        kernels.gate_project(uv, w_o, xhat, rstd, eps=eps, h=h, block_t=64, block_h=32, stages=4)
         return
     gated_rows = uv.new_empty((*uv.shape[:2], uv.shape[3]))
     kernels.gate(uv, gated_rows)
@@ -182,7 +205,8 @@ def _project_normalize_backward(dkv: Tensor, w_kv: Tensor, xhat: Tensor, rstd: T
     kernels.normalize_backward(dkv @ w_kv.t(), xhat, rstd, layer, dy)
 
 
-def gated_backward(dy: Tensor, x: Tensor, uv: Tensor | None, w_uv: Tensor, w_o: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gated_backward(dy: Tensor, x: Tensor, uv: Tensor | None, w_uv: Tensor, w_o: Tensor,
+                   h: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients (dx, dw_uv, dw_o) of the sum over layers of gate(x W_uv) W_o, rows by chunks.
 
     Args:
@@ -191,34 +215,55 @@ def gated_backward(dy: Tensor, x: Tensor, uv: Tensor | None, w_uv: Tensor, w_o: 
         uv: [T, M, 2, H], or None to compute it again.
         w_uv: [M, 2, H, In].
         w_o: [M, D, H].
+        h: gate(uv), [T, M, H], where it was kept.
     """
-    from longrec.nn.kernels import gated as kernels
-
     flat = w_uv.view(-1, w_uv.shape[3])
     dx = torch.empty_like(x)
     dw_uv, dw_o = torch.zeros_like(flat, dtype=torch.float32), torch.zeros_like(w_o, dtype=torch.float32)
     for rows in _chunks(x.shape[0]):
-        part = hidden(x[rows], w_uv) if uv is None else uv[rows]
-        duv = torch.empty_like(part)
-        if w_o.shape[1] in TILED_WIDTHS:
-            dw_o += kernels.project_gate_backward(dy[rows], w_o, part, duv)
-        else:
-            _add_hidden_backward(dy[rows], part, w_o, duv, dw_o)
+        duv = x.new_empty((*dy[rows].shape[:2], 2, w_o.shape[2]))
+        dw_o += _hidden_backward(dy[rows], x[rows], _rows_of(uv, rows), w_uv, w_o, _rows_of(h, rows), duv)
         torch.mm(duv.flatten(1), flat, out=dx[rows])
         dw_uv += duv.flatten(1).t() @ x[rows]
     return dx, dw_uv.view_as(w_uv), dw_o
 
 
-def _add_hidden_backward(dy: Tensor, uv: Tensor, w_o: Tensor, duv: Tensor, dw_o: Tensor) -> None:
-    """Writes the gradient of uv [T, M, 2, H] and adds that of w_o."""
+def _hidden_backward(dy: Tensor, x: Tensor, uv: Tensor | None, w_uv: Tensor, w_o: Tensor, h: Tensor | None, duv: Tensor) -> Tensor:
+    """Writes the gradient of uv to duv [T, M, 2, H]; returns that of w_o."""
     from longrec.nn.kernels import gated as kernels
 
+    width = w_o.shape[1]
+    if uv is None and narrow(x, width) and width == WIDE:
+        h = x.new_empty((x.shape[0], 1, w_o.shape[2]))
+        kernels.narrow_gate_backward(dy[:, 0], w_o[0], x, w_uv[0], duv[:, 0], h[:, 0])
+        return _by_layer(dy, h)
+    uv = hidden(x, w_uv) if uv is None else uv
+    if width in TILED_WIDTHS:
+        return kernels.project_gate_backward(dy, w_o, uv, duv)
+    if h is not None:
+        kernels.wide_gate_backward(dy, w_o, uv, duv)
+        return _by_layer(dy, h)
     rows = uv.new_empty((*uv.shape[:2], uv.shape[3]))
     for i in range(w_o.shape[0]):
         torch.mm(dy[:, i], w_o[i], out=rows[:, i])
     kernels.gate_backward(rows, uv, duv)
-    for i in range(w_o.shape[0]):
-        dw_o[i] += dy[:, i].t() @ rows[:, i]
+    return _by_layer(dy, rows)
+
+
+def _by_layer(dy: Tensor, h: Tensor) -> Tensor:
+    """Returns dy[:, i]^T h[:, i] of every layer i."""
+    return torch.stack([dy[:, i].t() @ h[:, i] for i in range(dy.shape[1])])
+
+
+def _rows_product(a: Tensor, layer: int, b: Tensor) -> Tensor:
+    """Returns a[:, layer]^T b: by the kernel where the result is too small for cuBLAS to fill the device (measured, docs/engine.md)."""
+    from longrec.nn.kernels import gated as kernels
+
+    return kernels.rows_product(a, layer, b) if a.shape[2] == 256 and b.shape[1] == 512 else a[:, layer].t() @ b
+
+
+def _rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:

@@ -131,10 +131,15 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, b_e: Tensor, w_uv: Tensor, w_o: Tensor) -> Tensor:
         b_e, w_uv, w_o = (weight.to(z.dtype) for weight in (b_e, w_uv, w_o))
-        uv = fused_ffn.hidden(z, w_uv)
-        if any(ctx.needs_input_grad):
+        needs_grad = any(ctx.needs_input_grad)
+        if fused_ffn.narrow(z, w_o.shape[1]):
+            tokens, uv = fused_ffn.narrow_project(z, w_uv[0], w_o[0], b_e, keep=needs_grad)
+        else:
+            uv = fused_ffn.hidden(z, w_uv)
+            tokens = fused_ffn.project(uv, w_o, z @ b_e)
+        if needs_grad:
             ctx.save_for_backward(z, b_e, uv, w_uv, w_o)
-        return fused_ffn.project(uv, w_o, z @ b_e)
+        return tokens
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:

@@ -189,7 +189,7 @@ def join(part_o: Tensor, part_m: Tensor, part_l: Tensor, out: Tensor, lse: Tenso
 
 
 def forward(q: Tensor, kv: Tensor, bias: Tensor | None, event_offsets: Tensor, target_offsets: Tensor, num_heads: int, block_n: int,
-            splits: int, *, block_l: int = 64, warps: int = 2, stages: int = 4) -> tuple[Tensor, Tensor]:
+            splits: int, *, block_l: int = 128, warps: int = 4, stages: int = 3) -> tuple[Tensor, Tensor]:
     """Returns (out [N, D], log2 of the softmax sums float32 [N, H]); out is 0 for an empty history.
 
     Args:
@@ -210,7 +210,7 @@ def forward(q: Tensor, kv: Tensor, bias: Tensor | None, event_offsets: Tensor, t
 
 def backward(q: Tensor, kv: Tensor, bias: Tensor | None, event_offsets: Tensor, target_offsets: Tensor, num_heads: int, block_n: int,
              splits: int, out: Tensor, lse: Tensor, dout: Tensor, *, once: bool, block_l: int = 64, warps: int = 4,
-             stages: int = 4) -> tuple[Tensor, Tensor, Tensor | None]:
+             stages: int = 3) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns the gradients of (q, kv, bias); arguments as in `forward`, with its results.
 
     Args:

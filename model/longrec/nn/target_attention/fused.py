@@ -23,7 +23,7 @@ from torch import Tensor
 from longrec.nn.fused_ffn import apply, available
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments
 
-PROGRAMS = 512
+PROGRAMS = 2048
 """Programs that fill the device several times over: a history is split in parts until heads x requests x parts reach it."""
 EVENTS_PER_PART = 256
 """Fewest events worth a part of their own."""
