@@ -11,6 +11,7 @@ read forward and backward and their gradient written.
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,12 @@ def orders(device: torch.device) -> dict[str, Attend]:
     found: dict[str, Attend] = {"plain": reference.attend, "reordered": reordered.attend}
     if device.type == "cuda":
         for order in ("plain", "reordered"):
-            found[f"fused {order}"] = lambda inputs, order=order: fused.memory(inputs, order).attend(inputs.scaled_queries().flatten(1))
+            found[f"fused {order}"] = functools.partial(_fused, order)
     return found
+
+
+def _fused(order: str, values: AttentionInputs) -> Tensor:
+    return fused.memory(values, order).attend(values.scaled_queries().flatten(1))
 
 
 def inputs(requests: int, events: int, targets: int, width: int, heads: int, device: torch.device, dtype: torch.dtype) -> AttentionInputs:
