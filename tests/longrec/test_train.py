@@ -271,7 +271,7 @@ def test_another_runtime_error_keeps_its_name(directory: Path, tmp_path: Path, m
 
 @ON_GPU
 @pytest.mark.parametrize(("width", "layers", "what"), [(256, 8, r"training step of .*Lower train\.token_budget"),
-                                                       (4096, 2, r"the ranker does not fit.*Lower model\.width")])
+                                                       (2048, 2, r"the ranker does not fit.*Lower model\.width")])
 def test_a_gpu_that_is_too_small_names_what_to_lower(directory: Path, tmp_path: Path, width: int, layers: int, what: str) -> None:
     config = dataclasses.replace(BRIEF, device="cuda", token_budget=1_000_000, max_requests_per_batch=10_000)
     model = dataclasses.replace(MODEL, width=width, num_layers=layers, num_heads=8)
