@@ -85,7 +85,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             )
             trained = train_ranker(
                 histories=histories, histories_report=checked.outputs["report"], code_key=keys["train"], model=model, lengths=lengths,
-                training=train, served_length=served_length, seed=seed,
+                training=train, served_length=served_length, seed=seed, checkpoint_dir=f"{home}/checkpoints",
+                log_dir=f"{home}/tensorboard",
             )
             bundle = place(trained, "train", platform).outputs["bundle"]
             evaluated = evaluate_ranker(

@@ -99,7 +99,7 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
         seed: of initial weights, order of requests and lengths.
         checkpoint_dir: where checkpoints lie (longrec.checkpoint), for example on a volume that outlives the process; a training removes
             its own when it is through. None for `.<name>.work/checkpoints`.
-        log_dir: of TensorBoard's files; None for `<name>.tensorboard` beside `out_dir`.
+        log_dir: TensorBoard's files go to `<log_dir>/<fingerprint>`; None for `<name>.tensorboard` beside `out_dir`.
         on_progress: called at each row of the curve; None for a progress bar when stderr is a terminal.
 
     Raises:
@@ -116,8 +116,9 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
             ranker = make_ranker(model, encoder, seed).to(ranks.device)
         identity = ranks.told(lambda: _identity(encoded, model, lengths, train, precision, seed))
         checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), identity)
-        report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, checkpoints=checkpoints, on_progress=on_progress,
-                            log_dir=Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")), ranks=ranks)
+        logs = Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")) / checkpoints.fingerprint
+        report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, checkpoints=checkpoints, log_dir=logs, on_progress=on_progress,
+                            ranks=ranks)
         report = dataclasses.replace(report, total_seconds=time.perf_counter() - started)
         facts = {**dataclasses.asdict(report), "seed": seed, "lengths": dataclasses.asdict(lengths), "train": dataclasses.asdict(train),
                  "split_moment_ms": histories.split_moment_ms, "torch": torch.__version__}

@@ -231,7 +231,8 @@ def test_tensorboard_shows_the_curve(directory: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(BRIEF, max_steps=9, log_every=2)
     rows = []
     training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, config, 64, 3, on_progress=lambda row, _: rows.append(row))
-    shown = accumulators.EventAccumulator(str(tmp_path / "bundle.tensorboard"))
+    [folder] = (tmp_path / "bundle.tensorboard").iterdir()
+    shown = accumulators.EventAccumulator(str(folder))
     shown.Reload()
     names = {f"train/{name}" for name in ("loss", "learning_rate", "gradient_norm", "events_per_second", "targets_per_second")}
     assert names <= set(shown.Tags()["scalars"])
