@@ -33,7 +33,8 @@ def train(histories: Annotated[Path, typer.Argument(help="A histories directory,
     from longrec.train import train as train_ranker
 
     rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING if rank == 0 else logging.ERROR, format="%(message)s")
+    logging.getLogger("longrec").setLevel(logging.INFO if rank == 0 else logging.ERROR)
     settings = configuration.load(config, sets or [])
     report = train_ranker(histories, out, settings.model, settings.lengths, settings.train, settings.evaluate.served_length, settings.seed,
                           checkpoint_dir=checkpoint_dir)

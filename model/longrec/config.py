@@ -181,6 +181,8 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints, besides those at the end of an epoch; 0 for none at all.
         num_workers: threads that pack batches ahead; the batches and their order do not depend on it.
         tensorboard: whether the curve is written for TensorBoard too, where it is installed.
+        embedding_sharding: where the id tables lie when several processes train: `data_parallel` (each holds them whole) or `row_wise`
+            (each holds a block of their rows; by TorchRec, see docs/distributed.md). TorchRec's names.
     """
 
     epochs: int = 1
@@ -201,6 +203,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     num_workers: int = 1
     tensorboard: bool = True
+    embedding_sharding: Literal["data_parallel", "row_wise"] = "data_parallel"
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "token_budget", "max_requests_per_batch", "learning_rate", "embedding_learning_rate", "log_every",

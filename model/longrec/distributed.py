@@ -98,6 +98,14 @@ class Ranks:
             all_rows, all_values = _gathered(rows, lengths), _gathered(values, lengths)
             table.grad = torch.sparse_coo_tensor(all_rows[None], all_values / self.num_ranks, table.shape, check_invariants=False)
 
+    def to_lead(self, rows: Tensor, num_rows: int) -> Tensor:
+        """Returns on the lead the rows of all ranks one after another, `num_rows` of them, in host memory; elsewhere an empty tensor."""
+        padded = torch.zeros((-(-num_rows // self.num_ranks), *rows.shape[1:]), dtype=rows.dtype)
+        padded[:rows.shape[0]] = rows.detach()
+        parts = [torch.empty_like(padded) for _ in range(self.num_ranks)] if self.is_lead else None
+        dist.gather(padded, parts, 0, self.host)
+        return torch.cat(parts)[:num_rows] if parts else padded[:0]
+
     def told(self, make: Callable[[], T]) -> T:
         """Returns on every rank what `make` returned on the lead, the only one that calls it: a plain value."""
         if self.num_ranks == 1:

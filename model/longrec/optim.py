@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,16 @@ def schedule(step: int, *, num_steps: int, warmup_fraction: float) -> float:
     return FINAL_SCALE + (1 - FINAL_SCALE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class FusedTables(Protocol):
+    """Tables that their backward pass updates, by row-wise Adagrad (longrec.sharded)."""
+
+    def set_rate(self, rate: float) -> None: ...
+
+    def row_sums(self) -> list[Tensor]: ...
+
+    def load_row_sums(self, sums: Sequence[Tensor]) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Optimizers:
     """The two optimizers of a ranker, stepped together.
@@ -104,6 +114,7 @@ class Optimizers:
         tables: row-wise Adagrad of the tables with sparse gradients; None when there is none.
         dense_learning_rate, table_learning_rate: the peaks.
         clip_norm: bound of the norm of all dense gradients together; 0 for none.
+        fused: what updates the tables instead of `tables`; None for nothing.
     """
 
     dense: torch.optim.AdamW
@@ -111,6 +122,7 @@ class Optimizers:
     dense_learning_rate: float
     table_learning_rate: float
     clip_norm: float
+    fused: FusedTables | None = None
 
     @property
     def table_weights(self) -> list[Tensor]:
@@ -122,6 +134,12 @@ class Optimizers:
         self.dense.zero_grad(set_to_none=True)
         if self.tables is not None:
             self.tables.zero_grad(set_to_none=True)
+
+    def start(self, scale: float) -> None:
+        """Drops all gradients before a forward pass; tables that its backward pass updates will be at `scale` of the peak rate."""
+        self.zero_grad()
+        if self.fused is not None:
+            self.fused.set_rate(self.table_learning_rate * scale)
 
     def step(self, scale: float) -> Tensor:
         """Clips the dense gradients, updates everything at `scale` of the peak rates; returns the dense gradient norm before clipping."""
@@ -141,8 +159,10 @@ class Optimizers:
 
         The rates are no part of it: every step sets them.
         """
-        return {f"{name}.{number}.{key}": value for name, optimizer in self._named() for number, values in
-                optimizer.state_dict()["state"].items() for key, value in values.items()}
+        fused = [] if self.fused is None else self.fused.row_sums()
+        return {**{f"{name}.{number}.{key}": value for name, optimizer in self._named() for number, values in
+                   optimizer.state_dict()["state"].items() for key, value in values.items()},
+                **{f"tables.{number}.row_sums": value for number, value in enumerate(fused)}}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the state that `tensors` of equal optimizers gave; other names are not looked at.
@@ -150,6 +170,8 @@ class Optimizers:
         Raises:
             DataError: a tensor does not have the shape of its parameter.
         """
+        if self.fused is not None:
+            self.fused.load_row_sums([tensors[key] for key in sorted(tensors) if key.startswith("tables.")])
         for name, optimizer in self._named():
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
@@ -164,7 +186,7 @@ class Optimizers:
         return [("dense", self.dense), *([("tables", self.tables)] if self.tables is not None else [])]
 
 
-def build(model: nn.Module, config: TrainConfig) -> Optimizers:
+def build(model: nn.Module, config: TrainConfig, fused: FusedTables | None = None) -> Optimizers:
     """Returns the optimizers of `model`: tables with sparse gradients (`nn.Embedding(sparse=True)`) go to row-wise Adagrad.
 
     Weight decay acts on matrices of layers only, not on embeddings, biases or norms.
@@ -179,7 +201,7 @@ def build(model: nn.Module, config: TrainConfig) -> Optimizers:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     dense = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, fused=True)
     tables = RowWiseAdagrad(sparse.values(), lr=config.embedding_learning_rate) if sparse else None
-    return Optimizers(dense, tables, config.learning_rate, config.embedding_learning_rate, config.clip_norm)
+    return Optimizers(dense, tables, config.learning_rate, config.embedding_learning_rate, config.clip_norm, fused)
 
 
 def _is_bias(name: str) -> bool:

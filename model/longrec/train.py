@@ -39,7 +39,7 @@ from longrec.trainer import CurveRow, Listener, Trainer, enough_memory
 
 ENCODED, CHECKPOINTS = "encoded", "checkpoints"
 SMALLER = "Lower model.width, model.id_dim, or max_size of the schema's ids."
-PACE = ("precision", "device", "recompute", "checkpoint_every", "num_workers", "tensorboard")
+PACE = ("precision", "device", "recompute", "checkpoint_every", "num_workers", "tensorboard", "embedding_sharding")
 """Keys of TrainConfig that do not decide what is computed; the precision that was chosen does."""
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def loop(trainer: Trainer, streams: Sequence[RequestStream], checkpoints: Checkp
                 checkpoint = trainer.checkpoint()
                 if trainer.ranks.is_lead:
                     checkpoints.save(checkpoint)
-    trainer.ranker.eval()
+    trainer.finish()
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longrec import losses, optim
+from longrec import losses, optim, sharded
 from longrec.checkpoint import Checkpoint
 from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
@@ -108,7 +108,9 @@ class Trainer:
                  ranks: Ranks | None = None) -> None:
         self.ranker, self.config, self.num_steps, self.precision = ranker, config, num_steps, precision
         self.failed_batch, self.device = failed_batch, next(ranker.parameters()).device
-        self.ranks, self.optimizers = ranks or Ranks(), optim.build(ranker, config)
+        self.ranks = ranks or Ranks()
+        self.sharded = sharded.shard(ranker, config, self.ranks) if config.embedding_sharding == "row_wise" else None
+        self.optimizers = optim.build(ranker, config, self.sharded)
         self.forward: nn.Module = self.ranks.wrap(ranker)
         self.state = TrainState()
         self.peak_flops = _matmul_peak(self.device, precision) if ranker.config.kind == "stca" else 0.0
@@ -133,8 +135,8 @@ class Trainer:
         """
         scale = optim.schedule(self.state.step + len(self._unread), num_steps=self.num_steps, warmup_fraction=self.config.warmup_fraction)
         with enough_memory(*_of_batch(batch)):
+            self.optimizers.start(scale)
             loss = self.loss(batch)
-            self.optimizers.zero_grad()
             torch.autograd.backward(loss)
             self.ranks.exchange(self.optimizers.table_weights)
             norm = self.optimizers.step(scale)
@@ -168,8 +170,17 @@ class Trainer:
                 rows.append(self._row(norm, self.config.learning_rate * done.scale))
         return rows
 
+    def finish(self) -> None:
+        """Leaves the ranker in evaluation mode, its tables whole on the lead."""
+        if self.sharded is not None:
+            self.sharded.gather()
+        self.ranker.eval()
+
     def checkpoint(self) -> Checkpoint:
-        """Returns the state after the last step, as views; every loss must have been read (`settle`)."""
+        """Returns the state after the last step, as views; every loss must have been read (`settle`).
+
+        Every rank calls it together; that of the lead is whole.
+        """
         tensors = {f"ranker.{name}": tensor for name, tensor in self.ranker.state_dict().items()}
         values = dataclasses.asdict(self.state)
         return Checkpoint(self.state.step, {**tensors, **self.optimizers.tensors()}, values)

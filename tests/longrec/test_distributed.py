@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from longrec import sharded
+from longrec.bundle import Bundle
+from longrec.config import TrainConfig
+from longrec.distributed import Ranks
+from longrec.errors import ConfigError
+from longrec.nn.layers import FeatureEmbedding
+from longrec.schema import Feature
 from tests.longrec import small_world
 
 CONFIG = {
@@ -49,6 +58,10 @@ def run(directory: Path, out: Path, *sets: str, num_processes: int) -> subproces
 def curve(out: Path) -> list[dict[str, str]]:
     with open(out / "training_curve.csv", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "bundle.json").read_text())["facts"]
 
 
 def assert_same_training(one: Path, two: Path) -> None:
@@ -100,21 +113,26 @@ def rank_of(pid: str) -> str | None:
     return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
 
 
+def kill_at(step: int, rank: str, arguments: list[str]) -> str:
+    """Returns what the job said after one of its ranks was killed at a step; the job has ended by itself then, with a failure."""
+    said = []
+    with subprocess.Popen(arguments, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            said.append(line)
+            if line.startswith(f"step {step}/"):
+                children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+                [victim] = [pid for pid in children if rank_of(pid) == rank]
+                os.kill(int(victim), signal.SIGKILL)
+    assert job.returncode not in (0, None)
+    return "".join(said)
+
+
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_and_the_same_command_goes_on(directory: Path, two: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    with subprocess.Popen(command(directory, out, num_processes=2), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as job:
-        assert job.stderr is not None
-        said = []
-        for line in job.stderr:
-            said.append(line)
-            if line.startswith("step 6/"):
-                children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-                [victim] = [pid for pid in children if rank_of(pid) == "1"]
-                os.kill(int(victim), signal.SIGKILL)
-    assert job.returncode not in (0, None) and not out.exists()
-    text = "".join(said)
+    text = kill_at(6, "1", command(directory, out, num_processes=2))
+    assert not out.exists()
     assert "rank      : 1" in text and "Signal 9 (SIGKILL)" in text.partition("Root Cause")[2]
     done = run(directory, out, num_processes=2)
     assert done.returncode == 0 and "going on after step" in done.stderr
@@ -123,20 +141,38 @@ def test_a_rank_that_dies_ends_the_job_and_the_same_command_goes_on(directory: P
     assert [row["loss"] for row in curve(out)] == [row["loss"] for row in curve(two)]
 
 
+ROW_WISE = "train.embedding_sharding=row_wise"
+
+
 @pytest.mark.slow
-def test_one_process_goes_on_where_two_stopped(directory: Path, one: Path, tmp_path: Path) -> None:
-    out, checkpoints = tmp_path / "bundle", tmp_path / "checkpoints"
-    with subprocess.Popen([*command(directory, out, num_processes=2), "--checkpoint-dir", str(checkpoints)], text=True,
-                          stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as job:
-        assert job.stderr is not None
-        for line in job.stderr:
-            if line.startswith("step 10/"):
-                os.killpg(job.pid, signal.SIGKILL)
-    assert len(list(checkpoints.glob("*/step-*"))) == 2
-    done = subprocess.run([*command(directory, out, num_processes=1), "--checkpoint-dir", str(checkpoints)], text=True,
-                          capture_output=True, check=True)
-    assert "going on after step 8" in done.stderr
+@pytest.mark.parametrize(("first", "second", "num_processes"), [((), (), 1), ((ROW_WISE,), (), 1), ((ROW_WISE,), (ROW_WISE,), 2)])
+def test_any_number_of_processes_goes_on_where_two_stopped(directory: Path, one: Path, tmp_path: Path, first: tuple[str, ...],
+                                                           second: tuple[str, ...], num_processes: int) -> None:
+    if first:
+        pytest.importorskip("torchrec")
+    out, volume = tmp_path / "bundle", ["--checkpoint-dir", str(tmp_path / "checkpoints")]
+    kill_at(10, "0", [*command(directory, out, *first, num_processes=2), *volume])
+    assert len(list((tmp_path / "checkpoints").glob("*/step-*"))) == 2
+    done = subprocess.run([*command(directory, out, *second, num_processes=num_processes), *volume], text=True, capture_output=True,
+                          check=False, timeout=240)
+    assert done.returncode == 0 and "going on after step 8" in done.stderr, done.stderr
     assert_same_training(one, out)
+    assert sum(parameter.numel() for parameter in Bundle.load(out).ranker.parameters()) == report_of(one)["num_parameters"]
+    assert report_of(out)["num_parameters"] == report_of(one)["num_parameters"]
+
+
+def test_without_torchrec_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchrec", None)
+    features = FeatureEmbedding([Feature("item_id", "id")], [5], id_dim=4, feature_dim=4)
+    config = TrainConfig(embedding_sharding="row_wise")
+    with pytest.raises(ConfigError, match=r"needs TorchRec.*pip install --no-deps -c constraints.txt torchrec fbgemm-gpu-cpu"):
+        sharded.shard(features, config, Ranks(0, 2))
+
+
+def test_one_process_says_that_it_shards_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    features = FeatureEmbedding([Feature("item_id", "id")], [5], id_dim=4, feature_dim=4)
+    assert sharded.shard(features, TrainConfig(embedding_sharding="row_wise"), Ranks()) is None
+    assert not features.is_sharded and "this one holds its id tables whole" in caplog.text
 
 
 @pytest.mark.slow

@@ -113,6 +113,11 @@ class FeatureEmbedding(nn.Module):
             self.register_buffer(f"{name}_starts", _starts([sizes[i] for i in columns]), persistent=False)
         self.register_buffer("nothing", torch.zeros(1, 0), persistent=False)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the ids' table lies on several ranks (longrec.sharded): a step reads it once, for reads update it."""
+        return self.ids is not None and not isinstance(self.ids, nn.Embedding)
+
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T W"]:
         """Returns the embeddings side by side; [T, 0] for a group without features."""
         parts = []

@@ -96,8 +96,9 @@ class Ranker(nn.Module):
 
     def forward(self, batch: RequestBatch) -> RankerOutput:
         """Returns the logits of all targets, in their order."""
-        gaps, targets = self.gaps(batch), self.item_tokens(batch.target_items)
-        z = self.stca(targets, self.event_tokens(batch, gaps), batch.event_offsets, batch.target_offsets, gaps, batch.host_counts)
+        gaps = self.gaps(batch)
+        targets, events = self._tokens(batch, gaps)
+        z = self.stca(targets, events, batch.event_offsets, batch.target_offsets, gaps, batch.host_counts)
         return self._output(batch, targets, z)
 
     def encode(self, batch: RequestBatch) -> list[Tensor]:
@@ -172,9 +173,20 @@ class Ranker(nn.Module):
 
     def event_tokens(self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "T D"]:
         """Returns x of every event; the gaps are part of it only with `recency: token`."""
-        if fused_tokens.usable(self.item_part, batch.event_items):
+        if fused_tokens.usable(self.item_part, batch.event_items) and not (self.items.is_sharded or self.actions.is_sharded):
             return self._fused_tokens(batch, gaps)
-        items, actions = self.item_tokens(batch.event_items), self.actions(batch.event_features)
+        return self._acted(self.item_tokens(batch.event_items), batch, gaps)
+
+    def _tokens(self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> tuple[Tensor, Tensor]:
+        """Returns x_t of the targets and x of the events; items whose table is sharded are looked up together."""
+        if not self.items.is_sharded:
+            return self.item_tokens(batch.target_items), self.event_tokens(batch, gaps)
+        items = self.item_tokens(torch.cat([batch.target_items, batch.event_items]))
+        return items[:batch.num_targets], self._acted(items[batch.num_targets:], batch, gaps)
+
+    def _acted(self, items: Float[Tensor, "T D"], batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "T D"]:
+        """Returns x of events from e of their items."""
+        actions = self.actions(batch.event_features)
         if self.gap is not None and gaps is not None:
             actions = torch.cat([actions, self.gap(gaps)], dim=1)
         acted: Tensor = self.action_part(actions)
