@@ -93,6 +93,28 @@ def run(config: Config = DEFAULT_CONFIG, sets: Sets = None,
         raise typer.Exit(REFUSED)
 
 
+@app.command()
+def refresh(data: Annotated[str, typer.Option(help="The dataset with the new events: a directory, s3:// or gs://.")],
+            config: Config = DEFAULT_CONFIG, sets: Sets = None, workdir: Workdir = DEFAULT_WORKDIR,
+            cache: Annotated[bool, typer.Option(help="Leave out steps whose data, code and settings did not change.")] = True,
+            as_json: Json = False) -> None:
+    """Check new events, build their features and publish them for serving, on this machine; the model stays.
+
+    \b
+    Examples:
+      longrec refresh --data data/kuairand
+      longrec refresh --data s3://bucket/dataset --workdir /srv/longrec --json
+    """
+    from longrec import config as configuration
+    from longrec import console
+    from longrec import run as runs
+
+    with console.StepProgress() as progress:
+        report = runs.refresh(configuration.load(config, sets or []), data, workdir, progress, cache=cache)
+    was = " (as before)" if report["was_current"] else ""
+    _say(as_json, report, f"published {report['num_events']:,} events of {report['num_users']:,} users, version {report['digest']}{was}")
+
+
 @app.command("compile")
 def compile_pipeline(pipeline: Annotated[str, typer.Argument(help="training, refresh or study; all of them without a name.")] = "",
                      config: Annotated[Path | None, typer.Option(help="Its section `platform` is compiled in.")] = None, sets: Sets = None,

@@ -74,6 +74,18 @@ def run(config: RunConfig, dataset: str, workdir: Path, listener: Any, *, comman
     return summary
 
 
+def refresh(config: RunConfig, dataset: str, workdir: Path, listener: Any, *, cache: bool = True) -> dict[str, Any]:
+    """Returns what was published (`store.PublishReport`) after checking a dataset and making its features the ones that are served.
+
+    Args, Raises: as of `run`; no model is made.
+    """
+    sections = config.to_dict()
+    arguments = {"data_uri": absolute(dataset), "data": sections["data"], "checks": sections["checks"]}
+    _, finished = run_pipeline("refresh", arguments, f"{config.name}-refresh", workdir, listener, cache=cache)
+    report: dict[str, Any] = read_json(finished.output("publish", "published"))
+    return report
+
+
 def summarize(config: RunConfig, folder: Path, finished: Any, dataset: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     """Returns what summary.json holds.
 
@@ -308,13 +320,23 @@ def _new_run(runs: Path, name: str) -> Path:
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """Holds the work directory: its feature store has one writer at a time."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as stream:
+    with _writable(workdir), open(workdir / ".lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(f"another run is using {workdir}", fix="Wait for it, or choose another --workdir.") from error
         yield
+
+
+@contextlib.contextmanager
+def _writable(workdir: Path) -> Iterator[None]:
+    """Makes the work directory; what keeps it from being written is one line."""
+    try:
+        (workdir / "runs").mkdir(parents=True, exist_ok=True)
+        (workdir / ".lock").touch()
+    except OSError as error:
+        raise CheckoutError(f"{workdir} cannot be written", found=error.strerror, fix="Choose another --workdir.") from error
+    yield
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from longrec.cli import app
 
 ROOT = Path(__file__).parents[2]
 VERBS = (["import", "kuairand"], ["import", "movielens"], ["import", "taobao"], ["import", "lastfm"],
-         ["import", "yambda"], ["import", "amazon"], ["import", "events"], ["synth"], ["run"], ["compile"], ["submit"], ["serve"])
+         ["import", "yambda"], ["import", "amazon"], ["import", "events"], ["synth"], ["run"],
+         ["refresh"], ["compile"], ["submit"], ["serve"])
 
 
 def _longrec(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,16 @@
-"""`longrec run` as a user types it, in an empty HOME: a packaged model, a refused one, and a poisoned dataset."""
+"""`longrec run` as a user types it, in an empty HOME: a packaged model, a refused one, and a poisoned dataset; what a change of nothing, of
+code, of the store and of the data runs again; and what the webhook hears."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.longrec.test_outcome import Hook
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -35,14 +41,24 @@ class Place:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
         hidden = ("LONGREC_HOME", "LONGREC_FEATURE_REPO", "LONGREC_MODEL")
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        self.hook = Hook()
+        self.environment |= {"LONGREC_WEBHOOK": f"http://127.0.0.1:{self.hook.server_port}/"}
         self.environment |= {"HOME": str(folder), "BENTOML_HOME": str(folder / "bentoml"), "LONGREC_ROOT": str(ROOT)}
 
-    def longrec(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def longrec(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "longrec.cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=self.environment, timeout=500, check=False)
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env={**self.environment, **environment},
+                              timeout=500, check=False)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.longrec("run", "--config", "tiny.yaml", "--workdir", "work", *arguments)
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.longrec("run", "--config", "tiny.yaml", "--workdir", "work", *arguments, **environment)
+
+    def executed(self) -> list[str]:
+        """Returns the steps that kfp executed in the newest run, as its own log says; not the two that always run."""
+        newest = max((path for path in (self.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
+        names = re.findall(r"Executing task '([^']+)'", re.sub(r"\x1b\[\d+m", "", (newest / "pipeline.log").read_text()))
+        assert names[0] == "fingerprint" and names[-1] == "finish"
+        return names[1:-1]
 
     def summary(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads((self.workdir / "runs" / "latest" / "summary.json").read_text())
@@ -50,8 +66,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("home"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("home"))
+    thread = threading.Thread(target=place.hook.serve_forever, daemon=True)
+    thread.start()
+    yield place
+    place.hook.shutdown()
+    thread.join()
 
 
 def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
@@ -71,11 +92,55 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     assert list(summary["seconds"]) == [*STEPS, "package"] and all(value > 0 for value in summary["seconds"].values())
     assert summary["versions"]["longrec"] and summary["versions"]["torch"] and summary["config"]["model"]["width"] == 16
     assert len(summary["example"]["candidates"]) == 5 and 0 <= summary["example"]["user_id"] < 60
-    name, _, version = summary["bento_tag"].partition(":")
-    assert name == "longrec-ranker" and version == summary["run"]
+    assert re.fullmatch(r"longrec-ranker:[0-9a-f]{12}-[0-9a-f]{6}", summary["bento_tag"])
     for page in ("report", "check-events", "check-histories"):
         assert "<html" in (place.workdir / "runs" / "latest" / f"{page}.html").read_text()
     assert Path(summary["report"]).is_file()
+    heard = place.hook.got[-1]
+    assert (heard["state"], heard["run_id"], heard["pipeline"]) == ("SUCCEEDED", summary["run"], "longrec-training")
+
+
+def test_a_second_run_executes_no_heavy_step(place: Place) -> None:
+    """What is outside of the pipeline is looked at and found as it should be; a bento that was lost comes back."""
+    before = place.summary()
+    shutil.rmtree(place.folder / "bentoml")
+    answer = place.run("--users", "60", "--events", "64")
+    assert answer.returncode == 0, answer.stderr
+    assert place.executed() == ["publish"] and set(place.summary()["steps"].values()) == {"done", "cached"}
+    assert sum(place.summary()["seconds"].values()) < 10, "publish had nothing to do"
+    same = ("metrics", "bento_tag", "lengths", "gate", "num_requests")
+    assert {key: place.summary()[key] for key in same} == {key: before[key] for key in same}
+    assert (place.folder / "bentoml" / "bentos" / before["bento_tag"].replace(":", "/") / "bento.yaml").is_file()
+
+
+def test_a_lost_store_is_published_again_and_nothing_else(place: Place) -> None:
+    for name in ("store", "features", "feast"):
+        (place.workdir / name).unlink() if (place.workdir / name).is_symlink() else shutil.rmtree(place.workdir / name)
+    answer = place.run("--users", "60", "--events", "64")
+    assert answer.returncode == 0 and place.executed() == ["publish"], answer.stderr
+    assert (place.workdir / "feast" / "online.db").is_file()
+
+
+def test_an_edit_of_the_trainer_trains_again_and_nothing_before_it(place: Place) -> None:
+    shutil.copytree(ROOT / "model" / "longrec", place.folder / "edited" / "longrec", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(place.folder / "edited" / "longrec" / "train.py", "a") as stream:
+        stream.write("\n# an edit\n")
+    refuse = ("--set", "gate.min_auc=0.999")
+    answer = place.run("--users", "60", "--events", "64", *refuse, PYTHONPATH=str(place.folder / "edited"))
+    assert answer.returncode == 3, answer.stderr
+    assert place.executed() == ["publish", "train", "evaluate"]
+
+
+def test_a_new_day_of_events_runs_what_depends_on_it(place: Place) -> None:
+    """The refresh checks, builds and publishes; the training after it takes those results and goes on from there."""
+    config = ("--config", "tiny.yaml", "--workdir", "work", "--data", "day-2")
+    assert place.longrec("synth", "--out", "day-2", "--users", "60", "--events", "64", "--seed", "9").returncode == 0
+    answer = place.longrec("refresh", *config, "--set", "checks.check_drift=false")
+    assert answer.returncode == 0 and "published" in answer.stdout, answer.stderr
+    assert place.executed() == ["check-events", "build-features", "publish"]
+    answer = place.longrec("run", *config, "--set", "checks.check_drift=false", "--set", "gate.min_auc=0.999")
+    assert answer.returncode == 3, answer.stderr
+    assert place.executed() == ["publish", "retrieve", "check-histories", "train", "evaluate"]
 
 
 def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) -> None:
@@ -98,6 +163,7 @@ def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) ->
     summary = place.summary()
     assert summary["gate"]["passed"] is False and "The AUC" in summary["gate"]["reasons"][0]
     assert summary["bento_tag"] is None and list(summary["seconds"]) == STEPS
+    assert place.hook.got[-1]["state"] == "SUCCEEDED", "a refusal is an outcome, not a failure"
     assert "REFUSED" in answer.stdout and "The AUC" in answer.stdout and "longrec serve" not in answer.stdout
     assert sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml")) == before
 
@@ -115,6 +181,8 @@ def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Plac
     newest = max((path for path in (place.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
     assert "<html" in (newest / "check-events.html").read_text() and not (newest / "summary.json").exists()
     assert not list(newest.glob("artifacts/*/publish")), "nothing after the failed check ran"
+    assert (place.hook.got[-1]["state"], place.hook.got[-1]["run_id"]) == ("FAILED", newest.name)
+    assert json.loads(next(newest.glob("artifacts/*/finish/outcome")).read_text()) == place.hook.got[-1]
     assert (place.workdir / "runs" / "latest").resolve() == latest, "latest still points at a finished run"
 
 
@@ -124,6 +192,16 @@ def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
     part.write_bytes(part.read_bytes()[:1000])
     answer = place.run("--data", "cut")
     assert answer.returncode == 1 and "longrec: step check-events failed" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_a_place_that_cannot_be_written_or_read_is_one_clear_line(place: Place) -> None:
+    (place.folder / "file").write_text("")
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "x"}
+    unwritable = place.longrec("run", "--config", "tiny.yaml", "--data", "poisoned", "--workdir", "file/work")
+    unreachable = place.run("--data", "s3://bucket/dataset", **nowhere)
+    for answer, text in ((unwritable, "cannot be written"), (unreachable, "s3://bucket/dataset cannot be read")):
+        assert answer.returncode == 1 and answer.stdout == "" and text in answer.stderr
+        assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
 
 
 def _repeat_an_event(path: Path) -> None:
