@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,32 @@ WAITING = 8
 """Mirrored requests that wait for the challenger; more are dropped."""
 KEPT_TIMES = 512
 OLD_REPORT_SECONDS = 7 * 86_400
+
+
+class Note(Protocol):
+    """Is told what happens to versions, for metrics; must not wait."""
+
+    def serving(self, version: str, before: str | None) -> None:
+        """Notes which version answers from now on, and which did."""
+
+    def refused(self) -> None:
+        """Notes a version that could not be loaded."""
+
+    def mirrored(self, outcome: str, difference: float = 0.0) -> None:
+        """Notes what became of a mirrored request: compared, dropped, failed; and the mean difference of its scores."""
+
+
+class NoNote:
+    """Forgets."""
+
+    def serving(self, version: str, before: str | None) -> None:
+        pass
+
+    def refused(self) -> None:
+        pass
+
+    def mirrored(self, outcome: str, difference: float = 0.0) -> None:
+        pass
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,8 +99,9 @@ class Tally:
     champion_ms: collections.deque[float] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=KEPT_TIMES))
     challenger_ms: collections.deque[float] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=KEPT_TIMES))
 
-    def add(self, champion: Scores, challenger: Scores, champion_ms: float, challenger_ms: float) -> None:
-        """Counts one request that both have scored."""
+    def add(self, champion: Scores, challenger: Scores, champion_ms: float, challenger_ms: float) -> float:
+        """Returns the mean absolute difference of the scores of one request that both have scored, after counting it."""
+        before = self.scores, self.difference
         for ours, theirs in zip(champion, challenger, strict=True):
             a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
             apart = np.abs(a - b)
@@ -87,6 +114,7 @@ class Tally:
         self.compared += 1
         self.champion_ms.append(champion_ms)
         self.challenger_ms.append(challenger_ms)
+        return (self.difference - before[1]) / max(1, self.scores - before[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -129,12 +157,16 @@ class Versions(Generic[Engine]):
         load: returns a warm engine of a version, or raises LongrecError; called from another thread while the old engine answers.
         score: (engine, request) -> scores; for the shadow, called from a thread of its own.
         close: ends an engine that no request uses any more.
+        take: is given an engine right before it answers callers for the first time; not one that runs in the shadow.
+        note: is told of it all.
         is_pinned: True for a service that serves its own version whatever the registry says.
     """
 
     def __init__(self, home: str | Path, own: str, load: Callable[[str], Engine], *, score: Callable[[Engine, Any], Scores],
-                 close: Callable[[Engine], None] = lambda _: None, is_pinned: bool = False) -> None:
+                 close: Callable[[Engine], None] = lambda _: None, take: Callable[[Engine], None] = lambda _: None,
+                 note: Note | None = None, is_pinned: bool = False) -> None:
         self._home, self._own, self._load, self._score, self._close = Path(home), own, load, score, close
+        self._take, self._note = take, note or NoNote()
         self._is_pinned, self._lock, self._stop = is_pinned, threading.Lock(), threading.Event()
         self._registry, self.refused = Registry(), dict[str, str]()
         self._seen: tuple[int, int, int] | None = None
@@ -147,6 +179,8 @@ class Versions(Generic[Engine]):
         self._look_again_at, self._beat_at, self.num_swaps = float("inf"), 0.0, 0
         self._report = models.registry_path(home).parent / "workers" / f"{socket.gethostname()}-{os.getpid()}.json"
         self._current = self._first()
+        self._take(self._current.engine)
+        self._note.serving(self._current.version, None)
         self._threads = [threading.Thread(target=work, name=name, daemon=True)
                          for work, name in ((self._follow, "versions"), (self._compare, "shadow"))]
 
@@ -198,6 +232,7 @@ class Versions(Generic[Engine]):
             self._waiting.put_nowait(_Copy(asked, scores, milliseconds))
         except queue.Full:
             tally.dropped += 1
+            self._note.mirrored("dropped")
 
     def look(self) -> None:
         """Does what the registry says, where it has changed since the last look."""
@@ -237,11 +272,13 @@ class Versions(Generic[Engine]):
             held = self._out_of_the_shadow(version) or _Held(version, self._load(version))
         except Exception as error:  # whatever is wrong with a new version, the old one goes on
             return self._refuse(version, error)
+        self._take(held.engine)
         with self._lock:
             old, self._current = self._current, held
             old.is_replaced = True
             is_idle = old.num_running == 0
         self.num_swaps += 1
+        self._note.serving(version, old.version)
         log.info("serving %s instead of %s", version, old.version)
         if is_idle:
             self._close_aside(old.engine)
@@ -276,6 +313,7 @@ class Versions(Generic[Engine]):
     def _refuse(self, version: str, error: Exception) -> None:
         self.refused[version] = str(error) if isinstance(error, LongrecError) else f"{type(error).__name__}: {error}"
         self._look_again_at = time.monotonic() + RETRY_SECONDS
+        self._note.refused()
         log.error("%s cannot be served: %s", version, self.refused[version])
         if hasattr(self, "_current"):
             self._write_report()
@@ -304,9 +342,11 @@ class Versions(Generic[Engine]):
         started = time.perf_counter()
         try:
             scores = self._score(held.engine, copy.asked)
-            tally.add(copy.scores, scores, copy.milliseconds, 1e3 * (time.perf_counter() - started))
+            difference = tally.add(copy.scores, scores, copy.milliseconds, 1e3 * (time.perf_counter() - started))
+            self._note.mirrored("compared", difference)
         except Exception as error:  # nobody waits for the challenger
             tally.failed += 1
+            self._note.mirrored("failed")
             log.warning("the challenger %s failed: %s", held.version, error)
 
     def _stamp(self) -> tuple[int, int, int] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from longrec import models
 from longrec.parity import ask, serving
 from tests.conftest import ROOT, Packaged, ServedWorld
 
@@ -26,6 +27,7 @@ def answers(host: str, port: int) -> list[dict]:
 def test_every_way_to_serve_a_bento_gives_the_same_scores_bit_for_bit(packaged: Packaged, served_world: ServedWorld, tmp_path: Path,
                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     home = served_world.home
+    assert [change.action for change in models.log(home)] == ["adopt"]  # the first packaged model is the champion, no later one
     with serving("longrec-ranker:run-1", home=home, store=packaged.store) as (host, port):
         stored = answers(host, port)
     assert {answer["model_version"] for answer in stored} == {"run-1"} and len({answer["scores"]["label"][0] for answer in stored}) > 6
@@ -43,7 +45,8 @@ def test_every_way_to_serve_a_bento_gives_the_same_scores_bit_for_bit(packaged: 
     assert where.startswith(str(library)), "the sources of the checkout are imported: nothing was tested"
     for name in ("LONGREC_HOME", "LONGREC_FEATURE_REPO", "LONGREC_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    with serving(unpacked, home=home) as (host, port):
+    (tmp_path / "nobody").mkdir()
+    with serving(unpacked, home=home, variables={"HOME": str(tmp_path / "nobody")}) as (host, port):
         assert answers(host, port) == stored
         assert httpx.get(f"http://{host}:{port}/readyz").status_code == 200
 

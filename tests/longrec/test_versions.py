@@ -34,7 +34,7 @@ def decide(home: Path, **changes: object) -> None:
 
 class World:
     def __init__(self, home: Path) -> None:
-        self.home, self.engines, self.broken = home, [], {"broken"}
+        self.home, self.engines, self.broken, self.taken = home, [], {"broken"}, []
 
     def load(self, version: str) -> Engine:
         if version in self.broken:
@@ -45,7 +45,8 @@ class World:
         return self.engines[-1]
 
     def versions(self, own: str = "a", **more: object) -> Versions[Engine]:
-        return Versions(self.home, own, self.load, score=Engine.score, close=lambda engine: setattr(engine, "is_closed", True), **more)
+        return Versions(self.home, own, self.load, score=Engine.score, close=lambda engine: setattr(engine, "is_closed", True),
+                        take=self.taken.append, **more)
 
 
 @pytest.fixture()
@@ -187,9 +188,11 @@ def test_a_promoted_challenger_is_taken_over_warm_and_an_ended_shadow_is_closed(
     held = world.versions()
     held.look()
     challenger = world.engines[-1]
+    assert challenger not in world.taken  # it has answered nobody yet
     decide(world.home, champion="b", challenger=None)
     held.look()
-    assert held.engine is challenger and held.tally is None and [engine.version for engine in world.engines] == ["a", "b"]
+    assert held.engine is challenger and challenger in world.taken and held.tally is None
+    assert [engine.version for engine in world.engines] == ["a", "b"]
     decide(world.home, challenger="c", mirror_share=1.0)
     held.look()
     decide(world.home, challenger=None)
