@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -147,11 +148,11 @@ class Scorer:
             moments_ms: of the requests; they matter only where the model is not `is_cacheable`.
         """
         entries = [self.bundle.encoder.events(events) if events.num_rows else _no_events(self.bundle.schema) for events in histories]
-        num_requests, users = len(entries), np.zeros((len(entries), len(self.bundle.schema.user)), np.int32)
-        batch = stream.pack(entries, [np.zeros(1, np.int32)] * num_requests, users, np.array(moments_ms, np.int64)).to(self.device)
-        with torch.inference_mode(), self._autocast():
-            layers = self.bundle.ranker.keys_values(batch)
         lengths = [events.num_rows for events in histories]
+        batch = _events_only(entries, lengths, moments_ms)
+        with torch.inference_mode(), self._autocast():
+            batch = batch if self.device.type == "cpu" else batch.to(self.device)
+            layers = self.bundle.ranker.keys_values(batch)
         parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
         columns = zip(batch.event_items.split(lengths), batch.event_timestamps.split(lengths), strict=True)
         return [KeptEvents(part, *column) for part, column in zip(parts, columns, strict=True)]
@@ -180,8 +181,10 @@ class Scorer:
             weights: npt.NDArray[np.float32] = torch.stack([layer[0] for layer in seen]).cpu().numpy()
         return weights
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
 
     def _without_events(self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]) -> RequestBatch:
         """Returns the batch of requests that all have candidates, as if their histories were empty, but for what a model of
@@ -225,6 +228,14 @@ class Scorer:
         end = int(np.searchsorted(timestamps, request.moment_ms, side="left"))
         start = max(0, end - length)
         return self.bundle.encoder.events(request.history.slice(start, end - start))
+
+
+def _events_only(entries: Sequence[EncodedEvents], lengths: Sequence[int], moments_ms: Sequence[int]) -> RequestBatch:
+    """Returns a batch that is only fit for encoding: no targets, and nothing is checked, for one new event is worth less than that."""
+    items, features, timestamps = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*entries, strict=True))
+    nothing, ends = torch.zeros((0, 0), dtype=torch.int32), torch.from_numpy(np.cumsum([0, *lengths]))
+    return RequestBatch(items, features, timestamps, ends, nothing.flatten(), ends, nothing,
+                        torch.tensor(moments_ms, dtype=torch.int64), host_counts=(list(lengths), [0] * len(lengths)))
 
 
 def _no_events(schema: Schema) -> EncodedEvents:

@@ -111,7 +111,8 @@ class Ranker(nn.Module):
 
     def keys_values(self, batch: RequestBatch) -> list[Tensor]:
         """Returns K | V of the events in each layer, each [T, 2 D], rows as independent as those of `encode`."""
-        return self._separable().keys_values(self.event_tokens(batch, self.gaps(batch)))
+        gaps = None if self.gap is None else self.gaps(batch)  # what a bias makes of them comes later
+        return self._separable().keys_values(self.event_tokens(batch, gaps))
 
     def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor],
              batch: RequestBatch) -> list[KeptKeysValues]:
