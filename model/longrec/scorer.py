@@ -153,6 +153,8 @@ class Scorer:
         with torch.inference_mode(), self._autocast():
             batch = batch if self.device.type == "cpu" else batch.to(self.device)
             layers = self.bundle.ranker.keys_values(batch)
+        if len(entries) == 1:
+            return [KeptEvents(layers, batch.event_items, batch.event_timestamps)]
         parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
         columns = zip(batch.event_items.split(lengths), batch.event_timestamps.split(lengths), strict=True)
         return [KeptEvents(part, *column) for part, column in zip(parts, columns, strict=True)]

@@ -91,6 +91,9 @@ class Vocabulary:
         if self.feature.dtype != "string":
             return self._encode_numbers(*_numbers(values, self.feature))
         positions = pc.index_in(values, value_set=self.values)
+        if not positions.null_count:
+            found: Int32 = self.indices[np.asarray(positions)]
+            return found
         known = np.asarray(pc.is_valid(positions))
         out = np.zeros(len(values), np.int32)
         out[known] = self.indices[np.asarray(pc.fill_null(positions, 0), np.int64)[known]]
@@ -429,7 +432,9 @@ def _split_dictionary(column: Column, feature: Feature) -> tuple[tuple[npt.NDArr
     uniques = column.dictionary
     if feature.dtype == "string":
         uniques = _cast(uniques, pa.string(), feature.name)
-    return (np.asarray(pc.fill_null(_cast(column.indices, pa.int64(), feature.name), -1)),), uniques
+    indices = column.indices
+    codes = np.asarray(pc.fill_null(_cast(indices, pa.int64(), feature.name), -1)) if indices.null_count else np.asarray(indices)
+    return (codes,), uniques
 
 
 def _through_dictionary(encoded: Int32, codes: Int64) -> Int32:
@@ -445,6 +450,8 @@ def _numbers(column: pa.Array, feature: Feature) -> tuple[npt.NDArray[Any], npt.
     """Returns (values as int64 or float64, whether each is missing); a missing value reads 0."""
     exact = feature.dtype == "int64" and feature.kind != "number"
     column = _cast(column, pa.int64() if exact else pa.float64(), feature.name, safe=exact)
+    if exact and not column.null_count:
+        return np.asarray(column), np.zeros(len(column), np.bool_)
     missing = np.asarray(pc.is_null(column, nan_is_null=True))
     values = np.where(missing, 0, np.asarray(pc.fill_null(column, 0)))
     return (values if exact else values + 0.0), missing

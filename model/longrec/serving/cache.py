@@ -67,6 +67,10 @@ class CacheCounts:
     num_encoded: int = 0
     evictions: int = 0
 
+    def since(self, before: CacheCounts) -> CacheCounts:
+        """Returns what was done after `before`."""
+        return CacheCounts(*(getattr(self, field.name) - getattr(before, field.name) for field in dataclasses.fields(self)))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Span:

@@ -153,8 +153,8 @@ class Meter(Protocol):
     def batch(self, queries: Sequence[Query], ranked: Sequence[Ranked]) -> None:
         """Notes what was scored together."""
 
-    def cache(self, counts: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]) -> None:
-        """Notes the state of the cache after a batch, and the ages of what was found in it."""
+    def cache(self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]) -> None:
+        """Notes what a batch did to the cache, the cache's size after it, and the ages of what was found."""
 
 
 class NoMeter:
@@ -166,7 +166,7 @@ class NoMeter:
     def batch(self, queries: Sequence[Query], ranked: Sequence[Ranked]) -> None:
         pass
 
-    def cache(self, counts: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]) -> None:
+    def cache(self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]) -> None:
         pass
 
 
@@ -386,18 +386,19 @@ class Engine:
         queries = [job.query for job in jobs]
         wanted = [self._wanted(query) for query in queries]
         ages = [age for ask in wanted if ask.key is not None and (age := self.cache.age_seconds(ask.key)) is not None]
-        num_before, started = self.cache.counts.num_encoded, time.perf_counter()
+        before, started = dataclasses.replace(self.cache.counts), time.perf_counter()
         kept = self.cache.kept(wanted) if self.scorer.is_separable else None
         encoded = time.perf_counter()
         ranked = self._score(queries, wanted, kept)
         scored = time.perf_counter()
         pairs = sum(len(query.rows.candidates) * answer.num_events for query, answer in zip(queries, ranked, strict=True))
         self._mean_events += SMOOTHING * (float(np.mean([answer.num_events for answer in ranked])) - self._mean_events)
-        self._learn(len(jobs), self.cache.counts.num_encoded - num_before, pairs, encoded - started, scored - encoded)
+        change = self.cache.counts.since(before)
+        self._learn(len(jobs), change.num_encoded, pairs, encoded - started, scored - encoded)
         self._meter.seconds("encode", encoded - started)
         self._meter.seconds("score", scored - encoded)
         self._meter.batch(queries, ranked)
-        self._meter.cache(self.cache.counts, self.cache.num_bytes, len(self.cache), ages)
+        self._meter.cache(change, self.cache.num_bytes, len(self.cache), ages)
         if jobs[0].top:
             return [self._explained(queries[0], wanted[0], kept, ranked[0], jobs[0].top)]
         return list(ranked)
