@@ -22,25 +22,31 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 
 import bentoml
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from longrec import models
 from longrec.errors import ConfigError, DataError, LongrecError, SchemaMismatch
 from longrec.monitor import RequestLog
+from longrec.schema import ITEM_ID, TIMESTAMP
+from longrec.serving import wire
 from longrec.serving.door import Door, Tokens
 from longrec.serving.web import Source, Web
 from longrec.versions import Versions
 
 if TYPE_CHECKING:
     from longrec.schema import Schema
-    from longrec.serving.engine import Engine, Query, Ticket
+    from longrec.serving.engine import Engine, Explained, Meter, Query, Ticket
+    from longrec.serving.reader import Fetched
 
 logger = logging.getLogger("bentoml.longrec")
 
@@ -48,7 +54,11 @@ HERE = Path(__file__).resolve().parent
 RELEASE = HERE / "release.json"
 """Written into a bento by longrec.packaging: the model that it was built with."""
 MAX_CANDIDATES = int(os.environ.get("LONGREC_MAX_CANDIDATES", "2048"))
-MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES
+MAX_EVENTS = int(os.environ.get("LONGREC_MAX_EVENTS", "16384"))
+"""Events that a request may bring along, about."""
+MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES + 128 * MAX_EVENTS
+MAX_TIMEOUT_MS = 60_000
+ARROW = "application/vnd.apache.arrow.stream"
 NUM_THREADS = int(os.environ.get("LONGREC_THREADS", "1"))
 """Threads of one forward pass in a worker. On two busy cores one took 37 ms (p50, 1K events x 100), two 48 ms, two that spin 342 ms."""
 CACHE_BYTES = int(float(os.environ.get("LONGREC_CACHE_MB", "1024")) * 2**20)
@@ -95,38 +105,147 @@ Moment = Annotated[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not answered, with its HTTP status."""
+    """Why a request is not answered, with its HTTP status; `shed` is what is counted where the service is at fault."""
 
     status: int
     reason: str
     retry_after_seconds: float | None = None
+    shed: str = ""
 
 
-class RankRequest(bentoml.IODescriptor):
-    """Candidates to be ranked for a user at a moment; only events strictly before the moment count."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as the service works on it, whatever form it came in.
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"example": {"user_id": 1, "candidates": [11, 12, 13]}})
+    Args:
+        user_id: whose history is read.
+        candidates: int64 [m].
+        moment_ms: its time, None for now.
+        length: most recent events used, None for the served length.
+        timeout_ms: within which it is to be answered, None for the default.
+        caller: who asks.
+        bring: makes the events that it brings along, None for those of the feature store.
+    """
+
+    user_id: int
+    candidates: npt.NDArray[np.int64]
+    moment_ms: int | None
+    length: int | None
+    timeout_ms: int | None
+    caller: str
+    bring: Callable[[Schema], pa.RecordBatch] | None
+
+
+class _UserRequest(bentoml.IODescriptor):
+    """What every request says of the user and the moment."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     user_id: Id = Field(description="Whose history is read; an unknown user has an empty one.")
-    candidates: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES, description="Item ids, in the order of the scores wanted.")
     request_time: Moment | None = Field(None, description="ISO 8601 with a time zone, or milliseconds since 1970 UTC; default now.")
     length: int | None = Field(None, ge=0, le=INT64 - 1, description="Most recent events used; default what the model was evaluated at.")
+    timeout_ms: int | None = Field(None, ge=1, le=MAX_TIMEOUT_MS, description="Answered, or refused, within this time.")
+    history: dict[str, list[Any]] | None = Field(
+        None, description="Events to use instead of the stored ones, as columns: item_id and timestamp (ms since 1970 UTC), event_seq "
+        "where times tie, event features; nothing is kept of them.")
     _caller: str = PrivateAttr("")
 
     @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> RankRequest | Refusal:
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
         """Returns the request in a JSON body, or what is wrong with it (BentoML would log a stack trace per bad request)."""
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                return Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+        body = await _body(request)
+        if isinstance(body, Refusal):
+            return body
         try:
-            asked = cast("RankRequest", cls.model_validate_json(body))
-            asked._caller = _caller_of(request)
-            return asked
+            asked = cls.model_validate_json(body)
         except ValidationError as error:
             return Refusal(400, _reason(error))
+        asked._caller = _caller_of(request)
+        return asked
+
+    def asked_of(self, candidates: list[int]) -> Asked:
+        """Returns the request with these candidates."""
+        columns, bring = self.history, None
+        if columns is not None:
+            bring = lambda schema: wire.inline_history(columns, schema)  # noqa: E731
+        return Asked(self.user_id, np.array(candidates, np.int64), self.request_time, self.length, self.timeout_ms, self._caller, bring)
+
+
+class RankRequest(_UserRequest):
+    """Candidates to be ranked for a user at a moment; only events strictly before the moment count."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"user_id": 1, "candidates": [11, 12, 13]}})
+
+    candidates: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES, description="Item ids, in the order of the scores wanted.")
+
+    def asked(self) -> Asked:
+        """Returns the request."""
+        return self.asked_of(self.candidates)
+
+
+class ExplainRequest(_UserRequest):
+    """A candidate of a user at a moment, to be explained by the events that the model attends to."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"user_id": 1, "candidate": 11, "top": 3}})
+
+    candidate: Id = Field(description="Item id.")
+    top: int = Field(10, ge=1, le=100, description="Events named per layer and head.")
+
+    def asked(self) -> Asked:
+        """Returns the request."""
+        return self.asked_of([self.candidate])
+
+
+class ArrowRequest(bentoml.IODescriptor):
+    """An Arrow IPC stream of one record batch with the int64 column item_id (the candidates); the schema's metadata holds user_id, and
+    optional request_time (ms since 1970 UTC), length and timeout_ms, as texts. A history packed by longrec.data.history may follow."""
+
+    media_type: ClassVar[str | None] = ARROW
+    _body: bytes = PrivateAttr(b"")
+    _caller: str = PrivateAttr("")
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns the schema of bytes."""
+        return {"title": cls.__name__, "type": "string", "format": "binary", "description": cls.__doc__}
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        """Returns the body as it is, or why it is too large."""
+        body = await _body(request)
+        if isinstance(body, Refusal):
+            return body
+        asked = cls()
+        asked._body, asked._caller = body, _caller_of(request)
+        return asked
+
+    def asked(self) -> Asked:
+        """Returns the request.
+
+        Raises:
+            DataError: the body is none.
+        """
+        found = wire.read_request(self._body)
+        values, packed = found.parameters, found.history
+        bounds = {"user_id": (-INT64, INT64 - 1), "request_time": (FIRST_MS, LAST_MS), "length": (0, INT64 - 1),
+                  "timeout_ms": (1, MAX_TIMEOUT_MS), "candidates": (1, MAX_CANDIDATES)}
+        for name, value in {**values, "candidates": len(found.candidates)}.items():
+            if not bounds[name][0] <= value <= bounds[name][1]:
+                raise DataError(f"{name}: out of bounds", found=value, expected=f"{bounds[name][0]} to {bounds[name][1]}")
+        bring = (lambda schema: wire.unpacked(packed, schema)) if packed else None
+        return Asked(values["user_id"], found.candidates, values.get("request_time"), values.get("length"), values.get("timeout_ms"),
+                     self._caller, bring)
+
+
+class ArrowAnswer(bentoml.IODescriptor):
+    """An Arrow IPC stream of one record batch with a float32 column per task; the facts of RankResponse are in the schema's metadata."""
+
+    media_type: ClassVar[str | None] = ARROW
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns the schema of bytes."""
+        return {"title": cls.__name__, "type": "string", "format": "binary", "description": cls.__doc__}
 
 
 class RankResponse(bentoml.IODescriptor):
@@ -134,10 +253,33 @@ class RankResponse(bentoml.IODescriptor):
 
     scores: dict[str, list[float]] = Field(description="One probability per candidate and task.")
     model_version: str
-    user_known: bool = Field(description="Whether the feature store knows the user.")
+    user_known: bool = Field(description="Whether the feature store knows the user, or the request brought events along.")
     history_length: int = Field(description="Events used.")
     unknown_candidates: int = Field(description="Candidates that the model does not know; they are scored as the unknown item.")
-    degraded: bool = Field(description="True when the feature store could not be read and the history was left empty.")
+    degraded: bool = Field(description="True when the feature store could not be read: the history is what was read last, or empty.")
+
+
+class AttendedEvent(BaseModel):
+    """An event and its share of the attention of one head."""
+
+    row: int = Field(description="In the history used; 0 is the oldest event.")
+    item_id: int
+    timestamp: int = Field(description="Milliseconds since 1970 UTC.")
+    weight: float = Field(description="All events' weights of a head sum to 1.")
+
+
+class HeadAttention(BaseModel):
+    """What one head of one layer attends to most, most first."""
+
+    layer: int
+    head: int
+    events: list[AttendedEvent]
+
+
+class ExplainResponse(RankResponse):
+    """Scores of one candidate, and the events that they come from."""
+
+    attention: list[HeadAttention]
 
 
 class RankerModel(bentoml.models.BentoModel):
@@ -183,14 +325,19 @@ class Ranker:
             _stop_server(error if isinstance(error, LongrecError) else f"{type(error).__name__}: {error}")
 
     @bentoml.api(route="/rank", output_spec=RankResponse)
-    async def rank(self, request: RankRequest, /) -> JSONResponse:
+    async def rank(self, request: RankRequest, /) -> Response:
         """Scores candidates for a user, for example {"user_id": 1, "candidates": [11, 12, 13]}."""
-        if isinstance(request, Refusal):
-            return _refused(request)
-        try:
-            return JSONResponse(await self._rank(request))
-        except LongrecError as error:
-            return _refused(_refusal(error))
+        return await self._answer(request, _as_json)
+
+    @bentoml.api(route="/rank_arrow", output_spec=ArrowAnswer)
+    async def rank_arrow(self, request: ArrowRequest, /) -> Response:
+        """Scores candidates like /rank, for callers that count milliseconds: Arrow in, Arrow out."""
+        return await self._answer(request, _as_arrow)
+
+    @bentoml.api(route="/explain", output_spec=ExplainResponse)
+    async def explain(self, request: ExplainRequest, /) -> Response:
+        """Names the events that each layer and head attends to most for a candidate, for example {"user_id": 1, "candidate": 11}."""
+        return await self._answer(request, _as_json)
 
     @bentoml.on_deployment
     @staticmethod
@@ -220,12 +367,14 @@ class Ranker:
         from longrec.data.store import OnlineStore
         from longrec.schema import Schema
         from longrec.serving.engine import Engine
+        from longrec.serving.metrics import Metrics
         from longrec.serving.reader import StoreReader
 
         torch.set_num_threads(NUM_THREADS)
         home, own, bundle = _home(), str(self.model.tag.version), Path(self.model.path_of(models.BUNDLE))
         schema = Schema.load(bundle / "bundle.json")
-        self._versions = Versions(home, own, lambda version: _engine(bundle if version == own else None, version, schema),
+        self._metrics = Metrics(schema.task_names)
+        self._versions = Versions(home, own, lambda version: _engine(bundle if version == own else None, version, schema, self._metrics),
                                   score=_scores, close=Engine.close, is_pinned=IS_PINNED)
         self._reader = StoreReader(lambda: OnlineStore(home, _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
         self._log = RequestLog(home, LOG_SHARE)
@@ -233,59 +382,119 @@ class Ranker:
         self._versions.start()
         logger.info("serving %s with %d threads", self._versions.version, NUM_THREADS)
 
-    async def _rank(self, request: RankRequest) -> dict[str, Any]:
-        """Returns the body of the answer."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+    async def _answer(self, request: RankRequest | ExplainRequest | ArrowRequest | Refusal,
+                      written: Callable[[Mapping[str, Any]], Response]) -> Response:
+        """Returns the answer to a request in one of its forms, or why there is none."""
+        if isinstance(request, Refusal):
+            return _refused(request)
+        try:
+            top = request.top if isinstance(request, ExplainRequest) else 0
+            return written(await self._rank(request.asked(), top))
+        except LongrecError as error:
+            refusal = _refusal(error)
+            if refusal.shed:
+                self._metrics.shed(refusal.shed)
+            return _refused(refusal)
+
+    async def _rank(self, asked: Asked, top: int) -> dict[str, Any]:
+        """Returns the body of the answer; with `top` the candidate is explained."""
+        deadline = time.monotonic() + (TIMEOUT_SECONDS if asked.timeout_ms is None else asked.timeout_ms / 1e3)
         with self._versions.lease() as (version, engine):  # another one may take its place while this request is under way
-            ticket = self._admit(engine, request, deadline)
+            ticket = self._admit(engine, asked, deadline)
             try:
-                return await self._ranked((version, engine), ticket, request, deadline)
+                fetched, query = await self._query(engine, asked, deadline)
+                return await self._ranked((version, engine), ticket, fetched, query, top)
             finally:
                 engine.leave(ticket)
 
-    def _admit(self, engine: Engine, request: RankRequest, deadline: float) -> Ticket:
+    def _admit(self, engine: Engine, asked: Asked, deadline: float) -> Ticket:
         """Returns a place in the engine for a request whose history is known by its last reading, or not at all."""
-        length = engine.scorer.bundle.served_length if request.length is None else request.length
-        known = self._reader.num_events(request.user_id)
+        length = engine.scorer.bundle.served_length if asked.length is None else asked.length
+        known = self._reader.num_events(asked.user_id)
         num_events = min(length, engine.mean_events if known is None else known)
-        return engine.admit(len(request.candidates), num_events, is_kept=request.user_id in engine.cache, deadline=deadline,
-                            caller=request._caller)
+        is_kept = asked.bring is None and asked.user_id in engine.cache
+        return engine.admit(len(asked.candidates), num_events, is_kept=is_kept, deadline=deadline, caller=asked.caller)
 
-    async def _ranked(self, served: tuple[str, Engine], ticket: Ticket, request: RankRequest, deadline: float) -> dict[str, Any]:
+    async def _query(self, engine: Engine, asked: Asked, deadline: float) -> tuple[Fetched, Query]:
+        """Returns what was read of the user, and the request with it."""
         from longrec.scorer import RequestRows
         from longrec.serving.engine import Query
 
-        moment = time.time_ns() // 1_000_000 if request.request_time is None else request.request_time
-        fetched = await self._reader.fetch(request.user_id, FETCH_SHARE * (deadline - time.monotonic()))
-        rows = RequestRows(fetched.rows.history, fetched.rows.features, moment, np.array(request.candidates, np.int64))
-        (version, engine), query, started = served, Query(rows, request.length, request.user_id, deadline), time.perf_counter()
-        ranked = await engine.rank(query, ticket)
+        moment = time.time_ns() // 1_000_000 if asked.moment_ms is None else asked.moment_ms
+        with self._metrics.timed("fetch"):
+            fetched = await self._reader.fetch(asked.user_id, FETCH_SHARE * (deadline - time.monotonic()))
+        if asked.bring is not None:
+            events = await asyncio.to_thread(asked.bring, engine.scorer.bundle.schema)
+            fetched = dataclasses.replace(fetched, rows=dataclasses.replace(fetched.rows, history=events))
+        if fetched.degraded:
+            self._metrics.degraded(fetched.rows.history.num_rows)
+        rows = RequestRows(fetched.rows.history, fetched.rows.features, moment, asked.candidates)
+        return fetched, Query(rows, asked.length, asked.user_id if asked.bring is None else None, deadline)
+
+    async def _ranked(self, served: tuple[str, Engine], ticket: Ticket, fetched: Fetched, query: Query, top: int) -> dict[str, Any]:
+        (version, engine), started, attention = served, time.perf_counter(), {}
+        if top:
+            explained = await engine.explain(query, top, ticket)
+            ranked, attention = explained.ranked, {"attention": _attention(explained, query.rows.history)}
+        else:
+            ranked = await engine.rank(query, ticket)
         scores = {task: ranked.scores[:, column].tolist() for column, task in enumerate(engine.scorer.task_names)}
-        self._versions.mirror(query, version, ranked.scores.T, 1e3 * (time.perf_counter() - started))
-        self._log.add(request.user_id, moment, request.candidates, scores, history_length=ranked.num_events, model_version=version,
-                      degraded=bool(fetched.degraded))
-        return {
-            "scores": scores, "model_version": version, "user_known": rows.user_features is not None or rows.history.num_rows > 0,
-            "history_length": ranked.num_events, "unknown_candidates": ranked.num_unknown, "degraded": bool(fetched.degraded)}
+        if not top:
+            self._versions.mirror(query, version, ranked.scores.T, 1e3 * (time.perf_counter() - started))
+            self._log.add(fetched.rows.user_id, query.rows.moment_ms, query.rows.candidates.tolist(), scores,
+                          history_length=ranked.num_events, model_version=version, degraded=bool(fetched.degraded))
+        is_known = fetched.rows.features is not None or fetched.rows.history.num_rows > 0
+        return {"scores": scores, "model_version": version, "user_known": is_known, "history_length": ranked.num_events,
+                "unknown_candidates": ranked.num_unknown, "degraded": bool(fetched.degraded), **attention}
 
 
 Ranker.mount_asgi_app(WEB.app)
 Ranker.add_asgi_middleware(Door)
 
 
-def _engine(bundle: Path | None, version: str, schema: Schema) -> Engine:
+def _as_json(answer: Mapping[str, Any]) -> Response:
+    return JSONResponse(answer)
+
+
+def _as_arrow(answer: Mapping[str, Any]) -> Response:
+    facts = {name: value for name, value in answer.items() if name != "scores"}
+    return Response(wire.write_answer(answer["scores"], facts), media_type=ARROW)
+
+
+def _attention(explained: Explained, timeline: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Returns the JSON form of what was attended to."""
+    used = timeline.slice(*explained.events)
+    items, times = (used.column(name).to_numpy() for name in (ITEM_ID, TIMESTAMP))
+    return [{"layer": part.layer, "head": part.head,
+             "events": [{"row": row, "item_id": int(items[row]), "timestamp": int(times[row]), "weight": weight}
+                        for row, weight in zip(part.rows.tolist(), part.weights.tolist(), strict=True)]} for part in explained.attended]
+
+
+async def _body(request: Request) -> bytes | Refusal:
+    """Returns the body of a request, or a refusal as soon as it is too large."""
+    parts, total = [], 0
+    async for chunk in request.stream():
+        parts.append(chunk)
+        total += len(chunk)
+        if total > MAX_BODY_BYTES:
+            return Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    return b"".join(parts)
+
+
+def _engine(bundle: Path | None, version: str, schema: Schema, meter: Meter) -> Engine:
     """Returns the engine of a version, warm; costs seconds.
 
     Args:
         bundle: where it is; None to look in the BentoML store.
         version: of the model.
         schema: of the histories that this service reads.
+        meter: is told what the engine does.
     """
     from longrec.scorer import Scorer
     from longrec.serving.engine import Engine, Limits
 
     scorer = Scorer.load(bundle or models.bundle_dir(models.store_dir(), version), schema=schema)
-    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS))
+    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS), meter)
 
 
 def _scores(engine: Engine, query: Query) -> Any:
@@ -302,11 +511,12 @@ def _refusal(error: LongrecError) -> Refusal:
     from longrec.serving.engine import DeadlineExceeded, EngineClosed, Overloaded, TooManyRequests
 
     if isinstance(error, Overloaded):
-        return Refusal(429 if isinstance(error, TooManyRequests) else 503, str(error), error.retry_after_seconds)
+        is_caller = isinstance(error, TooManyRequests)
+        return Refusal(429 if is_caller else 503, str(error), error.retry_after_seconds, "caller" if is_caller else "overload")
     if isinstance(error, EngineClosed):
-        return Refusal(503, "the service ends; ask another one", 1.0)
+        return Refusal(503, "the service ends; ask another one", 1.0, "closed")
     if isinstance(error, DeadlineExceeded):
-        return Refusal(504, str(error))
+        return Refusal(504, str(error), None, "deadline")
     if isinstance(error, (ConfigError, DataError)):
         return Refusal(400, str(error))
     raise error

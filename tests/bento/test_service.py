@@ -224,7 +224,7 @@ def test_a_body_that_is_too_large_is_refused_unread(client) -> None:
 
     with contextlib.suppress(httpx.WriteError):  # the server may stop listening while it is being sent
         assert client.post("/rank", content=endless()).status_code == 413
-    assert client.post("/rank", content=b" " * 1_000_000).status_code == 413
+    assert client.post("/rank", content=b" " * 10_000_000).status_code == 413
     assert client.get("/readyz").status_code == 200
 
 
@@ -250,8 +250,8 @@ def test_the_interface_describes_itself(client) -> None:
     described = client.get("/docs.json").json()
     operation = described["paths"]["/rank"]["post"]
     asked = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(asked["properties"]) == {"user_id", "candidates", "request_time", "length"}
-    assert asked["required"] == ["user_id", "candidates"]
+    assert set(asked["properties"]) == {"user_id", "candidates", "request_time", "length", "timeout_ms", "history"}
+    assert set(asked["required"]) == {"user_id", "candidates"}
     answered = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(answered["properties"]) == set(rank(client, **GOOD))
     assert rank(client, **asked["example"])
@@ -272,6 +272,105 @@ def test_an_unreadable_feature_store_gives_a_flagged_answer_and_mends_itself(cli
         link.symlink_to(before)
     time.sleep(1.0)
     assert rank(client, user_id=user[0], candidates=items, request_time=LATE) == healthy
+
+
+def arrow_body(items: list[int], packed: bytes = b"", **parameters: object) -> bytes:
+    metadata = {name: str(value) for name, value in parameters.items()}
+    batch = pa.record_batch([pa.array(items, pa.int64())], schema=pa.schema([("item_id", pa.int64())], metadata))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes() + packed
+
+
+def test_the_arrow_twin_answers_the_same(client, scorer, user, items) -> None:
+    expected = rank(client, user_id=user[0], candidates=items, request_time=LATE, length=20)
+    answer = client.post("/rank_arrow", content=arrow_body(items, user_id=user[0], request_time=LATE, length=20))
+    assert answer.status_code == 200, answer.text
+    with pa.ipc.open_stream(answer.content) as reader:
+        batch = reader.read_next_batch()
+    np.testing.assert_allclose(batch.column("label").to_numpy(), expected["scores"]["label"], atol=2e-6)
+    facts = {name.decode(): value.decode() for name, value in batch.schema.metadata.items()}
+    assert facts == {"model_version": VERSION, "user_known": "true", "history_length": "20", "unknown_candidates": "0", "degraded": "false"}
+    packed = history.pack(user[2].slice(0, 9), scorer.bundle.schema)
+    answer = client.post("/rank_arrow", content=arrow_body(items, packed, user_id=NOBODY, request_time=LATE))
+    with pa.ipc.open_stream(answer.content) as reader:
+        batch = reader.read_next_batch()
+    alone = scorer.score([RequestRows(user[2].slice(0, 9), None, LATE, np.array(items))])[0][:, 0]
+    np.testing.assert_allclose(batch.column("label").to_numpy(), alone, atol=2e-6)
+
+
+@pytest.mark.parametrize(("body", "field"), [
+    (b"", "body"), (b"\x00\xff" * 300, "body"), (arrow_body([1, 2]), "user_id"), (arrow_body([1], user_id="x"), "user_id"),
+    (arrow_body([], user_id=1), "candidates"), (arrow_body([1] * 2049, user_id=1), "candidates"),
+    (arrow_body([1], user_id=2**63), "user_id"), (arrow_body([1], user_id=1, length=-1), "length"),
+    (arrow_body([1], b"no history", user_id=1), "history"),
+    (arrow_body([1], user_id=1)[:-30], "body")])
+def test_malformed_arrow_is_refused_with_the_name_of_the_field(client, body: bytes, field: str) -> None:
+    answer = client.post("/rank_arrow", content=body)
+    assert answer.status_code == 400 and answer.json()["error"].startswith(f"{field}"), answer.text
+
+
+def test_events_brought_along_take_the_place_of_the_stored_ones(client, scorer, user, items) -> None:
+    some = user[2].slice(3, 11)
+    columns = {name: some.column(name).to_pylist() for name in some.schema.names}
+    shuffled = {name: values[::-1] for name, values in columns.items()}
+    expected_scores = scorer.score([RequestRows(some, user[1], LATE, np.array(items))])[0][:, 0]
+    for given in (columns, shuffled):
+        answer = rank(client, user_id=user[0], candidates=items, request_time=LATE, history=given)
+        assert answer["history_length"] == 11
+        np.testing.assert_allclose(answer["scores"]["label"], expected_scores, atol=2e-6)
+    assert rank(client, user_id=user[0], candidates=items, request_time=LATE)["history_length"] == LENGTH  # nothing was kept of them
+    assert rank(client, user_id=user[0], candidates=items, history={"item_id": [], "timestamp": []})["history_length"] == 0
+    for wrong, named in (({"item_id": [1]}, "timestamp"), ({**columns, "timestamp": [1]}, "timestamp"),
+                         ({**columns, "colour": [1] * 11}, "colour"), ({"item_id": ["x"], "timestamp": [1]}, "item_id"),
+                         ({"item_id": [2**70], "timestamp": [1]}, "item_id"), ({"item_id": [None], "timestamp": [1]}, "item_id"),
+                         ({"item_id": [1], "timestamp": [1], "action": [[1]]}, "action")):
+        answer = client.post("/rank", json={"user_id": 1, "candidates": items, "history": wrong})
+        assert answer.status_code == 400 and named in answer.json()["error"], answer.text
+
+
+def test_explaining_names_events_of_the_history_used(client, user, items) -> None:
+    answer = client.post("/explain", json={"user_id": user[0], "candidate": items[0], "request_time": LATE, "top": 5}).json()
+    ranked = rank(client, user_id=user[0], candidates=items[:1], request_time=LATE)
+    np.testing.assert_allclose(answer["scores"]["label"], ranked["scores"]["label"], atol=2e-6)
+    used = history.most_recent(user[2], LENGTH)
+    assert [(part["layer"], part["head"]) for part in answer["attention"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for part in answer["attention"]:
+        weights = [event["weight"] for event in part["events"]]
+        assert len(weights) == 5 and weights == sorted(weights, reverse=True) and 5 / LENGTH <= sum(weights) <= 1.0001
+        for event in part["events"]:
+            assert event["item_id"] == used.column("item_id")[event["row"]].as_py()
+            assert event["timestamp"] == used.column("timestamp")[event["row"]].as_py()
+    empty = client.post("/explain", json={"user_id": NOBODY, "candidate": items[0]}).json()
+    assert all(part["events"] == [] for part in empty["attention"])
+    assert client.post("/explain", json={"user_id": 1, "candidate": 1, "top": 0}).json()["error"].startswith("top: ")
+
+
+def test_a_time_too_short_is_kept(client, user, items) -> None:
+    started = time.monotonic()
+    answers = [client.post("/rank", json={"user_id": user[0], "candidates": items * 100, "timeout_ms": 1}) for _ in range(20)]
+    assert {answer.status_code for answer in answers} <= {200, 503, 504} and time.monotonic() - started < 10
+    for answer in answers:
+        assert answer.status_code == 200 or (answer.status_code == 503) == ("retry-after" in answer.headers)
+
+
+def test_what_is_done_is_counted(client, user, items) -> None:
+    def read() -> dict[str, float]:
+        lines = [line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line.startswith("longrec_")]
+        return {name: float(value) for name, value in lines}
+
+    rank(client, user_id=user[0], candidates=items)
+    before = read()
+    rank(client, user_id=user[0], candidates=[*items, NOTHING])
+    rank(client, user_id=NOBODY - 7, candidates=items)
+    change = {name: value - before.get(name, 0.0) for name, value in read().items()}
+    assert change['longrec_candidates_total{known="yes"}'] == 2 * len(items) and change['longrec_candidates_total{known="no"}'] == 1
+    assert change['longrec_cache_requests_total{result="hit"}'] == 1 and change["longrec_history_events_count"] == 2
+    assert change['longrec_stage_seconds_count{stage="fetch"}'] == 2 and change['longrec_stage_seconds_count{stage="score"}'] == 2
+    assert change["longrec_newest_event_age_seconds_count"] == 1 and change['longrec_score_count{task="label"}'] >= 2 * 8
+    assert change["longrec_cache_bytes"] == 0 < before["longrec_cache_bytes"]
+    assert {'longrec_shed_total{reason="overload"}', 'longrec_degraded_total{history="kept"}'} <= set(before)
 
 
 def _refusal(environment: dict[str, str]) -> str:
