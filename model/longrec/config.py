@@ -236,12 +236,20 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GateConfig:
-    """What a model must reach before it is packaged; measured on the first task.
+    """What a model must reach before it is packaged; bounds of a metric hold for every task, those of slices for the first.
 
     Args:
         min_auc: least AUC at the served length.
         min_gain_over_popularity: least AUC gain over the popularity baseline of the same split.
         min_calibration, max_calibration: bounds of mean prediction over mean label.
+        max_ece: largest expected calibration error; 1 for no bound.
+        metric: what is compared with the champion, where one is given: `auc` or `gauc`.
+        max_loss_to_champion: largest loss of that metric that the 95 % interval of the paired difference may leave possible.
+        min_slice_targets: targets from which on a slice is looked at.
+        min_slice_auc: least AUC of such a slice; 0 for no bound.
+        max_slice_loss: a slice whose whole interval lies below this loss against the champion refuses the model.
+        max_latency_ms: largest 95th percentile of scoring one request of the longest histories, where it is evaluated; 0 for no bound.
+        max_unknown_item_share: largest share of targets whose item the encoder does not know; 1 for no bound.
         max_parity_error: largest absolute difference of a probability between training forward, Scorer and HTTP.
     """
 
@@ -249,6 +257,14 @@ class GateConfig:
     min_gain_over_popularity: float = 0.0
     min_calibration: float = 0.5
     max_calibration: float = 2.0
+    max_ece: float = 1.0
+    metric: Literal["auc", "gauc"] = "auc"
+    max_loss_to_champion: float = 0.005
+    min_slice_targets: int = 1_000
+    min_slice_auc: float = 0.0
+    max_slice_loss: float = 0.02
+    max_latency_ms: float = 0.0
+    max_unknown_item_share: float = 1.0
     max_parity_error: float = 1e-4
 
 

@@ -14,6 +14,8 @@ import csv
 import dataclasses
 import logging
 import platform
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,13 +27,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longrec import gate as gating
 from longrec import metrics, report
+from longrec import slices as slicing
 from longrec.config import EvaluateConfig, GateConfig
 from longrec.data import files
 from longrec.data.encode import int64_column
 from longrec.data.histories import Histories
 from longrec.data.stream import EncodedHistories, RequestStream
-from longrec.errors import DataError
+from longrec.errors import DataError, SchemaMismatch
+from longrec.gate import Evidence, Verdict
 from longrec.metrics import Estimate, Measurement, Resamples
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 from longrec.scorer import RequestRows, Scorer
@@ -42,26 +47,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Int: TypeAlias = npt.NDArray[np.int64]
 Row: TypeAlias = dict[str, Any]
 
-SLICES = (0, 1, 10, 100, 500, 1_000, 2_000, 5_000, 10_000)
-"""Lower ends of the slices by history length, in events."""
-PARITY_REQUESTS = 16
-POINT = ("auc", "auc_low", "auc_high", "logloss")
-"""What a length of the curve says of the first task."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a model may be packaged.
-
-    Args:
-        passed: all criteria hold.
-        reasons: the sentences of the broken criteria, or of all when none is.
-        criteria: {"name", "value", "passed", "sentence"} each.
-    """
-
-    passed: bool
-    reasons: tuple[str, ...]
-    criteria: tuple[Row, ...]
+PARITY_REQUESTS, LATENCY_REQUESTS = 16, 24
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,11 +60,16 @@ class EvaluationReport:
         popularity: task -> the same of the better popularity score, with its `name` (`rate` or `count`).
         gain: task -> AUC minus the AUC of popularity: `value`, `low`, `high`, `reason`.
         lengths: the curve of the first task: `length`, `auc`, `auc_low`, `auc_high`, `logloss`, `mean_events`, `seconds`, `same_as`.
-        slices: the first task by history length.
+        slices: the first task by history length, item age, user activity, cold start.
+        extrapolation: AUC of the first task at the served length minus that at the mean length of the training, paired: `value`, `low`,
+            `high`, `trained_length`, `cost` (mean events served over those at that length); {} where the bundle does not say.
+        champion: what the model was compared with, and the paired differences by task; {} without one.
         bayes: best possible AUC by length where the data set knows it; bayes_full: with every event.
         num_requests, num_targets, num_users: of the evaluated sample.
         served_length: length of the metrics; longest_history: events of the longest history in the sample.
         parity_error: largest difference of a probability between batches and raw rows; None when a score is not finite.
+        latency_ms: {"p50", "p95"} of scoring one request alone, of those with the longest histories, on this machine.
+        unknown_item_share: share of the targets whose item the encoder does not know.
         seconds: wall time.
         path: directory with metrics.json, predictions.parquet and report.html.
     """
@@ -89,6 +80,8 @@ class EvaluationReport:
     gain: Mapping[str, Row]
     lengths: tuple[Row, ...]
     slices: tuple[Row, ...]
+    extrapolation: Row
+    champion: Row
     bayes: tuple[Row, ...]
     bayes_full: float | None
     num_requests: int
@@ -97,6 +90,8 @@ class EvaluationReport:
     served_length: int
     longest_history: int
     parity_error: float | None
+    latency_ms: Row
+    unknown_item_share: float
     seconds: float
     path: str
 
@@ -126,8 +121,8 @@ class Sample:
 
 
 def evaluate(bundle_dir: str | Path, histories_dir: str | Path, out_dir: str | Path, evaluate: EvaluateConfig, gate: GateConfig,
-             seed: int, *, device: str = "auto") -> EvaluationReport:
-    """Returns metrics and verdict after writing metrics.json, predictions.parquet and report.html to `out_dir` (replaced at once).
+             seed: int, *, champion_dir: str | Path | None = None, device: str = "auto") -> EvaluationReport:
+    """Returns metrics and verdict after writing metrics.json, predictions.parquet, report.html and MODEL_CARD.md to `out_dir` (at once).
 
     Args:
         bundle_dir: the trained ranker.
@@ -136,6 +131,7 @@ def evaluate(bundle_dir: str | Path, histories_dir: str | Path, out_dir: str | P
         evaluate: lengths, sample, resamples.
         gate: bounds of the verdict; a refused model raises nothing here.
         seed: of the sample of requests and of the resamples.
+        champion_dir: the bundle that is served now; the gate compares with it on the same requests, at its own served length.
         device: `cpu`, `cuda` or `auto`.
 
     Raises:
@@ -151,18 +147,18 @@ def evaluate(bundle_dir: str | Path, histories_dir: str | Path, out_dir: str | P
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.encoded-", dir=out_dir.parent) as cache:
         encoded = EncodedHistories.make(histories, scorer.bundle.encoder, Path(cache) / "histories")
         sample = draw(encoded, evaluate, seed)
-        scores, curve = score_lengths(scorer, encoded, sample, evaluate)
-        popular = Popularity.of(histories, encoded, sample)
-        parity = parity_error(scorer, histories, sample, scores, evaluate.served_length, seed)
-        found = _assemble(histories, sample, scores, curve, popular, parity, evaluate, gate)
+        scores, curve, extrapolation = score_lengths(scorer, encoded, sample, evaluate)
+        champion = Champion.of(champion_dir, histories, sample, scorer.device, Path(cache) / "champion")
+        found = _assemble(scorer, histories, encoded, sample, scores, curve, champion, evaluate, gate, seed)
         predictions = _predictions(histories.schema, encoded, histories, sample, scores)
-    found = dataclasses.replace(found, seconds=time.perf_counter() - started, path=str(out_dir))
+    found = dataclasses.replace(found, extrapolation=extrapolation, seconds=time.perf_counter() - started, path=str(out_dir))
     facts = {**found.to_dict(), **_context(scorer, histories, Path(bundle_dir), sample, scores, evaluate, gate, seed)}
     with files.replacing(out_dir) as temporary:
         temporary.mkdir()
         files.write_json(temporary / "metrics.json", facts)
         pq.write_table(predictions, temporary / "predictions.parquet", compression="zstd")
         (temporary / "report.html").write_text(report.render(facts), encoding="utf-8")
+        (temporary / "MODEL_CARD.md").write_text(report.card(facts), encoding="utf-8")
     log.info("evaluated %d requests in %.1f s, gate %s", found.num_requests, found.seconds, "passed" if found.gate.passed else "refused")
     return found
 
@@ -222,17 +218,65 @@ def scores_by_length(scorer: Scorer, encoded: EncodedHistories, sample: Sample, 
         yield last
 
 
-def score_lengths(scorer: Scorer, encoded: EncodedHistories, sample: Sample, config: EvaluateConfig) -> tuple[Array, list[Row]]:
-    """Returns the scores at the served length, float32 [N, K], and the curve of the first task over all lengths."""
+def score_lengths(scorer: Scorer, encoded: EncodedHistories, sample: Sample, config: EvaluateConfig) -> tuple[Array, list[Row], Row]:
+    """Returns the scores at the served length, float32 [N, K], the curve of the first task over all lengths, and the extrapolation."""
     curve: list[Row] = []
+    trained = _trained_length(scorer)
     served = np.zeros((0, sample.labels.shape[1]), np.float32)
-    for entry in scores_by_length(scorer, encoded, sample, (*config.lengths, config.served_length)):
-        point = _point(sample, entry.scores) if entry.same_as is None else {name: curve[-1][name] for name in POINT}
+    at: dict[int, Measurement] = {}
+    events: dict[int, float] = {}
+    for entry in scores_by_length(scorer, encoded, sample, {*config.lengths, config.served_length, *trained}):
+        measured = at[entry.same_as] if entry.same_as is not None else metrics.measure(sample.labels[:, 0], entry.scores[:, 0],
+                                                                                       sample.resamples)
+        at[entry.length], events[entry.length] = measured, entry.mean_events
         served = entry.scores if entry.length == config.served_length else served
-        curve.append({"length": entry.length, **point, "mean_events": entry.mean_events, "same_as": entry.same_as,
-                      "seconds": entry.seconds})
-        log.info("served length %d: AUC %s, %.1f s", entry.length, point["auc"], entry.seconds)
-    return served, curve
+        if entry.length in (*config.lengths, config.served_length):
+            same_as = entry.same_as if curve and entry.same_as is not None else None
+            curve.append({"length": entry.length, **_point(measured), "mean_events": entry.mean_events, "same_as": same_as,
+                          "seconds": entry.seconds})
+            log.info("served length %d: AUC %s, %.1f s", entry.length, curve[-1]["auc"], entry.seconds)
+    extrapolation = {length: {**dataclasses.asdict(metrics.difference(at[config.served_length], at[length])), "trained_length": length,
+                              "cost": events[config.served_length] / max(events[length], 1e-9)} for length in trained}
+    return served, curve, next(iter(extrapolation.values()), {})
+
+
+def _trained_length(scorer: Scorer) -> tuple[int, ...]:
+    """The realised mean length of the bundle's training, if it says."""
+    mean = scorer.bundle.facts.get("mean_length")
+    return (round(mean),) if isinstance(mean, (int, float)) and mean >= 1 else ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Champion:
+    """The served model on the requests of the sample.
+
+    Args:
+        facts: `version` and `served_length`, or `problem`; {} without a champion.
+        scores: float32 [N, K], or None.
+    """
+
+    facts: Row
+    scores: Array | None
+
+    @classmethod
+    def of(cls, bundle_dir: str | Path | None, histories: Histories, sample: Sample, device: Any, cache_dir: Path) -> Champion:
+        """Returns the champion's scores, encoded by its own encoder; a champion of another schema cannot be compared, and says so."""
+        if bundle_dir is None:
+            return cls({}, None)
+        try:
+            scorer = Scorer.load(bundle_dir, device, schema=histories.schema)
+        except SchemaMismatch as error:
+            return cls({"problem": f"{error}"}, None)
+        encoded = EncodedHistories.make(histories, scorer.bundle.encoder, cache_dir)
+        length = scorer.bundle.served_length
+        return cls({"version": scorer.bundle.version, "served_length": length}, _score(scorer, encoded, sample, length))
+
+    def differences(self, measured: Mapping[str, Measurement], sample: Sample, metric: str) -> dict[str, Estimate]:
+        """Returns task -> metric of the ranker minus the champion's, on the same resamples."""
+        if self.scores is None:
+            return {}
+        return {task: metrics.difference(ours, metrics.measure(sample.labels[:, k], self.scores[:, k], sample.resamples), metric)
+                for k, (task, ours) in enumerate(measured.items())}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,29 +310,6 @@ class Popularity:
         return name, found[name]
 
 
-def judge(measured: Measurement, gain: Estimate, parity: float | None, gate: GateConfig) -> Verdict:
-    """Returns the verdict of the gate on one task; a metric that is not defined breaks its criterion.
-
-    Args:
-        measured: of the ranker at the served length.
-        gain: of its AUC over popularity.
-        parity: largest difference of a probability between the two ways to score; None when a score is not finite.
-        gate: the bounds.
-    """
-    auc, ratio = measured.estimate("auc"), measured.estimate("calibration")
-    criteria = (
-        _criterion("min_auc", "The AUC", auc, low=gate.min_auc),
-        _criterion("min_gain_over_popularity", "The AUC gain over popularity", gain, low=gate.min_gain_over_popularity),
-        _criterion("calibration", "The calibration (mean score over mean label)", ratio, low=gate.min_calibration,
-                   high=gate.max_calibration),
-        _criterion("max_parity_error", "The largest difference of a probability between batches and raw rows",
-                   Estimate(parity, reason="a score is not finite"), high=gate.max_parity_error,
-                   form=".2g"),
-    )
-    broken = tuple(entry["sentence"] for entry in criteria if not entry["passed"])
-    return Verdict(not broken, broken or tuple(entry["sentence"] for entry in criteria), criteria)
-
-
 def parity_error(scorer: Scorer, histories: Histories, sample: Sample, scores: Array, length: int, seed: int) -> float | None:
     """Returns the largest difference of a probability between `scores` and the scores of the raw rows of a few requests.
 
@@ -314,54 +335,79 @@ def _score(scorer: Scorer, encoded: EncodedHistories, sample: Sample, length: in
     return np.concatenate(list(scorer.score_batches(stream)))
 
 
-def _point(sample: Sample, scores: Array) -> Row:
+def latency_ms(scorer: Scorer, histories: Histories, sample: Sample, length: int) -> Row:
+    """Returns {"p50", "p95"}: milliseconds of scoring one request alone, of those with the longest histories, after a first try."""
+    longest = sample.requests[np.argsort(-_request_lengths(sample), kind="stable")[:LATENCY_REQUESTS]]
+    rows = [histories_rows(histories, int(request)) for request in longest]
+    scorer.score(rows[:1], length)
+    seconds = []
+    for row in rows:
+        started = time.perf_counter()
+        scorer.score([row], length)
+        seconds.append(time.perf_counter() - started)
+    return {"p50": float(np.percentile(seconds, 50)) * 1e3, "p95": float(np.percentile(seconds, 95)) * 1e3}
+
+
+def _request_lengths(sample: Sample) -> Int:
+    """Events before each request of the sample, int64 [R]."""
+    _, first = np.unique(sample.owners, return_index=True)
+    return sample.lengths[first]
+
+
+def _point(measured: Measurement) -> Row:
     """The first task's row of the length curve."""
-    measured = metrics.measure(sample.labels[:, 0], scores[:, 0], sample.resamples)
     auc = measured.estimate("auc")
     return {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "logloss": measured.estimate("logloss").value}
 
 
-def _assemble(histories: Histories, sample: Sample, scores: Array, curve: list[Row], popular: Popularity, parity: float | None,
-              config: EvaluateConfig, gate: GateConfig) -> EvaluationReport:
+def _assemble(scorer: Scorer, histories: Histories, encoded: EncodedHistories, sample: Sample, scores: Array, curve: list[Row],
+              champion: Champion, config: EvaluateConfig, gate: GateConfig, seed: int) -> EvaluationReport:
     tasks = histories.schema.task_names
-    measured = [metrics.measure(sample.labels[:, k], scores[:, k], sample.resamples) for k in range(len(tasks))]
-    peers = [popular.best(sample, k) for k in range(len(tasks))]
-    gains = [metrics.difference(ours, theirs) for ours, (_, theirs) in zip(measured, peers, strict=True)]
-    peer_scores = popular.rates[:, 0] if peers[0][0] == "rate" else popular.counts
+    measured = {task: metrics.measure(sample.labels[:, k], scores[:, k], sample.resamples) for k, task in enumerate(tasks)}
+    popular = Popularity.of(histories, encoded, sample)
+    peers = {task: popular.best(sample, k) for k, task in enumerate(tasks)}
+    gains = {task: metrics.difference(measured[task], peers[task][1]) for task in tasks}
+    peer_scores = popular.rates[:, 0] if peers[tasks[0]][0] == "rate" else popular.counts
+    slices = _slices(encoded, sample, scores[:, 0], peer_scores, champion, config)
+    apart = champion.differences(measured, sample, gate.metric)
+    parity = parity_error(scorer, histories, sample, scores, config.served_length, seed)
+    latency = latency_ms(scorer, histories, sample, config.served_length)
+    unknown = float((encoded.target_items[sample.positions] == 0).mean())
+    evidence = Evidence(measured, gains, parity, slices, apart, champion.facts.get("problem", ""), latency["p95"], unknown)
     bayes, bayes_full = _bayes(histories.manifest)
     return EvaluationReport(
-        gate=judge(measured[0], gains[0], parity, gate),
-        metrics={task: entry.to_dict() for task, entry in zip(tasks, measured, strict=True)},
-        popularity={task: {"name": name, **entry.to_dict()} for task, (name, entry) in zip(tasks, peers, strict=True)},
-        gain={task: dataclasses.asdict(entry) for task, entry in zip(tasks, gains, strict=True)},
-        lengths=tuple(curve), slices=tuple(_slices(sample, scores[:, 0], peer_scores, config)), bayes=bayes, bayes_full=bayes_full,
+        gate=gating.judge(evidence, gate), metrics={task: entry.to_dict() for task, entry in measured.items()},
+        popularity={task: {"name": name, **entry.to_dict()} for task, (name, entry) in peers.items()},
+        gain={task: dataclasses.asdict(entry) for task, entry in gains.items()}, lengths=tuple(curve), slices=tuple(slices),
+        extrapolation={}, champion=_champion_facts(champion, apart, gate), bayes=bayes, bayes_full=bayes_full,
         num_requests=len(sample.requests), num_targets=len(sample.positions), num_users=sample.resamples.num_users,
-        served_length=config.served_length, longest_history=int(sample.lengths.max(initial=0)), parity_error=parity, seconds=0.0, path="")
+        served_length=config.served_length, longest_history=int(sample.lengths.max(initial=0)), parity_error=parity, latency_ms=latency,
+        unknown_item_share=unknown, seconds=0.0, path="")
 
 
-def _slices(sample: Sample, scores: Array, peer: Array, config: EvaluateConfig) -> list[Row]:
-    """The first task by events in the history as served; empty slices are left out."""
-    served = np.minimum(sample.lengths, config.served_length)
+def _champion_facts(champion: Champion, apart: Mapping[str, Estimate], gate: GateConfig) -> Row:
+    if not champion.facts:
+        return {}
+    return {**champion.facts, "metric": gate.metric, "differences": {task: dataclasses.asdict(entry) for task, entry in apart.items()}}
+
+
+def _slices(encoded: EncodedHistories, sample: Sample, scores: Array, peer: Array, champion: Champion, config: EvaluateConfig) -> list[Row]:
+    """The first task by slice, with popularity and, where there is one, the champion on the same targets."""
     rows = []
-    for low, high in zip(SLICES, (*SLICES[1:], None), strict=True):
-        inside = (served >= low) & (served < high if high is not None else True)
-        if not inside.any():
-            continue
-        labels, users = sample.labels[inside, 0], sample.resamples.users[inside]
-        resamples = Resamples.of(users, config.bootstrap_samples, sample.resamples.seed)
+    for family, name, inside in slicing.slices(encoded, sample.positions, sample.owners, config.served_length):
+        labels = sample.labels[inside, 0]
+        resamples = Resamples.of(sample.resamples.users[inside], config.bootstrap_samples, sample.resamples.seed)
         found = metrics.measure(labels, scores[inside], resamples)
         auc, other = found.estimate("auc"), metrics.auc(labels, peer[inside])
-        rows.append({"history": _span(low, high), "num_requests": len(np.unique(sample.owners[inside])), "num_targets": len(labels),
-                     "rate": float(labels.mean()), "auc": auc.value, "auc_low": auc.low, "auc_high": auc.high,
-                     "popularity_auc": other if np.isfinite(other) else None, "calibration": found.estimate("calibration").value,
-                     "reason": auc.reason})
+        row = {"family": family, "name": name, "num_requests": len(np.unique(sample.owners[inside])), "num_targets": len(labels),
+               "rate": float(labels.mean()), "auc": auc.value, "auc_low": auc.low, "auc_high": auc.high,
+               "popularity_auc": other if np.isfinite(other) else None, "calibration": found.estimate("calibration").value,
+               "ece": found.estimate("ece").value, "reason": auc.reason}
+        if champion.scores is not None:
+            apart = metrics.difference(found, metrics.measure(labels, champion.scores[inside, 0], resamples))
+            row |= {"difference": apart.value, "difference_low": apart.low, "difference_high": apart.high}
+        rows.append(row)
     return rows
-
-
-def _span(low: int, high: int | None) -> str:
-    if high is None:
-        return f"{low:,} and more"
-    return f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}"
 
 
 def _earlier_targets(encoded: EncodedHistories) -> Int:
@@ -378,20 +424,6 @@ def _event_counts(histories: Histories, ids: Int) -> Int:
         places = np.minimum(np.searchsorted(ids, items), len(ids) - 1)
         counts += np.bincount(places[ids[places] == items], minlength=len(ids))
     return counts
-
-
-def _criterion(name: str, what: str, estimate: Estimate, *, low: float | None = None, high: float | None = None, form: str = ".4f") -> Row:
-    bounds = [f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else ""]
-    wanted = " and ".join(bound for bound in bounds if bound)
-    if estimate.value is None:
-        return {"name": name, "value": None, "passed": False, "sentence": f"{what} is not defined: {estimate.reason}; wanted {wanted}."}
-    passed = (low is None or estimate.value >= low) and (high is None or estimate.value <= high)
-    around = ""
-    if estimate.low is not None and estimate.high is not None:
-        around = f" (95 % interval {estimate.low:{form}} to {estimate.high:{form}})"
-    verb = "is" if passed else "is not"
-    return {"name": name, "value": estimate.value, "passed": passed,
-            "sentence": f"{what}, {estimate.value:{form}}{around}, {verb} {wanted}."}
 
 
 def _bayes(manifest: Mapping[str, Any]) -> tuple[tuple[Row, ...], float | None]:
@@ -421,7 +453,8 @@ def _context(scorer: Scorer, histories: Histories, bundle_dir: Path, sample: Sam
         "training_curve": _training_curve(bundle_dir),
         "bundle": {"version": bundle.version, "served_length": bundle.served_length, "schema_fingerprint": histories.schema.fingerprint,
                    "model": dataclasses.asdict(bundle.config)},
-        "data": _data_facts(histories), "versions": _versions(),
+        "data": _data_facts(histories), "data_version": histories.manifest.get("dataset_hash"), "versions": _versions(),
+        "command": shlex.join(["longrec", *sys.argv[1:]]) if Path(sys.argv[0]).name == "longrec" else "",
         "config": {"seed": seed, "evaluate": dataclasses.asdict(config), "gate": dataclasses.asdict(gate)}}
 
 

@@ -150,6 +150,7 @@ def stage(bundle_dir: str | Path, evaluation_dir: str | Path, out_dir: str | Pat
         context.mkdir()
         wheel = build_wheel(root, context / "wheels")
         shutil.copyfile(root / "bento" / "service.py", context / "service.py")
+        shutil.copyfile(Path(evaluation_dir) / "MODEL_CARD.md", context / "MODEL_CARD.md")
         shutil.copytree(repo_dir, context / "feature_repo", ignore=shutil.ignore_patterns("__pycache__", "data"))
         (context / "requirements.txt").write_text("\n".join(pinned_requirements(wheel)) + "\n", encoding="utf-8")
         files.write_json(context / "release.json", {"model": f"{NAME}:{version}", "labels": labels})
@@ -262,8 +263,8 @@ def _check_evaluation(bundle: Mapping[str, Any], evaluation: Mapping[str, Any]) 
 def _build_options(labels: Mapping[str, str], wheel: str) -> dict[str, Any]:
     """Returns the content of bentofile.yaml; packages are not locked by BentoML, which would ask the network, and are pinned already."""
     return {
-        "service": "service:Ranker", "name": NAME, "labels": dict(labels), "description": "Ranks items for a user by a long history.",
-        "include": ["service.py", "release.json", "feature_repo/**"],
+        "service": "service:Ranker", "name": NAME, "labels": dict(labels), "description": "file:./MODEL_CARD.md",
+        "include": ["service.py", "release.json", "MODEL_CARD.md", "feature_repo/**"],
         "python": {"requirements_txt": "requirements.txt", "wheels": [f"wheels/{wheel}"], "lock_packages": False},
         "docker": {"python_version": f"{sys.version_info.major}.{sys.version_info.minor}"}}
 

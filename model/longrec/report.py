@@ -121,9 +121,62 @@ def render(facts: Facts) -> str:
                 f"served length {facts['served_length']:,}, model version {bundle.get('version', 'unknown')}")
     plots = Html(f'<div class="grid">{_length_section(facts)}{_calibration_section(facts)}</div>')
     lower = Html(f'<div class="grid">{_training_section(facts)}<div>{_data_section(facts)}{_made_section(facts)}</div></div>')
-    body = Html(_gate_section(verdict) + _headline_section(facts) + plots + _lengths_table(facts) + _slices_section(facts) + lower)
+    upper = _gate_section(verdict) + _headline_section(facts) + _serving_section(facts)
+    body = Html(upper + plots + _lengths_table(facts) + _slices_section(facts) + lower)
     words = "gate passed" if verdict["passed"] else "gate refused"
     return page.page(f"Evaluation of {facts.get('name', 'the ranker')}", subtitle, body, (verdict["passed"], words))
+
+
+def card(facts: Facts) -> str:
+    """Returns the card of a model as Markdown: what it is, on what it was measured, what it reached, where it is weak, how it was made.
+
+    Args:
+        facts: as for `render`.
+    """
+    bundle, training, verdict, data = facts["bundle"], facts["training"], facts["gate"], facts["data"]
+    version, words = bundle["version"], "passed" if verdict["passed"] else "refused"
+    rows = [f"| {task} | {_span_of(row, 'auc')} | {_span_of(row, 'gauc')} | {interval(row['logloss'], None, None)} | "
+            f"{interval(row['ne'], None, None)} | {interval(row['calibration'], None, None, 3)} | {interval(row['ece'], None, None, 3)} | "
+            f"{interval(facts['popularity'][task]['auc'], None, None)} |" for task, row in facts["metrics"].items()]
+    model = ", ".join(f"{name} {value}" for name, value in bundle["model"].items())
+    made = ", ".join(f"{name} {training[name]}" for name in TRAINING if name in training)
+    extra = facts["extrapolation"]
+    longer = [f"- Served at {facts['served_length']:,} instead of the trained mean of {extra['trained_length']:,} events: AUC "
+              f"{interval(extra['value'], extra['low'], extra['high'])} more, {extra['cost']:.2f} times the events."] if extra else []
+    return "\n".join([
+        f"# Ranker {version}", "",
+        f"Trained on {facts['name']} (data {facts.get('data_version') or 'unknown'}, schema {bundle['schema_fingerprint']}), served at "
+        f"{facts['served_length']:,} events; the gate {words} it.", "",
+        "## Measured", f"{facts['num_targets']:,} targets of {facts['num_requests']:,} requests by {facts['num_users']:,} users, from "
+        f"{data['evaluated from']} to {data['last request']}; 95 % intervals resample users.", "",
+        "| task | AUC | GAUC | log loss | NE | calibration | ECE | popularity AUC |", "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *rows, "", *longer, f"- One request of the longest histories: {facts['latency_ms']['p50']:.1f} ms, p95 "
+        f"{facts['latency_ms']['p95']:.1f} ms where it was evaluated.", "",
+        "## Gate", *(f"- {reason}" for reason in verdict["reasons"]), "",
+        "## Limits", *_limits(facts), "", "## Made", f"- Model: {model}.", f"- Training: {made}.",
+        f"- Command: `{facts.get('command') or 'not recorded'}`", f"- Seed {facts['config']['seed']}; "
+        + ", ".join(f"{name} {value}" for name, value in facts["versions"].items()) + ".", ""])
+
+
+def _span_of(row: Facts, metric: str) -> str:
+    return interval(row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high"))
+
+
+def _limits(facts: Facts) -> list[str]:
+    """What the measurement itself says against the model."""
+    served = next(row for row in facts["lengths"] if row["length"] == facts["served_length"])
+    longest = facts["longest_history"]
+    lines = [f"- The longest history measured has {longest:,} events; nothing is known beyond it."]
+    shorter = [row for row in facts["lengths"] if row["auc"] is not None and row["length"] < facts["served_length"]]
+    if served["auc"] is not None and shorter and (best := max(shorter, key=lambda row: row["auc"]))["auc"] > served["auc"]:
+        lines.append(f"- Served at {best['length']:,} events the AUC is {best['auc']:.4f}, higher than at {facts['served_length']:,}.")
+    for row in facts["slices"]:
+        if row["auc"] is not None and row["popularity_auc"] is not None and row["auc"] < row["popularity_auc"]:
+            lines.append(f"- Popularity is better where {row['family']} {row['name']} ({row['num_targets']:,} targets): "
+                         f"{row['popularity_auc']:.4f} against {row['auc']:.4f}.")
+    undefined = [f"- {task}: {metric} is not defined: {reason}." for task, metrics in facts["metrics"].items()
+                 for metric, reason in metrics["undefined"].items()]
+    return [*lines, *undefined, "- Offline, on logged requests: what the served ranking itself would have changed is not in it."]
 
 
 def interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
@@ -146,7 +199,7 @@ def nice_ticks(low: float, high: float, num: int = 5) -> list[float]:
 
 def _gate_section(verdict: Facts) -> Html:
     rows = [[page.mark(entry["passed"], "held" if entry["passed"] else "broken"), entry["sentence"]] for entry in verdict["criteria"]]
-    return page.section("Promotion gate", page.table(["", "Criterion, on the first task at the served length"], rows,
+    return page.section("Promotion gate", page.table(["", "Criterion, at the served length"], rows,
                                                      ["" if entry["passed"] else "bad" for entry in verdict["criteria"]]))
 
 
@@ -237,11 +290,30 @@ def _lengths_table(facts: Facts) -> Html:
 
 def _slices_section(facts: Facts) -> Html:
     task = next(iter(facts["metrics"]))
-    rows = [[row["history"], row["num_requests"], row["num_targets"], "–" if row["rate"] is None else f"{row['rate']:.2%}",
+    compared = any("difference" in row for row in facts["slices"])
+    rows = [[row["family"], row["name"], row["num_requests"], row["num_targets"], "–" if row["rate"] is None else f"{row['rate']:.2%}",
              interval(row["auc"], row["auc_low"], row["auc_high"]), interval(row["popularity_auc"], None, None),
-             interval(row["calibration"], None, None, 3), row["reason"]] for row in facts["slices"]]
-    headers = ["Events in the history", "Requests", "Targets", f"Rate of {task}", "AUC", "Popularity AUC", "Calibration", ""]
-    return page.section("By history length", page.table(headers, rows), note="At the served length; histories are cut to it.")
+             interval(row["calibration"], None, None, 3), interval(row["ece"], None, None, 3),
+             *([_stacked(row.get("difference"), row.get("difference_low"), row.get("difference_high"), "+.4f")] if compared else []),
+             row["reason"]] for row in facts["slices"]]
+    headers = ["Slice", "", "Requests", "Targets", f"Rate of {task}", "AUC", "Popularity AUC", "Calibration", "ECE",
+               *(["AUC minus champion"] if compared else []), ""]
+    note = "At the served length. Item age: since its first event in the histories. Activity: events of the user in the 28 days before."
+    return page.section("Slices", page.table(headers, rows), note=note)
+
+
+def _serving_section(facts: Facts) -> Html:
+    extra, champion, latency = facts["extrapolation"], facts["champion"], facts["latency_ms"]
+    tiles = {"one request, p50 ms": f"{latency['p50']:.1f}", "p95 ms": f"{latency['p95']:.1f}",
+             "targets of unknown items": f"{facts['unknown_item_share']:.2%}"}
+    if extra:
+        gain = interval(extra["value"], extra["low"], extra["high"])
+        tiles[f"AUC at {facts['served_length']:,} minus at the trained mean of {extra['trained_length']:,}"] = gain
+        tiles["events served over that"] = f"{extra['cost']:.2f} times"
+    for task, row in champion.get("differences", {}).items():
+        name = f"{champion['metric'].upper()} of {task} minus champion {champion['version']}"
+        tiles[name] = interval(row["value"], row["low"], row["high"])
+    return page.section("Served", page.facts(tiles))
 
 
 def _training_section(facts: Facts) -> Html:

@@ -37,11 +37,16 @@ def _facts() -> dict[str, Any]:
         "popularity": {"is_click": {"name": "rate", **_metrics(0.6)}, "long_view": {"name": "count", **_metrics(0.55)}},
         "gain": {task: {"value": 0.0312, "low": -0.01, "high": 0.05, "reason": ""} for task in ("is_click", "long_view")},
         "lengths": lengths, "bayes": [{"length": 500, "auc": 0.75}, {"length": 10_000, "auc": 0.9}], "bayes_full": 0.9, "parity_error": 0.0,
-        "slices": [{"history": "0", "num_requests": 3, "num_targets": 30, "rate": 0.4, "auc": None, "auc_low": None, "auc_high": None,
-                    "popularity_auc": None, "calibration": 1.1, "reason": "all labels are 0"}],
+        "slices": [{"family": "history", "name": "0 events", "num_requests": 3, "num_targets": 30, "rate": 0.4, "auc": None,
+                    "auc_low": None, "auc_high": None,
+                    "popularity_auc": None, "calibration": 1.1, "ece": 0.2, "reason": "all labels are 0"}],
         "calibration_bins": {"is_click": bins, "long_view": bins}, "training": {"num_steps": 40, "device": "cpu", "final_loss": 0.61},
         "training_curve": [{"step": float(step), "loss": 0.7 - 0.001 * step} for step in range(1, 1000)],
-        "data": {"events": 228_329, "evaluated from": "2022-05-06 10:00"}, "bundle": {"version": "abc123"},
+        "data": {"events": 228_329, "evaluated from": "2022-05-06 10:00", "last request": "2022-05-08"},
+        "bundle": {"version": "abc123", "model": {"width": 64}, "schema_fingerprint": "f00d"},
+        "extrapolation": {"value": 0.02, "low": 0.01, "high": 0.03, "trained_length": 2_000, "cost": 2.5, "reason": ""},
+        "champion": {"version": "old1", "metric": "auc", "differences": {"is_click": {"value": 0.004, "low": 0.001, "high": 0.007}}},
+        "latency_ms": {"p50": 12.0, "p95": 20.0}, "unknown_item_share": 0.013, "data_version": "d1", "command": "longrec run",
         "config": {"seed": 0, "evaluate": {"lengths": [500]}}, "versions": {"python": "3.11.7"}}
 
 
@@ -54,7 +59,7 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     text = _write(_facts(), tmp_path / "report.html")
     for expected in ("kuai<rand>", "gate passed", "0.8125", "0.8025–0.8225", "+0.0312", "-0.0100 to +0.0500", "is_click", "long_view",
                      "rate", "count", "12,345 events", "as 10,000", "all labels are 0", "best possible (Bayes)", "228,329", "abc123",
-                     "3.11.7", "The AUC is fine."):
+                     "3.11.7", "The AUC is fine.", "2.50 times", "champion old1", "1.30%"):
         assert expected in text, expected
 
 
@@ -131,3 +136,16 @@ def test_text_is_escaped_everywhere() -> None:
     parsed = Page(page.page(bad, bad, body, (False, bad)))
     assert not any(name == "onclick" for name, _ in parsed.attributes) and parsed.open == []
     assert "".join(parsed.text).count(bad) == 12  # title, headline, subtitle, badge, section, note, th, td, dt, dd, summary, pre
+
+
+def test_the_card_names_limits_that_the_measurement_shows() -> None:
+    facts = _facts()
+    facts["lengths"][1]["auc"] = 0.83
+    worse = {"name": "1 to 9 events", "auc": 0.6, "auc_low": 0.5, "auc_high": 0.7, "popularity_auc": 0.65}
+    facts["slices"] += [{**facts["slices"][0], **worse}]
+    card = report.card(facts)
+    for expected in ("# Ranker abc123", "data d1", "schema f00d", "0.8125 (0.8025 to 0.8225)", "the gate passed it", "width 64",
+                     "`longrec run`", "Served at 500 events the AUC is 0.8300", "Popularity is better where history 1 to 9 events",
+                     "longest history measured has 12,345"):
+        assert expected in card, expected
+    assert "None" not in card

@@ -19,11 +19,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longrec.config import ModelConfig
 from longrec.nn.layers import SwiGLUFFN, linear
 from longrec.nn.target_attention import Segments
 from longrec.nn.target_attention.inputs import softmax
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's: it builds a plan for every new length, and here each request has its own."""
 
 
 class Block(nn.Module):
@@ -70,7 +74,8 @@ class CausalTransformer(nn.Module):
 def causal(qkv: Float[Tensor, "L 3 H K"]) -> Float[Tensor, "L H K"]:
     """Returns softmax(q k^T / sqrt(d_h)) v of one history, each event over those up to itself."""
     queries, keys, values = (part.transpose(0, 1)[None] for part in qkv.unbind(1))
-    attended: Tensor = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    with sdpa_kernel(KERNELS):
+        attended: Tensor = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     return attended[0].transpose(0, 1)
 
 
