@@ -89,7 +89,8 @@ def test_a_build_context_holds_everything_but_the_model(staged: packaging.Staged
     context = Path(staged.path)
     found = {path.relative_to(context).as_posix() for path in context.rglob("*") if path.is_file()}
     features = {path.relative_to(ROOT).as_posix() for path in REPO.rglob("*") if path.is_file() and path.suffix in (".py", ".md", ".yaml")}
-    assert found == {"bentofile.yaml", "service.py", "release.json", "MODEL_CARD.md", "requirements.txt", f"wheels/{staged.wheel}", *features}
+    assert found == {"bentofile.yaml", "service.py", "release.json", "MODEL_CARD.md", "requirements.txt", f"wheels/{staged.wheel}",
+                     *features}
     assert {"feature_repo/definitions.py", "feature_repo/feature_store.yaml"} <= features
     options = json.loads((context / "bentofile.yaml").read_text())
     assert options["python"] == {"requirements_txt": "requirements.txt", "wheels": [f"wheels/{staged.wheel}"], "lock_packages": False}
