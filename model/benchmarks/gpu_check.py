@@ -9,6 +9,7 @@ ratio is luck, is held to the size of bfloat16's step instead. In float32, where
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import sys
@@ -43,6 +44,13 @@ SIZES = {"item": (5000, 300, 700), "user": (40,), "event": (6, 40)}
 NUM_ITEMS, NOW_MS = 4000, 1_700_000_000_000
 FLOAT32_BAR, RATIO_BAR, SMALL_BAR, SMALL, BATCHES = 1e-5, 2.0, 2**-6, 64, 3
 LENGTHS = [[10_007, 0, 1], [3_000, 128, 127, 129, 5_001], [10_240, 10_240], [777] * 9]
+WORLDS: list[tuple[int, dict[str, object]]] = list(enumerate([
+    {"width": 256, "num_heads": 8, "num_layers": 4, "attention": "plain", "id_dim": 16},
+    {"width": 256, "num_heads": 8, "attention": "reordered"},
+    {"width": 256, "num_heads": 8, "recency": "token"}, {"width": 128, "num_heads": 4, "share_ffn": False, "id_dim": 16},
+    {"width": 64, "num_heads": 4, "recency": "none", "fusion": False}, {"width": 512, "num_heads": 8, "id_dim": 16},
+    {"width": 512, "num_heads": 16}, {"width": 320, "num_heads": 10},
+    {"width": 192, "num_heads": 6, "ffn_ratio": 3}, {"width": 256, "num_heads": 8, "id_dim": 256, "output_norm": True}]))
 Check = tuple[str, bool, str]
 
 
@@ -97,14 +105,7 @@ def run(model: Ranker, requests: RequestBatch, *, mixed: bool) -> dict[str, Tens
 
 def check_ranker() -> Iterator[Check]:
     """The whole ranker, every gradient, bfloat16."""
-    worlds: list[dict[str, object]] = [
-        {"width": 256, "num_heads": 8, "num_layers": 4, "attention": "plain", "id_dim": 16},
-        {"width": 256, "num_heads": 8, "attention": "reordered"},
-        {"width": 256, "num_heads": 8, "recency": "token"}, {"width": 128, "num_heads": 4, "share_ffn": False, "id_dim": 16},
-        {"width": 64, "num_heads": 4, "recency": "none", "fusion": False}, {"width": 512, "num_heads": 8, "id_dim": 16},
-        {"width": 512, "num_heads": 16}, {"width": 320, "num_heads": 10},
-        {"width": 192, "num_heads": 6, "ffn_ratio": 3}, {"width": 256, "num_heads": 8, "id_dim": 256, "output_norm": True}]
-    for number, options in enumerate(worlds):
+    for number, options in WORLDS:
         torch.manual_seed(number)
         lengths = LENGTHS[number % len(LENGTHS)]
         targets = [(3, 1, 40, 2, 8, 5, 1, 1, 2)[i] for i in range(len(lengths))]
@@ -242,12 +243,18 @@ def check_sharing() -> Iterator[Check]:
     yield "another user's history changes nothing", same, "bit for bit"
 
 
+CHECKS = {"attention": check_attention, "tables": check_tables, "hstu": check_hstu, "sharing": check_sharing, "ranker": check_ranker}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    chosen = parser.parse_args()
     warnings.simplefilter("ignore")  # PyTorch's remarks on sparse tensors
     found = _rows.row("gpu_check", "", "", None)
     print(f"{found['device']}, {found['versions']}, commit {found['commit']}\n", flush=True)
     failures = count = 0
-    for check in (check_attention, check_tables, check_hstu, check_sharing, check_ranker):
+    for check in (CHECKS[name] for name in chosen.only):
         print((check.__doc__ or "").partition("\n")[0])
         for name, passed, detail in check():
             print(f"  {'pass' if passed else 'FAIL'}  {name}: {detail}", flush=True)
