@@ -1,18 +1,27 @@
-"""Sends the compiled training pipeline to a Kubeflow Pipelines server."""
+"""What a Kubeflow Pipelines server is asked: to run a compiled pipeline, to run it on a schedule, how a run stands, what a step wrote.
+
+Over the server's v2beta1 API by its generated client. `kfp.Client` is left aside: it waits half a minute for a token that is wrong, reads
+settings from the home directory, and prints.
+"""
 
 import contextlib
 import dataclasses
-import io
-import warnings
-from collections.abc import Mapping
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 from longrec.errors import LongrecError
 
-_REFUSED = "Check the experiment, the namespace and the server's version (longrec is made for Kubeflow Pipelines 2.x)."
-_UNREACHABLE = ("Check the address; for a cluster try 'kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80' and --host "
-                "http://localhost:8080.")
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+DEFAULT_EXPERIMENT = "longrec"
+PAGE = 50
+_FORWARD = "For a cluster try 'kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80' and --host http://localhost:8080."
+_LET_IN = ("Give a token in LONGREC_KFP_TOKEN (for example of 'kubectl create token default-editor -n NAMESPACE --audience "
+           "pipelines.kubeflow.org') or the cookie of the browser's session in LONGREC_KFP_COOKIE, and your --namespace.")
+_SKEW = "longrec is made for Kubeflow Pipelines 2.5 and newer (kfp {ours}): upgrade the server, or install its kfp and submit again."
 
 
 class ServerError(LongrecError):
@@ -21,38 +30,293 @@ class ServerError(LongrecError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run that the server accepted; `url` is its page."""
+    """A run or a schedule that the server accepted; `url` is its page."""
 
     run_id: str
     experiment: str
     url: str
 
 
-def submit(
-    package: Path, arguments: Mapping[str, Any], host: str, *, experiment: str, name: str, namespace: Optional[str] = None
-) -> Submitted:
-    """Returns the accepted run after sending `package` (compiled YAML) with `arguments` to `host`.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """How a step of a run stands."""
+
+    name: str
+    state: str
+    seconds: Optional[float]
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How a run stands; `tasks` in the order of their start."""
+
+    run_id: str
+    name: str
+    state: str
+    created: str
+    error: str
+    tasks: tuple[Task, ...]
+    url: str
+
+
+class Server:
+    """A Kubeflow Pipelines server.
+
+    Args:
+        host: its address; empty is an error that says what to do.
+        namespace: of a multi-user server; empty for a single-user one.
+        token: sent as `Authorization: Bearer`; cookie: of a browser's session. Empty for none.
+
+    Raises of every method:
+        ServerError: nothing answers, or the server refuses the request.
+    """
+
+    def __init__(self, host: str, *, namespace: str = "", token: str = "", cookie: str = "") -> None:
+        if not host:
+            raise ServerError("no Kubeflow Pipelines server is named", fix=f"Give --host or set KF_PIPELINES_ENDPOINT. {_FORWARD}")
+        import kfp_server_api
+
+        self.host, self.namespace, self._api = (host if "://" in host else f"https://{host}").rstrip("/"), namespace, kfp_server_api
+        settings = kfp_server_api.Configuration(host=self.host)
+        settings.retries = False
+        if token:
+            settings.api_key, settings.api_key_prefix = {"authorization": token}, {"authorization": "Bearer"}
+        self._client = kfp_server_api.ApiClient(settings, cookie=cookie or None)
+        self._runs, self._experiments = kfp_server_api.RunServiceApi(self._client), kfp_server_api.ExperimentServiceApi(self._client)
+        self._recurring = kfp_server_api.RecurringRunServiceApi(self._client)
+        self._greet()
+
+    def submit(self, package: Path, arguments: Mapping[str, Any], *, experiment: str, name: str, service_account: str = "",
+               pipeline_root: str = "", create_experiment: bool = False) -> Submitted:
+        """Returns the accepted run of a compiled pipeline with arguments."""
+        with self._errors():
+            body = self._api.V2beta1Run(
+                display_name=name, experiment_id=self._experiment(experiment, create_experiment), pipeline_spec=read_package(package),
+                service_account=service_account or None, runtime_config=self._runtime(arguments, pipeline_root))
+            run = self._runs.run_service_create_run(body)
+        return Submitted(run.run_id, experiment, self._page(run.run_id))
+
+    def schedule(self, package: Path, arguments: Mapping[str, Any], *, experiment: str, name: str, cron: str, service_account: str = "",
+                 pipeline_root: str = "", create_experiment: bool = False) -> tuple[Submitted, str]:
+        """Returns the recurring run called `name` and what was done: `created`, `updated` or `unchanged`.
+
+        There is one of a name: another one is created first and the old ones removed then. Missed times are not caught up, and one run
+        ends before the next begins: both would write to one feature store.
+
+        Args:
+            cron: five fields, or six with the seconds first, in UTC.
+        """
+        spec, times = read_package(package), cron_fields(cron)
+        digest = hashlib.sha256(json.dumps([spec, dict(arguments), times, service_account, pipeline_root], sort_keys=True).encode())
+        mark = f"longrec {digest.hexdigest()[:16]}"
+        with self._errors():
+            place = self._experiment(experiment, create_experiment)
+            old = [each for each in self._schedules(place) if each.display_name == name]
+            if len(old) == 1 and old[0].description == mark and str(old[0].mode) == "ENABLE":
+                return self._scheduled(old[0], experiment), "unchanged"
+            new = self._recurring.recurring_run_service_create_recurring_run(self._api.V2beta1RecurringRun(
+                display_name=name, description=mark, experiment_id=place, pipeline_spec=spec, mode="ENABLE", no_catchup=True,
+                max_concurrency="1", trigger=self._api.V2beta1Trigger(cron_schedule=self._api.V2beta1CronSchedule(cron=times)),
+                service_account=service_account or None, runtime_config=self._runtime(arguments, pipeline_root)))
+            for each in old:
+                self._recurring.recurring_run_service_delete_recurring_run(each.recurring_run_id)
+        return self._scheduled(new, experiment), "updated" if old else "created"
+
+    def status(self, run_id: str) -> RunStatus:
+        """Returns how a run stands."""
+        with self._errors(f"run {run_id}"):
+            return self._status(self._runs.run_service_get_run(run_id))
+
+    def recent(self, experiment: str, limit: int = 10) -> list[RunStatus]:
+        """Returns the newest runs of an experiment, newest first."""
+        with self._errors():
+            place = self._experiment(experiment)
+            answer = self._runs.run_service_list_runs(experiment_id=place, sort_by="created_at desc", page_size=limit)
+        return [self._status(run) for run in answer.runs or ()]
+
+    def wait(self, run_id: str, on_change: Callable[[RunStatus], None], *, timeout_seconds: float, every_seconds: float = 5.0) -> RunStatus:
+        """Returns the ended run; `on_change` is called whenever it or one of its steps changes.
+
+        Raises:
+            ServerError: it has not ended in time; it runs on.
+        """
+        end, before = time.monotonic() + timeout_seconds, None
+        while True:
+            now = self.status(run_id)
+            if now != before:
+                on_change(now)
+            if now.state in ENDED:
+                return now
+            if time.monotonic() >= end:
+                raise ServerError(f"run {run_id} has not ended after {timeout_seconds:g} s", found=now.state, fix=f"It runs on: {now.url}")
+            before = now
+            time.sleep(every_seconds)
+
+    def logs(self, run_id: str, step: str) -> str:
+        """Returns what a step wrote; the step's own container, not the one that prepares it."""
+        with self._errors(f"run {run_id}"):
+            details = self._runs.run_service_get_run(run_id).run_details
+        tasks = (details.task_details if details else None) or []
+        pods = _pods(tasks, step)
+        if not pods:
+            names = sorted({task.display_name for task in tasks if task.display_name and not task.display_name.endswith("-driver")})
+            raise ServerError(f"run {run_id} has no step '{step}' that has started", found=", ".join(names) or "no step",
+                              fix="See longrec status RUN.")
+        for pod in pods:
+            with contextlib.suppress(ServerError):
+                return self._text(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
+        raise ServerError(f"the server keeps no log of step '{step}'", found=f"pods {', '.join(pods)}",
+                          fix=f"While the pod exists: kubectl logs -n {self.namespace or 'kubeflow'} {pods[0]} -c main")
+
+    def _greet(self) -> None:
+        """Raises ServerError where something else answers, such as a login page, which the client would take for an empty list."""
+        with self._errors():
+            _, _, headers = self._api.HealthzServiceApi(self._client).healthz_service_get_healthz_with_http_info()
+            if "json" not in headers.get("Content-Type", ""):
+                raise ValueError(f"a page of type {headers.get('Content-Type')}; a login?")
+
+    def _text(self, path: str) -> str:
+        with self._errors(path):
+            answer = self._client.call_api(path, "GET", header_params={"Accept": "text/plain"}, auth_settings=["Bearer"],
+                                           _preload_content=False, _return_http_data_only=True)
+            return str(answer.data.decode("utf-8", "replace"))
+
+    def _experiment(self, name: str, create: bool = False) -> str:
+        """Returns the id of an experiment; the default one is made where it is missing, another only when asked to."""
+        predicate = {"operation": 1, "key": "display_name", "stringValue": name}  # 1 is EQUALS
+        where = {"namespace": self.namespace} if self.namespace else {}
+        answer = self._experiments.experiment_service_list_experiments(filter=json.dumps({"predicates": [predicate]}), **where)
+        for found in answer.experiments or ():
+            return str(found.experiment_id)
+        if create or name == DEFAULT_EXPERIMENT:
+            body = self._api.V2beta1Experiment(display_name=name, namespace=self.namespace or None)
+            return str(self._experiments.experiment_service_create_experiment(body).experiment_id)
+        known = self._experiments.experiment_service_list_experiments(page_size=PAGE, **where).experiments or ()
+        raise ServerError(f"there is no experiment '{name}'", expected=", ".join(each.display_name for each in known) or None,
+                          fix="Give one of these, or --create-experiment.")
+
+    def _schedules(self, experiment_id: str) -> list[Any]:
+        found, token, ask = list[Any](), "", self._recurring.recurring_run_service_list_recurring_runs
+        while True:
+            answer = ask(experiment_id=experiment_id, page_size=PAGE, page_token=token)
+            found += answer.recurring_runs or []
+            token = answer.next_page_token or ""
+            if not token:
+                return found
+
+    def _runtime(self, arguments: Mapping[str, Any], pipeline_root: str) -> Any:
+        return self._api.V2beta1RuntimeConfig(parameters=dict(arguments), pipeline_root=pipeline_root or None)
+
+    def _page(self, run_id: str) -> str:
+        return f"{self.host}/#/runs/details/{run_id}"
+
+    def _scheduled(self, entry: Any, experiment: str) -> Submitted:
+        return Submitted(entry.recurring_run_id, experiment, f"{self.host}/#/recurringrun/details/{entry.recurring_run_id}")
+
+    def _status(self, run: Any) -> RunStatus:
+        tasks = (run.run_details.task_details if run.run_details else None) or []
+        shown = [task for task in tasks if task.display_name and task.display_name not in ("root", "executor")
+                 and not task.display_name.endswith("-driver")]
+        shown.sort(key=lambda task: (str(task.start_time or "~"), task.display_name))
+        return RunStatus(run.run_id, run.display_name or "", str(run.state or "PENDING"), str(run.created_at or ""), _message(run.error),
+                         tuple(_task(task) for task in shown), self._page(run.run_id))
+
+    @contextlib.contextmanager
+    def _errors(self, what: str = "") -> Iterator[None]:
+        """Turns whatever goes wrong into one line that says what to do."""
+        import urllib3
+
+        try:
+            yield
+        except self._api.ApiException as error:
+            raise self._refusal(error, what) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ServerError(f"no Kubeflow Pipelines server answers at {self.host}", found=type(error).__name__,
+                              fix=f"Check the address. {_FORWARD}") from error
+        except ValueError as error:
+            if isinstance(error, LongrecError):
+                raise
+            raise ServerError(f"what answers at {self.host} is no Kubeflow Pipelines server of version 2", found=str(error)[:200],
+                              fix=f"{_LET_IN} {_skew()}") from error
+
+    def _refusal(self, error: Any, what: str) -> ServerError:
+        reason = _reason(error)
+        if error.status in (401, 403):
+            return ServerError(f"{self.host} does not let you in", found=f"{error.status} {reason}", fix=_LET_IN)
+        if error.status == 404 and what:
+            return ServerError(f"{self.host} knows no {what}", found=f"404 {reason}", fix="See longrec status for the runs that it knows.")
+        if error.status in (404, 405, 501) or "unknown field" in reason or "invalid v2 pipeline spec" in reason:
+            return ServerError(f"{self.host} does not speak this version of the API", found=f"{error.status} {reason}", fix=_skew())
+        return ServerError(f"{self.host} refused the request", found=f"{error.status} {reason}",
+                           fix="Check the parameters, the experiment and the namespace.")
+
+
+def read_package(path: Path) -> dict[str, Any]:
+    """Returns a compiled pipeline as the server takes it: the graph alone, or graph and platform.
 
     Raises:
-        ServerError: nothing answers at `host`, or the server refuses the request.
+        LongrecError: the file is missing.
     """
-    import kfp
-    import kfp_server_api
-    import urllib3
+    import yaml
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the client prints two links
-        warnings.simplefilter("ignore")  # every kfp.Client warns about a release that never came
-        try:
-            client = kfp.Client(host=host, namespace=namespace or "kubeflow")
-            run = client.create_run_from_pipeline_package(
-                str(package), arguments=dict(arguments), run_name=name, experiment_name=experiment, namespace=namespace
-            )
-        except kfp_server_api.ApiException as error:
-            raise ServerError(f"{host} refused the request", found=f"{error.status} {_reason(error)}", fix=_REFUSED) from error
-        except (urllib3.exceptions.HTTPError, OSError, RuntimeError, ValueError) as error:
-            raise ServerError(f"no Kubeflow Pipelines server answers at {host}", found=type(error).__name__, fix=_UNREACHABLE) from error
-    return Submitted(run.run_id, experiment, f"{host.rstrip('/')}/#/runs/details/{run.run_id}")
+    if not path.is_file():
+        raise LongrecError(f"no compiled pipeline at {path}", fix="Write it with longrec compile.")
+    spec, *platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    return {"pipeline_spec": spec, "platform_spec": platform[0]} if platform else dict(spec)
+
+
+def cron_fields(cron: str) -> str:
+    """Returns a schedule in the six fields of Kubeflow, seconds first.
+
+    Raises:
+        LongrecError: it has neither five fields nor six.
+    """
+    fields = cron.split()
+    if len(fields) not in (5, 6):
+        raise LongrecError("a schedule has five fields, or six with the seconds first", found=repr(cron), fix="For example '0 3 * * *'.")
+    return " ".join(["0", *fields][-6:])
+
+
+def _pods(tasks: list[Any], step: str) -> list[str]:
+    """Returns the pods of a step: those of the tasks below it, the step's own container first."""
+    by_id = {key: task for task in tasks for key in (task.task_id, task.pod_name) if key}
+    waiting, found, seen = [task for task in tasks if task.display_name == step], list[tuple[int, str]](), set[int]()
+    while waiting:
+        task = waiting.pop()
+        if id(task) in seen:
+            continue
+        seen.add(id(task))
+        is_driver = (task.display_name or "").endswith("driver")
+        if task.pod_name:
+            found.append((2 if is_driver else int(task.display_name == step), task.pod_name))
+        for child in task.child_tasks or ():
+            below = by_id.get(child.task_id) or by_id.get(child.pod_name)
+            if below is not None:
+                waiting.append(below)
+            elif child.pod_name:
+                found.append((0, child.pod_name))
+    return list(dict.fromkeys(pod for _, pod in sorted(found)))
+
+
+def _task(task: Any) -> Task:
+    ended, began = task.end_time, task.start_time
+    seconds = (ended - began).total_seconds() if ended and began and ended > began else None
+    return Task(task.display_name, str(task.state or "PENDING"), seconds, _message(task.error))
+
+
+def _message(error: Any) -> str:
+    return str(error.message or "") if error else ""
+
+
+def _skew() -> str:
+    import importlib.metadata
+
+    return _SKEW.format(ours=importlib.metadata.version("kfp"))
 
 
 def _reason(error: Any) -> str:
-    return str(error.body or error.reason or "").strip()[:300]
+    text = str(error.body or error.reason or "").strip()
+    with contextlib.suppress(ValueError, AttributeError):
+        text = str(json.loads(text).get("message") or text)
+    return (text.splitlines() or [""])[0][:300]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longrec import cli_data, cli_models, cli_store, cli_study, cli_train
+from longrec import cli_cluster, cli_data, cli_models, cli_store, cli_study, cli_train
 from longrec.errors import LongrecError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_m
 app.add_typer(cli_data.app, name="import")
 app.command()(cli_data.synth)
 app.command()(cli_store.push)
+for _verb in (cli_cluster.submit, cli_cluster.schedule, cli_cluster.status, cli_cluster.logs):
+    app.command()(_verb)
 app.command()(cli_study.study)
 app.command()(cli_train.train)
 app.add_typer(cli_store.inspect, name="inspect")
@@ -138,31 +140,6 @@ def compile_pipeline(pipeline: Annotated[str, typer.Argument(help="training, ref
     (compiling.check_compiled if check else compiling.compile_all)(names, folder, platform)
     paths = [str(folder / f"{name}.yaml") for name in names]
     _say(as_json, {"paths": paths}, "\n".join(f"{path} is up to date" if check else f"wrote {path}" for path in paths))
-
-
-@app.command()
-def submit(host: Annotated[str, typer.Option(help="Address of the Kubeflow Pipelines server, for example http://localhost:8080.")],
-           data_uri: Annotated[str, typer.Option(help="The dataset directory as the cluster sees it, for example s3://bucket/dataset.")],
-           config: Config = DEFAULT_CONFIG, sets: Sets = None,
-           namespace: Annotated[str | None, typer.Option(help="Namespace of a multi-user server.")] = None,
-           experiment: Annotated[str, typer.Option(help="Experiment that the run is filed under.")] = "longrec",
-           run_id: Annotated[str, typer.Option(help="Names the bento; default the id of the pipeline job.")] = "",
-           as_json: Json = False) -> None:
-    """Send the training pipeline to a Kubeflow Pipelines server.
-
-    \b
-    Examples:
-      longrec submit --host http://localhost:8080 --data-uri s3://bucket/dataset
-      longrec submit --host http://localhost:8080 --data-uri /mnt/dataset --experiment nightly --set train.epochs=3
-    """
-    from longrec import config as configuration
-    from longrec.run import pipeline_arguments, room
-
-    settings = configuration.load(config, sets or [])
-    arguments = pipeline_arguments(settings, data_uri, run_id=run_id)
-    sender, package = room("pipelines.submit"), room("pipelines.compiling").FOLDER / "training.yaml"
-    sent = sender.submit(package, arguments, host, experiment=experiment, name=run_id or settings.name, namespace=namespace)
-    _say(as_json, {"run_id": sent.run_id, "experiment": sent.experiment, "url": sent.url}, f"submitted {sent.run_id}: {sent.url}")
 
 
 @app.command()

@@ -1,123 +1,206 @@
-"""Submission over real HTTP to a small in-process server that reads requests with kfp's own API models."""
+"""submit, schedule, status and logs, typed as a user types them, over real HTTP to a server that reads requests with kfp's own models."""
 
 from __future__ import annotations
 
 import json
-import threading
-import urllib.parse
-import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
 import pytest
-from google.protobuf import json_format
-from kfp.pipeline_spec import pipeline_spec_pb2
+from typer.testing import CliRunner, Result
 
-from pipelines.submit import ServerError, submit
+from longrec.cli import app
+from pipelines.submit import cron_fields, read_package
+from tests.pipelines.kfp_server import FakeServer, running
 
-COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "training.yaml"
-BASE = "/apis/v2beta1"
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Knows experiments and runs; `refuse` is the status with which it answers the creation of a run (0: accepts)."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.experiments: dict[str, dict[str, Any]] = {}
-        self.runs: list[dict[str, Any]] = []
-        self.refuse = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeServer
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def _answer(self, value: Any, status: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        url = urllib.parse.urlparse(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query))
-        if url.path == f"{BASE}/healthz":
-            self._answer({"multi_user": False})
-        elif url.path == f"{BASE}/experiments":
-            wanted = [p["stringValue"] for p in json.loads(query["filter"])["predicates"]] if "filter" in query else None
-            found = [e for e in self.server.experiments.values() if wanted is None or e["display_name"] in wanted]
-            self._answer({"experiments": found, "total_size": len(found)})
-        else:
-            self._answer({"message": f"no {url.path}"}, 404)
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path.startswith(f"{BASE}/experiments"):
-            _known(body, "V2beta1Experiment")
-            experiment = {**body, "experiment_id": str(uuid.uuid4())}
-            self.server.experiments[experiment["experiment_id"]] = experiment
-            self._answer(experiment)
-        elif self.path.startswith(f"{BASE}/runs"):
-            if self.server.refuse:
-                return self._answer({"message": "Unauthorized: no token"}, self.server.refuse)
-            _known(body, "V2beta1Run")
-            json_format.ParseDict(body["pipeline_spec"].get("pipeline_spec", body["pipeline_spec"]), pipeline_spec_pb2.PipelineSpec())
-            run = {**body, "run_id": str(uuid.uuid4()), "state": "PENDING"}
-            self.server.runs.append(run)
-            self._answer(run)
-
-
-def _known(body: dict[str, Any], model: str) -> None:
-    unknown = set(body) - set(getattr(kfp_server_api, model).attribute_map.values())
-    assert not unknown, f"{model} has no {unknown}"
+DATA = ("--data-uri", "s3://bucket/data")
+TRAIN = {"display_name": "train", "task_id": "t1", "pod_name": "run-train-1", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:10Z",
+         "end_time": "2026-01-01T00:01:10Z", "child_tasks": [{"task_id": "t3"}, {"pod_name": "run-train-2"}]}
+TASKS: list[dict[str, Any]] = [
+    {"display_name": "root-driver", "task_id": "t0", "pod_name": "run-root", "state": "SUCCEEDED"}, TRAIN,
+    {"display_name": "train-driver", "task_id": "t3", "pod_name": "run-driver", "state": "SUCCEEDED"},
+    {"display_name": "executor", "task_id": "t4", "pod_name": "run-train-2", "state": "SUCCEEDED"},
+    {"display_name": "fingerprint", "task_id": "t5", "pod_name": "run-fp", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:00Z"}]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeServer]:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    fake = FakeServer()
-    thread = threading.Thread(target=fake.serve_forever, daemon=True)
-    thread.start()
-    yield fake
-    fake.shutdown()
-    thread.join()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    for name in ("LONGREC_KFP_TOKEN", "LONGREC_KFP_COOKIE", "LONGREC_KFP_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LONGREC_POLL_SECONDS", "0.01")
+    with running() as fake:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
+        fake.tasks = TASKS
+        yield fake
 
 
-def test_a_run_arrives_with_its_arguments_and_the_whole_graph(server: FakeServer) -> None:
-    arguments = {"data_uri": "s3://bucket/data", "model": {"width": 128}, "seed": 3}
-    first = submit(COMPILED, arguments, server.url, experiment="nightly", name="run one")
-    second = submit(COMPILED, arguments, server.url, experiment="nightly", name="run two")
-    assert len(server.experiments) == 1 and [run["display_name"] for run in server.runs] == ["run one", "run two"]
-    assert first.run_id == server.runs[0]["run_id"] != second.run_id
-    assert first.url == f"{server.url}/#/runs/details/{first.run_id}"
-    parameters = server.runs[0]["runtime_config"]["parameters"]
-    assert parameters == arguments
-    spec = server.runs[0]["pipeline_spec"]
-    tasks = spec["pipeline_spec"]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    assert {"fingerprint", "build-features", "check-events", "publish", "retrieve", "check-histories", "train", "evaluate"} <= set(tasks)
+def _type(*arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments], catch_exceptions=False)
 
 
-def test_nothing_listening_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ServerError, match=r"no Kubeflow Pipelines server answers at http://127\.0\.0\.1:9; .*port-forward"):
-        submit(COMPILED, {"data_uri": "x"}, "http://127.0.0.1:9", experiment="e", name="n")
+def _json(*arguments: str) -> dict[str, Any]:
+    answer = _type(*arguments, "--json")
+    assert answer.exit_code == 0, answer.output
+    value: dict[str, Any] = json.loads(answer.stdout)
+    return value
 
 
-def test_a_refusal_names_the_status_and_the_reason(server: FakeServer) -> None:
-    server.refuse = 401
-    with pytest.raises(ServerError, match=r"refused the request; found 401 .*no token"):
-        submit(COMPILED, {"data_uri": "x"}, server.url, experiment="e", name="n")
+@pytest.fixture
+def config(tmp_path: Path) -> tuple[str, str]:
+    path = tmp_path / "team.yaml"
+    path.write_text("name: team\nseed: 3\nmodel: {width: 128}\nplatform: {image: team/python:4, service_account: trainer, "
+                    "steps: {train: {gpu: 1}}}\n")
+    return "--config", str(path)
+
+
+def test_a_run_arrives_with_parameters_graph_and_platform(server: FakeServer, config: tuple[str, str]) -> None:
+    made = _json("submit", *DATA, *config, "--param", "webhook=https://chat/hook", "--param", "run_id=17", "--pipeline-root", "s3://bucket/a")
+    (run,) = server.runs.values()
+    assert made["run_id"] == run.run_id and made["url"] == f"{server.url}/#/runs/details/{run.run_id}"
+    parameters = run.runtime_config.parameters
+    assert (parameters["data_uri"], parameters["seed"], parameters["model"]["width"]) == ("s3://bucket/data", 3, 128)
+    assert (parameters["webhook"], parameters["run_id"]) == ("https://chat/hook", "17") and "platform" not in parameters
+    assert (run.display_name, run.service_account, run.runtime_config.pipeline_root) == ("team", "trainer", "s3://bucket/a")
+    executors = run.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
+    assert executors["exec-train"]["container"]["image"] == "team/python:4"
+    assert executors["exec-train"]["container"]["resources"]["accelerator"]["resourceCount"] == "1"
+    assert run.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-publish"]["pvcMount"]
+
+
+@pytest.mark.parametrize("pipeline", ["training", "refresh"])
+def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
+    _json("submit", *DATA, "--pipeline", pipeline)
+    assert [run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()] == [f"longrec-{pipeline}"]
+
+
+def test_waiting_shows_steps_and_ends_with_the_run(server: FakeServer) -> None:
+    answer = _type("submit", *DATA, "--wait")
+    assert answer.exit_code == 0 and "submitted" in answer.stdout
+    lines = answer.stderr.splitlines()
+    assert [line.split()[:2] for line in lines] == [["SUCCEEDED", "fingerprint"], ["SUCCEEDED", "train"]] and "60 s" in lines[1]
+
+
+def test_waiting_for_a_run_that_fails_is_exit_code_1_and_names_the_step(server: FakeServer) -> None:
+    server.states = ["PENDING", "FAILED"]
+    server.tasks = [{**TRAIN, "state": "FAILED", "error": {"code": 1, "message": "out of memory"}}]
+    answer = _type("submit", *DATA, "--wait")
+    assert answer.exit_code == 1 and "ended FAILED; found train" in answer.stderr and "longrec logs" in answer.stderr
+    assert "out of memory" in answer.stderr
+
+
+def test_waiting_ends_in_time(server: FakeServer) -> None:
+    server.states = ["PENDING"]
+    answer = _type("submit", *DATA, "--wait", "--timeout", "0.05")
+    assert answer.exit_code == 1 and "has not ended after 0.05 s; found PENDING" in answer.stderr
+
+
+def test_a_schedule_is_made_kept_and_replaced(server: FakeServer) -> None:
+    nightly = ("schedule", *DATA, "--cron", "0 3 * * *")
+    assert _json(*nightly)["done"] == "created"
+    (first,) = server.recurring.values()
+    assert first.trigger.cron_schedule.cron == "0 0 3 * * *" and first.no_catchup is True and first.max_concurrency == "1"
+    assert first.display_name == "training-quickstart" and first.mode == "ENABLE"
+    assert _json(*nightly)["done"] == "unchanged" and list(server.recurring) == [first.recurring_run_id]
+    assert _json(*nightly, "--set", "train.epochs=9")["done"] == "updated"
+    (second,) = server.recurring.values()
+    assert second.recurring_run_id != first.recurring_run_id and second.runtime_config.parameters["train"]["epochs"] == 9
+    assert _json(*nightly, "--pipeline", "refresh")["done"] == "created" and len(server.recurring) == 2
+
+
+def test_a_refused_update_leaves_the_schedule(server: FakeServer) -> None:
+    _json("schedule", *DATA, "--cron", "0 3 * * *")
+    before = list(server.recurring)
+    server.refuse = (500, "database is locked")
+    assert _type("schedule", *DATA, "--cron", "0 4 * * *").exit_code == 1
+    assert list(server.recurring) == before
+
+
+def test_status_shows_a_run_with_its_steps_and_the_newest_runs(server: FakeServer) -> None:
+    first, second = _json("submit", *DATA, "--name", "one")["run_id"], _json("submit", *DATA, "--name", "two")["run_id"]
+    answer = _type("status", first)
+    assert answer.exit_code == 0 and f"{first}  PENDING" in answer.stdout and f"{server.url}/#/runs/details/{first}" in answer.stdout
+    assert "train" in answer.stdout and "driver" not in answer.stdout and "executor" not in answer.stdout
+    assert [run["run_id"] for run in _json("status")["runs"]] == [second, first]
+
+
+def test_logs_are_those_of_the_steps_own_container(server: FakeServer) -> None:
+    run = _json("submit", *DATA)["run_id"]
+    server.logs = {"run-driver": "preparing", "run-train-2": "step 1 of 2\nstep 2 of 2\n"}
+    assert _type("logs", run, "train").stdout == "step 1 of 2\nstep 2 of 2\n"
+    missing = _type("logs", run, "fingerprint")
+    assert missing.exit_code == 1 and "keeps no log of step 'fingerprint'" in missing.stderr and "kubectl logs" in missing.stderr
+    unknown = _type("logs", run, "trane")
+    assert unknown.exit_code == 1 and "no step 'trane'" in unknown.stderr and "fingerprint, train" in unknown.stderr
+
+
+def test_a_token_and_a_cookie_are_sent_and_never_an_option(server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server.token = "secret"
+    (tmp_path / "token").write_text("secret\n")
+    assert _type("status", "--token-file", str(tmp_path / "token")).exit_code == 0
+    monkeypatch.setenv("LONGREC_KFP_TOKEN", "secret")
+    monkeypatch.setenv("LONGREC_KFP_COOKIE", "authservice_session=abc")
+    assert _type("status").exit_code == 0
+    assert server.requests[-1][2]["Cookie"] == "authservice_session=abc"
+    assert not any(option in _type("submit", "--help").output for option in ("--token ", "--cookie "))
+
+
+def _failing(server: FakeServer, refuse: tuple[int, str], *arguments: str) -> str:
+    server.refuse = refuse
+    answer = _type(*arguments)
+    assert answer.exit_code == 1 and answer.stdout == "", answer.output
+    assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
+    return answer.stderr
+
+
+def test_every_failure_says_what_to_do(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = ("submit", *DATA)
+    closed = _failing(server, (401, "no identity"), *submit)
+    assert "does not let you in; found 401 no identity. Give a token in LONGREC_KFP_TOKEN" in closed
+    skewed = _failing(server, (404, "page not found"), *submit)
+    assert "does not speak this version of the API" in skewed and "2.5 and newer (kfp 2.17.0)" in skewed
+    assert "does not speak" in _failing(server, (400, 'json: unknown field "platform_spec"'), *submit)
+    assert "refused the request; found 500 database is locked" in _failing(server, (500, "database is locked"), *submit)
+    assert "knows no run 7; found 404 Run 7 not found" in _failing(server, (0, ""), "status", "7")
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
+    assert "no Kubeflow Pipelines server is named. Give --host" in _failing(server, (0, ""), *submit)
+    assert "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in _failing(server, (0, ""), *submit, "--host", "http://127.0.0.1:9")
+
+
+def test_an_unknown_experiment_is_made_only_when_asked_for(server: FakeServer) -> None:
+    _json("submit", *DATA)
+    message = _failing(server, (0, ""), "submit", *DATA, "--experiment", "nightyl")
+    assert "there is no experiment 'nightyl'; expected longrec. Give one of these, or --create-experiment" in message
+    assert len(server.experiments) == len(server.runs) == 1
+    _json("submit", *DATA, "--experiment", "nightly", "--create-experiment")
+    assert {each.display_name for each in server.experiments.values()} == {"longrec", "nightly"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("submit", *DATA, "--param", "epochs=3"), "the training pipeline has no parameter 'epochs'; expected checks, data, "),
+    (("submit", *DATA, "--pipeline", "absent"), "there is no pipeline 'absent'"),
+    (("schedule", *DATA, "--cron", "daily"), "a schedule has five fields"),
+    (("submit", *DATA, "--param", "seed=x"), "input parameter seed requires type NUMBER_INTEGER"),
+    (("submit", *DATA, "--token-file", "/absent/token"), "/absent/token cannot be read"),
+])
+def test_a_mistake_is_found(server: FakeServer, arguments: tuple[str, ...], message: str) -> None:
+    assert message in _failing(server, (0, ""), *arguments)
+    assert not server.runs and not server.recurring
+
+
+def test_a_page_that_is_no_server_is_named(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = server.RequestHandlerClass
+    monkeypatch.setattr(handler, "_handle", lambda self: self._send(b"<html>log in</html>", kind="text/html"))
+    monkeypatch.setattr(handler, "do_GET", handler._handle)  # type: ignore[attr-defined]
+    assert "no Kubeflow Pipelines server of version 2" in _failing(server, (0, ""), "status")
+
+
+def test_packages_of_one_and_two_documents(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("pipelineInfo: {name: x}\n")
+    (tmp_path / "two.yaml").write_text("pipelineInfo: {name: x}\n---\nplatforms: {}\n")
+    assert read_package(tmp_path / "one.yaml") == {"pipelineInfo": {"name": "x"}}
+    assert read_package(tmp_path / "two.yaml") == {"pipeline_spec": {"pipelineInfo": {"name": "x"}}, "platform_spec": {"platforms": {}}}
+
+
+def test_five_fields_begin_at_second_zero() -> None:
+    assert cron_fields("15 3 * * 1") == "0 15 3 * * 1" and cron_fields(" 5 0 3 * * *") == "5 0 3 * * *"

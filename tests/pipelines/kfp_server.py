@@ -1,0 +1,187 @@
+"""A Kubeflow Pipelines server in this process: the v2beta1 calls that longrec makes, read and written through kfp's own API models.
+
+It checks what the real API server checks of a run before it starts: the spec parses as the protobuf that it is, the name is one, every
+parameter is known, given where it must be, and of its type. Runs go through `states`, one step at each question.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import threading
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import kfp_server_api as api
+from google.protobuf import json_format, struct_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+BASE = "/apis/v2beta1"
+_MODELS = api.ApiClient()
+_VALUES = {"STRING": "string_value", "NUMBER_INTEGER": "number_value", "NUMBER_DOUBLE": "number_value", "BOOLEAN": "bool_value",
+           "STRUCT": "struct_value", "LIST": "list_value"}
+
+
+class Refused(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class _Body:
+    """What `ApiClient.deserialize` reads from."""
+
+    def __init__(self, value: Any) -> None:
+        self.data = json.dumps(value)
+
+
+def parse(model: str, value: dict[str, Any]) -> Any:
+    """Returns an API object; a field that the API does not know is refused, as the server's gateway does."""
+    if unknown := set(value) - set(getattr(api, model).attribute_map.values()):
+        raise Refused(400, f'json: unknown field "{sorted(unknown)[0]}"')
+    return _MODELS.deserialize(_Body(value), model)
+
+
+def check_job(spec: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Raises Refused where the API server would not make a workflow of it."""
+    graph, platform = (spec["pipeline_spec"], spec.get("platform_spec")) if "pipeline_spec" in spec else (spec, None)
+    proto = json_format.ParseDict(graph, pipeline_spec_pb2.PipelineSpec())
+    if platform is not None:
+        json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", proto.pipeline_info.name) or proto.schema_version != "2.1.0":
+        raise Refused(400, "invalid v2 pipeline spec: name or schema version")
+    known = proto.root.input_definitions.parameters
+    for name, value in parameters.items():
+        if name not in known:
+            raise Refused(400, f"parameter {name} is not defined in the pipeline")
+        kind = pipeline_spec_pb2.ParameterType.ParameterTypeEnum.Name(known[name].parameter_type)
+        if json_format.Parse(json.dumps(value), struct_pb2.Value()).WhichOneof("kind") != _VALUES[kind]:
+            raise Refused(400, f"input parameter {name} requires type {kind}")
+    for name, declared in known.items():
+        if name not in parameters and not declared.is_optional and not declared.HasField("default_value"):
+            raise Refused(400, f"parameter {name} is required")
+
+
+class FakeServer(ThreadingHTTPServer):
+    """State of the server; `token` is the one that it wants, `refuse` (status, message) its answer to everything, `logs` by pod."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.experiments: dict[str, Any] = {}
+        self.runs: dict[str, Any] = {}
+        self.recurring: dict[str, Any] = {}
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
+        self.tasks: list[dict[str, Any]] = []
+        self.logs: dict[str, str] = {}
+        self.token, self.refuse = "", (0, "")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def _send(self, content: bytes, status: int = 200, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _handle(self) -> None:
+        url = urllib.parse.urlparse(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append((self.command, url.path, dict(self.headers)))
+        try:
+            if self.server.refuse[0]:
+                raise Refused(*self.server.refuse)
+            if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+                raise Refused(401, "Request header error: there is no user identity header")
+            if match := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", url.path):
+                if match[2] not in self.server.logs:
+                    raise Refused(404, "no log")
+                return self._send(self.server.logs[match[2]].encode(), kind="text/plain")
+            answer = self._answer(url.path.removeprefix(BASE), query, json.loads(raw) if raw else {})
+            self._send(json.dumps(_MODELS.sanitize_for_serialization(answer)).encode())
+        except Refused as refused:
+            self._send(json.dumps({"error": refused.message, "code": 5, "message": refused.message}).encode(), refused.status)
+
+    do_GET = do_POST = do_DELETE = _handle  # noqa: N815
+
+    def _answer(self, path: str, query: dict[str, str], body: dict[str, Any]) -> Any:
+        server, post = self.server, self.command == "POST"
+        if path == "/healthz":
+            return {"multi_user": False}
+        if path == "/experiments" and post:
+            made = parse("V2beta1Experiment", body)
+            made.experiment_id = str(uuid.uuid4())
+            server.experiments[made.experiment_id] = made
+            return made
+        if path == "/experiments":
+            wanted = [each["stringValue"] for each in json.loads(query["filter"])["predicates"]] if "filter" in query else None
+            return {"experiments": [each for each in server.experiments.values() if wanted is None or each.display_name in wanted]}
+        if path in ("/runs", "/recurringruns") and post:
+            return self._create(path, parse("V2beta1Run" if path == "/runs" else "V2beta1RecurringRun", body))
+        if path in ("/runs", "/recurringruns"):
+            entries = [each for each in (server.runs if path == "/runs" else server.recurring).values()
+                       if each.experiment_id == query["experiment_id"]]
+            return {"runs" if path == "/runs" else "recurringRuns": entries[::-1]}
+        if (match := re.fullmatch("/recurringruns/([^/]+)", path)) and self.command == "DELETE":
+            del server.recurring[match[1]]
+            return {}
+        if match := re.fullmatch("/runs/([^/]+)", path):
+            if match[1] not in server.runs:
+                raise Refused(404, f"Run {match[1]} not found")
+            return self._run(server.runs[match[1]])
+        raise Refused(501, f"no {self.command} {path}")
+
+    def _create(self, path: str, entry: Any) -> Any:
+        if entry.experiment_id not in self.server.experiments:
+            raise Refused(404, "Experiment not found")
+        check_job(entry.pipeline_spec, entry.runtime_config.parameters or {})
+        entry.created_at = datetime.datetime.now(datetime.UTC)
+        if path == "/runs":
+            entry.run_id, entry.state = str(uuid.uuid4()), self.server.states[0]
+            self.server.runs[entry.run_id] = entry
+        else:
+            if len(entry.trigger.cron_schedule.cron.split()) != 6:
+                raise Refused(400, "invalid cron expression")
+            entry.recurring_run_id = str(uuid.uuid4())
+            self.server.recurring[entry.recurring_run_id] = entry
+        return entry
+
+    def _run(self, run: Any) -> Any:
+        states = self.server.states
+        answer = _MODELS.sanitize_for_serialization(run)
+        run.state = states[min(states.index(run.state) + 1, len(states) - 1)]
+        return {**answer, "run_details": {"task_details": self.server.tasks}}
+
+
+@contextmanager
+def running() -> Iterator[FakeServer]:
+    """Yields a server that answers until the end of the block."""
+    fake = FakeServer()
+    thread = threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield fake
+    finally:
+        fake.shutdown()
+        thread.join()
