@@ -373,11 +373,18 @@ def over_seeds(samples: Float) -> Float:
 
 def _cell(study: StudyConfig, variant: str, point: Mapping[str, Any], seed: int) -> Cell:
     config = override(study.base, {**study.variants[variant], **point})
-    plain = {name: section for name, section in config.to_dict().items() if name in ("seed", "model", "lengths", "train", "evaluate")}
-    text = json.dumps([plain, seed, study.train_events], sort_keys=True)
+    text = json.dumps([_beside_defaults(config), seed, study.train_events], sort_keys=True)
     place = "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in point.items())
     slug = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{variant}{place}")
     return Cell(f"{slug}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}", variant, dict(point), seed, study.train_events, config)
+
+
+def _beside_defaults(config: RunConfig) -> Row:
+    """What a run depends on and is not a default: a key that a later version adds leaves the ids of finished runs as they are."""
+    default, plain = RunConfig().to_dict(), config.to_dict()
+    sections = {name: {key: value for key, value in plain[name].items() if value != default[name][key]}
+                for name in ("model", "lengths", "train", "evaluate")}
+    return {"seed": config.seed, **sections}
 
 
 def _results(histories_dir: str, out_dir: str, due: Iterator[Row], cache_dir: str,
