@@ -292,7 +292,7 @@ def _slices_section(facts: Facts) -> Html:
     task = next(iter(facts["metrics"]))
     compared = any("difference" in row for row in facts["slices"])
     rows = [[row["family"], row["name"], row["num_requests"], row["num_targets"], "–" if row["rate"] is None else f"{row['rate']:.2%}",
-             interval(row["auc"], row["auc_low"], row["auc_high"]), interval(row["popularity_auc"], None, None),
+             _stacked(row["auc"], row["auc_low"], row["auc_high"]), interval(row["popularity_auc"], None, None),
              interval(row["calibration"], None, None, 3), interval(row["ece"], None, None, 3),
              *([_stacked(row.get("difference"), row.get("difference_low"), row.get("difference_high"), "+.4f")] if compared else []),
              row["reason"]] for row in facts["slices"]]
