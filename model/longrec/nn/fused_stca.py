@@ -43,17 +43,17 @@ def memories(layers: Sequence[Layer], events: Float[Tensor, "T D"], segments: Se
     ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
     w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
     w_o = torch.stack([ffn.w_o.weight for ffn in ffns])
-    scaled = [(layer.norm.weight[:, None] * layer.w_k, layer.norm.weight[:, None] * layer.w_v) for layer in layers]
+    w_k, w_v = torch.stack([layer.w_k for layer in layers]), torch.stack([layer.w_v for layer in layers])
+    scales = torch.stack([layer.norm.weight for layer in layers])[:, :, None]
+    shifts = (torch.stack([layer.norm.bias for layer in layers])[:, None] @ w_v)[:, 0].unbind()
     tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None]
     biases = fused.gap_biases(torch.stack(tables), gaps) if gaps is not None and tables else [None] * len(layers)
-    shifts = [layer.norm.bias @ layer.w_v for layer in layers]
     heads, eps = layers[0].num_heads, layers[0].norm.eps
     if fused.takes_reordered(layers[0].order, segments, events.shape[1], heads):
         tokens = fused_ffn.encode(events, w_uv, w_o, None, recompute=recompute, eps=eps)
-        return [fused.Tokens(rows, w_k, w_v, heads, segments, bias, shift)
-                for rows, (w_k, w_v), bias, shift in zip(tokens, scaled, biases, shifts, strict=True)]
-    w_kv = torch.stack([torch.cat(pair, dim=1) for pair in scaled])
-    kvs = fused_ffn.encode(events, w_uv, w_o, w_kv, recompute=recompute, eps=eps)
+        return [fused.Tokens(*parts[:3], heads, segments, *parts[3:])
+                for parts in zip(tokens, (scales * w_k).unbind(), (scales * w_v).unbind(), biases, shifts, strict=True)]
+    kvs = fused_ffn.encode(events, w_uv, w_o, scales * torch.cat([w_k, w_v], dim=2), recompute=recompute, eps=eps)
     return [fused.KeysValues(kv, heads, segments, bias, shift) for kv, bias, shift in zip(kvs, biases, shifts, strict=True)]
 
 
