@@ -24,7 +24,7 @@ from torch import nn
 
 from longrec import distributed
 from longrec.bundle import Bundle
-from longrec.checkpoint import Checkpoints
+from longrec.checkpoint import Checkpoint, Checkpoints
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
 from longrec.data.encode import Encoder, int64_column
@@ -146,10 +146,11 @@ def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train:
 
     Raises:
         ConfigError: `train.recompute` with a history reader that cannot; or memory does not suffice.
-        DataError: a checkpoint is of another training, or does not fit.
+        DataError: the histories were encoded for another ranker; a checkpoint is of another training, or does not fit.
         LongrecError: the loss is not finite.
     """
     (_, precision), ranks = choose_device(train), ranks or Ranks()
+    _check_indices(ranker, encoded)
     if train.recompute:
         ranker.recompute()
     streams = training_streams(encoded, LengthLaw(lengths, seed), train, seed, ranks)
@@ -182,7 +183,7 @@ def loop(trainer: Trainer, streams: Sequence[RequestStream], checkpoints: Checkp
             if checkpoints is not None and due:
                 checkpoint = trainer.checkpoint()
                 if trainer.ranks.is_lead:
-                    checkpoints.save(checkpoint)
+                    _save(checkpoints, checkpoint)
     trainer.finish()
 
 
@@ -198,6 +199,34 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
         trainer.restore(checkpoint)
         level = logging.WARNING if trainer.ranks.is_lead else logging.DEBUG
         log.log(level, "going on after step %d of %d, from %s", checkpoint.step, trainer.num_steps, checkpoints.folder)
+
+
+def _save(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; where that fails, as on a full disk, the training goes on with those before, and a warning."""
+    from safetensors import SafetensorError
+
+    try:
+        checkpoints.save(checkpoint)
+    except (DataError, OSError, SafetensorError) as error:
+        log.warning("the checkpoint of step %d could not be written, the training goes on without it: %s", checkpoint.step, error)
+
+
+def _check_indices(ranker: Ranker, encoded: EncodedHistories) -> None:
+    """Passes when every index of the histories is within its table of the ranker; reads them once.
+
+    Raises:
+        DataError: one is not; in a batch it would read the rows of another feature, or stop a GPU.
+    """
+    num_items = ranker.item_table.shape[0]
+    for name in ("event_items", "target_items"):
+        rows = getattr(encoded, name)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < num_items:
+            raise DataError(f"{name} of the histories are outside the item table", found=f"{rows.min()}..{rows.max()}",
+                            expected=f"0..{num_items - 1}", fix="Encode with the encoder that the model was built with.")
+    for table, name in ((ranker.actions, "event_features"), (ranker.users, "user_features")):
+        indices = getattr(encoded, name)
+        if len(indices):
+            table.check(torch.from_numpy(np.stack([indices.min(0), indices.max(0)])), f"{name} of the histories")
 
 
 def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHistories]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 
 from longrec import train as training
@@ -253,3 +256,24 @@ def test_a_checkpoint_of_another_version_is_one_line(directory: Path, tmp_path: 
     with pytest.raises(DataError, match="a checkpoint does not fit this ranker") as caught:
         run(directory, tmp_path / "bundle")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
+        directory: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    right, calls = safetensors.torch.save_file, []
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-" in str(path):
+            calls.append(path)
+            if len(calls) in (2, 3):
+                raise [OSError(errno.ENOSPC, "No space left on device"), safetensors.SafetensorError("IoError")][len(calls) - 2]
+        right(tensors, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(Stopped):
+        run(directory, tmp_path / "bundle", stop_at=14)
+    assert "checkpoint of step 8 could not be written" in caplog.text and "no space is left" in caplog.text
+    steps = sorted(path.name for path in (tmp_path / ".bundle.work" / "checkpoints").glob("*/*"))
+    assert steps == ["step-0000000004"]  # that of step 12 failed too; nothing half-written stays
+    run(directory, tmp_path / "bundle")
+    assert_equal(tmp_path / "bundle", whole)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +270,32 @@ def test_another_runtime_error_keeps_its_name(directory: Path, tmp_path: Path, m
     with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
         training.train(directory, tmp_path / "bundle", MODEL, LENGTHS, BRIEF, 64, 3)
     assert not isinstance(caught.value, LongrecError)
+
+
+@pytest.mark.parametrize(("name", "value", "what"), [
+    ("event_items", small_world.NUM_ITEMS + 1, r"event_items of the histories are outside the item table; found .*61; expected 0..60"),
+    ("target_items", -1, "target_items of the histories are outside the item table"),
+    ("event_features", 99, r"event_features of the histories: an index of 'action' is outside its table; found .*99; expected 0..3"),
+    ("user_features", 99, "user_features of the histories: an index of 'region' is outside its table")])
+def test_an_index_beyond_its_table_is_refused(directory: Path, tmp_path: Path, name: str, value: int, what: str) -> None:
+    encoder, encoded = training.encode(Histories.open(directory), tmp_path / "encoded")
+    array = getattr(encoded, name).copy()
+    array.flat[0] = value
+    ranker = training.make_ranker(MODEL, encoder, 3)
+    with pytest.raises(DataError, match=what) as caught:
+        training.fit(ranker, dataclasses.replace(encoded, **{name: array}), LENGTHS, BRIEF, 3, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["timelines.arrow", "manifest.json",
+                                  *(f"{table}.parquet" for table in ("requests", "targets", "users", "items"))])
+def test_truncated_histories_are_one_line(directory: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(directory, tmp_path / "histories")
+    path = tmp_path / "histories" / name
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=name) as caught:
+        training.train(tmp_path / "histories", tmp_path / "bundle", MODEL, LENGTHS, BRIEF, 64, 3)
+    assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["histories"]
 
 
 @ON_GPU

@@ -190,7 +190,12 @@ class EncodedHistories:
             requests: int64 [R], positions of requests.
             starts, ends: int64 [R], offsets into the events.
             pin: whether it lies in page-locked memory.
+
+        Raises:
+            DataError: there is no request.
         """
+        if not len(requests):
+            raise DataError("the batch is empty", expected="at least one request")
         spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
         slices = [(self.event_items[a:b], self.event_features[a:b], self.event_timestamps[a:b]) for a, b in spans]
         owned = list(zip(self.target_starts[requests].tolist(), self.target_ends[requests].tolist(), strict=True))

@@ -147,6 +147,38 @@ def test_shared_hashes_are_the_same_on_every_machine() -> None:
     assert encode.splitmix64(np.array([0, 1], np.int64)).tolist() == [0xE220A8397B1DCDAF, 0x910A2DEC89025CC1]
 
 
+def test_a_hashed_table_keeps_its_rows_from_version_to_version() -> None:
+    hashed = {"max_size": 0, "num_oov": 1_000}
+    schema = Schema("s", (Feature("item_id", "id", **hashed), Feature("brand", "id", "string", **hashed)), (), (), (Task("t"),))
+    ids = np.array([7, 9, BIG, BIG + 1, -5], np.int64)
+    items = pa.table({"item_id": ids, "brand": ["a", "b", "é", None, "a"]})
+    encoder = Encoder.fit(schema, items, users_table(), [event_batch([7, 7], ["x", "x"], [1, 1])])
+    assert encoder.sizes["item"] == (1_001, 1_001)  # nothing but missing and the hashed rows
+    # a trained table is useless when these change, so they are written down (by the reference of splitmix64), not computed
+    assert encoder.item_table[encoder.item_rows(ids), 0].tolist() == [488, 229, 748, 854, 515]
+    assert encoder.item_table[encoder.item_rows(ids), 1].tolist() == [775, 328, 105, 0, 775]
+    other = Encoder.fit(schema, items.slice(1), users_table(), [])
+    assert set(other.item_table[1:, 0]) <= set(encoder.item_table[1:, 0])  # whatever else there is
+
+
+def test_hashing_fills_the_shared_rows_evenly() -> None:
+    ids = np.concatenate([np.arange(20_000), BIG + 1_024 * np.arange(20_000)])  # dense ids and ids with a stride
+    schema = Schema("s", (Feature("item_id", "id", max_size=0, num_oov=100),), (), (), (Task("t"),))
+    encoder = Encoder.fit(schema, pa.table({"item_id": ids}), users_table(), [])
+    counts = np.bincount(encoder.item_table[1:, 0], minlength=101)
+    assert counts[0] == 0 and counts[1:].min() > 300 and counts[1:].max() < 500  # 400 each, deviation 20
+
+
+def test_ids_below_the_frequency_share_rows_by_hash() -> None:
+    schema = Schema("s", (Feature("item_id", "id", min_count=3, num_oov=64),), (), (), (Task("t"),))
+    seen = {7: 3, 9: 2, BIG: 5}
+    events = event_batch([item for item, count in seen.items() for _ in range(count)], ["x"] * 10, [1] * 10)
+    encoder = Encoder.fit(schema, items_table(), users_table(), [events])
+    rows = dict(zip(encoder.item_ids.tolist(), encoder.item_table[1:, 0].tolist(), strict=True))
+    assert rows[BIG] == 65 and rows[7] == 66 and encoder.sizes["item"][0] == 67
+    assert 1 <= rows[9] <= 64 and 1 <= rows[BIG - 1] <= 64 and rows[9] != rows[BIG - 1]
+
+
 rows = st.lists(st.tuples(st.sampled_from([7, 9, BIG, BIG - 1, 123]), st.sampled_from(["view", "buy", "é", None]),
                           st.one_of(st.none(), st.integers(-2**63, 2**63 - 1), st.sampled_from([1, 2, BIG]))), max_size=30)
 ENCODER = fitted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from longrec.config import LengthConfig
 from longrec.data import stream
+from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
 from longrec.data.lengths import LengthLaw
 from longrec.data.stream import EncodedHistories, RequestStream
@@ -215,3 +217,57 @@ def test_the_parts_of_a_batch_are_the_batch(encoded: EncodedHistories, num_ranks
         assert stand_ins  # a batch of fewer requests than ranks was among them
     else:
         assert np.mean(skews) < 0.1 * budget / num_ranks
+
+
+def _wounded(batch: RequestBatch, wound: str) -> RequestBatch:
+    offsets, targets, one = batch.event_offsets, batch.target_offsets, torch.zeros(1, dtype=torch.int64)
+    change = {
+        "first offset": {"event_offsets": offsets + 1}, "falling offsets": {"event_offsets": torch.cat([offsets[:1], offsets[1:-1].flip(0),
+                                                                                                      offsets[-1:]])},
+        "last offset": {"target_offsets": torch.cat([targets[:-1], targets[-1:] + 1])}, "no request": {"event_offsets": one},
+        "one offset more": {"event_offsets": torch.cat([offsets, offsets[-1:]])}, "an item beyond its table": {
+            "target_items": torch.full_like(batch.target_items, 1_000)}, "a feature row less": {"event_features": batch.event_features[1:]},
+        "a label less": {"labels": None if batch.labels is None else batch.labels[1:]}, "a request without target": {
+            "target_offsets": torch.cat([targets[:1], targets[:1], targets[2:]])}}[wound]
+    return dataclasses.replace(batch, **change)
+
+
+@pytest.mark.parametrize(("wound", "what"), [
+    ("first offset", "event_offsets do not fit"), ("falling offsets", "event_offsets do not fit"),
+    ("last offset", "target_offsets do not fit"), ("no request", "the batch is empty"), ("one offset more", "does not fit the batch"),
+    ("an item beyond its table", r"target_items out of range; found 1000..1000; expected 0..60"),
+    ("a feature row less", "event_features does not fit"), ("a label less", "labels does not fit"),
+    ("a request without target", "a request has no target")])
+def test_a_batch_that_does_not_fit_is_refused(encoded: EncodedHistories, wound: str, what: str) -> None:
+    requests = encoded.requests("train")[-4:]
+    batch = encoded.batch(requests, encoded.event_starts[requests], encoded.event_ends[requests])
+    batch.validate(num_items=small_world.NUM_ITEMS + 1)
+    with pytest.raises(DataError, match=what) as caught:
+        _wounded(batch, wound).validate(num_items=small_world.NUM_ITEMS + 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_no_request_is_refused(encoded: EncodedHistories) -> None:
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(DataError, match="the batch is empty"):
+        encoded.batch(nothing, nothing, nothing)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_batches_do_not_depend_on_the_workers(encoded: EncodedHistories, workers: int) -> None:
+    epochs = [RequestStream.training(encoded, SHORT, token_budget=100, max_requests=8, seed=1, epoch=epoch) for epoch in range(2)]
+    epochs[1] = dataclasses.replace(epochs[1], first_batch=4)
+    expected = [*(epochs[0].batch(n) for n in range(len(epochs[0]))), *(epochs[1].batch(n + 4) for n in range(len(epochs[1])))]
+    batches = list(stream.prefetch(epochs, num_workers=workers))
+    assert len(batches) == len(expected)
+    for got, want in zip(batches, expected, strict=True):
+        assert torch.equal(got.event_timestamps, want.event_timestamps) and torch.equal(got.target_items, want.target_items)
+        assert torch.equal(got.request_timestamps, want.request_timestamps)
+
+
+def test_a_reader_that_stops_leaves_no_thread(encoded: EncodedHistories) -> None:
+    batches = stream.prefetch([RequestStream.training(encoded, SHORT, token_budget=50, max_requests=4, seed=1)], num_workers=3)
+    next(batches)
+    assert any(thread.name.startswith("longrec-batches") for thread in threading.enumerate())
+    batches.close()
+    assert not any(thread.name.startswith("longrec-batches") for thread in threading.enumerate())
