@@ -103,6 +103,10 @@ class Schema:
             if len(set(names)) != len(names):
                 raise SchemaMismatch("feature names must be unique within a group", found=names)
 
+    def __hash__(self) -> int:
+        """Cheap, for schemas are keys of caches that are asked for at each request."""
+        return hash((self.name, len(self.item), len(self.user), len(self.event)))
+
     @property
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of label and score columns."""

@@ -428,6 +428,9 @@ class _Door:
             raise StoreError(f"the feature store at {published.path} was published by another version of longrec",
                              found=f"no {', '.join(sorted(missing))} in {SERVICE}", fix=PUBLISH_FIRST)
         self._base = [f"{view}:{name}" for view, name in names if view != "user_tail"]
+        self._views = [(self.feast.get_feature_view(view), [name for owner, name in map(_split, self._references) if owner == view])
+                       for view in dict.fromkeys(view for view, _ in names)]
+        self._provider = self.feast._get_provider()
 
     def users(self, user_ids: Int64) -> pa.Table:
         """Returns one row per user (sorted, unique ids): history, history_length, user features; null where there is nothing."""
@@ -471,12 +474,28 @@ class _Door:
         return [row for start in range(0, len(user_ids), ONLINE_USERS) for row in self._online(user_ids[start:start + ONLINE_USERS])]
 
     def _online(self, user_ids: list[int]) -> list[dict[str, Any]]:
+        """Asks Feast's online store view by view: `get_online_features` copies each value into an answer and parses references anew."""
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        rows: list[dict[str, Any]] = [{} for _ in user_ids]
         with _feast_errors("the online store cannot be read"):
-            rows = [{USER_ID: user_id} for user_id in user_ids]
-            answer = self.feast.get_online_features(features=self._references, entity_rows=rows).proto
-        names = list(answer.metadata.feature_names.val)
-        columns = {name: vector.values for name, vector in zip(names, answer.results, strict=True) if name != USER_ID}
-        return [{name: _value(values[row]) for name, values in columns.items()} for row in range(len(user_ids))]
+            keys = [EntityKey(join_keys=[USER_ID], entity_values=[Value(int64_val=user_id)]) for user_id in user_ids]
+            for (_, names), answers in zip(self._views, self._read_views(keys), strict=True):
+                for row, (_, values) in zip(rows, answers, strict=True):
+                    row.update({name: _value(values[name]) if values and name in values else None for name in names})
+        return rows
+
+    def _read_views(self, keys: list[Any]) -> list[list[tuple[Any, Any]]]:
+        """Returns what Feast's online store answers for each view. Redis keeps all views of a user under one key: one trip for all."""
+        config, online = self.feast.config, self._provider.online_store
+        if config.online_store.type != "redis":  # Feast's stores may change the list of names that they are given
+            return [online.online_read(config, view, keys, list(names)) for view, names in self._views]
+        asked = [online._generate_hset_keys_for_features(view, list(names)) for view, names in self._views]
+        places = online._generate_redis_keys_for_entities(config, keys)
+        replies = iter(online._read_hash_fields(config, [(place, fields) for _, fields in asked for place in places]))
+        return [online._convert_redis_values_to_protobuf([next(replies) for _ in keys], view.name, names)
+                for (view, _), (names, _) in zip(self._views, asked, strict=True)]
 
     def check_online(self) -> None:
         """Raises StoreError when the online store cannot answer."""
@@ -865,6 +884,11 @@ def _plain(value: Any, feature: Feature) -> Any:
     if value is None or value != value:  # NaN is how Feast stores a missing number
         return None
     return int(value) if feature.dtype == "int64" else value
+
+
+def _split(reference: str) -> tuple[str, str]:
+    view, _, name = reference.partition(":")
+    return view, name
 
 
 def _value(value: Any) -> Any:
