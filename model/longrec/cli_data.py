@@ -147,13 +147,14 @@ def amazon(src: Source, out: Out, meta: Annotated[Path | None, typer.Option(help
 
 @app.command()
 def events(src: Source, out: Out,
-           user: Annotated[str, typer.Option(help="Column of user ids (integers).")] = "user_id",
-           item: Annotated[str, typer.Option(help="Column of item ids (integers).")] = "item_id",
+           user: Annotated[str, typer.Option(help="Column of user ids (integers, or see --text-id).")] = "user_id",
+           item: Annotated[str, typer.Option(help="Column of item ids (integers, or see --text-id).")] = "item_id",
            timestamp: Annotated[str, typer.Option(help="Column of times.")] = "timestamp",
            timestamp_unit: Annotated[str, typer.Option(help="s, ms, us, ns or iso; Parquet timestamps bring their own.")] = "ms",
            basket: Annotated[str | None, typer.Option(help="Column of events that happened at once; no history splits them.")] = None,
            seq: Annotated[str | None, typer.Option(help="Column that orders events of equal time; default file order.")] = None,
            created: Annotated[str | None, typer.Option(help="Column of the time at which a row became known, in the same unit.")] = None,
+           text_id: Annotated[list[str] | None, typer.Option(help="user, item or basket: this id is text, not a whole number.")] = None,
            feature: Annotated[list[str] | None, typer.Option(help="Event feature NAME:KIND[:DTYPE]; id, category or number.")] = None,
            label: Annotated[list[str] | None, typer.Option(help="0/1 column to predict; with labels every row is an exposure.")] = None,
            items: Annotated[Path | None, typer.Option(help="File with one row per item.")] = None,
@@ -182,8 +183,8 @@ def events(src: Source, out: Out,
     from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events
 
     unit = cast("Unit", timestamp_unit)  # checked by the mapping
-    mapping = EventMapping(user, item, timestamp, unit, basket, seq, created, tuple(feature or ()), tuple(label or ()),
-                           items, tuple(item_feature or ()), users, tuple(user_feature or ()), delimiter, quotes)
+    mapping = EventMapping(user, item, timestamp, unit, basket, seq, created, tuple(text_id or ()), tuple(feature or ()),
+                           tuple(label or ()), items, tuple(item_feature or ()), users, tuple(user_feature or ()), delimiter, quotes)
     drawn = NegativeRule(negatives, negatives_within, keep_new) if negatives else None
     rule, options = _rule(window_ms, max_targets, max_requests_per_user, seed), ImportOptions(max_reject_share)
     _show(import_events(src, out, mapping, negatives=drawn, rule=rule, options=options, name=name).to_dict(), as_json)

@@ -24,6 +24,7 @@ from longrec.data.importers import (
     import_kuairand,
     import_movielens,
 )
+from longrec.data.importers.ids import text_id
 from longrec.data.importers.kuairand import SIGNALS, kuairand_schema
 from longrec.errors import DataError
 
@@ -427,3 +428,46 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     report = import_kuairand(source, tmp_path / "d", options=ImportOptions(rows_per_part=250_000))
     assert report.num_events == 4_000_001
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000, "kilobytes; the log alone is 300 MB"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "dictionary"])
+def test_ids_that_are_text(tmp_path: Path, kind: str) -> None:
+    """Users, items and baskets named by text: the ids are those of `text_id`, in the log and in both entity files, and ids/ tells them."""
+    rng = np.random.default_rng(0)
+    users = [f"ann-{number}" for number in rng.integers(0, 6, 200)]
+    items, baskets = [f"größe {number}" for number in rng.integers(0, 9, 200)], [f"b{row // 2}" for row in range(200)]
+    table = pa.table({"user_id": users, "item_id": items, "basket": baskets, "timestamp": T0 + np.arange(200) * 60_000})
+    if kind == "csv":
+        write_csv(tmp_path / "log.csv", table)
+    else:
+        encoded = table.set_column(1, "item_id", table["item_id"].dictionary_encode()) if kind == "dictionary" else table
+        pq.write_table(encoded, tmp_path / "log.parquet")
+    shelf = {"item_id": [f"größe {number}" for number in range(9)], "shelf": [f"s{number % 3}" for number in range(9)]}
+    write_csv(tmp_path / "shelf.csv", pa.table(shelf))
+    mapping = EventMapping(basket="basket", text_ids=("user", "item", "basket"), items=tmp_path / "shelf.csv",
+                           item_features=("shelf:category",))
+    log = tmp_path / ("log.csv" if kind == "csv" else "log.parquet")
+    import_events(log, tmp_path / "d", mapping, negatives=NegativeRule(1, "shelf", keep_new=True))
+    dataset = Dataset.open(tmp_path / "d")
+    events = pa.concat_tables(dataset.event_parts()).sort_by("event_seq")
+    assert events["user_id"].to_pylist() == [text_id(user) for user in users]
+    assert events["item_id"].to_pylist() == [text_id(item) for item in items]
+    assert events["basket_id"].to_pylist() == [text_id(basket) for basket in baskets]
+    shelves = dict(zip(*(dataset.items()[name].to_pylist() for name in ("item_id", "shelf")), strict=True))
+    assert shelves == {text_id(f"größe {number}"): f"s{number % 3}" for number in range(9)}
+    for group, texts in (("users", users), ("items", items), ("baskets", baskets)):
+        told = pq.read_table(tmp_path / "d" / "ids" / f"{group}.parquet")
+        assert dict(zip(told["id"].to_pylist(), told["text"].to_pylist(), strict=True)) == {text_id(text): text for text in texts}
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([table.column_names, *zip(*(column.to_pylist() for column in table.columns), strict=True)])
+
+
+def test_text_ids_of_something_else_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="such ids cannot be text; found basket"):
+        EventMapping(text_ids=("basket",))
+    pq.write_table(pa.table({"user_id": ["a"], "item_id": [1], "timestamp": [T0]}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match="user_id is not a whole number"):
+        import_events(tmp_path / "log.parquet", tmp_path / "d", EventMapping(), negatives=NegativeRule(1))

@@ -13,8 +13,10 @@ import pyarrow as pa
 from longrec.data.dataset import parts_for
 from longrec.data.importers.building import ImportOptions, ImportReport, Spill, assemble, spilling
 from longrec.data.importers.cutting import Cutter, log_catalogue
+from longrec.data.importers.ids import TextIds
 from longrec.data.importers.reading import (
     Field,
+    FieldKind,
     Rejects,
     Rows,
     Unit,
@@ -44,11 +46,12 @@ class EventMapping:
     string. Unless told, an id is int64, a number float64, a category what the Parquet file says, or a string in a text file.
 
     Args:
-        user, item, timestamp: columns of the events; ids are integers.
+        user, item, timestamp: columns of the events; ids are integers, where `text_ids` does not say otherwise.
         timestamp_unit: `s`, `ms`, `us`, `ns` or `iso`; a Parquet timestamp column brings its own. Without a zone it is UTC.
         basket: column that joins events which happened at once (a commit, an order); no history splits a basket.
         seq: column that orders events of equal time; None for the order of the files.
         created: column of the time, in the same unit, at which a row became known; None where rows are known at once.
+        text_ids: which of `user`, `item`, `basket` are text; their ids are `ids.text_id` of it, and ids/ says which text was which.
         features: event features.
         labels: 0/1 columns; with them every row is an exposure, without them an action that was taken.
         items, users: files with one row per id; their id column is called as in the events, or item_id, user_id.
@@ -64,6 +67,7 @@ class EventMapping:
     basket: str | None = None
     seq: str | None = None
     created: str | None = None
+    text_ids: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     items: str | Path | None = None
@@ -76,6 +80,8 @@ class EventMapping:
     def __post_init__(self) -> None:
         if self.timestamp_unit not in get_args(Unit):
             raise DataError("unknown unit of the timestamp", found=self.timestamp_unit, expected=", ".join(get_args(Unit)))
+        if unknown := set(self.text_ids) - {"user", "item", *(["basket"] if self.basket else [])}:
+            raise DataError("such ids cannot be text", found=", ".join(sorted(unknown)), expected="user, item, or a named basket")
         for group, path in (("item", self.items), ("user", self.users)):
             if bool(getattr(self, f"{group}_features")) != bool(path):
                 fix = f"Give both --{group}s and --{group}-feature."
@@ -109,13 +115,14 @@ def import_events(src: str | Path, out: str | Path, mapping: EventMapping, *, ne
     labels = tuple(label for label in mapping.labels if label not in {feature.name for feature in schema.event})
     num_parts = parts_for(sum(estimate_rows(path) for path in paths), options.rows_per_part)
     with Rejects(target, options.max_reject_share) as rejects, \
-            spilling(target, schema, labels, num_parts, has_created=mapping.created is not None) as spill:
-        items = _entities(mapping.items, mapping.item, schema.item, mapping, rejects, "items")
-        users = _entities(mapping.users, mapping.user, (Feature(USER_ID, "id"), *schema.user), mapping, rejects, "users")
-        _spill(paths, mapping, schema, spill, rejects)
+            spilling(target, schema, labels, num_parts, has_created=mapping.created is not None) as spill, \
+            TextIds(spill.directory, [f"{name}s" for name in mapping.text_ids]) as ids:
+        items = _entities(mapping.items, mapping.item, schema.item, mapping, rejects, "items", ids)
+        users = _entities(mapping.users, mapping.user, (Feature(USER_ID, "id"), *schema.user), mapping, rejects, "users", ids)
+        _spill(paths, mapping, schema, spill, rejects, ids)
         cutter = Cutter(schema, rule, negatives, log_catalogue(spill, items, negatives) if negatives else None)
         return assemble(target, schema, spill, cutter, rejects, name=schema.name, source=_source(paths, mapping, negatives, rule),
-                        event_labels=labels, items=items, users=users, notes=cutter.notes, started=started)
+                        event_labels=labels, items=items, users=users, notes=cutter.notes, extras=ids.write, started=started)
 
 
 def _schema(name: str, mapping: EventMapping, first: Path) -> Schema:
@@ -150,11 +157,12 @@ def _dtype_of(kind: pa.DataType) -> str:
     return "float64" if pa.types.is_floating(kind) else "string"
 
 
-def _spill(paths: Sequence[Path], mapping: EventMapping, schema: Schema, spill: Spill, rejects: Rejects) -> None:
-    fields = [Field(USER_ID, mapping.user, "int64", True), Field(ITEM_ID, mapping.item, "int64", True),
-              Field(TIMESTAMP, mapping.timestamp, mapping.timestamp_unit)]
+def _spill(paths: Sequence[Path], mapping: EventMapping, schema: Schema, spill: Spill, rejects: Rejects, ids: TextIds) -> None:
+    kinds: dict[str, FieldKind] = dict.fromkeys(mapping.text_ids, "string")
+    named = (("user", USER_ID, mapping.user), ("item", ITEM_ID, mapping.item), ("basket", BASKET_ID, mapping.basket))
+    fields = [Field(name, source, kinds.get(group, "int64"), True) for group, name, source in named if source]
+    fields += [Field(TIMESTAMP, mapping.timestamp, mapping.timestamp_unit)]
     fields += [Field(EVENT_SEQ, mapping.seq, "int64", True)] if mapping.seq else []
-    fields += [Field(BASKET_ID, mapping.basket, "int64", True)] if mapping.basket else []
     fields += [Field(CREATED, mapping.created, mapping.timestamp_unit)] if mapping.created else []
     fields += [Field(label, label, "label") for label in mapping.labels]
     fields += [Field(feature.name, feature.name, feature.dtype) for feature in schema.event if feature.name not in mapping.labels]
@@ -163,24 +171,36 @@ def _spill(paths: Sequence[Path], mapping: EventMapping, schema: Schema, spill: 
         last = 0
         for rows in read_rows(path, rejects, "events", wanted, delimiter=mapping.delimiter, quotes=mapping.quotes):
             batch, lines = convert(rows, fields, rejects, "events", path)
+            for name in mapping.text_ids:
+                batch = _with_ids(batch, f"{name}_id", f"{name}s", ids)
             spill.add(batch if mapping.seq else batch.append_column(EVENT_SEQ, pa.array(offset + lines)))
             last = int(lines[-1]) if len(lines) else last
         offset += last
 
 
 def _entities(path: str | Path | None, key: str, features: Sequence[Feature], mapping: EventMapping, rejects: Rejects,
-              group: str) -> pa.Table | None:
+              group: str, ids: TextIds) -> pa.Table | None:
     if path is None:
         return None
     key = key if key in columns_of(files_of(path)[0], mapping.delimiter) else features[0].name
     fields = [Field(features[0].name, key, "int64", True), *(Field(entry.name, entry.name, entry.dtype) for entry in features[1:])]
-    return read_entities(_read_entities(Path(path), fields, mapping, rejects, group), fields, rejects, group)
+    return read_entities(_read_entities(Path(path), fields, mapping, rejects, group, ids), fields, rejects, group)
 
 
-def _read_entities(path: Path, fields: list[Field], mapping: EventMapping, rejects: Rejects, group: str) -> Iterator[tuple[Path, Rows]]:
+def _read_entities(path: Path, fields: list[Field], mapping: EventMapping, rejects: Rejects, group: str,
+                   ids: TextIds) -> Iterator[tuple[Path, Rows]]:
+    is_text = group.removesuffix("s") in mapping.text_ids
     for file in files_of(path):
         wanted = [field.source for field in fields]
-        yield from ((file, rows) for rows in read_rows(file, rejects, group, wanted, delimiter=mapping.delimiter, quotes=mapping.quotes))
+        for rows in read_rows(file, rejects, group, wanted, delimiter=mapping.delimiter, quotes=mapping.quotes):
+            yield file, Rows(_with_ids(rows.table, wanted[0], group, ids), rows.lines) if is_text else rows
+
+
+def _with_ids(batch: pa.RecordBatch, column: str, group: str, ids: TextIds) -> pa.RecordBatch:
+    """Returns the rows with the ids of the texts in a column."""
+    place = batch.schema.get_field_index(column)
+    texts = batch.column(place)
+    return batch.set_column(place, column, ids.of(group, texts if pa.types.is_dictionary(texts.type) else texts.cast(pa.string())))
 
 
 def _source(paths: Sequence[Path], mapping: EventMapping, negatives: NegativeRule | None, rule: RequestRule) -> dict[str, Any]:

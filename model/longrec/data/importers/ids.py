@@ -57,7 +57,7 @@ class TextIds:
 
     def of(self, group: str, column: pa.Array, *, keep: bool = True) -> pa.Array:
         """Returns the id of each text, int64, null for null; `keep` puts the new pairs into the table that `write` makes."""
-        coded = column.dictionary_encode()
+        coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         texts = pa.table({"text": coded.dictionary.cast(pa.string())})
         self._duckdb.register("texts", texts)
         found = self._duckdb.sql("SELECT (md5_number_lower(text) & 9223372036854775807)::BIGINT AS id, text FROM texts").to_arrow_table()
@@ -73,6 +73,8 @@ class TextIds:
             DataError: two texts have the same id.
         """
         self._close()
+        if not self._groups:
+            return
         (directory / FOLDER).mkdir()
         for group in self._groups:
             pairs = self._duckdb.read_parquet(str(self._path(group))).distinct()
