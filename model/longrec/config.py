@@ -98,7 +98,8 @@ class ModelConfig:
         retrieved: events that `sim` attends to.
         matches: whether the head sees how often, and how long ago last, each feature of the target occurred in the history (nn/matches).
         id_std: initial deviation of id embeddings; near 1, ids that training never saw are random codes that attention can match.
-        ffn: of the history and the queries: `swiglu`, or `plain` (GELU, two matrices, as many parameters).
+        ffn: of the history and the queries: `swiglu` (the paper's), `plain` (GELU, two matrices, as many parameters), or `residual`
+            (x + SwiGLU of x; ours). The kernels of a GPU know the first only.
     """
 
     kind: Literal["stca", "mean", "din", "din_sum", "target_attention", "sim", "transformer", "hstu"] = "stca"
@@ -119,7 +120,7 @@ class ModelConfig:
     retrieved: int = 128
     matches: bool = False
     id_std: float = 0.05
-    ffn: Literal["swiglu", "plain"] = "swiglu"
+    ffn: Literal["swiglu", "plain", "residual"] = "swiglu"
 
     def __post_init__(self) -> None:
         _positive(self, "width", "num_layers", "num_heads", "ffn_ratio", "id_dim", "feature_dim", "mixer_layers", "retrieved",

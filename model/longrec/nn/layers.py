@@ -74,6 +74,19 @@ class PlainFFN(nn.Module):
         return row
 
 
+class ResidualFFN(nn.Module):
+    """ResidualFFN(x) = x + SwiGLUFFN(x): what an event is stays in its encoding, whatever the FFN has learned yet. Ours."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.inner = SwiGLUFFN(width, ratio)
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        """Returns one row per row of `x`."""
+        row: Tensor = x + self.inner(x)
+        return row
+
+
 class FeatureEmbedding(nn.Module):
     """Concatenated embeddings of the encoded features of one group (items, users or actions): ids first, then the others.
 

@@ -22,11 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from longrec.config import ModelConfig
 from longrec.nn import fused_stca
-from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, SwiGLUFFN, linear
+from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused
 from longrec.nn.target_attention.kept import KeptKeysValues
 
 QK_GAIN = 2.0
+FFNS = {"swiglu": SwiGLUFFN, "plain": PlainFFN, "residual": ResidualFFN}
 Memory: TypeAlias = Tensor | fused.KeysValues | fused.Tokens | KeptKeysValues
 """What a layer's queries attend to: X_i of the events, what longrec.nn.fused_stca made of them, or what a cache kept."""
 
@@ -46,7 +47,7 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.ffn = SwiGLUFFN(width, config.ffn_ratio) if config.ffn == "swiglu" else PlainFFN(width, config.ffn_ratio)
+        self.ffn = FFNS[config.ffn](width, config.ffn_ratio)
         self.norm = nn.LayerNorm(width)
         self.query_ffn = None if config.share_ffn else copy.deepcopy(self.ffn)
         self.query_norm = None if config.share_ffn else nn.LayerNorm(width)

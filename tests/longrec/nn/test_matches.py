@@ -68,6 +68,14 @@ def test_the_plain_ffn_has_as_many_parameters_as_swiglu(width: int) -> None:
     assert type(worlds.ranker(ffn="plain").stca.layers[0].ffn) is PlainFFN
 
 
+def test_the_residual_ffn_keeps_its_input() -> None:
+    model = worlds.ranker(ffn="residual")
+    layer, x = model.stca.layers[0], torch.randn(5, 16, dtype=torch.float64)
+    torch.testing.assert_close(layer.encode(x), layer.norm(x + layer.ffn.inner(x)))
+    torch.nn.init.zeros_(layer.ffn.inner.w_o.weight)
+    torch.testing.assert_close(layer.encode(x), layer.norm(x))
+
+
 def test_id_std_sets_the_spread_of_new_ids() -> None:
     assert float(worlds.ranker(id_std=1.0).items.ids.weight.detach().std()) == pytest.approx(1.0, abs=0.2)
     assert float(worlds.ranker().items.ids.weight.detach().std()) == pytest.approx(0.05, abs=0.02)
