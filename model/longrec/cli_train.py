@@ -18,6 +18,7 @@ def train(histories: Annotated[Path, typer.Argument(help="A histories directory,
           config: Annotated[Path, typer.Option(help="A YAML file of longrec.config; see configs/.")] = Path("configs/quickstart.yaml"),
           sets: Sets = None,
           checkpoint_dir: Annotated[Path | None, typer.Option(help="Where checkpoints lie; default beside OUT.")] = None,
+          log_dir: Annotated[Path | None, typer.Option(help="Where TensorBoard's files lie; default beside OUT.")] = None,
           as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")] = False) -> None:
     """Train on histories that are there already, by one process or, under torchrun, by several.
 
@@ -37,7 +38,7 @@ def train(histories: Annotated[Path, typer.Argument(help="A histories directory,
     logging.getLogger("longrec").setLevel(logging.INFO if rank == 0 else logging.ERROR)
     settings = configuration.load(config, sets or [])
     report = train_ranker(histories, out, settings.model, settings.lengths, settings.train, settings.evaluate.served_length, settings.seed,
-                          checkpoint_dir=checkpoint_dir)
+                          checkpoint_dir=checkpoint_dir, log_dir=log_dir)
     if rank == 0:
         typer.echo(json.dumps(facts(report), indent=2) if as_json else f"{out}: version {report.version}, {report.num_steps} steps, "
                    f"{report.events_per_second:,.0f} events/s, final loss {report.final_loss:.4f}")

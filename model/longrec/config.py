@@ -336,6 +336,29 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TrainerConfig:
+    """Who runs the training step on a cluster.
+
+    What a node gets (cpu, memory, gpu, shared_memory, node_selector, tolerations) is `platform.steps.train`. Kubeflow Trainer starts
+    one process per GPU of a node, on nodes without GPUs one per requested CPU.
+
+    Args:
+        engine: `local` (the step itself, one process) or `kubeflow` (a TrainJob of Kubeflow Trainer, waited for by the step).
+        num_nodes: of the TrainJob.
+        runtime: name of its TrainingRuntime or ClusterTrainingRuntime; one of torchrun.
+        namespace: of the TrainJob; empty for the one of the step.
+    """
+
+    engine: Literal["local", "kubeflow"] = "local"
+    num_nodes: int = 1
+    runtime: str = "torch-distributed"
+    namespace: str = ""
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_nodes")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PlatformConfig:
     """What a cluster gives the pipelines; applied when one is compiled, ignored on one machine.
 
@@ -349,6 +372,7 @@ class PlatformConfig:
         secrets: per name of a secret, the variable that each of its keys becomes, for example {s3: {accesskey: AWS_ACCESS_KEY_ID}}.
         webhook_secret: name of the secret whose key `url` is told how a run ended.
         steps: per step what differs from the defaults (StepConfig); `all` is for every step.
+        trainer: who runs the training step.
     """
 
     image: str = "longrec/python-ml:0.1.0"
@@ -362,6 +386,7 @@ class PlatformConfig:
     secrets: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     webhook_secret: str = ""
     steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
         if "python" not in self.image:
