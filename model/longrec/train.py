@@ -8,7 +8,6 @@ import dataclasses
 import fcntl
 import itertools
 import logging
-import math
 import shutil
 import sys
 import time
@@ -423,21 +422,26 @@ def _reporting(on_progress: Listener | None) -> Iterator[Listener]:
 
 
 def _log_row(row: CurveRow, num_steps: int) -> None:
-    log.info("step %d/%d loss %.4f, %d events, %d targets, %.1f s", row.step, num_steps, row.loss, row.events, row.targets, row.seconds)
+    log.info("step %d/%d %s, %d events, %d targets, %.1f s", row.step, num_steps, _pace(row), row.events, row.targets, row.seconds)
+
+
+def _pace(row: CurveRow) -> str:
+    """Returns loss, pace, memory, and on a GPU the share of its peak, as one line."""
+    share = "" if row.mfu is None else f", MFU {row.mfu:.1%}"
+    return (f"loss {row.loss:.4f}, {row.events_per_second:,.0f} events/s, {row.targets_per_second:,.0f} targets/s, "
+            f"{row.memory_bytes / 2**30:.1f} GiB{share}")
 
 
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[Listener]:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-               TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} events/s"), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=None, loss=math.nan, rate=0.0)
+    columns = (BarColumn(bar_width=10), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=None)
 
         def update(row: CurveRow, num_steps: int) -> None:
-            bar.update(task, total=num_steps, completed=row.step, loss=row.loss, rate=row.events / max(row.seconds, 1e-9))
+            bar.update(task, total=num_steps, completed=row.step, description=f"step {row.step:,}/{num_steps:,} {_pace(row)}")
 
         yield update
