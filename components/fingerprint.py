@@ -10,7 +10,7 @@ def fingerprint(
     data_uri: str, home: str, repo_dir: str
 ) -> NamedTuple(
     "Keys", data=str, before=str, check_events=str, build_features=str, publish=str, retrieve=str, check_histories=str, train=str,
-    evaluate=str, package=str,
+    evaluate=str, package=str, study=str,
 ):
     """Returns the fingerprints of the dataset, of the version before it, and of the steps' code (as `longrec.fingerprint.STEPS`)."""
     from longrec.data.location import fingerprint as of_dataset

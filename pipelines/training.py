@@ -20,16 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the path, not the root
     sys.path.insert(0, str(ROOT))
 
-from components.check_histories import check_histories  # noqa: E402
 from components.evaluate import evaluate as evaluate_ranker  # noqa: E402
 from components.fingerprint import fingerprint  # noqa: E402
 from components.finish import finish  # noqa: E402
 from components.package import package  # noqa: E402
-from components.retrieve import retrieve  # noqa: E402
 from components.train import train as train_ranker  # noqa: E402
 from longrec.config import PlatformConfig  # noqa: E402
 from pipelines.compiling import compile_all  # noqa: E402
-from pipelines.parts import published_features  # noqa: E402
+from pipelines.parts import checked_histories, published_features  # noqa: E402
 from pipelines.platform import place  # noqa: E402
 
 NAME = "longrec-training"
@@ -75,16 +73,11 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir), "fingerprint", platform).outputs
             published = published_features(keys, platform, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks)
-            retrieved = retrieve(
-                data_uri=data_uri, data_key=keys["data"], code_key=keys["retrieve"], published=published, home=home, repo_dir=repo_dir,
-                data=data, seed=seed,
-            )
-            histories = place(retrieved, "retrieve", platform).outputs["histories"]
-            checked = place(
-                check_histories(histories=histories, code_key=keys["check_histories"], checks=checks), "check-histories", platform
+            histories, report = checked_histories(
+                keys, platform, published=published, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks, seed=seed
             )
             trained = train_ranker(
-                histories=histories, histories_report=checked.outputs["report"], code_key=keys["train"], model=model, lengths=lengths,
+                histories=histories, histories_report=report, code_key=keys["train"], model=model, lengths=lengths,
                 training=train, served_length=served_length, seed=seed, checkpoint_dir=f"{home}/checkpoints",
                 log_dir=f"{home}/tensorboard",
             )

@@ -25,12 +25,14 @@ Pipeline = Annotated[str, typer.Option(help="training, refresh or study.")]
 Config = Annotated[Path, typer.Option(help="A YAML file of longrec.config; its section `platform` is compiled in.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; may be repeated.")]
 Parameters = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter; may be repeated.")]
+Study = Annotated[Path | None, typer.Option(help="Of the study pipeline: a file as of longrec study.")]
 Root = Annotated[str, typer.Option(help="Where artifacts go, for example s3://bucket/artifacts; the server's default without it.")]
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
 
 def submit(data_uri: DataUri, host: Host = "", pipeline: Pipeline = "training", config: Config = DEFAULT_CONFIG, sets: Sets = None,
-           params: Parameters = None, namespace: Namespace = "", experiment: Experiment = "longrec", create_experiment: Create = False,
+           params: Parameters = None, study: Study = None, namespace: Namespace = "",
+           experiment: Experiment = "longrec", create_experiment: Create = False,
            name: Annotated[str, typer.Option(help="Of the run; default the configuration's.")] = "", pipeline_root: Root = "",
            token_file: TokenFile = None, cookie_file: CookieFile = None,
            wait: Annotated[bool, typer.Option("--wait", help="Wait for the end of the run; exit code 1 where it did not succeed.")] = False,
@@ -44,7 +46,7 @@ def submit(data_uri: DataUri, host: Host = "", pipeline: Pipeline = "training", 
     """
     server = _server(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
-        package, arguments, settings = _prepared(pipeline, data_uri, config, sets, params, Path(folder))
+        package, arguments, settings = _prepared(pipeline, data_uri, config, sets, params, study, Path(folder))
         sent = server.submit(package, arguments, experiment=experiment, name=name or settings.name, pipeline_root=pipeline_root,
                              service_account=settings.platform.service_account, create_experiment=create_experiment)
     if not as_json:
@@ -60,7 +62,7 @@ def submit(data_uri: DataUri, host: Host = "", pipeline: Pipeline = "training", 
 
 def schedule(data_uri: DataUri, cron: Annotated[str, typer.Option(help="Five fields in UTC, for example '0 3 * * *'.")], host: Host = "",
              pipeline: Pipeline = "training", config: Config = DEFAULT_CONFIG, sets: Sets = None, params: Parameters = None,
-             namespace: Namespace = "", experiment: Experiment = "longrec", create_experiment: Create = False,
+             study: Study = None, namespace: Namespace = "", experiment: Experiment = "longrec", create_experiment: Create = False,
              name: Annotated[str, typer.Option(help="Of the schedule; there is one of a name. Default PIPELINE-CONFIGURATION.")] = "",
              pipeline_root: Root = "", token_file: TokenFile = None, cookie_file: CookieFile = None, as_json: Json = False) -> None:
     """Run a pipeline on a Kubeflow Pipelines server again and again; the same call with other settings replaces the schedule.
@@ -74,7 +76,7 @@ def schedule(data_uri: DataUri, cron: Annotated[str, typer.Option(help="Five fie
     """
     server = _server(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
-        package, arguments, settings = _prepared(pipeline, data_uri, config, sets, params, Path(folder))
+        package, arguments, settings = _prepared(pipeline, data_uri, config, sets, params, study, Path(folder))
         made, done = server.schedule(
             package, arguments, experiment=experiment, name=name or f"{pipeline}-{settings.name}", cron=cron, pipeline_root=pipeline_root,
             service_account=settings.platform.service_account, create_experiment=create_experiment)
@@ -130,7 +132,7 @@ def _secret(path: Path | None, variable: str) -> str:
 
 
 def _prepared(pipeline: str, data_uri: str, config: Path, sets: list[str] | None, params: list[str] | None,
-              folder: Path) -> tuple[Path, dict[str, Any], Any]:
+              study: Path | None, folder: Path) -> tuple[Path, dict[str, Any], Any]:
     """Returns the compiled pipeline, its arguments and the configuration."""
     import yaml
 
@@ -140,6 +142,10 @@ def _prepared(pipeline: str, data_uri: str, config: Path, sets: list[str] | None
     settings, compiling = configuration.load(config, sets or []), room("pipelines.compiling")
     known = compiling.pipeline(pipeline, settings.platform).component_spec.inputs
     arguments = {name: value for name, value in pipeline_arguments(settings, data_uri).items() if name in known}
+    if study is not None:
+        from longrec.study import load, to_text
+
+        arguments["study"] = to_text(load(study))
     for text in params or ():
         name, separator, value = text.partition("=")
         if not separator or name not in known:

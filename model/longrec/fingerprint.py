@@ -16,7 +16,7 @@ from pathlib import Path
 STEPS = {
     "check_events": ("longrec.data.checks",), "build_features": ("longrec.data.features",), "publish": ("longrec.data.store",),
     "retrieve": ("longrec.data.store",), "check_histories": ("longrec.data.checks",), "train": ("longrec.train",),
-    "evaluate": ("longrec.evaluate",), "package": ("longrec.packaging", "longrec.scorer"),
+    "evaluate": ("longrec.evaluate",), "package": ("longrec.packaging", "longrec.scorer"), "study": ("longrec.study",),
 }
 """Modules that the component of a step calls."""
 ROOMS = {"publish": ("feature_repo",), "retrieve": ("feature_repo",), "package": ("feature_repo", "bento", "model", "pyproject.toml")}

@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,8 +122,9 @@ class Cell:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Cell:
-        """Returns the cell of a JSON form."""
-        return cls(**{**value, "config": configuration.build(RunConfig, value["config"])})
+        """Returns the cell of a JSON form, whose numbers may all be floats: so KFP carries them."""
+        numbers = {name: int(value[name]) for name in ("seed", "train_events")}
+        return cls(**{**value, **numbers, "config": configuration.build(RunConfig, value["config"])})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -160,11 +162,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         ConfigError: the file is missing or wrong, or a variant or grid key is.
     """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not a study", found=str(error), fix="See configs/study-*.yaml.") from error
+    return parse(text, overrides, path=path)
+
+
+def parse(text: str, overrides: Sequence[str] = (), *, path: str | Path = "study") -> StudyConfig:
+    """Returns the study in YAML text, as `load` does; `path` names it, and what a base that is a path is relative to."""
     import yaml
 
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, yaml.YAMLError) as error:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not a study", found=str(error), fix="See configs/study-*.yaml.") from error
     names = {field.name for field in dataclasses.fields(StudyConfig)} | {"set"}
     if not isinstance(value, dict) or not {"base", "variants"} <= value.keys() <= names:
@@ -172,13 +183,26 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
                           expected=f"base, variants, and of {', '.join(sorted(names))}")
     base, sets = value.pop("base"), value.pop("set", {})
     plain = configuration.load(Path(path).parent / base).to_dict() if isinstance(base, str) else base
-    typed = {key: yaml.safe_load(text) for key, text in (entry.split("=", 1) for entry in overrides)}
+    typed = {key: yaml.safe_load(entry) for key, entry in (each.split("=", 1) for each in overrides)}
     config = override(configuration.build(RunConfig, plain), {**sets, **typed})
     recovery = {name: (str(entry[0]), int(entry[1])) for name, entry in (value.pop("recovery", None) or {}).items()}
     study = StudyConfig(**{"name": Path(path).stem, **value, "base": config, "seeds": tuple(value.get("seeds", (0,))),
                            "recovery": recovery})
     plan(study)
     return study
+
+
+def to_text(study: StudyConfig) -> str:
+    """Returns the study as `parse` reads it, its base written out."""
+    return json.dumps({**dataclasses.asdict(study), "base": study.base.to_dict()}, indent=1)
+
+
+def gather(result_dirs: Sequence[str | Path], out_dir: str | Path) -> None:
+    """Copies the results of runs that were made elsewhere (each in a directory of its own) into the directory of a study."""
+    runs = Path(out_dir) / RUNS
+    runs.mkdir(parents=True, exist_ok=True)
+    for path in (path for folder in result_dirs for path in (Path(folder) / RUNS).glob("*.json")):
+        shutil.copyfile(path, runs / path.name)
 
 
 def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

@@ -41,7 +41,7 @@ def before(copy: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("path", "steps"), [
-    ("model/longrec/train.py", {"train"}),
+    ("model/longrec/train.py", {"train", "study"}),
     ("model/longrec/data/checks.py", {"check_events", "check_histories"}),
     ("model/longrec/cli.py", set()),
     ("model/longrec/schema.py", set(STEPS)),

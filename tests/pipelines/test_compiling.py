@@ -23,15 +23,21 @@ FEATURES = {
     "fingerprint": set(), "check-events": {"fingerprint"}, "build-features": {"fingerprint", "check-events"},
     "publish": {"fingerprint", "build-features"},
 }
-GRAPHS = {
+HISTORIES = {"retrieve": {"fingerprint", "publish"}, "check-histories": {"fingerprint", "retrieve"}}
+GRAPHS: dict[str, dict[str, set[str]]] = {
     "refresh": FEATURES,
-    "training": FEATURES | {
-        "retrieve": {"fingerprint", "publish"}, "check-histories": {"fingerprint", "retrieve"},
+    "study": FEATURES | HISTORIES | {
+        "plan": {"fingerprint"}, "for-loop-2": {"fingerprint", "plan", "retrieve", "check-histories"},
+        "collect": {"fingerprint", "for-loop-2"},
+    },
+    "training": FEATURES | HISTORIES | {
         "train": {"fingerprint", "retrieve", "check-histories"}, "evaluate": {"fingerprint", "train", "retrieve"},
         "condition-2": {"fingerprint", "evaluate", "train", "retrieve"},
     },
 }
 """Steps of each pipeline, below its exit handler, and the steps that each of them waits for."""
+REQUIRED = {"data_uri", "study"}
+"""Parameters without a default."""
 
 
 def _documents(name: str, folder: Path = compiling.FOLDER) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,8 +155,8 @@ def test_a_server_takes_the_names_and_types(name: str) -> None:
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", spec["pipelineInfo"]["name"]) and spec["schemaVersion"] == "2.1.0"
     kinds = {"STRING": str, "STRUCT": dict, "NUMBER_INTEGER": (int, float), "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool, "LIST": list}
     for key, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
-        assert parameter.get("isOptional", False) == ("defaultValue" in parameter) == (key != "data_uri")
-        assert isinstance(parameter.get("defaultValue", ""), kinds[parameter["parameterType"]]) or key == "data_uri"
+        assert parameter.get("isOptional", False) == ("defaultValue" in parameter) == (key not in REQUIRED)
+        assert isinstance(parameter.get("defaultValue", ""), kinds[parameter["parameterType"]])
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -159,6 +165,15 @@ def test_every_parameter_is_described(name: str) -> None:
     text = inspect.getdoc(made.pipeline_func) or ""
     for parameter in made.component_spec.inputs:
         assert re.search(rf"^\s+(\w+, )*{parameter}(, \w+)*:", text, re.M), parameter
+
+
+def test_the_image_holds_what_the_steps_name() -> None:
+    copied = [line.split()[-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY --chmod")]
+    rooms = {"model/longrec", "feature_repo", "bento", "components", "pipelines"}
+    assert {f"/opt/longrec/{room}" for room in rooms} | {"/opt/longrec/"} == set(copied)
+    spec, _ = _documents("training")
+    assert spec["root"]["inputDefinitions"]["parameters"]["repo_dir"]["defaultValue"] == "/opt/longrec/feature_repo"
+    assert "USER 10001" in (ROOT / "Dockerfile").read_text()
 
 
 PLATFORM = {

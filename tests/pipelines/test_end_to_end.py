@@ -156,6 +156,28 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
     assert "Executing task" in (place.workdir / "runs" / "latest" / "pipeline.log").read_text()
 
 
+def test_a_study_trains_its_grid_side_by_side_on_what_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop over cells and the collected results, by the local runner: two trainings at a time."""
+    from longrec import config as configuration
+    from longrec import run as runs
+    from longrec.study import parse, to_text
+    from tests.pipelines.test_local import Heard
+
+    monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
+    monkeypatch.delenv("LONGREC_WEBHOOK", raising=False)
+    variants = {"stca": {}, "mean": {"model.kind": "mean", "model.recency": "token"}}
+    study = parse(yaml.safe_dump({"name": "two", "base": {**CONFIG, "train": {**CONFIG["train"], "max_steps": 3}}, "variants": variants}))
+    settings, heard = configuration.build(configuration.RunConfig, CONFIG).to_dict(), Heard()
+    arguments = {"data_uri": str(place.folder / "day-2"), "study": to_text(study), "data": settings["data"], "seed": settings["seed"],
+                 "checks": {**settings["checks"], "check_drift": False}}
+    _, finished = runs.run_pipeline("study", arguments, "study", place.workdir, heard)
+    executed = [step.name for step in finished.steps if step.status == "done" and step.name not in ("fingerprint", "finish")]
+    assert sorted(executed) == ["collect", "plan", "publish", "trial", "trial"], "features and histories are those of the training"
+    facts = json.loads((finished.output("collect", "tables") / "study.json").read_text())
+    assert facts["num_done"] == 2 and {row["variant"] for row in facts["runs"]} == {"stca", "mean"}
+    assert "<html" in finished.output("collect", "report").read_text()
+
+
 def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) -> None:
     before = sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml"))
     answer = place.run("--users", "60", "--events", "64", "--set", "gate.min_auc=0.999", "--set", "train.max_steps=5")

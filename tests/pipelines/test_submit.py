@@ -14,6 +14,8 @@ from longrec.cli import app
 from pipelines.submit import cron_fields, read_package
 from tests.pipelines.kfp_server import FakeServer, running
 
+ROOT = Path(__file__).parents[2]
+
 DATA = ("--data-uri", "s3://bucket/data")
 TRAIN = {"display_name": "train", "task_id": "t1", "pod_name": "run-train-1", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:10Z",
          "end_time": "2026-01-01T00:01:10Z", "child_tasks": [{"task_id": "t3"}, {"pod_name": "run-train-2"}]}
@@ -68,9 +70,10 @@ def test_a_run_arrives_with_parameters_graph_and_platform(server: FakeServer, co
     assert run.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-publish"]["pvcMount"]
 
 
-@pytest.mark.parametrize("pipeline", ["training", "refresh"])
+@pytest.mark.parametrize("pipeline", ["training", "refresh", "study"])
 def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
-    _json("submit", *DATA, "--pipeline", pipeline)
+    study = ("--study", str(ROOT / "configs" / "study-kuairand.yaml")) if pipeline == "study" else ()
+    _json("submit", *DATA, "--pipeline", pipeline, *study)
     assert [run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()] == [f"longrec-{pipeline}"]
 
 

@@ -1,0 +1,93 @@
+"""A run whose dataset lies in an object store: moto's S3 server over HTTP, found by the endpoint and keys of the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from longrec.data import location
+from longrec.data.synth import synthesize
+from tests.pipelines.test_end_to_end import Place
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[dict[str, str]]:
+    """Variables with which a process reaches an S3 server of its own; `make tools` installs the server, in an environment of its own."""
+    binary = shutil.which("moto_server", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
+    if binary is None:
+        pytest.skip("moto_server is not installed (make tools)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([binary, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(port)
+        yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+               "AWS_REGION": "us-east-1"}
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait(port: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server never answered")
+
+
+@pytest.fixture
+def bucket(store: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Address of a small dataset in the store; it is in `tmp_path/dataset` too."""
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    synthesize(tmp_path / "dataset", num_users=40, events_per_user=40, seed=3)
+    s3 = fs.S3FileSystem(endpoint_override=store["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True)
+    s3.create_dir("logs")
+    fs.copy_files(str(tmp_path / "dataset"), "logs/day-1", source_filesystem=fs.LocalFileSystem(), destination_filesystem=s3)
+    return "s3://logs/day-1"
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dataset_is_copied_whole_and_told_by_size_and_time(bucket: str, tmp_path: Path) -> None:
+    before = location.fingerprint(bucket)
+    with location.opened(bucket) as copy:
+        found = _content(copy)
+    assert found == _content(tmp_path / "dataset") and len(found) >= 5
+    assert not copy.exists() and location.fingerprint(bucket) == before
+    time.sleep(1.1)  # S3 tells seconds
+    s3, path = fs.FileSystem.from_uri(f"{bucket}/dataset.json")
+    with s3.open_output_stream(path) as stream:
+        stream.write((tmp_path / "dataset" / "dataset.json").read_bytes())
+    assert location.fingerprint(bucket) != before
+
+
+def test_a_run_reads_its_dataset_from_the_store(bucket: str, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.environment.pop("LONGREC_WEBHOOK")
+    refuse = ("--set", "gate.min_auc=0.999")
+    answer = place.run("--data", bucket, *refuse)
+    assert answer.returncode == 3, answer.stderr
+    summary = place.summary()
+    assert summary["dataset"]["path"] == bucket and summary["metrics"]["label"]["auc"] > 0
+    assert place.run("--data", bucket, *refuse).returncode == 3 and place.executed() == ["publish"]
+    missing = place.run("--data", "s3://logs/day-2")
+    assert missing.returncode == 1 and "there is no dataset at s3://logs/day-2" in missing.stderr
+    assert json.loads((tmp_path / "dataset" / "dataset.json").read_text())["facts"] == summary["dataset"]["facts"]
