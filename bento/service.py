@@ -45,7 +45,7 @@ from longrec.versions import Versions
 
 if TYPE_CHECKING:
     from longrec.schema import Schema
-    from longrec.serving.engine import Engine, Explained, Meter, Query, Ticket
+    from longrec.serving.engine import Engine, Explained, Query, Ticket
     from longrec.serving.reader import Fetched
 
 logger = logging.getLogger("bentoml.longrec")
@@ -374,8 +374,9 @@ class Ranker:
         home, own, bundle = _home(), str(self.model.tag.version), Path(self.model.path_of(models.BUNDLE))
         schema = Schema.load(bundle / "bundle.json")
         self._metrics = Metrics(schema.task_names)
-        self._versions = Versions(home, own, lambda version: _engine(bundle if version == own else None, version, schema, self._metrics),
-                                  score=_scores, close=Engine.close, is_pinned=IS_PINNED)
+        self._versions = Versions(home, own, lambda version: _engine(bundle if version == own else None, version, schema),
+                                  score=_scores, close=Engine.close, take=lambda engine: engine.measured_by(self._metrics),
+                                  note=self._metrics, is_pinned=IS_PINNED)
         self._reader = StoreReader(lambda: OnlineStore(home, _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
         self._log = RequestLog(home, LOG_SHARE)
         WEB.source = Source(home, self._reader, self._versions.lease)
@@ -481,20 +482,19 @@ async def _body(request: Request) -> bytes | Refusal:
     return b"".join(parts)
 
 
-def _engine(bundle: Path | None, version: str, schema: Schema, meter: Meter) -> Engine:
+def _engine(bundle: Path | None, version: str, schema: Schema) -> Engine:
     """Returns the engine of a version, warm; costs seconds.
 
     Args:
         bundle: where it is; None to look in the BentoML store.
         version: of the model.
         schema: of the histories that this service reads.
-        meter: is told what the engine does.
     """
     from longrec.scorer import Scorer
     from longrec.serving.engine import Engine, Limits
 
     scorer = Scorer.load(bundle or models.bundle_dir(models.store_dir(), version), schema=schema)
-    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS), meter)
+    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS))
 
 
 def _scores(engine: Engine, query: Query) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,74 @@ def test_what_the_page_asks_for(world: World) -> None:
             assert answer.status_code == 400 and list(answer.json()) == ["error"]
         assert client.post("/page/whatif", content="[" * 10_000).status_code == 400
         assert client.get("/page/history", params={"user_id": 1, "request_time": 1, "length": -5}).status_code == 400
+
+
+def test_the_page_in_a_browser(world: World) -> None:
+    playwright, program = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed")
+    expect = playwright.expect
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page, troubles, asked = browser.new_page(), [], []
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("console", lambda message: troubles.append(message.text) if "Content Security" in message.text else None)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(world.url)
+        expect(page.locator("#locked")).to_be_visible()  # nothing is shown without the token
+        page.fill("#token", TOKEN)
+        page.press("#token", "Tab")
+        expect(page.locator("#candidates")).not_to_have_value("", timeout=15_000)
+        page.click("#show")
+        expect(page.locator("#scores tr")).to_have_count(40, timeout=15_000)
+        expect(page.locator("#drawn")).to_contain_text("48 events by topic")
+        assert _painted(page) > 300
+        shown = [float(cell) for cell in page.locator("#scores td:nth-child(2)").all_inner_texts()]
+        assert shown == sorted(shown, reverse=True) and shown[0] > shown[-1]
+        before = _painted(page)
+        page.click("#scores tr:first-child")
+        expect(page.locator("#events tr")).not_to_have_count(0, timeout=15_000)
+        assert _painted(page) != before  # the marks
+        page.click("#more button")
+        expect(page.locator("#changed")).to_contain_text("moves most", timeout=15_000)
+        expect(page.locator("#heads th")).to_have_text(["item", "label", "change"])
+        page.fill("#user", str(2**62))  # beyond what a float of JavaScript can hold, and unknown
+        page.click("#show")
+        expect(page.locator("#facts")).to_contain_text("nobody knows this user", timeout=15_000)
+        page.fill("#candidates", "1 x")
+        page.click("#show")
+        expect(page.locator("#trouble")).to_contain_text("whole number: x", timeout=15_000)
+        page.evaluate("""() => { const n = 10000, of = Array.from({ length: n }, (_, e) => e % 8);
+            shown.timestamps = of.map((_, e) => 1e12 + 1e6 * e); shown.lanes = { feature: "topic", names: [..."abcdefgh"], of };
+            shown.kinds = { feature: "", names: ["view"], of: of.map(() => 0) };
+            marks = new Map(); draw(); }""")
+        assert float(page.get_attribute("#timeline", "data-ms")) < 500  # 10,000 events; 5 ms on an idle machine
+        browser.close()
+    assert not troubles and all(url.startswith(world.url) for url in asked), (troubles, asked)
+
+
+def _painted(page) -> int:
+    """The pixels of the timeline that are not empty."""
+    return page.evaluate("""() => { const c = document.getElementById("timeline");
+        const pixels = c.getContext("2d").getImageData(0, 0, c.width, c.height).data; let n = 0;
+        for (let i = 3; i < pixels.length; i += 4) n += pixels[i] ? pixels[i - 3] + 1 : 0; return n; }""")
+
+
+def test_every_metric_of_the_dashboard_is_one_of_the_service(world: World) -> None:
+    world.ask()
+    exposed = {line.split()[2] for line in httpx.get(f"{world.url}/metrics").text.splitlines() if line.startswith("# TYPE")}
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "longrec.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    asked = {name for query in queries for name in re.findall(r"(?:longrec|bentoml_service)_[a-z_]+", query)}
+    assert len(queries) > 20 and len(asked) > 15
+    missing = {name for name in asked if name not in exposed and re.sub(r"_(bucket|sum|count)$", "", name) not in exposed}
+    assert not missing, sorted(missing)
+    labels = httpx.get(f"{world.url}/metrics").text
+    for used in ('http_response_code="200"', 'endpoint="/rank"', f'longrec_model_workers{{version="{VERSION}"', 'outcome="compared"'):
+        assert used in labels, used
+    shown = (ROOT / "docs" / "serving.md").read_text()
+    assert all(re.sub(r"_(bucket|sum|count)$", "", name).removeprefix("bentoml_service_request").removeprefix("longrec_cache") in shown
+               for name in asked), "the table of docs/serving.md lacks a metric"
 
 
 def test_answers_are_logged_for_the_drift_job(world: World) -> None:

@@ -227,6 +227,10 @@ class Engine:
         self._thread.start()
         self._started.result()
 
+    def measured_by(self, meter: Meter) -> None:
+        """Tells another meter what happens from now on."""
+        self._meter = meter
+
     @property
     def num_under_way(self) -> int:
         """Requests that were admitted and are not answered yet."""

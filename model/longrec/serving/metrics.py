@@ -20,6 +20,7 @@ AGES = (1, 10, 60, 600, 3_600, 6 * 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 *
 SCORES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 SAMPLED_SCORES = 8
 """Scores of a request that enter the distribution, evenly spread over its candidates; each costs microseconds."""
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SHED = ("caller", "overload", "deadline", "closed")
 
 
@@ -51,8 +52,16 @@ class Metrics:
         self._degraded = Counter("longrec_degraded_total", "Answers without the feature store, by what they had instead.", ["history"],
                                  **where)
         self._shed = Counter("longrec_shed_total", "Requests not answered, by reason.", ["reason"], **where)
+        self._workers = Gauge("longrec_model_workers", "Workers that answer with a version.", ["version"], multiprocess_mode="livesum",
+                              **where)
+        self._swaps = Counter("longrec_model_swaps_total", "Times that a version took another one's place in a worker.", **where)
+        self._refusals = Counter("longrec_model_refusals_total", "Versions that could not be loaded, tries counted.", **where)
+        self._mirrored = Counter("longrec_shadow_requests_total", "Requests copied to the challenger, by outcome.", ["outcome"], **where)
+        self._difference = Histogram("longrec_shadow_difference", "Mean absolute difference of the scores of a mirrored request.",
+                                     buckets=DIFFERENCES, **where)
         self._tasks = list(task_names)
-        for counter, values in ((self._found, ("hit", "partial", "miss")), (self._degraded, ("kept", "empty")), (self._shed, SHED)):
+        for counter, values in ((self._found, ("hit", "partial", "miss")), (self._degraded, ("kept", "empty")), (self._shed, SHED),
+                                (self._mirrored, ("compared", "dropped", "failed"))):
             for value in values:
                 counter.labels(value)  # a series that is there from the start has a rate from the start
 
@@ -101,3 +110,20 @@ class Metrics:
     def shed(self, reason: str) -> None:
         """Counts a request that was not answered; the reasons are SHED."""
         self._shed.labels(reason).inc()
+
+    def serving(self, version: str, before: str | None) -> None:
+        """Notes which version answers from now on, and which did."""
+        self._workers.labels(version).set(1)
+        if before is not None:
+            self._workers.labels(before).set(0)
+            self._swaps.inc()
+
+    def refused(self) -> None:
+        """Counts a version that could not be loaded."""
+        self._refusals.inc()
+
+    def mirrored(self, outcome: str, difference: float = 0.0) -> None:
+        """Counts a mirrored request: compared, dropped or failed."""
+        self._mirrored.labels(outcome).inc()
+        if outcome == "compared":
+            self._difference.observe(difference)
