@@ -10,6 +10,7 @@ moment leaves the one before.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -89,9 +90,10 @@ class Checkpoints:
                 return self._read(path)
             except _DamagedError as error:
                 log.warning("%s", error)
-        for path, other in self._others():
-            log.warning("no checkpoint of this training in %s; %s is of another one: %s", self.directory, path.name,
-                        "; ".join(_differences(self.identity, other)))
+        others = [identity for _, identity in sorted(self._others(), key=lambda pair: pair[0])]
+        if others:
+            log.warning("%s holds no checkpoint of this training; of %d others, the newest differs: %s", self.directory, len(others),
+                        "; ".join(_differences(self.identity, others[-1])))
         return None
 
     def remove(self) -> None:
@@ -125,14 +127,12 @@ class Checkpoints:
         except (DataError, OSError, SafetensorError, KeyError, TypeError) as error:
             raise _DamagedError(f"{path} is damaged and left out: {error}") from error
 
-    def _others(self) -> Iterator[tuple[Path, Any]]:
-        """Yields (folder, identity) of the readable checkpoints of other trainings, one each."""
-        for folder in sorted(self.directory.glob("*")):
+    def _others(self) -> Iterator[tuple[float, Any]]:
+        """Yields (when it was written, identity) of the newest readable checkpoint of each other training; they may come and go."""
+        for folder in self.directory.glob("*"):
             for path in sorted(folder.glob("step-*"))[-1:] if folder != self.folder else []:
-                try:
-                    yield folder, files.read_json(path / VALUES)["identity"]
-                except (DataError, OSError, KeyError, TypeError):
-                    continue
+                with contextlib.suppress(DataError, OSError, KeyError, TypeError):
+                    yield path.stat().st_mtime, files.read_json(path / VALUES)["identity"]
 
 
 class _DamagedError(Exception):

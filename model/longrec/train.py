@@ -36,7 +36,7 @@ from longrec.nn.ranker import Ranker
 from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.trainer import CurveRow, Listener, Trainer, enough_memory
 
-ENCODED, CHECKPOINTS = "encoded", "checkpoints"
+ENCODED, CHECKPOINTS, SOURCE = "encoded", "checkpoints", "source.json"
 SMALLER = "Lower model.width, model.id_dim, or max_size of the schema's ids."
 PACE = ("precision", "device", "recompute", "checkpoint_every", "num_workers", "tensorboard", "embedding_sharding")
 """Keys of TrainConfig that do not decide what is computed; the precision that was chosen does."""
@@ -113,7 +113,7 @@ def train(histories_dir: str | Path, out_dir: str | Path, model: ModelConfig, le
         encoder, encoded = ranks.lead_first(lambda: encode(histories, work / ENCODED), lambda: _open_encoded(histories, work / ENCODED))
         with enough_memory("the ranker", SMALLER):
             ranker = make_ranker(model, encoder, seed).to(ranks.device)
-        identity = ranks.told(lambda: _identity(encoded, model, lengths, train, precision, seed))
+        identity = ranks.told(lambda: _identity(work / ENCODED, model, lengths, train, precision, seed))
         checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), identity)
         logs = Path(log_dir or out_dir.with_name(f"{out_dir.name}.tensorboard")) / checkpoints.fingerprint
         report, curve = fit(ranker, encoded, lengths, train, seed, out_dir, checkpoints=checkpoints, log_dir=logs, on_progress=on_progress,
@@ -236,13 +236,13 @@ def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHisto
     source = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(histories.path.resolve().iterdir())}
     with contextlib.suppress(DataError):
         encoder, encoded = Encoder.load(directory / "encoder", histories.schema), EncodedHistories.open(directory / "histories")
-        if files.read_json(directory / "source.json") == {"files": source, "digest": encoded.digest()}:
+        if files.read_json(directory / SOURCE) == {"files": source, "digest": encoded.digest()}:
             return encoder, encoded
     shutil.rmtree(directory, ignore_errors=True)
     encoder = fit_encoder(histories)
     encoder.save(directory / "encoder")
     encoded = EncodedHistories.make(histories, encoder, directory / "histories")
-    files.write_json(directory / "source.json", {"files": source, "digest": encoded.digest()})
+    files.write_json(directory / SOURCE, {"files": source, "digest": encoded.digest()})
     return encoder, encoded
 
 
@@ -319,11 +319,12 @@ def _left(streams: Sequence[RequestStream], num_done: int) -> Iterator[RequestSt
         num_done = max(0, num_done - len(stream))
 
 
-def _identity(encoded: EncodedHistories, model: ModelConfig, lengths: LengthConfig, train: TrainConfig, precision: str,
+def _identity(encoded_dir: Path, model: ModelConfig, lengths: LengthConfig, train: TrainConfig, precision: str,
               seed: int) -> dict[str, Any]:
     """Returns all that decides what a training computes: data, configuration without what only changes its pace, seed."""
     decisive = {name: value for name, value in dataclasses.asdict(train).items() if name not in PACE}
-    return {"data": encoded.digest(), "seed": seed, "model": dataclasses.asdict(model), "lengths": dataclasses.asdict(lengths),
+    data = files.read_json(encoded_dir / SOURCE)["digest"]
+    return {"data": data, "seed": seed, "model": dataclasses.asdict(model), "lengths": dataclasses.asdict(lengths),
             "train": {**decisive, "precision": precision}}
 
 

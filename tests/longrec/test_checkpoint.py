@@ -206,7 +206,7 @@ def test_checkpoints_may_lie_on_a_volume_that_trainings_share(directory: Path, w
     for out, config in (("first", TRAIN), ("second", other)):
         with pytest.raises(Stopped):
             run(directory, tmp_path / out / "bundle", config, stop_at=6, checkpoint_dir=volume)
-    assert "of another one: train.learning_rate 0.005, here 0.001" in caplog.text
+    assert "of 1 others, the newest differs: train.learning_rate 0.005, here 0.001" in caplog.text
     assert len(list(volume.iterdir())) == 2
     run(directory, tmp_path / "retried" / "bundle", checkpoint_dir=volume)  # another output, as a retried step gets
     assert_equal(tmp_path / "retried" / "bundle", whole)
