@@ -469,6 +469,8 @@ def _train_and_measure(histories: Histories, encoder: Encoder, encoded: EncodedH
 def within_events(encoded: EncodedHistories, config: RunConfig, train_events: int, seed: int) -> configuration.TrainConfig:
     """Returns the training configuration with as many epochs and steps as read `train_events` events, to within one batch.
 
+    A bound in `train.max_steps` stays: whichever is reached first.
+
     Args:
         encoded: the histories.
         config: of the run; its length law decides how many requests that is.
@@ -482,9 +484,9 @@ def within_events(encoded: EncodedHistories, config: RunConfig, train_events: in
         stream = RequestStream.training(encoded, LengthLaw(config.lengths, seed), token_budget=settings.token_budget,
                                         max_requests=settings.max_requests_per_batch, seed=seed, epoch=epoch)
         read = total + np.cumsum(np.add.reduceat(stream.ends - stream.starts, stream.bounds[:-1]))
-        if read[-1] >= train_events:
-            steps += int(np.searchsorted(read, train_events)) + 1
-            return dataclasses.replace(settings, epochs=epoch + 1, max_steps=steps)
+        if read[-1] >= train_events or (settings.max_steps and steps + len(read) >= settings.max_steps):
+            steps += min(int(np.searchsorted(read, train_events)) + 1, len(read))
+            return dataclasses.replace(settings, epochs=epoch + 1, max_steps=min(steps, settings.max_steps or steps))
         total, steps = int(read[-1]), steps + len(read)
     raise ConfigError("study.train_events cannot be reached", found=f"{total:,} events after {MAX_EPOCHS} epochs",
                       expected=f"{train_events:,}")

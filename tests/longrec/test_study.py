@@ -207,6 +207,9 @@ def test_every_law_reads_equal_events_under_a_budget(histories: Path, law: str, 
     row = run_one(histories, tmp_path, plan(config)[0].to_dict())
     assert 9_000 <= row["train_events_read"] < 9_600
     assert row["training"]["num_steps"] > 10
+    bounded = study.override(config.base, {"train.max_steps": 3})
+    once = run_one(histories, tmp_path, plan(StudyConfig("x", bounded, config.variants, train_events=9_000))[0].to_dict())
+    assert once["training"]["num_steps"] == 3
 
 
 def test_results_on_other_requests_are_not_mixed(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
