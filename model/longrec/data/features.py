@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,21 @@ _TIME = pa.timestamp("us", tz="UTC")
 _STORED = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 
 Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Packed:
+    """A user's timeline, packed: the time of its last event (ms), the payload, its events, and how many of them were late."""
+
+    user_id: int
+    last_ms: int
+    payload: bytes
+    length: int
+    num_late: int
+
+
+Packing = Callable[[layout.Dataset, bool], Iterator[Packed]]
+"""(dataset, whether late events are held) -> all users in the order of the dataset's parts, and of their ids within a part."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,13 +89,14 @@ class FeatureReport:
     num_late: int = 0
 
 
-def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig) -> FeatureReport:
+def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig, pack: Packing | None = None) -> FeatureReport:
     """Returns counts after writing the feature tables of a dataset to `out_dir`, at once: a kill leaves what was there before.
 
     Args:
         dataset_dir: written by an importer or by `synth`.
         out_dir: new, empty, or feature tables that are replaced.
         data: `shard_users` bounds the rows of a part; `late_events` says what `created` of the events does.
+        pack: makes the packed users, part after part; None for this process, `spark.packing(session)` for Spark. The bytes are the same.
 
     Raises:
         DataError: the dataset cannot be used; events are out of order, a basket has two times, an id is null or not unique, a name
@@ -92,8 +108,8 @@ def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig) -> Fea
     with files.replacing(out_dir) as temporary:
         (temporary / "user_history").mkdir(parents=True)
         writer = _HistoryWriter(temporary / "user_history", source.schema, data.shard_users, _log_end(source))
-        for part in range(source.num_parts):
-            writer.add(*_ordered_events(source, part, hold=data.late_events == "hold"))
+        for packed in (pack or _packed_here)(source, data.late_events == "hold" and source.has_created):
+            writer.add(packed)
         users = writer.close()
         num_items, known = _write_entities(source, temporary, writer.created)
         files.write_json(temporary / "schema.json", source.schema.to_dict())
@@ -124,24 +140,20 @@ def restored(column: pa.Array | pa.ChunkedArray, feature: Feature) -> pa.Array |
 
 
 class _HistoryWriter:
-    """Packs users one after another and writes them in parts of bounded size."""
+    """Writes packed users in parts of bounded size."""
 
     def __init__(self, directory: Path, schema: Schema, shard_users: int, created: int) -> None:
         self.directory, self.schema, self.shard_users, self.created = directory, schema, shard_users, created
         self.num_parts = self.history_bytes = self.num_late = self._pending_bytes = 0
-        self._rows: list[tuple[int, int, bytes, int]] = []
+        self._rows: list[Packed] = []
         self._lengths: list[tuple[int, int]] = []
 
-    def add(self, events: pa.RecordBatch, num_late: int) -> None:
-        self.num_late += num_late
-        users, times = events.column(USER_ID).to_numpy(), history.timestamps(events)
-        starts = layout.group_starts(users)
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(users)], strict=True):
-            payload = history.pack(events.slice(start, end - start), self.schema)
-            self._rows.append((int(users[start]), int(times[end - 1]), payload, end - start))
-            self._pending_bytes += len(payload)
-            if len(self._rows) >= self.shard_users or self._pending_bytes >= MAX_PART_BYTES:
-                self._flush()
+    def add(self, packed: Packed) -> None:
+        self._rows.append(packed)
+        self.num_late += packed.num_late
+        self._pending_bytes += len(packed.payload)
+        if len(self._rows) >= self.shard_users or self._pending_bytes >= MAX_PART_BYTES:
+            self._flush()
 
     def close(self) -> dict[int, int]:
         """Returns the history length of every user after writing what is left.
@@ -159,10 +171,10 @@ class _HistoryWriter:
     def _flush(self) -> None:
         if not self._rows and self.num_parts:
             return
-        users, times, payloads, lengths = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
+        users, lengths = ([getattr(row, name) for row in self._rows] for name in ("user_id", "length"))
         table = pa.table({
-            USER_ID: pa.array(users, pa.int64()), EVENT_TIME: _micros(np.array(times, np.int64)),
-            CREATED: _micros(np.full(len(users), self.created)), HISTORY: pa.array(payloads, pa.binary()),
+            USER_ID: pa.array(users, pa.int64()), EVENT_TIME: _micros(np.array([row.last_ms for row in self._rows], np.int64)),
+            CREATED: _micros(np.full(len(users), self.created)), HISTORY: pa.array([row.payload for row in self._rows], pa.binary()),
             HISTORY_LENGTH: pa.array(lengths, pa.int64())})
         rows = max(1, MAX_GROUP_BYTES * len(users) // max(self._pending_bytes, 1))
         pq.write_table(table, self.directory / layout.part_name(self.num_parts), compression="zstd", compression_level=1,
@@ -172,16 +184,23 @@ class _HistoryWriter:
         self._rows, self._pending_bytes = [], 0
 
 
-def _ordered_events(source: layout.Dataset, part: int, *, hold: bool) -> tuple[pa.RecordBatch, int]:
-    """Returns the events of one part with the codec's columns and user_id, after checking order and baskets; and how many were late.
+def wanted(schema: Schema, *, hold: bool) -> list[str]:
+    """Returns the columns of events/ that a timeline is packed from."""
+    return [USER_ID, *history.arrow_schema(schema).names, *([CREATED] if hold else [])]
 
-    A late event that is held has the time at which it became known, and its place in the history is there.
+
+def packed_users(table: pa.Table, schema: Schema, path: Path, *, hold: bool) -> Iterator[Packed]:
+    """Yields the packed timelines of whole users, after checking order, keys and baskets.
+
+    A late event that is held has the time at which it became known, and its place in the timeline is there.
+
+    Args:
+        table: the columns `wanted`, sorted by (user_id, timestamp, event_seq).
+        schema: of the dataset.
+        path: where they are from, for errors.
+        hold: whether late events are held.
     """
-    path = source.event_path(part)
-    hold = hold and source.has_created
-    names = [USER_ID, *history.arrow_schema(source.schema).names, *([CREATED] if hold else [])]
-    table = source.events(part, names)
-    codec = history.conform(table, source.schema)
+    codec = history.conform(table, schema)
     users = layout.int64_of(table, USER_ID)
     times, order = history.timestamps(codec), codec.column(EVENT_SEQ).to_numpy()
     same_user, same_time = users[1:] == users[:-1], times[1:] == times[:-1]
@@ -189,33 +208,40 @@ def _ordered_events(source: layout.Dataset, part: int, *, hold: bool) -> tuple[p
     if wrong.any():
         found = f"{int(wrong.sum())} steps back, the first at row {int(wrong.argmax()) + 1}"
         raise DataError(f"{path} is out of order", found=found, expected="user_id, timestamp, event_seq ascending", fix=layout.AGAIN)
-    num_late = 0
-    if hold:
-        known = layout.known_times(table)
-        num_late, places = int((known > times).sum()), np.lexsort((order, known, users))
-        where = codec.schema.get_field_index(TIMESTAMP)
+    late, items = np.zeros(len(users), bool), codec.column(ITEM_ID).to_numpy()
+    if hold or _ties(users, times, order).any():
+        known = layout.known_times(table) if hold else times
+        places, where = np.lexsort((items, order, known, users)), codec.schema.get_field_index(TIMESTAMP)
         codec = codec.set_column(where, codec.schema.field(where), pa.array(known)).take(pa.array(places))
-        users, times = users[places], known[places]
+        users, late, times, order, items = users[places], (known > times)[places], known[places], order[places], items[places]
     if len(times) and times.min() < 0:
         raise DataError(f"{path} holds times before 1970", found=f"{int((times < 0).sum())}, the first of user {users[times.argmin()]}",
                         expected="milliseconds since 1970 UTC", fix="Check the unit of the time column (--timestamp-unit).")
-    _check_keys(path, users, times, order, codec.column(ITEM_ID).to_numpy())
-    if source.schema.has_baskets:
+    _check_keys(path, users, times, order, items)
+    if schema.has_baskets:
         _check_baskets(path, users, codec.column(BASKET_ID).to_numpy(), times)
-    return pa.record_batch([pa.array(users), *codec.columns], schema=codec.schema.insert(0, pa.field(USER_ID, pa.int64()))), num_late
+    starts = layout.group_starts(users)
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(users)], strict=True) if len(users) else ():
+        payload = history.pack(codec.slice(start, end - start), schema)
+        yield Packed(int(users[start]), int(times[end - 1]), payload, end - start, int(late[start:end].sum()))
+
+
+def _packed_here(source: layout.Dataset, hold: bool) -> Iterator[Packed]:
+    for part in range(source.num_parts):
+        yield from packed_users(source.events(part, wanted(source.schema, hold=hold)), source.schema, source.event_path(part), hold=hold)
+
+
+def _ties(users: Int64, times: Int64, order: Int64) -> npt.NDArray[np.bool_]:
+    """Returns whether each row but the first has the user, time and sequence of the row before."""
+    ties: npt.NDArray[np.bool_] = (users[1:] == users[:-1]) & (times[1:] == times[:-1]) & (order[1:] == order[:-1])
+    return ties
 
 
 def _check_keys(path: Path, users: Int64, times: Int64, order: Int64, items: Int64) -> None:
-    """Raises DataError where two events of a user have one key; the rows are in order."""
-    tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1]) & (order[1:] == order[:-1])
-    if not tied.any():
-        return
-    rows = np.unique(np.concatenate([np.flatnonzero(tied), np.flatnonzero(tied) + 1]))
-    rows = rows[np.lexsort((items[rows], order[rows], times[rows], users[rows]))]
-    keys = [key[rows] for key in (users, times, order, items)]
-    same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
+    """Raises DataError where two events of a user have one key; the rows are sorted by it."""
+    same = _ties(users, times, order) & (items[1:] == items[:-1])
     if same.any():
-        where = int(rows[int(same.argmax())])
+        where = int(same.argmax())
         raise DataError(f"{path}: events of one user have the same key (timestamp, event_seq, item_id)",
                         found=f"{int(same.sum())}, for example user {users[where]}, time {times[where]}, event_seq {order[where]}",
                         expected="each event once", fix="Remove the repeats, or name a column that tells events apart (--seq).")
