@@ -11,6 +11,7 @@ from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, Project, PushSource
 from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from feast.types import Bytes, Float64, Int64, PrimitiveFeastType, String
 from feast.value_type import ValueType
 
@@ -19,14 +20,22 @@ from longrec.schema import Feature, Schema, planted
 HOME = Path(os.environ.get("LONGREC_HOME") or Path(__file__).resolve().parents[1] / ".longrec").resolve()
 TABLES = (HOME / "features").resolve()
 SCHEMA = Schema.load(TABLES / "schema.json") if (TABLES / "schema.json").exists() else planted()
+TIMES = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created"}
 TAGS = {"schema": SCHEMA.fingerprint, "schema_name": SCHEMA.name}
 TYPES: dict[str, PrimitiveFeastType] = {"int64": Int64, "float64": Float64, "string": String}
 (HOME / "feast").mkdir(parents=True, exist_ok=True)  # Feast makes only the last folder of a path itself
 
 
+def _source(name: str, path: str) -> DataSource:
+    if os.environ.get("LONGREC_FEATURE_OVERLAY") == "spark":
+        from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+
+        return SparkSource(name=name, path=path, file_format="parquet", **TIMES)
+    return FileSource(name=name, path=path, file_format=ParquetFormat(), **TIMES)
+
+
 def _view(name: str, key: Entity, table: str, fields: list[Field], *, online: bool, pushed: bool = False) -> FeatureView:
-    table_source = FileSource(name=name, path=str(TABLES / table), file_format=ParquetFormat(), timestamp_field="event_timestamp",
-                              created_timestamp_column="created")
+    table_source = _source(name, str(TABLES / table))
     source = PushSource(name=f"{name}_push", batch_source=table_source) if pushed else table_source
     key_field = Field(name=key.join_key, dtype=Int64)
     return FeatureView(name=name, entities=[key], schema=[key_field, *fields], source=source, online=online, tags=TAGS)

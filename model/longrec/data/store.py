@@ -514,6 +514,7 @@ class _Door:
             with warnings.catch_warnings():  # Feast turns on warnings that are about its own libraries
                 warnings.simplefilter("ignore")
                 table: pa.Table = self.feast.get_historical_features(entity_df=rows, features=wanted).to_arrow()
+            shutil.rmtree(self.published.path / "feast" / "staging", ignore_errors=True)  # Spark's answer, which Feast leaves there
         table = table.take(pa.array(np.argsort(layout.int64_of(table, key), kind="stable")))
         if not np.array_equal(layout.int64_of(table, key), ids):
             raise StoreError("the offline store did not return one row per id", found=f"{table.num_rows} rows", expected=f"{len(ids)} rows")

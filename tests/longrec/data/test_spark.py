@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data import features, spark
+from longrec.data import features, spark, store
 from longrec.data.importers import NegativeRule, import_events
 from longrec.errors import DataError
 from tests.longrec.data import random_log, test_late
@@ -66,3 +66,18 @@ def test_what_is_wrong_is_said_in_one_line(session: Any, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"Spark could not pack the timelines; found .*events of one basket have different times"):
         features.build(source.path, tmp_path / "out", DataConfig(), spark.packing(session))
     assert not (tmp_path / "out").exists()
+
+
+def test_retrieval_by_spark_gives_the_same_histories(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feast's Spark offline store against its DuckDB one: every file of the histories but the name of the version."""
+    source = random_log.write(tmp_path / "data")
+    features.build(source.path, tmp_path / "tables", DataConfig())
+    found = []
+    for overlay in ("", "spark"):
+        monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", overlay)
+        store.publish(tmp_path / "tables", tmp_path / f"home{overlay}", ROOT / "feature_repo")
+        home, out = tmp_path / f"home{overlay}", tmp_path / f"out{overlay}"
+        report = store.retrieve(source.path, home, ROOT / "feature_repo", out, DataConfig(), 0)
+        files = content(out)
+        found.append((report, {name: value for name, value in files.items() if name != "manifest.json"}))
+    assert found[0] == found[1] and len(found[0][1]) == 5
