@@ -146,6 +146,7 @@ def test_the_registry_is_followed_within_seconds(world: World) -> None:
     held.start()
     decide(world.home, champion="b")
     eventually(lambda: held.version == "b")
+    eventually(lambda: world.engines[0].is_closed)  # nobody held it
     held.stop()
 
 

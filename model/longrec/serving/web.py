@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -40,6 +41,7 @@ PAGE = Path(__file__).with_name("page.html")
 NUM_USERS, NUM_CANDIDATES, NUM_LANES, NUM_KINDS = 12, 40, 20, 8
 USERS_LOOKED_AT = 20_000
 MAX_BODY_BYTES = 65_536
+TIMEOUT_SECONDS = 5.0
 INT64 = 2**63
 OTHERS = "all others"
 DOCS = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>longrec: API</title>
@@ -117,7 +119,12 @@ class Web:
         with source.lease() as (version, engine):
             before = history.prefix_before(rows.history, moment)
             after = with_event(before, item, moment - 1, asked.get("kind"), engine.scorer.bundle.encoder)
-            ranked = await engine.rank(Query(RequestRows(after, rows.features, moment, ids), length))
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            ticket = engine.admit(len(ids), after.num_rows, is_kept=False, deadline=deadline, caller="page")
+            try:
+                ranked = await engine.rank(Query(RequestRows(after, rows.features, moment, ids), length, deadline=deadline), ticket)
+            finally:
+                engine.leave(ticket)
             scores = {task: ranked.scores[:, column].tolist() for column, task in enumerate(engine.scorer.task_names)}
         return {"scores": scores, "model_version": version, "history_length": ranked.num_events}
 
