@@ -1,4 +1,4 @@
-"""Failure drills: every step of the training pipeline is killed, twice, while it works; retried, it ends as if nothing had been."""
+"""Failure drills: every step of the training pipeline is killed while it works; retried, it ends as if nothing had been."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.pipelines.test_end_to_end import CONFIG
 
 ROOT = Path(__file__).parents[2]
 RETRYING = PlatformConfig(steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}})
-MOMENTS = (0.35, 0.8)
+MOMENTS = (0.4,)
 """Shares of a step's undisturbed time at which it is killed."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -89,12 +89,12 @@ def _results(done: LocalRun) -> dict[str, Any]:
         "features": read_json(features / "manifest.json"),
         "histories": {each.name: sha256_of(each) for each in histories.iterdir() if each.name != "manifest.json"},
         "bundle": read_json(path("train", "bundle") / "bundle.json")["version"],
-        "metrics": {key: read_json(metrics / "metrics.json")[key] for key in ("metrics", "lengths", "popularity")},
+        "metrics": {key: read_json(metrics / "metrics.json")[key] for key in ("metrics", "popularity", "gain", "bayes", "num_requests")},
         "tag": read_json(path("package", "packaged"))["tag"], "outcome": read_json(path("finish", "outcome"))["state"],
         "reports": ["<html" in path(step, "report").read_text() for step in ("check-events", "check-histories", "evaluate")]}
 
 
-def test_every_step_killed_twice_and_retried_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_killed_and_retried_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthesize(tmp_path / "dataset", num_users=60, events_per_user=64, seed=3)
     clean = _run(tmp_path / "clean", tmp_path / "dataset", Killer(), monkeypatch)
     killer = Killer({step.name: step.seconds for step in clean.steps})
@@ -102,7 +102,7 @@ def test_every_step_killed_twice_and_retried_ends_the_same(tmp_path: Path, monke
     assert json.loads(json.dumps(_results(drilled))) == json.loads(json.dumps(_results(clean)))
     failed = [step.name for step in drilled.steps if step.status == "failed"]
     assert set(failed) == {step.name for step in clean.steps}, "every step was killed at least once"
-    assert len(failed) >= 15 and {step.name for step in drilled.steps if step.status == "done"} == set(failed)
+    assert {step.name for step in drilled.steps if step.status == "done"} == set(failed)
     versions = [path for path in (tmp_path / "drilled" / "home" / "store").iterdir() if path.is_dir() and not path.is_symlink()]
     assert len(versions) <= 2, "no half version is left in the store"
     assert len(list((tmp_path / "drilled" / "bentoml" / "bentos").rglob("bento.yaml"))) == 1
