@@ -6,8 +6,8 @@ from kfp import dsl
 
 from longrec.config import PlatformConfig, StepConfig
 
-HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "package")
-"""Steps that use the feature store; training keeps its checkpoints and TensorBoard's files beside it."""
+HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "train-job", "package")
+"""Steps that use the home: the feature store, and the checkpoints of trainings."""
 DATA_STEPS = ("fingerprint", "check-events", "build-features", "retrieve")
 """Steps that read the dataset."""
 UNCACHED = ("fingerprint", "publish", "finish")

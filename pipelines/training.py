@@ -10,9 +10,10 @@ The arrows are artifacts and values: the feature build needs the report of the p
 histories, retrieval the digest of what was published. `python -m pipelines.training` writes pipelines/compiled/training.yaml.
 """
 
+import functools
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 from kfp import dsl
 
@@ -25,7 +26,8 @@ from components.fingerprint import fingerprint  # noqa: E402
 from components.finish import finish  # noqa: E402
 from components.package import package  # noqa: E402
 from components.train import train as train_ranker  # noqa: E402
-from longrec.config import PlatformConfig  # noqa: E402
+from components.train_job import train_job  # noqa: E402
+from longrec.config import PlatformConfig, plain  # noqa: E402
 from pipelines.compiling import compile_all  # noqa: E402
 from pipelines.parts import checked_histories, published_features  # noqa: E402
 from pipelines.platform import place  # noqa: E402
@@ -76,12 +78,12 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             histories, report = checked_histories(
                 keys, platform, published=published, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks, seed=seed
             )
-            trained = train_ranker(
-                histories=histories, histories_report=report, code_key=keys["train"], model=model, lengths=lengths,
-                training=train, served_length=served_length, seed=seed, checkpoint_dir=f"{home}/checkpoints",
-                log_dir=f"{home}/tensorboard",
+            step, trainer = _trainer(platform, checkpoint_dir=f"{home}/checkpoints", log_dir=f"{home}/tensorboard")
+            trained = trainer(
+                histories=histories, histories_report=report, code_key=keys["train"], model=model, lengths=lengths, training=train,
+                served_length=served_length, seed=seed,
             )
-            bundle = place(trained, "train", platform).outputs["bundle"]
+            bundle = place(trained, step, platform).outputs["bundle"]
             evaluated = evaluate_ranker(
                 bundle=bundle, histories=histories, code_key=keys["evaluate"], evaluation_config=evaluate, gate=gate,
                 served_length=served_length, seed=seed,
@@ -95,6 +97,13 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 place(packaged, "package", platform)
 
     return training
+
+
+def _trainer(platform: Optional[PlatformConfig], **folders: Any) -> Tuple[str, Any]:
+    """Returns the step that trains and its component: in its own pod, or by a TrainJob on the nodes that the platform names."""
+    if platform is not None and platform.trainer.engine == "kubeflow":
+        return "train-job", functools.partial(train_job, platform=plain(platform))
+    return "train", functools.partial(train_ranker, **folders)
 
 
 training = make(PlatformConfig())

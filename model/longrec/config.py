@@ -328,7 +328,8 @@ TOLERATION_KEYS = frozenset({"key", "operator", "value", "effect", "toleration_s
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "fingerprint": {"cache": False, "timeout_seconds": 3_600}, "check-events": {"retries": 0}, "build-features": {},
     "publish": {"cache": False}, "retrieve": {}, "check-histories": {"retries": 0},
-    "train": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "evaluate": {}, "package": {}, "drift": {}, "plan": {},
+    "train": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "train-job": {"timeout_seconds": 24 * 3_600},
+    "evaluate": {}, "package": {}, "drift": {}, "plan": {},
     "trial": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "collect": {}, "finish": {"cache": False, "timeout_seconds": 600},
 }
 """Steps of the pipelines, and where they differ from the defaults of StepConfig. Checks are not retried: they would say the same again.
@@ -419,7 +420,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form (tuples become lists)."""
-        return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        return plain(self)
 
 
 def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
@@ -507,6 +508,11 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{path} has the wrong type", found=repr(value), expected=hint.__name__)
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """Returns the JSON form of a section of the configuration (tuples become lists)."""
+    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(section)))
 
 
 def _plain(value: Any) -> Any:

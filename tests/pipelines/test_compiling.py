@@ -232,6 +232,19 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(placed: tuple[di
         assert pod["imagePullSecret"][0]["secretName"] == "registry"
 
 
+def test_training_on_several_nodes_is_a_step_that_waits_for_a_job(tmp_path: Path) -> None:
+    """The GPUs are the job's; the step needs the volume that both mount, and knows the platform."""
+    platform = {"trainer": {"engine": "kubeflow", "num_nodes": 4}, "steps": {"train": {"gpu": 8, "memory": "64Gi"}}}
+    compiling.compile_to("training", tmp_path / "training.yaml", build(PlatformConfig, platform))
+    spec, pods = _documents("training", tmp_path)
+    tasks = _tasks(spec)
+    assert "train" not in tasks and set(tasks["train-job"]["dependentTasks"]) == GRAPHS["training"]["train"]
+    given = tasks["train-job"]["inputs"]["parameters"]["platform"]["runtimeValue"]["constant"]
+    assert build(PlatformConfig, given) == build(PlatformConfig, platform)
+    assert pods["exec-train-job"]["pvcMount"][0]["constant"] == "longrec-home"
+    assert "resources" not in spec["deploymentSpec"]["executors"]["exec-train-job"]["container"]
+
+
 @pytest.mark.parametrize(("platform", "message"), [
     ({"steps": {"trainn": {}}}, "there is no step 'trainn'"),
     ({"steps": {"train": {"gpus": 1}}}, r"unknown configuration key 'platform\.steps\.train\.gpus'. Did you mean 'gpu'"),
