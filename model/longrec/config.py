@@ -245,7 +245,8 @@ class GateConfig:
         min_calibration, max_calibration: bounds of mean prediction over mean label.
         max_ece: largest expected calibration error; 1 for no bound.
         metric: what is compared with the champion, where one is given: `auc` or `gauc`.
-        max_loss_to_champion: largest loss of that metric that the 95 % interval of the paired difference may leave possible.
+        max_loss_to_champion: largest loss of that metric that the 95 % interval of the paired difference may leave possible for the
+            first task; a further task refuses the model when its whole interval lies below this loss.
         min_slice_targets: targets from which on a slice is looked at.
         min_slice_auc: least AUC of such a slice; 0 for no bound.
         max_slice_loss: a slice whose whole interval lies below this loss against the champion refuses the model.

@@ -57,6 +57,13 @@ def test_a_loss_that_the_interval_does_not_exclude_refuses(low: float, passed: b
     assert any("minus the champion's" in entry["sentence"] for entry in verdict.criteria)
 
 
+@pytest.mark.parametrize(("high", "passed"), [(-0.006, False), (-0.004, True)])
+def test_a_further_task_refuses_only_when_it_is_clearly_worse(high: float, passed: bool) -> None:
+    apart = {"click": Estimate(0.0, -0.001, 0.001), "buy": Estimate(high - 0.05, high - 0.1, high)}
+    found = evidence(tasks={"click": measured(), "buy": measured()}, gains={"click": Estimate(0.05), "buy": Estimate(0.05)}, champion=apart)
+    assert judge(found, GATE).passed is passed
+
+
 def test_a_champion_that_cannot_be_compared_refuses() -> None:
     verdict = judge(evidence(champion_problem="another schema"), GATE)
     assert verdict.reasons == ("The champion could not be compared: another schema.",)
