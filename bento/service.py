@@ -69,6 +69,8 @@ STORE_SECONDS = float(os.environ.get("LONGREC_STORE_TIMEOUT_MS", "500")) / 1e3
 """Longest wait for the feature store before an answer is a degraded one."""
 FETCH_SHARE = 0.5
 """Of a request's time, that the feature store may take."""
+QUEUE_SECONDS = float(os.environ.get("LONGREC_QUEUE_SECONDS", "1"))
+"""Of work, that may be waiting before more is refused."""
 CALLER_REQUESTS = int(os.environ.get("LONGREC_CALLER_REQUESTS", "64"))
 """Requests that one caller may have under way; a caller is who the header `x-caller` names, else an address."""
 LOG_SHARE = float(os.environ.get("LONGREC_LOG_SHARE", "0"))
@@ -494,7 +496,7 @@ def _engine(bundle: Path | None, version: str, schema: Schema) -> Engine:
     from longrec.serving.engine import Engine, Limits
 
     scorer = Scorer.load(bundle or models.bundle_dir(models.store_dir(), version), schema=schema)
-    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, caller_requests=CALLER_REQUESTS))
+    return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, queue_seconds=QUEUE_SECONDS, caller_requests=CALLER_REQUESTS))
 
 
 def _scores(engine: Engine, query: Query) -> Any:

@@ -1,0 +1,305 @@
+"""The service over HTTP: latency by history length, candidates and concurrency, cold and warm; overload; a store that dies under load.
+
+    longrec bench serve                         everything, about ten minutes on two cores
+    longrec bench serve --only grid --seconds 1 the table alone, about a second a cell
+    longrec bench serve --only overload --overload-seconds 600
+
+A real `bentoml serve` of a model of the quickstart's size with random weights, a real feature store with histories of 33,000 events; load
+from another process than the server's, on the same cores. The load is open: bursts of `c` requests are sent at moments that do not depend
+on the answers, far enough apart to keep the server 60 % busy; a time counts from the moment at which the request should have been sent.
+"cold": the server keeps nothing. "append": every request has one event more than the one before. Times are also given as differences
+to and multiples of a service that does nothing, measured between the others. Redis is used where `redis-server` is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import _rows
+import numpy as np
+import psutil
+import torch
+
+from longrec.bundle import Bundle
+from longrec.config import DataConfig, ModelConfig
+from longrec.data import features, history, store
+from longrec.data.dataset import Dataset
+from longrec.data.encode import Encoder
+from longrec.data.synth import synthesize
+from longrec.nn.ranker import Ranker
+from longrec.parity import serving
+from longrec.run import find_root
+
+LENGTHS, CANDIDATES, CONCURRENCY = (1_000, 2_000, 10_000, 32_000), (50, 200, 500, 2_048), (1, 8, 32)
+NUM_USERS, NUM_EVENTS, NUM_ITEMS = 8, 33_000, 4_000
+MODEL = ModelConfig(width=64, num_layers=2, num_heads=4)
+BUSY = 0.6
+EMPTY = """import bentoml
+@bentoml.service(name="empty")
+class Empty:
+    @bentoml.api
+    async def rank(self, user_id: int, candidates: list[int], request_time: int = 0, length: int = 0) -> dict:
+        return {}
+"""
+Answer = tuple[int, float, bytes]
+"""Status, seconds since it should have been sent, body."""
+
+
+class Home:
+    """A published feature store and a model, in a folder of their own."""
+
+    def __init__(self, folder: Path, redis: str) -> None:
+        self.path, root = folder, find_root()
+        os.environ |= {"LONGREC_FEATURE_OVERLAY": "redis", "LONGREC_REDIS": redis} if redis else {}
+        synthesize(folder / "dataset", num_users=NUM_USERS, events_per_user=NUM_EVENTS, num_items=NUM_ITEMS, seed=0)
+        features.build(folder / "dataset", folder / "features", DataConfig(max_history=NUM_EVENTS))
+        store.publish(folder / "features", folder / "home", root / "feature_repo")
+        dataset = Dataset.open(folder / "dataset")
+        known = store.OnlineStore(folder / "home", root / "feature_repo").fetch(range(4 * NUM_USERS))
+        users = sorted(known, key=lambda rows: -rows.history.num_rows)
+        self.users = [rows.user_id for rows in users[:NUM_USERS]]
+        self.times = [history.timestamps(rows.history) for rows in users[:NUM_USERS]]
+        self.items = dataset.items().column("item_id").to_pylist()
+        encoder = Encoder.fit(dataset.schema, dataset.items(), dataset.users(), [rows.history for rows in users])
+        torch.manual_seed(0)
+        Bundle(Ranker(MODEL, dataset.schema, encoder.sizes, torch.from_numpy(encoder.item_table)), encoder, MODEL, 10_000, {}).save(
+            folder / "bundle")
+        script = ("import bentoml, shutil, sys\nwith bentoml.models.create('longrec-ranker:bench') as model:\n"
+                  "    shutil.copytree(sys.argv[1], model.path_of('bundle'))\n")
+        environment = {**os.environ, "BENTOML_HOME": str(folder / "store"), "BENTOML_DO_NOT_TRACK": "True"}
+        subprocess.run([sys.executable, "-c", script, str(folder / "bundle")], env=environment, check=True)
+        (folder / "empty.py").write_text(EMPTY, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def served(self, **environment: str) -> Iterator[tuple[str, int]]:
+        """Yields the address of the service, with these variables."""
+        before = dict(os.environ)
+        os.environ.update(environment)
+        try:
+            with serving("bento.service:Ranker", home=self.path / "home", store=self.path / "store", folder=find_root()) as address:
+                yield address
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def body(self, number: int, length: int, candidates: int, *, last: int = NUM_EVENTS, timeout_ms: int | None = None) -> bytes:
+        """Returns a request for the history before event `last` of a user."""
+        times = self.times[number % len(self.users)]
+        chosen = np.random.default_rng(number).integers(0, len(self.items), candidates)
+        asked = {"user_id": self.users[number % len(self.users)], "candidates": [self.items[row] for row in chosen.tolist()],
+                 "request_time": int(times[min(last, len(times) - 1)]), "length": length}
+        return json.dumps(asked if timeout_ms is None else {**asked, "timeout_ms": timeout_ms}).encode()
+
+
+async def post(connections: asyncio.Queue, address: tuple[str, int], body: bytes, due: float) -> Answer:
+    """Returns the answer to a request on one of the open connections, or on a new one; status 0 where there was none."""
+    reader, writer = await connections.get() if not connections.empty() else await asyncio.open_connection(*address)
+    head = f"POST /rank HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    try:
+        writer.write(head.encode() + body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        size = next(int(line[15:]) for line in lines if line.startswith("content-length:"))
+        answer = await reader.readexactly(size)
+    except (OSError, asyncio.IncompleteReadError):
+        writer.close()
+        return 0, time.perf_counter() - due, b""
+    connections.put_nowait((reader, writer))
+    return int(lines[0].split()[1]), time.perf_counter() - due, answer
+
+
+async def send(address: tuple[str, int], bodies: Iterator[bytes], moments: list[float], meanwhile: Callable[[float], None] | None = None,
+               ) -> list[Answer]:
+    """Returns the answers to requests sent at moments (seconds from now), whatever the answers do."""
+    connections: asyncio.Queue = asyncio.Queue()
+    started, tasks = time.perf_counter() + 0.05, []
+    for moment in moments:
+        while (rest := started + moment - time.perf_counter()) > 0:
+            await asyncio.sleep(rest)
+        tasks.append(asyncio.create_task(post(connections, address, next(bodies), started + moment)))
+        if meanwhile is not None:
+            meanwhile(moment)
+    answers = list(await asyncio.gather(*tasks))
+    while not connections.empty():
+        connections.get_nowait()[1].close()
+    return answers
+
+
+def cell(address: tuple[str, int], bodies: Callable[[int], bytes], concurrency: int, seconds: float) -> tuple[list[float], float]:
+    """Returns (times in ms, requests/s while busy) of bursts, after a few requests to learn how far apart they must be."""
+    numbers = iter(range(10**9))
+    stream = (bodies(number) for number in numbers)
+    first = [asyncio.run(send(address, stream, [0.0]))[0] for _ in range(3)]
+    each = min(answer[1] for answer in first)
+    bursts = max(1, min(400, round(seconds * BUSY / (each * concurrency))))
+    gap = each * concurrency / BUSY
+    answers = asyncio.run(send(address, stream, [burst * gap for burst in range(bursts) for _ in range(concurrency)]))
+    wrong = Counter(answer[0] for answer in answers if answer[0] != 200)
+    if wrong:
+        raise SystemExit(f"answers other than 200 under a load that is not too much: {dict(wrong)}")
+    return [answer[1] * 1e3 for answer in answers], concurrency / (max(answer[1] for answer in answers[:concurrency]))
+
+
+def quantiles(times: list[float]) -> tuple[float, float, float]:
+    """Returns 50, 95 and 99 %."""
+    p50, p95, p99 = np.quantile(times, [0.5, 0.95, 0.99]).tolist()
+    return p50, p95, p99
+
+
+def row(claim: str, shape: str, times: list[float], notes: str) -> dict[str, str]:
+    """Returns a row of results.csv; its quantiles are 50, 95 and 99 %, as the claim says."""
+    found = _rows.row(f"{claim} p50 p95 p99", shape, "float32", quantiles(times), notes=notes)
+    found["device"] = f"{_rows.cpu_name()}, {os.cpu_count()} cores"
+    print(f"{claim:<22}{shape:<22}" + "".join(f"{value:9.2f}" for value in quantiles(times)), notes, flush=True)
+    return found
+
+
+def grid(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
+    """Yields the table, each part beside a service that does nothing."""
+    fixed = {"LONGREC_THREADS": threads, "LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000"}
+    with serving("empty:Empty", home=home.path, folder=home.path) as address:
+        empty = {c: cell(address, lambda n: home.body(n, 10_000, 200), c, 2 * seconds)[0] for c in CONCURRENCY}
+    for c, times in empty.items():
+        yield row("http empty", f"c{c}", times, f"{len(times)} requests")
+    for kind, megabytes in (("warm", "4096"), ("cold", "0")):
+        with home.served(**fixed, LONGREC_CACHE_MB=megabytes) as address:
+            if kind == "warm":
+                yield from headline(home, address, empty[1], 10 * seconds)
+            for length in LENGTHS:
+                for candidates in CANDIDATES:
+                    for c in CONCURRENCY:
+                        times, rate = cell(address, lambda n, a=length, m=candidates: home.body(n, a, m), c, seconds)
+                        floor = np.median(empty[c])
+                        yield row(f"http {kind}", f"L{length} m{candidates} c{c}", times, f"{len(times)} requests; {rate:.1f} requests/s "
+                                  f"in a burst; p50 {np.median(times) - floor:.1f} ms above empty, {np.median(times) / floor:.1f} times it")
+
+
+def headline(home: Home, address: tuple[str, int], empty: list[float], seconds: float) -> Iterator[dict[str, str]]:
+    """Yields 10,000 events x 200 candidates alone, warm and with one more event a request, and the growth with candidates."""
+    plain = cell(address, lambda n: home.body(n % 4, 10_000, 200), 1, seconds)[0]
+    above = quantiles(plain)[2] - quantiles(empty)[2]
+    yield row("http warm alone", "L10000 m200 c1", plain, f"{len(plain)} requests; p99 {above:.2f} ms above the empty service's (bound 25)")
+    grown = cell(address, lambda n: home.body(7, 10_000, 200, last=20_000 + n), 1, seconds / 2)[0]
+    yield row("http append", "L10000 m200 c1", grown, f"{len(grown)} requests, one new event each; p50 "
+              f"{np.median(grown) / np.median(plain):.2f} times that without")
+    sizes = (50, 200, 500, 1_000, 2_048)
+    medians = [float(np.median(cell(address, lambda n, m=m: home.body(n % 4, 10_000, m), 1, seconds / 5)[0])) for m in sizes]
+    slope, base = np.polyfit(sizes, medians, 1)
+    residual = np.abs(np.polyval((slope, base), sizes) - medians).max() / max(medians)
+    yield row("http candidates", "L10000 c1", medians, f"p50 at {sizes}: {', '.join(f'{value:.1f}' for value in medians)} ms; "
+              f"{base:.1f} + {slope * 1e3:.1f} ms per 1,000; largest residual {residual:.1%} of the largest")
+
+
+def overload(home: Home, seconds: float, redis: Redis | None, threads: str) -> Iterator[dict[str, str]]:
+    """Yields a run at twice the capacity, and one in which the store is killed and comes back."""
+    limit_ms = 1_000
+    with home.served(LONGREC_THREADS=threads, LONGREC_CALLER_REQUESTS="10000") as address:
+        worker = max(psutil.Process().children(recursive=True), key=lambda process: process.memory_info().rss)
+        bodies = (home.body(number, 2_000, 200, timeout_ms=limit_ms) for number in range(10**9))
+        asyncio.run(send(address, bodies, [0.1 * n for n in range(50)]))
+        first = asyncio.run(send(address, bodies, [0.0] * 64))
+        capacity = sum(a[0] == 200 for a in first) / max(a[1] for a in first)
+        memory: list[int] = []
+        random = np.random.default_rng(0)
+        moments = np.cumsum(random.exponential(1 / (2 * capacity), round(2 * capacity * seconds))).tolist()
+        answers = asyncio.run(send(address, bodies, moments, lambda _: memory.append(worker.memory_info().rss)))
+        yield summary("http overload", f"L2000 m200, {2 * capacity:.0f} requests/s, {seconds:.0f} s", answers, limit_ms, memory)
+        if redis is None:
+            return
+        moments = np.cumsum(random.exponential(1 / (0.5 * capacity), round(0.5 * capacity * 45))).tolist()
+        asked = [home.body(number % 16, 2_000, 200, timeout_ms=limit_ms) for number in range(16)]
+        expected = [json.loads(a[2])["scores"] for a in asyncio.run(send(address, iter(asked), [0.2 * n for n in range(16)]))]
+        answers = asyncio.run(send(address, (asked[n % 16] for n in range(10**9)), moments, redis.dies_between(10, 25)))
+        yield summary("http store dies", f"L2000 m200, {0.5 * capacity:.0f} requests/s, 45 s", answers, limit_ms, [], expected)
+
+
+def summary(claim: str, shape: str, answers: list[Answer], limit_ms: float, memory: list[int],
+            expected: list[dict[str, list[float]]] | None = None) -> dict[str, str]:
+    """Returns the row of an overload: codes, share of the accepted in time, memory, and scores that are not what they were."""
+    codes = Counter(answer[0] for answer in answers)
+    accepted = [answer for answer in answers if answer[0] in (200, 504)]
+    in_time = sum(answer[0] == 200 and answer[1] * 1e3 <= limit_ms for answer in accepted) / max(1, len(accepted))
+    notes = f"codes {dict(sorted(codes.items()))}; {in_time:.4%} of the accepted within {limit_ms:.0f} ms"
+    if memory:
+        second, last = (max(part) / 2**20 for part in (np.array_split(memory, 4)[1], np.array_split(memory, 4)[3]))
+        notes += f"; memory {second:.0f} MiB at most in the second quarter, {last:.0f} in the last"
+    if expected is not None:
+        found = [(json.loads(answer[2]), expected[number % 16]) for number, answer in enumerate(answers) if answer[0] == 200]
+        wrong = sum(float(np.abs(np.subtract(got["scores"]["label"], want["label"])).max()) > 1e-5 for got, want in found)
+        notes += f"; {sum(got['degraded'] for got, _ in found)} degraded; {wrong} other scores than before"
+    return row(claim, shape, [answer[1] * 1e3 for answer in accepted] or [0.0], notes)
+
+
+class Redis:
+    """A Redis of one's own, which keeps what it was given on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.folder, self.address = folder, f"127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, with what it had."""
+        options = ["--bind", "127.0.0.1", "--port", str(self._port), "--save", "", "--appendonly", "yes", "--dir", str(self.folder)]
+        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
+                return
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Kills it."""
+        self.process.kill()
+        self.process.wait()
+
+    def dies_between(self, first: float, last: float) -> Callable[[float], None]:
+        """Returns a function of the time that kills it at the first moment and starts it at the last one."""
+        todo = [(first, self.stop), (last, self.start)]
+
+        def at(moment: float) -> None:
+            if todo and moment >= todo[0][0]:
+                todo.pop(0)[1]()
+
+        return at
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="longrec bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["grid", "overload"], nargs="*", default=["grid", "overload"])
+    parser.add_argument("--seconds", type=float, default=2.0, help="of load in a cell (one burst at least)")
+    parser.add_argument("--overload-seconds", type=float, default=180.0)
+    parser.add_argument("--threads", default="2", help="LONGREC_THREADS of the server")
+    parser.add_argument("--dry-run", action="store_true", help="print the rows, do not append them to results.csv")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="longrec-bench-") as folder:
+        redis = Redis(Path(folder) / "redis") if shutil.which("redis-server") else None
+        try:
+            home = Home(Path(folder), redis.address if redis else "")
+            parts = {"grid": lambda: grid(home, chosen.seconds, chosen.threads),
+                     "overload": lambda: overload(home, chosen.overload_seconds, redis, chosen.threads)}
+            for name in chosen.only:
+                for found in parts[name]():
+                    if not chosen.dry_run:
+                        _rows.append([found])
+        finally:
+            if redis:
+                redis.stop()
+
+
+if __name__ == "__main__":
+    main()
