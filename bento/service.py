@@ -390,11 +390,13 @@ class Ranker:
         """Returns the answer to a request in one of its forms, or why there is none."""
         if isinstance(request, Refusal):
             return _refused(request)
+        timeout_ms = None
         try:
             top = request.top if isinstance(request, ExplainRequest) else 0
-            return written(await self._rank(request.asked(), top))
+            timeout_ms = (asked := request.asked()).timeout_ms
+            return written(await self._rank(asked, top))
         except LongrecError as error:
-            refusal = _refusal(error)
+            refusal = _refusal(error, timeout_ms)
             if refusal.shed:
                 self._metrics.shed(refusal.shed)
             return _refused(refusal)
@@ -508,8 +510,9 @@ def _scores(engine: Engine, query: Query) -> Any:
     return ranked.scores.T
 
 
-def _refusal(error: LongrecError) -> Refusal:
-    """Returns how a caller is told of an error: what is the request's own fault 400, what another time would mend 429 or 503."""
+def _refusal(error: LongrecError, timeout_ms: int | None) -> Refusal:
+    """Returns how a caller is told of an error: what is the request's own fault 400, or 408 when the time that it gave was too short; what
+    another time would mend 429 or 503."""
     from longrec.serving.engine import DeadlineExceeded, EngineClosed, Overloaded, TooManyRequests
 
     if isinstance(error, Overloaded):
@@ -518,7 +521,7 @@ def _refusal(error: LongrecError) -> Refusal:
     if isinstance(error, EngineClosed):
         return Refusal(503, "the service ends; ask another one", 1.0, "closed")
     if isinstance(error, DeadlineExceeded):
-        return Refusal(504, str(error), None, "deadline")
+        return Refusal(504 if timeout_ms is None else 408, str(error), None, "deadline")
     if isinstance(error, (ConfigError, DataError)):
         return Refusal(400, str(error))
     raise error

@@ -229,7 +229,7 @@ def summary(claim: str, shape: str, answers: list[Answer], limit_ms: float, memo
             expected: list[dict[str, list[float]]] | None = None) -> dict[str, str]:
     """Returns the row of an overload: codes, share of the accepted in time, memory, and scores that are not what they were."""
     codes = Counter(answer[0] for answer in answers)
-    accepted = [answer for answer in answers if answer[0] in (200, 504)]
+    accepted = [answer for answer in answers if answer[0] in (200, 408, 504)]
     in_time = sum(answer[0] == 200 and answer[1] * 1e3 <= limit_ms for answer in accepted) / max(1, len(accepted))
     notes = f"codes {dict(sorted(codes.items()))}; {in_time:.4%} of the accepted within {limit_ms:.0f} ms"
     if memory:

@@ -350,7 +350,7 @@ def test_explaining_names_events_of_the_history_used(client, user, items) -> Non
 def test_a_time_too_short_is_kept(client, user, items) -> None:
     started = time.monotonic()
     answers = [client.post("/rank", json={"user_id": user[0], "candidates": items * 100, "timeout_ms": 1}) for _ in range(20)]
-    assert {answer.status_code for answer in answers} <= {200, 503, 504} and time.monotonic() - started < 10
+    assert {answer.status_code for answer in answers} <= {200, 408, 503} and time.monotonic() - started < 10
     for answer in answers:
         assert answer.status_code == 200 or (answer.status_code == 503) == ("retry-after" in answer.headers)
 
