@@ -139,7 +139,7 @@ def open_stream(directory: Path, chosen: argparse.Namespace) -> RequestStream:
 
 def measure(chosen: argparse.Namespace, directory: Path) -> list[dict[str, str]]:
     """Returns the rows of results.csv."""
-    device, rows = torch.device(chosen.device), []
+    device, rows, load = torch.device(chosen.device), [], os.getloadavg()[0]
     write(directory, chosen.users, chosen.events, TARGETS)
     measured = {workers: epochs(directory, chosen, workers) for workers in chosen.workers}
     stream = open_stream(directory, chosen)
@@ -149,7 +149,7 @@ def measure(chosen: argparse.Namespace, directory: Path) -> list[dict[str, str]]
     for workers, (cold, times) in measured.items():
         rate, slow = stream.num_events / float(np.median(times)), stream.num_events / cold
         notes = [f"{rate / 1e6:.1f} M events/s, {slow / 1e6:.1f} from the disk", f"{num_bytes / stream.num_events:.2f} bytes/event",
-                 f"one thread copies {num_bytes / copied / 1e9:.1f} GB/s"]
+                 f"one thread copies {num_bytes / copied / 1e9:.1f} GB/s", f"load before {load:.1f}"]
         if wanted:
             notes.append(f"{rate / wanted:.1f} (from the disk {slow / wanted:.1f}) times the step's {wanted / 1e6:.2f} M events/s")
             notes.append(f"the trainer runs at {fed(stream, workers, device) / wanted:.3f} of it")
