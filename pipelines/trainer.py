@@ -83,23 +83,32 @@ def run_training_job(histories_dir: Union[str, Path], out_dir: Union[str, Path],
         LongrecError: the SDK is not installed, the cluster does not answer, or the job failed; with the last lines of its log.
     """
     job = prepare(Path(histories_dir), config)
-    with _understandable():
-        client = client or _client(config.platform)
-        name = _live(client, job) or submit(client, job, config.platform)
-        say(f"TrainJob {name}: {config.platform.trainer.num_nodes} nodes, runtime {config.platform.trainer.runtime}")
-        status = _wait(client, name, say)
-        if status != COMPLETE:
-            tail = [line.strip() for line in client.get_job_logs(name) if line.strip()][-LINES:]
-            said = next((line for line in reversed(tail) if line.startswith("longrec")), tail[-1] if tail else "no log")
-            say("\n".join(tail))
-            raise LongrecError(f"TrainJob {name} ended as {status}", found=said,
-                               fix="Started again, the step goes on from the last checkpoint; `kubectl describe trainjob` says more.")
+    if not (job.bundle / "bundle.json").is_file():  # a step that was killed after its job had ended left it there
+        with _understandable():
+            _train(client or _client(config.platform), job, config.platform, say)
     with files.replacing(out_dir) as temporary:
         shutil.copytree(job.bundle, temporary)
     meta = files.read_json(Path(out_dir) / "bundle.json")
     shutil.rmtree(job.folder, ignore_errors=True)
     names = {field.name for field in dataclasses.fields(TrainReport)}
     return TrainReport(**{**{name: value for name, value in meta["facts"].items() if name in names}, "version": meta["version"]})
+
+
+def _train(client: Any, job: TrainingJob, platform: PlatformConfig, say: Callable[[str], None]) -> None:
+    """Returns when the TrainJob of a training, a live one or a new one, is complete.
+
+    Raises:
+        LongrecError: it failed.
+    """
+    name = _live(client, job) or submit(client, job, platform)
+    say(f"TrainJob {name}: {platform.trainer.num_nodes} nodes, runtime {platform.trainer.runtime}")
+    if (status := _wait(client, name, say)) == COMPLETE:
+        return
+    tail = [line.strip() for line in client.get_job_logs(name) if line.strip()][-LINES:]
+    said = next((line for line in reversed(tail) if line.startswith("longrec")), tail[-1] if tail else "no log")
+    say("\n".join(tail))
+    raise LongrecError(f"TrainJob {name} ended as {status}", found=said,
+                       fix="Started again, the step goes on from the last checkpoint; `kubectl describe trainjob` says more.")
 
 
 def prepare(histories_dir: Path, config: RunConfig) -> TrainingJob:

@@ -93,6 +93,15 @@ def test_a_job_that_is_still_running_is_waited_for_and_its_failure_is_one_line(h
     assert any("ChildFailedError" in text for text in said)
 
 
+def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path / "home")
+    job = trainer.prepare(histories, settings)
+    report = train(histories, job.bundle, settings.model, settings.lengths, settings.train, 64, 3)
+    with trainer_cluster.running(runs=False) as (cluster, client):
+        assert trainer.run_training_job(histories, tmp_path / "out", settings, client=client).version == report.version
+    assert not cluster.created and Bundle.load(tmp_path / "out").version == report.version and not job.folder.exists()
+
+
 def test_a_cluster_that_does_not_answer_is_one_line(histories: Path, tmp_path: Path) -> None:
     with trainer_cluster.running(runs=False) as (_, client):
         pass
