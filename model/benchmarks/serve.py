@@ -1,6 +1,7 @@
 """The service over HTTP: latency by history length, candidates and concurrency, cold and warm; overload; a store that dies under load.
 
     longrec bench serve                         everything, about ten minutes on two cores
+    longrec bench serve --only alone            10,000 events x 200 candidates alone: its bound, new events, growth with candidates
     longrec bench serve --only grid --seconds 1 the table alone, about a second a cell
     longrec bench serve --only overload --overload-seconds 600
 
@@ -47,6 +48,7 @@ LENGTHS, CANDIDATES, CONCURRENCY = (1_000, 2_000, 10_000, 32_000), (50, 200, 500
 NUM_USERS, NUM_EVENTS, NUM_ITEMS = 8, 33_000, 4_000
 MODEL = ModelConfig(width=64, num_layers=2, num_heads=4)
 BUSY = 0.6
+PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000"}
 EMPTY = """import bentoml
 @bentoml.service(name="empty")
 class Empty:
@@ -160,6 +162,7 @@ def quantiles(times: list[float]) -> tuple[float, float, float]:
 
 def row(claim: str, shape: str, times: list[float], notes: str) -> dict[str, str]:
     """Returns a row of results.csv; its quantiles are 50, 95 and 99 %, as the claim says."""
+    notes += f"; load average {os.getloadavg()[0]:.1f}"
     found = _rows.row(f"{claim} p50 p95 p99", shape, "float32", quantiles(times), notes=notes)
     found["device"] = f"{_rows.cpu_name()}, {os.cpu_count()} cores"
     print(f"{claim:<22}{shape:<22}" + "".join(f"{value:9.2f}" for value in quantiles(times)), notes, flush=True)
@@ -168,15 +171,11 @@ def row(claim: str, shape: str, times: list[float], notes: str) -> dict[str, str
 
 def grid(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
     """Yields the table, each part beside a service that does nothing."""
-    fixed = {"LONGREC_THREADS": threads, "LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000"}
-    with serving("empty:Empty", home=home.path, folder=home.path) as address:
-        empty = {c: cell(address, lambda n: home.body(n, 10_000, 200), c, 2 * seconds)[0] for c in CONCURRENCY}
+    empty = {c: nothing(home, c, 2 * seconds) for c in CONCURRENCY}
     for c, times in empty.items():
         yield row("http empty", f"c{c}", times, f"{len(times)} requests")
     for kind, megabytes in (("warm", "4096"), ("cold", "0")):
-        with home.served(**fixed, LONGREC_CACHE_MB=megabytes) as address:
-            if kind == "warm":
-                yield from headline(home, address, empty[1], 10 * seconds)
+        with home.served(**PATIENT, LONGREC_THREADS=threads, LONGREC_CACHE_MB=megabytes) as address:
             for length in LENGTHS:
                 for candidates in CANDIDATES:
                     for c in CONCURRENCY:
@@ -184,6 +183,20 @@ def grid(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
                         floor = np.median(empty[c])
                         yield row(f"http {kind}", f"L{length} m{candidates} c{c}", times, f"{len(times)} requests; {rate:.1f} requests/s "
                                   f"in a burst; p50 {np.median(times) - floor:.1f} ms above empty, {np.median(times) / floor:.1f} times it")
+
+
+def nothing(home: Home, concurrency: int, seconds: float) -> list[float]:
+    """Returns the times in ms of a service that does nothing."""
+    with serving("empty:Empty", home=home.path, folder=home.path) as address:
+        return cell(address, lambda n: home.body(n, 10_000, 200), concurrency, seconds)[0]
+
+
+def alone(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
+    """Yields 10,000 events x 200 candidates, one request at a time, beside a service that does nothing."""
+    empty = nothing(home, 1, 2 * seconds)
+    yield row("http empty", "c1", empty, f"{len(empty)} requests")
+    with home.served(**PATIENT, LONGREC_THREADS=threads, LONGREC_CACHE_MB="4096") as address:
+        yield from headline(home, address, empty, 5 * seconds)
 
 
 def headline(home: Home, address: tuple[str, int], empty: list[float], seconds: float) -> Iterator[dict[str, str]]:
@@ -280,7 +293,7 @@ class Redis:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="longrec bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["grid", "overload"], nargs="*", default=["grid", "overload"])
+    parser.add_argument("--only", choices=["alone", "grid", "overload"], nargs="*", default=["alone", "grid", "overload"])
     parser.add_argument("--seconds", type=float, default=2.0, help="of load in a cell (one burst at least)")
     parser.add_argument("--overload-seconds", type=float, default=180.0)
     parser.add_argument("--threads", default="2", help="LONGREC_THREADS of the server")
@@ -290,7 +303,8 @@ def main() -> None:
         redis = Redis(Path(folder) / "redis") if shutil.which("redis-server") else None
         try:
             home = Home(Path(folder), redis.address if redis else "")
-            parts = {"grid": lambda: grid(home, chosen.seconds, chosen.threads),
+            parts = {"alone": lambda: alone(home, chosen.seconds, chosen.threads),
+                     "grid": lambda: grid(home, chosen.seconds, chosen.threads),
                      "overload": lambda: overload(home, chosen.overload_seconds, redis, chosen.threads)}
             for name in chosen.only:
                 for found in parts[name]():
