@@ -7,8 +7,8 @@ from components import component
 
 @component
 def evaluate(
-    bundle: Input[Model], histories: Input[Dataset], code_key: str, evaluation_config: dict, gate: dict, served_length: int, seed: int,
-    evaluation: Output[Artifact], report: Output[HTML], metrics: Output[Metrics],
+    bundle: Input[Model], histories: Input[Dataset], code_key: str, champion: str, home: str, evaluation_config: dict, gate: dict,
+    served_length: int, seed: int, evaluation: Output[Artifact], report: Output[HTML], metrics: Output[Metrics],
 ) -> bool:
     """Returns whether the gate lets the model pass; a single output, since a local `dsl.If` skips on named ones."""
     import shutil
@@ -16,10 +16,14 @@ def evaluate(
     from longrec.config import EvaluateConfig, GateConfig, build
     from longrec.data.files import write_json
     from longrec.evaluate import evaluate as evaluate_ranker
+    from longrec.models import comparable, store_dir
     from longrec.steps import numbers
 
     config = build(EvaluateConfig, {**evaluation_config, "served_length": served_length}, where="evaluate")
-    result = evaluate_ranker(bundle.path, histories.path, evaluation.path, config, build(GateConfig, gate, where="gate"), seed)
+    result = evaluate_ranker(
+        bundle.path, histories.path, evaluation.path, config, build(GateConfig, gate, where="gate"), seed,
+        champion_dir=comparable(home, store_dir(), champion),
+    )
     shutil.copyfile(f"{evaluation.path}/report.html", report.path)
     for name, value in numbers(result).items():
         metrics.log_metric(name, value)

@@ -7,14 +7,17 @@ from components import component
 
 @component
 def fingerprint(
-    data_uri: str, home: str, repo_dir: str
+    data_uri: str, home: str, repo_dir: str, gate: dict = {}
 ) -> NamedTuple(
-    "Keys", data=str, before=str, check_events=str, build_features=str, publish=str, retrieve=str, check_histories=str, train=str,
-    evaluate=str, package=str, study=str,
+    "Keys", data=str, before=str, champion=str, check_events=str, build_features=str, publish=str, retrieve=str, check_histories=str,
+    train=str, evaluate=str, package=str, study=str,
 ):
-    """Returns the fingerprints of the dataset, of the version before it, and of the steps' code (as `longrec.fingerprint.STEPS`)."""
+    """Returns the fingerprints of the dataset and of the one before it, the champion to beat, and the fingerprints of the steps' code."""
+    from longrec.config import GateConfig, build
     from longrec.data.location import fingerprint as of_dataset
     from longrec.data.store import version_before
     from longrec.fingerprint import of_steps
+    from longrec.models import read
 
-    return (of_dataset(data_uri), version_before(home, data_uri), *of_steps(repo_dir).values())
+    champion = build(GateConfig, gate, where="gate").against_champion and read(home).champion
+    return (of_dataset(data_uri), version_before(home, data_uri), champion or "", *of_steps(repo_dir).values())

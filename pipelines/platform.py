@@ -6,8 +6,8 @@ from kfp import dsl
 
 from longrec.config import PlatformConfig, StepConfig
 
-HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "train-job", "package")
-"""Steps that use the home: the feature store, and the checkpoints of trainings."""
+HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "train-job", "evaluate", "package")
+"""Steps that use the home: the feature store, the checkpoints of trainings, the registry of models and the BentoML store."""
 DATA_STEPS = ("fingerprint", "check-events", "build-features", "retrieve")
 """Steps that read the dataset."""
 UNCACHED = ("fingerprint", "publish", "finish")
@@ -34,7 +34,8 @@ def _set_container(task: dsl.PipelineTask, step: str, platform: PlatformConfig, 
         task.set_accelerator_type(settings.gpu_type).set_accelerator_limit(settings.gpu)
     if settings.retries:
         task.set_retry(settings.retries, backoff_duration=f"{settings.backoff_seconds}s", backoff_factor=2.0, backoff_max_duration="600s")
-    for name, value in platform.env.items():
+    store = {"BENTOML_HOME": f"{platform.home}/bentoml"} if platform.home_volume and step in HOME_STEPS else {}
+    for name, value in (store | platform.env).items():
         task.set_env_variable(name, value)
 
 

@@ -73,7 +73,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             pipeline=NAME, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, data_uri=data_uri, webhook=webhook
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
-            keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir), "fingerprint", platform).outputs
+            keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir, gate=gate), "fingerprint", platform).outputs
             published = published_features(keys, platform, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks)
             histories, report = checked_histories(
                 keys, platform, published=published, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks, seed=seed
@@ -85,8 +85,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             )
             bundle = place(trained, step, platform).outputs["bundle"]
             evaluated = evaluate_ranker(
-                bundle=bundle, histories=histories, code_key=keys["evaluate"], evaluation_config=evaluate, gate=gate,
-                served_length=served_length, seed=seed,
+                bundle=bundle, histories=histories, code_key=keys["evaluate"], champion=keys["champion"], home=home,
+                evaluation_config=evaluate, gate=gate, served_length=served_length, seed=seed,
             )
             place(evaluated, "evaluate", platform)
             with dsl.If(evaluated.outputs["Output"] == True, name="gate passed"):  # noqa: E712  (kfp overloads ==)

@@ -244,7 +244,8 @@ class GateConfig:
         min_gain_over_popularity: least AUC gain over the popularity baseline of the same split.
         min_calibration, max_calibration: bounds of mean prediction over mean label.
         max_ece: largest expected calibration error; 1 for no bound.
-        metric: what is compared with the champion, where one is given: `auc` or `gauc`.
+        against_champion: whether the model must also hold against the champion of the home (`longrec models`), if it can be served there.
+        metric: what is compared with the champion: `auc` or `gauc`.
         max_loss_to_champion: largest loss of that metric that the 95 % interval of the paired difference may leave possible for the
             first task; a further task refuses the model when its whole interval lies below this loss.
         min_slice_targets: targets from which on a slice is looked at.
@@ -260,6 +261,7 @@ class GateConfig:
     min_calibration: float = 0.5
     max_calibration: float = 2.0
     max_ece: float = 1.0
+    against_champion: bool = False
     metric: Literal["auc", "gauc"] = "auc"
     max_loss_to_champion: float = 0.005
     min_slice_targets: int = 1_000

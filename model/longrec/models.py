@@ -16,6 +16,7 @@ import datetime
 import fcntl
 import getpass
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -228,13 +229,44 @@ def unshadow(home: str | Path, *, by: str, why: str) -> Registry:
         return _decide(home, before, "unshadow", None, before.challenger, by, why, after)
 
 
-def adopt(home: str | Path, version: str, *, why: str) -> bool:
-    """Makes a version the champion of a home that has none; returns whether it did. For `package`: the first model needs no decision."""
+def adopt(home: str | Path, store: str | Path, version: str, *, why: str) -> bool:
+    """Makes a version the champion of a home that has none; returns whether it did. For `package`: the first model needs no decision.
+
+    A champion for another schema than that of the published features counts for nothing: no service could load it from this home.
+    """
     with _changing(home) as before:
-        if before.champion is not None:
+        if before.champion is not None and not _is_foreign(home, store, before.champion):
             return False
-        _decide(home, before, "adopt", version, None, user(), why, dataclasses.replace(before, champion=version))
+        after = dataclasses.replace(before, champion=version, challenger=None, mirror_share=0.0)
+        _decide(home, before, "adopt", version, before.champion, user(), why, after)
         return True
+
+
+def comparable(home: str | Path, store: str | Path, version: str) -> Path | None:
+    """Returns the bundle of a version, a champion, for the gate to compare with; None where there is nothing to compare.
+
+    That is so without a version, where the store does not hold it, and where it is for another schema than the published features.
+    """
+    if not version or _is_foreign(home, store, version):
+        return None
+    try:
+        return bundle_dir(store, version)
+    except ModelError as error:
+        logging.getLogger(__name__).warning("the gate compares with no champion: %s", error)
+        return None
+
+
+def _is_foreign(home: str | Path, store: str | Path, version: str) -> bool:
+    """Returns whether a version of the store is for another schema than that of the published features."""
+    from longrec.data.store import Published
+
+    try:
+        check_schema(bundle_dir(store, version), Published.open(home).path / "features" / "schema.json")
+    except SchemaMismatch:
+        return True
+    except LongrecError:
+        return False  # it is not there, or nothing is published: then nothing is known
+    return False
 
 
 def check(home: str | Path, store: str | Path, version: str) -> None:

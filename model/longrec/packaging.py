@@ -109,8 +109,8 @@ def package(bundle_dir: str | Path, evaluation_dir: str | Path, histories_dir: s
         files.write_json(parity_path, dataclasses.asdict(parity))
         _refuse_unequal(parity)
         _bentoml(build_script, "keep", tag=tag, folder=str(folder.resolve()), again=again)
-    if models.adopt(home, tag.partition(":")[2], why="the first model packaged for this home"):
-        log.info("%s is the champion of %s, which had none", tag, home)
+    if models.adopt(home, models.store_dir(), tag.partition(":")[2], why="the first model packaged for this home and schema"):
+        log.info("%s is the champion of %s, which had none that it could serve", tag, home)
     seconds = time.perf_counter() - started
     log.info("packaged %s in %.1f s, scores differ by at most %.2g", tag, seconds, max(parity.scorer_error, parity.http_error))
     return PackageReport(tag, str(out_dir), staged.labels, staged.wheel, parity, seconds)

@@ -86,10 +86,24 @@ def test_what_is_refused_changes_nothing(home: Path, store: Path, wrong, error, 
     assert models.read(home) == before and len(models.log(home)) == 1
 
 
-def test_the_first_model_is_adopted_and_no_other(home: Path) -> None:
-    assert models.adopt(home, "v1", why="the first")
-    assert not models.adopt(home, "v2", why="the second")
+def test_the_first_model_is_adopted_and_no_other(home: Path, store: Path) -> None:
+    assert models.adopt(home, store, "v1", why="the first")
+    assert not models.adopt(home, store, "v2", why="the second")
     assert (models.read(home).champion, [change.action for change in models.log(home)]) == ("v1", ["adopt"])
+
+
+def test_a_champion_that_the_home_cannot_serve_any_more_gives_way_and_is_not_compared_with(home: Path, store: Path) -> None:
+    assert models.adopt(home, store, "foreign", why="before other features were published")
+    assert models.comparable(home, store, "foreign") is None
+    assert models.adopt(home, store, "v1", why="the first of the new schema")
+    assert models.log(home)[-1].replaced == "foreign"
+    assert models.comparable(home, store, "v1") == models.bundle_dir(store, "v1")
+    assert models.comparable(home, store, "gone") is None and models.comparable(home, store, "") is None
+
+
+def test_a_champion_that_another_machine_keeps_stays(home: Path, store: Path, tmp_path: Path) -> None:
+    assert models.adopt(home, store, "v1", why="the first")
+    assert not models.adopt(home, tmp_path / "empty", "v2", why="a pod whose store is empty")
 
 
 def test_a_kill_between_file_and_log_is_made_good(home: Path, store: Path) -> None:
@@ -104,9 +118,9 @@ def test_a_kill_between_file_and_log_is_made_good(home: Path, store: Path) -> No
     assert [change.generation for change in models.log(home)] == [1, 2, 3]
 
 
-def test_decisions_at_the_same_time_follow_each_other(home: Path) -> None:
+def test_decisions_at_the_same_time_follow_each_other(home: Path, store: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        adopted = list(pool.map(lambda n: models.adopt(home, f"v{n}", why="race"), range(16)))
+        adopted = list(pool.map(lambda n: models.adopt(home, store, f"v{n}", why="race"), range(16)))
     assert sum(adopted) == 1 and len(models.log(home)) == 1
 
 

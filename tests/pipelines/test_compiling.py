@@ -224,7 +224,7 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(placed: tuple[di
     mounts = {step: {(mount["constant"], mount["mountPath"]) for mount in pod.get("pvcMount", ())} for step, pod in pods.items()}
     home, data = ("rec-home", "/srv/longrec"), ("logs", "/logs")
     assert mounts["retrieve"] == mounts["fingerprint"] == mounts["check-events"] == {home, data} and mounts["build-features"] == {data}
-    assert mounts["publish"] == mounts["train"] == mounts["package"] == {home} and mounts["evaluate"] == set()
+    assert mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {home} and mounts["check-histories"] == set()
     for step, pod in pods.items():
         secrets = {secret["secretName"]: {(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]} for secret in pod["secretAsEnv"]}
         assert secrets.pop("s3") == {("accesskey", "AWS_ACCESS_KEY_ID")}

@@ -190,6 +190,13 @@ def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) ->
     assert sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml")) == before
 
 
+def test_the_gate_compares_with_the_champion_where_it_is_asked_to(place: Place) -> None:
+    """A model of one step cannot show that it is as good as the champion, which is the first model of the home."""
+    answer = place.run("--users", "60", "--events", "64", "--set", "gate.against_champion=true", "--set", "train.max_steps=1")
+    assert answer.returncode == 3, answer.stderr
+    assert any("champion" in reason for reason in place.summary()["gate"]["reasons"])
+
+
 def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Place) -> None:
     answer = place.longrec("synth", "--out", "poisoned", "--users", "40", "--events", "40")
     assert answer.returncode == 0, answer.stderr
