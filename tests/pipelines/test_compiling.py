@@ -126,7 +126,8 @@ def test_each_step_gets_its_own_section_of_the_configuration_only() -> None:
     sections = {"data", "checks", "model", "lengths", "train", "evaluate", "gate"}
     assert {name: parameters & sections for name, parameters in given.items() if parameters & sections} == {
         "build-features": {"data"}, "check-events": {"checks"}, "retrieve": {"data"}, "check-histories": {"checks"},
-        "train": {"model", "lengths", "train"}, "evaluate": {"evaluate", "gate"}, "condition-2": {"gate"}}
+        "train": {"model", "lengths", "train"}, "evaluate": {"evaluate", "gate"}, "condition-2": {"gate"},
+        "fingerprint": {"gate"}}, "the last is never cached: it asks for the champion only where the gate does"
 
 
 @pytest.mark.parametrize("name", GRAPHS)
