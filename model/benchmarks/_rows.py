@@ -82,7 +82,7 @@ def append(rows: list[dict[str, str]], path: Path = RESULTS) -> None:
     """Adds rows to a CSV file, with its header when it is new."""
     is_new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, FIELDS)
+        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(rows)
