@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,12 +116,15 @@ def show_dataset(report: Mapping[str, Any]) -> None:
 def show_models(found: Mapping[str, Any]) -> None:
     """Prints the models of the store, the workers that serve, and the last decisions (`versions.summary`)."""
     console = _out()
-    metrics = sorted({name for model in found["models"] for name in model["labels"] if name.endswith((".auc", ".logloss"))})
-    table = _table(f"{len(found['models'])} models", "version", "role", "created", "schema", "bundle", *metrics, "problem")
+    metrics = sorted({name for model in found["models"] for name in model["labels"] if name.endswith(".auc")})
+    table = _table(f"{len(found['models'])} models", "version", "role", "created", *metrics)
     for model in found["models"]:
-        table.add_row(model["version"], model["role"], model["created"][:16], model["schema"][:8], model["bundle"][:8],
-                      *(model["labels"].get(name, "-") for name in metrics), model["problem"][:60])
+        table.add_row(model["version"], model["role"], model["created"][:16], *(model["labels"].get(name, "-") for name in metrics))
     console.print(table)
+    for model in found["models"]:
+        if model["problem"]:
+            problem = textwrap.shorten(model["problem"], 200, placeholder=" ...")
+            console.print(f"problem   {model['version']}: {problem}", style="yellow", markup=False)
     for worker in found["workers"]:
         pinned = " (pinned)" if worker["pinned"] else ""
         console.print(f"worker    {worker['host']} {worker['pid']} serves {worker['serving']}{pinned}")
