@@ -58,7 +58,7 @@ def test_an_edit_touches_the_steps_that_can_reach_it(copy: Path, before: dict[st
 
 def test_the_step_returns_them_in_the_order_of_its_names() -> None:
     names = fingerprint.component_spec.outputs
-    assert set(names) == {"data", "before", *STEPS} and list(of_steps(ROOT / "feature_repo")) == list(STEPS)
+    assert set(names) == {"data", "before", "champion", *STEPS} and list(of_steps(ROOT / "feature_repo")) == list(STEPS)
 
 
 def test_imports_are_found_wherever_they_are_but_for_types() -> None:
