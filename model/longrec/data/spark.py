@@ -27,7 +27,7 @@ def packing(session: Any) -> features.Packing:
     """Returns what `features.build` takes as `pack` to have the users packed by a Spark session.
 
     Args:
-        session: a `pyspark.sql.SparkSession` whose executors can read the dataset and import longrec.
+        session: a `pyspark.sql.SparkSession` whose executors can read the dataset, and whose Python (PYSPARK_PYTHON) can import longrec.
     """
     return lambda source, hold: _packed(session, source, hold)
 

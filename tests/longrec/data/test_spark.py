@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def session() -> Iterator[Any]:
     if shutil.which("java") is None:
         pytest.skip("java is not installed")
     os.environ["PYTHONPATH"] = f"{ROOT / 'model'}:{os.environ.get('PYTHONPATH', '')}"
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # else the first python3 on PATH, which need not be ours
     builder = pyspark.sql.SparkSession.builder.master("local[2]").appName("longrec").config("spark.ui.enabled", "false")
     found = builder.config("spark.sql.shuffle.partitions", "4").config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
     yield found
