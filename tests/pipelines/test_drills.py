@@ -21,7 +21,7 @@ from pipelines.local import LocalRun, Step, run
 from tests.pipelines.test_end_to_end import CONFIG
 
 ROOT = Path(__file__).parents[2]
-RETRYING = PlatformConfig(steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}})
+RETRYING = PlatformConfig(home_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}})
 MOMENTS = (0.4,)
 """Shares of a step's undisturbed time at which it is killed."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
