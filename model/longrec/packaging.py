@@ -32,7 +32,7 @@ from longrec.parity import PackagingError, ParityReport, check_parity, last_line
 
 log = logging.getLogger(__name__)
 
-NAME = "longrec-ranker"
+NAME = models.NAME
 EXTRA = "serve"
 """Extra of the wheel with what the service needs."""
 LABEL_METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
@@ -123,8 +123,8 @@ def keep(tag: str, folder: str | Path, repo_dir: str | Path) -> None:
         PackagingError: the folder holds no such bento.
     """
     name, _, version = tag.partition(":")
-    home = Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
-    if not all((home / kind / name / version).is_dir() for kind in ("bentos", "models")):
+    store = models.store_dir()
+    if not all((store / kind / name / version).is_dir() for kind in ("bentos", "models")):
         _bentoml(checkout(repo_dir) / "bento" / "build.py", "keep", tag=tag, folder=str(Path(folder).resolve()), again=True)
 
 
