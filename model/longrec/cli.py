@@ -27,7 +27,7 @@ REFUSED = 3
 
 
 class _Group(TyperGroup):
-    """Turns a LongrecError of any verb into one message on stderr and exit code 1."""
+    """Turns a LongrecError of any verb into one message on stderr and its exit code, 1 for most."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,7 +35,7 @@ class _Group(TyperGroup):
         except LongrecError as error:
             rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""  # of several processes that torchrun started
             typer.echo(f"longrec{rank}: {error}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(error.exit_code) from error
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,

@@ -81,6 +81,14 @@ class Ranks:
             values /= self.num_ranks
         return values
 
+    def any(self, claim: bool) -> bool:
+        """Returns on every rank whether `claim` holds on one of them; every rank asks together."""
+        if self.num_ranks == 1:
+            return claim
+        held = torch.tensor([int(claim)])
+        dist.all_reduce(held, dist.ReduceOp.MAX, self.host)
+        return bool(held)
+
     def exchange(self, tables: Iterable[Tensor]) -> None:
         """Puts the mean over all ranks into the sparse gradients of tables.
 

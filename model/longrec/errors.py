@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class LongrecError(ValueError):
     """A mistake in the input, the configuration or the environment that the user can mend.
@@ -12,6 +14,9 @@ class LongrecError(ValueError):
         expected: what should have been there.
         fix: what the user can do next.
     """
+
+    exit_code: ClassVar[int] = 1
+    """Of the command that it ends."""
 
     def __init__(self, what: str, *, found: object = None, expected: object = None, fix: str = "") -> None:
         self.what, self.found, self.expected, self.fix = what, found, expected, fix
@@ -46,3 +51,9 @@ class GateRefused(LongrecError):
 
 class StoreError(LongrecError):
     """The feature store is missing, unreachable or answered something unusable."""
+
+
+class Stopped(LongrecError):
+    """A training was told to stop (SIGTERM); it ended between two steps."""
+
+    exit_code = 128 + 15

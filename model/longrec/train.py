@@ -9,7 +9,9 @@ import fcntl
 import itertools
 import logging
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ from longrec.data.histories import Histories
 from longrec.data.lengths import LengthLaw
 from longrec.data.stream import EncodedHistories, RequestStream, moved, prefetch
 from longrec.distributed import Ranks
-from longrec.errors import ConfigError, DataError
+from longrec.errors import ConfigError, DataError, Stopped
 from longrec.nn.ranker import Ranker
 from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.trainer import CurveRow, Listener, Trainer, enough_memory
@@ -166,24 +168,44 @@ def fit(ranker: Ranker, encoded: EncodedHistories, lengths: LengthConfig, train:
 
 
 def loop(trainer: Trainer, streams: Sequence[RequestStream], checkpoints: Checkpoints | None, listeners: Sequence[Listener]) -> None:
-    """Trains to the end, from where the trainer is; writes checkpoints and tells the listeners of each row of the curve."""
+    """Trains to the end, from where the trainer is; writes checkpoints and tells the listeners of each row of the curve.
+
+    Raises:
+        Stopped: a rank got SIGTERM, as from Kubernetes before it takes a node away; all end after the same step, with a checkpoint.
+    """
     config, done = trainer.config, trainer.state.step
     ends = set(np.cumsum([len(stream) for stream in streams]).tolist())
     batches = prefetch(_left(streams, done), num_workers=config.num_workers, pin=trainer.device.type == "cuda")
     trainer.start()
-    with contextlib.closing(batches):
+    with contextlib.closing(batches), _told_to_stop() as told:
         for step, (host, batch) in enumerate(moved(itertools.islice(batches, trainer.num_steps - done), trainer.device), done + 1):
             rows = trainer.step(host, batch)
-            due = config.checkpoint_every and (step % config.checkpoint_every == 0 or step in ends)
+            stop = trainer.ranks.any(told.is_set()) and step < trainer.num_steps
+            due = stop or (config.checkpoint_every and (step % config.checkpoint_every == 0 or step in ends))
             if due or step == trainer.num_steps:
                 rows += trainer.settle()
             for row, listener in itertools.product(rows, listeners):
                 listener(row, trainer.num_steps)
             if checkpoints is not None and due:
-                checkpoint = trainer.checkpoint()
-                if trainer.ranks.is_lead:
-                    _save(checkpoints, checkpoint)
+                _save(checkpoints, trainer)
+            if stop:
+                raise Stopped("the training was told to stop (SIGTERM)", found=f"step {step} of {trainer.num_steps}",
+                              fix="" if checkpoints is None else "Start the same command again: it goes on from there.")
     trainer.finish()
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Yields what is set once this process gets SIGTERM, which does nothing else meanwhile; it is heard in the main thread only."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
@@ -200,7 +222,13 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
         log.log(level, "going on after step %d of %d, from %s", checkpoint.step, trainer.num_steps, checkpoints.folder)
 
 
-def _save(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
+def _save(checkpoints: Checkpoints, trainer: Trainer) -> None:
+    """Writes a checkpoint on the lead, for which the others wait, as they would in the next step."""
+    checkpoint = trainer.checkpoint()
+    trainer.ranks.lead_first(lambda: _write_checkpoint(checkpoints, checkpoint), lambda: None)
+
+
+def _write_checkpoint(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint; where that fails, as on a full disk, the training goes on with those before, and a warning."""
     from safetensors import SafetensorError
 

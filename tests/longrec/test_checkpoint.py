@@ -21,6 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from longrec import errors
 from longrec import train as training
 from longrec.checkpoint import Checkpoint, Checkpoints
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
@@ -160,6 +161,23 @@ def test_stopped_at_a_step_it_ends_with_the_same_bytes(directory: Path, whole: P
     with pytest.raises(Stopped):
         run(directory, out, stop_at=stop_at)
     run(directory, out, dataclasses.replace(TRAIN, num_workers=3, checkpoint_every=7))  # what only changes the pace may change
+    assert_equal(out, whole)
+
+
+def test_told_to_stop_it_ends_between_two_steps_and_goes_on_from_there(directory: Path, whole: Path, tmp_path: Path) -> None:
+    out, told = tmp_path / "bundle", []
+
+    def listen(row: CurveRow, _: int) -> None:
+        told.append(row.step)
+        if row.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(errors.Stopped, match=r"told to stop \(SIGTERM\); found step 7 of \d+\. Start the same command again"):
+        training.train(directory, out, MODEL, LENGTHS, TRAIN, 64, 3, on_progress=listen)
+    assert told[-1] == 7 and signal.getsignal(signal.SIGTERM) is before  # the step that was under way, and no checkpoint was due there
+    training.train(directory, out, MODEL, LENGTHS, TRAIN, 64, 3, on_progress=listen)
+    assert told[7] == 8
     assert_equal(out, whole)
 
 

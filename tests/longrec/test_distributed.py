@@ -113,7 +113,7 @@ def rank_of(pid: str) -> str | None:
     return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
 
 
-def kill_at(step: int, rank: str, arguments: list[str]) -> str:
+def kill_at(step: int, rank: str, arguments: list[str], *, number: signal.Signals = signal.SIGKILL) -> str:
     """Returns what the job said after one of its ranks was killed at a step; the job has ended by itself then, with a failure."""
     said = []
     with subprocess.Popen(arguments, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as job:
@@ -123,7 +123,7 @@ def kill_at(step: int, rank: str, arguments: list[str]) -> str:
             if line.startswith(f"step {step}/"):
                 children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
                 [victim] = [pid for pid in children if rank_of(pid) == rank]
-                os.kill(int(victim), signal.SIGKILL)
+                os.kill(int(victim), number)
     assert job.returncode not in (0, None)
     return "".join(said)
 
@@ -139,6 +139,32 @@ def test_a_rank_that_dies_ends_the_job_and_the_same_command_goes_on(directory: P
     weights, uninterrupted = load_file(out / "model.safetensors"), load_file(two / "model.safetensors")
     assert all(torch.equal(weights[name], uninterrupted[name]) for name in weights)
     assert [row["loss"] for row in curve(out)] == [row["loss"] for row in curve(two)]
+
+
+@pytest.mark.slow
+def test_one_rank_that_is_told_to_stop_stops_all_after_the_same_step(directory: Path, two: Path, tmp_path: Path) -> None:
+    """As when Kubernetes takes one node of a job away."""
+    out = tmp_path / "bundle"
+    text = kill_at(6, "1", command(directory, out, num_processes=2), number=signal.SIGTERM)
+    steps = {line.partition("found step ")[2].partition(" ")[0] for line in text.splitlines() if "told to stop" in line}
+    assert len(steps) == 1 and "exitcode  : 143" in text, text
+    done = run(directory, out, num_processes=2)
+    assert done.returncode == 0 and f"going on after step {steps.pop()}" in done.stderr
+    weights, uninterrupted = load_file(out / "model.safetensors"), load_file(two / "model.safetensors")
+    assert all(torch.equal(weights[name], uninterrupted[name]) for name in weights)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_stop_ends_with_the_exit_code_of_it(directory: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(command(directory, tmp_path / "bundle", num_processes=1), text=True, stderr=subprocess.PIPE) as job:
+        assert job.stderr is not None
+        said = []
+        for line in job.stderr:
+            said.append(line)
+            if line.startswith("step 3/"):
+                job.terminate()
+    assert job.returncode == 143 and said[-1].startswith("longrec: the training was told to stop (SIGTERM)"), said
+    assert len(list(tmp_path.glob(".bundle.work/checkpoints/*/step-*"))) >= 1
 
 
 ROW_WISE = "train.embedding_sharding=row_wise"
