@@ -22,7 +22,7 @@ def study(config: Annotated[Path, typer.Option(help="A YAML file: base, variants
     """Train a grid of models on the same histories and compare them on the same requests.
 
     Writes OUT/report.html, runs.csv, curves.csv, differences.csv, fits.csv, study.json; one file per run in OUT/runs. Kill it whenever
-    you like: the next call goes on with the runs that are left.
+    you like: the next call goes on with the runs that are left. Ends with 1 where a run failed; the next call tries it again.
 
     \b
     Examples:
@@ -30,6 +30,7 @@ def study(config: Annotated[Path, typer.Option(help="A YAML file: base, variants
       longrec study --config configs/study-dev-events.yaml --histories DIR --out OUT --workers 4 --limit 480
     """
     from longrec import study as studies
+    from longrec.study_page import at_served
 
     settings = studies.load(config, sets or [])
     if only_report:
@@ -38,16 +39,18 @@ def study(config: Annotated[Path, typer.Option(help="A YAML file: base, variants
         report = studies.grid(histories, out, settings, num_workers=workers, limit_seconds=limit, on_run=_say)
     if as_json:
         value = {"name": report.name, "num_cells": report.num_cells, "num_done": report.num_done, "recovery": report.recovery,
-                 "report": str(out / "report.html"), "curves": report.curves}
+                 "report": str(out / "report.html"), "curves": report.curves, "failures": report.failures}
         typer.echo(json.dumps(value, indent=2))
-        return
-    for row in (row for row in report.curves if row["length"] == settings.base.evaluate.served_length):
-        point = "".join(f", {key} {value}" for key, value in row.items() if "." in key)
+        raise typer.Exit(1 if report.failures else 0)
+    for row in at_served(report.curves, settings.base.evaluate.served_length):
+        point = "".join(f", {key} {value}" for key, value in row.items() if "." in key) + f" at {row['length']:,}"
         around = "" if row["auc_low"] is None else f"  {row['auc_low']:.4f} to {row['auc_high']:.4f}"
-        typer.echo(f"{row['variant'] + point:<40} AUC {row['auc']:.4f}{around}")
+        typer.echo(f"{row['variant'] + point:<40} AUC {'not defined' if row['auc'] is None else format(row['auc'], '.4f')}{around}")
+    typer.echo(f"{report.num_done} of {report.num_cells} runs; {out / 'report.html'}")
     for failure in report.failures:
         typer.echo(f"{failure['id']}: {failure['error']}", err=True)
-    typer.echo(f"{report.num_done} of {report.num_cells} runs; {out / 'report.html'}")
+    if report.failures:
+        raise typer.Exit(1)
 
 
 def _say(row: dict[str, Any], done: int, of: int) -> None:

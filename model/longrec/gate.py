@@ -83,7 +83,7 @@ def _against_champion(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
     for place, (task, difference) in enumerate(evidence.champion.items()):
         end, bound = ("high", difference.high) if place else ("low", difference.low)
         of = f" of {task}" if len(evidence.tasks) > 1 else ""
-        value = Estimate(bound if bound is not None else difference.value, reason=difference.reason)
+        value = Estimate(bound, reason=difference.reason)  # a difference without an interval excludes no loss
         what = f"The {end} end of the 95 % interval of {gate.metric.upper()}{of} minus the champion's"
         yield _criterion("max_loss_to_champion", what, value, low=-gate.max_loss_to_champion)
 

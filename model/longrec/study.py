@@ -7,7 +7,8 @@ A cell is a whole configuration: a variant (named overrides), a point of the gri
 bootstrap values behind their intervals, on resamples that are equal in all cells, so that any two cells can be compared as a pair
 from their files alone. Everything takes paths and plain values: a cell can run in another process, or on another machine.
 
-Intervals (95 %) resample users, and the seeds of a variant with them: with few seeds they are somewhat too narrow.
+Intervals (95 %) resample users, and the seeds of a variant with them; from three seeds they reach about from the worst to the best of them.
+A metric that one seed of a variant does not define is not defined for the variant: to leave out a seed that went wrong would flatter it.
 Shape letters: S seeds, B resamples.
 """
 
@@ -27,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -243,12 +245,12 @@ def grid(histories_dir: str | Path, out_dir: str | Path, study: StudyConfig, *, 
     left = [cell for cell in cells if not (Path(out_dir) / RUNS / f"{cell.id}.json").exists()]
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     failures: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix=".encoded-", dir=out_dir) as cache:
+    with _scratch(Path(out_dir) / "encoded") as cache:
         if left:
             prepare(histories_dir, cache)
         due = (cell.to_dict() for cell in left if not limit_seconds or time.perf_counter() - started < limit_seconds)
         number = len(cells) - len(left)
-        for cell, result in _results(str(histories_dir), str(out_dir), due, cache, num_workers):
+        for cell, result in _results(str(histories_dir), str(out_dir), due, str(cache), num_workers):
             if isinstance(result, Exception):
                 log.error("the run %s failed: %s", cell["id"], result)
                 failures.append({"id": cell["id"], "variant": cell["variant"], "error": f"{type(result).__name__}: {result}"})
@@ -258,6 +260,18 @@ def grid(histories_dir: str | Path, out_dir: str | Path, study: StudyConfig, *, 
                 on_run(result, number, len(cells))
     _opened.cache_clear()
     return collect(out_dir, study, failures)
+
+
+@contextlib.contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """Yields a new directory beside `place` and removes it; those of killed calls go too."""
+    files.tidy(place)
+    directory = files.beside(place, "tmp")
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def run_one(histories_dir: str | Path, out_dir: str | Path, cell: Mapping[str, Any], *, cache_dir: str | Path | None = None) -> Row:
@@ -350,8 +364,13 @@ class Group:
         return int(next(iter(self.rows.values()))["served_length"])
 
     def samples(self, metric: str, length: int) -> Float:
-        """Returns the resampled values of a metric at a served length, float64 [S, B + 1]; the first of each row is the value itself."""
-        entries = (next(entry for entry in row["lengths"] if entry["length"] == length) for row in self.rows.values())
+        """Returns the resampled values of a metric at a served length, float64 [S, B + 1]; the first of each row is the value itself.
+
+        Where a seed does not define it, nan of [S, 1].
+        """
+        entries = [next(entry for entry in row["lengths"] if entry["length"] == length) for row in self.rows.values()]
+        if not all(metric in entry["samples"] for entry in entries):
+            return np.full((len(entries), 1), np.nan)
         return np.array([[entry[metric], *entry["samples"][metric]] for entry in entries], np.float64)
 
     def mean(self, name: str) -> float:
@@ -387,11 +406,15 @@ def interval(samples: Float) -> Estimate:
 
 
 def over_seeds(samples: Float) -> Float:
-    """Returns the mean over seeds, float64 [B + 1]: of all for the value itself, of as many drawn with replacement for each resample."""
+    """Returns the mean over seeds, float64 [B + 1]: of all for the value itself, of S - 1 drawn with replacement for each resample.
+
+    S - 1, not S, so that the resamples vary as the mean of S seeds does (of one, that one).
+    Source: Rao and Wu 1988, Resampling inference with complex survey data, section 2.
+    """
     seeds, columns = samples.shape
-    drawn = np.random.default_rng(0).integers(seeds, size=(seeds, columns))
-    drawn[:, 0] = np.arange(seeds)
+    drawn = np.random.default_rng(0).integers(seeds, size=(max(seeds - 1, 1), columns))
     mean: Float = np.take_along_axis(samples, drawn, axis=0).mean(0)
+    mean[0] = samples[:, 0].mean()
     return mean
 
 
@@ -421,16 +444,30 @@ def _results(histories_dir: str, out_dir: str, due: Iterator[Row], cache_dir: st
             except Exception as error:
                 yield cell, error
         return
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        def start(cells: Iterator[Row]) -> dict[Future[Row], Row]:
-            return {pool.submit(run_one, histories_dir, out_dir, cell, cache_dir=cache_dir): cell for cell in cells}
+    yield from _side_by_side(functools.partial(run_one, histories_dir, out_dir, cache_dir=cache_dir), due, num_workers)
 
-        pending = start(itertools.islice(due, num_workers))
-        while pending:
-            done = next(as_completed(pending))
-            failure = done.exception()
-            yield pending.pop(done), failure if isinstance(failure, Exception) else done.result()
-            pending |= start(itertools.islice(due, 1))
+
+def _side_by_side(run: Callable[[Row], Row], due: Iterator[Row], num_workers: int) -> Iterator[tuple[Row, Row | Exception]]:
+    """Yields each cell with its result or failure. A process that dies (out of memory, say) breaks its pool for good: what ran there
+    has failed, the rest goes on in a new one."""
+    for first in due:
+        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+            pending = {_submit(pool, run, cell): cell for cell in (first, *itertools.islice(due, num_workers - 1))}
+            while pending:
+                done = next(as_completed(pending))
+                failure = done.exception()
+                yield pending.pop(done), failure if isinstance(failure, Exception) else done.result()
+                if not isinstance(failure, BrokenProcessPool):
+                    pending |= {_submit(pool, run, cell): cell for cell in itertools.islice(due, 1)}
+
+
+def _submit(pool: ProcessPoolExecutor, run: Callable[[Row], Row], cell: Row) -> Future[Row]:
+    try:
+        return pool.submit(run, cell)
+    except BrokenProcessPool as error:
+        failed: Future[Row] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 @functools.lru_cache(maxsize=1)
@@ -537,13 +574,17 @@ def _differences(groups: Sequence[Group], reference: str) -> Iterator[Row]:
 
 
 def _fits(groups: Sequence[Group]) -> Iterator[Row]:
-    """Yields the slope per doubling of each metric against served length (each group), FLOPs of training and parameters (each variant)."""
+    """Yields the slope per doubling of each metric against served events (each group), FLOPs of training and parameters (each variant).
+
+    Served events twice: the length, which cuts the longest histories only, and the mean of the events that a request has then.
+    """
     for group in groups:
         lengths = [entry for entry in next(iter(group.rows.values()))["lengths"] if entry["length"] > 0]
-        distinct = {entry["mean_events"]: entry["length"] for entry in reversed(lengths)}
+        distinct = sorted({entry["mean_events"]: entry["length"] for entry in reversed(lengths)}.items())
         for metric in METRICS[:3]:
-            ys = [over_seeds(group.samples(metric, length)) for length in sorted(distinct.values())]
-            yield from _fit(group.name(), "served length", metric, sorted(distinct.values()), ys)
+            ys = [over_seeds(group.samples(metric, length)) for _, length in distinct]
+            yield from _fit(group.name(), "served length", metric, [length for _, length in distinct], ys)
+            yield from _fit(group.name(), "mean_events", metric, [events for events, _ in distinct], ys)
     for variant in dict.fromkeys(group.variant for group in groups):
         same = [group for group in groups if group.variant == variant]
         for metric, name in itertools.product(METRICS[:3], ("train_flops", "num_layer_parameters", "train_events_read")):
@@ -552,16 +593,20 @@ def _fits(groups: Sequence[Group]) -> Iterator[Row]:
 
 
 def _fit(name: Row, against: str, metric: str, xs: Sequence[float], ys: Sequence[Float]) -> Iterator[Row]:
-    """Least squares of metric = intercept + slope log2(x) on the values and on every resample; three different x at least."""
-    if len(set(xs)) < 3:
+    """Least squares of metric = intercept + slope log2(x) on the values and on every resample; three different x at least.
+
+    Points where the metric is not defined do not count.
+    """
+    known = [(place, values) for place, values in zip(xs, ys, strict=True) if place > 0 and np.isfinite(values[0])]
+    if len({place for place, _ in known}) < 3:
         return
-    x, y = np.log2(np.asarray(xs, np.float64)), np.stack(ys)
+    x, y = np.log2(np.array([place for place, _ in known])), np.stack([values for _, values in known])
     centred = x - x.mean()
     slopes = centred @ (y - y.mean(0)) / (centred @ centred)
     intercept = float(y[:, 0].mean() - slopes[0] * x.mean())
     left = y[:, 0] - intercept - slopes[0] * x
     spread = float(((y[:, 0] - y[:, 0].mean()) ** 2).sum())
-    yield {**name, "metric": metric, "against": against, "num_points": len(xs), **_named("slope_per_doubling", interval(slopes[None])),
+    yield {**name, "metric": metric, "against": against, "num_points": len(known), **_named("slope_per_doubling", interval(slopes[None])),
            "intercept": intercept, "r_squared": 1 - float((left**2).sum()) / spread if spread else None}
 
 
@@ -571,7 +616,7 @@ def _recovery(groups: Sequence[Group], study: StudyConfig) -> Row:
     if len(sides) < 3:
         return {}
     base, full, ours = (over_seeds(group.samples("auc", length)) for group, length in (sides[n] for n in ("base", "full", "extrapolated")))
-    share = (ours - base) / (full - base)
+    share = (ours - base) / (full - base) if full[0] > base[0] else np.full(1, np.nan)  # a share of no gain says nothing
     events = {name: group.mean("train_events_read") for name, (group, _) in sides.items()}
     return {**_named("recovered", interval(share[None])), **_named("full_gain", interval((full - base)[None])),
             **_named("extrapolated_gain", interval((ours - base)[None])), "events_share": events["extrapolated"] / events["full"],

@@ -14,8 +14,8 @@ from longrec.report import Axis, Plot, interval, legend, nice_ticks, short
 Facts: TypeAlias = Mapping[str, Any]
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8")
 MAX_SERIES = len(STYLES)
-FIT_NAMES = {"served length": "events served", "train_flops": "training FLOPs", "num_layer_parameters": "parameters beside the tables",
-             "train_events_read": "events read in training"}
+FIT_NAMES = {"served length": "served length", "mean_events": "events of a request at it", "train_flops": "training FLOPs",
+             "num_layer_parameters": "parameters beside the tables", "train_events_read": "events read in training"}
 
 
 def render(facts: Facts) -> str:
@@ -38,19 +38,22 @@ def _label(row: Facts) -> str:
     return ", ".join([row["variant"], *point])
 
 
-def _served(facts: Facts) -> list[Facts]:
-    served = facts["base"]["evaluate"]["served_length"]
-    return [row for row in facts["curves"] if row["length"] == served]
+def at_served(curves: Sequence[Facts], served: int) -> list[Facts]:
+    """Returns the row of each variant and grid point at the served length; at its longest where it was not measured at that. Best first."""
+    rows = [next((row for row in some if row["length"] == served), max(some, key=lambda row: row["length"]))
+            for some in _by_label(curves).values()]
+    return sorted(rows, key=lambda row: -(row["auc"] or 0))
 
 
 def _headline(facts: Facts) -> Html:
     served = facts["base"]["evaluate"]["served_length"]
-    apart = {_label(row): row for row in facts["differences"] if row["length"] == served}
+    apart = {(_label(row), row["length"]): row for row in facts["differences"]}
     runs = _by_label(facts["runs"])
     rows = []
-    for row in sorted(_served(facts), key=lambda row: -(row["auc"] or 0)):
-        other, own = apart.get(_label(row)), runs.get(_label(row), [])
-        rows.append([_label(row), row["num_seeds"], _stacked(row, "auc"), _stacked(row, "gauc"), _stacked(row, "logloss"),
+    for row in at_served(facts["curves"], served):
+        other, own = apart.get((_label(row), row["length"])), runs.get(_label(row), [])
+        elsewhere = "" if row["length"] == served else f" (at {row['length']:,})"
+        rows.append([_label(row) + elsewhere, row["num_seeds"], _stacked(row, "auc"), _stacked(row, "gauc"), _stacked(row, "logloss"),
                      _stacked(row, "calibration", ".3f"), _stacked(other, "auc", "+.4f") if other else "–", _stacked(row, "gain", "+.4f"),
                      _mean(own, "mean_length"), _mean(own, "train_events_read"), _mean(own, "num_layer_parameters"),
                      row["request_flops"] / 1e6])
@@ -58,7 +61,13 @@ def _headline(facts: Facts) -> Html:
                "Gain of length", "Trained length", "Events read", "Parameters*", "MFLOPs a request"]
     note = (f"At the served length {served:,}, means over seeds; 95 % intervals resample users and seeds. Differences are paired: the same "
             "users and seeds for both. Gain of length: AUC over that of the shortest served length. * beside the tables of ids.")
-    return page.section("At the served length", page.table(headers, rows), note=note)
+    return page.section("At the served length", page.table(headers, rows), note=note + _few_seeds(facts))
+
+
+def _few_seeds(facts: Facts) -> str:
+    """What the intervals do not hold where fewer than three seeds ran."""
+    few = len({_label(row) for row in facts["curves"] if row["num_seeds"] < 3})
+    return f" {few} of these have fewer than three seeds: their intervals hold little or nothing of the spread of trainings." if few else ""
 
 
 def _stacked(row: Facts, metric: str, form: str = ".4f") -> Html:
@@ -102,6 +111,8 @@ def _cost(facts: Facts) -> Html:
 def _drawing(series: Mapping[str, Sequence[tuple[float, float]]], bayes: Sequence[tuple[float, float]], x: str, y: str, title: str) -> Html:
     shown = list(series.items())[:MAX_SERIES]
     points = [point for _, line in shown for point in line] + list(bayes)
+    if not points:
+        return Html('<p class="note">No run has a defined AUC.</p>')
     levels = nice_ticks(min(level for _, level in points), max(level for _, level in points))
     places = sorted({place for place, _ in points})
     unit = next((place for place in places if place), 1.0)
@@ -142,17 +153,16 @@ def _differences(facts: Facts) -> Html:
     rows = []
     for name, some in by_label.items():
         at = {row["length"]: row for row in some}
-        rows.append([name, *(_stacked(at[length], "auc", "+.4f") if length in at else "–" for length in lengths)])
-    note = f"AUC minus that of {facts['reference']} at the same length, paired by user and seed; an interval that leaves out 0 is in bold."
-    bold = [[_bold(cell) for cell in row] for row in rows]
-    return page.section("Paired differences", page.table(["Variant", *(f"{length:,}" for length in lengths)], bold), note=note)
+        rows.append([name, *(_difference(at[length]) if length in at else "–" for length in lengths)])
+    note = (f"AUC minus that of {facts['reference']} at the same length, paired by user and seed; bold where the interval leaves out 0. "
+            f"Of {len(facts['differences'])} intervals one in twenty leaves out 0 by chance.")
+    return page.section("Paired differences", page.table(["Variant", *(f"{length:,}" for length in lengths)], rows), note=note)
 
 
-def _bold(cell: object) -> object:
-    if not isinstance(cell, Html) or " to " not in cell:
-        return cell
-    low, high = (float(part) for part in cell.rpartition('keep">')[2].removesuffix("</span>").split(" to "))
-    return Html(f"<b>{cell}</b>") if low > 0 or high < 0 else cell
+def _difference(row: Facts) -> Html:
+    low, high = row["auc_low"], row["auc_high"]
+    cell = _stacked(row, "auc", "+.4f")
+    return Html(f"<b>{cell}</b>") if low is not None and high is not None and (low > 0 or high < 0) else cell
 
 
 def _fits(facts: Facts) -> Html:

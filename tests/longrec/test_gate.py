@@ -64,6 +64,11 @@ def test_a_further_task_refuses_only_when_it_is_clearly_worse(high: float, passe
     assert judge(found, GATE).passed is passed
 
 
+def test_a_difference_without_an_interval_excludes_no_loss() -> None:
+    verdict = judge(evidence(champion={"click": Estimate(0.02, reason="there are too few users for an interval")}), GATE)
+    assert not verdict.passed and "too few users for an interval" in verdict.reasons[0]
+
+
 def test_a_champion_that_cannot_be_compared_refuses() -> None:
     verdict = judge(evidence(champion_problem="another schema"), GATE)
     assert verdict.reasons == ("The champion could not be compared: another schema.",)

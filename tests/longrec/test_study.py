@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +128,78 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(histories: Path, fini
     report = grid(histories, tmp_path / "out", finished[0])
     assert report.num_done == 2 and [row["error"] for row in report.failures] == ["RuntimeError: out of memory"] * 2
     assert "out of memory" in text_of(tmp_path / "out" / "report.html")
+    arguments = ["study", "--config", str(written(tmp_path)), "--histories", str(histories), "--out", str(tmp_path / "out")]
+    asked = CliRunner().invoke(app, arguments)
+    assert asked.exit_code == 1 and "out of memory" in asked.stderr
     monkeypatch.undo()
     assert grid(histories, tmp_path / "out", finished[0]).num_done == 4
+
+
+def test_a_process_that_dies_costs_its_own_run_only() -> None:
+    found = list(study._side_by_side(eval, iter(["1", "__import__('os')._exit(1)", "2"]), 1))  # type: ignore[arg-type]
+    assert [result for _, result in found if not isinstance(result, Exception)] == [1, 2]
+    assert "BrokenProcessPool" in repr(found[1][1])
+
+
+def test_what_a_killed_call_left_is_removed(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    old, living = (tmp_path / f".encoded.tmp-{socket.gethostname()}-{pid}-0" for pid in (ended.pid, os.getpid()))
+    for place in (old, living):
+        (place / "histories").mkdir(parents=True)
+    shutil.copytree(finished[1] / "runs", tmp_path / "runs")
+    grid(histories, tmp_path, finished[0])
+    assert not old.exists() and living.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".encoded")] == [living.name]
+
+
+def without(row: dict[str, Any], metric: str, length: int) -> dict[str, Any]:
+    """A result whose metric is not defined at one length, as where its scores are not finite or no user has both labels."""
+    lengths = [{**entry, metric: None, "samples": {name: values for name, values in entry["samples"].items() if name != metric}}
+               if entry["length"] == length else entry for entry in row["lengths"]]
+    return {**row, "lengths": lengths}
+
+
+@pytest.mark.parametrize("metric", ["gauc", "auc"])
+def test_a_metric_that_is_not_defined_leaves_a_dash_and_the_rest(finished: tuple[StudyConfig, Path], tmp_path: Path, metric: str) -> None:
+    (tmp_path / "runs").mkdir()
+    for name, row in results(finished[1]).items():
+        spoilt = without(row, metric, 64) if row["variant"] == "mean" and row["seed"] == 1 else row
+        (tmp_path / "runs" / f"{name}.json").write_text(json.dumps(spoilt))
+    report = collect(tmp_path, finished[0])
+    row = next(row for row in report.curves if row["variant"] == "mean" and row["length"] == 64)
+    assert (row[metric], row[f"{metric}_low"]) == (None, None) and row["logloss"] is not None  # nor that of the other seed alone
+    assert next(row for row in report.differences if row["length"] == 64)[metric] is None
+    fits = [row for row in report.fits if row["metric"] == metric and row["against"] == "mean_events"]
+    assert all(np.isfinite(row["slope_per_doubling"]) for row in fits)
+    assert "NaN" not in (tmp_path / "study.json").read_text()
+    assert "mean" in text_of(tmp_path / "report.html")
+
+
+def test_the_page_of_a_study_without_any_defined_auc_says_so(finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name, row in results(finished[1]).items():
+        for length in (0, 4, 16, 64):
+            row = without(row, "auc", length)
+        (tmp_path / "runs" / f"{name}.json").write_text(json.dumps({**row, "auc": None}))
+    collect(tmp_path, finished[0])
+    assert "No run has a defined AUC" in text_of(tmp_path / "report.html")
+    arguments = ["study", "--config", str(written(tmp_path)), "--histories", "none", "--out", str(tmp_path), "--only-report"]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0 and "not defined" in found.stdout
+
+
+def test_a_variant_that_is_not_served_as_long_is_shown_where_it_is(finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    config = study.load(written(tmp_path, BASE.replace("mean: {", "mean: {evaluate.lengths: [4, 16], evaluate.served_length: 16, ")))
+    found = results(finished[1])
+    (tmp_path / "runs").mkdir()
+    for cell in plan(config):
+        row = next(row for row in found.values() if (row["variant"], row["seed"]) == (cell.variant, cell.seed))
+        if cell.variant == "mean":
+            row = {**row, "served_length": 16, "lengths": row["lengths"][1:3]}
+        (tmp_path / "runs" / f"{cell.id}.json").write_text(json.dumps(row))
+    assert {row["length"] for row in collect(tmp_path, config).differences} == {4, 16}
+    assert "mean (at 16)" in text_of(tmp_path / "report.html")
 
 
 def test_no_run_starts_after_the_limit(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
@@ -179,6 +253,7 @@ def test_fits_find_the_slope_per_doubling() -> None:
     fits = list(study._fits([Group("a", {}, {0: fake(0.5, 0.03), 1: fake(0.6, 0.03)})]))
     row = next(row for row in fits if row["metric"] == "auc")
     assert row["against"] == "served length" and row["num_points"] == 4
+    assert next(row for row in fits if row["against"] == "mean_events")["slope_per_doubling"] == pytest.approx(0.03)
     assert row["slope_per_doubling"] == pytest.approx(0.03) and row["intercept"] == pytest.approx(0.55)
     assert row["slope_per_doubling_low"] == pytest.approx(0.03) and row["r_squared"] == pytest.approx(1.0)
 
@@ -187,6 +262,21 @@ def test_seeds_widen_the_interval_and_the_value_is_their_mean() -> None:
     samples = np.array([[0.5, *np.full(200, 0.5)], [0.7, *np.full(200, 0.7)]])
     found = study.interval(samples)
     assert (found.value, found.low, found.high) == (pytest.approx(0.6), pytest.approx(0.5), pytest.approx(0.7))
+
+
+def test_resamples_of_seeds_vary_as_their_mean_does() -> None:
+    seeds = np.array([0.1, 0.2, 0.6, 0.3])
+    resampled = study.over_seeds(np.repeat(seeds[:, None], 20_001, axis=1))
+    assert resampled[0] == pytest.approx(seeds.mean())
+    assert resampled[1:].std() == pytest.approx(seeds.std(ddof=1) / 2, rel=0.03)  # the standard error of a mean of four
+
+
+def test_a_share_of_no_gain_is_not_defined(finished: tuple[StudyConfig, Path]) -> None:
+    config = StudyConfig("x", finished[0].base, {"short": {}, "full": {}, "beta": {}},
+                         recovery={"base": ("short", 2), "full": ("full", 16), "extrapolated": ("beta", 16)})
+    groups = [Group("short", {}, {0: fake(0.5, 0.0)}), Group("full", {}, {0: fake(0.4, 0.0)}), Group("beta", {}, {0: fake(0.6, 0.0)})]
+    found = study._recovery(groups, config)
+    assert found["recovered"] is None and found["full_gain"] == pytest.approx(-0.1)
 
 
 def test_recovery_is_the_share_of_the_gain(finished: tuple[StudyConfig, Path]) -> None:
