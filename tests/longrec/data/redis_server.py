@@ -14,30 +14,42 @@ import pytest
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[str]:
-    """Yields host:port of a server; skips the test where redis-server is not installed."""
-    binary = shutil.which("redis-server")
-    if binary is None:
+def running(directory: Path, port: int | None = None) -> Iterator[str]:
+    """Yields host:port of a server, on a free port unless one is named; skips the test where redis-server is not installed."""
+    if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(directory)]
-    server = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server, port = _started(directory, port)
     try:
-        _wait(port, server)
         yield f"127.0.0.1:{port}"
     finally:
-        server.terminate()
+        server.kill()  # one that a test has suspended too
         server.wait(10)
 
 
-def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as client:
-            client.sendall(b"PING\r\n")
-            if client.recv(16).startswith(b"+PONG"):
-                return
-        assert server.poll() is None, "redis-server ended"
-        time.sleep(0.05)
+def _started(directory: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int]:
+    """Returns a server that answers; on another port when somebody took the free one before it could."""
+    for _ in range(5):
+        chosen = port or _free_port()
+        options = ["--bind", "127.0.0.1", "--port", str(chosen), "--save", "", "--appendonly", "no", "--dir", str(directory)]
+        server = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 60
+        while server.poll() is None and time.monotonic() < limit:
+            if _answers(chosen):
+                return server, chosen
+            time.sleep(0.05)
+        server.kill()
+        server.wait(10)
     raise AssertionError("redis-server does not answer")
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as client:
+        client.sendall(b"PING\r\n")
+        return client.recv(16).startswith(b"+PONG")
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
