@@ -7,9 +7,10 @@ settings from the home directory, and prints.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,7 +22,11 @@ PAGE = 50
 _FORWARD = "For a cluster try 'kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80' and --host http://localhost:8080."
 _LET_IN = ("Give a token in LONGREC_KFP_TOKEN (for example of 'kubectl create token default-editor -n NAMESPACE --audience "
            "pipelines.kubeflow.org') or the cookie of the browser's session in LONGREC_KFP_COOKIE, and your --namespace.")
-_SKEW = "longrec is made for Kubeflow Pipelines 2.5 and newer (kfp {ours}): upgrade the server, or install its kfp and submit again."
+_SKEW = "longrec is made for Kubeflow Pipelines 2.14 and newer (kfp {ours}): upgrade the server, or install its kfp and submit again."
+_TOO_OLD = ("unknown field", "invalid v2 pipeline spec", "not supported yet", "not implemented yet")
+_LOGS = ("/apis/v1alpha1/runs/{run}/nodes/{pod}/log", "/apis/v2beta1/runs/{run}/nodes/{pod}/log",
+         "/k8s/pod/logs?podname={pod}&runid={run}&podnamespace={namespace}&createdat={day}")
+"""Where a pod's log is: of the API server (2.14 and what comes after 2.17), and of the user interface, which passes on neither of these."""
 
 
 class ServerError(LongrecError):
@@ -154,33 +159,62 @@ class Server:
             time.sleep(every_seconds)
 
     def logs(self, run_id: str, step: str) -> str:
-        """Returns what a step wrote; the step's own container, not the one that prepares it."""
+        """Returns what a step wrote, of its last attempt; the step's own container, not the one that prepares it."""
         with self._errors(f"run {run_id}"):
-            details = self._runs.run_service_get_run(run_id).run_details
-        tasks = (details.task_details if details else None) or []
-        pods = _pods(tasks, step)
-        if not pods:
-            names = sorted({task.display_name for task in tasks if task.display_name and not task.display_name.endswith("-driver")})
+            run = self._runs.run_service_get_run(run_id)
+        tasks = (run.run_details.task_details if run.run_details else None) or []
+        nodes = _nodes(tasks, step)
+        if not nodes:
+            names = sorted({task.display_name for task in tasks if _is_step(task)})
             raise ServerError(f"run {run_id} has no step '{step}' that has started", found=", ".join(names) or "no step",
                               fix="See longrec status RUN.")
+        day = str(run.created_at or "")[:10]
+        for text in (self._last_attempt(run_id, day, pods) for node in nodes for pods in _pods(node)):
+            if text is not None:
+                return text
+        raise ServerError(f"the server keeps no log of step '{step}'", found=f"nodes {', '.join(nodes)} of the workflow",
+                          fix=f"While its pod exists: kubectl logs -n {self.namespace or 'kubeflow'} -l pipeline/runid={run_id} -c main "
+                              "--prefix --tail=-1")
+
+    def _last_attempt(self, run_id: str, day: str, pods: Iterable[str]) -> Optional[str]:
+        """Returns the log of the last of the pods that has one, all up to it having one; None for none."""
+        last = None
         for pod in pods:
-            with contextlib.suppress(ServerError):
-                return self._text(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
-        raise ServerError(f"the server keeps no log of step '{step}'", found=f"pods {', '.join(pods)}",
-                          fix=f"While the pod exists: kubectl logs -n {self.namespace or 'kubeflow'} {pods[0]} -c main")
+            text = self._log(run_id, day, pod)
+            if text is None:
+                break
+            last = text
+        return last
+
+    def _log(self, run_id: str, day: str, pod: str) -> Optional[str]:
+        for path in _LOGS:
+            text = self._text(path.format(run=run_id, pod=pod, namespace=self.namespace, day=day))
+            if text is not None:
+                return text
+        return None
 
     def _greet(self) -> None:
         """Raises ServerError where something else answers, such as a login page, which the client would take for an empty list."""
         with self._errors():
-            _, _, headers = self._api.HealthzServiceApi(self._client).healthz_service_get_healthz_with_http_info()
+            health, _, headers = self._api.HealthzServiceApi(self._client).healthz_service_get_healthz_with_http_info()
             if "json" not in headers.get("Content-Type", ""):
                 raise ValueError(f"a page of type {headers.get('Content-Type')}; a login?")
+        if health.multi_user and not self.namespace:
+            raise ServerError(f"{self.host} has many users and wants to know whose runs these are",
+                              fix="Give --namespace or set LONGREC_KFP_NAMESPACE: your profile's.")
 
-    def _text(self, path: str) -> str:
+    def _text(self, path: str) -> Optional[str]:
+        """Returns the text at an address; None where there is none, or a page instead."""
         with self._errors(path):
-            answer = self._client.call_api(path, "GET", header_params={"Accept": "text/plain"}, auth_settings=["Bearer"],
-                                           _preload_content=False, _return_http_data_only=True)
-            return str(answer.data.decode("utf-8", "replace"))
+            try:
+                answer = self._client.call_api(path, "GET", header_params={"Accept": "text/plain"}, auth_settings=["Bearer"],
+                                               _preload_content=False, _return_http_data_only=True)
+            except self._api.ApiException as error:
+                if error.status in (401, 403):
+                    raise
+                return None
+            is_page = "html" in (answer.getheader("Content-Type") or "")
+            return None if is_page else str(answer.data.decode("utf-8", "replace"))
 
     def _experiment(self, name: str, create: bool = False) -> str:
         """Returns the id of an experiment; the default one is made where it is missing, another only when asked to."""
@@ -216,8 +250,7 @@ class Server:
 
     def _status(self, run: Any) -> RunStatus:
         tasks = (run.run_details.task_details if run.run_details else None) or []
-        shown = [task for task in tasks if task.display_name and task.display_name not in ("root", "executor")
-                 and not task.display_name.endswith("-driver")]
+        shown = [task for task in tasks if _is_step(task)]
         shown.sort(key=lambda task: (str(task.start_time or "~"), task.display_name))
         return RunStatus(run.run_id, run.display_name or "", str(run.state or "PENDING"), str(run.created_at or ""), _message(run.error),
                          tuple(_task(task) for task in shown), self._page(run.run_id))
@@ -246,7 +279,7 @@ class Server:
             return ServerError(f"{self.host} does not let you in", found=f"{error.status} {reason}", fix=_LET_IN)
         if error.status == 404 and what:
             return ServerError(f"{self.host} knows no {what}", found=f"404 {reason}", fix="See longrec status for the runs that it knows.")
-        if error.status in (404, 405, 501) or "unknown field" in reason or "invalid v2 pipeline spec" in reason:
+        if error.status in (404, 405, 501) or any(text in reason for text in _TOO_OLD):
             return ServerError(f"{self.host} does not speak this version of the API", found=f"{error.status} {reason}", fix=_skew())
         return ServerError(f"{self.host} refused the request", found=f"{error.status} {reason}",
                            fix="Check the parameters, the experiment and the namespace.")
@@ -278,25 +311,39 @@ def cron_fields(cron: str) -> str:
     return " ".join(["0", *fields][-6:])
 
 
-def _pods(tasks: list[Any], step: str) -> list[str]:
-    """Returns the pods of a step: those of the tasks below it, the step's own container first."""
-    by_id = {key: task for task in tasks for key in (task.task_id, task.pod_name) if key}
-    waiting, found, seen = [task for task in tasks if task.display_name == step], list[tuple[int, str]](), set[int]()
-    while waiting:
-        task = waiting.pop()
-        if id(task) in seen:
-            continue
-        seen.add(id(task))
-        is_driver = (task.display_name or "").endswith("driver")
-        if task.pod_name:
-            found.append((2 if is_driver else int(task.display_name == step), task.pod_name))
-        for child in task.child_tasks or ():
-            below = by_id.get(child.task_id) or by_id.get(child.pod_name)
-            if below is not None:
-                waiting.append(below)
-            elif child.pod_name:
-                found.append((0, child.pod_name))
-    return list(dict.fromkeys(pod for _, pod in sorted(found)))
+def _is_step(task: Any) -> bool:
+    name = task.display_name or ""
+    return bool(name) and name != "root" and not name.startswith("executor") and not name.endswith("-driver")
+
+
+def _nodes(tasks: list[Any], step: str) -> list[str]:
+    """Returns the nodes of the workflow that may be a step's container: those below the step, then the step itself.
+
+    A server names the nodes below a task and no pods. Nodes below an `executor` are those of the next steps: they are left alone.
+    """
+    steps = [task for task in tasks if task.display_name == step]
+    below = [child.pod_name for task in steps for child in task.child_tasks or () if child.pod_name]
+    return list(dict.fromkeys([*below, *(task.pod_name for task in steps if task.pod_name)]))
+
+
+def _pods(node: str) -> Iterator[Iterable[str]]:
+    """Yields the names that the pod of a workflow's node may have, those of its attempts together.
+
+    Argo names a node WORKFLOW-HASH and its pod WORKFLOW-TEMPLATE-HASH, the hash being FNV-1a of the node's path; an attempt's path is the
+    node's with `(0)`, `(1)`, ... behind it. The templates are those of Kubeflow's compiler. Source: argo-workflows, util.GeneratePodName.
+    """
+    workflow, _, digest = node.rpartition("-")
+    if digest.isdecimal():
+        yield (f"{workflow}-retry-system-container-impl-{_continued(int(digest), f'({attempt})')}" for attempt in itertools.count())
+        yield [f"{workflow}-system-container-impl-{digest}"]
+    yield [node]
+
+
+def _continued(digest: int, text: str) -> int:
+    """Returns the 32-bit FNV-1a hash of what `digest` is the hash of, with `text` behind it."""
+    for byte in text.encode():
+        digest = (digest ^ byte) * 16_777_619 % 2**32
+    return digest
 
 
 def _task(task: Any) -> Task:

@@ -70,7 +70,8 @@ def check_job(spec: dict[str, Any], parameters: dict[str, Any]) -> None:
 
 
 class FakeServer(ThreadingHTTPServer):
-    """State of the server; `token` is the one that it wants, `refuse` (status, message) its answer to everything, `logs` by pod."""
+    """State of the server; `token` is the one that it wants, `refuse` (status, message) its answer to everything, `refuse_post` to what
+    is made, `logs` by pod at one of its doors: v1alpha1, v2beta1, or ui, which answers other addresses with its page."""
 
     daemon_threads = True
 
@@ -83,7 +84,8 @@ class FakeServer(ThreadingHTTPServer):
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.tasks: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
-        self.token, self.refuse = "", (0, "")
+        self.token, self.refuse, self.refuse_post = "", (0, ""), (0, "")
+        self.logs_at, self.multi_user = "v1alpha1", False
 
     @property
     def url(self) -> str:
@@ -114,21 +116,30 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(*self.server.refuse)
             if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
                 raise Refused(401, "Request header error: there is no user identity header")
-            if match := re.fullmatch(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", url.path):
-                if match[2] not in self.server.logs:
-                    raise Refused(404, "no log")
-                return self._send(self.server.logs[match[2]].encode(), kind="text/plain")
+            if self.server.refuse_post[0] and self.command == "POST":
+                raise Refused(*self.server.refuse_post)
+            if match := re.fullmatch(r"/apis/(v1alpha1|v2beta1)/runs/([^/]+)/nodes/([^/]+)/log", url.path):
+                return self._log(match[1], match[3])
+            if url.path == "/k8s/pod/logs":
+                return self._log("ui", query["podname"])
             answer = self._answer(url.path.removeprefix(BASE), query, json.loads(raw) if raw else {})
             self._send(json.dumps(_MODELS.sanitize_for_serialization(answer)).encode())
         except Refused as refused:
             self._send(json.dumps({"error": refused.message, "code": 5, "message": refused.message}).encode(), refused.status)
+
+    def _log(self, door: str, pod: str) -> None:
+        if self.server.logs_at == "ui" != door:
+            return self._send(b"<!doctype html><title>Kubeflow Pipelines</title>", kind="text/html")
+        if self.server.logs_at != door or pod not in self.server.logs:
+            raise Refused(404, "no log")
+        return self._send(self.server.logs[pod].encode(), kind="text/plain")
 
     do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
     def _answer(self, path: str, query: dict[str, str], body: dict[str, Any]) -> Any:
         server, post = self.server, self.command == "POST"
         if path == "/healthz":
-            return {"multi_user": False}
+            return {"multi_user": server.multi_user}
         if path == "/experiments" and post:
             made = parse("V2beta1Experiment", body)
             made.experiment_id = str(uuid.uuid4())

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from longrec.cli import app
-from pipelines.submit import cron_fields, read_package
+from pipelines.submit import _continued, cron_fields, read_package
 from tests.pipelines.kfp_server import FakeServer, running
 
 ROOT = Path(__file__).parents[2]
@@ -127,14 +127,60 @@ def test_status_shows_a_run_with_its_steps_and_the_newest_runs(server: FakeServe
     assert [run["run_id"] for run in _json("status")["runs"]] == [second, first]
 
 
-def test_logs_are_those_of_the_steps_own_container(server: FakeServer) -> None:
+def _hash(text: str) -> int:
+    """Returns 32-bit FNV-1a, as Argo names nodes."""
+    return _continued(2_166_136_261, text)
+
+
+def _as_argo_names_them(step: str, attempts: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the tasks that a server lists of a step, and the pods of its attempts: tasks name nodes below them, and never a pod."""
+    def node(name: str) -> str:
+        return f"longrec-training-x7k2p-{_hash(name)}"
+
+    path = f"longrec-training-x7k2p.root.exit-handler-1.{step}.executor"
+    tries = [f"{path}({number})" for number in range(attempts)]
+    tasks = [{"display_name": f"{step}-driver", "task_id": "1", "child_tasks": [{"pod_name": node(path.removesuffix(".executor"))}]},
+             {"display_name": step, "task_id": "2", "state": "RUNNING", "child_tasks": [{"pod_name": node(path)}]},
+             {"display_name": "executor", "task_id": "3", "child_tasks": [{"pod_name": node(name)} for name in tries]},
+             *({"display_name": f"executor({number})", "task_id": f"4{number}", "child_tasks": [{"pod_name": node("next.driver")}]}
+               for number in range(attempts))]
+    if attempts:
+        return tasks, [f"longrec-training-x7k2p-retry-system-container-impl-{_hash(name)}" for name in tries]
+    return tasks, [f"longrec-training-x7k2p-system-container-impl-{_hash(path)}"]
+
+
+@pytest.mark.parametrize("door", ["v1alpha1", "v2beta1", "ui"])
+@pytest.mark.parametrize("attempts", [0, 1, 3])
+def test_logs_are_those_of_the_steps_own_last_attempt(server: FakeServer, attempts: int, door: str) -> None:
     run = _json("submit", *DATA)["run_id"]
-    server.logs = {"run-driver": "preparing", "run-train-2": "step 1 of 2\nstep 2 of 2\n"}
-    assert _type("logs", run, "train").stdout == "step 1 of 2\nstep 2 of 2\n"
-    missing = _type("logs", run, "fingerprint")
-    assert missing.exit_code == 1 and "keeps no log of step 'fingerprint'" in missing.stderr and "kubectl logs" in missing.stderr
+    server.tasks, pods = _as_argo_names_them("train", attempts)
+    server.logs_at = door
+    server.logs = {pod: f"attempt {number}\n" for number, pod in enumerate(pods)}
+    server.logs[f"longrec-training-x7k2p-retry-system-container-impl-{_hash('next.driver')}"] = "another step"
+    assert _type("logs", run, "train").stdout == f"attempt {len(pods) - 1}\n"
+    assert [task["name"] for task in _json("status", run)["runs"][0]["tasks"]] == ["train"]
+
+
+def test_logs_that_are_not_there(server: FakeServer) -> None:
+    run = _json("submit", *DATA)["run_id"]
+    missing = _type("logs", run, "train")
+    assert missing.exit_code == 1 and "keeps no log of step 'train'" in missing.stderr and f"-l pipeline/runid={run}" in missing.stderr
     unknown = _type("logs", run, "trane")
     assert unknown.exit_code == 1 and "no step 'trane'" in unknown.stderr and "fingerprint, train" in unknown.stderr
+
+
+def test_a_server_of_many_users_wants_a_namespace(server: FakeServer) -> None:
+    server.multi_user = True
+    lost = _type("status")
+    assert lost.exit_code == 1 and "has many users" in lost.stderr and "--namespace" in lost.stderr
+    assert _json("status", "--namespace", "team") == {"runs": []}
+
+
+def test_a_server_that_cannot_tell_an_exit_task_the_state_is_too_old(server: FakeServer) -> None:
+    server.refuse = (0, "")
+    server.refuse_post = (500, 'Internal error: compiling DAG "root": failed to add implicit deps: task final status not supported yet')
+    old = _type("submit", *DATA)
+    assert old.exit_code == 1 and "2.14 and newer" in old.stderr
 
 
 def test_a_token_and_a_cookie_are_sent_and_never_an_option(server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,7 +207,7 @@ def test_every_failure_says_what_to_do(server: FakeServer, monkeypatch: pytest.M
     closed = _failing(server, (401, "no identity"), *submit)
     assert "does not let you in; found 401 no identity. Give a token in LONGREC_KFP_TOKEN" in closed
     skewed = _failing(server, (404, "page not found"), *submit)
-    assert "does not speak this version of the API" in skewed and "2.5 and newer (kfp 2.17.0)" in skewed
+    assert "does not speak this version of the API" in skewed and "2.14 and newer (kfp 2.17.0)" in skewed
     assert "does not speak" in _failing(server, (400, 'json: unknown field "platform_spec"'), *submit)
     assert "refused the request; found 500 database is locked" in _failing(server, (500, "database is locked"), *submit)
     assert "knows no run 7; found 404 Run 7 not found" in _failing(server, (0, ""), "status", "7")
