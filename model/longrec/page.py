@@ -62,6 +62,11 @@ def details(summary: str, content: str) -> Html:
     return Html(f"<details><summary>{html.escape(summary)}</summary><pre>{escape(content)}</pre></details>")
 
 
+def drawing(svg: Html) -> str:
+    """Returns a drawing of a page as an SVG file of its own."""
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{STYLE}</style>", 1)
+
+
 def mark(good: bool, words: str) -> Html:
     """Returns a green or red badge."""
     return Html(f'<span class="badge {"good" if good else "bad"}">{html.escape(words)}</span>')

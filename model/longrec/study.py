@@ -1,7 +1,7 @@
 """study: many trainings on the same histories, compared on the same requests; a grid that can be killed and started again.
 
     StudyConfig --plan--> cells --run_one, each once--> OUT/runs/<cell>.json --collect--> runs.csv, curves.csv, differences.csv,
-                                                                                          fits.csv, study.json, report.html
+                                                                                          fits.csv, study.json, report.html, differences.svg
 
 A cell is a whole configuration: a variant (named overrides), a point of the grid, a seed. Its file holds the metrics and the
 bootstrap values behind their intervals, on resamples that are equal in all cells, so that any two cells can be compared as a pair
@@ -307,7 +307,7 @@ def prepare(histories_dir: str | Path, cache_dir: str | Path) -> None:
 
 
 def collect(out_dir: str | Path, study: StudyConfig, failures: Sequence[Row] = ()) -> StudyReport:
-    """Returns the report of the results in `out_dir` after writing the tables (CSV, study.json) and report.html beside them.
+    """Returns the report of the results in `out_dir` after writing the tables (CSV, study.json), page and drawing beside them.
 
     Args:
         out_dir: of the study.
@@ -337,8 +337,9 @@ def collect(out_dir: str | Path, study: StudyConfig, failures: Sequence[Row] = (
              "bayes": next(iter(found.values()))["bayes"], "data": next(iter(found.values()))["data"], "base": study.base.to_dict(),
              "variants": {name: dict(values) for name, values in study.variants.items()}}
     files.write_json(out_dir / "study.json", facts)
-    with files.replacing(out_dir / "report.html") as temporary:
-        temporary.write_text(study_page.render(facts), encoding="utf-8")
+    for name, text in study_page.files_of(facts).items():
+        with files.replacing(out_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +13,12 @@ from longrec.page import Html
 from longrec.report import Axis, Plot, interval, legend, nice_ticks, short
 
 Facts: TypeAlias = Mapping[str, Any]
-STYLES = ("s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8")
+STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
 MAX_SERIES = len(STYLES)
 FIT_NAMES = {"served length": "served length", "mean_events": "events of a request at it", "train_flops": "training FLOPs",
              "num_layer_parameters": "parameters beside the tables", "train_events_read": "events read in training"}
+FIT_METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "Log loss"}
+BAR_LEFT, BAR_WIDTH, BAR_HEIGHT = 230.0, 1100.0, 24.0
 
 
 def render(facts: Facts) -> str:
@@ -28,8 +31,15 @@ def render(facts: Facts) -> str:
     subtitle = (f"{facts['num_done']} of {facts['num_cells']} runs, {data['targets']:,} targets of {data['requests']:,} later requests by "
                 f"{data['users']:,} users, the same for every run; data {data['name']}")
     plots = Html(f'<div class="grid">{_curves(facts)}{_cost(facts)}</div>')
-    body = _headline(facts) + _recovery(facts) + plots + _differences(facts) + _fits(facts) + _runs(facts) + _made(facts)
+    body = (_headline(facts) + _recovery(facts) + _apart(facts) + plots + _differences(facts) + _spent(facts) + _fits(facts) + _runs(facts)
+            + _made(facts))
     return page.page(f"Study {facts['name']}", subtitle, Html(body))
+
+
+def files_of(facts: Facts) -> dict[str, str]:
+    """Returns report.html and, where there are differences, differences.svg, by name."""
+    rows = _with_intervals(facts)
+    return {"report.html": render(facts), **({"differences.svg": page.drawing(bars(rows))} if rows else {})}
 
 
 def _label(row: Facts) -> str:
@@ -48,26 +58,32 @@ def at_served(curves: Sequence[Facts], served: int) -> list[Facts]:
 def _headline(facts: Facts) -> Html:
     served = facts["base"]["evaluate"]["served_length"]
     apart = {(_label(row), row["length"]): row for row in facts["differences"]}
-    runs = _by_label(facts["runs"])
     rows = []
     for row in at_served(facts["curves"], served):
-        other, own = apart.get((_label(row), row["length"])), runs.get(_label(row), [])
+        other = apart.get((_label(row), row["length"]))
         elsewhere = "" if row["length"] == served else f" (at {row['length']:,})"
-        rows.append([_label(row) + elsewhere, row["num_seeds"], _stacked(row, "auc"), _stacked(row, "gauc"), _stacked(row, "logloss"),
-                     _stacked(row, "calibration", ".3f"), _stacked(other, "auc", "+.4f") if other else "–", _stacked(row, "gain", "+.4f"),
-                     _mean(own, "mean_length"), _mean(own, "train_events_read"), _mean(own, "num_layer_parameters"),
-                     row["request_flops"] / 1e6])
-    headers = ["Variant", "Seeds", "AUC", "GAUC", "Log loss", "Calibration", f"AUC against {facts['reference']}",
-               "Gain of length", "Trained length", "Events read", "Parameters*", "MFLOPs a request"]
+        rows.append([_label(row) + elsewhere, row["num_seeds"], _stacked(row, "auc"), _difference(other) if other else "–",
+                     _stacked(row, "gauc"), _stacked(row, "logloss"), _stacked(row, "calibration", ".3f"), _stacked(row, "gain", "+.4f")])
+    headers = ["Variant", "Seeds", "AUC", f"AUC minus {facts['reference']}", "GAUC", "Log loss", "Calibration", "Gain of length"]
     note = (f"At the served length {served:,}, means over seeds; 95 % intervals resample users and seeds. Differences are paired: the same "
-            "users and seeds for both. Gain of length: AUC over that of the shortest served length. * beside the tables of ids.")
+            "users and seeds for both. Gain of length: AUC over that of the shortest served length.")
     return page.section("At the served length", page.table(headers, rows), note=note + _few_seeds(facts))
+
+
+def _spent(facts: Facts) -> Html:
+    flops = {_label(row): row["request_flops"] / 1e6 for row in at_served(facts["curves"], facts["base"]["evaluate"]["served_length"])}
+    names = ("train_events_read", "mean_length", "train_num_requests", "num_layer_parameters")
+    rows = [[name, *(_mean(own, column) for column in names), flops[name], _mean(own, "train_seconds")]
+            for name, own in _by_label(facts["runs"]).items()]
+    headers = ["Variant", "Events read", "Trained length", "Requests read", "Parameters", "MFLOPs a request", "Training seconds"]
+    note = "Means over seeds. Parameters are those beside the tables of ids; MFLOPs: one request with its targets at the served length."
+    return page.section("What it cost", page.table(headers, rows), note=note)
 
 
 def _few_seeds(facts: Facts) -> str:
     """What the intervals do not hold where fewer than three seeds ran."""
     few = len({_label(row) for row in facts["curves"] if row["num_seeds"] < 3})
-    return f" {few} of these have fewer than three seeds: their intervals hold little or nothing of the spread of trainings." if few else ""
+    return f" With fewer than three seeds (here {few}), an interval holds little or nothing of the spread of trainings." if few else ""
 
 
 def _stacked(row: Facts, metric: str, form: str = ".4f") -> Html:
@@ -92,36 +108,39 @@ def _recovery(facts: Facts) -> Html:
 def _curves(facts: Facts) -> Html:
     rows = [row for row in facts["curves"] if row["auc"] is not None]
     bayes = [(row["length"], row["auc"]) for row in facts["bayes"]]
-    series = {name: [(row["length"], row["auc"]) for row in some] for name, some in _by_label(rows).items()}
+    series = {name: [(row["length"], row["auc"]) for row in some] for name, some in _drawn(facts, rows).items()}
     drawing = _drawing(series, bayes, "events served, most recent (log scale)", "AUC", "AUC by served length")
     note = "One model per line, the same requests at every length."
-    return page.section("Served length", drawing, _legend(series, bayes), note=note + _left_out(series))
+    return page.section("Served length", drawing, _legend(series, bayes), note=note + _left_out(facts))
 
 
 def _cost(facts: Facts) -> Html:
     rows = [row for row in facts["curves"] if row["auc"] is not None and row["request_flops"] > 0]
-    series = {name: [(row["request_flops"] / 1e6, row["auc"]) for row in some] for name, some in _by_label(rows).items()}
+    series = {name: [(row["request_flops"] / 1e6, row["auc"]) for row in some] for name, some in _drawn(facts, rows).items()}
     if not series:
         return page.section("Cost", note="No model spends anything here.")
     drawing = _drawing(series, [], "MFLOPs of a request, forward (log scale)", "AUC", "AUC by cost of a request")
     note = "The same points by what they cost: history, attention and fusion of one request with all its targets."
-    return page.section("Cost", drawing, _legend(series, []), note=note + _left_out(series))
+    return page.section("Cost", drawing, _legend(series, []), note=note + _left_out(facts))
 
 
 def _drawing(series: Mapping[str, Sequence[tuple[float, float]]], bayes: Sequence[tuple[float, float]], x: str, y: str, title: str) -> Html:
-    shown = list(series.items())[:MAX_SERIES]
-    points = [point for _, line in shown for point in line] + list(bayes)
+    points = [point for line in series.values() for point in line] + list(bayes)
     if not points:
         return Html('<p class="note">No run has a defined AUC.</p>')
     levels = nice_ticks(min(level for _, level in points), max(level for _, level in points))
     places = sorted({place for place, _ in points})
     unit = next((place for place in places if place), 1.0)
-    plot = Plot(Axis(places[0], places[-1], _log_ticks(places), x, _scale(unit), short), Axis(levels[0], levels[-1], levels, y), title)
+    plot = Plot(Axis(places[0], places[-1], _log_ticks(places), x, _scale(unit), _text), Axis(levels[0], levels[-1], levels, y), title)
     shapes = [plot.line(sorted(bayes), "s3 dash")]
-    for style, (name, line) in zip(STYLES, shown, strict=False):
+    for style, (name, line) in zip(STYLES, series.items(), strict=False):
         texts = [f"{name}: {place:,.6g}, AUC {level:.4f}" for place, level in line]
         shapes += [plot.line(sorted(line), style), plot.dots(line, style.replace("s", "f"), texts, 3)]
     return plot.draw(*shapes)
+
+
+def _text(value: float) -> str:
+    return short(value if value >= 1_000 else float(f"{value:.3g}"))
 
 
 def _scale(unit: float) -> Callable[[float], float]:
@@ -141,8 +160,54 @@ def _legend(series: Mapping[str, Any], bayes: Sequence[Any]) -> Html:
     return legend([*zip(STYLES, series, strict=False), *([("s3 dash", "best possible (Bayes)")] if bayes else [])])
 
 
-def _left_out(series: Mapping[str, Any]) -> str:
-    return f" The first {MAX_SERIES} of {len(series)} are drawn; all are in curves.csv." if len(series) > MAX_SERIES else ""
+def _drawn(facts: Facts, rows: Sequence[Facts]) -> dict[str, list[Facts]]:
+    """The lines that a plot has room for, in the order of the study: the reference, then the best at the served length."""
+    best = [_label(row) for row in at_served(facts["curves"], facts["base"]["evaluate"]["served_length"])]
+    kept = sorted(best, key=lambda name: name.split(", ")[0] != facts["reference"])[:MAX_SERIES]
+    return {name: some for name, some in _by_label(rows).items() if name in kept}
+
+
+def _left_out(facts: Facts) -> str:
+    count = len(_by_label(facts["curves"]))
+    return f" {facts['reference']} and the best of {count} are drawn; all are in curves.csv." if count > MAX_SERIES else ""
+
+
+def _apart(facts: Facts) -> Html:
+    rows = _with_intervals(facts)
+    if not rows:
+        return Html("")
+    note = f"AUC minus that of {facts['reference']} at the served length with its paired 95 % interval; right of the line is better."
+    return page.section(f"Against {facts['reference']}", bars(rows), note=note)
+
+
+def _with_intervals(facts: Facts) -> list[Facts]:
+    """The differences at the served length that have an interval, best first."""
+    return at_served([row for row in facts["differences"] if row["auc_low"] is not None], facts["base"]["evaluate"]["served_length"])
+
+
+def bars(rows: Sequence[Facts]) -> Html:
+    """Returns the SVG of differences: a bar from the low to the high end of each interval around a dot, and a line at zero.
+
+    Args:
+        rows: of differences.csv, with an interval each, from top to bottom.
+    """
+    ticks = nice_ticks(min(0.0, *(row["auc_low"] for row in rows)), max(0.0, *(row["auc_high"] for row in rows)), 6)
+    axis, floor = Axis(ticks[0], ticks[-1], ticks, ""), 10 + BAR_HEIGHT * len(rows)
+
+    def across(value: float) -> float:
+        return BAR_LEFT + axis.share(value) * (BAR_WIDTH - BAR_LEFT - 30)
+
+    parts = [f'<line class="{"s3 dash" if tick == 0 else "axis"}" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="4" y2="{floor:g}"/>'
+             f'<text x="{across(tick):.1f}" y="{floor + 18:g}" text-anchor="middle">{format(tick, "+g" if tick else "g")}</text>'
+             for tick in ticks]
+    for place, row in enumerate(rows):
+        level, (low, high) = 10 + BAR_HEIGHT * (place + 0.5), (row["auc_low"], row["auc_high"])
+        style = "4" if low > 0 else "6" if high < 0 else "3"
+        text = html.escape(f"{_label(row)}: {row['auc']:+.4f} ({low:+.4f} to {high:+.4f}), {row['num_seeds']} seeds")
+        parts.append(f'<text x="{BAR_LEFT - 12:g}" y="{level + 4:g}" text-anchor="end">{html.escape(_label(row))}</text>'
+                     f'<line class="line s{style}" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{level:g}" y2="{level:g}"/>'
+                     f'<circle class="f{style}" cx="{across(row["auc"]):.1f}" cy="{level:g}" r="4"><title>{text}</title></circle>')
+    return Html(f'<svg viewBox="0 0 {BAR_WIDTH:g} {floor + 26:g}" role="img" aria-label="Paired differences of AUC">{"".join(parts)}</svg>')
 
 
 def _differences(facts: Facts) -> Html:
@@ -168,10 +233,13 @@ def _difference(row: Facts) -> Html:
 def _fits(facts: Facts) -> Html:
     if not facts["fits"]:
         return Html("")
-    rows = [[_label(row), row["metric"], FIT_NAMES[row["against"]], row["num_points"], _stacked(row, "slope_per_doubling", "+.5f"),
-             row["intercept"], row["r_squared"]] for row in facts["fits"]]
-    headers = ["Variant", "Metric", "Against log2 of", "Points", "Slope per doubling", "Intercept", "R²"]
-    note = "Least squares on the means over seeds; the interval repeats the fit on every resample of users and seeds."
+    by_line: dict[tuple[str, str, int], dict[str, Facts]] = {}
+    for row in facts["fits"]:
+        by_line.setdefault((_label(row), FIT_NAMES[row["against"]], row["num_points"]), {})[row["metric"]] = row
+    rows = [[*name, *(_stacked(some[metric], "slope_per_doubling", "+.5f") if metric in some else "–" for metric in FIT_METRICS),
+             some["auc"]["r_squared"] if "auc" in some else None] for name, some in by_line.items()]
+    headers = ["Variant", "Against", "Points", *(f"{title} per doubling" for title in FIT_METRICS.values()), "R² of AUC"]
+    note = "Least squares on log2 of the means over seeds; the interval repeats the fit on every resample of users and seeds."
     return page.section("Scaling", page.table(headers, rows), note=note)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -316,7 +318,29 @@ def test_the_page_shows_every_variant_and_loads_nothing(finished: tuple[StudyCon
     for word in ("stca", "mean", "Served length", "Paired differences", "Scaling", "Runs", "Calibration", "4 of 4 runs"):
         assert word in text
     page = (finished[1] / "report.html").read_text()
-    assert "http" not in page.replace("http-equiv", "") and "<script" not in page and page.count("<svg") == 2
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page and page.count("<svg") == 3
+
+
+def test_the_drawing_of_differences_is_a_file_of_its_own(finished: tuple[StudyConfig, Path]) -> None:
+    root = ElementTree.parse(finished[1] / "differences.svg").getroot()
+    found = next(row for row in read_json(finished[1] / "study.json")["differences"] if row["length"] == 64)
+    dots = [element for element in root.iter() if element.tag.endswith("circle")]
+    assert len(dots) == 1 and f"mean: {found['auc']:+.4f}" in "".join(dots[0].itertext())
+    ends = [element.attrib for element in root.iter() if element.attrib.get("class", "").startswith("line s")]
+    assert float(ends[0]["x1"]) < float(dots[0].attrib["cx"]) < float(ends[0]["x2"])
+
+
+def test_plots_show_the_reference_and_the_best(finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    variants = {f"v{place}": {"model.id_dim": 8 + place} for place in range(10)}
+    config = StudyConfig("many", finished[0].base, variants)
+    (tmp_path / "runs").mkdir()
+    row = next(iter(results(finished[1]).values()))
+    for place, cell in enumerate(plan(config)):
+        lengths = [{**entry, "auc": 0.5 + 0.01 * place} for entry in row["lengths"]]
+        (tmp_path / "runs" / f"{cell.id}.json").write_text(json.dumps({**row, "variant": cell.variant, "lengths": lengths}))
+    collect(tmp_path, config)
+    legend = (tmp_path / "report.html").read_text().partition("<h2>Served length")[2].partition('class="legend">')[2].partition("</div>")[0]
+    assert re.findall(r"</i>(v\d)", legend) == ["v0", *(f"v{place}" for place in range(4, 10))]
 
 
 def test_the_command_runs_a_study_and_writes_it_again(histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path) -> None:
