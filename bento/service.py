@@ -366,7 +366,7 @@ class Ranker:
     def _open(self) -> None:
         import torch
 
-        from longrec.data.store import OnlineStore
+        from longrec.data.store.reader import OnlineStore
         from longrec.schema import Schema
         from longrec.serving.engine import Engine
         from longrec.serving.metrics import Metrics
@@ -539,7 +539,7 @@ def _caller_of(request: Request) -> str:
 
 def _check_schemas(bundle: Path, home: str) -> None:
     """Raises LongrecError when nothing is published at `home`, or it was published for another schema than the bundle's."""
-    from longrec.data.store import Published
+    from longrec.data.store.versions import Published
     from longrec.schema import Schema
 
     wanted, published = Schema.load(bundle / "bundle.json"), Published.open(home)

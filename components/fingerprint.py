@@ -15,7 +15,7 @@ def fingerprint(
     """Returns the fingerprints of the dataset and of the one before it, the champion to beat, and the fingerprints of the steps' code."""
     from longrec.config import GateConfig, build
     from longrec.data.location import fingerprint as of_dataset
-    from longrec.data.store import version_before
+    from longrec.data.store.versions import version_before
     from longrec.fingerprint import of_steps
     from longrec.models import read
 

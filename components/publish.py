@@ -11,7 +11,7 @@ def publish(
 ) -> str:
     """Returns the digest of what the store holds now; never cached, and does nothing where the store holds it already."""
     from longrec.data.files import write_json
-    from longrec.data.store import publish as publish_features
+    from longrec.data.store.publish import publish as publish_features
     from longrec.steps import facts, numbers
 
     report = publish_features(features.path, home, repo_dir, key=code_key)

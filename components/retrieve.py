@@ -14,7 +14,7 @@ def retrieve(
     from longrec.config import DataConfig, build
     from longrec.data.files import write_json
     from longrec.data.location import opened
-    from longrec.data.store import retrieve as retrieve_histories
+    from longrec.data.store.retrieve import retrieve as retrieve_histories
     from longrec.steps import numbers
 
     with opened(data_uri) as dataset:

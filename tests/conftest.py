@@ -57,13 +57,15 @@ class ServedWorld:
 def make_world(path: Path, seed: int = 0) -> ServedWorld:
     """Returns a world without a model: dataset, features, feature store, histories."""
     from longrec.config import DataConfig
-    from longrec.data import features, store
+    from longrec.data import features
+    from longrec.data.store.publish import publish
+    from longrec.data.store.retrieve import retrieve
     from longrec.data.synth import synthesize
 
     synthesize(path / "dataset", num_users=30, events_per_user=64, num_items=120, seed=seed)
     features.build(path / "dataset", path / "features", DataConfig())
-    store.publish(path / "features", path / "home", ROOT / "feature_repo")
-    store.retrieve(path / "dataset", path / "home", ROOT / "feature_repo", path / "histories", DataConfig(), 0)
+    publish(path / "features", path / "home", ROOT / "feature_repo")
+    retrieve(path / "dataset", path / "home", ROOT / "feature_repo", path / "histories", DataConfig(), 0)
     return ServedWorld(path)
 
 

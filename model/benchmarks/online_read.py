@@ -32,7 +32,9 @@ import _log
 import _rows
 
 from longrec.config import DataConfig
-from longrec.data import features, store
+from longrec.data import features
+from longrec.data.store.publish import OVERLAY, publish
+from longrec.data.store.reader import OnlineStore
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 USERS = 200
@@ -55,7 +57,7 @@ def redis_server(folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def raw_sqlite(online: store.OnlineStore) -> Read:
+def raw_sqlite(online: OnlineStore) -> Read:
     """Returns the read of one packed history by SQLite itself."""
     from feast.infra.key_encoding_utils import serialize_entity_key
 
@@ -67,7 +69,7 @@ def raw_sqlite(online: store.OnlineStore) -> Read:
     return lambda user: connection.execute(query, (keys[user], "history")).fetchone()[0]
 
 
-def raw_redis(online: store.OnlineStore) -> Read:
+def raw_redis(online: OnlineStore) -> Read:
     """Returns the read of one packed history by Redis itself."""
     import redis
     from feast.infra.online_stores.helpers import _mmh3, _redis_key
@@ -90,8 +92,8 @@ def _key(user: int) -> Any:
 
 def measure(name: str, tables: Path, folder: Path, events: int, reads: int) -> None:
     """Publishes to a store and adds its rows to results.csv."""
-    store.publish(tables, folder / name, REPO)
-    online = store.OnlineStore(folder / name)
+    publish(tables, folder / name, REPO)
+    online = OnlineStore(folder / name)
     raw = {"sqlite": raw_sqlite, "redis": raw_redis}[name](online)
     door = online._door
     ways: dict[str, Read] = {
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure("sqlite", folder / "tables", folder, options.events, options.reads)
         if shutil.which("redis-server"):
             with redis_server(folder) as address:
-                os.environ |= {"LONGREC_REDIS": address, store.OVERLAY: "redis"}
+                os.environ |= {"LONGREC_REDIS": address, OVERLAY: "redis"}
                 measure("redis", folder / "tables", folder, options.events, options.reads)
     return 0
 

@@ -36,9 +36,11 @@ import torch
 
 from longrec.bundle import Bundle
 from longrec.config import DataConfig, ModelConfig
-from longrec.data import features, history, store
+from longrec.data import features, history
 from longrec.data.dataset import Dataset
 from longrec.data.encode import Encoder
+from longrec.data.store.publish import publish
+from longrec.data.store.reader import OnlineStore
 from longrec.data.synth import synthesize
 from longrec.nn.ranker import Ranker
 from longrec.parity import serving
@@ -68,9 +70,9 @@ class Home:
         os.environ |= {"LONGREC_FEATURE_OVERLAY": "redis", "LONGREC_REDIS": redis} if redis else {}
         synthesize(folder / "dataset", num_users=NUM_USERS, events_per_user=NUM_EVENTS, num_items=NUM_ITEMS, seed=0)
         features.build(folder / "dataset", folder / "features", DataConfig(max_history=NUM_EVENTS))
-        store.publish(folder / "features", folder / "home", root / "feature_repo")
+        publish(folder / "features", folder / "home", root / "feature_repo")
         dataset = Dataset.open(folder / "dataset")
-        known = store.OnlineStore(folder / "home", root / "feature_repo").fetch(range(4 * NUM_USERS))
+        known = OnlineStore(folder / "home", root / "feature_repo").fetch(range(4 * NUM_USERS))
         users = sorted(known, key=lambda rows: -rows.history.num_rows)
         self.users = [rows.user_id for rows in users[:NUM_USERS]]
         self.times = [history.timestamps(rows.history) for rows in users[:NUM_USERS]]

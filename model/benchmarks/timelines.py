@@ -43,17 +43,17 @@ def build(folder: Path) -> int:
 
 def publish(folder: Path) -> int:
     """Publishes them to SQLite."""
-    from longrec.data import store
+    from longrec.data.store.publish import publish
 
-    return store.publish(folder / "tables", folder / "home", REPO).num_users
+    return publish(folder / "tables", folder / "home", REPO).num_users
 
 
 def retrieve(folder: Path) -> int:
     """Reads the timelines through Feast, and cuts every request."""
     from longrec.config import DataConfig
-    from longrec.data import store
+    from longrec.data.store.retrieve import retrieve
 
-    return store.retrieve(folder / "data", folder / "home", REPO, folder / "histories", DataConfig(shard_users=500), 0).num_requests
+    return retrieve(folder / "data", folder / "home", REPO, folder / "histories", DataConfig(shard_users=500), 0).num_requests
 
 
 def lists_of_users(folder: Path) -> int:

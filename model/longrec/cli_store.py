@@ -25,9 +25,10 @@ def push(file: Annotated[Path, typer.Argument(metavar="FILE", help="Events as .p
       longrec push events.jsonl
       longrec push today.parquet --workdir /tmp/longrec --json
     """
-    from longrec.data import pushed, store
+    from longrec.data import pushed
+    from longrec.data.store.push import Pusher
 
-    pusher = store.Pusher(workdir)
+    pusher = Pusher(workdir)
     report = pusher.push(pushed.read(file, pusher.schema, pusher.late_events))
     text = f"{report.num_new} new of {report.num_events} events, {report.num_users} users, {report.num_folds} folded"
     typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else text)
@@ -49,10 +50,11 @@ def inspect_history(
       longrec inspect history --user 1
       longrec inspect history --user 1 --at 2022-05-01T12:00:00 --door offline --plot history.svg
     """
-    from longrec.data import store, timeline
+    from longrec.data import timeline
+    from longrec.data.store.reader import OfflineStore, OnlineStore
 
     moment = None if at is None else timeline.moment_ms(at)
-    opened = store.OnlineStore(workdir) if door == "online" else store.OfflineStore(workdir)
+    opened = OnlineStore(workdir) if door == "online" else OfflineStore(workdir)
     events = opened.fetch([user], before_ms=moment, max_history=max_history)[0].history
     title = f"user {user}, {door}" + ("" if moment is None else f", before {timeline.words(moment)}")
     if plot is not None:

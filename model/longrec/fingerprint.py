@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STEPS = {
-    "check_events": ("longrec.data.checks",), "build_features": ("longrec.data.features",), "publish": ("longrec.data.store",),
-    "retrieve": ("longrec.data.store",), "check_histories": ("longrec.data.checks",), "train": ("longrec.train",),
+    "check_events": ("longrec.data.checks",), "build_features": ("longrec.data.features",), "publish": ("longrec.data.store.publish",),
+    "retrieve": ("longrec.data.store.retrieve",), "check_histories": ("longrec.data.checks",), "train": ("longrec.train",),
     "evaluate": ("longrec.evaluate",), "package": ("longrec.packaging", "longrec.scorer"), "study": ("longrec.study",),
 }
 """Modules that the component of a step calls."""

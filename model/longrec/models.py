@@ -258,7 +258,7 @@ def comparable(home: str | Path, store: str | Path, version: str) -> Path | None
 
 def _is_foreign(home: str | Path, store: str | Path, version: str) -> bool:
     """Returns whether a version of the store is for another schema than that of the published features."""
-    from longrec.data.store import Published
+    from longrec.data.store.versions import Published
 
     try:
         check_schema(bundle_dir(store, version), Published.open(home).path / "features" / "schema.json")
@@ -279,7 +279,7 @@ def check(home: str | Path, store: str | Path, version: str) -> None:
         StoreError: nothing is published in the home.
     """
     from longrec.bundle import Bundle
-    from longrec.data.store import Published
+    from longrec.data.store.versions import Published
 
     check_schema(bundle_dir(store, version), Published.open(home).path / "features" / "schema.json")
     Bundle.load(bundle_dir(store, version))
@@ -344,7 +344,7 @@ def _decide(home: str | Path, before: Registry, action: Action, version: str | N
 def _candidate(home: str | Path, store: str | Path, path: Path, roles: Mapping[str | None, str]) -> Candidate:
     import yaml
 
-    from longrec.data.store import Published
+    from longrec.data.store.versions import Published
 
     version = path.parent.name
     described = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506  every value a text; it makes no objects

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
-from longrec.data import store
 from longrec.data.histories import Histories
+from longrec.data.store.publish import publish
 from longrec.parity import serving
 from tests.conftest import ROOT, ServedWorld
 from tests.longrec.data import redis_server
@@ -74,7 +74,7 @@ def test_a_redis_that_hangs_dies_and_comes_back(served_world, body, tmp_path, mo
     with redis_server.running(tmp_path) as address:
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
         monkeypatch.setenv("LONGREC_REDIS", address)
-        store.publish(served_world.path / "features", tmp_path / "home", ROOT / "feature_repo")
+        publish(served_world.path / "features", tmp_path / "home", ROOT / "feature_repo")
         (redis,) = (p for p in psutil.Process().children() if p.name() == "redis-server")
         with served(served_world, tmp_path / "home") as client:
             *early, healthy = ask_until_healthy(client, body)
@@ -100,7 +100,7 @@ def test_a_redis_that_hangs_dies_and_comes_back(served_world, body, tmp_path, mo
 
 
 def test_an_sqlite_file_of_garbage(served_world, body, tmp_path) -> None:
-    store.publish(served_world.path / "features", tmp_path / "home", ROOT / "feature_repo")
+    publish(served_world.path / "features", tmp_path / "home", ROOT / "feature_repo")
     database = tmp_path / "home" / "feast" / "online.db"
     content = database.read_bytes()
     with served(served_world, tmp_path / "home") as client:

@@ -15,7 +15,9 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, history
-from longrec.data.store import OnlineStore, environment, publish
+from longrec.data.store.publish import publish
+from longrec.data.store.reader import OnlineStore
+from longrec.data.store.versions import environment
 from longrec.schema import planted
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA

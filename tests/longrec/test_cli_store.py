@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from longrec.cli import app
 from longrec.config import DataConfig
 from longrec.data import features, history, timeline
-from longrec.data.store import OnlineStore, publish
+from longrec.data.store.publish import publish
+from longrec.data.store.reader import OnlineStore
 from longrec.errors import DataError
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA, START_MS

@@ -43,6 +43,8 @@ def before(copy: Path) -> dict[str, str]:
 @pytest.mark.parametrize(("path", "steps"), [
     ("model/longrec/train.py", {"train", "study"}),
     ("model/longrec/data/checks.py", {"check_events", "check_histories"}),
+    ("model/longrec/data/store/push.py", {"publish"}),
+    ("model/longrec/data/store/retrieve.py", {"retrieve"}),
     ("model/longrec/cli.py", set()),
     ("model/longrec/schema.py", set(STEPS)),
     ("feature_repo/definitions.py", {"publish", "retrieve"}),

@@ -46,7 +46,7 @@ def test_the_wheel_holds_the_library_and_only_it(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert archive.read("longrec/schema.py") == (ROOT / "model/longrec/schema.py").read_bytes()
     assert {name.split("/")[0] for name in names} == {"longrec"} and not any("__pycache__" in name for name in names)
-    assert {"longrec/scorer.py", "longrec/nn/ranker.py", "longrec/data/store.py", "longrec/errors.py", "longrec/py.typed"} <= names
+    assert {"longrec/scorer.py", "longrec/nn/ranker.py", "longrec/data/store/door.py", "longrec/errors.py", "longrec/py.typed"} <= names
 
 
 def test_the_requirements_are_what_is_installed_here(wheel: Path) -> None:

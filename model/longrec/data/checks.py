@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 
 from longrec import page
 from longrec.config import ChecksConfig
-from longrec.data import drift, files, history_suites, store, suites
+from longrec.data import drift, files, history_suites, suites
 from longrec.data.dataset import Dataset
+from longrec.data.store.versions import Published
 from longrec.data.suites import MAX_CULPRITS, Rule, Suite
 from longrec.errors import CheckFailed, DataError, StoreError
 from longrec.schema import Schema
@@ -144,7 +145,7 @@ def _before(head: dict[str, Any], home: str | Path | None) -> tuple[drift.Before
     if home is None:
         return None, "No feature store was named: nothing to compare with."
     try:
-        published = store.Published.open(home)
+        published = Published.open(home)
     except StoreError:
         return None, "Nothing was published before: this is the first version."
     manifest, name = published.manifest, f"{published.manifest['name']} ({published.path.name})"

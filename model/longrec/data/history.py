@@ -105,6 +105,11 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
     return batch
 
 
+def stored(payload: bytes | memoryview | pa.Buffer | None, schema: Schema) -> pa.RecordBatch:
+    """Returns the history in a payload, no events where a store has none; errors as of `unpack`."""
+    return empty(schema) if payload is None else unpack(payload, schema)
+
+
 def timestamps(history: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """Returns the times of the events, int64 ms, as a view."""
     values: npt.NDArray[np.int64] = history.column(TIMESTAMP).to_numpy(zero_copy_only=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from longrec.data import history
-from longrec.data.store import UserRows
+from longrec.data.store.reader import UserRows
 from longrec.errors import DataError, LongrecError, SchemaMismatch, StoreError
 from longrec.schema import Schema
 
@@ -34,7 +34,7 @@ LOG_SECONDS = 1.0
 
 
 class Store(Protocol):
-    """What is read: longrec.data.store.OnlineStore."""
+    """What is read: longrec.data.store.reader.OnlineStore."""
 
     def fetch(self, user_ids: Sequence[int]) -> list[UserRows]:
         """Returns what is known of each user, in the order asked for."""

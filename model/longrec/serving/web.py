@@ -33,7 +33,7 @@ from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Feature
 
 if TYPE_CHECKING:
-    from longrec.data.store import UserRows
+    from longrec.data.store.reader import UserRows
     from longrec.serving.engine import Engine
     from longrec.serving.reader import StoreReader
 
@@ -86,7 +86,7 @@ class Web:
         return _html(DOCS, DOCS_POLICY)
 
     async def _examples(self, _: Any) -> dict[str, Any]:
-        from longrec.data.store import Published
+        from longrec.data.store.versions import Published
 
         source = self._source()
         users, moment = _some_users(Published.open(source.home).path / "features" / "user_history")

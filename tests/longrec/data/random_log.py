@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from longrec.data import history
 from longrec.data.dataset import Dataset, DatasetWriter, event_schema, item_schema, part_of, target_schema, user_schema
 from longrec.schema import Feature, Schema, Task
 
@@ -94,3 +95,21 @@ def _of_part(rows: list[dict[str, Any]], schema: pa.Schema, part: int, num_parts
 
 def _item(row: int) -> int:
     return HUGE + 3 * row
+
+
+def live(rng: np.random.Generator, count: int, users: list[int], *, seq: int = 100_000) -> pa.Table:
+    """New events at random times, many of them before stored ones and at their times; whole baskets at one time."""
+    rows = []
+    for number in range(count):
+        time = START_MS + int(rng.integers(0, 80))
+        rows.append({"user_id": int(rng.choice(np.array(users))), "item_id": int(rng.integers(1, 40)), "timestamp": time,
+                     "event_seq": seq + number, "basket_id": -1 - time, "action": rng.choice(["view", "neu", None]),
+                     "seconds": rng.choice([0.25, None, float("nan")]), "source": rng.choice([None, HUGE])})
+    return table_of(rows)
+
+
+def table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    plain = pa.schema([pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
+                       for field in history.arrow_schema(SCHEMA)])
+    names = [pa.field("user_id", pa.int64())] if rows and "user_id" in rows[0] else []
+    return pa.Table.from_pylist(rows, schema=pa.schema([*names, *plain]))

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data import features, spark, store
+from longrec.data import features, spark
 from longrec.data.importers import NegativeRule, import_events
+from longrec.data.store.publish import publish
+from longrec.data.store.retrieve import retrieve
 from longrec.errors import DataError
 from tests.longrec.data import random_log, test_late
 
@@ -77,9 +79,9 @@ def test_retrieval_by_spark_gives_the_same_histories(session: Any, tmp_path: Pat
     found = []
     for overlay in ("", "spark"):
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", overlay)
-        store.publish(tmp_path / "tables", tmp_path / f"home{overlay}", ROOT / "feature_repo")
+        publish(tmp_path / "tables", tmp_path / f"home{overlay}", ROOT / "feature_repo")
         home, out = tmp_path / f"home{overlay}", tmp_path / f"out{overlay}"
-        report = store.retrieve(source.path, home, ROOT / "feature_repo", out, DataConfig(), 0)
+        report = retrieve(source.path, home, ROOT / "feature_repo", out, DataConfig(), 0)
         files = content(out)
         found.append((report, {name: value for name, value in files.items() if name != "manifest.json"}))
     assert found[0] == found[1] and len(found[0][1]) == 5

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from longrec.data import history
-from longrec.data.store import UserRows
+from longrec.data.store.reader import UserRows
 from longrec.errors import DataError, StoreError
 from longrec.serving import reader as module
 from longrec.serving.reader import StoreReader

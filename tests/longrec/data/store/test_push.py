@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,17 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import csv
 
 from longrec.config import DataConfig
-from longrec.data import features, history, pushed, store
+from longrec.data import features, history
 from longrec.data.dataset import Dataset
-from longrec.data.store import OfflineStore, OnlineStore, Pusher, publish, push
+from longrec.data.store import push as pushing
+from longrec.data.store import tails
+from longrec.data.store.door import Door
+from longrec.data.store.publish import _project_of, publish
+from longrec.data.store.push import Pusher, push
+from longrec.data.store.reader import OfflineStore, OnlineStore
 from longrec.errors import DataError, StoreError
 from tests.longrec.data import random_log, redis_server
-from tests.longrec.data.random_log import HUGE, NOBODY, SCHEMA, START_MS
+from tests.longrec.data.random_log import HUGE, NOBODY, SCHEMA, START_MS, live, table_of
 
-REPO = Path(__file__).parents[3] / "feature_repo"
+REPO = Path(__file__).parents[4] / "feature_repo"
 KINDS = ["sqlite", "redis"]
 NEW_USER = 77_777
 
@@ -50,13 +53,6 @@ class World:
                 rows.setdefault((row["timestamp"], row["event_seq"], row["item_id"]), row)
         chosen = [rows[key] for key in sorted(rows) if key[0] < before_ms][-max_history:]
         return history.pack(table_of(chosen), SCHEMA)
-
-
-def table_of(rows: list[dict[str, Any]]) -> pa.Table:
-    plain = pa.schema([pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
-                       for field in history.arrow_schema(SCHEMA)])
-    names = [pa.field("user_id", pa.int64())] if rows and "user_id" in rows[0] else []
-    return pa.Table.from_pylist(rows, schema=pa.schema([*names, *plain]))
 
 
 def all_events(source: Dataset) -> pa.Table:
@@ -92,17 +88,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return make(tmp_path, request.param, address, monkeypatch)
 
 
-def live(rng: np.random.Generator, count: int, users: list[int], *, seq: int = 100_000) -> pa.Table:
-    """New events at random times, many of them before stored ones and at their times; whole baskets at one time."""
-    rows = []
-    for number in range(count):
-        time = START_MS + int(rng.integers(0, 80))
-        rows.append({"user_id": int(rng.choice(np.array(users))), "item_id": int(rng.integers(1, 40)), "timestamp": time,
-                     "event_seq": seq + number, "basket_id": -1 - time, "action": rng.choice(["view", "neu", None]),
-                     "seconds": rng.choice([0.25, None, float("nan")]), "source": rng.choice([None, HUGE])})
-    return table_of(rows)
-
-
 def same_at(world: World, pushes: list[pa.Table], users: list[int], rng: np.random.Generator, count: int = 60) -> None:
     """Compares both doors with the events sorted by hand, bit for bit, for random (user, moment) pairs."""
     doors = OnlineStore(world.home), OfflineStore(world.home)
@@ -121,8 +106,8 @@ def same_at(world: World, pushes: list[pa.Table], users: list[int], rng: np.rand
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(world: World, monkeypatch: pytest.MonkeyPatch,
                                                                                seed: int) -> None:
-    monkeypatch.setattr(store, "TAIL_EVENTS", 6)  # some users fold, several times, and some do not
-    monkeypatch.setattr(store, "TAIL_PARTS", 5)
+    monkeypatch.setattr(pushing, "TAIL_EVENTS", 6)  # some users fold, several times, and some do not
+    monkeypatch.setattr(tails, "MAX_PARTS", 5)
     rng, users = np.random.default_rng(seed), [0, 1, 2, 3, 4, HUGE, NEW_USER]
     events = live(rng, 70, users)
     order = np.concatenate([rng.permutation(70), rng.integers(0, 70, 30)])  # out of order, a third delivered twice
@@ -146,7 +131,7 @@ def test_features_of_users_are_the_same_in_both_doors_after_a_push(world: World)
 
 
 def test_a_publish_carries_pushed_events_that_its_log_lacks(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(5), [0, 1, 2, NEW_USER]
     events = live(rng, 30, users)
     push(world.home, None, events)
@@ -186,7 +171,7 @@ def test_materializing_after_pushes_gives_what_was_there(world: World, monkeypat
     """What `feast materialize` does: the tables on disk hold bases and tails as they are online."""
     import datetime
 
-    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(6), [0, 1, 2, 3, NEW_USER]
     events = live(rng, 25, users)
     assert sum(push(world.home, None, part).num_folds for part in (events.slice(0, 12), events.slice(12))) > 1
@@ -208,9 +193,9 @@ def test_another_schema_does_not_take_over_pushed_events(world: World, tmp_path:
     assert "pushed events of 1 users are not carried over" in caplog.text
 
 
-@pytest.mark.parametrize("step", ["_add_tail", "write", "_note_applied"])
+@pytest.mark.parametrize("step", ["add", "write", "note_applied"])
 def test_a_push_killed_at_any_step_is_finished_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(7), [0, 1, 2]
     first, second, third = live(rng, 8, users), live(rng, 20, users, seq=200_000), live(rng, 3, [3], seq=300_000)
     push(world.home, None, first)
@@ -219,22 +204,22 @@ def test_a_push_killed_at_any_step_is_finished_by_the_next(world: World, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store._Door if step == "write" else store, step, kill)
+        patch.setattr(Door if step == "write" else tails, step, kill)
         push(world.home, None, second)
     push(world.home, None, third)  # by somebody else; the killed one is not repeated
-    complete = step != "_add_tail"
+    complete = step != "add"
     same_at(world, [first, third, *([second] if complete else [])], [0, 1, 2, 3], rng, 20)
     assert push(world.home, None, second).num_new == (0 if complete else 20)
     same_at(world, [first, second, third], [0, 1, 2, 3], rng, 20)
 
 
 def test_a_base_that_is_older_than_its_tail_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng = np.random.default_rng(8)
     door, old = OnlineStore(world.home)._door, OnlineStore(world.home)._door.online([0])
     events = live(rng, 9, [0])
     assert push(world.home, None, events).num_folds == 1
-    original, reads = store._Door.online, []
+    original, reads = Door.online, []
 
     def torn(self: Any, users: list[int]) -> Any:
         reads.append(users)
@@ -243,13 +228,13 @@ def test_a_base_that_is_older_than_its_tail_is_read_again(world: World, monkeypa
             answers[0][features.HISTORY] = old[0][features.HISTORY]
         return answers
 
-    monkeypatch.setattr(store._Door, "online", torn)
+    monkeypatch.setattr(Door, "online", torn)
     assert door is not None and OnlineStore.fetch
     opened = OnlineStore(world.home)
     reads.clear()
     found = opened.fetch([0, 1])[0].history
     assert reads == [[0, 1], [0]] and history.pack(found, SCHEMA) == world.expected([events], 0, 2**62, 10_000)
-    monkeypatch.setattr(store._Door, "online", lambda self, users: [{**original(self, users)[0], features.HISTORY: None}])
+    monkeypatch.setattr(Door, "online", lambda self, users: [{**original(self, users)[0], features.HISTORY: None}])
     with pytest.raises(StoreError, match="a tail without its base"):
         opened.fetch([0])
 
@@ -279,7 +264,7 @@ def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(redis: str
     for _ in range(3):
         versions.append((world.home / "store" / "current").resolve())
         publish(world.root / "features", world.home, REPO)
-    counts = [sum(1 for _ in client.scan_iter(b"*" + store._project_of(version).encode())) for version in versions]
+    counts = [sum(1 for _ in client.scan_iter(b"*" + _project_of(version).encode())) for version in versions]
     assert counts[0] == counts[1] == 0 and counts[2] > 10
     assert reader.fetch([0])[0].history.num_rows > 0
     monkeypatch.delenv("LONGREC_REDIS")
@@ -297,65 +282,9 @@ def test_two_processes_that_push_at_once_both_arrive(tmp_path: Path, monkeypatch
     for number in range(2):
         parts.append(live(rng, 25, [0, 1], seq=1_000 * (number + 1)))
         pq.write_table(parts[-1], tmp_path / f"{number}.parquet")
-    code = ("import sys, pyarrow.parquet as pq; from longrec.data.store import Pusher\n"
+    code = ("import sys, pyarrow.parquet as pq; from longrec.data.store.push import Pusher\n"
             "pusher, table = Pusher(sys.argv[1]), pq.read_table(sys.argv[2])\n"
             "for row in range(0, table.num_rows, 5): pusher.push(table.slice(row, 5))")
     running = [subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"]) for number in range(2)]
     assert [process.wait(120) for process in running] == [0, 0]
     same_at(world, parts, [0, 1], rng, 10)
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
-def test_files_of_events_say_the_same(tmp_path: Path, suffix: str) -> None:
-    rows = live(np.random.default_rng(0), 20, [3, HUGE]).to_pylist()
-    events = table_of([row for row in rows if row["seconds"] is None or row["seconds"] < 1])
-    path = tmp_path / f"events.{suffix}"
-    if suffix == "parquet":
-        pq.write_table(events, path)
-    elif suffix == "csv":
-        csv.write_csv(events, path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in events.to_pylist()))
-    assert pushed.read(path, SCHEMA).equals(pushed.conform(events, SCHEMA)) and events.num_rows > 8
-
-
-def test_times_in_words_are_utc(tmp_path: Path) -> None:
-    path = tmp_path / "events.csv"
-    path.write_text(HEADER + "1,2,2020-09-13T12:26:40Z,3,4,view,,\n"
-                    "1,2,2020-09-13T12:26:40Z,4,4,\"\",0.5,7\n")
-    read = pushed.read(path, SCHEMA)
-    assert read["timestamp"].to_pylist() == [1_600_000_000_000] * 2 and read["action"].to_pylist() == ["view", ""]
-
-
-HEADER = "user_id,item_id,timestamp,event_seq,basket_id,action,seconds,source\n"
-BAD = {
-    "column": ("user_id,item_id,timestamp\n1,2,3\n", r"events lack the column 'event_seq'"),
-    "type": (HEADER + "1,x,3,4,5,a,,\n", r"cannot be read; found .*'x'"),
-    "time": (HEADER + "1,2,soon,4,5,a,,\n", r"'timestamp' .* wrong type"),
-    "negative": (HEADER + "1,2,-3,4,5,a,,\n", r"a time before 1970; found 1, .* row 1"),
-    "null": (HEADER + ",2,3,4,5,a,,\n", r"'user_id' .* must not hold nulls"),
-    "basket": (HEADER + "1,2,3,4,5,a,,\n1,2,4,5,5,a,,\n",
-               r"events of one basket have different times.*; found basket 5 of user 1"),
-    "key": (HEADER + "1,2,3,4,5,a,,\n1,2,3,4,5,b,,\n",
-            r"an event of user 1 has the key of another event; found .*action='b'; expected action='a'"),
-    "empty": ("", "cannot be read"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
-    (tmp_path / "bad.csv").write_text(BAD[name][0])
-    with pytest.raises(DataError, match=BAD[name][1]):
-        pushed.read(tmp_path / "bad.csv", SCHEMA)
-
-
-def test_a_missing_a_strange_and_a_truncated_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
-        pushed.read(tmp_path / "none.csv", SCHEMA)
-    (tmp_path / "a.xml").write_text("")
-    with pytest.raises(DataError, match=r"of no known kind; found .xml"):
-        pushed.read(tmp_path / "a.xml", SCHEMA)
-    pq.write_table(live(np.random.default_rng(0), 20, [3]), tmp_path / "a.parquet")
-    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"a.parquet cannot be read"):
-        pushed.read(tmp_path / "a.parquet", SCHEMA)

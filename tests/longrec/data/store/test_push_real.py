@@ -16,10 +16,12 @@ from longrec.data import features, history, pushed
 from longrec.data.dataset import Dataset, DatasetWriter, event_schema
 from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events, import_kuairand
 from longrec.data.requests import RequestRule
-from longrec.data.store import OfflineStore, OnlineStore, Pusher, publish
+from longrec.data.store.publish import publish
+from longrec.data.store.push import Pusher
+from longrec.data.store.reader import OfflineStore, OnlineStore
 from tests.longrec.data import redis_server
 
-REPO = Path(__file__).parents[3] / "feature_repo"
+REPO = Path(__file__).parents[4] / "feature_repo"
 NUM_PAIRS, MAX_HISTORY = 1_000, 10_000
 SHARES = {"kuairand": 8, "dev_events": 5}
 """One user in so many is published: a user's history does not depend on the others, and publishing and pushing take the time."""
@@ -29,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def shared(name: str) -> Path:
     """Returns a folder of real data, beside the checkout or beside the checkout that this worktree belongs to."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     git = root / ".git"
     main = Path(git.read_text().split("gitdir: ")[1].strip()).parents[2] if git.is_file() else root
     for place in (root.parent, main.parent):
