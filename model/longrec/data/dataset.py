@@ -37,6 +37,66 @@ TIMESTAMP_TYPE = pa.timestamp("ms", tz="UTC")
 Int64 = npt.NDArray[np.int64]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shard:
+    """Some users of a dataset: those of part `index * P // count` up to the next shard's first, of P parts; written `2/5`, from `1/5` on.
+
+    A user is in one part, by a hash of its id, so the shards of a dataset hold whole users and together all of them, in order. With
+    fewer parts than shards some shards are empty.
+
+    Args:
+        index: from 0.
+        count: of shards.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise DataError("there is no such shard", found=str(self), expected=f"1/{self.count} to {self.count}/{self.count}")
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Returns the shard that `str` wrote.
+
+        Raises:
+            DataError: the text names no shard.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdigit() and count.isdigit()):
+            raise DataError("this names no shard", found=text, expected="for example 2/5")
+        return cls(int(index) - 1, int(count))
+
+    def parts(self, num_parts: int) -> range:
+        """Returns its parts of `num_parts`."""
+        return range(self.index * num_parts // self.count, (self.index + 1) * num_parts // self.count)
+
+
+WHOLE = Shard()
+
+
+def shards(count: int) -> list[str]:
+    """Returns the names of all shards, in order."""
+    return [str(Shard(index, count)) for index in range(count)]
+
+
+def in_order(found: Sequence[Shard]) -> list[int]:
+    """Returns the places of all shards of a dataset, first shard first.
+
+    Raises:
+        DataError: they are not all shards, once each.
+    """
+    order = sorted(range(len(found)), key=lambda place: found[place].index)
+    if not found or [found[place] for place in order] != [Shard(index, len(found)) for index in range(len(found))]:
+        raise DataError("these are not all shards of a dataset, once each", found=", ".join(map(str, found)) or "none",
+                        expected=", ".join(shards(found[0].count if found else 1)))
+    return order
+
+
 def parts_for(num_events: int, rows_per_part: int = ROWS_PER_PART) -> int:
     """Returns how many parts a data set of about `num_events` events gets, at least 1."""
     return int(min(max(-(-num_events // rows_per_part), 1), MAX_PARTS))
@@ -161,6 +221,7 @@ class Dataset:
         source: what it was made from, for people.
         facts: counts, time range, quantiles, label rates, content hash (see `DatasetWriter`).
         num_parts: files in events/ and in targets/.
+        shard: which of them `parts` are; all by default.
     """
 
     path: Path
@@ -171,10 +232,15 @@ class Dataset:
     source: dict[str, Any]
     facts: dict[str, Any]
     num_parts: int
+    shard: Shard = WHOLE
 
     @classmethod
-    def open(cls, directory: str | Path) -> Dataset:
-        """Returns the dataset in `directory` after checking its layout, columns, types and row counts.
+    def open(cls, directory: str | Path, shard: Shard = WHOLE) -> Dataset:
+        """Returns the dataset in `directory`, or a shard of its users, after checking its layout, columns, types and row counts.
+
+        Args:
+            directory: the dataset; of a shard only its own parts need to be there.
+            shard: whose parts are looked at.
 
         Raises:
             DataError: something is missing, unreadable (a truncated file) or not as dataset.json says.
@@ -191,11 +257,16 @@ class Dataset:
             schema, facts = Schema.from_dict(value["schema"]), dict(value["facts"])
             labels = tuple(value.get("event_labels", ()))
             dataset = cls(path, value["name"], schema, labels, bool(value.get("has_created")), dict(value["source"]), facts,
-                          facts["num_parts"])
+                          facts["num_parts"], shard)
         except KeyError as error:
             raise DataError(f"{path / 'dataset.json'} lacks a key", found=f"no {error}", fix=AGAIN) from error
         dataset._check()
         return dataset
+
+    @property
+    def parts(self) -> range:
+        """The parts of the shard."""
+        return self.shard.parts(self.num_parts)
 
     def event_path(self, part: int) -> Path:
         """Returns the path of one part of events/."""
@@ -219,11 +290,11 @@ class Dataset:
 
     def event_parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yields the parts of events/, one in memory at a time."""
-        return (self.events(part, columns) for part in range(self.num_parts))
+        return (self.events(part, columns) for part in self.parts)
 
     def target_parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yields the parts of targets/, one in memory at a time."""
-        return (self.targets(part, columns) for part in range(self.num_parts))
+        return (self.targets(part, columns) for part in self.parts)
 
     def items(self) -> pa.Table:
         """Returns items.parquet."""
@@ -236,12 +307,16 @@ class Dataset:
     def _check(self) -> None:
         for folder, arrow, count in (("events", self._event_schema, "num_events"),
                                      ("targets", target_schema(self.schema), "num_targets")):
-            found = sorted(path.name for path in (self.path / folder).glob("*.parquet"))
-            expected = [part_name(part) for part in range(self.num_parts)]
+            found, all_parts = sorted(path.name for path in (self.path / folder).glob("*.parquet")), range(self.num_parts)
+            expected = [part_name(part) for part in all_parts]
+            if self.shard != WHOLE:
+                expected = [part_name(part) for part in self.parts]
+                found = [name for name in found if name in expected]
             if found != expected:
                 raise DataError(f"{self.path / folder} does not hold the parts that dataset.json names", found=_span(found),
                                 expected=_span(expected), fix=AGAIN)
-            _check_count(self.path / folder, sum(check_file(self.path / folder / name, arrow) for name in found), self.facts.get(count))
+            rows = sum(check_file(self.path / folder / name, arrow) for name in found)
+            _check_count(self.path / folder, rows, self.facts.get(count) if self.shard == WHOLE else rows)
         items = self.path / "items.parquet"
         _check_count(items, check_file(items, item_schema(self.schema)), self.facts.get("num_items"))
         check_file(self.path / "users.parquet", user_schema(self.schema))

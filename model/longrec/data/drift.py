@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Profile:
         items, tasks = int64_of(source.items(), ITEM_ID), source.schema.task_names
         lengths, labels = np.zeros(len(LENGTH_EDGES) + 1, np.int64), np.zeros(len(tasks), np.int64)
         known, total = np.zeros(2, np.int64), np.zeros(2, np.int64)
-        for part in range(source.num_parts):
+        for part in source.parts:
             events, targets = source.events(part), source.targets(part)
             for row, table in enumerate((events, targets)):
                 total[row] += table.num_rows
@@ -107,6 +107,15 @@ class Profile:
         counts = {task: (int(positives), int(total[1])) for task, positives in zip(tasks, labels, strict=True)}
         return cls(tuple(lengths.tolist()), counts,
                    {name: (int(known[row]), int(total[row])) for row, name in enumerate(("events", "targets"))})
+
+    @classmethod
+    def merged(cls, shards: Sequence[Profile]) -> Profile:
+        """Returns the profile of all shards of a dataset."""
+        def total(pairs: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+            return {name: (sum(each[name][0] for each in pairs), sum(each[name][1] for each in pairs)) for name in pairs[0]}
+
+        lengths = np.sum([shard.lengths for shard in shards], axis=0)
+        return cls(tuple(lengths.tolist()), total([shard.labels for shard in shards]), total([shard.coverage for shard in shards]))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""

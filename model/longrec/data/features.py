@@ -6,13 +6,17 @@
 
 One part of the dataset is in memory at a time, and its users become rows in groups of `data.shard_users`. Nothing depends on
 the clock: the same dataset gives the same bytes. `created`, and the time of item and user features, is the end of the log.
+
+A shard of the dataset (`dataset.Shard`) is built on its own, its first one with both tables of features; `join` puts the files of all
+shards side by side. No file holds users of two parts of the dataset, so joined tables are those of one build, byte for byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,7 @@ TAIL_BASE = "history_tail_base"
 MAX_PART_BYTES = 256 << 20
 MAX_GROUP_BYTES = 16 << 20
 _EXACT = 2**53
+_HEAD = ("name", "fingerprint", "codec_version", "dataset_hash", "time_range_ms", "late_events")
 _TIME = pa.timestamp("us", tz="UTC")
 _STORED = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 
@@ -54,8 +59,8 @@ class Packed:
     num_late: int
 
 
-Packing = Callable[[layout.Dataset, bool], Iterator[Packed]]
-"""(dataset, whether late events are held) -> all users in the order of the dataset's parts, and of their ids within a part."""
+Packing = Callable[[layout.Dataset, bool], Iterator[tuple[int, Packed]]]
+"""(dataset, whether late events are held) -> part and user, for all users of its shard in the order of parts, and of ids within a part."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ class FeatureReport:
     num_late: int = 0
 
 
-def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig, pack: Packing | None = None) -> FeatureReport:
+def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig, pack: Packing | None = None,
+          shard: layout.Shard = layout.WHOLE) -> FeatureReport:
     """Returns counts after writing the feature tables of a dataset to `out_dir`, at once: a kill leaves what was there before.
 
     Args:
@@ -97,27 +103,69 @@ def build(dataset_dir: str | Path, out_dir: str | Path, data: DataConfig, pack: 
         out_dir: new, empty, or feature tables that are replaced.
         data: `shard_users` bounds the rows of a part; `late_events` says what `created` of the events does.
         pack: makes the packed users, part after part; None for this process, `spark.packing(session)` for Spark. The bytes are the same.
+        shard: of the dataset, for `join`.
 
     Raises:
         DataError: the dataset cannot be used; events are out of order, a basket has two times, an id is null or not unique, a name
             is taken, or a value cannot pass the feature store exactly.
     """
-    source = layout.Dataset.open(dataset_dir)
+    source = layout.Dataset.open(dataset_dir, shard)
     _check_names(source.schema)
     _check_replaceable(Path(out_dir))
     with files.replacing(out_dir) as temporary:
         (temporary / "user_history").mkdir(parents=True)
         writer = _HistoryWriter(temporary / "user_history", source.schema, data.shard_users, _log_end(source))
-        for packed in (pack or _packed_here)(source, data.late_events == "hold" and source.has_created):
-            writer.add(packed)
-        users = writer.close()
-        num_items, known = _write_entities(source, temporary, writer.created)
+        for part, packed in (pack or _packed_here)(source, data.late_events == "hold" and source.has_created):
+            writer.add(part, packed)
+        writer.flush()
+        if shard.index == 0:
+            _write_entities(source, temporary, writer.created)
         files.write_json(temporary / "schema.json", source.schema.to_dict())
-        tables = sorted(path for path in temporary.rglob("*") if path.is_file())
-        hashes = {str(path.relative_to(temporary)): files.sha256_of(path) for path in tables}
-        report = _report(source, writer, users, num_items, known, version_of(hashes))
-        _write_manifest(source, temporary / "manifest.json", users, report, hashes, data)
-    return report
+        head = {"name": source.name, "fingerprint": source.schema.fingerprint, "codec_version": history.CODEC_VERSION,
+                "dataset_hash": source.facts.get("content_hash"), "time_range_ms": source.facts["time_range_ms"],
+                "late_events": data.late_events, **({} if shard == layout.WHOLE else {"shard": str(shard)})}
+        return _finish(temporary, head, writer.num_late, writer.history_bytes, drift.Profile.of(source))
+
+
+def join(shard_dirs: Sequence[str | Path], out_dir: str | Path) -> FeatureReport:
+    """Returns counts after putting the shards of a dataset together: the tables, and the version, of one build of it.
+
+    Args:
+        shard_dirs: one per shard, in any order, as `build` wrote them.
+        out_dir: as of `build`.
+
+    Raises:
+        DataError: these are not all shards of one dataset, or a user is in two of them.
+    """
+    shards = [Path(each) for each in shard_dirs]
+    manifests = [files.read_json(each / "manifest.json") for each in shards]
+    order = layout.in_order([layout.Shard.parse(manifest.get("shard", "1/1")) for manifest in manifests])
+    shards, manifests = [shards[place] for place in order], [manifests[place] for place in order]
+    heads = [{key: manifest[key] for key in _HEAD} for manifest in manifests]
+    if any(head != heads[0] for head in heads):
+        raise DataError("these are not shards of one dataset", found=", ".join(sorted({str(head["dataset_hash"])[:16] for head in heads})),
+                        fix="Build all shards again.")
+    _check_replaceable(Path(out_dir))
+    with files.replacing(out_dir) as temporary:
+        _copy_shards(shards, manifests, temporary)
+        counts = [manifest["counts"] for manifest in manifests]
+        return _finish(temporary, heads[0], sum(each["num_late"] for each in counts), sum(each["history_bytes"] for each in counts),
+                       drift.Profile.merged([drift.Profile.from_dict(manifest["profile"]) for manifest in manifests]))
+
+
+def _copy_shards(shards: Sequence[Path], manifests: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Copies the files of all shards, in order, to where one build writes them; a file that was changed is an error."""
+    (target / "user_history").mkdir(parents=True)
+    number = 0
+    for shard, manifest in zip(shards, manifests, strict=True):
+        for name, expected in sorted(manifest["files"].items()):
+            place = target / name if shard is shards[0] else None
+            if name.startswith("user_history/"):
+                place, number = target / "user_history" / layout.part_name(number), number + 1
+            if place is not None:
+                shutil.copyfile(shard / name, place)
+                if files.sha256_of(place) != expected:
+                    raise DataError(f"{shard / name} was changed", fix="Build this shard again.")
 
 
 def version_of(hashes: Mapping[str, str]) -> str:
@@ -140,36 +188,27 @@ def restored(column: pa.Array | pa.ChunkedArray, feature: Feature) -> pa.Array |
 
 
 class _HistoryWriter:
-    """Writes packed users in parts of bounded size."""
+    """Writes packed users in files of bounded size; each holds users of one part of the dataset."""
 
     def __init__(self, directory: Path, schema: Schema, shard_users: int, created: int) -> None:
         self.directory, self.schema, self.shard_users, self.created = directory, schema, shard_users, created
-        self.num_parts = self.history_bytes = self.num_late = self._pending_bytes = 0
+        self.num_files = self.history_bytes = self.num_late = self._pending_bytes = 0
         self._rows: list[Packed] = []
-        self._lengths: list[tuple[int, int]] = []
+        self._part = 0
 
-    def add(self, packed: Packed) -> None:
+    def add(self, part: int, packed: Packed) -> None:
+        if part != self._part:
+            self.flush()
+        self._part = part
         self._rows.append(packed)
         self.num_late += packed.num_late
         self._pending_bytes += len(packed.payload)
         if len(self._rows) >= self.shard_users or self._pending_bytes >= MAX_PART_BYTES:
-            self._flush()
+            self.flush()
 
-    def close(self) -> dict[int, int]:
-        """Returns the history length of every user after writing what is left.
-
-        Raises:
-            DataError: a user's events are in two parts of the dataset.
-        """
-        self._flush()
-        lengths = dict(self._lengths)
-        if len(lengths) != len(self._lengths):
-            raise DataError("a user's events are spread over several parts", found=f"{len(self._lengths) - len(lengths)} users",
-                            expected="whole users in each part", fix=layout.AGAIN)
-        return lengths
-
-    def _flush(self) -> None:
-        if not self._rows and self.num_parts:
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        if not self._rows:
             return
         users, lengths = ([getattr(row, name) for row in self._rows] for name in ("user_id", "length"))
         table = pa.table({
@@ -177,10 +216,9 @@ class _HistoryWriter:
             CREATED: _micros(np.full(len(users), self.created)), HISTORY: pa.array([row.payload for row in self._rows], pa.binary()),
             HISTORY_LENGTH: pa.array(lengths, pa.int64())})
         rows = max(1, MAX_GROUP_BYTES * len(users) // max(self._pending_bytes, 1))
-        pq.write_table(table, self.directory / layout.part_name(self.num_parts), compression="zstd", compression_level=1,
+        pq.write_table(table, self.directory / layout.part_name(self.num_files), compression="zstd", compression_level=1,
                        row_group_size=rows, use_dictionary=False)
-        self._lengths += zip(users, lengths, strict=True)
-        self.history_bytes, self.num_parts = self.history_bytes + self._pending_bytes, self.num_parts + 1
+        self.history_bytes, self.num_files = self.history_bytes + self._pending_bytes, self.num_files + 1
         self._rows, self._pending_bytes = [], 0
 
 
@@ -226,9 +264,11 @@ def packed_users(table: pa.Table, schema: Schema, path: Path, *, hold: bool) -> 
         yield Packed(int(users[start]), int(times[end - 1]), payload, end - start, int(late[start:end].sum()))
 
 
-def _packed_here(source: layout.Dataset, hold: bool) -> Iterator[Packed]:
-    for part in range(source.num_parts):
-        yield from packed_users(source.events(part, wanted(source.schema, hold=hold)), source.schema, source.event_path(part), hold=hold)
+def _packed_here(source: layout.Dataset, hold: bool) -> Iterator[tuple[int, Packed]]:
+    for part in source.parts:
+        table = source.events(part, wanted(source.schema, hold=hold))
+        for packed in packed_users(table, source.schema, source.event_path(part), hold=hold):
+            yield part, packed
 
 
 def _ties(users: Int64, times: Int64, order: Int64) -> npt.NDArray[np.bool_]:
@@ -258,9 +298,8 @@ def _check_baskets(path: Path, users: Int64, baskets: Int64, times: Int64) -> No
                         expected="one time per basket", fix="Give all events of a basket one timestamp.")
 
 
-def _write_entities(source: layout.Dataset, directory: Path, created: int) -> tuple[int, Int64]:
-    """Returns the number of items and the ids of users.parquet after writing both feature tables."""
-    ids: list[Int64] = []
+def _write_entities(source: layout.Dataset, directory: Path, created: int) -> None:
+    """Writes both tables of features."""
     for name, key, table, features in (("item_features", ITEM_ID, source.items(), source.schema.item[1:]),
                                        ("user_features", USER_ID, source.users(), source.schema.user)):
         keys = layout.int64_of(table, key)
@@ -271,8 +310,6 @@ def _write_entities(source: layout.Dataset, directory: Path, created: int) -> tu
         columns = {key: pa.array(keys), EVENT_TIME: times, CREATED: times}
         columns |= dict(zip((feature.name for feature in features), stored(table, features), strict=True))
         pq.write_table(pa.table(columns), directory / f"{name}.parquet", compression="zstd")
-        ids.append(keys)
-    return len(ids[0]), ids[1]
 
 
 def _stored(column: pa.Array | pa.ChunkedArray, feature: Feature) -> pa.Array | pa.ChunkedArray:
@@ -287,26 +324,40 @@ def _stored(column: pa.Array | pa.ChunkedArray, feature: Feature) -> pa.Array | 
     return pc.cast(column, _STORED[feature.stored_dtype])
 
 
-def _report(source: layout.Dataset, writer: _HistoryWriter, users: dict[int, int], num_items: int, known: Int64,
-            version: str) -> FeatureReport:
-    with_events = np.fromiter(users, np.int64, len(users))
-    return FeatureReport(
-        num_users=len(users), num_events=sum(users.values()), num_items=num_items, num_parts=writer.num_parts,
-        longest_history=max(users.values(), default=0), users_without_events=len(np.setdiff1d(known, with_events)),
-        users_without_features=len(np.setdiff1d(with_events, known)), history_bytes=writer.history_bytes,
-        fingerprint=source.schema.fingerprint, version=version, num_late=writer.num_late)
+def _finish(directory: Path, head: Mapping[str, Any], num_late: int, history_bytes: int, profile: drift.Profile) -> FeatureReport:
+    """Returns counts after writing the manifest of the tables in a directory, those of a shard without features of users and items."""
+    tables = sorted(path for path in directory.rglob("*") if path.is_file())
+    hashes = {str(path.relative_to(directory)): files.sha256_of(path) for path in tables}
+    users, lengths = _users_in(directory)
+    known = {name: _ids_in(directory / f"{name}_features.parquet", key) for name, key in (("user", USER_ID), ("item", ITEM_ID))}
+    report = FeatureReport(
+        num_users=len(users), num_events=int(lengths.sum()), num_items=len(known["item"]),
+        num_parts=sum(name.startswith("user_history/") for name in hashes), longest_history=int(lengths.max(initial=0)),
+        users_without_events=len(np.setdiff1d(known["user"], users)), users_without_features=len(np.setdiff1d(users, known["user"])),
+        history_bytes=history_bytes, fingerprint=head["fingerprint"], version=version_of(hashes), num_late=num_late)
+    manifest = {"format_version": FORMAT_VERSION, "version": report.version, **head, "counts": dataclasses.asdict(report),
+                "history_length": layout.quantiles(lengths), "profile": profile.to_dict(), "files": hashes}
+    files.write_json(directory / "manifest.json", manifest)
+    return report
 
 
-def _write_manifest(source: layout.Dataset, path: Path, users: dict[int, int], report: FeatureReport, hashes: Mapping[str, str],
-                    data: DataConfig) -> None:
-    manifest: dict[str, Any] = {
-        "format_version": FORMAT_VERSION, "version": report.version, "name": source.name, "fingerprint": source.schema.fingerprint,
-        "codec_version": history.CODEC_VERSION, "dataset_hash": source.facts.get("content_hash"),
-        "time_range_ms": source.facts["time_range_ms"], "late_events": data.late_events, "counts": dataclasses.asdict(report),
-        "history_length": layout.quantiles(np.fromiter(users.values(), np.int64, len(users))),
-        "profile": drift.Profile.of(source).to_dict(),
-        "files": dict(hashes)}
-    files.write_json(path, manifest)
+def _users_in(directory: Path) -> tuple[Int64, Int64]:
+    """Returns the users of feature tables and the lengths of their histories, int64 [U].
+
+    Raises:
+        DataError: a user is there twice.
+    """
+    parts = [pq.read_table(path, columns=[USER_ID, HISTORY_LENGTH]) for path in sorted((directory / "user_history").glob("*.parquet"))]
+    users, lengths = (np.concatenate([np.zeros(0, np.int64), *(layout.int64_of(part, name) for part in parts)])
+                      for name in (USER_ID, HISTORY_LENGTH))
+    if doubles := len(users) - len(np.unique(users)):
+        raise DataError("a user's events are spread over several parts", found=f"{doubles} users", expected="whole users in each part",
+                        fix=layout.AGAIN)
+    return users, lengths
+
+
+def _ids_in(path: Path, key: str) -> Int64:
+    return layout.int64_of(pq.read_table(path, columns=[key]), key) if path.is_file() else np.zeros(0, np.int64)
 
 
 def _log_end(source: layout.Dataset) -> int:

@@ -32,11 +32,12 @@ def packing(session: Any) -> features.Packing:
     return lambda source, hold: _packed(session, source, hold)
 
 
-def _packed(session: Any, source: layout.Dataset, hold: bool) -> Iterator[features.Packed]:
+def _packed(session: Any, source: layout.Dataset, hold: bool) -> Iterator[tuple[int, features.Packed]]:
     from pyspark import StorageLevel
     from pyspark.errors import PySparkException
 
     schema, num_parts, path = source.schema, source.num_parts, source.path / "events"
+    paths = [str(source.event_path(part)) for part in source.parts]
     names = features.wanted(schema, hold=hold)
     types = layout.event_schema(schema, source.event_labels, has_created=source.has_created)
 
@@ -50,11 +51,11 @@ def _packed(session: Any, source: layout.Dataset, hold: bool) -> Iterator[featur
                    "num_late": [row.num_late for row in packed]}
         return pa.table(columns)
 
-    rows = session.read.parquet(str(path)).select(names).groupBy(USER_ID).applyInArrow(pack, _ROWS)
+    rows = session.read.parquet(*paths).select(names).groupBy(USER_ID).applyInArrow(pack, _ROWS)
     rows = rows.persist(StorageLevel.DISK_ONLY)  # sorting takes a sample first, which would pack everyone twice
     try:
         for row in rows.orderBy(PART, USER_ID).toLocalIterator():
-            yield features.Packed(row.user_id, row.last_ms, bytes(row.payload), row.length, row.num_late)
+            yield row.part, features.Packed(row.user_id, row.last_ms, bytes(row.payload), row.length, row.num_late)
     except PySparkException as error:
         raise DataError("Spark could not pack the timelines", found=_cause(error), fix="See the log of the driver.") from error
     finally:

@@ -1,0 +1,90 @@
+"""Shards: what is built, checked and retrieved shard by shard and joined is what one process makes, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longrec.config import DataConfig
+from longrec.data import features
+from longrec.data.dataset import Dataset, Shard, in_order, part_of, shards
+from longrec.data.synth import synthesize
+from longrec.errors import DataError
+from tests.longrec.data import random_log
+
+DATA = DataConfig(shard_users=3, max_history=12, warmup_fraction=0.1)
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {str(each.relative_to(path)): each.read_bytes() for each in sorted(path.rglob("*")) if each.is_file()}
+
+
+def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) -> list[Path]:
+    for number, name in enumerate(shards(count)):
+        features.build(source, root / f"features-{number}", data, shard=Shard.parse(name))
+    return [root / f"features-{number}" for number in range(count)]
+
+
+@pytest.fixture(params=["random", "planted"], scope="module")
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yields a dataset of five parts."""
+    path = tmp_path_factory.mktemp(request.param) / "data"
+    if request.param == "random":
+        random_log.write(path, num_parts=5, max_events=40)
+    else:
+        synthesize(path, num_users=40, events_per_user=64, num_items=50, num_topics=4, lengths=[8], rows_per_part=400)
+    assert Dataset.open(path).num_parts == 5
+    yield path
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 300])
+def test_shards_are_the_dataset_in_order(count: int) -> None:
+    parsed = [Shard.parse(name) for name in shards(count)]
+    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5)) and in_order(parsed[::-1]) == list(range(count))[::-1]
+    assert sum(not shard.parts(5) for shard in parsed) == max(0, count - 5)
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "1/0", "a/b", "-1/2"])
+def test_what_is_no_shard_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"no shard|no such shard"):
+        Shard.parse(text)
+
+
+def test_a_shard_reads_its_own_parts_and_needs_no_other(source: Path, tmp_path: Path) -> None:
+    shard = Dataset.open(source, Shard(1, 2))
+    users = np.concatenate([part["user_id"].to_numpy() for part in shard.event_parts(["user_id"])])
+    assert len(users) and set(part_of(users, 5)) <= {2, 3, 4}
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.name not in ("part-00000.parquet", "part-00001.parquet"):
+            (tmp_path / path.relative_to(source)).parent.mkdir(exist_ok=True)
+            (tmp_path / path.relative_to(source)).symlink_to(path)
+    assert Dataset.open(tmp_path, Shard(1, 2)).facts == shard.facts
+    with pytest.raises(DataError, match="does not hold the parts"):
+        Dataset.open(tmp_path, Shard(0, 2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 50])
+def test_joined_feature_tables_are_those_of_one_build(source: Path, tmp_path: Path, count: int) -> None:
+    """Fifty shards are more than parts and users: most of them are empty."""
+    expected = features.build(source, tmp_path / "whole", DATA)
+    found = build_shards(source, tmp_path, count)
+    assert features.join(found[::-1], tmp_path / "joined") == expected
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
+
+
+def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(source: Path, tmp_path: Path) -> None:
+    found = build_shards(source, tmp_path, 2)
+    random_log.write(tmp_path / "other", seed=9, num_parts=2)
+    features.build(tmp_path / "other", tmp_path / "foreign", DATA, shard=Shard(1, 2))
+    for wrong, message in ((found[:1], "not all shards"), ([found[0], found[0]], "not all shards"), ([], "not all shards"),
+                           ([found[0], tmp_path / "foreign"], "not shards of one dataset")):
+        with pytest.raises(DataError, match=message):
+            features.join(wrong, tmp_path / "joined")
+    part = next((found[1] / "user_history").iterdir())
+    part.write_bytes(part.read_bytes()[:-9] + b"123456789")
+    with pytest.raises(DataError, match="was changed"):
+        features.join(found, tmp_path / "joined")
+    assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
