@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -24,9 +25,13 @@ CHECKED = ["longrec.losses", *(f"longrec.nn.{name}" for name in ("layers", "mixe
 install_import_hook(CHECKED, "beartype.beartype")
 """Shapes in the annotations of these modules are checked in tests only; here, before any test imports them."""
 
+settings.load_profile("ci")  # Hypothesis: the same examples on every machine, and no deadline
+
 ROOT = Path(__file__).parents[1]
 VERSION = "tests-1"
 LENGTH = 48
+PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_STORE_TIMEOUT_MS": "20000", "LONGREC_QUEUE_SECONDS": "60"}
+"""Variables of a service that answers, whole and not degraded, on a machine under load too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,5 +149,6 @@ def server(served_world: ServedWorld) -> Iterator[str]:
     """URL of `bentoml serve bento.service:Ranker` in the root of the checkout."""
     from longrec.parity import serving
 
-    with serving("bento.service:Ranker", home=served_world.home, store=served_world.store, folder=ROOT) as (host, port):
+    with serving("bento.service:Ranker", home=served_world.home, store=served_world.store, folder=ROOT,
+                 variables=PATIENT) as (host, port):
         yield f"http://{host}:{port}"

@@ -15,7 +15,7 @@ from longrec import models
 from longrec.parity import ask, serving
 from tests.conftest import ROOT, Packaged, ServedWorld
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 REQUESTS = [{"user_id": user, "candidates": list(range(40)), "request_time": 1_710_000_000_000 + user * 40_000_000, "length": length}
             for user in range(6) for length in (0, 9, 48)]
 

@@ -17,21 +17,21 @@ import pytest
 from longrec.data.histories import Histories
 from longrec.data.store.publish import publish
 from longrec.parity import serving
-from tests.conftest import ROOT, ServedWorld
+from tests.conftest import PATIENT, ROOT, ServedWorld
 from tests.longrec.data import redis_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 LATE = 1_720_000_000_000
 
 
 WAIT_SECONDS = 3.0
 """For the store: so long that an answer which did not wait for it is told from one that did, on a machine under load too."""
-PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "60", "LONGREC_STORE_TIMEOUT_MS": str(int(WAIT_SECONDS * 1e3))}
 
 
 @contextlib.contextmanager
 def served(world: ServedWorld, home: Path) -> Iterator[httpx.Client]:
-    with serving("bento.service:Ranker", home=home, store=world.store, folder=ROOT, variables=PATIENT) as (host, port), \
+    variables = {**PATIENT, "LONGREC_STORE_TIMEOUT_MS": str(int(WAIT_SECONDS * 1e3))}
+    with serving("bento.service:Ranker", home=home, store=world.store, folder=ROOT, variables=variables) as (host, port), \
             httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client:
         yield client
 

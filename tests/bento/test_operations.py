@@ -24,7 +24,7 @@ from longrec.bundle import Bundle
 from longrec.parity import serving
 from tests.conftest import ROOT, VERSION, ServedWorld
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 TOKEN = "a-token-that-is-long-enough"
 LATE = 1_720_000_000_000
 BODY = {"user_id": 1, "candidates": list(range(12)), "request_time": LATE}

@@ -20,7 +20,6 @@ def test_the_step_declares_what_the_pipeline_gives_and_reads() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_step_leaves_bento_verdict_and_metrics(served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
     world, out = served_world.path, tmp_path / "out"

@@ -221,7 +221,6 @@ def test_parity_passes_only_equal_answers(fault: str, served_world: ServedWorld,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_bento_is_packaged_once(packaged: Packaged, served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = packaged.report
     assert report.tag == "longrec-ranker:run-1" and report.parity.passed and not report.parity.problems
@@ -236,7 +235,6 @@ def test_a_bento_is_packaged_once(packaged: Packaged, served_world: ServedWorld,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_nothing_is_left_of_a_bento_whose_scores_differ(packaged: Packaged, served_world: ServedWorld, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     other = make_world(tmp_path / "other", seed=9)  # the same schema, other events of the same users
@@ -250,7 +248,6 @@ def test_nothing_is_left_of_a_bento_whose_scores_differ(packaged: Packaged, serv
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_server_dies_with_the_process_that_started_it(packaged: Packaged, served_world: ServedWorld) -> None:
     import psutil
 

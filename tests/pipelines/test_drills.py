@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RETRYING = PlatformConfig(home_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}})
 MOMENTS = (0.4,)
 """Shares of a step's undisturbed time at which it is killed."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killer:

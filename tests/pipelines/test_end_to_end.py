@@ -30,7 +30,7 @@ CONFIG = {
     "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
 }
 STEPS = ["check-events", "build-features", "publish", "retrieve", "check-histories", "train", "evaluate"]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Place:

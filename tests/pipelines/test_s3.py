@@ -20,7 +20,7 @@ from longrec.data.synth import synthesize
 from tests.pipelines.test_end_to_end import Place
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

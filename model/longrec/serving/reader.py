@@ -149,7 +149,8 @@ class StoreReader:
                 self._read(store, users)
             except Exception as error:
                 store = None
-                self._failure, self._failed_at = f"{type(error).__name__}: {error}", time.monotonic()
+                if number == self._reader:  # what a reader that was given up finds in the end says nothing of now
+                    self._failure, self._failed_at = f"{type(error).__name__}: {error}", time.monotonic()
                 self._fail(users, error)
 
     def _next(self, number: int) -> _Waiting | None:

@@ -26,7 +26,7 @@ NUM_PAIRS, MAX_HISTORY = 1_000, 10_000
 SHARES = {"kuairand": 8, "dev_events": 5}
 """One user in so many is published: a user's history does not depend on the others, and publishing and pushing take the time."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def shared(name: str) -> Path:
