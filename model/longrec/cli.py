@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -26,16 +27,31 @@ REFUSED = 3
 """Exit code of a run whose model the gate refused."""
 
 
+_OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+                 errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.EIO, errno.ESTALE)
+"""Errors that are of the disk or the folder that the user named; any other of the system is a mistake of this code."""
+
+
 class _Group(TyperGroup):
-    """Turns a LongrecError of any verb into one message on stderr and its exit code, 1 for most."""
+    """Turns a LongrecError of any verb, and a disk's error, into one message on stderr and its exit code, 1 for most."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except LongrecError as error:
+        except (LongrecError, OSError) as caught:
+            if isinstance(caught, OSError) and caught.errno not in _OF_THE_PLACE:
+                raise
+            error = _disk(caught) if isinstance(caught, OSError) else caught
             rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""  # of several processes that torchrun started
             typer.echo(f"longrec{rank}: {error}", err=True)
-            raise typer.Exit(error.exit_code) from error
+            raise typer.Exit(error.exit_code) from caught
+
+
+def _disk(error: OSError) -> LongrecError:
+    """Returns what a user reads of an error of the disk."""
+    place = error.filename2 or error.filename
+    return LongrecError(f"{place or 'a file'} cannot be read or written", found=error.strerror,
+                        fix="Free some space, or choose a folder that you may write.")
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,

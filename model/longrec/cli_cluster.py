@@ -134,8 +134,6 @@ def _secret(path: Path | None, variable: str) -> str:
 def _prepared(pipeline: str, data_uri: str, config: Path, sets: list[str] | None, params: list[str] | None,
               study: Path | None, folder: Path) -> tuple[Path, dict[str, Any], Any]:
     """Returns the compiled pipeline, its arguments and the configuration."""
-    import yaml
-
     from longrec import config as configuration
     from longrec.run import pipeline_arguments, room
 
@@ -150,7 +148,7 @@ def _prepared(pipeline: str, data_uri: str, config: Path, sets: list[str] | None
         name, separator, value = text.partition("=")
         if not separator or name not in known:
             raise LongrecError(f"the {pipeline} pipeline has no parameter '{name}'", expected=", ".join(sorted(known)))
-        arguments[name] = value if known[name].type == "String" else yaml.safe_load(value)
+        arguments[name] = value if known[name].type == "String" else configuration.from_yaml(value, f"the value of {name}")
     return compiling.compile_to(pipeline, folder / f"{pipeline}.yaml", settings.platform), arguments, settings
 
 

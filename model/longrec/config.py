@@ -421,6 +421,10 @@ class RunConfig:
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
     platform: PlatformConfig = dataclasses.field(default_factory=PlatformConfig)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**53:  # KFP carries every number as a double
+            raise ConfigError("seed is out of bounds", found=self.seed, expected="a whole number from 0 to 2^53 - 1")
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form (tuples become lists)."""
         return plain(self)
@@ -454,26 +458,60 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is wrong.
     """
-    import yaml
-
-    try:
-        value = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None) or {}
-    except FileNotFoundError as error:
-        raise ConfigError(f"no configuration at {path}", fix="See configs/ for examples.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML", found=str(error)) from error
+    value = (from_yaml(text_of(path), str(path)) if path else None) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is no configuration", found=type(value).__name__, expected="a mapping of keys", fix="See configs/.")
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError("an override must look like key=value", found=override, fix="For example train.epochs=2.")
-        *parents, last = key.strip().split(".")
+        key, entry = override_of(override)
+        *parents, last = key.split(".")
         section = value
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
                 raise ConfigError(f"'{key}' does not name a configuration key", fix=f"'{parent}' is a single value.")
-        section[last] = yaml.safe_load(text)
+        section[last] = entry
     return build(RunConfig, value)
+
+
+def override_of(text: str) -> tuple[str, Any]:
+    """Returns key and value of `key=value`; the value is YAML.
+
+    Raises:
+        ConfigError: there is no `=`, or what is behind it is not YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError("an override must look like key=value", found=text, fix="For example train.epochs=2.")
+    return key.strip(), from_yaml(value, f"the value of {key.strip()}")
+
+
+def text_of(path: str | Path) -> str:
+    """Returns the text of a configuration's file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration at {path}", fix="See configs/ for examples.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read", found=getattr(error, "strerror", None) or error, expected="a YAML file in UTF-8",
+                          fix="See configs/ for examples.") from error
+
+
+def from_yaml(text: str, what: str) -> Any:
+    """Returns the value of a YAML text; `what` names it.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} is not YAML", found=" ".join(str(error).split())) from error
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -164,34 +164,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         ConfigError: the file is missing or wrong, or a variant or grid key is.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is not a study", found=str(error), fix="See configs/study-*.yaml.") from error
-    return parse(text, overrides, path=path)
+    return parse(configuration.text_of(path), overrides, path=path)
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, path: str | Path = "study") -> StudyConfig:
     """Returns the study in YAML text, as `load` does; `path` names it, and what a base that is a path is relative to."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not a study", found=str(error), fix="See configs/study-*.yaml.") from error
+    value = configuration.from_yaml(text, str(path))
     names = {field.name for field in dataclasses.fields(StudyConfig)} | {"set"}
     if not isinstance(value, dict) or not {"base", "variants"} <= value.keys() <= names:
         raise ConfigError(f"{path} is not a study", found=", ".join(value) if isinstance(value, dict) else type(value).__name__,
                           expected=f"base, variants, and of {', '.join(sorted(names))}")
-    base, sets = value.pop("base"), value.pop("set", {})
-    plain = configuration.load(Path(path).parent / base).to_dict() if isinstance(base, str) else base
-    typed = {key: yaml.safe_load(entry) for key, entry in (each.split("=", 1) for each in overrides)}
-    config = override(configuration.build(RunConfig, plain), {**sets, **typed})
-    recovery = {name: (str(entry[0]), int(entry[1])) for name, entry in (value.pop("recovery", None) or {}).items()}
-    study = StudyConfig(**{"name": Path(path).stem, **value, "base": config, "seeds": tuple(value.get("seeds", (0,))),
-                           "recovery": recovery})
+    try:
+        study = _study(value, overrides, Path(path))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is not a study", found=str(error), fix="See configs/study-*.yaml.") from error
     plan(study)
     return study
+
+
+def _study(value: dict[str, Any], overrides: Sequence[str], path: Path) -> StudyConfig:
+    base, sets = value.pop("base"), value.pop("set", {})
+    plain = configuration.load(path.parent / base).to_dict() if isinstance(base, str) else base
+    typed = dict(configuration.override_of(each) for each in overrides)
+    config = override(configuration.build(RunConfig, plain), {**sets, **typed})
+    recovery = {name: (str(entry[0]), int(entry[1])) for name, entry in (value.pop("recovery", None) or {}).items()}
+    return StudyConfig(**{"name": path.stem, **value, "base": config, "seeds": tuple(value.get("seeds", (0,))), "recovery": recovery})
 
 
 def to_text(study: StudyConfig) -> str:

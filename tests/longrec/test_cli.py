@@ -63,6 +63,14 @@ def test_a_mistake_is_one_message_on_stderr_and_exit_code_1(tmp_path: Path, argu
     assert not (tmp_path / "never").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for verb in (["synth", "--users", "5", "--out"], ["compile", "training", "--output"]):
+        answer = CliRunner().invoke(app, [*verb, str(tmp_path / "file" / "below")])
+        assert answer.exit_code == 1 and answer.stderr.startswith(f"longrec: {tmp_path / 'file'}"), answer.output
+        assert "choose a folder" in answer.stderr and answer.stderr.count("\n") == 1
+
+
 def test_a_usage_error_is_exit_code_2() -> None:
     assert _longrec("run", "--no-such-option").returncode == 2
     assert _longrec("submit").returncode == 2

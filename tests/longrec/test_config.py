@@ -54,7 +54,7 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
     assert config.train.learning_rate == pytest.approx(2e-3)
 
 
-@pytest.mark.parametrize("override", ["train.epochs", "seed.x=1"])
+@pytest.mark.parametrize("override", ["train.epochs", "seed.x=1", "train.epochs={", "seed=-1", "seed=9007199254740992"])
 def test_a_malformed_override_is_an_error(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         load(_write(tmp_path, "seed: 1"), [override])
@@ -63,8 +63,16 @@ def test_a_malformed_override_is_an_error(tmp_path: Path, override: str) -> None
 def test_missing_and_broken_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration at"):
         load(tmp_path / "absent.yaml")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="is not YAML") as refused:
         load(_write(tmp_path, "a: [1"))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(ConfigError, match=r"cannot be read.*UTF-8"):
+        load(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="found list; expected a mapping"):
+        load(_write(tmp_path, "[a]"), ["seed=1"])
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:

@@ -357,10 +357,16 @@ def test_the_command_runs_a_study_and_writes_it_again(histories: Path, finished:
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("model.kind: mean", "model.kynd: mean", "model.kynd"), ("seeds: [0, 1]", "sedes: [0, 1]", "sedes"),
     ("seeds: [0, 1]", "grid: {widht: [8]}", "widht"), ("seeds: [0, 1]", "reference: din", "din"),
-    ("model.recency: token", "model.recency: bias", "recency=token")])
+    ("model.recency: token", "model.recency: bias", "recency=token"), ("seeds: [0, 1]", "seeds: 3", "is not a study"),
+    ("seeds: [0, 1]", "recovery: {base: 3}", "is not a study"), ("seeds: [0, 1]", "seeds: [0, 1", "is not YAML")])
 def test_a_mistake_in_a_study_is_found_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         study.load(written(tmp_path, BASE.replace(old, new)))
+
+
+def test_an_override_of_a_study_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        study.load(written(tmp_path), ["train.epochs"])
 
 
 def test_every_study_of_the_repository_loads() -> None:

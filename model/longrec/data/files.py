@@ -103,7 +103,8 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written; what went wrong before says so
+            path.unlink(missing_ok=True)
 
 
 def sync(directory: Path) -> None:

@@ -81,3 +81,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, numb
 def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), files.replacing(tmp_path / "out"):
         raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_disk_that_cannot_be_written_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ValueError, match="the first"), files.replacing(tmp_path / "out"):
+        raise ValueError("the first")
