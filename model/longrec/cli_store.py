@@ -36,7 +36,7 @@ def push(file: Annotated[Path, typer.Argument(metavar="FILE", help="Events as .p
 
 @inspect.command("history")
 def inspect_history(
-        user: Annotated[int, typer.Option(help="Whose history.")],
+        user: Annotated[int, typer.Option(min=-2**63, max=2**63 - 1, help="Whose history.")],
         at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Only events strictly before: ISO 8601 (UTC) or ms.")] = None,
         door: Annotated[Literal["online", "offline"], typer.Option(help="The side of the feature store to read.")] = "online",
         last: Annotated[int, typer.Option(min=1, help="Rows of the table, the most recent ones.")] = 20,

@@ -494,7 +494,7 @@ def text_of(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"no configuration at {path}", fix="See configs/ for examples.") from error
+        raise ConfigError(f"no configuration at {path}", fix="Give one with --config; the checkout's configs/ has examples.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read", found=getattr(error, "strerror", None) or error, expected="a YAML file in UTF-8",
                           fix="See configs/ for examples.") from error

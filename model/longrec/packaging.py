@@ -277,7 +277,7 @@ def _bentoml(script: Path, verb: str, *, home: Path | None = None, **arguments: 
     done = subprocess.run([sys.executable, str(script), verb, json.dumps(arguments)], env=environment, capture_output=True, text=True,
                           check=False)
     if done.returncode:
-        log.error("%s", done.stdout + done.stderr)
+        log.info("%s", done.stdout + done.stderr)
         found = last_line(done.stderr) or f"exit code {done.returncode}"
         raise PackagingError(f"bentoml could not {verb} {arguments['tag']}", found=found,
                              fix="Give the run another id." if verb == "check" else "")

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -149,7 +150,7 @@ def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path,
     The champion of its registry is served and followed; without one, the model of its newest run.
 
     Raises:
-        CheckoutError: no run has packaged a model, or bentoml is not installed.
+        CheckoutError: no run has packaged a model, bentoml is not installed, or the port is taken.
     """
     packaged = [read_json(path) for path in sorted((workdir / "runs").glob("[0-9]*/summary.json"))]
     tags = [summary["bento_tag"] for summary in packaged if summary["bento_tag"]]
@@ -158,11 +159,21 @@ def serve_command(workdir: Path, host: str, port: int) -> tuple[list[str], Path,
     program = Path(sys.executable).with_name("bentoml")
     if not program.exists():
         raise CheckoutError("bentoml is not installed", fix="Install everything: pip install -e '.[all]' -c constraints.txt")
+    _check_free(host, port)
     command = [str(program), "serve", "bento.service:Ranker", "--host", host, "--port", str(port)]
     environment = {"LONGREC_HOME": str(workdir.resolve()), "BENTOML_DO_NOT_TRACK": "True"}
     if models.read(workdir).champion is None:
         environment["LONGREC_MODEL"] = tags[-1]
     return command, find_root(), {**THREADING, **os.environ, **environment}
+
+
+def _check_free(host: str, port: int) -> None:
+    """Returns nothing where a server may listen; bentoml itself would end in a traceback."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise CheckoutError(f"nothing can listen at {host}:{port}", found=error.strerror or error,
+                            fix="Choose another --port or --host.") from error
 
 
 def benchmarks() -> dict[str, tuple[Path, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,16 @@ def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:
 def test_serve_without_a_run_is_one_message(tmp_path: Path) -> None:
     answer = _longrec("serve", "--workdir", str(tmp_path))
     assert answer.returncode == 1 and "longrec run" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_serve_at_a_port_that_is_taken_is_one_message() -> None:
+    from longrec.run import CheckoutError, _check_free
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CheckoutError, match=f"nothing can listen at 127.0.0.1:{port}; found Address already in use"):
+            _check_free("127.0.0.1", port)
+    _check_free("127.0.0.1", port)
 
 
 def _empty(folder: Path) -> Path:

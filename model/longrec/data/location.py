@@ -75,9 +75,10 @@ def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
         if "://" in uri and not uri.startswith("file://"):
             system, root = fs.FileSystem.from_uri(uri)
         else:
-            system, root = fs.LocalFileSystem(), str(Path(urllib.parse.unquote(uri.removeprefix("file://"))).absolute())
-        found = system.get_file_info(root)
-    if found.type == fs.FileType.NotFound:
+            path = urllib.parse.unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+            system, root = fs.LocalFileSystem(), str(Path(path).absolute())
+        found = system.get_file_info(f"{root}/dataset.json")
+    if found.type != fs.FileType.File:
         raise DataError(f"there is no dataset at {uri}", expected="a directory with dataset.json", fix="Make one with longrec import.")
     return system, root
 

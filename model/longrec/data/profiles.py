@@ -96,6 +96,8 @@ def misfits(path: str | Path, columns: Sequence[Column]) -> list[str]:
     """
     try:
         schema = pq.read_schema(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist", fix="Run the step that wrote it again.") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a Parquet file", found=str(error), fix="Run the step that wrote it again.") from error
     return schema_misfits(schema, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,18 @@ from longrec.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    place = tmp_path / "a place"
+    place = tmp_path / "a place %20é"
     (place / "events").mkdir(parents=True)
     (place / "dataset.json").write_text('{"name": "x"}')
     (place / "events" / "part-00000.parquet").write_bytes(b"1234")
     return place
 
 
-@pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_a_directory_is_taken_as_it_is(folder: Path, form: str) -> None:
-    with location.opened(form.format(folder)) as opened:
+@pytest.mark.parametrize("address", [str, Path.as_uri])
+def test_a_directory_is_taken_as_it_is(folder: Path, address: Callable[[Path], str]) -> None:
+    with location.opened(address(folder)) as opened:
         assert opened == folder
-    assert folder.is_dir() and location.read_json(form.format(folder), "dataset.json") == {"name": "x"}
+    assert folder.is_dir() and location.read_json(address(folder), "dataset.json") == {"name": "x"}
 
 
 def test_the_fingerprint_is_of_the_content_and_the_names(folder: Path, tmp_path: Path) -> None:

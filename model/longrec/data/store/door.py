@@ -179,15 +179,16 @@ def restored(table: pa.Table, declared: Sequence[Feature]) -> dict[str, pa.Chunk
 
 
 @contextlib.contextmanager
-def feast_errors(what: str) -> Iterator[None]:
-    """Turns whatever Feast raises into a StoreError that says what was tried."""
+def feast_errors(what: str, fix: str = PUBLISH_FIRST) -> Iterator[None]:
+    """Turns whatever Feast raises into a StoreError that says what was tried and what to do."""
     try:
         yield
     except (StoreError, DataError, SchemaMismatch):
         raise
     except Exception as error:
         found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise StoreError(what, found=found, fix=PUBLISH_FIRST) from error
+        is_full = any(text in str(error).lower() for text in ("no space left", "disk is full"))
+        raise StoreError(what, found=found, fix="Free some space and run it again." if is_full else fix) from error
 
 
 def _split(reference: str) -> tuple[str, str]:

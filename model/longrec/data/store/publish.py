@@ -96,7 +96,7 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path, *,
             files.write_json(version / "feast" / "key.json", {**_key(key), "before": digest_before(home, manifest.get("dataset_hash"))})
             published = Published(version, manifest, Schema.load(version / "features" / "schema.json"))
             tails.add(published.path, tail_rows([], 0))
-            with feast_errors("publishing failed"):
+            with feast_errors("publishing failed", "Is the online store there, and may it be written? Then run it again."):
                 slices, verified = _fill(published, Path(repo_dir))
                 carried = _carry(home, published, Path(repo_dir))
         except BaseException:
