@@ -9,7 +9,7 @@ from typing import Any, Optional
 from longrec.config import PlatformConfig
 from longrec.errors import LongrecError
 
-PIPELINES = ("training", "refresh", "study")
+PIPELINES = ("training", "refresh", "drift", "study")
 FOLDER = Path(__file__).resolve().parent / "compiled"
 
 

@@ -6,11 +6,11 @@ from kfp import dsl
 
 from longrec.config import PlatformConfig, StepConfig
 
-HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "train-job", "evaluate", "package")
+HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "train-job", "evaluate", "package", "drift")
 """Steps that use the home: the feature store, the checkpoints of trainings, the registry of models and the BentoML store."""
 DATA_STEPS = ("fingerprint", "check-events", "build-features", "retrieve")
 """Steps that read the dataset."""
-UNCACHED = ("fingerprint", "publish", "finish")
+UNCACHED = ("fingerprint", "publish", "drift", "finish")
 """Steps that are about the world outside of the pipeline: a result of before says nothing of it."""
 
 

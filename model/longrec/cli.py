@@ -133,8 +133,29 @@ def refresh(data: Annotated[str, typer.Option(help="The dataset with the new eve
     _say(as_json, report, f"published {report['num_events']:,} events of {report['num_users']:,} users, version {report['digest']}{was}")
 
 
+@app.command()
+def drift(config: Config = DEFAULT_CONFIG, sets: Sets = None, workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+    """Compare the requests that a service answered lately with the evaluation of its model, on this machine.
+
+    Needs a service that logs (LONGREC_LOG_SHARE). Exit code 1 where something has drifted; the page is in the folder of the run.
+
+    \b
+    Examples:
+      longrec drift
+      longrec drift --workdir /srv/longrec --set drift.max_score_psi=0.1 --json
+    """
+    from longrec import config as configuration
+    from longrec import console
+    from longrec import run as runs
+
+    with console.StepProgress() as progress:
+        report = runs.drift(configuration.load(config, sets or []), workdir, progress)
+    enough = "" if report["is_enough"] else " (too few to tell)"
+    _say(as_json, report, f"{report['num_requests']:,.0f} requests have not drifted{enough}: {report['report']}")
+
+
 @app.command("compile")
-def compile_pipeline(pipeline: Annotated[str, typer.Argument(help="training, refresh or study; all of them without a name.")] = "",
+def compile_pipeline(pipeline: Annotated[str, typer.Argument(help="training, refresh, drift or study; all of them without a name.")] = "",
                      config: Annotated[Path | None, typer.Option(help="Its section `platform` is compiled in.")] = None, sets: Sets = None,
                      output: Annotated[Path | None, typer.Option(help="Folder to write to; default pipelines/compiled.")] = None,
                      check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a file is not up to date.")] = False,

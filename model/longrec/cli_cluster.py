@@ -21,7 +21,7 @@ CookieFile = Annotated[Path | None, typer.Option(help="File with a browser's coo
 Experiment = Annotated[str, typer.Option(help="Experiment that runs are filed under.")]
 Create = Annotated[bool, typer.Option("--create-experiment", help="Make the experiment where there is none.")]
 DataUri = Annotated[str, typer.Option(help="The dataset as the cluster sees it, for example s3://bucket/dataset or /data/dataset.")]
-Pipeline = Annotated[str, typer.Option(help="training, refresh or study.")]
+Pipeline = Annotated[str, typer.Option(help="training, refresh, drift or study.")]
 Config = Annotated[Path, typer.Option(help="A YAML file of longrec.config; its section `platform` is compiled in.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; may be repeated.")]
 Parameters = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter; may be repeated.")]
@@ -30,7 +30,7 @@ Root = Annotated[str, typer.Option(help="Where artifacts go, for example s3://bu
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 
 
-def submit(data_uri: DataUri, host: Host = "", pipeline: Pipeline = "training", config: Config = DEFAULT_CONFIG, sets: Sets = None,
+def submit(data_uri: DataUri = "", host: Host = "", pipeline: Pipeline = "training", config: Config = DEFAULT_CONFIG, sets: Sets = None,
            params: Parameters = None, study: Study = None, namespace: Namespace = "",
            experiment: Experiment = "longrec", create_experiment: Create = False,
            name: Annotated[str, typer.Option(help="Of the run; default the configuration's.")] = "", pipeline_root: Root = "",
@@ -44,6 +44,7 @@ def submit(data_uri: DataUri, host: Host = "", pipeline: Pipeline = "training", 
       longrec submit --host http://localhost:8080 --data-uri s3://bucket/dataset --wait
       longrec submit --data-uri /data/dataset --config my.yaml --set platform.steps.train.gpu=1 --param webhook=https://chat/hook
     """
+    _check_data(pipeline, data_uri)
     server = _server(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
         package, arguments, settings = _prepared(pipeline, data_uri, config, sets, params, study, Path(folder))
@@ -60,9 +61,10 @@ def submit(data_uri: DataUri, host: Host = "", pipeline: Pipeline = "training", 
                            fix=f"See {sent.url} or: longrec logs {sent.run_id} STEP")
 
 
-def schedule(data_uri: DataUri, cron: Annotated[str, typer.Option(help="Five fields in UTC, for example '0 3 * * *'.")], host: Host = "",
-             pipeline: Pipeline = "training", config: Config = DEFAULT_CONFIG, sets: Sets = None, params: Parameters = None,
-             study: Study = None, namespace: Namespace = "", experiment: Experiment = "longrec", create_experiment: Create = False,
+def schedule(cron: Annotated[str, typer.Option(help="Five fields in UTC, for example '0 3 * * *'.")], data_uri: DataUri = "",
+             host: Host = "", pipeline: Pipeline = "training", config: Config = DEFAULT_CONFIG, sets: Sets = None,
+             params: Parameters = None, study: Study = None, namespace: Namespace = "", experiment: Experiment = "longrec",
+             create_experiment: Create = False,
              name: Annotated[str, typer.Option(help="Of the schedule; there is one of a name. Default PIPELINE-CONFIGURATION.")] = "",
              pipeline_root: Root = "", token_file: TokenFile = None, cookie_file: CookieFile = None, as_json: Json = False) -> None:
     """Run a pipeline on a Kubeflow Pipelines server again and again; the same call with other settings replaces the schedule.
@@ -73,7 +75,9 @@ def schedule(data_uri: DataUri, cron: Annotated[str, typer.Option(help="Five fie
     Examples:
       longrec schedule --cron '0 3 * * *' --data-uri s3://bucket/dataset --host http://localhost:8080
       longrec schedule --pipeline refresh --cron '15 * * * *' --data-uri s3://bucket/dataset --config my.yaml
+      longrec schedule --pipeline drift --cron '30 6 * * *' --config my.yaml
     """
+    _check_data(pipeline, data_uri)
     server = _server(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
         package, arguments, settings = _prepared(pipeline, data_uri, config, sets, params, study, Path(folder))
@@ -121,6 +125,11 @@ def _server(host: str, namespace: str, token_file: Path | None, cookie_file: Pat
     return room("pipelines.submit").Server(host, namespace=namespace, **secrets)
 
 
+def _check_data(pipeline: str, data_uri: str) -> None:
+    if not data_uri and pipeline != "drift":  # which reads what was answered
+        raise typer.BadParameter(f"The {pipeline} pipeline needs a dataset.", param_hint="--data-uri")
+
+
 def _secret(path: Path | None, variable: str) -> str:
     """Returns a secret from a file or a variable; an option of its own would show it to everyone on the machine."""
     if path is None:
@@ -139,7 +148,8 @@ def _prepared(pipeline: str, data_uri: str, config: Path, sets: list[str] | None
 
     settings, compiling = configuration.load(config, sets or []), room("pipelines.compiling")
     known = compiling.pipeline(pipeline, settings.platform).component_spec.inputs
-    arguments = {name: value for name, value in pipeline_arguments(settings, data_uri).items() if name in known}
+    given = {**pipeline_arguments(settings, data_uri), "drift": settings.to_dict()["drift"]}
+    arguments = {name: value for name, value in given.items() if name in known}
     if study is not None:
         from longrec.study import load, to_text
 

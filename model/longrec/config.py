@@ -332,10 +332,11 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "fingerprint": {"cache": False, "timeout_seconds": 3_600}, "check-events": {"retries": 0}, "build-features": {},
     "publish": {"cache": False}, "retrieve": {}, "check-histories": {"retries": 0},
     "train": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "train-job": {"timeout_seconds": 24 * 3_600},
-    "evaluate": {}, "package": {}, "drift": {}, "plan": {},
+    "evaluate": {}, "package": {}, "drift": {"cache": False, "retries": 0}, "plan": {},
     "trial": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "collect": {}, "finish": {"cache": False, "timeout_seconds": 600},
 }
 """Steps of the pipelines, and where they differ from the defaults of StepConfig. Checks are not retried: they would say the same again.
+`drift` is about what was answered lately, which no input tells.
 `publish` is never skipped, for its result is outside of the pipeline; it does nothing where the store is as it should be."""
 
 
@@ -419,6 +420,7 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+    drift: DriftConfig = dataclasses.field(default_factory=DriftConfig)
     platform: PlatformConfig = dataclasses.field(default_factory=PlatformConfig)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
     LONGREC_HOME/models/registry.json    what holds now, replaced by one rename (Registry)
     LONGREC_HOME/models/log.jsonl        one Change per line, only ever appended to
+    LONGREC_HOME/models/reference/       per version, predictions.parquet of its evaluation (longrec.monitor)
     LONGREC_HOME/models/workers/*.json   what each worker of a service says of itself: version, refusals, its part of the shadow's report
 
 The models are those of the BentoML store (BENTOML_HOME); this module reads their folders and does not import BentoML. A service looks at
@@ -144,6 +145,11 @@ def log(home: str | Path) -> list[Change]:
 def store_dir() -> Path:
     """Returns the BentoML store: BENTOML_HOME, by default ~/bentoml."""
     return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
+
+
+def reference_dir(home: str | Path, version: str) -> Path:
+    """Returns the folder in which `package` leaves predictions.parquet of a version's evaluation: what drift is measured against."""
+    return Path(home) / "models" / "reference" / version
 
 
 def bundle_dir(store: str | Path, version: str) -> Path:

@@ -1,7 +1,7 @@
 """Monitoring: a bounded log of what a service answered, and how far its scores and features lie from what the model was evaluated on.
 
     service --a share of the answers--> LONGREC_HOME/requests/*.parquet --+
-                          evaluation/predictions.parquet (the reference) --+--drift()--> report.html, drift.json
+                          evaluation/predictions.parquet (the reference) --+--drift()--> report.html
 
 A row of the log is one candidate of one answered request, with the columns of predictions.parquet (without labels), the model version and
 whether the answer was degraded. Compared are histograms, by PSI (longrec.data.drift): nothing is learned, nothing leaves the machine.
@@ -26,12 +26,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longrec import page
+from longrec import models, page
 from longrec.config import DriftConfig
 from longrec.data import files
 from longrec.data.drift import LENGTH_EDGES, histogram, psi, psi_noise, quantile_edges
 from longrec.data.encode import Encoder
-from longrec.errors import DataError
+from longrec.errors import CheckFailed, DataError
 from longrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 log = logging.getLogger("bentoml.longrec.monitor")
@@ -184,12 +184,36 @@ def drift(home: str | Path, evaluation_dir: str | Path, bundle_dir: str | Path, 
     return report
 
 
-def _live(folder: Path, config: DriftConfig) -> pa.Table:
-    """Returns the rows of the last model version within the window before the last request."""
+def check_drift(home: str | Path, report_html: str | Path, config: DriftConfig) -> DriftReport:
+    """Returns `drift` of the version that answered last, found in the BentoML store, from what `package` left of its evaluation in `home`.
+
+    Raises:
+        CheckFailed: something has drifted; the page has been written.
+        DataError: no request was logged, or the version was not packaged for this home.
+    """
+    version = str(pq.read_table(_logged(Path(home) / "requests")[-1], columns=["model_version"]).column(0)[-1].as_py())
+    reference = models.reference_dir(home, version)
+    if not reference.is_dir():
+        raise DataError(f"nothing is known of the evaluation of {version}", found=f"no {reference}",
+                        fix="Package it again for this home: longrec run, or the training pipeline.")
+    report = drift(home, reference, models.bundle_dir(models.store_dir(), version), report_html, config)
+    if not report.passed:
+        raise CheckFailed(f"{len(report.drifted)} quantities of the requests of {version} have drifted", found=", ".join(report.drifted),
+                          fix="See the report: train again, or mend what feeds the service; bounds are those of drift.*.")
+    return report
+
+
+def _logged(folder: Path) -> list[Path]:
+    """Returns the files of the log, oldest first."""
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
         raise DataError("no request was logged", found=f"nothing in {folder}", fix="Serve with LONGREC_LOG_SHARE above 0.")
-    rows = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="permissive")
+    return paths
+
+
+def _live(folder: Path, config: DriftConfig) -> pa.Table:
+    """Returns the rows of the last model version within the window before the last request."""
+    rows = pa.concat_tables([pq.read_table(path) for path in _logged(folder)], promote_options="permissive")
     times, versions = rows.column(TIMESTAMP).to_numpy(), rows.column("model_version").to_numpy(zero_copy_only=False)
     is_recent = times >= times.max() - round(3.6e6 * config.window_hours)
     return rows.filter(pa.array(is_recent & (versions == versions[-1])))

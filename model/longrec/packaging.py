@@ -80,6 +80,8 @@ def package(bundle_dir: str | Path, evaluation_dir: str | Path, histories_dir: s
             code_key: str = "") -> PackageReport:
     """Returns the report of a new bento: a folder at `out_dir`, and in the BentoML store (BENTOML_HOME) under its tag.
 
+    The predictions of its evaluation are copied to the home, where the drift of its requests is measured against them.
+
     Args:
         bundle_dir, evaluation_dir, histories_dir: what was trained, what it reached, on what.
         out_dir: where the exported folder goes.
@@ -109,6 +111,9 @@ def package(bundle_dir: str | Path, evaluation_dir: str | Path, histories_dir: s
         files.write_json(parity_path, dataclasses.asdict(parity))
         _refuse_unequal(parity)
         _bentoml(build_script, "keep", tag=tag, folder=str(folder.resolve()), again=again)
+    with files.replacing(models.reference_dir(home, tag.partition(":")[2])) as reference:
+        reference.mkdir()
+        shutil.copy(Path(evaluation_dir) / "predictions.parquet", reference)
     if models.adopt(home, models.store_dir(), tag.partition(":")[2], why="the first model packaged for this home and schema"):
         log.info("%s is the champion of %s, which had none that it could serve", tag, home)
     seconds = time.perf_counter() - started

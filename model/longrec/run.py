@@ -31,7 +31,8 @@ from longrec.data.files import read_json, write_json
 from longrec.errors import LongrecError
 
 VERSIONS = ("longrec", "torch", "pyarrow", "duckdb", "feast", "great_expectations", "kfp", "bentoml")
-PAGES = {"check-events": ("check-events", "report"), "check-histories": ("check-histories", "report"), "report": ("evaluate", "report")}
+PAGES = {"check-events": ("check-events", "report"), "check-histories": ("check-histories", "report"), "report": ("evaluate", "report"),
+         "drift": ("drift", "report")}
 """HTML pages that a run leaves in its folder, by name, and the output artifact that each is a copy of."""
 
 
@@ -85,6 +86,16 @@ def refresh(config: RunConfig, dataset: str, workdir: Path, listener: Any, *, ca
     _, finished = run_pipeline("refresh", arguments, f"{config.name}-refresh", workdir, listener, cache=cache)
     report: dict[str, Any] = read_json(finished.output("publish", "published"))
     return report
+
+
+def drift(config: RunConfig, workdir: Path, listener: Any) -> dict[str, Any]:
+    """Returns the numbers of `monitor.check_drift` (flags as 0 and 1) and the path of its `report`, for requests answered from `workdir`.
+
+    Args, Raises: as of `run`; what has drifted is an error too.
+    """
+    _, finished = run_pipeline("drift", {"drift": config.to_dict()["drift"]}, f"{config.name}-drift", workdir, listener)
+    numbers: dict[str, Any] = read_json(finished.output("drift", "metrics"))
+    return {**numbers, "report": str(finished.output("drift", "report"))}
 
 
 def summarize(config: RunConfig, folder: Path, finished: Any, dataset: Mapping[str, Any], command: str = "") -> dict[str, Any]:
@@ -224,11 +235,11 @@ def room(name: str) -> ModuleType:
 def pipeline_arguments(config: RunConfig, data_uri: str, **others: Any) -> dict[str, Any]:
     """Returns the parameters of the training pipeline: the sections of the configuration, the dataset, the seed, and `others`.
 
-    The platform's section is none of them: it is compiled in.
+    The platform's section is none of them: it is compiled in; nor is that of the drift pipeline.
     """
     sections = config.to_dict()
     served_length = sections["evaluate"].pop("served_length")
-    for name in ("name", "platform"):
+    for name in ("name", "drift", "platform"):
         sections.pop(name)
     return {"data_uri": data_uri, "served_length": served_length, **sections, **others}
 

@@ -16,7 +16,7 @@ from longrec.cli import app
 ROOT = Path(__file__).parents[2]
 VERBS = (["import", "kuairand"], ["import", "movielens"], ["import", "taobao"], ["import", "lastfm"],
          ["import", "yambda"], ["import", "amazon"], ["import", "events"], ["synth"], ["run"],
-         ["refresh"], ["compile"], ["submit"], ["schedule"], ["status"], ["logs"], ["serve"])
+         ["refresh"], ["drift"], ["compile"], ["submit"], ["schedule"], ["status"], ["logs"], ["serve"])
 
 
 def _longrec(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

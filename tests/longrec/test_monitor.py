@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longrec import monitor
+from longrec import models, monitor
 from longrec.config import DriftConfig
 from longrec.data.histories import Histories
-from longrec.errors import DataError
+from longrec.errors import CheckFailed, DataError
 from longrec.monitor import RequestLog, drift
 from longrec.scorer import RequestRows, Scorer
 from longrec.steps import numbers
-from tests.conftest import ServedWorld
+from tests.conftest import VERSION, ServedWorld
 
 CONFIG = DriftConfig(min_requests=20)
 
@@ -33,14 +33,14 @@ def home(served_world: ServedWorld, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def replay(home: Path, reference: pa.Table, change=lambda row: row) -> None:
+def replay(home: Path, reference: pa.Table, change=lambda row: row, version: str = "v1") -> None:
     """Logs the requests of the reference as if a service had answered them."""
     log = RequestLog(home, 1.0)
     rows = reference.to_pylist()
     for request in dict.fromkeys(row["request_id"] for row in rows):
         mine = [change(dict(row)) for row in rows if row["request_id"] == request]
         log.add(mine[0]["user_id"], int(mine[0]["timestamp"].timestamp() * 1000), [row["item_id"] for row in mine],
-                {"label": [row["label_score"] for row in mine]}, history_length=mine[0]["history_length"], model_version="v1",
+                {"label": [row["label_score"] for row in mine]}, history_length=mine[0]["history_length"], model_version=version,
                 degraded=False)
     log.stop()
 
@@ -80,6 +80,20 @@ def test_only_the_window_and_the_last_version_count(served_world, home, referenc
     log.stop()
     report = compare(served_world, home)
     assert (report.model_version, report.num_requests, report.degraded_share) == ("v2", 30, 1.0)
+
+
+def test_the_version_that_answered_is_compared_with_its_own_evaluation(served_world, home, reference, monkeypatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(served_world.store))
+    config = DriftConfig(min_requests=20, window_hours=1e6)
+    replay(home, reference, version=VERSION)
+    with pytest.raises(DataError, match=f"nothing is known of the evaluation of {VERSION}.*Package it again"):
+        monitor.check_drift(home, home / "page.html", config)
+    shutil.copytree(served_world.path / "evaluation", models.reference_dir(home, VERSION))
+    assert monitor.check_drift(home, home / "page.html", config).passed
+    replay(home, reference, lambda row: {**row, "label_score": row["label_score"] * 0.5}, version=VERSION)
+    with pytest.raises(CheckFailed, match=f"requests of {VERSION} have drifted; found score label"):
+        monitor.check_drift(home, home / "page.html", config)
+    assert "score label" in (home / "page.html").read_text()
 
 
 def test_without_a_log_it_says_how_to_get_one(served_world, home) -> None:

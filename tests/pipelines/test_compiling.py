@@ -25,7 +25,7 @@ FEATURES = {
 }
 HISTORIES = {"retrieve": {"fingerprint", "publish"}, "check-histories": {"fingerprint", "retrieve"}}
 GRAPHS: dict[str, dict[str, set[str]]] = {
-    "refresh": FEATURES,
+    "refresh": FEATURES, "drift": {"drift": set()},
     "study": FEATURES | HISTORIES | {
         "plan": {"fingerprint"}, "for-loop-2": {"fingerprint", "plan", "retrieve", "check-histories"},
         "collect": {"fingerprint", "for-loop-2"},
@@ -136,7 +136,7 @@ def test_every_cached_step_knows_its_code_and_the_others_are_never_cached(name: 
     tasks = {step: task for component in [*spec["components"].values(), spec["root"]] for step, task in component.get("dag", {}).get(
         "tasks", {}).items() if not step.startswith(("condition", "exit-handler", "for-loop"))}
     cached = {step for step, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == set(tasks) - {"fingerprint", "publish", "finish"}
+    assert cached == set(tasks) - {"fingerprint", "publish", "drift", "finish"}
     assert all("code_key" in tasks[step]["inputs"]["parameters"] for step in cached)
 
 

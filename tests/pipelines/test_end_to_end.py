@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from longrec.monitor import RequestLog
 from tests.longrec.test_outcome import Hook
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +56,13 @@ class Place:
 
     def executed(self) -> list[str]:
         """Returns the steps that kfp executed in the newest run, as its own log says; not the two that always run."""
-        newest = max((path for path in (self.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
-        names = re.findall(r"Executing task '([^']+)'", re.sub(r"\x1b\[\d+m", "", (newest / "pipeline.log").read_text()))
-        assert names[0] == "fingerprint" and names[-1] == "finish"
-        return names[1:-1]
+        names = re.findall(r"Executing task '([^']+)'", re.sub(r"\x1b\[\d+m", "", (self.newest() / "pipeline.log").read_text()))
+        assert names[-1] == "finish" and (names[0] == "fingerprint" or names[0] == "drift")
+        return [name for name in names if name not in ("fingerprint", "finish")]
+
+    def newest(self) -> Path:
+        """Returns the folder of the newest run."""
+        return max((path for path in (self.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
 
     def summary(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads((self.workdir / "runs" / "latest" / "summary.json").read_text())
@@ -98,6 +102,23 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     assert Path(summary["report"]).is_file()
     heard = place.hook.got[-1]
     assert (heard["state"], heard["run_id"], heard["pipeline"]) == ("SUCCEEDED", summary["run"], "longrec-training")
+
+
+def test_drift_of_live_requests_is_a_run_of_its_own_that_fails(place: Place) -> None:
+    version = place.summary()["bento_tag"].partition(":")[2]
+    rows = pq.read_table(place.workdir / "models" / "reference" / version / "predictions.parquet").to_pylist()
+    for factor, code, said in ((1.0, 0, "requests have not drifted"), (0.5, 1, "have drifted; found score label")):
+        log = RequestLog(place.workdir, 1.0)
+        for row in rows:
+            log.add(row["user_id"], int(row["timestamp"].timestamp() * 1e3), [row["item_id"]], {"label": [factor * row["label_score"]]},
+                    history_length=row["history_length"], model_version=version, degraded=False)
+        log.stop()
+        answer = place.longrec("drift", "--config", "tiny.yaml", "--workdir", "work", "--set", "drift.window_hours=1000000")
+        assert answer.returncode == code and said in answer.stdout + answer.stderr, answer.stderr
+        assert place.executed() == ["drift"]
+    assert place.hook.got[-1]["state"] == "FAILED" and place.hook.got[-1]["pipeline"] == "longrec-drift"
+    assert "score label" in (place.newest() / "drift.html").read_text()
+    shutil.rmtree(place.workdir / "requests")
 
 
 def test_a_second_run_executes_no_heavy_step(place: Place) -> None:

@@ -70,7 +70,7 @@ def test_a_run_arrives_with_parameters_graph_and_platform(server: FakeServer, co
     assert run.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-publish"]["pvcMount"]
 
 
-@pytest.mark.parametrize("pipeline", ["training", "refresh", "study"])
+@pytest.mark.parametrize("pipeline", ["training", "refresh", "drift", "study"])
 def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
     study = ("--study", str(ROOT / "configs" / "study-kuairand.yaml")) if pipeline == "study" else ()
     _json("submit", *DATA, "--pipeline", pipeline, *study)
