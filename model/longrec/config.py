@@ -92,7 +92,7 @@ class ModelConfig:
         attention: order of computation: `plain`, `reordered`, or `auto` (chosen by m, L, d).
         share_ffn: whether history and query FFN of one layer share weights (the literal reading of the paper).
         fusion: whether event tokens are fused by a residual SwiGLU FFN of [item; action] (SequenceO1, appendix D).
-        query_fusion: whether q_{i+1} sees all former outputs (True) or only the last one and the target.
+        query_fusion: whether q_{i+1} sees all former outputs (True) or only the last one and the target: the same below three layers.
         output_norm: whether z passes a LayerNorm.
         aux_loss_weight: weight of the training-only logit from z alone; 0 for none.
         retrieved: events that `sim` attends to.

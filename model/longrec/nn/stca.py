@@ -11,6 +11,7 @@ Shape letters: R requests, T packed events, N packed targets, D width, H heads, 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, cast
 
@@ -25,6 +26,8 @@ from longrec.nn import fused_stca
 from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused
 from longrec.nn.target_attention.kept import KeptKeysValues
+
+log = logging.getLogger(__name__)
 
 QK_GAIN = 2.0
 FFNS = {"swiglu": SwiGLUFFN, "plain": PlainFFN, "residual": ResidualFFN}
@@ -99,6 +102,8 @@ class STCA(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, depth = config.width, config.num_layers
+        if not config.query_fusion and depth < 3:
+            log.warning("model.query_fusion=false changes nothing in %d layers: there are several outputs to fuse from the third on", depth)
         self.layers = nn.ModuleList(Layer(config) for _ in range(depth))
         seen = [number if config.query_fusion else 1 for number in range(1, depth)]
         self.fuse = nn.ModuleList(linear((number + 1) * width, width) for number in seen)

@@ -125,6 +125,15 @@ class Literal:
         return main, auxiliary
 
 
+@pytest.mark.parametrize(("num_layers", "warned"), [(2, True), (3, False)])
+def test_an_ablation_that_compares_a_model_with_itself_says_so(num_layers: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    batch, logits = worlds.batch([7, 3], [2, 1]), []
+    for query_fusion in (True, False):
+        with torch.no_grad():
+            logits.append(worlds.ranker(num_layers=num_layers, query_fusion=query_fusion)(batch).logits)
+    assert bool(torch.equal(*logits)) == warned == ("changes nothing" in caplog.text)
+
+
 @pytest.mark.parametrize("flags", [
     {"recency": "bias"}, {"recency": "token"}, {"recency": "none"}, {"fusion": False, "recency": "token"},
     {"mixer_layers": 1, "num_layers": 1},
