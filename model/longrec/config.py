@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -322,12 +323,23 @@ class StepConfig:
         for name in ("gpu", "retries", "backoff_seconds", "timeout_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative", found=getattr(self, name))
+        for name, (form, example) in _QUANTITIES.items():
+            if getattr(self, name) and not re.fullmatch(form, getattr(self, name)):
+                raise ConfigError(f"{name} is no quantity of Kubernetes", found=getattr(self, name), expected=example)
         for toleration in self.tolerations:
             if unknown := set(toleration) - TOLERATION_KEYS:
                 raise ConfigError("a toleration has an unknown key", found=", ".join(sorted(unknown)), expected=", ".join(TOLERATION_KEYS))
+            for key, values in _TOLERATIONS.items():
+                if toleration.get(key) not in (None, *values):
+                    raise ConfigError(f"{key} of a toleration is unknown", found=toleration[key], expected=", ".join(values))
 
 
 TOLERATION_KEYS = frozenset({"key", "operator", "value", "effect", "toleration_seconds"})
+_TOLERATIONS = {"operator": ("Exists", "Equal"), "effect": ("NoSchedule", "NoExecute", "PreferNoSchedule")}
+_SIZE = r"[0-9]+[EPTGMK]i?|[0-9]+"
+_QUANTITIES = {"cpu": (r"([0-9]*\.)?[0-9]+m?", "for example 4 or 500m"), "memory": (_SIZE, "for example 16Gi"),
+               "shared_memory": (_SIZE, "for example 8Gi"), "gpu_type": (r"[a-z0-9.-]+/[a-zA-Z0-9._-]+", "for example nvidia.com/gpu")}
+_NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "fingerprint": {"cache": False, "timeout_seconds": 3_600}, "check-events": {"retries": 0}, "build-features": {},
     "publish": {"cache": False}, "retrieve": {}, "check-histories": {"retries": 0},
@@ -396,6 +408,15 @@ class PlatformConfig:
     def __post_init__(self) -> None:
         if "python" not in self.image:
             raise ConfigError("platform.image must have 'python' in its name", found=self.image, fix="kfp's local runner asks for it.")
+        names = {"home_volume": [self.home_volume], "data_volume": [self.data_volume], "webhook_secret": [self.webhook_secret],
+                 "service_account": [self.service_account], "image_pull_secrets": self.image_pull_secrets, "secrets": self.secrets}
+        for key, entries in names.items():
+            if wrong := [entry for entry in entries if entry and not re.fullmatch(_NAME, entry)]:
+                raise ConfigError(f"platform.{key} is no name of Kubernetes", found=", ".join(wrong),
+                                  expected="lower case letters, digits, - and .")
+        for name in ("home", "data"):
+            if not getattr(self, name).startswith("/"):
+                raise ConfigError(f"platform.{name} is no absolute path", found=getattr(self, name), expected="where the volume is mounted")
         for name in self.steps:
             if name not in ("all", *STEPS):
                 raise ConfigError(f"there is no step '{name}'", expected=f"all, {', '.join(STEPS)}")

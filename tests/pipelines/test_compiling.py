@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
 
 from longrec.config import ConfigError, PlatformConfig, build
 from longrec.errors import LongrecError
@@ -194,6 +196,18 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], di
     return _documents("training", folder)
 
 
+@pytest.mark.parametrize("name", compiling.PIPELINES)
+def test_what_the_platform_gives_is_what_the_driver_of_kubernetes_reads(name: str, tmp_path: Path) -> None:
+    """The server keeps the platform's part as it is; each step's driver parses it as KubernetesExecutorConfig, where unknown keys fail."""
+    platform = {**PLATFORM, "steps": {"all": PLATFORM["steps"]["train"]}}
+    compiling.compile_to(name, tmp_path / f"{name}.yaml", build(PlatformConfig, platform))
+    spec, executors = _documents(name, tmp_path)
+    assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
+    for given in executors.values():
+        read = json_format.ParseDict(given, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+        assert read.active_deadline_seconds == 9000 and read.tolerations[0].key == "gpu" and read.secret_as_env
+
+
 def test_the_platform_gives_containers_what_it_says(placed: tuple[dict[str, Any], dict[str, Any]]) -> None:
     spec, _ = placed
     containers = {name.removeprefix("exec-"): executor["container"] for name, executor in spec["deploymentSpec"]["executors"].items()}
@@ -253,6 +267,11 @@ def test_training_on_several_nodes_is_a_step_that_waits_for_a_job(tmp_path: Path
     ({"steps": {"train": {"tolerations": [{"taint": "x"}]}}}, "a toleration has an unknown key; found taint"),
     ({"image": "registry/longrec:1"}, "must have 'python' in its name"),
     ({"env": {"A": 1}}, r"env\.A has the wrong type"),
+    ({"steps": {"train": {"memory": "64GiB"}}}, "memory is no quantity of Kubernetes; found 64GiB; expected for example 16Gi"),
+    ({"steps": {"train": {"cpu": "two"}}}, "cpu is no quantity"), ({"steps": {"train": {"gpu_type": "a b"}}}, "gpu_type is no quantity"),
+    ({"steps": {"train": {"tolerations": [{"operator": "Is"}]}}}, "operator of a toleration is unknown; found Is; expected Exists, Equal"),
+    ({"home_volume": "My_Home"}, r"platform\.home_volume is no name of Kubernetes; found My_Home"),
+    ({"secrets": {"S3": {"a": "B"}}}, r"platform\.secrets is no name"), ({"home": "relative"}, r"platform\.home is no absolute path"),
 ])
 def test_a_mistake_in_the_platform_is_named(platform: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
