@@ -67,6 +67,6 @@ def test_a_bento_without_a_feature_store_says_so_in_one_line(packaged: Packaged,
     environment = {name: value for name, value in os.environ.items() if name != "LONGREC_HOME"}
     environment |= {"BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
     done = subprocess.run([sys.executable, "-m", "bentoml", "serve", packaged.report.path, "--port", "0"], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=90)
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
     assert "LONGREC_HOME is not set" in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ import torch
 from longrec import models, versions
 from longrec.bundle import Bundle
 from longrec.parity import serving
-from tests.conftest import ROOT, VERSION, ServedWorld
+from tests.conftest import PATIENT, ROOT, VERSION, ServedWorld
 
 pytestmark = pytest.mark.slow
 TOKEN = "a-token-that-is-long-enough"
@@ -56,7 +56,7 @@ class World:
         assert done.returncode == 0, done.stderr
 
     def ask(self, **body: object) -> dict:
-        answer = httpx.post(f"{self.url}/rank", json={**BODY, **body}, headers=AUTHORIZED, timeout=30)
+        answer = httpx.post(f"{self.url}/rank", json={**BODY, **body}, headers=AUTHORIZED, timeout=90)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -67,14 +67,14 @@ def world(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -
     token = world.home / "token"
     token.write_text(TOKEN)
     with serving("bento.service:Ranker", home=world.home, store=world.store, folder=ROOT,
-                 variables={"LONGREC_TOKEN_FILE": str(token), "LONGREC_LOG_SHARE": "1"}) as (host, port):
+                 variables={**PATIENT, "LONGREC_TOKEN_FILE": str(token), "LONGREC_LOG_SHARE": "1"}) as (host, port):
         world.url = f"http://{host}:{port}"
         models.promote(world.home, world.store, VERSION, by="test", why="start")
         eventually(lambda: world.ask()["model_version"] == VERSION)
         yield world
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+def eventually(holds: Callable[[], bool], seconds: float = 180.0) -> None:
     limit = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < limit, "it does not happen"
@@ -92,7 +92,7 @@ class Caller(threading.Thread):
         self.versions: list[str] = []
 
     def run(self) -> None:
-        with httpx.Client(base_url=self._url, headers=AUTHORIZED, timeout=30) as client:
+        with httpx.Client(base_url=self._url, headers=AUTHORIZED, timeout=90) as client:
             while not self._is_over.is_set():
                 try:
                     answer = client.post("/rank", json=BODY)
@@ -146,11 +146,15 @@ def test_a_challenger_is_compared_and_nobody_sees_its_answers(world: World) -> N
     world.decide("shadow", "better", "--share", 1)
     eventually(lambda: any((worker["shadow"] or {}).get("challenger") == "better" for worker in versions.workers(world.home)))
     assert {world.ask(user_id=user)["model_version"] for user in range(30)} == {VERSION}
-    eventually(lambda: (versions.shadow_report(world.home) or {"compared": 0})["compared"] >= 10)
-    report = versions.shadow_report(world.home)
+
+    def report() -> dict:
+        return versions.shadow_report(world.home) or {"compared": 0, "dropped": 0}
+
+    eventually(lambda: report()["compared"] + report()["dropped"] >= 30)
+    eventually(lambda: world.ask() and report()["compared"] >= 10)  # few of a burst, where the challenger has no time
+    report = report()
     assert (report["champion"], report["challenger"], report["failed"]) == (VERSION, "better", 0)
     assert report["mean_difference"] > 1e-4 and -1 <= report["rank_correlation"] <= 1 and report["latency_ratio"] > 0
-    assert report["compared"] + report["dropped"] >= 30
     models.unshadow(world.home, by="test", why="enough")
 
 
@@ -163,7 +167,7 @@ def test_the_token_closes_what_reads_data_and_leaves_health_and_metrics_open(wor
 
 
 def test_what_the_page_asks_for(world: World) -> None:
-    with httpx.Client(base_url=world.url, headers=AUTHORIZED, timeout=30) as client:
+    with httpx.Client(base_url=world.url, headers=AUTHORIZED, timeout=90) as client:
         examples = client.get("/page/examples").json()
         user = examples["users"][0]
         found = client.get("/page/history", params={"user_id": user["user_id"], "request_time": examples["moment"]}).json()
@@ -186,6 +190,7 @@ def test_the_page_in_a_browser(world: World) -> None:
     if program is None:
         pytest.skip("chromium is not installed")
     expect = playwright.expect
+    expect.set_options(timeout=60_000)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page, troubles, asked = browser.new_page(), [], []
@@ -196,26 +201,26 @@ def test_the_page_in_a_browser(world: World) -> None:
         expect(page.locator("#locked")).to_be_visible()  # nothing is shown without the token
         page.fill("#token", TOKEN)
         page.press("#token", "Tab")
-        expect(page.locator("#candidates")).not_to_have_value("", timeout=15_000)
+        expect(page.locator("#candidates")).not_to_have_value("")
         page.click("#show")
-        expect(page.locator("#scores tr")).to_have_count(40, timeout=15_000)
+        expect(page.locator("#scores tr")).to_have_count(40)
         expect(page.locator("#drawn")).to_contain_text("48 events by topic")
         assert _painted(page) > 300
         shown = [float(cell) for cell in page.locator("#scores td:nth-child(2)").all_inner_texts()]
         assert shown == sorted(shown, reverse=True) and shown[0] > shown[-1]
         before = _painted(page)
         page.click("#scores tr:first-child")
-        expect(page.locator("#events tr")).not_to_have_count(0, timeout=15_000)
+        expect(page.locator("#events tr")).not_to_have_count(0)
         assert _painted(page) != before  # the marks
         page.click("#more button")
-        expect(page.locator("#changed")).to_contain_text("moves most", timeout=15_000)
+        expect(page.locator("#changed")).to_contain_text("moves most")
         expect(page.locator("#heads th")).to_have_text(["item", "label", "change"])
         page.fill("#user", str(2**62))  # beyond what a float of JavaScript can hold, and unknown
         page.click("#show")
-        expect(page.locator("#facts")).to_contain_text("nobody knows this user", timeout=15_000)
+        expect(page.locator("#facts")).to_contain_text("nobody knows this user")
         page.fill("#candidates", "1 x")
         page.click("#show")
-        expect(page.locator("#trouble")).to_contain_text("whole number: x", timeout=15_000)
+        expect(page.locator("#trouble")).to_contain_text("whole number: x")
         page.evaluate("""() => { const n = 10000, of = Array.from({ length: n }, (_, e) => e % 8);
             shown.timestamps = of.map((_, e) => 1e12 + 1e6 * e); shown.lanes = { feature: "topic", names: [..."abcdefgh"], of };
             shown.kinds = { feature: "", names: ["view"], of: of.map(() => 0) };
@@ -251,7 +256,7 @@ def test_every_metric_of_the_dashboard_is_one_of_the_service(world: World) -> No
 
 def test_answers_are_logged_for_the_drift_job(world: World) -> None:
     world.ask(user_id=3)
-    eventually(lambda: any((world.home / "requests").glob("*.parquet")), 90)
+    eventually(lambda: any((world.home / "requests").glob("*.parquet")))
     rows = pq.read_table(next((world.home / "requests").glob("*.parquet")))
     assert {"request_id", "user_id", "timestamp", "item_id", "history_length", "model_version", "degraded", "label_score"} == set(
         rows.schema.names)
@@ -265,8 +270,8 @@ def test_fuzzing_the_interface_from_its_own_description_finds_no_server_error(wo
     (tmp_path / "schemathesis.toml").write_text(f"[checks]\nnot_a_server_error.expected-statuses = {expected}\n")
     command = [str(program), "run", f"{world.url}/docs.json", "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing",
                "--max-examples", "60", "--seed", "1", "--header", f"Authorization: {AUTHORIZED['Authorization']}", "--no-color",
-               "--request-timeout", "20", "--continue-on-failure"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+               "--request-timeout", "90", "--continue-on-failure"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-1_000:]
     assert "/rank" in done.stdout or "POST" in done.stdout or "Tested: " in done.stdout
     assert world.ask()["model_version"] == VERSION  # alive and right

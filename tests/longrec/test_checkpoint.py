@@ -127,7 +127,7 @@ def killed_at_random(directory: Path, out: Path, seed: int, kills: int) -> None:
             time.sleep(rng.random() * 0.05)
             process.kill()
     with start(directory, out) as process:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
 
 
@@ -148,7 +148,7 @@ def test_killed_at_many_random_moments_it_ends_with_the_same_bytes(directory: Pa
 def test_killed_inside_a_write_it_ends_with_the_same_bytes(directory: Path, whole: Path, tmp_path: Path, moment: str) -> None:
     out = tmp_path / "bundle"
     with start(directory, out, moment, 3) as process:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, errors
     assert not (out / "bundle.json").exists()
     run(directory, out)

@@ -23,7 +23,7 @@ def _longrec(*arguments: str, cwd: Path = ROOT, **environment: str) -> subproces
     import os
 
     command = [sys.executable, "-m", "longrec.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False, env={**os.environ, **environment})
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

@@ -32,6 +32,23 @@ CONFIG = {
     "train": {"epochs": 1, "max_steps": 24, "token_budget": 60, "max_requests_per_batch": 16, "learning_rate": 5e-3, "log_every": 1,
               "device": "cpu", "checkpoint_every": 4, "tensorboard": False},
 }
+DIES = """
+import os
+from longrec import cli, trainer
+
+rank, step, number = map(int, os.environ["DIES"].split())
+go, taken = trainer.Trainer.step, []
+
+def dies(self, *batch):
+    if len(taken) == step and int(os.environ.get("RANK", "0")) == rank:
+        os.kill(os.getpid(), number)
+    taken.append(1)
+    return go(self, *batch)
+
+trainer.Trainer.step = dies
+cli.main()
+"""
+"""The command `longrec`, in which a rank gets a signal after so many steps."""
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-4, 1e-3
 """Relative, of a step's loss; absolute, of a weight. Sums in float32 come in another order, and AdamW's first steps are signs of them."""
 
@@ -39,20 +56,21 @@ LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-4, 1e-3
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
+    (root / "dies.py").write_text(DIES)
     (root / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return small_world.write(root / "histories")
 
 
-def command(directory: Path, out: Path, *sets: str, num_processes: int) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
+def command(directory: Path, out: Path, *sets: str, num_processes: int, program: tuple[str, ...] = ("-m", "longrec")) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
     overrides = [word for entry in sets for word in ("--set", entry)]
     config = str(directory.parent / "config.yaml")
-    return [sys.executable, *torchrun, "-m", "longrec", "train", str(directory), str(out), "--config", config, *overrides]
+    return [sys.executable, *torchrun, *program, "train", str(directory), str(out), "--config", config, *overrides]
 
 
 def run(directory: Path, out: Path, *sets: str, num_processes: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(directory, out, *sets, num_processes=num_processes), text=True, capture_output=True, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=800)
 
 
 def curve(out: Path) -> list[dict[str, str]]:
@@ -108,30 +126,20 @@ def test_so_do_they_with_other_losses_and_models(directory: Path, tmp_path: Path
     assert_same_training(tmp_path / "one", tmp_path / "three")
 
 
-def rank_of(pid: str) -> str | None:
-    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next((entry[5:].decode() for entry in entries if entry.startswith(b"RANK=")), None)
-
-
-def kill_at(step: int, rank: str, arguments: list[str], *, number: signal.Signals = signal.SIGKILL) -> str:
-    """Returns what the job said after one of its ranks was killed at a step; the job has ended by itself then, with a failure."""
-    said = []
-    with subprocess.Popen(arguments, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as job:
-        assert job.stderr is not None
-        for line in job.stderr:
-            said.append(line)
-            if line.startswith(f"step {step}/"):
-                children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-                [victim] = [pid for pid in children if rank_of(pid) == rank]
-                os.kill(int(victim), number)
-    assert job.returncode not in (0, None)
-    return "".join(said)
+def dying(directory: Path, out: Path, *options: str, rank: int, step: int, num_processes: int = 2,
+          number: signal.Signals = signal.SIGKILL) -> subprocess.CompletedProcess[str]:
+    """Returns a job of which one rank got a signal after a step; the job has ended by itself then, with a failure."""
+    words = command(directory, out, num_processes=num_processes, program=(str(directory.parent / "dies.py"),))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIES": f"{rank} {step} {number.value}"}
+    done = subprocess.run([*words, *options], text=True, capture_output=True, check=False, timeout=800, env=environment)
+    assert done.returncode != 0
+    return done
 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_and_the_same_command_goes_on(directory: Path, two: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    text = kill_at(6, "1", command(directory, out, num_processes=2))
+    text = dying(directory, out, rank=1, step=6).stderr
     assert not out.exists()
     assert "rank      : 1" in text and "Signal 9 (SIGKILL)" in text.partition("Root Cause")[2]
     done = run(directory, out, num_processes=2)
@@ -145,7 +153,7 @@ def test_a_rank_that_dies_ends_the_job_and_the_same_command_goes_on(directory: P
 def test_one_rank_that_is_told_to_stop_stops_all_after_the_same_step(directory: Path, two: Path, tmp_path: Path) -> None:
     """As when Kubernetes takes one node of a job away."""
     out = tmp_path / "bundle"
-    text = kill_at(6, "1", command(directory, out, num_processes=2), number=signal.SIGTERM)
+    text = dying(directory, out, rank=1, step=6, number=signal.SIGTERM).stderr
     steps = {line.partition("found step ")[2].partition(" ")[0] for line in text.splitlines() if "told to stop" in line}
     assert len(steps) == 1 and "exitcode  : 143" in text, text
     done = run(directory, out, num_processes=2)
@@ -156,14 +164,9 @@ def test_one_rank_that_is_told_to_stop_stops_all_after_the_same_step(directory: 
 
 @pytest.mark.slow
 def test_a_job_that_is_told_to_stop_ends_with_the_exit_code_of_it(directory: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(command(directory, tmp_path / "bundle", num_processes=1), text=True, stderr=subprocess.PIPE) as job:
-        assert job.stderr is not None
-        said = []
-        for line in job.stderr:
-            said.append(line)
-            if line.startswith("step 3/"):
-                job.terminate()
-    assert job.returncode == 143 and said[-1].startswith("longrec: the training was told to stop (SIGTERM)"), said
+    job = dying(directory, tmp_path / "bundle", rank=0, step=3, num_processes=1, number=signal.SIGTERM)
+    assert job.returncode == 143
+    assert job.stderr.splitlines()[-1].startswith("longrec: the training was told to stop (SIGTERM)"), job.stderr
     assert len(list(tmp_path.glob(".bundle.work/checkpoints/*/step-*"))) >= 1
 
 
@@ -177,10 +180,10 @@ def test_any_number_of_processes_goes_on_where_two_stopped(directory: Path, one:
     if first:
         pytest.importorskip("torchrec")
     out, volume = tmp_path / "bundle", ["--checkpoint-dir", str(tmp_path / "checkpoints")]
-    kill_at(10, "0", [*command(directory, out, *first, num_processes=2), *volume])
+    dying(directory, out, *(word for entry in first for word in ("--set", entry)), *volume, rank=0, step=10)
     assert len(list((tmp_path / "checkpoints").glob("*/step-*"))) == 2
     done = subprocess.run([*command(directory, out, *second, num_processes=num_processes), *volume], text=True, capture_output=True,
-                          check=False, timeout=240)
+                          check=False, timeout=800)
     assert done.returncode == 0 and "going on after step 8" in done.stderr, done.stderr
     assert_same_training(one, out)
     assert sum(parameter.numel() for parameter in Bundle.load(out).ranker.parameters()) == report_of(one)["num_parameters"]

@@ -34,7 +34,7 @@ def store() -> Iterator[dict[str, str]]:
         port = free.getsockname()[1]
     server = subprocess.Popen([binary, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait(port)
+        _wait(port, server)
         yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
                "AWS_REGION": "us-east-1"}
     finally:
@@ -42,10 +42,11 @@ def store() -> Iterator[dict[str, str]]:
         server.wait(10)
 
 
-def _wait(port: int) -> None:
-    for _ in range(200):
+def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(1_200):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
+        assert server.poll() is None, "the server ended"
         time.sleep(0.1)
     raise AssertionError("the server never answered")
 
@@ -67,7 +68,7 @@ def _put(key: str, content: bytes) -> None:
     signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
     headers = {"Content-Type": "binary/octet-stream", "Authorization": signed}
     request = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{key}", content, headers, method="PUT")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
 
 

@@ -153,7 +153,7 @@ def test_the_local_backend_of_the_sdk_runs_the_same_function_with_two_processes(
     packages = os.pathsep.join(path for path in sys.path if path)
     own.env |= {"PATH": os.environ["PATH"], "PYTHONPATH": packages, "PET_NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     name = client.train(runtime="torch-distributed", trainer=own)
-    status = client.wait_for_job_status(name, {"Complete", "Failed"}, timeout=240, polling_interval=1).status
+    status = client.wait_for_job_status(name, {"Complete", "Failed"}, timeout=800, polling_interval=1).status
     log = "\n".join(client.get_job_logs(name))
     assert status == "Complete", log
     assert json.loads((job.bundle / "bundle.json").read_text())["facts"]["num_steps"] == 6

@@ -385,7 +385,7 @@ def test_real_dev_events(tmp_path: Path) -> None:
     report = import_events(source / "events.parquet", tmp_path / "d", mapping, negatives=NegativeRule(4, "repo_id"),
                            rule=RequestRule(max_targets=8, max_requests_per_user=50), options=ImportOptions(rows_per_part=500_000))
     assert (report.num_events, report.num_users, report.num_items, report.events_per_user["max"]) == (2_790_011, 1_190, 465_240, 49_560)
-    assert report.seconds < 60 and report.label_rates["label"] == pytest.approx(0.2, abs=0.002)
+    assert report.label_rates["label"] == pytest.approx(0.2, abs=0.002)
     dataset = Dataset.open(tmp_path / "d")
     log = pq.read_table(source / "events.parquet")
     first = np.full(600_000, 2**62)
