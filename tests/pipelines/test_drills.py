@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
+import math
 import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from longrec.config import PlatformConfig, RunConfig, build
@@ -22,50 +22,45 @@ from tests.pipelines.test_end_to_end import CONFIG
 
 ROOT = Path(__file__).parents[2]
 RETRYING = PlatformConfig(home_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}})
-MOMENTS = (0.4,)
-"""Shares of a step's undisturbed time at which it is killed."""
+MOMENT = 0.4
+"""Share of a step's undisturbed CPU time after which it is killed: unlike a moment of the clock, it comes on a busy machine too."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killer:
-    """Kills each step with all that it started, at moments of its undisturbed time; without such times it only watches."""
+    """Watches the CPU time of each step and all that it starts; kills it the first time it has taken a share of what `seconds` names."""
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds, self.kills = seconds or {}, dict[str, int]()
-        self._starts, self._timer = dict[str, int](), threading.Timer(0, lambda: None)
+        self.seconds, self._limits, self._killed = dict[str, float](), seconds or {}, set[str]()
+        self._others = set(psutil.Process().children(recursive=True))  # servers of other tests
+        self._over, self._watch = threading.Event(), threading.Thread()
 
     def begin(self, name: str) -> None:
-        count = self._starts[name] = self._starts.get(name, 0) + 1
-        if self.seconds.get(name) and count <= len(MOMENTS):
-            self._timer = threading.Timer(self.seconds[name] * MOMENTS[count - 1], self._kill, (name,))
-            self._timer.start()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._follow, args=(name, self._over), daemon=True)
+        self._watch.start()
 
     def detail(self, text: str) -> None:
         pass
 
     def end(self, step: Step) -> None:
-        self._timer.cancel()
+        self._over.set()
+        self._watch.join()
 
-    def _kill(self, name: str) -> None:
-        pids = _descendants(os.getpid())
-        if not pids:
-            return
-        self.kills[name] = self.kills.get(name, 0) + 1
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _descendants(root: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            children.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
-    found, waiting = list[int](), [root]
-    while waiting:
-        new = children.get(waiting.pop(), [])
-        found, waiting = found + new, waiting + new
-    return found
+    def _follow(self, name: str, over: threading.Event) -> None:
+        taken = dict[psutil.Process, float]()
+        while not over.wait(0.02):
+            family = set(psutil.Process().children(recursive=True)) - self._others
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = process.cpu_times()
+                    taken[process] = times.user + times.system
+            self.seconds[name] = sum(taken.values())
+            if name not in self._killed and self.seconds[name] >= MOMENT * self._limits.get(name, math.inf):
+                self._killed.add(name)
+                for process in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> LocalRun:
@@ -96,9 +91,9 @@ def _results(done: LocalRun) -> dict[str, Any]:
 
 def test_every_step_killed_and_retried_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthesize(tmp_path / "dataset", num_users=60, events_per_user=64, seed=3)
-    clean = _run(tmp_path / "clean", tmp_path / "dataset", Killer(), monkeypatch)
-    killer = Killer({step.name: step.seconds for step in clean.steps})
-    drilled = _run(tmp_path / "drilled", tmp_path / "dataset", killer, monkeypatch)
+    watch = Killer()
+    clean = _run(tmp_path / "clean", tmp_path / "dataset", watch, monkeypatch)
+    drilled = _run(tmp_path / "drilled", tmp_path / "dataset", Killer(watch.seconds), monkeypatch)
     assert json.loads(json.dumps(_results(drilled))) == json.loads(json.dumps(_results(clean)))
     failed = [step.name for step in drilled.steps if step.status == "failed"]
     assert set(failed) == {step.name for step in clean.steps}, "every step was killed at least once"
