@@ -48,8 +48,8 @@ def promote(version: Version, why: Why, by: By = None, workdir: Workdir = DEFAUL
 
     \b
     Examples:
-      longrec models promote 20261125-101500-nightly --why "AUC +0.004 in the shadow, same latency"
-      longrec models promote 20261125-101500-nightly --why "release 12" --by release-bot --workdir /srv/longrec
+      longrec models promote 7ba15e10bc2d-04f875 --why "AUC +0.004 in the shadow, same latency"
+      longrec models promote 7ba15e10bc2d-04f875 --why "release 12" --by release-bot --workdir /srv/longrec
     """
     from longrec import models
 
@@ -82,7 +82,7 @@ def shadow(what: Annotated[str, typer.Argument(metavar="VERSION|report|off", hel
 
     \b
     Examples:
-      longrec models shadow 20261125-101500-nightly --share 0.1
+      longrec models shadow 7ba15e10bc2d-04f875 --share 0.1
       longrec models shadow report
       longrec models shadow off
     """

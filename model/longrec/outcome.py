@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "LONGREC_WEBHOOK"
 """Address of the webhook where the pipeline's parameter is empty: a secret's place on a cluster."""
+STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED"}
+"""A Kubeflow server tells an exit task the state of its metadata store, and no error; kfp's local runner the names on the right."""
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 3, 2.0, 10.0
 
 
@@ -29,7 +31,7 @@ class OutcomeReport:
     """What was told to whom.
 
     Args:
-        state: SUCCEEDED, FAILED or CANCELLED.
+        state: SUCCEEDED, FAILED or CANCELLED, or whatever else the platform said.
         delivered: whether the webhook took the message; False where there is none.
         problem: why it did not.
     """
@@ -47,9 +49,10 @@ def announce(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> Outcom
     Args:
         path: gets the JSON.
         webhook: http(s) address; empty for LONGREC_WEBHOOK, and for none where that is not set either.
-        facts: `state`, `error`, and what names the run (pipeline, run_id, data_uri, ...).
+        facts: `state`, `error` (empty or None where nothing is known), and what names the run (pipeline, run_id, data_uri, ...).
     """
-    state = str(facts["state"])
+    state = STATES.get(facts["state"], facts["state"])
+    facts = {**facts, "state": state, "error": facts["error"] or ""}
     message = {**facts, "text": _sentence(facts), "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     write_json(path, message)
     address = webhook or os.environ.get(VARIABLE, "")

@@ -62,6 +62,15 @@ def test_the_file_and_the_message_are_the_same(hook: Hook, tmp_path: Path) -> No
     assert hook.got[0]["text"] == "longrec-training r1: FAILED (step train failed)" and hook.got[0]["finished"].endswith("+00:00")
 
 
+@pytest.mark.parametrize(("server", "state"), [("COMPLETE", "SUCCEEDED"), ("CACHED", "SUCCEEDED"), ("CANCELED", "CANCELLED"),
+                                               ("FAILED", "FAILED"), ("RUNNING", "RUNNING")])
+def test_the_states_of_a_kubeflow_server_are_told_as_the_runs(hook: Hook, tmp_path: Path, server: str, state: str) -> None:
+    """A server tells its metadata store's state, and nothing of the error."""
+    report = outcome.announce(tmp_path / "outcome", _url(hook), {**FACTS, "state": server, "error": None})
+    assert report.state == state and hook.got[0]["state"] == state and hook.got[0]["error"] == ""
+    assert hook.got[0]["text"] == f"longrec-training r1: {state}"
+
+
 def test_the_address_may_come_from_the_environment(hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(outcome.VARIABLE, _url(hook))
     assert outcome.announce(tmp_path / "outcome", "", FACTS).delivered and len(hook.got) == 1
