@@ -65,7 +65,17 @@ def test_the_pod_is_locked_down_and_its_probes_ask_what_the_service_answers(rend
     assert {name: probe["path"] for name, probe in probes.items()} == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
     assert {probe["port"] for probe in probes.values()} | {rendered["Service"]["spec"]["ports"][0]["targetPort"]} <= ports
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]} and mounts["models"]["readOnly"] and mounts["token"]["readOnly"]
+    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]} and mounts["token"]["readOnly"]
+
+
+def test_the_models_are_where_the_pipeline_keeps_them(rendered) -> None:
+    """The step `package` has BENTOML_HOME at `bentoml` of the home volume (pipelines/platform.py)."""
+    (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
+    given = {variable["name"]: variable.get("value") for variable in container["env"]}
+    (home,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "home")
+    assert given["LONGREC_HOME"] == home and given["BENTOML_HOME"] == f"{home}/bentoml"
+    steps = next(yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "training.yaml").read_text()))["deploymentSpec"]["executors"]
+    assert {"name": "BENTOML_HOME", "value": "/var/lib/longrec/bentoml"} in steps["exec-package"]["container"]["env"]
 
 
 def test_the_image_runs_as_the_user_that_the_pod_asks_for(rendered) -> None:
