@@ -91,7 +91,7 @@ def encode(events: Float[Tensor, "T D"], w_uv: Float[Tensor, "M 2 H D"], w_o: Fl
 def gated(x: Float[Tensor, "T In"], w_u: Float[Tensor, "H In"], w_v: Float[Tensor, "H In"],
           w_o: Float[Tensor, "D H"]) -> Float[Tensor, "T D"]:
     """Returns SwiGLUFFN(x); weights as nn.Linear holds them."""
-    output: Tensor = apply(_Gated, x, torch.stack([w_u, w_v])[None], w_o[None])
+    output: Tensor = apply(_Gated, x, w_u, w_v, w_o)
     return output
 
 
@@ -131,8 +131,9 @@ class _Encode(torch.autograd.Function):
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_uv: Tensor, w_o: Tensor) -> Tensor:
-        w_uv, w_o = w_uv.to(x.dtype), w_o.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, w_u: Tensor, w_v: Tensor, w_o_master: Tensor) -> Tensor:
+        w_uv, w_o = x.new_empty((1, 2, *w_u.shape)), x.new_empty((1, *w_o_master.shape))
+        torch._foreach_copy_([*w_uv[0].unbind(), w_o[0]], [w_u, w_v, w_o_master])  # stacked and cast in one operation
         uv = hidden(x, w_uv)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, uv, w_uv, w_o)
@@ -141,7 +142,8 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         x, uv, w_uv, w_o = ctx.saved_tensors
-        return gated_backward(gradients[0].contiguous().unsqueeze(1), x, uv, w_uv, w_o)
+        dx, dw_uv, dw_o = gated_backward(gradients[0].contiguous().unsqueeze(1), x, uv, w_uv, w_o)
+        return dx, dw_uv[0, 0], dw_uv[0, 1], dw_o[0]
 
 
 def project(uv: Tensor, w_o: Tensor, residual: Tensor | None) -> Tensor:
@@ -219,13 +221,14 @@ def gated_backward(dy: Tensor, x: Tensor, uv: Tensor | None, w_uv: Tensor, w_o: 
     """
     flat = w_uv.view(-1, w_uv.shape[3])
     dx = torch.empty_like(x)
-    dw_uv, dw_o = torch.zeros_like(flat, dtype=torch.float32), torch.zeros_like(w_o, dtype=torch.float32)
+    sums: list[Tensor] = []
     for rows in _chunks(x.shape[0]):
         duv = x.new_empty((*dy[rows].shape[:2], 2, w_o.shape[2]))
-        dw_o += _hidden_backward(dy[rows], x[rows], _rows_of(uv, rows), w_uv, w_o, _rows_of(h, rows), duv)
+        of_w_o = _hidden_backward(dy[rows], x[rows], _rows_of(uv, rows), w_uv, w_o, _rows_of(h, rows), duv)
         torch.mm(duv.flatten(1), flat, out=dx[rows])
-        dw_uv += duv.flatten(1).t() @ x[rows]
-    return dx, dw_uv.view_as(w_uv), dw_o
+        parts = ((duv.flatten(1).t() @ x[rows]).float(), of_w_o.float())
+        sums = [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
+    return dx, sums[0].view_as(w_uv), sums[1]
 
 
 def _hidden_backward(dy: Tensor, x: Tensor, uv: Tensor | None, w_uv: Tensor, w_o: Tensor, h: Tensor | None, duv: Tensor) -> Tensor:
@@ -267,6 +270,6 @@ def _rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:
-    """Yields the rows of each chunk."""
-    return (slice(start, min(start + CHUNK_ROWS, num_rows)) for start in range(0, num_rows, CHUNK_ROWS))
+    """Yields the rows of each chunk, of which there is at least one."""
+    return (slice(start, min(start + CHUNK_ROWS, num_rows)) for start in range(0, max(1, num_rows), CHUNK_ROWS))
 

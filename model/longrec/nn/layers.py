@@ -136,7 +136,7 @@ class FeatureEmbedding(nn.Module):
         parts = []
         for table, columns, starts in ((self.ids, self.id_columns, self.id_starts), (self.others, self.other_columns, self.other_starts)):
             if table is not None:
-                parts.append(table(indices.index_select(1, columns).long() + starts).flatten(1))
+                parts.append(table(indices.index_select(1, columns) + starts).flatten(1))  # int64, as the starts are
         return torch.cat(parts, dim=1) if parts else self.nothing.expand(indices.shape[0], 0)
 
     def lookups(self, indices: Int[Tensor, "_ F"], items: Int[Tensor, " T"] | None = None) -> list[Lookup]:

@@ -11,6 +11,7 @@ Shape letters: R requests, T packed events, N packed targets, D width, K tasks, 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError
-from longrec.nn import fused_tokens
+from longrec.nn import casting, fused_tokens
 from longrec.nn.baselines import history_reader
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.matches import Matches
@@ -33,6 +34,9 @@ NUM_MIXER_TOKENS = 4
 HOUR_MS, HOURS, DAYS = 3_600_000, 24, 7
 CONTEXT_STD = 0.1
 """Initial deviation of the context's embeddings: next to nothing beside the other mixer tokens, until data says more."""
+PRODUCTS = re.compile(r"(user_part|stca\.join|stca\.fuse\.\d+|head|aux_head|matches\.part)\.(weight|bias)|stca\.layers\.\d+\.w_[qo]"
+                      r"|mixer\.blocks\.\d+\.[wb]_(in|out)")
+"""Parameters that nothing but products read: a whole pass casts them together (longrec.nn.casting)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,13 +97,15 @@ class Ranker(nn.Module):
         self.aux_head = linear(width, len(schema.tasks), bias=True) if config.aux_loss_weight else None
         self.config = config
         self.recency, self.aux_loss_weight = config.recency, config.aux_loss_weight
+        self._products = {name: _owner(self, name) for name, _ in self.named_parameters() if PRODUCTS.fullmatch(name)}
 
     def forward(self, batch: RequestBatch) -> RankerOutput:
         """Returns the logits of all targets, in their order."""
-        gaps = self.gaps(batch)
-        targets, events = self._tokens(batch, gaps)
-        z = self.stca(targets, events, batch.event_offsets, batch.target_offsets, gaps, batch.host_counts)
-        return self._output(batch, targets, z)
+        with casting.together(self._products, self.item_table.device):
+            gaps = self.gaps(batch)
+            targets, events = self._tokens(batch, gaps)
+            z = self.stca(targets, events, batch.event_offsets, batch.target_offsets, gaps, batch.host_counts)
+            return self._output(batch, targets, z)
 
     def encode(self, batch: RequestBatch) -> list[Tensor]:
         """Returns X_1 ... X_M of the events, each [T, D]; targets are not read.
@@ -220,6 +226,11 @@ class Ranker(nn.Module):
         logits = _at_least_float32(self.head(self.mixer(torch.stack([z, user, targets, context], dim=1))))
         aux_logits = None if self.aux_head is None else _at_least_float32(self.aux_head(z))
         return RankerOutput(logits, aux_logits, self.aux_loss_weight)
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, last = name.rpartition(".")
+    return module.get_submodule(path), last
 
 
 def _embedding(num_rows: int, dim: int, std: float) -> nn.Embedding:

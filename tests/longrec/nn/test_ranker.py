@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from longrec import losses
+from longrec import losses, optim
 from longrec.config import ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import DataError
+from longrec.nn import casting
 from longrec.nn.ranker import Ranker
 from longrec.schema import Feature, Schema, Task
 
@@ -190,6 +194,74 @@ def test_bfloat16_autocast_stays_near_float32_and_returns_float32() -> None:
     assert output.logits.dtype == output.aux_logits.dtype == loss.dtype == torch.float32
     assert float((output.logits - exact).detach().abs().max()) < 0.1 * float(exact.detach().std())
     assert all(torch.isfinite(p.grad.to_dense()).all() for p in model.parameters())
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is issued, forward and backward, with the types before and after a cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = str(function), kwargs or {}
+        is_cast = name.startswith("aten._to_copy") and kwargs.get("dtype") not in (None, args[0].dtype)
+        self.seen.append(f"{name} {args[0].dtype} {kwargs['dtype']}" if is_cast else name)
+        return function(*args, **kwargs)
+
+
+class Reads(TorchFunctionMode):
+    """Notes where Python asks for the values of a tensor."""
+
+    ASKS = frozenset({"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in self.ASKS:
+            self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def trained_once(model: Ranker, whole: RequestBatch) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Returns the logits and all gradients in bfloat16, and the operations that a training step issued."""
+    optimizers = optim.build(model, TrainConfig())
+    with Operations() as operations:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(whole)
+        losses.total(output, whole, TrainConfig()).backward()
+        found = {name: p.grad.to_dense() for name, p in model.named_parameters() if p.grad is not None}
+        optimizers.step(0.0)
+    return {"logits": output.logits.detach(), **found}, operations.seen
+
+
+@pytest.mark.parametrize("options", [{"aux_loss_weight": 0.1, "matches": True}, {"attention": "reordered", "recency": "token"},
+                                     {"attention": "plain", "share_ffn": False}, {"kind": "transformer", "recency": "none"}])
+def test_casting_weights_together_changes_no_bit_and_casts_less(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, whole = worlds.ranker(**options).float(), worlds.batch([70, 0, 30], [4, 2, 3])
+    ours, operations = trained_once(model, whole)
+    weights = dict(model.named_parameters())
+    model.zero_grad()
+    monkeypatch.setattr(casting, "together", lambda owners, device: contextlib.nullcontext())
+    theirs, more = trained_once(model, whole)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    there_and_back = sum(line.startswith("aten._to_copy") for line in more) - sum(line.startswith("aten._to_copy") for line in operations)
+    assert there_and_back >= 2 * (len(model._products) - 2)  # a bias of an empty product and the like are not always read
+    assert all(weights[name] is parameter for name, parameter in model.named_parameters())  # and they are the parameters again
+
+
+@pytest.mark.parametrize("options", [{}, {"recency": "token", "aux_loss_weight": 0.1}, {"attention": "plain", "recency": "none"}])
+def test_a_step_asks_the_device_for_no_value(options: dict[str, Any]) -> None:
+    """What would make the host wait for a GPU: a value read, or a result whose size depends on values."""
+    whole = worlds.batch([70, 3, 30], [4, 2, 3])
+    whole = dataclasses.replace(whole, host_counts=([70, 3, 30], [4, 2, 3]))
+    model = worlds.ranker(**options).float()
+    with Reads() as reads:
+        _, operations = trained_once(model, whole)
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave.self_Tensor", "bincount")
+    assert not reads.seen and not [line for line in operations if any(word in line for word in waits)]
 
 
 def test_indices_of_any_integer_type_give_the_same_scores() -> None:
