@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ SLICE_IDS = 200_000
 ONLINE_USERS = 1_000
 """Users of one question to the online store; SQLite allows some ten thousand at most."""
 
+_BYTES_TAG = 0x0A  # field 1 of a Value, length-delimited
+
 Int64 = npt.NDArray[np.int64]
+Views = list[tuple[Any, list[str]]]
+"""Feature views of a service, and the names of the features to read of each."""
+OnlineRead = Callable[[list[int]], list[dict[str, Any]]]
 
 
 class Door:
@@ -48,9 +54,9 @@ class Door:
             raise StoreError(f"the feature store at {published.path} was published by another version of longrec",
                              found=f"no {', '.join(sorted(missing))} in {SERVICE}", fix=PUBLISH_FIRST)
         self._base = [f"{view}:{name}" for view, name in names if view != "user_tail"]
-        self._views = [(self.feast.get_feature_view(view), [name for owner, name in map(_split, self._references) if owner == view])
-                       for view in dict.fromkeys(view for view, _ in names)]
-        self._provider = self.feast._get_provider()
+        views = [(self.feast.get_feature_view(view), [name for owner, name in map(_split, self._references) if owner == view])
+                 for view in dict.fromkeys(view for view, _ in names)]
+        self._read = _READS.get(self.feast.config.online_store.type, ViewByView)(self.feast, views)
 
     def users(self, user_ids: Int64) -> pa.Table:
         """Returns one row per user (sorted, unique ids): history, history_length, user features; null where there is nothing."""
@@ -91,31 +97,7 @@ class Door:
 
     def online(self, user_ids: list[int]) -> list[dict[str, Any]]:
         """Returns the stored values of each user by feature name, None where there is none, in the order asked for."""
-        return [row for start in range(0, len(user_ids), ONLINE_USERS) for row in self._online(user_ids[start:start + ONLINE_USERS])]
-
-    def _online(self, user_ids: list[int]) -> list[dict[str, Any]]:
-        """Asks Feast's online store view by view: `get_online_features` copies each value into an answer and parses references anew."""
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.protos.feast.types.Value_pb2 import Value
-
-        rows: list[dict[str, Any]] = [{} for _ in user_ids]
-        with feast_errors("the online store cannot be read"):
-            keys = [EntityKey(join_keys=[USER_ID], entity_values=[Value(int64_val=user_id)]) for user_id in user_ids]
-            for (_, names), answers in zip(self._views, self._read_views(keys), strict=True):
-                for row, (_, values) in zip(rows, answers, strict=True):
-                    row.update({name: _value(values[name]) if values and name in values else None for name in names})
-        return rows
-
-    def _read_views(self, keys: list[Any]) -> list[list[tuple[Any, Any]]]:
-        """Returns what Feast's online store answers for each view. Redis keeps all views of a user under one key: one trip for all."""
-        config, online = self.feast.config, self._provider.online_store
-        if config.online_store.type != "redis":  # Feast's stores may change the list of names that they are given
-            return [online.online_read(config, view, keys, list(names)) for view, names in self._views]
-        asked = [online._generate_hset_keys_for_features(view, list(names)) for view, names in self._views]
-        places = online._generate_redis_keys_for_entities(config, keys)
-        replies = iter(online._read_hash_fields(config, [(place, fields) for _, fields in asked for place in places]))
-        return [online._convert_redis_values_to_protobuf([next(replies) for _ in keys], view.name, names)
-                for (view, _), (names, _) in zip(self._views, asked, strict=True)]
+        return [row for start in range(0, len(user_ids), ONLINE_USERS) for row in self._read(user_ids[start:start + ONLINE_USERS])]
 
     def check_online(self) -> None:
         """Raises StoreError when the online store cannot answer."""
@@ -139,6 +121,107 @@ class Door:
         if not np.array_equal(layout.int64_of(table, key), ids):
             raise StoreError("the offline store did not return one row per id", found=f"{table.num_rows} rows", expected=f"{len(ids)} rows")
         return table
+
+
+class ViewByView:
+    """The stored values of users by feature name, None where there is none: what Feast's `online_read` answers for each view, of any store.
+
+    `get_online_features` copies each value into an answer and parses references anew.
+    """
+
+    def __init__(self, feast: Any, views: Views) -> None:
+        self._config, self._views, self._store = feast.config, views, feast._get_provider().online_store
+
+    def __call__(self, user_ids: list[int]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{} for _ in user_ids]
+        keys = [_entity_key(user_id) for user_id in user_ids]
+        for view, names in self._views:  # Feast's stores may change the list of names that they are given
+            for row, (_, values) in zip(rows, self._store.online_read(self._config, view, keys, list(names)), strict=True):
+                row.update({name: _value(values[name]) if values and name in values else None for name in names})
+        return rows
+
+
+class SqliteRead:
+    """`ViewByView` of SQLite by one statement for all views, hence as of one moment; no copy of a history but one."""
+
+    def __init__(self, feast: Any, views: Views) -> None:
+        from feast.infra.online_stores.sqlite import _quote_id, _table_id
+
+        self._config, self._store, self._prefix = feast.config, feast._get_provider().online_store, _key_prefix(feast.config)
+        self._wanted = [(_quote_id(_table_id(feast.project, view, feast.config.registry.enable_online_feature_view_versioning)),
+                         ", ".join(f"'{name}'" for name in names)) for view, names in views]
+        self._missing = {name: None for _, names in views for name in names}
+        self._query_of_one = self._query(1)
+
+    def __call__(self, user_ids: list[int]) -> list[dict[str, Any]]:
+        keys = [self._prefix + _INT64.pack(user_id) for user_id in user_ids]
+        rows: dict[bytes, dict[str, Any]] = {key: dict(self._missing) for key in keys}
+        query = self._query_of_one if len(rows) == 1 else self._query(len(rows))
+        found = self._store._get_conn(self._config).execute(query, [*rows] * len(self._wanted)).fetchall()
+        for key, name, value in found:
+            rows[key][name] = _stored_value(value)
+        return [dict(rows[key]) for key in keys]
+
+    def _query(self, num_keys: int) -> str:
+        keys = ", ".join("?" * num_keys)
+        return " UNION ALL ".join(f"SELECT entity_key, feature_name, value FROM {table} WHERE entity_key IN ({keys}) AND "  # noqa: S608
+                                  f"feature_name IN ({names})" for table, names in self._wanted)
+
+
+class RedisRead:
+    """`ViewByView` of Redis, which keeps all views of a user under one key: one HMGET for all of them."""
+
+    def __init__(self, feast: Any, views: Views) -> None:
+        self._config, self._store, self._prefix = feast.config, feast._get_provider().online_store, _key_prefix(feast.config)
+        self._project = feast.project.encode()
+        self._names = [name for _, names in views for name in names]
+        self._fields = [field for view, names in views for field in self._store._generate_hset_keys_for_features(view, list(names))[1][:-1]]
+
+    def __call__(self, user_ids: list[int]) -> list[dict[str, Any]]:
+        places = [self._prefix + _INT64.pack(user_id) + self._project for user_id in user_ids]
+        replies = self._store._read_hash_fields(self._config, [(place, self._fields) for place in places])
+        return [dict(zip(self._names, map(_stored_value, reply), strict=True)) for reply in replies]
+
+
+_READS: dict[str, Callable[[Any, Views], OnlineRead]] = {"sqlite": SqliteRead, "redis": RedisRead}
+_INT64 = struct.Struct("<q")
+
+
+def _entity_key(user_id: int) -> Any:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return EntityKey(join_keys=[USER_ID], entity_values=[Value(int64_val=user_id)])
+
+
+def _key_prefix(config: Any) -> bytes:
+    """Returns what Feast puts before the 8 bytes of a user's id to make the user's key."""
+    from feast.infra.key_encoding_utils import serialize_entity_key
+
+    zero, probe = (serialize_entity_key(_entity_key(user_id), config.entity_key_serialization_version) for user_id in (0, -2**62 + 1))
+    if probe != zero[:-8] + _INT64.pack(-2**62 + 1):
+        raise StoreError("this version of Feast writes the keys of users in another way", fix="Install the versions of constraints.txt.")
+    return bytes(zero[:-8])
+
+
+def _stored_value(serialized: bytes | None) -> Any:
+    """Returns the value of a serialized Feast Value, None for none.
+
+    Parsing would copy the bytes of a history twice; they are what is left behind the field's tag and their length (a varint).
+    """
+    if not serialized:
+        return None
+    if serialized[0] == _BYTES_TAG:
+        size, place = 0, 0
+        for place in range(1, min(len(serialized), 6)):
+            size |= (serialized[place] & 0x7F) << 7 * (place - 1)
+            if serialized[place] < 0x80:
+                break
+        if place + 1 + size == len(serialized):
+            return serialized[place + 1:]
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return _value(Value.FromString(serialized))
 
 
 def open_feast(version: Path, repo_dir: str | Path | None) -> Any:

@@ -20,7 +20,7 @@ from longrec.data import features, history
 from longrec.data.dataset import Dataset
 from longrec.data.store import push as pushing
 from longrec.data.store import tails
-from longrec.data.store.door import Door
+from longrec.data.store.door import Door, ViewByView, _stored_value
 from longrec.data.store.publish import _project_of, publish
 from longrec.data.store.push import Pusher, push
 from longrec.data.store.reader import OfflineStore, OnlineStore
@@ -288,3 +288,31 @@ def test_two_processes_that_push_at_once_both_arrive(tmp_path: Path, monkeypatch
     running = [subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"]) for number in range(2)]
     assert [process.wait(120) for process in running] == [0, 0]
     same_at(world, parts, [0, 1], rng, 10)
+
+
+def test_one_question_for_all_views_answers_as_feast_does_view_by_view(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
+    rng = np.random.default_rng(4)
+    push(world.home, None, live(rng, 30, [0, 1, 2, NEW_USER]))  # folds, tails, a tail without a base
+    push(world.home, None, live(rng, 3, [3], seq=200_000))
+    opened, users = OnlineStore(world.home)._door, [0, 1, 2, 3, 4, 3, *range(5, 19), HUGE, NEW_USER, NOBODY, -1, 2**63 - 1, -2**63]
+    views = [(opened.feast.get_feature_view(view.name), [feature.name for feature in view.features if not feature.name.endswith("_length")])
+             for view in opened.service.feature_view_projections]
+    slow, fast = ViewByView(opened.feast, views)(users), opened.online(users)
+    assert fast == slow and [opened.online([user])[0] for user in users] == slow
+    assert all(type(a[name]) is type(b[name]) for a, b in zip(fast, slow, strict=True) for name in a)
+    assert sum(row["history_tail"] is not None for row in fast) > 3 and any(row["city"] for row in fast)
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21])
+def test_stored_bytes_are_read_without_parsing(size: int) -> None:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    value = np.random.default_rng(size).bytes(size)
+    stored = Value(bytes_val=value).SerializeToString()
+    assert _stored_value(stored) == value
+    if size:  # what is not one whole field is left to protobuf, which refuses it or knows what it means
+        with pytest.raises(Exception, match="parsing"):
+            _stored_value(stored[:-1])
+    twice = stored + Value(int64_val=7).SerializeToString()
+    assert _stored_value(twice) == 7 and _stored_value(b"") is None and _stored_value(None) is None
