@@ -59,7 +59,7 @@ MAX_EVENTS = int(os.environ.get("LONGREC_MAX_EVENTS", "16384"))
 MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES + 128 * MAX_EVENTS
 MAX_TIMEOUT_MS = 60_000
 ARROW = "application/vnd.apache.arrow.stream"
-NUM_THREADS = int(os.environ.get("LONGREC_THREADS", str(min(2, len(os.sched_getaffinity(0))))))
+NUM_THREADS = int(os.environ.get("LONGREC_THREADS", str(min(2, os.cpu_count() or 1))))
 """Threads of one forward pass in a worker. 10K events x 200 candidates take 33 ms of one core, or 19 ms of each of two (threads that wait
 must sleep, not spin: OMP_WAIT_POLICY)."""
 CACHE_BYTES = int(float(os.environ.get("LONGREC_CACHE_MB", "1024")) * 2**20)

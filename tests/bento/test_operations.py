@@ -266,7 +266,7 @@ def test_fuzzing_the_interface_from_its_own_description_finds_no_server_error(wo
     program = Path(sys.executable).with_name("schemathesis")
     if not program.exists():
         pytest.skip("schemathesis is not installed (extra: ci)")
-    expected = '["2xx", "3xx", "4xx", "503", "504"]'  # 503 sheds, 504 is what a caller gets who gives it a millisecond
+    expected = '["2xx", "3xx", "4xx"]'  # no 503 or 504 either: one caller, who has time (PATIENT) or gave none himself (408)
     (tmp_path / "schemathesis.toml").write_text(f"[checks]\nnot_a_server_error.expected-statuses = {expected}\n")
     command = [str(program), "run", f"{world.url}/docs.json", "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing",
                "--max-examples", "60", "--seed", "1", "--header", f"Authorization: {AUTHORIZED['Authorization']}", "--no-color",
