@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 WARM_EVENTS, WARM_CANDIDATES = 2_048, 256
 """Of the requests by which an engine learns, before it is ready, how fast it is."""
-PATIENCE = 0.5
+PATIENCE = 0.35
 """Share of the time that a caller gives of which the requests before it may take at most: the rest is for what was not foreseen."""
 SMOOTHING = 0.2
 
