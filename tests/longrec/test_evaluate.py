@@ -48,7 +48,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_dir(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     model = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
-    config = TrainConfig(epochs=15, token_budget=600, max_requests_per_batch=16, learning_rate=5e-3, device="cpu", log_every=5)
+    config = TrainConfig(epochs=8, token_budget=600, max_requests_per_batch=16, learning_rate=5e-3, device="cpu", log_every=5)
     train(directory, out, model, LengthConfig("full", maximum=64), config, 64, 0)
     return out
 

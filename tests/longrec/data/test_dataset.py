@@ -186,7 +186,7 @@ def test_a_damaged_page_is_found_when_it_is_read(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=40),
        st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 8)), max_size=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_history_lengths_count_strictly_earlier_events_of_the_user(events: list[tuple[int, int]], requests: list[tuple[int, int]]) -> None:
     events = sorted(events)
     users, stamps = (np.array([row[place] for row in events], np.int64) for place in (0, 1))
@@ -213,7 +213,7 @@ def test_quantiles_of_nothing_and_of_something() -> None:
     assert quantiles(np.arange(1, 101)) == {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=60))
 def test_quantiles_of_counts_are_the_quantiles(lengths: list[int]) -> None:
     counts = np.bincount(np.array(lengths, np.int64)).astype(np.int64)

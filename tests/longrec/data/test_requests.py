@@ -43,7 +43,7 @@ def rows_of(targets: pa.Table) -> dict[int, list[dict[str, int]]]:
 
 
 @given(LOG, RULES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_windows_are_those_of_a_plain_loop(log: list[tuple[int, int, int, int]], rule: RequestRule) -> None:
     rows = sorted((user, time) for user, time, _, _ in log)
     starts: list[int] = []
@@ -56,7 +56,7 @@ def test_windows_are_those_of_a_plain_loop(log: list[tuple[int, int, int, int]],
 
 
 @given(LOG, RULES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_exposures_become_targets_once_at_the_moment_of_the_first(log: list[tuple[int, int, int, int]], rule: RequestRule) -> None:
     events = table(log)
     targets = exposure_requests(events, EXPOSED, rule, 10)
@@ -85,7 +85,7 @@ def test_a_basket_of_exposures_is_one_request() -> None:
 
 
 @given(LOG, RULES, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_drawn_requests_know_no_future_and_no_sibling(log: list[tuple[int, int, int, int]], rule: RequestRule, per_positive: int,
                                                       keep_new: bool, grouped: bool, baskets: bool) -> None:
     events = table(log, baskets)

@@ -25,7 +25,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.mood, self.opened, self.asked = "well", 0, []
-        self.hung, self.release = threading.Event(), threading.Event()
+        self.hung, self.release, self.hung_thread = threading.Event(), threading.Event(), threading.current_thread()
 
     def open(self) -> FakeStore:
         self.opened += 1
@@ -36,6 +36,7 @@ class FakeStore:
     def fetch(self, user_ids) -> list[UserRows]:
         self.asked.append(list(user_ids))
         if self.mood == "hangs":
+            self.hung_thread = threading.current_thread()
             self.hung.set()
             self.release.wait()
         if self.mood == "gone":
@@ -117,18 +118,18 @@ def test_a_store_in_trouble_gives_what_was_known_and_mends_itself(request, store
 def test_a_read_that_never_ends_is_given_up_and_changes_nothing_later(hasty, store, monkeypatch) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 1_000.0)
     eventually(lambda: not fetch(hasty, 5)[0].degraded)
-    store.mood, opened, given_up = "hangs", store.opened, threading.active_count()
+    store.mood, opened = "hangs", store.opened
     assert fetch(hasty, 5)[0].degraded and store.hung.wait(60)
     store.mood = "well"
     monkeypatch.setattr(module, "ABANDON_SECONDS", 0.0)
     eventually(hasty._known_trouble)  # which starts another thread
     monkeypatch.setattr(module, "ABANDON_SECONDS", 1_000.0)
     eventually(lambda: not fetch(hasty, 5)[0].degraded)
-    assert store.opened == opened + 1 and threading.active_count() == given_up + 1
+    assert store.opened == opened + 1 and store.hung_thread.is_alive()
     store.mood = "gone"
     store.release.set()
-    eventually(lambda: threading.active_count() == given_up)  # the old thread ends, with an error
-    assert not hasty._known_trouble()
+    store.hung_thread.join(60)  # it ends, with an error
+    assert not store.hung_thread.is_alive() and not hasty._known_trouble()
 
 
 def test_garbage_of_one_user_is_that_users_trouble(reader, store) -> None:

@@ -286,7 +286,7 @@ def test_two_processes_that_push_at_once_both_arrive(tmp_path: Path, monkeypatch
             "pusher, table = Pusher(sys.argv[1]), pq.read_table(sys.argv[2])\n"
             "for row in range(0, table.num_rows, 5): pusher.push(table.slice(row, 5))")
     running = [subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"]) for number in range(2)]
-    assert [process.wait(120) for process in running] == [0, 0]
+    assert [process.wait(600) for process in running] == [0, 0]
     same_at(world, parts, [0, 1], rng, 10)
 
 
