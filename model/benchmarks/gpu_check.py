@@ -52,6 +52,7 @@ WORLDS: list[tuple[int, dict[str, object]]] = list(enumerate([
     {"width": 512, "num_heads": 16}, {"width": 320, "num_heads": 10},
     {"width": 192, "num_heads": 6, "ffn_ratio": 3}, {"width": 256, "num_heads": 8, "id_dim": 256, "output_norm": True}]))
 Check = tuple[str, bool, str]
+chosen_worlds = list(range(len(WORLDS)))
 
 
 def error(found: Tensor, truth: Tensor) -> float:
@@ -105,7 +106,7 @@ def run(model: Ranker, requests: RequestBatch, *, mixed: bool) -> dict[str, Tens
 
 def check_ranker() -> Iterator[Check]:
     """The whole ranker, every gradient, bfloat16."""
-    for number, options in WORLDS:
+    for number, options in (WORLDS[number] for number in chosen_worlds):
         torch.manual_seed(number)
         lengths = LENGTHS[number % len(LENGTHS)]
         targets = [(3, 1, 40, 2, 8, 5, 1, 1, 2)[i] for i in range(len(lengths))]
@@ -249,7 +250,9 @@ CHECKS = {"attention": check_attention, "tables": check_tables, "hstu": check_hs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    parser.add_argument("--worlds", nargs="+", type=int, choices=range(len(WORLDS)), default=chosen_worlds, help="rankers, by number")
     chosen = parser.parse_args()
+    chosen_worlds[:] = chosen.worlds
     warnings.simplefilter("ignore")  # PyTorch's remarks on sparse tensors
     found = _rows.row("gpu_check", "", "", None)
     print(f"{found['device']}, {found['versions']}, commit {found['commit']}\n", flush=True)

@@ -108,13 +108,15 @@ def appetite(stream: RequestStream, device: torch.device) -> float:
 
 
 def fed(stream: RequestStream, num_workers: int, device: torch.device) -> float:
-    """Returns the events/s of the trainer itself, from the files to the weights, over fifty steps after ten."""
-    config = TrainConfig(num_workers=num_workers, device=device.type)
+    """Returns the events/s of the trainer itself, from the files to the weights, over fifty steps after ten; of 0 workers: on one batch
+    that is on the device already, so that nothing is packed or copied."""
+    config = TrainConfig(num_workers=max(1, num_workers), device=device.type)
     trainer = Trainer(_world.ranker(ENGINE, device), config, num_steps=60, precision="bfloat16", failed_batch=Path("failed"))
     trainer.start()
     events, started = 0, 0.0
-    with contextlib.closing(prefetch([stream], num_workers=num_workers, pin=True)) as batches:
-        for number, (host, batch) in enumerate(moved(itertools.islice(batches, 60), device)):
+    with contextlib.closing(prefetch([stream], num_workers=max(1, num_workers), pin=True)) as batches:
+        fresh = moved(itertools.islice(batches, 60), device)
+        for number, (host, batch) in enumerate(fresh if num_workers else [next(fresh)] * 60):
             if number == 10:
                 torch.cuda.synchronize()
                 events, started = 0, time.perf_counter()
@@ -146,13 +148,14 @@ def measure(chosen: argparse.Namespace, directory: Path) -> list[dict[str, str]]
     num_bytes = sum(tensor.numel() * tensor.element_size() for batch in stream for tensor in tensors_of(batch))
     copied = float(np.median([plain_copy(stream) for _ in range(chosen.repeats)])) * num_bytes / stream.num_events / EVENT_BYTES
     wanted = appetite(stream, device) if device.type == "cuda" else 0.0
+    alone = fed(stream, 0, device) / wanted if wanted else 0.0
     for workers, (cold, times) in measured.items():
         rate, slow = stream.num_events / float(np.median(times)), stream.num_events / cold
         notes = [f"{rate / 1e6:.1f} M events/s, {slow / 1e6:.1f} from the disk", f"{num_bytes / stream.num_events:.2f} bytes/event",
                  f"one thread copies {num_bytes / copied / 1e9:.1f} GB/s", f"load before {load:.1f}"]
         if wanted:
             notes.append(f"{rate / wanted:.1f} (from the disk {slow / wanted:.1f}) times the step's {wanted / 1e6:.2f} M events/s")
-            notes.append(f"the trainer runs at {fed(stream, workers, device) / wanted:.3f} of it")
+            notes.append(f"the trainer runs at {fed(stream, workers, device) / wanted:.3f} of it, on one batch at {alone:.3f}")
         quantiles = tuple(float(value) for value in np.quantile(times, [0.2, 0.5, 0.8]) * 1e3 / len(stream))
         claim, shape = f"Loader, {workers} workers{', to the GPU' if wanted else ''}", f"L{chosen.events} m{TARGETS} T{chosen.budget}"
         rows.append(_rows.row(claim, shape, "int32", quantiles, num_bytes=num_bytes / len(stream), share=copied / float(np.median(times)),
@@ -165,7 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.directory) as folder:
         rows = measure(chosen, Path(folder))
     if not chosen.dry_run:
-        _rows.append(rows)
+        _rows.append(rows, chosen.out)
     for row in rows:
         print(f"{row['claim']:<28} {row['shape']}  {row['p50_ms']} ms a batch  {row['notes']}")
 
@@ -179,7 +182,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="epochs timed (default 5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--directory", default=None, help="a folder on the disk to be read (default the system's temporary one)")
-    parser.add_argument("--dry-run", action="store_true", help="print the rows, do not append them to results.csv")
+    parser.add_argument("--out", type=Path, default=_rows.RESULTS, help="file that the rows are appended to (default results.csv)")
+    parser.add_argument("--dry-run", action="store_true", help="print the rows, append nothing")
     return parser.parse_args()
 
 

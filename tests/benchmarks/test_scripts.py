@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import os
 import shlex
@@ -13,6 +14,7 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "model" / "benchmarks"
@@ -72,3 +74,50 @@ def test_a_line_of_the_breakdown_has_the_larger_of_two_floors(monkeypatch: pytes
     assert kernels.Line("copy", 9.0, 1, (0.0, 6e9)).floor(8e14, 3e12) == pytest.approx(2.0)
     assert kernels.Line("unknown", 9.0, 1).floor(8e14, 3e12) is None
     assert kernels._product_cost("aten::addmm", [[30], [10, 20], [20, 30], []]) == (2 * 10 * 20 * 30, 2 * (200 + 600 + 300))
+
+
+@pytest.mark.parametrize("claim", ["models", "reference", "host"])
+def test_claims_that_wait_for_a_gpu_run_on_tiny_shapes(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with their Python must not be found out in lent minutes."""
+    world = _module("_world", monkeypatch)
+    monkeypatch.setattr(world, "NUM_ITEMS", 500)
+    monkeypatch.setattr(world, "SIZES", {"item": (501, 64), "user": (9,), "event": (8,)})
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    engine = _module("gpu_engine", monkeypatch)
+    small = dataclasses.replace(engine.CONFIG, width=16, num_heads=2, num_layers=2)
+    for name, value in {"DEVICE": torch.device("cpu"), "EVENTS": 16, "TARGETS": 2, "CONFIG": small, "free": lambda: None}.items():
+        monkeypatch.setattr(engine, name, value)
+    monkeypatch.setattr(engine._rows, "replayed", lambda work: work)
+    rows = list(engine.CLAIMS[claim]())
+    assert rows and all(float(row["p50_ms"]) > 0 for row in rows)
+    assert claim != "models" or [row["claim"] for row in rows] == ["model stca", "model causal transformer", "model hstu"]
+
+
+def test_the_lent_minutes_hold_only_commands_that_there_are() -> None:
+    lines = [line for line in (FOLDER / "gpu_all.sh").read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("bounded ")]
+    assert len(lines) > 12
+    for line in lines:
+        words = shlex.split(line.removesuffix(";;").removesuffix("&").replace("$bench", str(FOLDER)).replace("$rows", "rows.csv"))
+        script = next(word for word in words if word.endswith(".py"))
+        options = {word for word in words[words.index(script):] if word.startswith("--")}
+        source = Path(script).read_text(encoding="utf-8")
+        assert all(f'"{option}"' in source or f'("{option[2:]}", ' in source for option in options), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["data_parallel", "row_wise"])
+def test_two_processes_step_as_one(sharding: str, tmp_path: Path) -> None:
+    if sharding == "row_wise":
+        pytest.importorskip("torchrec")
+    out = tmp_path / "rows.csv"
+    sizes = shlex.split("--device cpu --events 32 --budget 256 --items 500 --width 16 --heads 2")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(FOLDER / "gpu_ddp.py"), *sizes, "--out",
+               str(out), "--sharding", sharding]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "model"), "LONGREC_COMMIT": "test", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    with open(out, newline="", encoding="utf-8") as stream:
+        alone, together = csv.DictReader(stream)
+    assert (alone["claim"], together["claim"]) == ("step on 1 process of several", "step on 2 processes")
+    assert together["command"].startswith("torchrun --nproc-per-node 2 model/benchmarks/gpu_ddp.py")
+    assert "losses of 4 steps" in together["notes"]

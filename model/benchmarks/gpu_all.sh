@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# All that is to be measured on a GPU, the most valuable first; every part is bounded, rows and logs are under $OUT as soon as they exist.
+#
+#     bash model/benchmarks/gpu_all.sh one COMMIT      one GPU, 600 s: correctness, other models, host, twins, attention, scorer, step
+#     bash model/benchmarks/gpu_all.sh two COMMIT      two GPUs, 400 s: the trainer on both against one
+#     bash model/benchmarks/gpu_all.sh three COMMIT    one GPU, 600 s: breakdown, loader, growth, sharing, the rest of the scorer
+#
+# Afterwards: append rows*.csv to model/benchmarks/results.csv (without their header), gpu_check*.txt joined to docs/gpu_check.txt.
+set -u
+part=$1
+export LONGREC_COMMIT=$2 PYTHONPATH=model PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton}
+: "${OUT:?a folder for rows and logs}"
+bench=model/benchmarks rows=$OUT/rows_$part.csv started=$SECONDS limit=${LIMIT:-570}
+
+bounded() {  # seconds, name, command: runs it for so long at most, and never past the limit of the whole
+    local left=$((limit - (SECONDS - started))) most=$1 name=$2; shift 2
+    [ "$left" -lt 10 ] && { echo "$name: no time left"; return; }
+    timeout -k 5 $((most < left ? most : left)) "$@" > "$OUT/$name.txt" 2>&1
+    echo "$name: exit $? after $((SECONDS - started)) s"; tail -n 3 "$OUT/$name.txt"
+}
+
+check() {  # side by side: correctness is not timed
+    bounded 290 gpu_check_1 python3 $bench/gpu_check.py --only attention &
+    bounded 290 gpu_check_2 python3 $bench/gpu_check.py --only tables hstu sharing &
+    bounded 290 gpu_check_3 python3 $bench/gpu_check.py --only ranker --worlds 0 1 2 &
+    bounded 290 gpu_check_4 python3 $bench/gpu_check.py --only ranker --worlds 3 4 5 &
+    bounded 290 gpu_check_5 python3 $bench/gpu_check.py --only ranker --worlds 6 7 &
+    bounded 290 gpu_check_6 python3 $bench/gpu_check.py --only ranker --worlds 8 9 &
+    wait
+    grep -h FAIL "$OUT"/gpu_check_*.txt
+}
+
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+case $part in
+one)
+    check
+    bounded 100 models python3 $bench/gpu_engine.py --only models --out "$rows"
+    bounded 50 host python3 $bench/gpu_engine.py --only reference host --out "$rows"
+    bounded 60 attention python3 $bench/attention.py --events 10240 --requests 16 --targets 1 2 4 8 16 32 --width 256 --heads 8 --out "$rows"
+    bounded 70 serve python3 $bench/gpu_serve.py --repeats 200 --cases 2 --out "$rows"
+    bounded 150 step python3 $bench/gpu_engine.py --only step --out "$rows" ;;
+two)
+    bounded 300 ddp python3 -m torch.distributed.run --nproc-per-node 2 $bench/gpu_ddp.py --out "$rows" ;;
+three)
+    bounded 90 breakdown python3 $bench/gpu_engine.py --only breakdown --out "$rows"
+    bounded 120 loader python3 $bench/loader.py --users 3000 --workers 1 2 4 8 --repeats 3 --out "$rows"
+    bounded 60 length python3 $bench/gpu_engine.py --only length --out "$rows"
+    bounded 60 rlb python3 $bench/gpu_engine.py --only rlb --out "$rows"
+    bounded 120 serve python3 $bench/gpu_serve.py --repeats 200 --out "$rows"
+    bounded 120 memory python3 $bench/gpu_engine.py --only memory --out "$rows" ;;
+*) echo "one, two or three" >&2; exit 2 ;;
+esac
