@@ -91,7 +91,7 @@ def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, ou
             "split": pa.array(splits, pa.string())})
         manifest = {
             "dataset": source.name, "dataset_facts": source.facts, "dataset_hash": source.facts.get("content_hash"),
-            "store_version": published.path.name,
+            "store_version": published.manifest["version"],
             "time_range_ms": [int(requests.moments[0]), int(requests.moments[-1])], "warmup_end_ms": warmup_end,
             "split_moment_ms": split_moment, "max_history": data.max_history, "seed": seed,
             "splits": {name: splits.count(name) for name in SPLITS}, "history_length": layout.quantiles(cut.ends - cut.starts)}

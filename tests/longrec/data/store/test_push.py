@@ -108,7 +108,7 @@ def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(w
                                                                                seed: int) -> None:
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 6)  # some users fold, several times, and some do not
     monkeypatch.setattr(tails, "MAX_PARTS", 5)
-    rng, users = np.random.default_rng(seed), [0, 1, 2, 3, 4, HUGE, NEW_USER]
+    rng, users = np.random.default_rng(seed), [0, 1, 2, 3, 4, HUGE, NEW_USER, -1, 2**63 - 1, -2**63]
     events = live(rng, 70, users)
     order = np.concatenate([rng.permutation(70), rng.integers(0, 70, 30)])  # out of order, a third delivered twice
     pusher, reports = Pusher(world.home), []

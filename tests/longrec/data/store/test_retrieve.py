@@ -13,10 +13,11 @@ import pytest
 from longrec.config import DataConfig
 from longrec.data.histories import Histories
 from longrec.data.store import retrieve as retrieving
+from longrec.data.store.push import push
 from longrec.data.store.reader import OnlineStore
 from longrec.data.store.retrieve import retrieve
 from longrec.errors import StoreError
-from tests.longrec.data.random_log import HUGE, SCHEMA
+from tests.longrec.data.random_log import HUGE, SCHEMA, live
 from tests.longrec.data.store.worlds import REPO, SMALL, World, make
 
 
@@ -144,3 +145,10 @@ def test_a_row_that_feast_loses_is_noticed(world: World, tmp_path: Path, monkeyp
     with pytest.raises(StoreError, match="did not return one row per id; found 21 rows; expected 22 rows"):
         retrieve(world.source.path, world.home, REPO, tmp_path / "out", SMALL, 0)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_tables_published_again_give_the_same_files(world: World, own_world: World, tmp_path: Path) -> None:
+    push(own_world.home, None, live(np.random.default_rng(0), 5, [0, 1]))  # is not in what is trained on
+    retrieve(world.source.path, own_world.home, REPO, tmp_path / "again", SMALL, 0)
+    for path in (world.root / "histories").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
