@@ -29,6 +29,8 @@ VERSION_KEY = b"longrec.history"
 FINGERPRINT_KEY = b"longrec.schema"
 MAGIC = b"LRH1"
 KEY = (TIMESTAMP, EVENT_SEQ, ITEM_ID)
+LATEST_MS = 4_102_444_800_000
+"""2100-01-01 UTC: a later time is a time in another unit."""
 """What tells the events of one user apart, in the order of a history."""
 _TRAILER = 4 + len(MAGIC)
 _TEXT = pa.dictionary(pa.int32(), pa.string())

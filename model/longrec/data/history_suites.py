@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
+from longrec.data.history import LATEST_MS
 from longrec.data.profiles import MISSING, Column, ColumnFacts, Int, UserFacts, integers, misfits, schema_misfits, unknown
 from longrec.data.suites import (
-    LATEST_MS,
     MAX_CULPRITS,
     Culprits,
     Row,

@@ -55,13 +55,14 @@ def conform(events: pa.Table, schema: Schema, late_events: Literal["hold", "igno
     who sends an event again sends its first `created` again.
 
     Raises:
-        DataError: a column is missing or has another type, an id or time is null, a time is before 1970, two events share a key, or a
-            basket has two times.
+        DataError: a column is missing or has another type, an id or time is null, a time is before 1970 or after 2099, two events share a
+            key, or a basket has two times.
     """
     codec = history.conform(_held(events) if late_events == "hold" else events, schema)
     users = _users(events)
-    if (wrong := history.timestamps(codec) < 0).any():
-        raise DataError(f"column '{TIMESTAMP}' of the events holds a time before 1970",
+    times = history.timestamps(codec)
+    if (wrong := (times < 0) | (times >= history.LATEST_MS)).any():
+        raise DataError(f"column '{TIMESTAMP}' of the events holds a time before 1970 or after 2099",
                         found=f"{int(wrong.sum())}, the first at row {int(wrong.argmax()) + 1}", expected="milliseconds since 1970 UTC")
     table = pa.Table.from_batches([codec]).add_column(0, pa.field(USER_ID, pa.int64(), nullable=False), users)
     keys = [table.column(name).to_numpy() for name in KEY]

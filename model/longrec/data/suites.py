@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
+from longrec.data.history import LATEST_MS
 from longrec.data.profiles import Column, ColumnFacts, Int, UserFacts, column_facts, integers, misfits, parts, quantiles, user_facts
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
@@ -23,8 +24,6 @@ Severity: TypeAlias = Literal["critical", "warning"]
 Culprits: TypeAlias = Callable[[], Sequence[str]]
 
 MAX_CULPRITS = 10
-LATEST_MS = 4_102_444_800_000
-"""2100-01-01: a later time is a time in another unit."""
 EARLIEST_LIKELY_MS = 631_152_000_000
 """1990-01-01: logs before it exist, but seconds that were taken for milliseconds are likelier."""
 MAX_REPEAT_SHARE = 0.01

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from longrec.data.dataset import unreadable
 from longrec.data.files import beside
+from longrec.data.history import LATEST_MS
 from longrec.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ UNREADABLE = "\ufdd0"
 """Stands for a byte that is not in the file's encoding; a code point that Unicode keeps free of characters."""
 EARLIEST_MS = 315_532_800_000
 """1980-01-01 UTC. Seconds read as milliseconds fall before it, milliseconds read as seconds after `LATEST_MS`."""
-LATEST_MS = 4_102_444_800_000
-"""2100-01-01 UTC."""
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
 FieldKind = Literal["int64", "float64", "string", "label", "s", "ms", "us", "ns", "iso"]
