@@ -31,8 +31,8 @@ import _world
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
 from longrec.nn import fused_ffn
-from longrec.nn.baselines.causal_transformer import CausalTransformer
-from longrec.nn.baselines.hstu import HSTU
+from longrec.nn.baselines.causal_transformer import causal_transformer
+from longrec.nn.baselines.hstu import hstu
 from longrec.nn.ranker import Ranker
 from longrec.nn.stca import STCA
 
@@ -187,7 +187,7 @@ def claim_length() -> Iterator[Row]:
 def claim_models() -> Iterator[Row]:
     """The same ranker with a causal Transformer (flash attention) or HSTU (a Triton kernel) in the place of STCA."""
     requests, base = 16, 0.0
-    for name, kind in (("stca", None), ("causal transformer", CausalTransformer), ("hstu", HSTU)):
+    for name, kind in (("stca", None), ("causal transformer", causal_transformer), ("hstu", hstu)):
         model = _world.ranker(CONFIG, DEVICE)
         if kind is not None:
             model.stca = kind(CONFIG).to(DEVICE)

@@ -152,7 +152,7 @@ class Ranker(nn.Module):
 
     def _separable(self) -> STCA:
         if not isinstance(self.stca, STCA):
-            raise ConfigError("this model does not encode a history apart from its targets", found=type(self.stca).__name__,
+            raise ConfigError("this model does not encode a history apart from its targets", found=self.config.kind,
                               expected="model.kind stca", fix="Score whole batches instead.")
         return self.stca
 

@@ -5,6 +5,8 @@ Encoder, head, batches and optimizers are those of STCA; a model differs in how 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from longrec.config import ModelConfig
@@ -12,15 +14,15 @@ from longrec.config import ModelConfig
 
 def history_reader(config: ModelConfig) -> nn.Module:
     """Returns what makes z of targets and events, by `config.kind`."""
-    from longrec.nn.baselines.causal_transformer import CausalTransformer
+    from longrec.nn.baselines.causal_transformer import causal_transformer
     from longrec.nn.baselines.din import DIN
-    from longrec.nn.baselines.hstu import HSTU
+    from longrec.nn.baselines.hstu import hstu
     from longrec.nn.baselines.mean_pooling import MeanPooling
     from longrec.nn.baselines.sim import RetrieveThenAttend
     from longrec.nn.baselines.target_attention import TargetAttention
     from longrec.nn.stca import STCA
 
-    kinds: dict[str, type[nn.Module]] = {
+    kinds: dict[str, Callable[[ModelConfig], nn.Module]] = {
         "stca": STCA, "mean": MeanPooling, "din": DIN, "din_sum": DIN, "target_attention": TargetAttention, "sim": RetrieveThenAttend,
-        "transformer": CausalTransformer, "hstu": HSTU}
+        "transformer": causal_transformer, "hstu": hstu}
     return kinds[config.kind](config)

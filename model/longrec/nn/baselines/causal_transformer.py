@@ -13,6 +13,7 @@ Shape letters: T packed events, N packed targets, D width, H heads, K head width
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -52,12 +53,17 @@ class Block(nn.Module):
         return both[0], both[1]
 
 
-class CausalTransformer(nn.Module):
-    """z of every target; called like STCA (gaps are not used), with as many layers and heads and the same FFN ratio."""
+def causal_transformer(config: ModelConfig) -> Stack:
+    """Returns z of every target, with as many layers and heads as STCA and the same FFN ratio."""
+    return Stack(config, Block)
 
-    def __init__(self, config: ModelConfig) -> None:
+
+class Stack(nn.Module):
+    """z of every target by layers that events and targets pass together; called like STCA (gaps are not used)."""
+
+    def __init__(self, config: ModelConfig, layer: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(layer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, targets: Float[Tensor, "N D"], events: Float[Tensor, "T D"], event_offsets: Int[Tensor, " R1"],

@@ -13,15 +13,16 @@ Shape letters: T packed events, N packed targets, D width, H heads, K head width
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from longrec.config import ModelConfig
 from longrec.nn import fused_ffn
+from longrec.nn.baselines.causal_transformer import Stack
 from longrec.nn.layers import linear
 from longrec.nn.target_attention import Segments
 
@@ -49,23 +50,9 @@ class Block(nn.Module):
         return both[0], both[1]
 
 
-class HSTU(nn.Module):
-    """z of every target; called like STCA (gaps are not used). `config.num_layers` layers, `config.num_heads` heads."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(config.width)
-
-    def forward(self, targets: Float[Tensor, "N D"], events: Float[Tensor, "T D"], event_offsets: Int[Tensor, " R1"],
-                target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None,
-                counts: tuple[list[int], list[int]] | None = None) -> Float[Tensor, "N D"]:
-        """Returns z; arguments as in STCA.forward."""
-        segments = Segments.of(event_offsets, target_offsets, counts)
-        for block in self.blocks:
-            events, targets = cast("Block", block)(events, targets, segments)
-        z: Tensor = self.norm(targets)
-        return z
+def hstu(config: ModelConfig) -> Stack:
+    """Returns z of every target; `config.num_layers` layers, `config.num_heads` heads."""
+    return Stack(config, Block)
 
 
 def causal(uvqk: Float[Tensor, "T 4 H K"], segments: Segments) -> Float[Tensor, "T H K"]:
