@@ -139,7 +139,8 @@ class Ranker(nn.Module):
     def score(self, batch: RequestBatch, encoded: Iterable[Memory]) -> RankerOutput:
         """Returns the logits of all targets over encoded or kept events; `score(batch, encode(batch))` equals `forward(batch)`."""
         targets = self.item_tokens(batch.target_items)
-        z = self._separable().score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch))
+        z = self._separable().score(targets, encoded, batch.event_offsets, batch.target_offsets, self.gaps(batch),
+                                    batch.host_counts)
         return self._output(batch, targets, z)
 
     def recompute(self) -> None:

@@ -142,9 +142,10 @@ class STCA(nn.Module):
         return [layer.keys_values(events) for layer in layers]
 
     def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Memory], event_offsets: Int[Tensor, " R1"],
-              target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None) -> Float[Tensor, "N D"]:
+              target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None,
+              counts: tuple[list[int], list[int]] | None = None) -> Float[Tensor, "N D"]:
         """Returns z of every target; arguments as in `forward`, `encoded` as `encode` returns it or kept keys and values by layer."""
-        return self._score(targets, encoded, Segments.of(event_offsets, target_offsets), gaps)
+        return self._score(targets, encoded, Segments.of(event_offsets, target_offsets, counts), gaps)
 
     def kept(self, parts: Sequence[Sequence[Tensor]], gaps: Sequence[Tensor] | None,
              num_targets: Sequence[int]) -> list[KeptKeysValues]:
@@ -161,7 +162,9 @@ class STCA(nn.Module):
         if gaps is not None and tables:
             by_head = torch.stack(tables).float().transpose(1, 2).flatten(0, 1).index_select(1, torch.cat(list(gaps)))
             biases = [layer_bias.split(lengths, dim=1) for layer_bias in by_head.unflatten(0, (len(layers), -1))]
-        return [KeptKeysValues([request[index] for request in parts], biases[index], layer.num_heads, num_targets)
+        device = parts[0][0].device
+        segments = Segments.counted(lengths, num_targets, device) if device.type == "cuda" else None
+        return [KeptKeysValues([request[index] for request in parts], biases[index], layer.num_heads, num_targets, segments)
                 for index, layer in enumerate(layers)]
 
     def _score(self, targets: Tensor, encoded: Iterable[Memory], segments: Segments, gaps: Tensor | None) -> Tensor:

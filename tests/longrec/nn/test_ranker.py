@@ -264,6 +264,19 @@ def test_a_step_asks_the_device_for_no_value(options: dict[str, Any]) -> None:
     assert not reads.seen and not [line for line in operations if any(word in line for word in waits)]
 
 
+@pytest.mark.parametrize("recency", ["bias", "none"])
+def test_scoring_kept_events_asks_the_device_for_no_value(recency: str) -> None:
+    model, whole = worlds.ranker(recency=recency), worlds.batch([70, 30], [4, 3])
+    lengths, nothing = [70, 30], torch.zeros(3, dtype=torch.int64)
+    parts = list(zip(*(layer.split(lengths) for layer in model.keys_values(whole)), strict=True))
+    batch = dataclasses.replace(whole, event_items=whole.event_items[:0], event_features=whole.event_features[:0],
+                                event_timestamps=whole.event_timestamps[:0], event_offsets=nothing, host_counts=([0, 0], [4, 3]))
+    with Reads() as reads, torch.no_grad():
+        scored = model.score(batch, model.kept(parts, whole.event_timestamps.split(lengths), batch)).logits
+    assert not reads.seen
+    torch.testing.assert_close(scored, model(whole).logits, rtol=0, atol=1e-6)  # the bias of a gap is float32 there
+
+
 def test_indices_of_any_integer_type_give_the_same_scores() -> None:
     model, whole = worlds.ranker(), worlds.batch([25, 4], [4, 2])
     narrow = dataclasses.replace(whole, event_items=whole.event_items.int(), event_features=whole.event_features.int(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +33,13 @@ class Segments:
             return cls(event_offsets, target_offsets, *counts)
         num_events, num_targets = torch.stack([event_offsets.diff(), target_offsets.diff()]).tolist()
         return cls(event_offsets, target_offsets, num_events, num_targets)
+
+    @classmethod
+    def counted(cls, num_events: Sequence[int], num_targets: Sequence[int], device: torch.device) -> Segments:
+        """Returns the segments of these counts, all offsets in one copy to the device, which is not waited for."""
+        offsets = torch.tensor([[0, *itertools.accumulate(counts)] for counts in (num_events, num_targets)])
+        events, targets = offsets.to(device, non_blocking=True).unbind()
+        return cls(events, targets, list(num_events), list(num_targets))
 
     @property
     def num_pairs(self) -> int:

@@ -29,6 +29,7 @@ class KeptKeysValues:
         biases: R of [H, L], added to the logits, or None for each.
         num_heads: H.
         num_targets: m of each request.
+        segments: of the parts side by side on their device, made once for all layers; None to make them when they are needed.
         seen: gets what `attend` weighs the events by, R of [H, m, L] each time; None to note nothing.
     """
 
@@ -36,6 +37,7 @@ class KeptKeysValues:
     biases: Sequence[Tensor | None]
     num_heads: int
     num_targets: Sequence[int]
+    segments: Segments | None = None
     seen: list[list[Tensor]] | None = None
 
     def attend(self, queries: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -64,11 +66,10 @@ class KeptKeysValues:
     def _on_device(self) -> fused.KeysValues:
         """Returns the same for the kernels of a CUDA device, which read one tensor; a single request is not copied."""
         kv = self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts))
-        counts = [part.shape[0] for part in self.parts], list(self.num_targets)
-        events, targets = (torch.tensor([0, *count]).cumsum(0).to(kv.device, non_blocking=True) for count in counts)
+        segments = self.segments or Segments.counted([len(part) for part in self.parts], self.num_targets, kv.device)
         biases = [bias.float() for bias in self.biases if bias is not None]
         bias = (biases[0] if len(biases) == 1 else torch.cat(biases, dim=1)).contiguous() if biases else None
-        return fused.KeysValues(kv.contiguous(), self.num_heads, Segments(events, targets, *counts), bias)
+        return fused.KeysValues(kv.contiguous(), self.num_heads, segments, bias)
 
 
 def _by_head(rows: Tensor, num_heads: int) -> Tensor:
