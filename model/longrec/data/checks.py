@@ -14,16 +14,17 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from longrec import page
 from longrec.config import ChecksConfig
 from longrec.data import drift, files, history_suites, suites
-from longrec.data.dataset import Dataset
+from longrec.data.dataset import WHOLE, Dataset, Shard, in_order
+from longrec.data.profiles import MAX_NAMED, SHARD, Measured
 from longrec.data.store.versions import Published
-from longrec.data.suites import MAX_CULPRITS, Rule, Suite
+from longrec.data.suites import Rule, Suite
 from longrec.errors import CheckFailed, DataError, StoreError
 from longrec.schema import Schema
 
@@ -102,22 +103,49 @@ def check_events(dataset_dir: str | Path, report_html: str | Path, checks: Check
         CheckFailed: an expectation of critical severity does not hold; the report has been written.
         DataError: the dataset cannot be read at all.
     """
-    started, directory = time.perf_counter(), Path(dataset_dir)
-    head = _read_head(directory / "dataset.json", "schema")
-    with _duckdb() as connection:
-        found, facts = suites.dataset_suites(directory, head, checks, connection)
-        results = _judge(found)
-    compared, extra = ([], NOTHING) if _broken(results) else _drift(directory, head, checks, home)
-    return _conclude(f"Checks of the dataset {head.get('name', '')}", facts, [*results, *compared], report_html, started, extra)
+    started = time.perf_counter()
+    return _check_events([_profile_events(Path(dataset_dir), home, WHOLE)], report_html, checks, home, started)
 
 
-def check_histories(histories_dir: str | Path, report_html: str | Path, checks: ChecksConfig) -> CheckReport:
+def profile_events(dataset_dir: str | Path, out_dir: str | Path, home: str | Path | None, shard: Shard) -> ProfileReport:
+    """Returns counts after writing what the checks need to know of a shard of a dataset: one row per user, and some numbers.
+
+    Args:
+        dataset_dir: a dataset; its first shard reads items and users too.
+        out_dir: the profile; replaced.
+        home: as of `check_events`.
+        shard: whose parts are read.
+
+    Raises:
+        DataError: the shard cannot be read at all.
+    """
+    profile = _profile_events(Path(dataset_dir), home, shard)
+    profile.save(Path(out_dir))
+    return ProfileReport(*(profile.tables[name].counts.get("num_rows", 0) for name in ("events", "targets")))
+
+
+def check_event_profiles(
+    profile_dirs: Sequence[str | Path], report_html: str | Path, checks: ChecksConfig, home: str | Path | None = None
+) -> CheckReport:
+    """Writes the report of `check_events` from the profiles of all shards, a directory each, in any order; rows are named with their shard.
+
+    Args, Raises: as of `check_events`.
+    """
+    started, found = time.perf_counter(), [_Profile.load(Path(each)) for each in profile_dirs]
+    return _check_events([found[place] for place in in_order([each.shard for each in found])], report_html, checks, home, started)
+
+
+def check_histories(
+    histories_dir: str | Path, report_html: str | Path, checks: ChecksConfig, profile_dirs: Sequence[str | Path] = ()
+) -> CheckReport:
     """Writes the report on what training and evaluation will read: timelines, requests, targets, features.
 
     Args:
         histories_dir: output of the retrieval (docs/architecture.md).
         report_html: page to write, also when a check fails.
         checks: bounds; those of features and tasks are in the schema of the histories.
+        profile_dirs: what `profile_histories` found in the timelines of each shard that was joined, in any order; they are not looked at
+            again then. None where the histories were retrieved at once.
 
     Raises:
         CheckFailed: an expectation of critical severity does not hold, above all no event at or after its request; the
@@ -126,18 +154,110 @@ def check_histories(histories_dir: str | Path, report_html: str | Path, checks: 
     """
     started, directory = time.perf_counter(), Path(histories_dir)
     manifest = _read_head(directory / "manifest.json", "schema", "max_history")
+    shards = [_Profile.load(Path(each)) for each in profile_dirs]
+    found = [shards[place].tables for place in in_order([each.shard for each in shards])] if shards else []
+    found = found or [history_suites.measure_histories(directory, manifest)]
+    measured = {name: Measured.merged([tables[name] for tables in found]) for name in found[0]}
     with _duckdb() as connection:
-        found, facts = history_suites.histories_suites(directory, manifest, checks, connection)
-        results = _judge(found)
+        suites_found, facts = history_suites.histories_suites(directory, manifest, checks, connection, measured)
+        results = _judge(suites_found)
+    facts = {**facts, **({"shards": len(found)} if len(found) > 1 else {})}
     return _conclude(f"Checks of the histories of {manifest['schema']['name']}", facts, results, report_html, started)
 
 
-def _drift(directory: Path, head: dict[str, Any], checks: ChecksConfig, home: str | Path | None) -> tuple[Results, page.Html]:
+def profile_histories(histories_dir: str | Path, out_dir: str | Path) -> ProfileReport:
+    """Returns counts after writing what `check_histories` needs to know of the timelines of a shard.
+
+    Args:
+        histories_dir: output of the retrieval of a shard.
+        out_dir: the profile; replaced.
+
+    Raises:
+        DataError: the histories cannot be read at all.
+    """
+    directory = Path(histories_dir)
+    manifest = _read_head(directory / "manifest.json", "schema", "max_history", "counts")
+    tables = history_suites.measure_histories(directory, manifest)
+    _Profile(Shard.parse(manifest.get("shard", str(WHOLE))), {}, tables, None).save(Path(out_dir))
+    return ProfileReport(tables["events"].counts["num_rows"], int(manifest["counts"]["num_targets"]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProfileReport:
+    """Rows of a shard that were looked at."""
+
+    num_events: int
+    num_targets: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Profile:
+    """What the checks need to know of a shard of a dataset, or of the histories of one.
+
+    Args:
+        shard: which one.
+        head: content of dataset.json; empty for histories.
+        tables: what was measured, by table.
+        drift: what is compared between versions; None where the dataset cannot be read as one, and `problem` says why.
+    """
+
+    shard: Shard
+    head: dict[str, Any]
+    tables: dict[str, Measured]
+    drift: drift.Profile | None
+    problem: str = ""
+
+    def save(self, directory: Path) -> None:
+        with files.replacing(directory) as temporary:
+            temporary.mkdir()
+            for name, measured in self.tables.items():
+                measured.save(temporary, name)
+            files.write_json(temporary / "profile.json", {
+                "shard": str(self.shard), "head": self.head, "tables": list(self.tables), "problem": self.problem,
+                "drift": self.drift.to_dict() if self.drift else None})
+
+    @classmethod
+    def load(cls, directory: Path) -> _Profile:
+        value = _read_head(directory / "profile.json", "shard", "head", "tables", "drift", "problem")
+        compared = drift.Profile.from_dict(value["drift"]) if value["drift"] else None
+        return cls(Shard.parse(value["shard"]), value["head"], {name: Measured.load(directory, name) for name in value["tables"]}, compared,
+                   value["problem"])
+
+
+def _profile_events(directory: Path, home: str | Path | None, shard: Shard) -> _Profile:
+    head = _read_head(directory / "dataset.json", "schema")
+    before = _before(head, home)[0]
+    with _duckdb() as connection:
+        tables = suites.measure_dataset(directory, head, connection, shard, before.items() if before else None)
+    try:
+        return _Profile(shard, head, tables, drift.Profile.of(Dataset.open(directory, shard)))
+    except DataError as error:  # the checks say it better, where it is something that they look at
+        return _Profile(shard, head, tables, None, str(error))
+
+
+def _check_events(
+    shards: Sequence[_Profile], report_html: str | Path, checks: ChecksConfig, home: str | Path | None, started: float
+) -> CheckReport:
+    head, names = shards[0].head, dict.fromkeys(name for shard in shards for name in shard.tables)
+    tables = {name: Measured.merged([shard.tables.get(name, Measured()) for shard in shards]) for name in names}
+    found, facts = suites.dataset_suites(tables, head, checks)
+    results = _judge(found)
+    compared, extra = ([], NOTHING) if _broken(results) else _drift(shards, tables, checks, home)
+    facts = {**facts, **({"shards": len(shards)} if len(shards) > 1 else {})}
+    return _conclude(f"Checks of the dataset {head.get('name', '')}", facts, [*results, *compared], report_html, started, extra)
+
+
+def _drift(
+    shards: Sequence[_Profile], tables: Mapping[str, Measured], checks: ChecksConfig, home: str | Path | None
+) -> tuple[Results, page.Html]:
     """Findings against the version before, none where there is none, and the section of the report that says so."""
-    before, why = _before(head, home)
-    source = Dataset.open(directory)
-    now = drift.Profile.of(source)
-    return [] if before is None else _judge([drift.suite(source, now, before, checks)]), drift.section(now, before, why)
+    if problems := [shard.problem for shard in shards if shard.problem]:
+        raise DataError(problems[0])
+    before, why = _before(shards[0].head, home)
+    now = drift.Profile.merged([shard.drift for shard in shards if shard.drift])
+    if before is None:
+        return [], drift.section(now, before, why)
+    return _judge([drift.suite(now, tables["events"].users, tables["targets"].users, before, checks)]), drift.section(now, before, why)
 
 
 def _before(head: dict[str, Any], home: str | Path | None) -> tuple[drift.Before | None, str]:
@@ -201,7 +321,8 @@ def _judge_suite(suite: Suite, source: Any) -> tuple[list[Finding], dict[str, An
     batch = whole.get_batch({"dataframe": pd.DataFrame(suite.table)})
     wanted: dict[str, Any] = {"result_format": "BASIC"}
     if suite.key:
-        wanted = {"result_format": "SUMMARY", "partial_unexpected_count": MAX_CULPRITS, "unexpected_index_column_names": [suite.key]}
+        names = [suite.key, *([SHARD] if SHARD in suite.table else [])]
+        wanted = {"result_format": "SUMMARY", "partial_unexpected_count": MAX_NAMED, "unexpected_index_column_names": names}
     result = batch.validate(gx.ExpectationSuite(suite.name, expectations=expectations), result_format=wanted).to_json_dict()
     judged = sorted(result["results"], key=lambda entry: entry["expectation_config"]["meta"]["index"])
     return [_finding(suite, rule, entry) for rule, entry in zip(suite.rules, judged, strict=True)], result
@@ -217,7 +338,8 @@ def _finding(suite: Suite, rule: Rule, judged: dict[str, Any]) -> Finding:
         culprits = tuple(rule.culprits())
     elif not passed and suite.key:
         rows = details.get("partial_unexpected_index_list") or []
-        culprits = tuple(f"{suite.key.removesuffix('_id')} {row[suite.key]}" for row in rows[:MAX_CULPRITS])
+        culprits = tuple(f"{suite.key.removesuffix('_id')} {row[suite.key]}" + (f" (shard {row[SHARD]})" if SHARD in row else "")
+                         for row in rows[:MAX_NAMED])
     return Finding(suite.name, f"{kind} {rule.column}", rule.says, observed, _bound(rule), rule.severity, passed, culprits)
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from longrec import page
 from longrec.config import ChecksConfig
 from longrec.data.dataset import Dataset, by_known_time, group_starts, history_lengths, int64_of
-from longrec.data.profiles import Int, run_starts, unknown
-from longrec.data.suites import MAX_CULPRITS, Row, Severity, Suite
+from longrec.data.profiles import MAX_NAMED, Int, UserFacts, unknown
+from longrec.data.suites import Row, Severity, Suite
 from longrec.errors import DataError
-from longrec.schema import EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
+from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
 LENGTH_EDGES = np.array([0, *(1 << power for power in range(21))], np.float64) + 0.5
 """Bins of history lengths: 0, 1, 2, 3 to 4, 5 to 8, ... up to 2**20, more."""
@@ -136,34 +136,38 @@ class Before:
     name: str
     profile: Profile
 
+    def items(self) -> Int:
+        """Returns the sorted ids of its items."""
+        return np.unique(int64_of(pq.read_table(self.tables / "item_features.parquet", columns=[ITEM_ID]), ITEM_ID))
 
-def suite(source: Dataset, now: Profile, before: Before, checks: ChecksConfig) -> Suite:
+
+def suite(now: Profile, events: UserFacts, targets: UserFacts, before: Before, checks: ChecksConfig) -> Suite:
     """Returns the suite that holds a dataset to the version before.
 
     Args:
-        source, now: the dataset and its profile.
+        now: profile of the dataset.
+        events, targets: what was measured of its users (`profiles.user_facts`), with the labels, and with the items of the version before.
         before: what it is compared with.
         checks: bounds; a break is critical unless `checks.check_drift` is off. What chance alone would do is added to a bound.
     """
     severity: Severity = "critical" if checks.check_drift else "warning"
     row, then = Row(), before.profile
     row.add("history lengths: PSI", "the lengths of the histories are distributed as in the version before", psi(then.lengths, now.lengths),
-            maximum=checks.max_psi + psi_noise(then.lengths, now.lengths), severity=severity, culprits=lambda: _resized(source, before))
+            maximum=checks.max_psi + psi_noise(then.lengths, now.lengths), severity=severity, culprits=lambda: _resized(events, before))
     for task, counts in now.labels.items():
         change, noise = _rate_change(then.labels[task], counts)
         row.add(f"{task}: change of the rate", f"the rate of {task} is about that of the version before, {_rate(then.labels[task]):.4g}",
                 change, maximum=checks.max_rate_change + noise, severity=severity,
-                culprits=lambda task=task: _shifted(source, task, then.labels[task], now.labels[task]))  # type: ignore[misc]
+                culprits=lambda task=task: _shifted(targets, task, then.labels[task], now.labels[task]))  # type: ignore[misc]
     for name, counts in now.coverage.items():
         says = f"as many of the {name} have an item of the item table as in the version before, {100 * _rate(then.coverage[name]):.4g} %"
+        strangers = events if name == "events" else targets
         row.add(f"{name} with a known item: lost share", says, _rate(then.coverage[name]) - _rate(counts),
                 maximum=checks.max_coverage_loss, severity=severity,
-                culprits=lambda name=name: _strangers(source, name, int64_of(source.items(), ITEM_ID)))  # type: ignore[misc]
-    known = np.unique(int64_of(pq.read_table(before.tables / "item_features.parquet", columns=[ITEM_ID]), ITEM_ID))
-    new = sum(int(unknown(int64_of(part, ITEM_ID), known).sum()) for part in source.target_parts([ITEM_ID]))
-    share = new / max(now.coverage["targets"][1], 1)
+                culprits=lambda strangers=strangers: strangers.worst("num_unknown_items"))  # type: ignore[misc]
+    share = targets.total("num_new_items") / max(now.coverage["targets"][1], 1)
     row.add("new items: share", "few of the targets have an item that the version before did not know", share,
-            maximum=checks.max_new_item_share, severity=severity, culprits=lambda: _strangers(source, "targets", known))
+            maximum=checks.max_new_item_share, severity=severity, culprits=lambda: targets.worst("num_new_items"))
     return row.suite("drift")
 
 
@@ -201,44 +205,17 @@ def _rate_change(then: tuple[int, int], now: tuple[int, int]) -> tuple[float, fl
     return abs(_rate(now) - rate) / rarer, float(NOISE_ERRORS * error / rarer)
 
 
-def _resized(source: Dataset, before: Before) -> list[str]:
+def _resized(events: UserFacts, before: Before) -> list[str]:
     """Names the users whose timelines grew or shrank most, by the ratio."""
     then = pq.read_table(before.tables / "user_history", columns=[USER_ID, "history_length"])
-    users, sizes = _sizes(source.event_parts([USER_ID, EVENT_SEQ]))
-    both, left, right = np.intersect1d(int64_of(then, USER_ID), users, return_indices=True)
-    old, new = int64_of(then, "history_length")[left], sizes[right]
-    order = np.argsort(-np.abs(np.log((new + 1) / (old + 1))), kind="stable")[:MAX_CULPRITS]
-    return [f"user {both[row]}: {old[row]:,} events before, {new[row]:,} now" for row in order if old[row] != new[row]]
+    _, left, right = np.intersect1d(int64_of(then, USER_ID), events.columns[USER_ID], return_indices=True)
+    old, new = int64_of(then, "history_length")[left], events.columns["num_rows"][right]
+    order = np.argsort(-np.abs(np.log((new + 1) / (old + 1))), kind="stable")[:MAX_NAMED]
+    named = zip(order.tolist(), events.names(right[order]), strict=True)
+    return [f"{user}: {old[row]:,} events before, {new[row]:,} now" for row, user in named if old[row] != new[row]]
 
 
-def _shifted(source: Dataset, task: str, then: tuple[int, int], now: tuple[int, int]) -> list[str]:
+def _shifted(targets: UserFacts, task: str, then: tuple[int, int], now: tuple[int, int]) -> list[str]:
     """Names the users who have most of the surplus (or lack) of positives."""
     sign = 1 if _rate(now) > _rate(then) else -1
-    return _most(source.target_parts([USER_ID, task]), lambda part: sign * (int64_of(part, task) - _rate(then)))
-
-
-def _strangers(source: Dataset, name: str, known: Int) -> list[str]:
-    """Names the users with the most events or targets of items that are not known."""
-    parts = source.event_parts([USER_ID, ITEM_ID]) if name == "events" else source.target_parts([USER_ID, ITEM_ID])
-    return _most(parts, lambda part: unknown(int64_of(part, ITEM_ID), known))
-
-
-def _most(parts: Iterator[pa.Table], weigh: Any) -> list[str]:
-    """Names the users with the largest sum of a weight per row, if it is above 0; whole users lie in each part."""
-    found: list[tuple[float, int]] = []
-    for part in parts:
-        users, inverse = np.unique(int64_of(part, USER_ID), return_inverse=True)
-        sums = np.bincount(inverse, np.asarray(weigh(part), np.float64), len(users))
-        found += [(float(-sums[row]), int(users[row])) for row in np.argsort(-sums, kind="stable")[:MAX_CULPRITS] if sums[row] > 0]
-    return [f"user {user}" for _, user in sorted(found)[:MAX_CULPRITS]]
-
-
-def _sizes(parts: Iterator[pa.Table]) -> tuple[Int, Int]:
-    """Returns users and their numbers of events, int64 [U]; whole users lie in each part."""
-    users, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for part in parts:
-        owners = int64_of(part, USER_ID)
-        starts = run_starts(owners)
-        users.append(owners[starts])
-        sizes.append(np.diff(np.append(starts, len(owners))))
-    return np.concatenate(users), np.concatenate(sizes)
+    return targets.most(sign * (targets.columns[f"positives {task}"] - _rate(then) * targets.columns["num_rows"]))

@@ -139,6 +139,12 @@ def joined(histories: Sequence[pa.RecordBatch], schema: Schema) -> pa.RecordBatc
     return batches[0] if batches else empty(schema)
 
 
+def with_own_texts(events: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the same events with dictionaries that hold their own texts only, by first appearance."""
+    return pa.record_batch([_canonical(column) if pa.types.is_dictionary(column.type) else column for column in events.columns],
+                           schema=events.schema)
+
+
 def merged(base: pa.RecordBatch, later: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
     """Returns the events of two histories once each, sorted by (timestamp, event_seq, item_id).
 

@@ -22,9 +22,20 @@ import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
 from longrec.data.history import LATEST_MS
-from longrec.data.profiles import MISSING, Column, ColumnFacts, Int, UserFacts, integers, misfits, schema_misfits, unknown
+from longrec.data.profiles import (
+    MAX_NAMED,
+    MISSING,
+    Column,
+    ColumnFacts,
+    Int,
+    Measured,
+    UserFacts,
+    integers,
+    misfits,
+    schema_misfits,
+    unknown,
+)
 from longrec.data.suites import (
-    MAX_CULPRITS,
     Culprits,
     Row,
     Rule,
@@ -32,6 +43,9 @@ from longrec.data.suites import (
     item_columns,
     known_ids,
     label_rules,
+    measure_table,
+    misfit_suite,
+    rising,
     spread,
     table_suite,
     user_columns,
@@ -108,60 +122,83 @@ class Cuts:
         return len(self.splits)
 
 
-def histories_suites(directory: Path, manifest: Mapping[str, Any], checks: ChecksConfig,
-                     connection: Any) -> tuple[list[Suite], dict[str, Any]]:
-    """Returns the suites of histories and the facts that head the report.
+def measure_histories(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Measured]:
+    """Returns what is found in the timelines: events, and per user the spans of timelines and the cuts of requests.
 
     Args:
-        directory: the histories.
+        directory: the histories, or those of a shard of the users.
         manifest: content of its manifest.json.
-        checks: bounds.
-        connection: DuckDB.
 
     Raises:
         DataError: a file is missing or cannot be read at all.
     """
-    schema = Schema.from_dict(manifest["schema"])
-    timelines = Timelines.open(directory / "timelines.arrow")
-    tables = [table_suite(connection, "items", directory / "items.parquet", item_columns(schema), ITEM_ID),
-              _users_suite(connection, directory / "users.parquet", schema)]
-    if broken := _misfits(directory, schema, timelines):
-        return [broken, *tables], {"events": timelines.num_events}
-    spans = pq.read_table(directory / "users.parquet", columns=[USER_ID, "event_start", "event_end"])
-    users = {name: integers(spans[name]) for name in spans.column_names}
+    schema, timelines = Schema.from_dict(manifest["schema"]), Timelines.open(directory / "timelines.arrow")
+    if lines := [*_timeline_misfits(schema, timelines), *_table_misfits(directory, schema)]:
+        return {"events": Measured(counts={"num_rows": timelines.num_events}, misfits=lines), "timelines": Measured(), "cuts": Measured()}
+    users = _spans(directory)
     cuts = _cuts(directory / "requests.parquet", users)
     known = known_ids(directory / "items.parquet", ITEM_ID)
-    requests, facts = _request_suites(directory, schema, manifest, checks, timelines, users, cuts, known)
-    suites = [_event_suite(schema, checks, timelines, known), _timeline_suite(timelines, users), *requests, *tables]
-    return suites, {"events": timelines.num_events, "users": len(users[USER_ID]), "items": len(known), **facts}
+    columns = {column.name: _column_facts(timelines, column) for column in _event_columns(schema)}
+    strangers = sum(int(unknown(items, known).sum()) for _, items in timelines.columns(ITEM_ID))
+    return {"events": Measured(columns, {"num_rows": timelines.num_events, "num_strangers": strangers}),
+            "timelines": Measured(users=_timeline_facts(timelines, users)),
+            "cuts": Measured(users=_cut_facts(schema, int(manifest["max_history"]), timelines, users, cuts))}
 
 
-def _misfits(directory: Path, schema: Schema, timelines: Timelines) -> Suite | None:
+def histories_suites(directory: Path, manifest: Mapping[str, Any], checks: ChecksConfig, connection: Any,
+                     measured: Mapping[str, Measured]) -> tuple[list[Suite], dict[str, Any]]:
+    """Returns the suites of histories and the facts that head the report.
+
+    Args:
+        directory: the histories; their timelines are not read.
+        manifest: content of its manifest.json.
+        checks: bounds.
+        connection: DuckDB.
+        measured: what `measure_histories` found in all shards.
+
+    Raises:
+        DataError: a file is missing or cannot be read at all.
+    """
+    schema, events = Schema.from_dict(manifest["schema"]), measured["events"]
+    columns, path = item_columns(schema), directory / "items.parquet"
+    tables = [table_suite("items", measure_table(connection, "items", path, columns, ITEM_ID), columns, rising(ITEM_ID)),
+              _users_suite(connection, directory / "users.parquet", schema)]
+    num_events = events.counts["num_rows"]
+    if broken := [*events.misfits] or _table_misfits(directory, schema):
+        return [misfit_suite("structure", broken), *tables], {"events": num_events}
+    users = _spans(directory)
+    cuts = _cuts(directory / "requests.parquet", users)
+    known = known_ids(directory / "items.parquet", ITEM_ID)
+    requests, facts = _request_suite(directory, schema, checks, cuts, known)
+    suites = [_event_suite(schema, checks, events), _timeline_suite(measured["timelines"].users),
+              _cut_suite(measured["cuts"].users, schema.has_baskets), requests, *tables]
+    return suites, {"events": num_events, "users": len(users[USER_ID]), "items": len(known), **facts}
+
+
+def _timeline_misfits(schema: Schema, timelines: Timelines) -> list[str]:
     baskets = [Column(BASKET_ID, "int64")] if schema.has_baskets else []
     events = [*(Column(name, "int64") for name in (ITEM_ID, TIMESTAMP, EVENT_SEQ)), *baskets, *map(Column.of, schema.event)]
-    lines = [f"timelines.arrow: {line}" for line in schema_misfits(timelines.schema, events)]
-    for name, columns in (("users", [Column(key, "int64") for key in (USER_ID, "event_start", "event_end")]),
-                          ("requests", [*(Column(key, "int64") for key in REQUEST_COLUMNS), Column("split", "string")]),
-                          ("targets", [Column(ITEM_ID, "int64"), *(Column(task, "int8") for task in schema.task_names)])):
-        lines += [f"{name}.parquet: {line}" for line in misfits(directory / f"{name}.parquet", columns)]
-    if not lines:
-        return None
-    row = Row()
-    row.add("num_misfits", "every file has the columns of the schema, in their types", len(lines), maximum=0,
-            culprits=lambda: lines[:MAX_CULPRITS])
-    return row.suite("structure")
+    return [f"timelines.arrow: {line}" for line in schema_misfits(timelines.schema, events)]
+
+
+def _table_misfits(directory: Path, schema: Schema) -> list[str]:
+    wanted = {"users": [Column(key, "int64") for key in (USER_ID, "event_start", "event_end")],
+              "requests": [*(Column(key, "int64") for key in REQUEST_COLUMNS), Column("split", "string")],
+              "targets": [Column(ITEM_ID, "int64"), *(Column(task, "int8") for task in schema.task_names)]}
+    return [f"{name}.parquet: {line}" for name, columns in wanted.items() for line in misfits(directory / f"{name}.parquet", columns)]
+
+
+def _spans(directory: Path) -> dict[str, Int]:
+    """Returns user_id, event_start, event_end, int64 [U], in the order of the timelines."""
+    table = pq.read_table(directory / "users.parquet", columns=[USER_ID, "event_start", "event_end"])
+    return {name: integers(table[name]) for name in table.column_names}
 
 
 def _users_suite(connection: Any, path: Path, schema: Schema) -> Suite:
     """As the other tables, but in the order of the timelines: ids need only be distinct."""
-    suite = table_suite(connection, "users", path, user_columns(schema), USER_ID)
-    if "num_unsorted" not in suite.table:
-        return suite
-    ids = integers(pq.read_table(path, columns=[USER_ID])[USER_ID])
-    rules = [rule if rule.column != "num_unsorted" else dataclasses.replace(rule, column="num_repeated", says="user_id is there once")
-             for rule in suite.rules]
-    table = {name: values for name, values in suite.table.items() if name != "num_unsorted"}
-    return Suite("users", {**table, "num_repeated": [len(ids) - len(np.unique(ids))]}, tuple(rules))
+    columns = user_columns(schema)
+    measured = measure_table(connection, "users", path, columns, USER_ID)
+    return table_suite("users", measured, columns, ("num_repeated", "user_id is there once"))
 
 
 def _cuts(path: Path, users: Mapping[str, Int]) -> Cuts:
@@ -175,12 +212,15 @@ def _cuts(path: Path, users: Mapping[str, Int]) -> Cuts:
     return Cuts(columns, splits, spans[0], spans[1], named)
 
 
-def _event_suite(schema: Schema, checks: ChecksConfig, timelines: Timelines, known: Int) -> Suite:
-    row = Row()
-    row.add("num_rows", "there are events", timelines.num_events, minimum=1)
-    columns = [Column(ITEM_ID, "int64", 0.0, 0), Column(TIMESTAMP, "int64", 0.0, 0, LATEST_MS), *map(Column.of, schema.event)]
-    for column in columns:
-        facts = _column_facts(timelines, column)
+def _event_columns(schema: Schema) -> list[Column]:
+    return [Column(ITEM_ID, "int64", 0.0, 0), Column(TIMESTAMP, "int64", 0.0, 0, LATEST_MS), *map(Column.of, schema.event)]
+
+
+def _event_suite(schema: Schema, checks: ChecksConfig, measured: Measured) -> Suite:
+    row, num_events = Row(), measured.counts["num_rows"]
+    row.add("num_rows", "there are events", num_events, minimum=1)
+    for column in _event_columns(schema):
+        facts = measured.columns[column.name]
         if column.max_null_share < 1:
             says = f"{column.name} is {'never' if not column.max_null_share else 'seldom'} null"
             row.add(f"{column.name}: null share", says, facts.null_share, maximum=column.max_null_share)
@@ -189,9 +229,8 @@ def _event_suite(schema: Schema, checks: ChecksConfig, timelines: Timelines, kno
             row.add(f"{column.name}: least{unit}", f"{column.name} is never below its bound", facts.minimum, minimum=column.minimum)
         if column.maximum is not None:
             row.add(f"{column.name}: largest{unit}", f"{column.name} is never above its bound", facts.maximum, maximum=column.maximum)
-    strangers = sum(int(unknown(items, known).sum()) for _, items in timelines.columns(ITEM_ID))
     row.add("unknown items: share", "few of the events have an item that is not in the item table",
-            strangers / max(1, timelines.num_events), maximum=checks.max_unknown_item_share)
+            measured.counts["num_strangers"] / max(1, num_events), maximum=checks.max_unknown_item_share)
     return row.suite("events in timelines")
 
 
@@ -207,22 +246,26 @@ def _column_facts(timelines: Timelines, column: Column) -> ColumnFacts:
             bounds = pc.min_max(values).as_py()
             lows.append(bounds["min"])
             highs.append(bounds["max"])
-    return ColumnFacts(nulls / max(1, timelines.num_events), min(lows, default=None), max(highs, default=None))
+    return ColumnFacts(timelines.num_events, nulls, min(lows, default=None), max(highs, default=None))
 
 
-def _timeline_suite(timelines: Timelines, users: Mapping[str, Int]) -> Suite:
+def _timeline_facts(timelines: Timelines, users: Mapping[str, Int]) -> UserFacts:
     """Per user: the span lies in the timelines, follows the one before, and is in order."""
     starts, ends = users["event_start"], users["event_end"]
     outside = (starts < 0) | (ends < starts) | (ends > timelines.num_events)
     gap = starts != np.concatenate([[0], ends[:-1]])
     if len(gap):
         gap[-1] |= ends[-1] != timelines.num_events
-    table = {USER_ID: users[USER_ID], "num_outside": outside.astype(np.int64), "num_gaps": gap.astype(np.int64),
-             "num_disordered": _disorder(timelines, starts), "length": ends - starts}
+    return UserFacts.merged([UserFacts({
+        USER_ID: users[USER_ID], "num_outside": outside.astype(np.int64), "num_gaps": gap.astype(np.int64),
+        "num_disordered": _disorder(timelines, starts), "length": ends - starts})])
+
+
+def _timeline_suite(facts: UserFacts) -> Suite:
     rules = (Rule("num_outside", "the span of a user lies inside the timelines", maximum=0),
              Rule("num_gaps", "spans of users follow each other without gap or overlap", maximum=0),
              Rule("num_disordered", "events of a user never go back in time or sequence", maximum=0))
-    return Suite("timelines", table, rules, USER_ID)
+    return Suite("timelines", dict(facts.columns), rules, USER_ID)
 
 
 def _disorder(timelines: Timelines, starts: Int) -> Int:
@@ -243,11 +286,8 @@ def _disorder(timelines: Timelines, starts: Int) -> Int:
     return np.bincount(owners[owners >= 0], minlength=len(starts)).astype(np.int64)
 
 
-def _request_suites(directory: Path, schema: Schema, manifest: Mapping[str, Any], checks: ChecksConfig, timelines: Timelines,
-                    users: Mapping[str, Int], cuts: Cuts, known: Int) -> tuple[list[Suite], dict[str, Any]]:
-    per_user = _cut_facts(schema, int(manifest["max_history"]), timelines, users, cuts)
-    lengths = cuts.columns["event_end"] - cuts.columns["event_start"]
-    row = Row()
+def _request_suite(directory: Path, schema: Schema, checks: ChecksConfig, cuts: Cuts, known: Int) -> tuple[Suite, dict[str, Any]]:
+    lengths, row = cuts.columns["event_end"] - cuts.columns["event_start"], Row()
     row.add("num_rows", "there are requests", len(cuts), minimum=1)
     row.add("num_unnamed", "every request names a user", int((~cuts.named).sum()), maximum=0)
     row.add("num_unsorted", "requests are in the order of time", int((np.diff(cuts.columns[TIMESTAMP]) < 0).sum()), maximum=0)
@@ -258,7 +298,7 @@ def _request_suites(directory: Path, schema: Schema, manifest: Mapping[str, Any]
     about = {"first moment": int(cuts.columns[TIMESTAMP].min()) if len(cuts) else None,
              "last moment": int(cuts.columns[TIMESTAMP].max()) if len(cuts) else None, "history length": spread(lengths),
              **{f"{split} requests": count for split, count in counts.items()}, **rates}
-    return [_cut_suite(per_user, schema.has_baskets), row.suite("requests")], about
+    return row.suite("requests"), about
 
 
 def _cut_facts(schema: Schema, max_history: int, timelines: Timelines, users: Mapping[str, Int], cuts: Cuts) -> UserFacts:
@@ -277,7 +317,7 @@ def _cut_facts(schema: Schema, max_history: int, timelines: Timelines, users: Ma
     rows = cuts.columns["user_row"][cuts.named]
     counted = {name: np.bincount(rows[mask[cuts.named]], minlength=len(users[USER_ID])).astype(np.int64) for name, mask in wrong.items()}
     size = np.bincount(rows, minlength=len(users[USER_ID])).astype(np.int64)
-    return UserFacts({USER_ID: users[USER_ID], "num_rows": size, **counted})
+    return UserFacts.merged([UserFacts({USER_ID: users[USER_ID], "num_rows": size, **counted})])
 
 
 def _cut_suite(facts: UserFacts, has_baskets: bool) -> Suite:
@@ -309,7 +349,7 @@ def _overlap(cuts: Cuts, earlier: str, later: str) -> Culprits:
     def found() -> list[str]:
         first = cuts.columns[TIMESTAMP][cuts.splits == later].min()
         late = (cuts.splits == earlier) & (cuts.columns[TIMESTAMP] >= first)
-        return [f"request {request}" for request in cuts.columns[REQUEST_ID][late][:MAX_CULPRITS]]
+        return [f"request {request}" for request in cuts.columns[REQUEST_ID][late][:MAX_NAMED]]
 
     return found
 
@@ -323,7 +363,7 @@ def _target_rules(row: Row, path: Path, schema: Schema, checks: ChecksConfig, cu
     gaps = int((start[order][1:] != end[order][:-1]).sum()) + (int(start.min(initial=0)) != 0) + (int(end.max(initial=0)) != num_targets)
     row.add("num_targets", "there are targets", num_targets, minimum=1)
     row.add("num_target_spans_outside", "every request has targets inside the table", int((~fits).sum()), maximum=0,
-            culprits=lambda: [f"request {request}" for request in cuts.columns[REQUEST_ID][~fits][:MAX_CULPRITS]])
+            culprits=lambda: [f"request {request}" for request in cuts.columns[REQUEST_ID][~fits][:MAX_NAMED]])
     row.add("num_target_gaps", "every target belongs to one request", gaps, maximum=0)
     totals = _target_totals(path, schema, cuts, num_targets, known)
     row.add("num_null_items", "no target is without an item", totals.nulls, maximum=0)

@@ -5,12 +5,14 @@ and one row per user, whatever the number of events.
 
     part    u u u u | v v | w w w      rows of a user together, ordered by (timestamp, event_seq)
     profile    u        v     w        rows, disorder, duplicates, split baskets, unknown items of each
+
+What is measured of shards of users adds up (`Measured.merged`): measured shard by shard or all at once, the checks judge the same numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from longrec.data import files
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, ITEM_ID, TIMESTAMP, USER_ID, Feature
 
@@ -28,7 +31,8 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 MISSING = np.iinfo(np.int64).min
 """Stands for a null in integer arrays: below every id and every time that the checks let pass."""
-BATCH_ROWS = 1 << 20
+MAX_NAMED = 10
+SHARD = "shard"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,11 +53,25 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ColumnFacts:
-    """Share of nulls (NaN counts as null), least and largest value of a numeric or time column (ms), None when all are null."""
+    """Rows, nulls (NaN counts as null), least and largest value of a numeric or time column (ms), None when all are null."""
 
-    null_share: float
+    num_rows: int
+    num_nulls: int
     minimum: float | None
     maximum: float | None
+
+    @property
+    def null_share(self) -> float:
+        """Share of the rows that are null."""
+        return self.num_nulls / max(1, self.num_rows)
+
+    @classmethod
+    def merged(cls, parts: Sequence[ColumnFacts]) -> ColumnFacts:
+        """Returns the facts of all parts of a column."""
+        lows = [part.minimum for part in parts if part.minimum is not None]
+        highs = [part.maximum for part in parts if part.maximum is not None]
+        return cls(sum(part.num_rows for part in parts), sum(part.num_nulls for part in parts), min(lows, default=None),
+                   max(highs, default=None))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,11 +87,88 @@ class UserFacts:
         """Returns the sum of a count over all users; 0 without users."""
         return int(self.columns[name].sum()) if name in self.columns else 0
 
-    def worst(self, name: str, num: int = 10) -> list[int]:
-        """Returns the ids of at most `num` users with a count above 0, the largest first."""
-        counts = self.columns.get(name, np.zeros(0, np.int64))
-        order = np.argsort(-counts, kind="stable")[:num]
-        return [int(user) for user, count in zip(self.columns[USER_ID][order], counts[order], strict=True) if count > 0]
+    def worst(self, name: str) -> list[str]:
+        """Returns at most ten users with a count above 0, in words, the largest first."""
+        return self.most(self.columns.get(name, np.zeros(0, np.int64)))
+
+    def most(self, weights: npt.NDArray[Any]) -> list[str]:
+        """Returns at most ten users with a weight above 0, in words, the largest first; of equal ones the first."""
+        order = np.argsort(-weights, kind="stable")[:MAX_NAMED]
+        return self.names(order[weights[order] > 0])
+
+    def names(self, places: Int) -> list[str]:
+        """Returns the users in these rows in words, with their shard where there are several."""
+        users = self.columns[USER_ID][places].tolist()
+        if SHARD not in self.columns:
+            return [f"user {user}" for user in users]
+        return [f"user {user} (shard {shard})" for user, shard in zip(users, self.columns[SHARD][places].tolist(), strict=True)]
+
+    @classmethod
+    def merged(cls, parts: Sequence[UserFacts]) -> UserFacts:
+        """Returns one row per user of all parts, by its id; rows of one user are summed."""
+        filled = [part for part in parts if len(part)] or list(parts[:1])
+        return _merge({name: [part.columns[name] for part in filled] for name in filled[0].columns})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of a table, or of a shard of it.
+
+    Args:
+        columns: facts by column.
+        counts: numbers that add up, by name.
+        culprits: for what is broken, by the name of its rule: at most ten rows to look at, by a number to sort them by.
+        users: one row per user; no rows where the table is not of users.
+        misfits: a line per column that a file lacks or holds in another type; nothing else was measured then.
+    """
+
+    columns: dict[str, ColumnFacts] = dataclasses.field(default_factory=dict)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    culprits: dict[str, list[tuple[int, str]]] = dataclasses.field(default_factory=dict)
+    users: UserFacts = dataclasses.field(default_factory=lambda: UserFacts({USER_ID: np.zeros(0, np.int64)}))
+    misfits: list[str] = dataclasses.field(default_factory=list)
+
+    def named(self, rule: str) -> list[str]:
+        """Returns the rows to look at for a broken rule, in words."""
+        return [text for _, text in self.culprits.get(rule, ())]
+
+    @classmethod
+    def merged(cls, shards: Sequence[Measured]) -> Measured:
+        """Returns what was measured of all shards, in their order; a user who is in several counts once."""
+        if len(shards) == 1:
+            return shards[0]
+        whole = [shard._in_shard(number) for number, shard in enumerate(shards, 1)]
+        columns = {name: ColumnFacts.merged([each.columns[name] for each in whole if name in each.columns])
+                   for name in _keys(whole, "columns")}
+        counts = {name: sum(each.counts.get(name, 0) for each in whole) for name in _keys(whole, "counts")}
+        culprits = {name: sorted(row for each in whole for row in each.culprits.get(name, ()))[:MAX_NAMED]
+                    for name in _keys(whole, "culprits")}
+        lines = [line for each in whole for line in each.misfits]
+        return cls(columns, counts, culprits, UserFacts.merged([each.users for each in whole]), lines)
+
+    def _in_shard(self, number: int) -> Measured:
+        """Returns the same with the number of the shard in all names of rows."""
+        users = UserFacts({**self.users.columns, SHARD: np.full(len(self.users), number, np.int64)})
+        culprits = {rule: [(key, f"{text} (shard {number})") for key, text in rows] for rule, rows in self.culprits.items()}
+        return dataclasses.replace(self, culprits=culprits, users=users, misfits=[f"shard {number}: {line}" for line in self.misfits])
+
+    def save(self, directory: Path, name: str) -> None:
+        """Writes NAME.json and NAME.parquet, the users."""
+        value = {key: entry for key, entry in dataclasses.asdict(dataclasses.replace(self, users=UserFacts({}))).items() if key != "users"}
+        files.write_json(directory / f"{name}.json", value)
+        pq.write_table(pa.table(self.users.columns), directory / f"{name}.parquet", compression="zstd")
+
+    @classmethod
+    def load(cls, directory: Path, name: str) -> Measured:
+        """Returns what `save` wrote."""
+        value, table = files.read_json(directory / f"{name}.json"), pq.read_table(directory / f"{name}.parquet")
+        return cls({key: ColumnFacts(**entry) for key, entry in value["columns"].items()}, value["counts"],
+                   {rule: [(int(key), text) for key, text in rows] for rule, rows in value["culprits"].items()},
+                   UserFacts({column: integers(table[column]) for column in table.column_names}), value["misfits"])
+
+
+def _keys(shards: Sequence[Measured], field: str) -> list[str]:
+    return list(dict.fromkeys(name for shard in shards for name in getattr(shard, field)))
 
 
 def parts(directory: str | Path) -> list[Path]:
@@ -127,27 +222,32 @@ def column_facts(connection: Any, view: str, columns: Sequence[Column]) -> tuple
     facts = {}
     for index, column in enumerate(columns):
         usable, low, high = rest[3 * index: 3 * index + 3]
-        facts[column.name] = ColumnFacts(1 - usable / rows if rows else 0.0, low, high)
+        facts[column.name] = ColumnFacts(int(rows), int(rows - usable), low, high)
     return int(rows), facts
 
 
-def user_facts(paths: Iterable[Path], order: str, known_items: Int, *, has_baskets: bool = False) -> UserFacts:
+def user_facts(paths: Mapping[int, Path], order: str, known_items: Int, *, has_baskets: bool = False, labels: Sequence[str] = (),
+               items_before: Int | None = None) -> UserFacts:
     """Returns the per-user facts of parts of events or targets.
 
     Args:
-        paths: Parquet parts.
+        paths: Parquet parts by their number.
         order: the column that orders rows of equal time: `event_seq` of events, `request_id` of targets.
         known_items: int64, sorted ids of the item table.
         has_baskets: whether to look for baskets with more than one time.
+        labels: label columns, whose positives are counted (`positives LABEL`).
+        items_before: sorted ids of items of an earlier version; rows with others are counted (`num_new_items`).
     """
     found: dict[str, list[Int]] = {}
-    for number, path in enumerate(paths):
-        names = [USER_ID, TIMESTAMP, order, ITEM_ID] + ([BASKET_ID] if has_baskets else [])
+    for number, path in paths.items():
+        names = [USER_ID, TIMESTAMP, order, ITEM_ID] + ([BASKET_ID] if has_baskets else []) + list(labels)
         table = pq.read_table(path, columns=names)
         if table.num_rows:
             columns = {name: integers(table[name]) for name in names}
             del table
-            for name, values in _part(columns, order, known_items, number).items():
+            extra = {f"positives {label}": columns[label] == 1 for label in labels}
+            extra |= {} if items_before is None else {"num_new_items": unknown(columns[ITEM_ID], items_before)}
+            for name, values in _part(columns, order, known_items, number, extra).items():
                 found.setdefault(name, []).append(values)
     return _merge(found)
 
@@ -185,7 +285,7 @@ def quantiles(values: npt.NDArray[Any]) -> dict[str, float]:
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "max": float(values.max())}
 
 
-def _part(columns: dict[str, Int], order: str, known_items: Int, number: int) -> dict[str, Int]:
+def _part(columns: dict[str, Int], order: str, known_items: Int, number: int, extra: Mapping[str, Mask]) -> dict[str, Int]:
     user, time, tie, item = columns[USER_ID], columns[TIMESTAMP], columns[order], columns[ITEM_ID]
     starts = run_starts(user)
     run_of = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(user))))
@@ -194,7 +294,7 @@ def _part(columns: dict[str, Int], order: str, known_items: Int, number: int) ->
     disorder[1:] = (run_of[1:] == run_of[:-1]) & ~later
     duplicates, repeats = _equal_rows(run_of, time, tie, item)
     rows_of = {"num_disordered": disorder, "num_duplicates": duplicates, "num_repeats": repeats,
-               "num_unknown_items": unknown(item, known_items)}
+               "num_unknown_items": unknown(item, known_items), **extra}
     if BASKET_ID in columns:
         rows_of["num_split_baskets"] = _split_baskets(run_of, time, columns[BASKET_ID])
     out = {name: np.bincount(run_of[rows], minlength=len(starts)) for name, rows in rows_of.items()}
@@ -229,14 +329,14 @@ def _split_baskets(run_of: Int, time: Int, basket: Int) -> Mask:
 
 
 def _merge(found: dict[str, list[Int]]) -> UserFacts:
-    """Sums the runs of a user; `part` is the first part that it is in."""
+    """Sums the runs of a user; `part` and `shard` are the first ones that it is in."""
     if not found:
         return UserFacts({USER_ID: np.zeros(0, np.int64)})
     columns = {name: np.concatenate(values) for name, values in found.items()}
     users, first, inverse = np.unique(columns.pop(USER_ID), return_index=True, return_inverse=True)
-    part = columns.pop("part")[first]
+    places = {name: columns.pop(name)[first] for name in ("part", SHARD) if name in columns}
     summed = {name: np.bincount(inverse, values, len(users)).astype(np.int64) for name, values in columns.items()}
-    return UserFacts({USER_ID: users, "part": part, **summed})
+    return UserFacts({USER_ID: users, **places, **summed})
 
 
 def _dtype(kind: pa.DataType) -> str:

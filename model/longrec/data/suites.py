@@ -1,5 +1,7 @@
 """Suites: what must hold of a dataset, made from its schema; a small profile table and bounds on its columns each.
 
+    dataset, or a shard of it --measure_dataset--> a Measured per table --(shards add up)--> dataset_suites --> suites
+
 Every rule bounds one column of a profile (`longrec.data.profiles`), so all of them are the same kind of expectation and read
 alike in the report. Nothing here judges: `longrec.data.checks` does, with Great Expectations.
 """
@@ -7,7 +9,7 @@ alike in the report. Nothing here judges: `longrec.data.checks` does, with Great
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,14 +18,27 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
+from longrec.data.dataset import WHOLE, Shard, part_name
 from longrec.data.history import LATEST_MS
-from longrec.data.profiles import Column, ColumnFacts, Int, UserFacts, column_facts, integers, misfits, parts, quantiles, user_facts
+from longrec.data.profiles import (
+    MAX_NAMED,
+    Column,
+    ColumnFacts,
+    Int,
+    Measured,
+    UserFacts,
+    column_facts,
+    integers,
+    misfits,
+    parts,
+    quantiles,
+    user_facts,
+)
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 Severity: TypeAlias = Literal["critical", "warning"]
 Culprits: TypeAlias = Callable[[], Sequence[str]]
 
-MAX_CULPRITS = 10
 EARLIEST_LIKELY_MS = 631_152_000_000
 """1990-01-01: logs before it exist, but seconds that were taken for milliseconds are likelier."""
 MAX_REPEAT_SHARE = 0.01
@@ -83,7 +98,7 @@ class Row:
         """Bounds the share of a per-user count in all rows; the users with the largest counts are the culprits."""
         column, value = count.removeprefix("num_").replace("_", " ") + ": share", users.total(count) / max(1, users.total("num_rows"))
         self.add(column, f"{'none' if not bound else 'few'} of the {says}", value, maximum=bound, severity=severity,
-                 culprits=lambda: [f"user {user}" for user in users.worst(count, MAX_CULPRITS)])
+                 culprits=lambda: users.worst(count))
 
     def suite(self, name: str) -> Suite:
         """Returns the suite."""
@@ -100,10 +115,10 @@ class Source:
     key: str
 
     @classmethod
-    def of(cls, connection: Any, view: str, files: Path, columns: tuple[Column, ...], key: str) -> Source:
+    def of(cls, connection: Any, view: str, files: Sequence[Path], columns: tuple[Column, ...], key: str) -> Source:
         """Returns the view on one or more Parquet files."""
-        path = str(files).replace("'", "''")
-        connection.execute(f"create or replace view {view} as select * from read_parquet('{path}')")  # noqa: S608
+        paths = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
+        connection.execute(f"create or replace view {view} as select * from read_parquet([{paths}])")  # noqa: S608
         return cls(connection, view, columns, key)
 
     def fetch(self, what: str, rest: str = "") -> list[tuple[Any, ...]]:
@@ -111,11 +126,11 @@ class Source:
         rows: list[tuple[Any, ...]] = self.connection.execute(f"select {what} from {self.view} {rest}").fetchall()  # noqa: S608
         return rows
 
-    def culprits(self, predicate: str) -> Culprits:
-        """Returns a call that names the first rows (by their key) for which a predicate holds."""
+    def culprits(self, predicate: str) -> list[tuple[int, str]]:
+        """Returns the keys, as such and in words, of the first rows (by their key) for which a predicate holds."""
         name = self.key.removesuffix("_id")
-        rest = f"where {predicate} order by 1 limit {MAX_CULPRITS}"
-        return lambda: [f"{name} {row[0]}" for row in self.fetch(f"distinct {self.key}", rest) if row[0] is not None]
+        found = self.fetch(f"distinct {self.key}", f"where {predicate} order by 1 limit {MAX_NAMED}")
+        return [(key, f"{name} {key}") for key, in found if key is not None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,36 +141,70 @@ class Known:
     users: Int
 
 
-def dataset_suites(dataset_dir: Path, head: Mapping[str, Any], checks: ChecksConfig, connection: Any) -> tuple[list[Suite], dict[str, Any]]:
-    """Returns the suites of a dataset and the facts that head the report.
+def measure_dataset(dataset_dir: Path, head: Mapping[str, Any], connection: Any, shard: Shard = WHOLE,
+                    items_before: Int | None = None) -> dict[str, Measured]:
+    """Returns what the suites are made from: events and targets of a shard of a dataset; items and users with its first shard.
 
     Args:
         dataset_dir: the dataset.
         head: content of its dataset.json.
-        checks: bounds.
         connection: DuckDB.
+        shard: whose parts are measured.
+        items_before: sorted ids of the items of the version before.
 
     Raises:
         DataError: a file is missing or not Parquet.
     """
+    schema, paths = Schema.from_dict(head["schema"]), {"items": dataset_dir / "items.parquet", "users": dataset_dir / "users.parquet"}
+    known = Known(known_ids(paths["items"], ITEM_ID), known_ids(paths["users"], USER_ID))
+    measured = {"events": _measure_events(connection, _paths(dataset_dir / "events", head, shard), head, known),
+                "targets": _measure_targets(connection, _paths(dataset_dir / "targets", head, shard), head, known, items_before)}
+    if shard.index == 0:
+        measured["items"] = measure_table(connection, "items", paths["items"], item_columns(schema), ITEM_ID)
+        measured["users"] = measure_table(connection, "users", paths["users"], user_columns(schema), USER_ID)
+    return measured
+
+
+def dataset_suites(measured: Mapping[str, Measured], head: Mapping[str, Any], checks: ChecksConfig) -> tuple[list[Suite], dict[str, Any]]:
+    """Returns the suites of a dataset and the facts that head the report.
+
+    Args:
+        measured: by table, what `measure_dataset` found in all of its shards.
+        head: content of its dataset.json.
+        checks: bounds.
+    """
     schema = Schema.from_dict(head["schema"])
-    items = table_suite(connection, "items", dataset_dir / "items.parquet", item_columns(schema), ITEM_ID)
-    users = table_suite(connection, "users", dataset_dir / "users.parquet", user_columns(schema), USER_ID)
-    known = Known(known_ids(dataset_dir / "items.parquet", ITEM_ID), known_ids(dataset_dir / "users.parquet", USER_ID))
-    events, event_users, event_facts = _event_suites(connection, dataset_dir / "events", head, checks, known)
-    targets, target_facts = _target_suites(connection, dataset_dir / "targets", head, checks, known, event_users)
-    facts = {**event_facts, **target_facts, "items": len(known.items), "user rows": len(known.users)}
-    return [*events, *targets, items, users], facts
+    items, users = (table_suite(name, measured[name], columns, rising(key))
+                    for name, columns, key in (("items", item_columns(schema), ITEM_ID), ("users", user_columns(schema), USER_ID)))
+    events, event_facts = _event_suites(measured["events"], head, checks)
+    targets, target_facts = _target_suites(measured["targets"], head, checks, measured["events"])
+    num_known = {name: measured[name].counts.get("num_known", 0) for name in ("items", "users")}
+    return [*events, *targets, items, users], {**event_facts, **target_facts, "items": num_known["items"], "user rows": num_known["users"]}
 
 
-def table_suite(connection: Any, name: str, path: Path, columns: tuple[Column, ...], key: str) -> Suite:
-    """Returns the suite of a table with one row per id."""
-    if broken := _misfit_suite(name, [path], columns):
-        return broken
-    row, _ = _column_rules(Source.of(connection, name, path, columns, key))
+def measure_table(connection: Any, name: str, path: Path, columns: tuple[Column, ...], key: str) -> Measured:
+    """Returns what is measured of a table with one row per id."""
+    if lines := _misfits([path], columns):
+        return Measured(misfits=lines)
+    found = _measure(Source.of(connection, name, [path], columns, key))
     ids = integers(pq.read_table(path, columns=[key])[key])
-    row.add("num_unsorted", f"{key} rises from row to row, each once", int((np.diff(ids) <= 0).sum()), maximum=0)
+    num_known = len(np.unique(ids))
+    found.counts.update(num_unsorted=int((np.diff(ids) <= 0).sum()), num_repeated=len(ids) - num_known, num_known=num_known)
+    return found
+
+
+def table_suite(name: str, measured: Measured, columns: tuple[Column, ...], order: tuple[str, str]) -> Suite:
+    """Returns the suite of a table with one row per id; `order` is the count of rows that must not be, and what it says."""
+    if measured.misfits:
+        return misfit_suite(name, measured.misfits)
+    row = _column_rules(measured, columns)
+    row.add(order[0], order[1], measured.counts[order[0]], maximum=0)
     return row.suite(name)
+
+
+def rising(key: str) -> tuple[str, str]:
+    """Returns the `order` of a table that is sorted by its id."""
+    return "num_unsorted", f"{key} rises from row to row, each once"
 
 
 def label_rules(row: Row, schema: Schema, checks: ChecksConfig, rates: Sequence[float | None], where: str = "") -> None:
@@ -188,48 +237,89 @@ def user_columns(schema: Schema) -> tuple[Column, ...]:
     return Column(USER_ID, "int64", 0.0, 0), *(Column.of(feature) for feature in schema.user if feature.name != USER_ID)
 
 
-def _event_suites(connection: Any, directory: Path, head: Mapping[str, Any], checks: ChecksConfig,
-                  known: Known) -> tuple[list[Suite], UserFacts | None, dict[str, Any]]:
+def _paths(directory: Path, head: Mapping[str, Any], shard: Shard) -> dict[int, Path]:
+    """Returns the parts of a shard by number; of the whole all that are there, whatever dataset.json says."""
+    if shard == WHOLE:
+        return dict(enumerate(parts(directory)))
+    return {part: directory / part_name(part) for part in shard.parts(int(head["facts"]["num_parts"]))}
+
+
+def _event_columns(head: Mapping[str, Any]) -> tuple[Column, ...]:
     schema = Schema.from_dict(head["schema"])
     labels = tuple(Column(name, "int8", 1.0, 0, 1) for name in head.get("event_labels", ()))
     baskets = (Column(BASKET_ID, "int64"),) if schema.has_baskets else ()
     created = (Column(CREATED, "time", 0.0, 0, LATEST_MS),) if head.get("has_created") else ()
-    columns = (*_moment_columns(EVENT_SEQ), *baskets, *created, *map(Column.of, schema.event), *labels)
-    if broken := _misfit_suite("events", parts(directory), columns):
-        return [broken], None, {}
-    source = Source.of(connection, "events", directory / "*.parquet", columns, USER_ID)
-    users = user_facts(parts(directory), EVENT_SEQ, known.items, has_baskets=schema.has_baskets)
-    row, facts = _column_rules(source, head.get("facts", {}).get("num_events"))
+    return (*_moment_columns(EVENT_SEQ), *baskets, *created, *map(Column.of, schema.event), *labels)
+
+
+def _target_columns(schema: Schema) -> tuple[Column, ...]:
+    return (*_moment_columns(REQUEST_ID), *(Column(task, "int8", 0.0, 0, 1) for task in schema.task_names))
+
+
+def _measure_events(connection: Any, paths: Mapping[int, Path], head: Mapping[str, Any], known: Known) -> Measured:
+    schema, columns, files = Schema.from_dict(head["schema"]), _event_columns(head), list(paths.values())
+    if not files or (lines := _misfits(files, columns)):
+        return Measured(misfits=lines if files else [])
+    found = _measure(Source.of(connection, "events", files, columns, USER_ID))
+    users = user_facts(paths, EVENT_SEQ, known.items, has_baskets=schema.has_baskets)
+    return _with_users(found, users, known)
+
+
+def _measure_targets(connection: Any, paths: Mapping[int, Path], head: Mapping[str, Any], known: Known,
+                     items_before: Int | None) -> Measured:
+    schema, files = Schema.from_dict(head["schema"]), list(paths.values())
+    if not files or (lines := _misfits(files, _target_columns(schema))):
+        return Measured(misfits=lines if files else [])
+    source = Source.of(connection, "targets", files, _target_columns(schema), USER_ID)
+    found = _measure(source)
+    _measure_requests(source, found)
+    sums = source.fetch(", ".join(f'sum("{task}"), count("{task}")' for task in schema.task_names))[0]
+    for task, total, count in zip(schema.task_names, sums[::2], sums[1::2], strict=True):
+        found.counts.update({f"positives {task}": int(total or 0), f"labels {task}": int(count)})
+    users = user_facts(paths, REQUEST_ID, known.items, labels=schema.task_names, items_before=items_before)
+    return _with_users(found, users, known)
+
+
+def _with_users(found: Measured, users: UserFacts, known: Known) -> Measured:
+    absent = np.setdiff1d(users.columns[USER_ID], known.users)
+    found.counts["num_users_without_row"] = len(absent)
+    found.culprits["num_users_without_row"] = [(user, f"user {user}") for user in absent[:MAX_NAMED].tolist()]
+    return dataclasses.replace(found, users=users)
+
+
+def _event_suites(measured: Measured, head: Mapping[str, Any], checks: ChecksConfig) -> tuple[list[Suite], dict[str, Any]]:
+    if measured.misfits:
+        return [misfit_suite("events", measured.misfits)], {}
+    users = measured.users
+    row = _column_rules(measured, _event_columns(head), head.get("facts", {}).get("num_events"))
     row.share(users, "num_duplicates", "events equal another one of the user in item, time and sequence", checks.max_duplicate_share)
     row.share(users, "num_repeats", "events repeat item and time of another one of the user", MAX_REPEAT_SHARE, "warning")
     row.share(users, "num_unknown_items", "events have an item that is not in the item table", checks.max_unknown_item_share)
-    _user_row_rule(row, users, known)
-    first, last = facts[TIMESTAMP].minimum, facts[TIMESTAMP].maximum
+    _user_row_rule(row, measured)
+    first, last = measured.columns[TIMESTAMP].minimum, measured.columns[TIMESTAMP].maximum
     row.add("first event: time (ms)", "the first event is after 1990; earlier ones hint at seconds taken for ms", first,
             minimum=EARLIEST_LIKELY_MS, severity="warning")
     about = {"events": row.values["num_rows"], "users": len(users), "first event": first, "last event": last,
              "events per user": spread(users.columns.get("num_rows", np.zeros(0)))}
-    return [row.suite("events"), _timeline_suite("event timelines", users, schema.has_baskets)], users, about
+    return [row.suite("events"), _timeline_suite("event timelines", users, Schema.from_dict(head["schema"]).has_baskets)], about
 
 
-def _target_suites(connection: Any, directory: Path, head: Mapping[str, Any], checks: ChecksConfig, known: Known,
-                   event_users: UserFacts | None) -> tuple[list[Suite], dict[str, Any]]:
-    schema = Schema.from_dict(head["schema"])
-    columns = (*_moment_columns(REQUEST_ID), *(Column(task, "int8", 0.0, 0, 1) for task in schema.task_names))
-    if broken := _misfit_suite("targets", parts(directory), columns):
-        return [broken], {}
-    source = Source.of(connection, "targets", directory / "*.parquet", columns, USER_ID)
-    users = user_facts(parts(directory), REQUEST_ID, known.items)
-    row, _ = _column_rules(source, head.get("facts", {}).get("num_targets"))
-    num_requests = _request_rules(source, row)
-    rates = source.fetch(", ".join(f'avg("{task}")' for task in schema.task_names))[0]
+def _target_suites(measured: Measured, head: Mapping[str, Any], checks: ChecksConfig,
+                   events: Measured) -> tuple[list[Suite], dict[str, Any]]:
+    if measured.misfits:
+        return [misfit_suite("targets", measured.misfits)], {}
+    schema, users, counts = Schema.from_dict(head["schema"]), measured.users, measured.counts
+    row = _column_rules(measured, _target_columns(schema), head.get("facts", {}).get("num_targets"))
+    for column, what in (("num_mixed_requests", "user"), ("num_wide_requests", "moment")):
+        row.add(column, f"all targets of a request have the same {what}", counts[column], maximum=0, culprits=_named(measured, column))
+    rates = [counts[f"positives {task}"] / counts[f"labels {task}"] if counts[f"labels {task}"] else None for task in schema.task_names]
     label_rules(row, schema, checks, rates)
     row.share(users, "num_unknown_items", "targets have an item that is not in the item table", checks.max_unknown_item_share)
     row.share(users, "num_duplicates", "targets repeat an item of their request", MAX_REPEAT_SHARE, "warning")
-    _user_row_rule(row, users, known)
-    if event_users is not None:
-        row.add("num_moved_users", "events and targets of a user lie in parts of one number", _num_moved(event_users, users), maximum=0)
-    about = {"requests": num_requests, "targets": row.values["num_rows"],
+    _user_row_rule(row, measured)
+    if not events.misfits:
+        row.add("num_moved_users", "events and targets of a user lie in parts of one number", _num_moved(events.users, users), maximum=0)
+    about = {"requests": counts["num_requests"], "targets": row.values["num_rows"],
              **{f"rate of {task}": rate for task, rate in zip(schema.task_names, rates, strict=True)}}
     return [row.suite("targets"), _timeline_suite("target order", users, False)], about
 
@@ -242,65 +332,75 @@ def _timeline_suite(name: str, users: UserFacts, has_baskets: bool) -> Suite:
     return Suite(name, dict(users.columns), tuple(rules), USER_ID)
 
 
-def _column_rules(source: Source, expected_rows: int | None = None) -> tuple[Row, dict[str, ColumnFacts]]:
-    """The one-row profile of a table's columns and its rules: rows (as many as expected), null shares, bounds."""
+def _measure(source: Source) -> Measured:
+    """Returns rows and columns of a table, and for each broken rule on a column the rows to look at."""
     num_rows, facts = column_facts(source.connection, source.view, source.columns)
+    rules = [bound for column in source.columns for bound in _bounds(column, facts[column.name])]
+    culprits = {rule.column: source.culprits(predicate) for rule, value, predicate in rules if _is_outside(rule, value)}
+    return Measured(facts, {"num_rows": num_rows}, culprits)
+
+
+def _column_rules(measured: Measured, columns: Sequence[Column], expected_rows: int | None = None) -> Row:
+    """Returns the one-row profile of a table's columns and its rules: rows (as many as expected), null shares, bounds."""
     row = Row()
     says = "the table has rows" if expected_rows is None else "the table has the rows that were counted when it was written"
-    row.add("num_rows", says, num_rows, minimum=max(1, expected_rows or 1), maximum=expected_rows)
-    for column in source.columns:
-        _null_rule(row, source, column, facts[column.name])
-        _bound_rules(row, source, column, facts[column.name])
-    return row, facts
+    row.add("num_rows", says, measured.counts["num_rows"], minimum=max(1, expected_rows or 1), maximum=expected_rows)
+    for column in columns:
+        for rule, value, _ in _bounds(column, measured.columns[column.name]):
+            row.add(rule.column, rule.says, value, minimum=rule.minimum, maximum=rule.maximum, culprits=_named(measured, rule.column))
+    return row
 
 
-def _null_rule(row: Row, source: Source, column: Column, facts: ColumnFacts) -> None:
-    if column.max_null_share >= 1:
-        return
-    null = f'"{column.name}" is null' + (f' or isnan("{column.name}")' if column.dtype == "float64" else "")
-    says = f"{column.name} is {'never' if not column.max_null_share else 'seldom'} null"
-    row.add(f"{column.name}: null share", says, facts.null_share, maximum=column.max_null_share, culprits=source.culprits(null))
-
-
-def _bound_rules(row: Row, source: Source, column: Column, facts: ColumnFacts) -> None:
-    value, unit = (f'epoch_ms("{column.name}")', " (ms)") if column.dtype == "time" else (f'"{column.name}"', "")
+def _bounds(column: Column, facts: ColumnFacts) -> Iterator[tuple[Rule, float | None, str]]:
+    """Yields each rule on a column, its value, and what holds for the rows that break it, in SQL."""
+    name, (value, unit) = column.name, (f'epoch_ms("{column.name}")', " (ms)") if column.dtype == "time" else (f'"{column.name}"', "")
+    if column.max_null_share < 1:
+        null = f'"{name}" is null' + (f' or isnan("{name}")' if column.dtype == "float64" else "")
+        says = f"{name} is {'never' if not column.max_null_share else 'seldom'} null"
+        yield Rule(f"{name}: null share", says, maximum=column.max_null_share), facts.null_share, null
     if column.minimum is not None:
-        row.add(f"{column.name}: least{unit}", f"{column.name} is never below its bound", facts.minimum, minimum=column.minimum,
-                culprits=source.culprits(f"{value} < {column.minimum}"))
+        rule = Rule(f"{name}: least{unit}", f"{name} is never below its bound", minimum=column.minimum)
+        yield rule, facts.minimum, f"{value} < {column.minimum}"
     if column.maximum is not None:
-        row.add(f"{column.name}: largest{unit}", f"{column.name} is never above its bound", facts.maximum, maximum=column.maximum,
-                culprits=source.culprits(f"{value} > {column.maximum}"))
+        rule = Rule(f"{name}: largest{unit}", f"{name} is never above its bound", maximum=column.maximum)
+        yield rule, facts.maximum, f"{value} > {column.maximum}"
 
 
-def _request_rules(source: Source, row: Row) -> int:
-    """Adds that a request has one user and one moment; returns the number of requests."""
+def _is_outside(rule: Rule, value: float | None) -> bool:
+    low, high = rule.minimum, rule.maximum
+    return value is not None and ((low is not None and value < low) or (high is not None and value > high))
+
+
+def _named(measured: Measured, rule: str) -> Culprits:
+    return lambda: measured.named(rule)
+
+
+def _measure_requests(source: Source, found: Measured) -> None:
+    """Adds the number of requests, and those with more than one user or moment."""
     grouped = f"(select request_id, min(user_id) u, max(user_id) v, min(timestamp) t, max(timestamp) w from {source.view} group by 1)"  # noqa: S608
     requests = dataclasses.replace(source, view=grouped)
-    num_requests = int(requests.fetch("count(*)")[0][0])
-    for column, what, differs in (("num_mixed_requests", "user", "u <> v"), ("num_wide_requests", "moment", "t <> w")):
-        def culprits(differs: str = differs) -> list[str]:
-            rows = requests.fetch("request_id, u", f"where {differs} order by 1 limit {MAX_CULPRITS}")
-            return [f"request {request} of user {user}" for request, user in rows]
-
-        found = int(requests.fetch(f"count(*) filter ({differs})")[0][0])
-        row.add(column, f"all targets of a request have the same {what}", found, maximum=0, culprits=culprits)
-    return num_requests
+    found.counts["num_requests"] = int(requests.fetch("count(*)")[0][0])
+    for column, differs in (("num_mixed_requests", "u <> v"), ("num_wide_requests", "t <> w")):
+        if number := int(requests.fetch(f"count(*) filter ({differs})")[0][0]):
+            rows = requests.fetch("request_id, u", f"where {differs} order by 1 limit {MAX_NAMED}")
+            found.culprits[column] = [(request or 0, f"request {request} of user {user}") for request, user in rows]
+        found.counts[column] = number
 
 
-def _user_row_rule(row: Row, users: UserFacts, known: Known) -> None:
-    absent = np.setdiff1d(users.columns[USER_ID], known.users)
-    row.add("num_users_without_row", "every user has a row in the user table", len(absent), maximum=0, severity="warning",
-            culprits=lambda: [f"user {user}" for user in absent[:MAX_CULPRITS]])
+def _user_row_rule(row: Row, measured: Measured) -> None:
+    row.add("num_users_without_row", "every user has a row in the user table", measured.counts["num_users_without_row"], maximum=0,
+            severity="warning", culprits=_named(measured, "num_users_without_row"))
 
 
-def _misfit_suite(name: str, paths: Sequence[Path], columns: Sequence[Column]) -> Suite | None:
-    """A suite that fails when a file lacks a column or holds it in another type; None when all fit."""
-    lines = [f"{path.name}: {line}" for path in paths for line in misfits(path, columns)]
-    if not lines:
-        return None
+def _misfits(paths: Sequence[Path], columns: Sequence[Column]) -> list[str]:
+    return [f"{path.name}: {line}" for path in paths for line in misfits(path, columns)]
+
+
+def misfit_suite(name: str, lines: Sequence[str]) -> Suite:
+    """Returns a suite that fails: files lack a column or hold it in another type."""
     row = Row()
     row.add("num_misfits", "every file has the columns of the schema, in their types", len(lines), maximum=0,
-            culprits=lambda: lines[:MAX_CULPRITS])
+            culprits=lambda: lines[:MAX_NAMED])
     return row.suite(name)
 
 

@@ -424,7 +424,7 @@ def test_user_facts_equal_a_loop(tmp_path: Path) -> None:
         paths = [tmp_path / f"{seed}-{number}.parquet" for number in range(2)]
         for path, table in zip(paths, tables, strict=True):
             pq.write_table(table, path)
-        facts = profiles.user_facts(paths, "event_seq", np.array([0, 2]), has_baskets=True)
+        facts = profiles.user_facts(dict(enumerate(paths)), "event_seq", np.array([0, 2]), has_baskets=True)
         for row, user in enumerate(facts.columns["user_id"]):
             expected = _loop_facts([[entry for entry in table.to_pylist() if entry["user_id"] == user] for table in tables])
             assert {name: int(facts.columns[name][row]) for name in expected} == expected

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from longrec.config import DataConfig
-from longrec.data import features
+from longrec.config import ChecksConfig, DataConfig
+from longrec.data import checks, features
 from longrec.data.dataset import Dataset, Shard, in_order, part_of, shards
+from longrec.data.histories import Histories
+from longrec.data.store.publish import publish
+from longrec.data.store.retrieve import join, retrieve
 from longrec.data.synth import synthesize
-from longrec.errors import DataError
+from longrec.errors import CheckFailed, DataError
 from tests.longrec.data import random_log
 
+REPO = Path(__file__).parents[3] / "feature_repo"
+CHECKS = ChecksConfig(max_unknown_item_share=0.5, min_requests=1, check_label_rates=False)
 DATA = DataConfig(shard_users=3, max_history=12, warmup_fraction=0.1)
 
 
@@ -28,7 +37,7 @@ def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) 
     return [root / f"features-{number}" for number in range(count)]
 
 
-@pytest.fixture(params=["random", "planted"], scope="module")
+@pytest.fixture(params=["random", pytest.param("planted", marks=pytest.mark.slow)], scope="module")
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Yields a dataset of five parts."""
     path = tmp_path_factory.mktemp(request.param) / "data"
@@ -88,3 +97,74 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(source: Pa
     with pytest.raises(DataError, match="was changed"):
         features.join(found, tmp_path / "joined")
     assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
+
+
+@pytest.fixture(scope="module")
+def home(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("home")
+    features.build(source, root / "features", DATA)
+    publish(root / "features", root / "home", REPO)
+    return root / "home"
+
+
+def retrieve_shards(source: Path, home: Path, root: Path, count: int, data: DataConfig) -> list[Path]:
+    for number, name in enumerate(shards(count)):
+        retrieve(source, home, REPO, root / f"histories-{number}", data, 3, Shard.parse(name))
+    return [root / f"histories-{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(("count", "max_requests"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 30), pytest.param(
+    2, 0, marks=pytest.mark.slow), pytest.param(5, 0, marks=pytest.mark.slow), (7, 0)])
+def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
+    source: Path, home: Path, tmp_path: Path, count: int, max_requests: int
+) -> None:
+    """Of seven shards two are empty, for there are five parts."""
+    data = dataclasses.replace(DATA, max_requests=max_requests)
+    expected = retrieve(source, home, REPO, tmp_path / "whole", data, 3)
+    found = retrieve_shards(source, home, tmp_path, count, data)
+    assert join(found[::-1], tmp_path / "joined", data, 3) == expected
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
+    assert sum(Histories.open(each).num_requests for each in found) == Dataset.open(source).facts["num_requests"]
+    for number, each in enumerate(found):
+        checks.profile_histories(each, tmp_path / f"profile-{number}")
+    profiles = [tmp_path / f"profile-{number}" for number in range(count)]
+    assert said(lambda: checks.check_histories(tmp_path / "joined", tmp_path / "joined.html", CHECKS, profiles)) == \
+        said(lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS))
+
+
+def said(check: Callable[[], checks.CheckReport]) -> object:
+    """Returns what a report, or a failed check, says: less where and how long, and less the shards of what it names."""
+    try:
+        report = check()
+    except CheckFailed as error:
+        return re.sub(r" \(shard \d+\)| The report is .*", "", str(error))
+    return {**report.to_dict(), "seconds": 0, "path": "", "warnings": [re.sub(r" \(shard \d+\)", "", line) for line in report.warnings]}
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_a_dataset_is_checked_alike_in_shards(source: Path, home: Path, tmp_path: Path, count: int) -> None:
+    for number, name in enumerate(shards(count)):
+        checks.profile_events(source, tmp_path / f"profile-{number}", home, Shard.parse(name))
+    profiles = [tmp_path / f"profile-{number}" for number in range(count)]
+    assert said(lambda: checks.check_event_profiles(profiles[::-1], tmp_path / "joined.html", CHECKS, home)) == \
+        said(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, home))
+    with pytest.raises(DataError, match="not all shards"):
+        checks.check_event_profiles(profiles[1:], tmp_path / "joined.html", CHECKS, home)
+
+
+def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
+    """Users of the second of three shards have an event twice, and others of the third an impossible time."""
+    source = random_log.write(tmp_path / "data", num_parts=3)
+    twice, late = source.event_path(1), source.event_path(2)
+    events = pq.read_table(twice)
+    pq.write_table(pa.concat_tables([events.slice(0, 1), events.slice(0, 1), events.slice(2)]), twice)
+    events = pq.read_table(late)
+    far = pa.array([2**43] * events.num_rows, pa.timestamp("ms", tz="UTC"))
+    pq.write_table(events.set_column(events.column_names.index("timestamp"), "timestamp", far), late)
+    for number, name in enumerate(shards(3)):
+        checks.profile_events(source.path, tmp_path / f"profile-{number}", None, Shard.parse(name))
+    with pytest.raises(CheckFailed) as caught:
+        checks.check_event_profiles([tmp_path / f"profile-{number}" for number in range(3)], tmp_path / "report.html", CHECKS)
+    text = (tmp_path / "report.html").read_text()
+    assert re.search(r"duplicates: share.*\(user \d+ \(shard 2\)\)", str(caught.value).replace("\n", " ")), str(caught.value)
+    assert re.search(r"timestamp: largest.*user \d+ \(shard 3\)", str(caught.value)) and "(shard 2)" in text and "(shard 3)" in text

@@ -110,6 +110,8 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path, *,
 def _checked_manifest(tables: Path) -> dict[str, Any]:
     """Returns the manifest of feature tables after comparing their content with it."""
     manifest: dict[str, Any] = files.read_json(tables / "manifest.json")
+    if "shard" in manifest:
+        raise DataError(f"{tables} holds the features of a shard", found=manifest["shard"], fix="Join all shards (features.join).")
     for name, expected in manifest.get("files", {}).items():
         if not (tables / name).is_file() or files.sha256_of(tables / name) != expected:
             raise DataError(f"{tables / name} is missing or was changed", fix="Build the features again.")
