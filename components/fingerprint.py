@@ -9,8 +9,8 @@ from components import component
 def fingerprint(
     data_uri: str, home: str, repo_dir: str, gate: dict = {}
 ) -> NamedTuple(
-    "Keys", data=str, before=str, champion=str, check_events=str, build_features=str, publish=str, retrieve=str, check_histories=str,
-    train=str, evaluate=str, package=str, study=str,
+    "Keys", data=str, before=str, champion=str, profile_events=str, check_events=str, build_features=str, join_features=str, publish=str,
+    retrieve=str, profile_histories=str, join_histories=str, check_histories=str, train=str, evaluate=str, package=str, study=str,
 ):
     """Returns the fingerprints of the dataset and of the one before it, the champion to beat, and the fingerprints of the steps' code."""
     from longrec.config import GateConfig, build

@@ -1,4 +1,4 @@
-"""retrieve: histories of all requests, read through the feature store."""
+"""retrieve: histories of the requests of a shard, read through the feature store."""
 
 from kfp.dsl import Dataset, Metrics, Output
 
@@ -7,19 +7,20 @@ from components import component
 
 @component
 def retrieve(
-    data_uri: str, data_key: str, code_key: str, published: str, home: str, repo_dir: str, data: dict, seed: int,
+    data_uri: str, data_key: str, code_key: str, shard: str, published: str, home: str, repo_dir: str, data: dict, seed: int,
     histories: Output[Dataset], metrics: Output[Metrics],
 ):
     """Writes timelines, requests as offsets into them, and targets; `published` is the digest of what is read."""
     from longrec.config import DataConfig, build
+    from longrec.data.dataset import Shard
     from longrec.data.files import write_json
     from longrec.data.location import opened
     from longrec.data.store.retrieve import retrieve as retrieve_histories
     from longrec.steps import numbers
 
-    with opened(data_uri) as dataset:
-        report = retrieve_histories(dataset, home, repo_dir, histories.path, build(DataConfig, data, where="data"), seed)
-    histories.metadata["published"] = published
+    part, config = Shard.parse(shard), build(DataConfig, data, where="data")
+    with opened(data_uri, part) as dataset:
+        report = retrieve_histories(dataset, home, repo_dir, histories.path, config, seed, part)
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

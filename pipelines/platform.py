@@ -6,12 +6,17 @@ from kfp import dsl
 
 from longrec.config import PlatformConfig, StepConfig
 
-HOME_STEPS = ("fingerprint", "check-events", "publish", "retrieve", "train", "train-job", "evaluate", "package", "drift")
+HOME_STEPS = ("fingerprint", "profile-events", "check-events", "publish", "retrieve", "train", "train-job", "evaluate", "package", "drift")
 """Steps that use the home: the feature store, the checkpoints of trainings, the registry of models and the BentoML store."""
-DATA_STEPS = ("fingerprint", "check-events", "build-features", "retrieve")
+DATA_STEPS = ("fingerprint", "profile-events", "build-features", "retrieve")
 """Steps that read the dataset."""
 UNCACHED = ("fingerprint", "publish", "drift", "finish")
 """Steps that are about the world outside of the pipeline: a result of before says nothing of it."""
+
+
+def parallelism(platform: Optional[PlatformConfig]) -> int:
+    """Returns how many iterations of a loop run at the same time; on one machine kfp runs two."""
+    return (platform or PlatformConfig()).parallelism
 
 
 def place(task: dsl.PipelineTask, step: str, platform: Optional[PlatformConfig]) -> dsl.PipelineTask:

@@ -1,6 +1,7 @@
 """The refresh pipeline: new events -> checks -> features -> feature store, so that serving sees them; the model stays.
 
-    fingerprint --(data, code)--> check-events --(report)--> build-features --> publish;   whatever happens: finish
+    fingerprint --(data, code)--> for each shard: profile-events --> check-events --(report)--> for each shard: build-features
+    --> join-features --> publish;   whatever happens: finish
 
 `python -m pipelines.refresh` writes pipelines/compiled/refresh.yaml.
 """
@@ -32,6 +33,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     @dsl.pipeline(name=NAME, description="From new events to the feature store that serving reads.")
     def refresh(
         data_uri: str,
+        shards: list = ["1/1"],
         run_id: str = "",
         home: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
@@ -43,6 +45,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
 
         Args:
             data_uri: the dataset with the new events: a directory, or its address in an object store (s3://, gs://).
+            shards: of the dataset's users, each built, checked and retrieved on its own: for example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             home: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
@@ -54,7 +57,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir), "fingerprint", platform).outputs
-            published_features(keys, platform, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks)
+            published_features(keys, platform, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data, checks=checks)
 
     return refresh
 

@@ -1,6 +1,6 @@
 """The study pipeline: one dataset, one set of histories, a grid of trainings side by side, one comparison.
 
-    fingerprint --> check-events --> build-features --> publish --> retrieve --> check-histories
+    fingerprint --> ... --> join-histories --> check-histories, as in training
     plan --(cells)--> for each: trial --> collect;   whatever happens: finish
 
 `python -m pipelines.study` writes pipelines/compiled/study.yaml.
@@ -24,11 +24,9 @@ from components.trial import trial  # noqa: E402
 from longrec.config import PlatformConfig  # noqa: E402
 from pipelines.compiling import compile_all  # noqa: E402
 from pipelines.parts import checked_histories, published_features  # noqa: E402
-from pipelines.platform import place  # noqa: E402
+from pipelines.platform import parallelism, place  # noqa: E402
 
 NAME = "longrec-study"
-PARALLEL = 8
-"""Trainings at the same time on a cluster; on one machine kfp runs two."""
 
 
 def make(platform: Optional[PlatformConfig]) -> Any:
@@ -39,6 +37,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     def study(
         data_uri: str,
         study: str,
+        shards: list = ["1/1"],
         run_id: str = "",
         home: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
@@ -52,6 +51,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         Args:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address in an object store (s3://, gs://).
             study: the study as YAML text, its base written out (`longrec.study.parse`).
+            shards: of the dataset's users, each built, checked and retrieved on its own: for example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             home: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
@@ -64,12 +64,15 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir), "fingerprint", platform).outputs
-            published = published_features(keys, platform, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks)
+            published = published_features(
+                keys, platform, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data, checks=checks
+            )
             histories, report = checked_histories(
-                keys, platform, published=published, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks, seed=seed
+                keys, platform, published=published, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data,
+                checks=checks, seed=seed,
             )
             cells = place(plan(study=study, code_key=keys["study"]), "plan", platform)
-            with dsl.ParallelFor(cells.output, name="trials", parallelism=PARALLEL) as cell:
+            with dsl.ParallelFor(cells.output, name="trials", parallelism=parallelism(platform)) as cell:
                 tried = trial(histories=histories, histories_report=report, code_key=keys["study"], cell=cell)
                 place(tried, "trial", platform)
             compared = collect(results=dsl.Collected(tried.outputs["result"]), study=study, code_key=keys["study"])

@@ -1,9 +1,10 @@
 """The training pipeline: dataset -> features -> feature store -> histories -> bundle -> evaluation -> (gate) -> bento.
 
     fingerprint --(data, code)--> all
-    check-events --(report)--> build-features --> publish --> retrieve --> check-histories
-                                                                \\              |(report)
-                                                                 \\---------> train --> evaluate --(passed?)--> package
+    for each shard: profile-events --> check-events --(report)--> for each shard: build-features --> join-features --> publish
+    publish --> for each shard: retrieve, profile-histories --> join-histories --> check-histories
+                                                                    \\              |(report)
+                                                                     \\---------> train --> evaluate --(passed?)--> package
     whatever happens: finish
 
 The arrows are artifacts and values: the feature build needs the report of the passed checks of the events, training that of the
@@ -42,6 +43,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     @dsl.pipeline(name=NAME, description="From a dataset to a checked, trained, evaluated and packaged ranker.")
     def training(
         data_uri: str,
+        shards: list = ["1/1"],
         run_id: str = "",
         home: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
@@ -60,6 +62,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
 
         Args:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address in an object store (s3://, gs://).
+            shards: of the dataset's users, each built, checked and retrieved on its own: for example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             home: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
@@ -74,9 +77,12 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir, gate=gate), "fingerprint", platform).outputs
-            published = published_features(keys, platform, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks)
+            published = published_features(
+                keys, platform, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data, checks=checks
+            )
             histories, report = checked_histories(
-                keys, platform, published=published, data_uri=data_uri, home=home, repo_dir=repo_dir, data=data, checks=checks, seed=seed
+                keys, platform, published=published, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data,
+                checks=checks, seed=seed,
             )
             step, trainer = _trainer(platform, checkpoint_dir=f"{home}/checkpoints", log_dir=f"{home}/tensorboard")
             trained = trainer(

@@ -29,7 +29,9 @@ class DataConfig:
         eval_fraction: share of the requests, the latest in time, kept for evaluation.
         warmup_fraction: share of the requests, the earliest in time, never trained on (their histories are too short).
         max_requests: most requests used, a seeded sample; 0 for all.
-        shard_users: users per shard of the feature build and of the Feast retrieval; bounds the memory of both.
+        shards: of users that the pipeline checks, builds and retrieves side by side, and then joins; more than the dataset has parts (of
+            some two million events) gives empty ones.
+        shard_users: users per group of the feature build and of the Feast retrieval; bounds the memory of both.
         late_events: for logs that say when a row came in (`created`): `hold` puts an event into the histories only from then on, so that
             no request sees what nobody knew; `ignore` takes its own time (for logs whose `created` is that of a later copy).
     """
@@ -38,11 +40,12 @@ class DataConfig:
     eval_fraction: float = 0.2
     warmup_fraction: float = 0.0
     max_requests: int = 0
+    shards: int = 1
     shard_users: int = 2_000
     late_events: Literal["hold", "ignore"] = "hold"
 
     def __post_init__(self) -> None:
-        _positive(self, "max_history", "shard_users")
+        _positive(self, "max_history", "shards", "shard_users")
         _share(self, "eval_fraction", "warmup_fraction")
 
 
@@ -341,8 +344,9 @@ _QUANTITIES = {"cpu": (r"([0-9]*\.)?[0-9]+m?", "for example 4 or 500m"), "memory
                "shared_memory": (_SIZE, "for example 8Gi"), "gpu_type": (r"[a-z0-9.-]+/[a-zA-Z0-9._-]+", "for example nvidia.com/gpu")}
 _NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 STEPS: Mapping[str, Mapping[str, Any]] = {
-    "fingerprint": {"cache": False, "timeout_seconds": 3_600}, "check-events": {"retries": 0}, "build-features": {},
-    "publish": {"cache": False}, "retrieve": {}, "check-histories": {"retries": 0},
+    "fingerprint": {"cache": False, "timeout_seconds": 3_600}, "profile-events": {}, "check-events": {"retries": 0},
+    "build-features": {}, "join-features": {}, "publish": {"cache": False}, "retrieve": {}, "profile-histories": {}, "join-histories": {},
+    "check-histories": {"retries": 0},
     "train": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "train-job": {"timeout_seconds": 24 * 3_600},
     "evaluate": {}, "package": {}, "drift": {"cache": False, "retries": 0}, "plan": {},
     "trial": {"shared_memory": "2Gi", "timeout_seconds": 24 * 3_600}, "collect": {}, "finish": {"cache": False, "timeout_seconds": 600},
@@ -388,6 +392,7 @@ class PlatformConfig:
         env: plain variables of every step, for example AWS_ENDPOINT_URL.
         secrets: per name of a secret, the variable that each of its keys becomes, for example {s3: {accesskey: AWS_ACCESS_KEY_ID}}.
         webhook_secret: name of the secret whose key `url` is told how a run ended.
+        parallelism: how many shards, or trainings of a study, run at the same time.
         steps: per step what differs from the defaults (StepConfig); `all` is for every step.
         trainer: who runs the training step.
     """
@@ -402,6 +407,7 @@ class PlatformConfig:
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     secrets: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     webhook_secret: str = ""
+    parallelism: int = 8
     steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
 

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STEPS = {
-    "check_events": ("longrec.data.checks",), "build_features": ("longrec.data.features",), "publish": ("longrec.data.store.publish",),
-    "retrieve": ("longrec.data.store.retrieve",), "check_histories": ("longrec.data.checks",), "train": ("longrec.train",),
-    "evaluate": ("longrec.evaluate",), "package": ("longrec.packaging", "longrec.scorer"), "study": ("longrec.study",),
+    "profile_events": ("longrec.data.checks",), "check_events": ("longrec.data.checks",), "build_features": ("longrec.data.features",),
+    "join_features": ("longrec.data.features",), "publish": ("longrec.data.store.publish",), "retrieve": ("longrec.data.store.retrieve",),
+    "profile_histories": ("longrec.data.checks",), "join_histories": ("longrec.data.store.retrieve",),
+    "check_histories": ("longrec.data.checks",), "train": ("longrec.train",), "evaluate": ("longrec.evaluate",),
+    "package": ("longrec.packaging", "longrec.scorer"), "study": ("longrec.study",),
 }
 """Modules that the component of a step calls."""
 ROOMS = {"publish": ("feature_repo",), "retrieve": ("feature_repo",), "package": ("feature_repo", "bento", "model", "pyproject.toml")}

@@ -19,7 +19,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 from longrec import models
 from longrec.config import RunConfig
 from longrec.data import location
+from longrec.data.dataset import shards
 from longrec.data.files import read_json, write_json
 from longrec.errors import LongrecError
 
@@ -81,8 +82,7 @@ def refresh(config: RunConfig, dataset: str, workdir: Path, listener: Any, *, ca
 
     Args, Raises: as of `run`; no model is made.
     """
-    sections = config.to_dict()
-    arguments = {"data_uri": absolute(dataset), "data": sections["data"], "checks": sections["checks"]}
+    arguments = pipeline_arguments(config, absolute(dataset), only=("data_uri", "shards", "data", "checks"))
     _, finished = run_pipeline("refresh", arguments, f"{config.name}-refresh", workdir, listener, cache=cache)
     report: dict[str, Any] = read_json(finished.output("publish", "published"))
     return report
@@ -129,8 +129,7 @@ def summarize(config: RunConfig, folder: Path, finished: Any, dataset: Mapping[s
         "gate": {"passed": found["gate"]["passed"], "reasons": found["gate"]["reasons"]},
         "bento_tag": None if packaged is None else read_json(packaged)["tag"],
         "report": str(folder / "report.html"), "log": str(finished.log), "artifacts": str(finished.artifacts),
-        "steps": {step.name: step.status for step in finished.steps if step.name not in SILENT_STEPS},
-        "seconds": {step.name: round(step.seconds, 2) for step in finished.steps if step.name not in SILENT_STEPS},
+        **_steps([step for step in finished.steps if step.name not in SILENT_STEPS]),
         "example": _example(evaluation / "predictions.parquet"), "training": found["training"], "config": config.to_dict(),
         "versions": versions(),
     }
@@ -232,16 +231,18 @@ def room(name: str) -> ModuleType:
                             fix="Install everything: pip install -e '.[all]' -c constraints.txt") from error
 
 
-def pipeline_arguments(config: RunConfig, data_uri: str, **others: Any) -> dict[str, Any]:
-    """Returns the parameters of the training pipeline: the sections of the configuration, the dataset, the seed, and `others`.
+def pipeline_arguments(config: RunConfig, data_uri: str, *, only: Collection[str] = (), **others: Any) -> dict[str, Any]:
+    """Returns the parameters of the training pipeline: the sections of the configuration, the dataset, its shards, the seed, and `others`.
 
-    The platform's section is none of them: it is compiled in; nor is that of the drift pipeline.
+    The platform's section is none of them: it is compiled in; nor is that of the drift pipeline. `only` names the parameters that another
+    pipeline wants.
     """
     sections = config.to_dict()
     served_length = sections["evaluate"].pop("served_length")
     for name in ("name", "drift", "platform"):
         sections.pop(name)
-    return {"data_uri": data_uri, "served_length": served_length, **sections, **others}
+    found = {"data_uri": data_uri, "shards": shards(sections["data"].pop("shards")), "served_length": served_length, **sections, **others}
+    return {name: value for name, value in found.items() if not only or name in only}
 
 
 def absolute(uri: str) -> str:
@@ -316,6 +317,15 @@ def _example(predictions: Path) -> dict[str, Any]:
     rows = next(pq.ParquetFile(predictions).iter_batches(1_000, columns=["request_id", "user_id", "item_id"])).to_pylist()
     candidates = [row["item_id"] for row in rows if row["request_id"] == rows[0]["request_id"]]
     return {"user_id": rows[0]["user_id"], "candidates": candidates[:5]}
+
+
+def _steps(steps: Sequence[Any]) -> dict[str, Any]:
+    """Returns status and seconds of each step by name; of a step in a loop all runs together: what is not cached counts as done."""
+    status, seconds = dict[str, str](), dict[str, float]()
+    for step in steps:
+        status[step.name] = step.status if status.get(step.name, "cached") == "cached" else status[step.name]
+        seconds[step.name] = round(seconds.get(step.name, 0.0) + step.seconds, 2)
+    return {"steps": status, "seconds": seconds}
 
 
 def _task_metrics(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,15 @@ from typing import Any
 from pyarrow import fs
 
 from longrec.data import files
+from longrec.data.dataset import WHOLE, Shard, part_name
 from longrec.errors import DataError
 
 
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[Path]:
+def opened(uri: str, shard: Shard = WHOLE) -> Iterator[Path]:
     """Yields a directory with the files at `uri`: the place itself where it is a path or file://, else a copy that is removed afterwards.
+
+    Of events/ and targets/ only the parts of a shard are copied.
 
     The copy goes to the directory for temporary files (TMPDIR), which must have room for it.
 
@@ -36,8 +39,21 @@ def opened(uri: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="longrec-data-") as folder:
         with _errors(uri):
-            fs.copy_files(root, folder, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+            if shard == WHOLE:
+                fs.copy_files(root, folder, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+            else:
+                _copy_shard(system, root, Path(folder), shard)
         yield Path(folder)
+
+
+def _copy_shard(system: fs.FileSystem, root: str, folder: Path, shard: Shard) -> None:
+    with system.open_input_stream(f"{root}/dataset.json") as stream:
+        head = json.loads(stream.read())
+    parts = shard.parts(head["facts"]["num_parts"])
+    names = [f"{table}/{part_name(part)}" for table in ("events", "targets") for part in parts]
+    for name in ("dataset.json", "items.parquet", "users.parquet", *names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        fs.copy_files(f"{root}/{name}", str(folder / name), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
 
 
 def read_json(uri: str, name: str) -> Any:
