@@ -42,9 +42,9 @@ def before(copy: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("path", "steps"), [
     ("model/longrec/train.py", {"train", "study"}),
-    ("model/longrec/data/checks.py", {"check_events", "check_histories"}),
+    ("model/longrec/data/checks.py", {"profile_events", "check_events", "profile_histories", "check_histories"}),
     ("model/longrec/data/store/push.py", {"publish"}),
-    ("model/longrec/data/store/retrieve.py", {"retrieve"}),
+    ("model/longrec/data/store/retrieve.py", {"retrieve", "join_histories"}),
     ("model/longrec/cli.py", set()),
     ("model/longrec/schema.py", set(STEPS)),
     ("feature_repo/definitions.py", {"publish", "retrieve"}),

@@ -22,21 +22,28 @@ from pipelines import compiling
 
 ROOT = Path(__file__).parents[2]
 FEATURES = {
-    "fingerprint": set(), "check-events": {"fingerprint"}, "build-features": {"fingerprint", "check-events"},
-    "publish": {"fingerprint", "build-features"},
+    "fingerprint": set(), "for-loop-2": {"fingerprint"}, "check-events": {"fingerprint", "for-loop-2"},
+    "for-loop-3": {"fingerprint", "check-events"}, "join-features": {"fingerprint", "for-loop-3"},
+    "publish": {"fingerprint", "join-features"},
 }
-HISTORIES = {"retrieve": {"fingerprint", "publish"}, "check-histories": {"fingerprint", "retrieve"}}
+HISTORIES = {
+    "for-loop-4": {"fingerprint", "publish"}, "join-histories": {"fingerprint", "publish", "for-loop-4"},
+    "check-histories": {"fingerprint", "for-loop-4", "join-histories"},
+}
 GRAPHS: dict[str, dict[str, set[str]]] = {
     "refresh": FEATURES, "drift": {"drift": set()},
     "study": FEATURES | HISTORIES | {
-        "plan": {"fingerprint"}, "for-loop-2": {"fingerprint", "plan", "retrieve", "check-histories"},
-        "collect": {"fingerprint", "for-loop-2"},
+        "plan": {"fingerprint"}, "for-loop-5": {"fingerprint", "plan", "join-histories", "check-histories"},
+        "collect": {"fingerprint", "for-loop-5"},
     },
     "training": FEATURES | HISTORIES | {
-        "train": {"fingerprint", "retrieve", "check-histories"}, "evaluate": {"fingerprint", "train", "retrieve"},
-        "condition-2": {"fingerprint", "evaluate", "train", "retrieve"},
+        "train": {"fingerprint", "join-histories", "check-histories"}, "evaluate": {"fingerprint", "train", "join-histories"},
+        "condition-5": {"fingerprint", "evaluate", "train", "join-histories"},
     },
 }
+LOOPS = {"for-loop-2": {"profile-events": set()}, "for-loop-3": {"build-features": set()},
+         "for-loop-4": {"retrieve": set(), "profile-histories": {"retrieve"}}}
+"""Steps of each shard, and the steps of it that they wait for."""
 """Steps of each pipeline, below its exit handler, and the steps that each of them waits for."""
 REQUIRED = {"data_uri", "study"}
 """Parameters without a default."""
@@ -89,10 +96,20 @@ def test_the_graph_has_the_steps_and_edges_of_the_architecture(name: str) -> Non
     assert {step: set(task.get("dependentTasks", ())) for step, task in _tasks(spec).items()} == GRAPHS[name]
 
 
+@pytest.mark.parametrize(("name", "count"), [("refresh", 2), ("study", 3), ("training", 3)])
+def test_loops_over_the_shards_have_their_steps_and_are_collected(name: str, count: int) -> None:
+    spec, tasks = _documents(name)[0], _tasks(_documents(name)[0])
+    for loop, steps in list(LOOPS.items())[:count]:
+        assert tasks[loop]["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--shards"}
+        assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": PlatformConfig().parallelism}
+        inside = spec["components"][f"comp-{loop}"]["dag"]["tasks"]
+        assert {step: set(task.get("dependentTasks", ())) for step, task in inside.items()} == steps
+
+
 def test_packaging_waits_for_the_gate() -> None:
     spec, _ = _documents("training")
-    assert set(spec["components"]["comp-condition-2"]["dag"]["tasks"]) == {"package"}
-    condition = _tasks(spec)["condition-2"]["triggerPolicy"]["condition"]
+    assert set(spec["components"]["comp-condition-5"]["dag"]["tasks"]) == {"package"}
+    condition = _tasks(spec)["condition-5"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--evaluate-Output'] == true"
 
 
@@ -115,10 +132,15 @@ def test_the_local_run_has_the_same_graph_and_parameters(name: str) -> None:
 
 def test_gates_are_artifacts_and_not_only_order() -> None:
     tasks = _tasks(_documents("training")[0])
-    for task, upstream in (("build-features", "check-events"), ("train", "check-histories"), ("publish", "build-features")):
+    for task, upstream in (("for-loop-3", "check-events"), ("check-events", "for-loop-2"), ("train", "check-histories"),
+                           ("publish", "join-features"), ("join-features", "for-loop-3"), ("check-histories", "join-histories")):
         producers = {value["taskOutputArtifact"]["producerTask"] for value in tasks[task]["inputs"]["artifacts"].values()}
         assert upstream in producers
-    assert tasks["retrieve"]["inputs"]["parameters"]["published"]["taskOutputParameter"]["producerTask"] == "publish"
+    for name, task in tasks["for-loop-4"]["inputs"]["parameters"].items():
+        if name == "pipelinechannel--publish-Output":
+            assert task["taskOutputParameter"]["producerTask"] == "publish"
+            return
+    raise AssertionError("retrieval does not know what was published")
 
 
 def test_each_step_gets_its_own_section_of_the_configuration_only() -> None:
@@ -127,8 +149,9 @@ def test_each_step_gets_its_own_section_of_the_configuration_only() -> None:
              for step, task in _tasks(_documents("training")[0]).items()}
     sections = {"data", "checks", "model", "lengths", "train", "evaluate", "gate"}
     assert {name: parameters & sections for name, parameters in given.items() if parameters & sections} == {
-        "build-features": {"data"}, "check-events": {"checks"}, "retrieve": {"data"}, "check-histories": {"checks"},
-        "train": {"model", "lengths", "train"}, "evaluate": {"evaluate", "gate"}, "condition-2": {"gate"},
+        "for-loop-3": {"data"}, "check-events": {"checks"}, "for-loop-4": {"data"}, "join-histories": {"data"},
+        "check-histories": {"checks"},
+        "train": {"model", "lengths", "train"}, "evaluate": {"evaluate", "gate"}, "condition-5": {"gate"},
         "fingerprint": {"gate"}}, "the last is never cached: it asks for the champion only where the gate does"
 
 
@@ -238,8 +261,9 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(placed: tuple[di
     assert train["activeDeadlineSeconds"] == "9000" and pods["retrieve"]["activeDeadlineSeconds"] == "1200"
     mounts = {step: {(mount["constant"], mount["mountPath"]) for mount in pod.get("pvcMount", ())} for step, pod in pods.items()}
     home, data = ("rec-home", "/srv/longrec"), ("logs", "/logs")
-    assert mounts["retrieve"] == mounts["fingerprint"] == mounts["check-events"] == {home, data} and mounts["build-features"] == {data}
+    assert mounts["retrieve"] == mounts["fingerprint"] == mounts["profile-events"] == {home, data} and mounts["build-features"] == {data}
     assert mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {home} and mounts["check-histories"] == set()
+    assert mounts["check-events"] == {home} and mounts["join-features"] == mounts["join-histories"] == set()
     for step, pod in pods.items():
         secrets = {secret["secretName"]: {(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]} for secret in pod["secretAsEnv"]}
         assert secrets.pop("s3") == {("accesskey", "AWS_ACCESS_KEY_ID")}

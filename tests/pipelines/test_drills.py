@@ -1,4 +1,4 @@
-"""Failure drills: every step of the training pipeline is killed while it works; retried, it ends as if nothing had been."""
+"""Failure drills: every step of the training pipeline, in two shards, is killed while it works; retried, it ends as if nothing was."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Killer:
 def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> LocalRun:
     monkeypatch.setenv("BENTOML_HOME", str(folder / "bentoml"))
     monkeypatch.setenv("LONGREC_HOME", str(folder / "home"))
-    config = build(RunConfig, CONFIG)
+    config = build(RunConfig, {**CONFIG, "data": {**CONFIG["data"], "shards": 2}})
     arguments = pipeline_arguments(config, str(dataset), run_id="drill", home=str(folder / "home"), repo_dir=str(ROOT / "feature_repo"))
     return run(compiling.pipeline("training", RETRYING), arguments, folder / "run", killer)
 
@@ -79,7 +79,7 @@ def _results(done: LocalRun) -> dict[str, Any]:
         assert found is not None, (step, name)
         return found
 
-    histories, features, metrics = path("retrieve", "histories"), path("build-features", "features"), path("evaluate", "evaluation")
+    histories, features, metrics = path("join-histories", "histories"), path("join-features", "features"), path("evaluate", "evaluation")
     return {
         "features": read_json(features / "manifest.json"),
         "histories": {each.name: sha256_of(each) for each in histories.iterdir() if each.name != "manifest.json"},
@@ -90,7 +90,7 @@ def _results(done: LocalRun) -> dict[str, Any]:
 
 
 def test_every_step_killed_and_retried_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synthesize(tmp_path / "dataset", num_users=60, events_per_user=64, seed=3)
+    synthesize(tmp_path / "dataset", num_users=60, events_per_user=64, seed=3, rows_per_part=800)
     watch = Killer()
     clean = _run(tmp_path / "clean", tmp_path / "dataset", watch, monkeypatch)
     drilled = _run(tmp_path / "drilled", tmp_path / "dataset", Killer(watch.seconds), monkeypatch)

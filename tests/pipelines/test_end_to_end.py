@@ -30,7 +30,9 @@ CONFIG = {
     "evaluate": {"lengths": [4, 64], "served_length": 64, "bootstrap_samples": 20},
     "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
 }
-STEPS = ["check-events", "build-features", "publish", "retrieve", "check-histories", "train", "evaluate"]
+FEATURES = ["profile-events", "check-events", "build-features", "join-features", "publish"]
+HISTORIES = ["retrieve", "profile-histories", "join-histories", "check-histories"]
+STEPS = [*FEATURES, *HISTORIES, "train", "evaluate"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -159,10 +161,10 @@ def test_a_new_day_of_events_runs_what_depends_on_it(place: Place) -> None:
     assert place.longrec("synth", "--out", "day-2", "--users", "60", "--events", "64", "--seed", "9").returncode == 0
     answer = place.longrec("refresh", *config, "--set", "checks.check_drift=false")
     assert answer.returncode == 0 and "published" in answer.stdout, answer.stderr
-    assert place.executed() == ["check-events", "build-features", "publish"]
+    assert place.executed() == FEATURES
     answer = place.longrec("run", *config, "--set", "checks.check_drift=false", "--set", "gate.min_auc=0.999")
     assert answer.returncode == 3, answer.stderr
-    assert place.executed() == ["publish", "retrieve", "check-histories", "train", "evaluate"]
+    assert place.executed() == ["publish", *HISTORIES, "train", "evaluate"]
 
 
 def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) -> None:
@@ -242,7 +244,30 @@ def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
     part = place.folder / "cut" / "events" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:1000])
     answer = place.run("--data", "cut")
-    assert answer.returncode == 1 and "longrec: step check-events failed" in answer.stderr and "Traceback" not in answer.stderr
+    assert answer.returncode == 1 and "longrec: step profile-events failed" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_shards_end_as_one_process_and_are_cached(place: Place) -> None:
+    """Three shards of five parts: the same histories, model and metrics; again, nothing is executed; a poisoned shard stops the run."""
+    from longrec.data.synth import synthesize
+
+    dataset = place.folder / "parts"
+    assert synthesize(dataset, num_users=60, events_per_user=64, seed=5, rows_per_part=600).facts["num_parts"] == 5
+    run = ("--data", "parts", "--set", "checks.check_drift=false", "--set", "train.max_steps=3", "--set", "gate.min_auc=0.999")
+    found = []
+    for count in (1, 3, 3):
+        answer = place.run(*run, "--set", f"data.shards={count}")
+        assert answer.returncode == 3, answer.stderr
+        found.append((place.executed(), place.summary()))
+    assert [steps.count("retrieve") for steps, _ in found] == [1, 3, 0] and found[2][0] == ["publish"]
+    assert all(steps.count(name) == 1 for steps, _ in found[:2] for name in ("join-features", "join-histories", "check-events", "train"))
+    assert list(found[1][1]["seconds"]) == STEPS and set(found[2][1]["steps"].values()) == {"done", "cached"}
+    same = ("metrics", "lengths", "num_requests", "num_targets", "longest_history")
+    assert all({key: summary[key] for key in same} == {key: found[0][1][key] for key in same} for _, summary in found)
+    _repeat_an_event(dataset / "events" / "part-00004.parquet")
+    answer = place.run(*run, "--set", "data.shards=3")
+    assert answer.returncode == 1 and "step check-events failed" in answer.stderr and "(shard 3)" in answer.stderr.replace("\n", " ")
+    assert "build-features" not in place.executed()
 
 
 def test_a_place_that_cannot_be_written_or_read_is_one_clear_line(place: Place) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from longrec.data import location
+from longrec.data.dataset import Dataset, Shard
 from longrec.data.synth import synthesize
 from tests.pipelines.test_end_to_end import Place
 
@@ -56,7 +57,7 @@ def bucket(store: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """Address of a small dataset in the store; it is in `tmp_path/dataset` too."""
     for name, value in store.items():
         monkeypatch.setenv(name, value)
-    synthesize(tmp_path / "dataset", num_users=40, events_per_user=40, seed=3)
+    synthesize(tmp_path / "dataset", num_users=40, events_per_user=40, seed=3, rows_per_part=400)
     _put("logs", b"")
     for path, content in _content(tmp_path / "dataset").items():
         _put(f"logs/day-1/{path}", content)
@@ -85,6 +86,14 @@ def test_a_dataset_is_copied_whole_and_told_by_size_and_time(bucket: str, tmp_pa
     time.sleep(1.1)  # S3 tells seconds
     _put("logs/day-1/dataset.json", (tmp_path / "dataset" / "dataset.json").read_bytes())
     assert location.fingerprint(bucket) != before
+
+
+def test_of_a_shard_only_its_parts_are_copied(bucket: str, tmp_path: Path) -> None:
+    with location.opened(bucket, Shard(1, 3)) as copy:
+        found = _content(copy)
+        assert Dataset.open(copy, Shard(1, 3)).num_parts == 3
+    expected = _content(tmp_path / "dataset")
+    assert found == {path: content for path, content in expected.items() if path.name not in ("part-00000.parquet", "part-00002.parquet")}
 
 
 def test_a_run_reads_its_dataset_from_the_store(bucket: str, tmp_path: Path) -> None:
