@@ -28,29 +28,40 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killer:
-    """Watches the CPU time of each step and all that it starts; kills it the first time it has taken a share of what `seconds` names."""
+    """Watches the CPU time of each step and all that it starts; kills it the first time it has taken a share of what `seconds` names.
+
+    Steps of two shards run at the same time: the processes of one are told by the name of its function, and both are killed together.
+    """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds, self._limits, self._killed = dict[str, float](), seconds or {}, set[str]()
-        self._others = set(psutil.Process().children(recursive=True))  # servers of other tests
-        self._over, self._watch = threading.Event(), threading.Thread()
+        self._running, self._lock = dict[str, tuple[int, threading.Event, threading.Thread]](), threading.Lock()
 
     def begin(self, name: str) -> None:
-        self._over = threading.Event()
-        self._watch = threading.Thread(target=self._follow, args=(name, self._over), daemon=True)
-        self._watch.start()
+        with self._lock:
+            count, over, watch = self._running.get(name) or (0, threading.Event(), threading.Thread())
+            if not count:
+                watch = threading.Thread(target=self._follow, args=(name, over), daemon=True)
+                watch.start()
+            self._running[name] = count + 1, over, watch
 
     def detail(self, text: str) -> None:
         pass
 
     def end(self, step: Step) -> None:
-        self._over.set()
-        self._watch.join()
+        with self._lock:
+            count, over, watch = self._running[step.name]
+            self._running[step.name] = count - 1, over, watch
+            if count == 1:
+                del self._running[step.name]
+                over.set()
+        if count == 1:
+            watch.join()
 
     def _follow(self, name: str, over: threading.Event) -> None:
         taken = dict[psutil.Process, float]()
         while not over.wait(0.02):
-            family = set(psutil.Process().children(recursive=True)) - self._others
+            family = _family(name)
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     times = process.cpu_times()
@@ -61,6 +72,16 @@ class Killer:
                 for process in family:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
+
+
+def _family(name: str) -> set[psutil.Process]:
+    """Returns the processes of a step below this one: those that execute its function, and all that they started."""
+    found = set[psutil.Process]()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[-2:] == ["--function_to_execute", name.replace("-", "_")]:
+                found |= {process, *process.children(recursive=True)}
+    return found
 
 
 def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> LocalRun:

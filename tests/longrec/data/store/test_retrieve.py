@@ -114,11 +114,13 @@ def test_a_sample_of_requests_is_seeded_and_keeps_their_order(world: World, tmp_
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_shards_are_bounded_in_users_and_events(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_are_bounded_in_users_and_events_and_are_of_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieving, "SLICE_EVENTS", 10)
     lengths = np.array([3, 4, 3, 1, 50, 0, 0, 9, 2])
-    assert list(retrieving._shards(lengths, 100)) == [(0, 3), (3, 4), (4, 5), (5, 8), (8, 9)]
-    assert list(retrieving._shards(lengths, 2)) == [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8), (8, 9)]
+    one, two = np.zeros(9, np.int64), np.array([0, 0, 1, 1, 1, 1, 1, 3, 3])
+    assert list(retrieving._groups(lengths, one, 100)) == [(0, 3), (3, 4), (4, 5), (5, 8), (8, 9)]
+    assert list(retrieving._groups(lengths, one, 2)) == [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8), (8, 9)]
+    assert list(retrieving._groups(lengths, two, 100)) == [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8), (8, 9)]
 
 
 def test_a_schema_without_user_and_item_features(tmp_path: Path) -> None:
