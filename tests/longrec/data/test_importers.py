@@ -330,7 +330,9 @@ def test_directory_of_files_keeps_their_order_and_seq_column_wins(tmp_path: Path
     ({"features": ("x:category:int8",)}, "misdescribed"), ({"features": ("x:number:float64:9",)}, "misdescribed"),
     ({"features": ("timestamp:number",)}, "cannot be called timestamp"),
     ({"features": ("x:category", "x:number")}, "named twice"), ({"user": "nobody"}, "lacks the column nobody"),
-    ({"labels": ("x",)}, "either labels or negatives"), ({"items": "i.csv"}, "go together"), ({"timestamp_unit": "days"}, "unknown unit")])
+    ({"labels": ("x",)}, "either labels or negatives"), ({"items": "i.csv"}, "go together"), ({"timestamp_unit": "days"}, "unknown unit"),
+    ({"labels": ("x", "x")}, "named twice; found x"), ({"user": "a", "item": "a"}, "named twice; found a"),
+    ({"features": ("x:id", "x:number")}, "named twice; found x")])
 def test_mapping_mistakes_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp,x\n1,1,{T0},1\n")
     with pytest.raises(DataError, match=words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -82,6 +83,10 @@ class EventMapping:
             raise DataError("unknown unit of the timestamp", found=self.timestamp_unit, expected=", ".join(get_args(Unit)))
         if unknown := set(self.text_ids) - {"user", "item", *(["basket"] if self.basket else [])}:
             raise DataError("such ids cannot be text", found=", ".join(sorted(unknown)), expected="user, item, or a named basket")
+        groups = [tuple(each.partition(":")[0] for each in group) for group in (self.features, self.item_features, self.user_features)]
+        for names in ((self.user, self.item, self.timestamp), self.labels, *groups):
+            if twice := [name for name, number in Counter(names).items() if number > 1]:
+                raise DataError("a column is named twice", found=", ".join(twice), fix="Each is one user, item, time, label or feature.")
         for group, path in (("item", self.items), ("user", self.users)):
             if bool(getattr(self, f"{group}_features")) != bool(path):
                 fix = f"Give both --{group}s and --{group}-feature."
