@@ -105,6 +105,15 @@ def test_the_lent_minutes_hold_only_commands_that_there_are() -> None:
 
 
 @pytest.mark.slow
+def test_fixed_buffers_with_masks_score_what_the_scorer_does(tmp_path: Path) -> None:
+    """What a CPU can tell of gpu_graph: four requests through two buckets each way, after others have left their rows there."""
+    sizes = shlex.split("--device cpu --events 1100 70 1500 --targets 70 5 --width 32 --heads 2 --items 500 --repeats 2")
+    _run("gpu_graph.py", *sizes, "--out", str(tmp_path / "rows.csv"))
+    with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as stream:
+        assert len(list(csv.DictReader(stream))) == 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["data_parallel", "row_wise"])
 def test_two_processes_step_as_one(sharding: str, tmp_path: Path) -> None:
     if sharding == "row_wise":
