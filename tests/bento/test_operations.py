@@ -225,7 +225,8 @@ def test_the_page_in_a_browser(world: World) -> None:
             shown.timestamps = of.map((_, e) => 1e12 + 1e6 * e); shown.lanes = { feature: "topic", names: [..."abcdefgh"], of };
             shown.kinds = { feature: "", names: ["view"], of: of.map(() => 0) };
             marks = new Map(); draw(); }""")
-        assert float(page.get_attribute("#timeline", "data-ms")) < 500  # 10,000 events; 5 ms on an idle machine
+        drawn = [float(page.evaluate("() => { draw(); return document.getElementById('timeline').dataset.ms; }")) for _ in range(9)]
+        assert min(drawn) < 500, drawn  # 10,000 events; 5 ms on an idle machine
         browser.close()
     assert not troubles and all(url.startswith(world.url) for url in asked), (troubles, asked)
 
