@@ -99,9 +99,8 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
     if crc32(stream).to_bytes(4, "little") != bytes(view[-_TRAILER:-len(MAGIC)]):
         raise _unreadable(f"{len(view)} bytes with another checksum than they end with")
     try:
-        reader = pa.ipc.open_stream(pa.py_buffer(stream))
-        _check_tags(reader.schema, schema)
-        batch: pa.RecordBatch = reader.read_next_batch()
+        _check_tags(bytes(stream[:8 + int.from_bytes(stream[4:8], "little")]), schema)
+        batch: pa.RecordBatch = pa.ipc.open_stream(pa.py_buffer(stream)).read_next_batch()
     except (pa.ArrowInvalid, pa.ArrowException, OSError, StopIteration) as error:
         raise _unreadable(str(error)) from error
     return batch
@@ -206,8 +205,10 @@ def _check_order(batch: pa.RecordBatch) -> None:
                         fix="Sort them before packing.")
 
 
-def _check_tags(found: pa.Schema, schema: Schema) -> None:
-    expected = arrow_schema(schema)
+@functools.lru_cache(maxsize=64)
+def _check_tags(message: bytes, schema: Schema) -> None:
+    """Checks the schema message that a stream begins with (marker, length, flatbuffer); the same message passes again without a look."""
+    found, expected = pa.ipc.read_schema(pa.py_buffer(message)), arrow_schema(schema)
     if found.equals(expected, check_metadata=True):
         return
     metadata = found.metadata or {}
