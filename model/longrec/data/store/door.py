@@ -173,14 +173,20 @@ class RedisRead:
     """`ViewByView` of Redis, which keeps all views of a user under one key: one HMGET for all of them."""
 
     def __init__(self, feast: Any, views: Views) -> None:
+        from feast.infra.online_stores.redis import RedisClient
+
         self._config, self._store, self._prefix = feast.config, feast._get_provider().online_store, _key_prefix(feast.config)
         self._project = feast.project.encode()
+        self._is_plain = feast.config.online_store.client == RedisClient.redis
         self._names = [name for _, names in views for name in names]
         self._fields = [field for view, names in views for field in self._store._generate_hset_keys_for_features(view, list(names))[1][:-1]]
 
     def __call__(self, user_ids: list[int]) -> list[dict[str, Any]]:
         places = [self._prefix + _INT64.pack(user_id) + self._project for user_id in user_ids]
-        replies = self._store._read_hash_fields(self._config, [(place, self._fields) for place in places])
+        if len(places) == 1 and self._is_plain:  # a pipeline of one costs as much as Redis itself
+            replies = [self._store._get_client(self._config.online_store).hmget(places[0], self._fields)]
+        else:
+            replies = self._store._read_hash_fields(self._config, [(place, self._fields) for place in places])
         return [dict(zip(self._names, map(_stored_value, reply), strict=True)) for reply in replies]
 
 
