@@ -115,7 +115,7 @@ def run(
 
     artifacts, log = run_dir / "artifacts", run_dir / "pipeline.log"
     _make_folders(artifacts, *([cache] if cache else []))
-    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps, _stopping_steps():
+    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps, _stopping_steps(), _loops_mended():
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner=runner, pipeline_root=str(artifacts), raise_on_error=True, enable_caching=cache is not None,
                    cache_root=str(cache) if cache else None)
@@ -221,6 +221,27 @@ class _Records(logging.Handler):
         self._steps.write(f"{record.levelname} - {record.getMessage()}\n")
         if record.levelno >= logging.WARNING and Path(record.pathname).parent.name == "orchestrator":
             self._steps.complaints.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _loops_mended() -> Iterator[None]:
+    """Gives the steps of a loop the outputs of earlier steps; kfp 2.17 puts the item of the loop in the place of each, keys of the cache too."""
+    from kfp.local.orchestrator import task_spec_utils
+
+    broken = task_spec_utils.create_parameter_loop_iteration_task_spec
+
+    def mended(original_task_spec: Any, loop_item: Any, loop_task_name: str) -> Any:
+        made = broken(original_task_spec, loop_item, loop_task_name)
+        for name, given in original_task_spec.inputs.parameters.items():
+            if given.HasField("task_output_parameter"):
+                made.inputs.parameters[name].CopyFrom(given)
+        return made
+
+    task_spec_utils.create_parameter_loop_iteration_task_spec = mended
+    try:
+        yield
+    finally:
+        task_spec_utils.create_parameter_loop_iteration_task_spec = broken
 
 
 @contextlib.contextmanager

@@ -95,6 +95,32 @@ def trap():
         verdict()
 
 
+@component
+def keys() -> NamedTuple("Keys", first=str, second=str):
+    from collections import namedtuple
+
+    return namedtuple("Keys", "first second")("one", "two")
+
+
+@component
+def spell(item: str, key: str, spelled: dsl.Output[dsl.Artifact]):
+    with open(spelled.path, "w") as out:
+        out.write(f"{item} {key}")
+
+
+@dsl.pipeline(name="loop")
+def loop(items: list = ["a", "b"]):
+    found = keys()
+    with dsl.ParallelFor(items) as item:
+        spell(item=item, key=found.outputs["second"])
+
+
+def test_a_step_in_a_loop_gets_the_outputs_of_earlier_steps(tmp_path: Path) -> None:
+    """kfp 2.17 alone gives it the item of the loop instead."""
+    run(loop, {}, tmp_path / "run", Heard())
+    assert sorted(path.read_text() for path in tmp_path.glob("run/artifacts/**/spelled")) == ["a two", "b two"]
+
+
 def _run(tmp_path: Path, fault: str, heard: Optional[Heard] = None) -> LocalRun:
     source = tmp_path / "source.txt"
     source.write_text("data ")
