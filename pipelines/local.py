@@ -225,7 +225,7 @@ class _Records(logging.Handler):
 
 @contextlib.contextmanager
 def _loops_mended() -> Iterator[None]:
-    """Gives the steps of a loop the outputs of earlier steps; kfp 2.17 puts the item of the loop in the place of each, keys of the cache too."""
+    """Gives steps in a loop the outputs of earlier steps; kfp 2.17 puts the loop's item in the place of each, of keys of the cache too."""
     from kfp.local.orchestrator import task_spec_utils
 
     broken = task_spec_utils.create_parameter_loop_iteration_task_spec
