@@ -211,8 +211,8 @@ class HistoriesWriter:
         """Writes the tables, then the manifest with their counts beside `manifest`."""
         tables = {"users": (users, user_schema(self.schema)), "requests": (requests, request_schema()),
                   "targets": (targets, target_schema(self.schema)), "items": (items, layout.item_schema(self.schema))}
-        for name, (table, expected) in tables.items():
-            pq.write_table(table.select(expected.names).cast(expected), self.path / f"{name}.parquet", compression="zstd")
+        for name, (table, expected) in tables.items():  # in one chunk: equal tables are equal bytes, however they were put together
+            pq.write_table(table.select(expected.names).cast(expected).combine_chunks(), self.path / f"{name}.parquet", compression="zstd")
         counts = {"num_events": self.num_events, **{f"num_{name}": table.num_rows for name, (table, _) in tables.items()}}
         head = {"format_version": FORMAT_VERSION, "schema": self.schema.to_dict(), "fingerprint": self.schema.fingerprint}
         files.write_json(self.path / "manifest.json", {**head, "counts": counts, **manifest})

@@ -31,7 +31,7 @@ def events_of(actions: list[str | None], first: int) -> pa.RecordBatch:
         "source": pa.array([None] * count, pa.int64())}), SCHEMA)
 
 
-def write(directory: Path, texts: list[list[str | None]] = TEXTS) -> Path:
+def write(directory: Path, texts: list[list[str | None]] = TEXTS, *, items: pa.Table | None = None) -> Path:
     """Five users, one in each batch; each with one request at time 2 and two targets."""
     ends = np.cumsum([len(actions) for actions in texts])
     starts, rows = ends - [len(actions) for actions in texts], np.arange(len(texts))
@@ -42,7 +42,7 @@ def write(directory: Path, texts: list[list[str | None]] = TEXTS) -> Path:
                          "split": pa.array(["train", "train", "train", "eval", "eval"])})
     labels = np.ones(2 * len(rows), np.int8)
     targets = pa.table({"item_id": np.arange(2 * len(rows)), "click": labels, "buy": 1 - labels})
-    items = pa.table({"item_id": np.arange(4), "author": np.arange(4), "topic": np.arange(4), "price": np.arange(4) * 0.5})
+    items = items or pa.table({"item_id": np.arange(4), "author": np.arange(4), "topic": np.arange(4), "price": np.arange(4) * 0.5})
     with HistoriesWriter(directory, SCHEMA) as writer:
         for actions, start in zip(texts, starts.tolist(), strict=True):
             assert writer.add(events_of(actions, start)) == (start, start + len(actions))
@@ -61,6 +61,15 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         assert history.pack(opened.history(row), SCHEMA) == history.pack(expected, SCHEMA)
     assert opened.items.column("price").to_pylist() == [0.0, 0.5, 1.0, 1.5]
     assert opened.users.column("city").to_pylist() == ["Köln"] * 5
+
+
+def test_equal_tables_are_equal_bytes_however_they_were_put_together(tmp_path: Path) -> None:
+    """Parquet's pages end where chunks do: the item table of joined shards was other bytes than that of one retrieval."""
+    rows = np.arange(200_000)
+    items = pa.table({"item_id": rows, "author": rows % 7, "topic": rows, "price": rows * 0.5})
+    pieces = pa.concat_tables([items.slice(start, 777) for start in range(0, len(rows), 777)])
+    whole, joined = write(tmp_path / "whole", items=items), write(tmp_path / "joined", items=pieces)
+    assert (whole / "items.parquet").read_bytes() == (joined / "items.parquet").read_bytes()
 
 
 def test_histories_are_views_of_the_file(tmp_path: Path) -> None:

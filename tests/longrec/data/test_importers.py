@@ -27,8 +27,8 @@ from longrec.data.importers import (
 from longrec.data.importers.ids import text_id
 from longrec.data.importers.kuairand import SIGNALS, kuairand_schema
 from longrec.errors import DataError
+from tests.longrec.data import real_logs
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 LOG_HEADER = ("user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,play_time_ms,"
               "duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab")
 USER_HEADER = ("user_id,user_active_degree,is_lowactive_period,is_live_streamer,is_video_author,follow_user_num,follow_user_num_range,"
@@ -356,15 +356,8 @@ def test_truncated_parquet_log_imports_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists() and not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
-def shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"{path} is not there: real data lies beside the repository, never in it")
-    return path
-
-
 def test_real_kuairand(tmp_path: Path) -> None:
-    source = shared("kuairand-pure-partial")
+    source = real_logs.shared("kuairand-pure-partial")
     report = import_kuairand(source, tmp_path / "d", options=ImportOptions(rows_per_part=60_000))
     assert (report.rows_read, report.rows_rejected, report.num_events, report.num_targets) == (228_329, 0, 228_329, 228_329)
     assert (report.num_users, report.events_per_user["p50"], report.events_per_user["max"]) == (25_156, 7, 141)
@@ -380,7 +373,7 @@ def test_real_kuairand(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_dev_events(tmp_path: Path) -> None:
-    source = shared("dev-events")
+    source = real_logs.shared("dev-events")
     mapping = EventMapping(timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",),
                            items=source / "items.parquet",
                            item_features=("repo_id:category", "area_id:category", "extension:category", "depth:category"))

@@ -20,7 +20,7 @@ from longrec.data.store.publish import publish
 from longrec.data.store.retrieve import join, retrieve
 from longrec.data.synth import synthesize
 from longrec.errors import CheckFailed, DataError
-from tests.longrec.data import random_log
+from tests.longrec.data import random_log, real_logs
 
 REPO = Path(__file__).parents[3] / "feature_repo"
 CHECKS = ChecksConfig(max_unknown_item_share=0.5, min_requests=1, check_label_rates=False)
@@ -130,6 +130,20 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
     assert said(lambda: checks.check_histories(tmp_path / "joined", tmp_path / "joined.html", CHECKS, profiles)) == \
         said(lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS))
+
+
+@pytest.mark.slow
+def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -> None:
+    """Six parts in four shards: 2.8 million events, an item table larger than a page of Parquet."""
+    source, home, data = tmp_path / "data", tmp_path / "home", DataConfig(max_history=10_000)
+    real_logs.dev_events(source)
+    features.build(source, tmp_path / "whole", data)
+    features.join(build_shards(source, tmp_path, 4, data), tmp_path / "joined")
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
+    publish(tmp_path / "joined", home, REPO)
+    retrieve(source, home, REPO, tmp_path / "histories", data, 3)
+    join(retrieve_shards(source, home, tmp_path, 4, data), tmp_path / "joined-histories", data, 3)
+    assert files_of(tmp_path / "joined-histories") == files_of(tmp_path / "histories")
 
 
 def said(check: Callable[[], checks.CheckReport]) -> object:

@@ -14,12 +14,10 @@ import pytest
 from longrec.config import DataConfig
 from longrec.data import features, history, pushed
 from longrec.data.dataset import Dataset, DatasetWriter, event_schema
-from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events, import_kuairand
-from longrec.data.requests import RequestRule
 from longrec.data.store.publish import publish
 from longrec.data.store.push import Pusher
 from longrec.data.store.reader import OfflineStore, OnlineStore
-from tests.longrec.data import redis_server
+from tests.longrec.data import real_logs, redis_server
 
 REPO = Path(__file__).parents[4] / "feature_repo"
 NUM_PAIRS, MAX_HISTORY = 1_000, 10_000
@@ -29,32 +27,11 @@ SHARES = {"kuairand": 8, "dev_events": 5}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def shared(name: str) -> Path:
-    """Returns a folder of real data, beside the checkout or beside the checkout that this worktree belongs to."""
-    root = Path(__file__).resolve().parents[4]
-    git = root / ".git"
-    main = Path(git.read_text().split("gitdir: ")[1].strip()).parents[2] if git.is_file() else root
-    for place in (root.parent, main.parent):
-        if (found := place / "shared" / "data" / name).is_dir():
-            return found
-    pytest.skip(f"{name} is not there: real data lies beside the repository, never in it")
-
-
-def kuairand(out: Path) -> None:
-    import_kuairand(shared("kuairand-pure-partial"), out, rule=RequestRule(max_requests_per_user=1))
-
-
-def dev_events(out: Path) -> None:
-    mapping = EventMapping(timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",))
-    import_events(shared("dev-events") / "events.parquet", out, mapping, negatives=NegativeRule(1),
-                  rule=RequestRule(max_targets=2, max_requests_per_user=1), options=ImportOptions(rows_per_part=500_000))
-
-
 @pytest.fixture(params=["kuairand", "dev_events"], scope="module")
 def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, pa.Table, int]]:
     """Yields the dataset, the feature tables of most events of some of its users, the rest of their events, to be pushed, and the share."""
     root = tmp_path_factory.mktemp("log")
-    globals()[request.param](root / "all")
+    real_logs.IMPORT[request.param](root / "all")
     share = SHARES[request.param]
     rest = hold_out(Dataset.open(root / "all"), root / "most", share, np.random.default_rng(0))
     features.build(root / "most", root / "features", DataConfig())
