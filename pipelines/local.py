@@ -115,7 +115,7 @@ def run(
 
     artifacts, log = run_dir / "artifacts", run_dir / "pipeline.log"
     _make_folders(artifacts, *([cache] if cache else []))
-    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps, _stopping_steps(), _loops_mended():
+    with open(log, "a", encoding="utf-8") as stream, _captured(_StepLog(stream, listener)) as steps, _stopping_steps(), _mended():
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner=runner, pipeline_root=str(artifacts), raise_on_error=True, enable_caching=cache is not None,
                    cache_root=str(cache) if cache else None)
@@ -177,7 +177,7 @@ class _StepLog(io.TextIOBase):
     def _line(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
-        self._tail.append(line.lstrip(" ") if len(self._running) > 1 else line.removeprefix("    "))
+        self._tail.append(line)
         if match := _BEGIN.search(line):
             self._begin(match["name"])
         elif match := _SAID.match(line):
@@ -224,10 +224,16 @@ class _Records(logging.Handler):
 
 
 @contextlib.contextmanager
-def _loops_mended() -> Iterator[None]:
-    """Gives steps in a loop the outputs of earlier steps; kfp 2.17 puts the loop's item in the place of each, of keys of the cache too."""
+def _mended() -> Iterator[None]:
+    """Mends two faults of loops in kfp 2.17's local runner.
+
+    It puts the loop's item in the place of every output of an earlier step, of keys of the cache too. And it indents what steps say by
+    replacing `print`, which threads of a loop do not give back in order: nothing is indented here.
+    """
+    from kfp.local import logging_utils
     from kfp.local.orchestrator import task_spec_utils
 
+    indented = logging_utils.indented_print
     broken = task_spec_utils.create_parameter_loop_iteration_task_spec
 
     def mended(original_task_spec: Any, loop_item: Any, loop_task_name: str) -> Any:
@@ -238,9 +244,11 @@ def _loops_mended() -> Iterator[None]:
         return made
 
     task_spec_utils.create_parameter_loop_iteration_task_spec = mended
+    logging_utils.indented_print = contextlib.nullcontext
     try:
         yield
     finally:
+        logging_utils.indented_print = indented
         task_spec_utils.create_parameter_loop_iteration_task_spec = broken
 
 

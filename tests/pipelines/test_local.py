@@ -1,5 +1,6 @@
 """The local runner: progress, failures with the step's own message, and branches that are never skipped in silence."""
 
+import builtins
 import contextlib
 import os
 import signal
@@ -119,6 +120,14 @@ def test_a_step_in_a_loop_gets_the_outputs_of_earlier_steps(tmp_path: Path) -> N
     """kfp 2.17 alone gives it the item of the loop instead."""
     run(loop, {}, tmp_path / "run", Heard())
     assert sorted(path.read_text() for path in tmp_path.glob("run/artifacts/**/spelled")) == ["a two", "b two"]
+
+
+def test_a_loop_leaves_print_as_it_was_and_no_line_indented(tmp_path: Path) -> None:
+    """kfp 2.17 alone replaces it in the loop's threads, and every line after them begins further right: no error was understood."""
+    before = builtins.print
+    run(loop, {"items": list("abcdef")}, tmp_path / "run", Heard())
+    assert builtins.print is before
+    assert "\n[KFP Executor" in (log := (tmp_path / "run" / "pipeline.log").read_text()) and "    [KFP Executor" not in log
 
 
 def _run(tmp_path: Path, fault: str, heard: Optional[Heard] = None) -> LocalRun:
