@@ -18,7 +18,7 @@ MAX_SERIES = len(STYLES)
 FIT_NAMES = {"served length": "served length", "mean_events": "events of a request at it", "train_flops": "training FLOPs",
              "num_layer_parameters": "parameters beside the tables", "train_events_read": "events read in training"}
 FIT_METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "Log loss"}
-BAR_LEFT, BAR_WIDTH, BAR_HEIGHT = 230.0, 1100.0, 24.0
+BAR_WIDTH, BAR_HEIGHT, LETTER_WIDTH = 1100.0, 24.0, 7.0
 
 
 def render(facts: Facts) -> str:
@@ -163,7 +163,8 @@ def _legend(series: Mapping[str, Any], bayes: Sequence[Any]) -> Html:
 def _drawn(facts: Facts, rows: Sequence[Facts]) -> dict[str, list[Facts]]:
     """The lines that a plot has room for, in the order of the study: the reference, then the best at the served length."""
     best = [_label(row) for row in at_served(facts["curves"], facts["base"]["evaluate"]["served_length"])]
-    kept = sorted(best, key=lambda name: name.split(", ")[0] != facts["reference"])[:MAX_SERIES]
+    reference = [name for name in best if name.split(", ")[0] == facts["reference"]][:1]
+    kept = [*reference, *(name for name in best if name not in reference)][:MAX_SERIES]
     return {name: some for name, some in _by_label(rows).items() if name in kept}
 
 
@@ -193,9 +194,10 @@ def bars(rows: Sequence[Facts]) -> Html:
     """
     ticks = nice_ticks(min(0.0, *(row["auc_low"] for row in rows)), max(0.0, *(row["auc_high"] for row in rows)), 6)
     axis, floor = Axis(ticks[0], ticks[-1], ticks, ""), 10 + BAR_HEIGHT * len(rows)
+    left = 24 + LETTER_WIDTH * max(len(_label(row)) for row in rows)
 
     def across(value: float) -> float:
-        return BAR_LEFT + axis.share(value) * (BAR_WIDTH - BAR_LEFT - 30)
+        return left + axis.share(value) * (BAR_WIDTH - left - 30)
 
     parts = [f'<line class="{"s3 dash" if tick == 0 else "axis"}" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="4" y2="{floor:g}"/>'
              f'<text x="{across(tick):.1f}" y="{floor + 18:g}" text-anchor="middle">{format(tick, "+g" if tick else "g")}</text>'
@@ -204,7 +206,7 @@ def bars(rows: Sequence[Facts]) -> Html:
         level, (low, high) = 10 + BAR_HEIGHT * (place + 0.5), (row["auc_low"], row["auc_high"])
         style = "4" if low > 0 else "6" if high < 0 else "3"
         text = html.escape(f"{_label(row)}: {row['auc']:+.4f} ({low:+.4f} to {high:+.4f}), {row['num_seeds']} seeds")
-        parts.append(f'<text x="{BAR_LEFT - 12:g}" y="{level + 4:g}" text-anchor="end">{html.escape(_label(row))}</text>'
+        parts.append(f'<text x="{left - 12:g}" y="{level + 4:g}" text-anchor="end">{html.escape(_label(row))}</text>'
                      f'<line class="line s{style}" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{level:g}" y2="{level:g}"/>'
                      f'<circle class="f{style}" cx="{across(row["auc"]):.1f}" cy="{level:g}" r="4"><title>{text}</title></circle>')
     return Html(f'<svg viewBox="0 0 {BAR_WIDTH:g} {floor + 26:g}" role="img" aria-label="Paired differences of AUC">{"".join(parts)}</svg>')
