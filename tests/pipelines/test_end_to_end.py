@@ -191,9 +191,10 @@ def test_a_study_trains_its_grid_side_by_side_on_what_is_there(place: Place, mon
     monkeypatch.delenv("LONGREC_WEBHOOK", raising=False)
     variants = {"stca": {}, "mean": {"model.kind": "mean", "model.recency": "token"}}
     study = parse(yaml.safe_dump({"name": "two", "base": {**CONFIG, "train": {**CONFIG["train"], "max_steps": 3}}, "variants": variants}))
-    settings, heard = configuration.build(configuration.RunConfig, CONFIG).to_dict(), Heard()
-    arguments = {"data_uri": str(place.folder / "day-2"), "study": to_text(study), "data": settings["data"], "seed": settings["seed"],
-                 "checks": {**settings["checks"], "check_drift": False}}
+    config = configuration.build(configuration.RunConfig, {**CONFIG, "checks": {**CONFIG.get("checks", {}), "check_drift": False}})
+    arguments = runs.pipeline_arguments(config, str(place.folder / "day-2"), study=to_text(study),
+                                        only=("data_uri", "shards", "data", "checks", "seed", "study"))
+    heard = Heard()
     _, finished = runs.run_pipeline("study", arguments, "study", place.workdir, heard)
     executed = [step.name for step in finished.steps if step.status == "done" and step.name not in ("fingerprint", "finish")]
     assert sorted(executed) == ["collect", "plan", "publish", "trial", "trial"], "features and histories are those of the training"
