@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--videos", type=int, default=0, help="videos; 0 for a tenth of the rows")
     parser.add_argument("--rows-per-part", type=int, default=0, help="0 for the importer's own")
     parser.add_argument("--limit-mib", type=int, default=2_048, help="peak that fails the run (default 2048)")
+    parser.add_argument("--dry-run", action="store_true", help="print what was found, do not append it to results.csv")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the generated files")
     options = parser.parse_args(raw)
     videos = options.videos or max(options.rows // 10, 1)
@@ -150,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
              "mib_per_million_videos": round((half["peak_mib"] - fewer["peak_mib"]) / ((videos - videos // 2) / 1e6), 1),
              "peak_mib": peak, "limit_mib": options.limit_mib, "within": peak <= options.limit_mib}
     print(json.dumps(found))
-    _record(options.rows, videos, full, found)
+    if not options.dry_run:
+        _record(options.rows, videos, full, found)
     return int(peak > options.limit_mib)
 
 

@@ -317,7 +317,7 @@ def test_amazon_with_negatives_and_without_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "code"), [(2_048, 0), (1, 1)])
 def test_the_memory_benchmark_measures_and_judges(tmp_path: Path, limit: int, code: int) -> None:
     script = Path(__file__).parents[3] / "model" / "benchmarks" / "import_memory.py"
-    done = subprocess.run([sys.executable, str(script), "--rows", "100000", "--limit-mib", str(limit), "--folder", str(tmp_path)],
+    done = subprocess.run([sys.executable, str(script), "--dry-run", "--rows", "100000", "--limit-mib", str(limit), "--folder", tmp_path],
                           capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == code, done.stderr
