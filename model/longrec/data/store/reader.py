@@ -146,8 +146,9 @@ class Stored:
 def read_online(door: Door, user_ids: list[int]) -> list[Stored]:
     """Returns what is stored online of each user, in the order asked for.
 
-    Base and tail are two reads of the store. A fold between them (base longer, tail cleared) shows as a base that is shorter than
-    the tail says; such users are read again. The other mix, old tail and new base, holds some events twice, and merging drops them.
+    Base and tail are one read of SQLite and Redis, two of another store. A fold between two (base longer, tail cleared) shows as a base
+    that is shorter than the tail says; such users are read again. The other mix, old tail and new base, holds some events twice, and
+    merging drops them.
     """
     stored = [Stored.of(user_id, answer, door.published.schema) for user_id, answer in zip(user_ids, door.online(user_ids), strict=True)]
     for _ in range(READS):
