@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.config import ChecksConfig, DataConfig
-from longrec.data import checks, features
+from longrec.data import checks, features, files
 from longrec.data.dataset import Dataset, Shard, in_order, part_of, shards
 from longrec.data.histories import Histories
 from longrec.data.store.publish import publish
@@ -130,6 +130,17 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
     assert said(lambda: checks.check_histories(tmp_path / "joined", tmp_path / "joined.html", CHECKS, profiles)) == \
         said(lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS))
+
+
+@pytest.mark.parametrize("key", ["store_version", "dataset_hash"])
+def test_histories_of_other_features_or_of_another_dataset_are_not_joined(source: Path, home: Path, tmp_path: Path, key: str) -> None:
+    """As where somebody published, or the dataset was replaced, between the retrievals of two shards."""
+    found = retrieve_shards(source, home, tmp_path, 2, DATA)
+    manifest = files.read_json(found[1] / "manifest.json")
+    files.write_json(found[1] / "manifest.json", {**manifest, key: "another"})
+    with pytest.raises(DataError, match="not shards of one dataset"):
+        join(found, tmp_path / "joined", DATA, 3)
+    assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
 
 
 @pytest.mark.slow
