@@ -49,7 +49,7 @@ class KeptEvents:
     """The events of one request as the model attends to them; `Scorer.keys_values` makes them, a cache may keep and join them.
 
     Args:
-        layers: M of [L, 2 D] on the scorer's device, K | V of each event, oldest first.
+        layers: M of [L, 2 D] on the scorer's device, keys and values of each event, oldest first.
         items: int32 [L] on the scorer's device, row of the item table.
         timestamps: int64 [L] on the scorer's device, ms.
     """

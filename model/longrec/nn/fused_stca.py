@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longrec.nn import fused_ffn
 from longrec.nn.layers import SwiGLUFFN
-from longrec.nn.target_attention import Segments, fused
+from longrec.nn.target_attention import Segments, fused, keys_values_weight
 
 if TYPE_CHECKING:
     from longrec.nn.stca import Layer
@@ -53,14 +53,14 @@ def memories(layers: Sequence[Layer], events: Float[Tensor, "T D"], segments: Se
         tokens = fused_ffn.encode(events, w_uv, w_o, None, recompute=recompute, eps=eps)
         return [fused.Tokens(*parts[:3], heads, segments, *parts[3:])
                 for parts in zip(tokens, (scales * w_k).unbind(), (scales * w_v).unbind(), biases, shifts, strict=True)]
-    kvs = fused_ffn.encode(events, w_uv, w_o, scales * torch.cat([w_k, w_v], dim=2), recompute=recompute, eps=eps)
+    kvs = fused_ffn.encode(events, w_uv, w_o, scales * keys_values_weight(w_k, w_v, heads), recompute=recompute, eps=eps)
     return [fused.KeysValues(kv, heads, segments, bias, shift) for kv, bias, shift in zip(kvs, biases, shifts, strict=True)]
 
 
 def keys_values(layers: Sequence[Layer], events: Float[Tensor, "T D"]) -> list[Tensor]:
-    """Returns K | V of each layer, each [T, 2 D], shift of the norm included: rows that were made here and rows that the layers
+    """Returns keys and values of each layer, each [T, 2 D], shift of the norm included: rows that were made here and rows that the layers
     themselves made can be attended to together."""
-    w_kv = [torch.cat([layer.w_k, layer.w_v], dim=1) for layer in layers]
+    w_kv = [keys_values_weight(layer.w_k, layer.w_v, layer.num_heads) for layer in layers]
     ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
     w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
     scaled = torch.stack([layer.norm.weight[:, None] * w for layer, w in zip(layers, w_kv, strict=True)])

@@ -116,7 +116,7 @@ class Ranker(nn.Module):
         return self._separable().encode(self.event_tokens(batch, self.gaps(batch)))
 
     def keys_values(self, batch: RequestBatch) -> list[Tensor]:
-        """Returns K | V of the events in each layer, each [T, 2 D], rows as independent as those of `encode`."""
+        """Returns keys and values of the events in each layer, each [T, 2 D], rows as independent as those of `encode`."""
         gaps = None if self.gap is None else self.gaps(batch)  # what a bias makes of them comes later
         return self._separable().keys_values(self.event_tokens(batch, gaps))
 

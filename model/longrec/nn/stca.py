@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from longrec.config import ModelConfig
 from longrec.nn import fused_stca
 from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN, linear
-from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused
+from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused, keys_values_weight
 from longrec.nn.target_attention.kept import KeptKeysValues
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class Layer(nn.Module):
         return separate
 
     def keys_values(self, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D2"]:
-        """Returns K | V of the raw event tokens X, for longrec.nn.target_attention.kept."""
-        return self.encode(events) @ torch.cat([self.w_k, self.w_v], dim=1)
+        """Returns keys and values of the raw event tokens X, for longrec.nn.target_attention.kept."""
+        return self.encode(events) @ keys_values_weight(self.w_k, self.w_v, self.num_heads)
 
     def attend(self, queries: Float[Tensor, "N D"], encoded: Memory, segments: Segments,
                gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
@@ -135,7 +135,7 @@ class STCA(nn.Module):
         return list(self._encodings(events))
 
     def keys_values(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
-        """Returns K | V of each layer, each [T, 2 D]: what a cache keeps per event where many targets are to be scored."""
+        """Returns keys and values of each layer, each [T, 2 D]: what a cache keeps per event where many targets are to be scored."""
         layers = self._layers()
         if fused_stca.usable(layers, events):
             return fused_stca.keys_values(layers, events)

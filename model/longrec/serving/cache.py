@@ -9,7 +9,7 @@ equal to the one it was made of, column by column; nothing is ever told by a use
     wanted                         | e e e e e |     the last events before the moment
                                              ^ encoded and put behind the others, in place
 
-Kept per event and layer: K | V, 2 D values in the scorer's precision (width 64, 2 layers, float32: 1,024 bytes an event). See
+Kept per event and layer: keys and values, 2 D numbers in the scorer's precision (width 64, 2 layers, float32: 1,024 bytes an event). See
 longrec.nn.target_attention.kept for why not X_i. Shape letters: M layers, D width.
 """
 

@@ -2,7 +2,8 @@
 """Kernels of target-to-history attention over packed requests: few queries, very long histories, forward and backward.
 
 One program takes one head of one request and a part of its events (`splits` parts), so that a single history of 100,000 events
-still fills the device; the parts' softmax sums are joined afterwards. Keys and values are read once each way.
+still fills the device; the parts' softmax sums are joined afterwards. Keys and values are read once each way; those of one head lie
+side by side in an event's row, [H, 2, K].
 
 Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width, B gap buckets, S splits.
 Logits are kept in units of log2 inside.
@@ -36,6 +37,7 @@ def _forward(q, kv, bias, event_offsets, target_offsets, part_o, part_m, part_l,
     first, length = part(event_offsets, request, split, splits, BLOCK_L)
     target, last = tl.load(target_offsets + request), tl.load(target_offsets + request + 1)
     columns = head * K + tl.arange(0, K)
+    pair = head * (2 * K) + tl.arange(0, K)
     keys_at = kv + first * (2 * D)
     bias_at = bias + head * num_events + first
     for block in range(target, last, BLOCK_N):
@@ -47,9 +49,9 @@ def _forward(q, kv, bias, event_offsets, target_offsets, part_o, part_m, part_l,
         for at in tl.range(0, length, BLOCK_L, num_stages=STAGES):
             events = at + tl.arange(0, BLOCK_L)
             inside = events < length
-            spot = events[:, None] * (2 * D) + columns[None, :]
+            spot = events[:, None] * (2 * D) + pair[None, :]
             keys = tl.load(keys_at + spot, mask=inside[:, None], other=0.0)
-            values = tl.load(keys_at + D + spot, mask=inside[:, None], other=0.0)
+            values = tl.load(keys_at + K + spot, mask=inside[:, None], other=0.0)
             logits = tl.dot(queries, keys.T, input_precision=PRECISION)
             if BIAS:
                 logits += tl.load(bias_at + events, mask=inside, other=0.0)[None, :]
@@ -107,6 +109,7 @@ def _backward(q, kv, bias, event_offsets, target_offsets, out, lse, dout, dq, dk
     first, length = part(event_offsets, request, split, splits, BLOCK_L)
     target, last = tl.load(target_offsets + request), tl.load(target_offsets + request + 1)
     columns = head * K + tl.arange(0, K)
+    pair = head * (2 * K) + tl.arange(0, K)
     keys_at, dkeys_at = kv + first * (2 * D), dkv + first * (2 * D)
     bias_at, dbias_at = bias + head * num_events + first, dbias + head * num_events + first
     for block in range(target, last, BLOCK_N):
@@ -121,9 +124,9 @@ def _backward(q, kv, bias, event_offsets, target_offsets, out, lse, dout, dq, dk
         for at in tl.range(0, length, BLOCK_L, num_stages=STAGES):
             events = at + tl.arange(0, BLOCK_L)
             inside = events < length
-            spot = events[:, None] * (2 * D) + columns[None, :]
+            spot = events[:, None] * (2 * D) + pair[None, :]
             keys = tl.load(keys_at + spot, mask=inside[:, None], other=0.0)
-            values = tl.load(keys_at + D + spot, mask=inside[:, None], other=0.0)
+            values = tl.load(keys_at + K + spot, mask=inside[:, None], other=0.0)
             logits = tl.dot(keys, queries.T, input_precision=PRECISION)
             if BIAS:
                 logits += tl.load(bias_at + events, mask=inside, other=0.0)[:, None]
@@ -138,11 +141,11 @@ def _backward(q, kv, bias, event_offsets, target_offsets, out, lse, dout, dq, dk
             if not ONCE:
                 again = inside & (block > target)
                 dkeys += tl.load(dkeys_at + spot, mask=again[:, None], other=0.0).to(tl.float32)
-                dvalues += tl.load(dkeys_at + D + spot, mask=again[:, None], other=0.0).to(tl.float32)
+                dvalues += tl.load(dkeys_at + K + spot, mask=again[:, None], other=0.0).to(tl.float32)
                 if BIAS:
                     per_event += tl.load(dbias_at + events, mask=again, other=0.0)
             tl.store(dkeys_at + spot, dkeys, mask=inside[:, None])
-            tl.store(dkeys_at + D + spot, dvalues, mask=inside[:, None])
+            tl.store(dkeys_at + K + spot, dvalues, mask=inside[:, None])
             if BIAS:
                 tl.store(dbias_at + events, per_event, mask=inside)
         tl.store(dq + (split * num_targets + rows)[:, None] * D + columns[None, :], tl.trans(acc), mask=known)
@@ -193,7 +196,7 @@ def forward(q: Tensor, kv: Tensor, bias: Tensor | None, event_offsets: Tensor, t
     """Returns (out [N, D], log2 of the softmax sums float32 [N, H]); out is 0 for an empty history.
 
     Args:
-        q: [N, D], heads side by side, scaled. kv: [T, 2 D], keys then values. bias: float32 [H, T], or None.
+        q: [N, D], heads side by side, scaled. kv: [T, 2 D], [H, 2, K] in a row. bias: float32 [H, T], or None.
         block_n: targets of a request taken at a time, a power of two from 16.
     """
     (num_targets, width), num_events = q.shape, kv.shape[0]

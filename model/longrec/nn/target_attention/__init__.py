@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from longrec.nn.target_attention import fused, reference, reordered
-from longrec.nn.target_attention.inputs import AttentionInputs, Segments
+from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
 
 Order = Literal["auto", "plain", "reordered"]
 
@@ -42,4 +42,4 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D
     return reference.attend(inputs) if order == "plain" else reordered.attend(inputs)
 
 
-__all__ = ["AttentionInputs", "Order", "Segments", "attend", "choose", "fused", "reference", "reordered"]
+__all__ = ["AttentionInputs", "Order", "Segments", "attend", "choose", "fused", "keys_values_weight", "reference", "reordered"]

@@ -2,7 +2,7 @@
 
 Both orders are here, each with its kernel (longrec.nn.kernels); nothing of size targets x events is ever written.
 
-    KeysValues   plain       K | V of every event; a program takes one head of one request and a part of its events
+    KeysValues   plain       keys and values of every event; a program takes one head of one request and a part of its events
     Tokens       reordered   the events themselves; a program takes the (target, head) rows of one request
 
 The norm of the encoding can be left half done (longrec.nn.fused_ffn): its scale is then in the weights, and its shift, which
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from longrec.nn.fused_ffn import apply, available
-from longrec.nn.target_attention.inputs import AttentionInputs, Segments
+from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
 
 PROGRAMS = 2048
 """Programs that fill the device several times over: a history is split in parts until heads x requests x parts reach it."""
@@ -50,7 +50,7 @@ def memory(inputs: AttentionInputs, order: str) -> KeysValues | Tokens:
     bias = None if inputs.bias is None else inputs.bias.t().float().contiguous()
     if tokens.element_size() == 2 and takes_reordered(order, segments, tokens.shape[1], heads):
         return Tokens(tokens, inputs.w_k, inputs.w_v, heads, segments, bias)
-    return KeysValues(tokens @ torch.cat([inputs.w_k, inputs.w_v], dim=1), heads, segments, bias)
+    return KeysValues(tokens @ keys_values_weight(inputs.w_k, inputs.w_v, heads), heads, segments, bias)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class KeysValues:
     """Keys and values of every event, to be attended to.
 
     Args:
-        kv: [T, 2 D].
+        kv: [T, 2 D], keys and values side by side in each head, [H, 2, K] (keys_values_weight).
         num_heads: H.
         segments: rows of each request.
         bias: float32 [H, T], added to the logits, or None.

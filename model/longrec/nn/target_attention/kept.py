@@ -1,4 +1,4 @@
-"""Attention over kept keys and values: a cache holds K | V of every event of a user, and a request attends to a stretch of it.
+"""Attention over kept keys and values: a cache holds them for every event of a user, and a request attends to a stretch of it.
 
 With kept events the plain order is the cheapest for every number of targets: 4 L d m FLOPs a layer, where the reordered one needs
 4 L d h m; forming K and V was paid once per event. Kept X_i would halve the bytes and cost h times as much, or 4 L d^2 again.
@@ -25,7 +25,7 @@ class KeptKeysValues:
     """Keys and values of each request's events in one layer, wherever they lie.
 
     Args:
-        parts: R of [L, 2 D], K | V of each event; rows may have any stride.
+        parts: R of [L, 2 D], keys and values of each event side by side in each head, [H, 2, K]; rows may have any stride.
         biases: R of [H, L], added to the logits, or None for each.
         num_heads: H.
         num_targets: m of each request.
@@ -57,7 +57,7 @@ class KeptKeysValues:
     def _one_request(self, queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None) -> Tensor:
         if not kv_LD2.shape[0]:
             return torch.zeros_like(queries_MD)
-        queries_HMK, keys_HLK, values_HLK = (_by_head(part, self.num_heads) for part in (queries_MD, *kv_LD2.chunk(2, dim=1)))
+        queries_HMK, (keys_HLK, values_HLK) = _by_head(queries_MD, self.num_heads), _keys_values(kv_LD2, self.num_heads)
         mask = None if bias_HL is None else bias_HL.to(queries_MD.dtype)[None, :, None].expand(1, -1, queries_MD.shape[0], -1)
         output = functional.scaled_dot_product_attention(queries_HMK[None], keys_HLK[None], values_HLK[None], attn_mask=mask, scale=1.0)
         attended: Tensor = output[0].transpose(0, 1).flatten(1)
@@ -77,6 +77,12 @@ def _by_head(rows: Tensor, num_heads: int) -> Tensor:
     return by_head
 
 
+def _keys_values(kv_LD2: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Returns keys and values, each [H, L, K]."""
+    keys_HLK, values_HLK = kv_LD2.unflatten(1, (num_heads, 2, -1)).permute(2, 1, 0, 3)
+    return keys_HLK, values_HLK
+
+
 def _logits(queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None, num_heads: int) -> Tensor:
-    logits_HML = _by_head(queries_MD, num_heads) @ _by_head(kv_LD2[:, :queries_MD.shape[1]], num_heads).transpose(1, 2)
+    logits_HML = _by_head(queries_MD, num_heads) @ _keys_values(kv_LD2, num_heads)[0].transpose(1, 2)
     return logits_HML if bias_HL is None else logits_HML + bias_HL[:, None]
