@@ -55,10 +55,13 @@ def replayed(work: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, *, size: int = 8192) -> float:
-    """Returns the rate of a square matrix product on random data, FLOP/s."""
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, size: int = 8192, repeats: int = 0) -> float:
+    """Returns the rate of a square matrix product on random data, FLOP/s; of `repeats` of them, 0 for a few.
+
+    On a GPU at its power limit a product that goes on for a second is slower than a few of them.
+    """
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / timed(lambda: left @ right, device, repeats=30 if device.type == "cuda" else 5)[1] * 1e3
+    return 2 * size**3 / timed(lambda: left @ right, device, repeats=repeats or (30 if device.type == "cuda" else 5))[1] * 1e3
 
 
 def copy_peak(device: torch.device, *, size: int = 1 << 31) -> float:

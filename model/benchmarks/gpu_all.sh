@@ -6,29 +6,31 @@
 #     bash model/benchmarks/gpu_all.sh two COMMIT      two GPUs, 400 s: the trainer on both against one
 #     bash model/benchmarks/gpu_all.sh three COMMIT    one GPU, 600 s: breakdown, loader, growth, sharing, the rest of the scorer
 #
-# Afterwards: append rows*.csv to model/benchmarks/results.csv (without their header), gpu_check*.txt joined to docs/gpu_check.txt.
+# Leaves three files: rows_PART.csv (append it to model/benchmarks/results.csv without its header), PART.txt with what was printed, and
+# gpu_check.txt (docs/gpu_check.txt).
 set -u
 part=$1
 export LONGREC_COMMIT=$2 PYTHONPATH=model PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton}
 : "${OUT:?a folder for rows and logs}"
-bench=model/benchmarks rows=$OUT/rows_$part.csv started=$SECONDS limit=${LIMIT:-570}
+bench=model/benchmarks rows=$OUT/rows_$part.csv started=$SECONDS limit=${LIMIT:-570} logs=$(mktemp -d)
 
 bounded() {  # seconds, name, command: runs it for so long at most, and never past the limit of the whole
     local left=$((limit - (SECONDS - started))) most=$1 name=$2; shift 2
     [ "$left" -lt 10 ] && { echo "$name: no time left"; return; }
-    timeout -k 5 $((most < left ? most : left)) "$@" > "$OUT/$name.txt" 2>&1
-    echo "$name: exit $? after $((SECONDS - started)) s"; tail -n 3 "$OUT/$name.txt"
+    timeout -k 5 $((most < left ? most : left)) "$@" > "$logs/$name" 2>&1
+    echo "$name: exit $? after $((SECONDS - started)) s" | tee -a "$OUT/$part.txt"
+    cat "$logs/$name" >> "$OUT/$part.txt"; tail -n 3 "$logs/$name"
 }
 
 check() {  # side by side: correctness is not timed
-    bounded 290 gpu_check_1 python3 $bench/gpu_check.py --only attention &
-    bounded 290 gpu_check_2 python3 $bench/gpu_check.py --only tables hstu sharing &
-    bounded 290 gpu_check_3 python3 $bench/gpu_check.py --only ranker --worlds 0 1 2 &
-    bounded 290 gpu_check_4 python3 $bench/gpu_check.py --only ranker --worlds 3 4 5 &
-    bounded 290 gpu_check_5 python3 $bench/gpu_check.py --only ranker --worlds 6 7 &
-    bounded 290 gpu_check_6 python3 $bench/gpu_check.py --only ranker --worlds 8 9 &
+    bounded 290 check_1 python3 $bench/gpu_check.py --only attention &
+    bounded 290 check_2 python3 $bench/gpu_check.py --only tables hstu sharing &
+    bounded 290 check_3 python3 $bench/gpu_check.py --only ranker --worlds 0 1 2 &
+    bounded 290 check_4 python3 $bench/gpu_check.py --only ranker --worlds 3 4 5 &
+    bounded 290 check_5 python3 $bench/gpu_check.py --only ranker --worlds 6 7 &
+    bounded 290 check_6 python3 $bench/gpu_check.py --only ranker --worlds 8 9 &
     wait
-    grep -h FAIL "$OUT"/gpu_check_*.txt
+    cat "$logs"/check_* > "$OUT/gpu_check.txt"; grep FAIL "$OUT/gpu_check.txt"
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader

@@ -52,7 +52,8 @@ def shape(requests: int, events: int, targets: int, width: int = CONFIG.width) -
 
 
 def claim_step() -> Iterator[Row]:
-    """Share of the matrix peak of a whole step: the best product of this run, before or after the step (a hot device is slower)."""
+    """Share of the matrix peak of a whole step: the best few products of this run, on a cool device, before or after the step; and,
+    in the notes, of the rate that products keep up right after the step for as long as the steps were timed."""
     wide = dataclasses.replace(CONFIG, width=512)
     cases = [(CONFIG, 16, "device"), (CONFIG, 64, "device"), (CONFIG, 64, "eager"), (CONFIG, 128, "device"), (CONFIG, 128, "eager"),
              (wide, 16, "device"), (wide, 64, "device"), (wide, 64, "eager"),
@@ -62,12 +63,14 @@ def claim_step() -> Iterator[Row]:
         work = make(config, requests, EVENTS, TARGETS)
         times = _rows.timed(_rows.replayed(work) if how == "device" else work, DEVICE, repeats=20)
         now, copy = peaks()
+        kept_up = _rows.matmul_peak(DEVICE, torch.bfloat16, repeats=1000)
         best = max(best, now)
         size, rate = (config, requests, EVENTS, TARGETS), 1e3 / times[1]
         written, least = _world.written_flops(*size, order="plain"), _world.least_flops(*size)
         moved = _world.least_bytes(config, requests, EVENTS)
-        notes = (f"{written * rate / 1e12:.0f} TFLOP/s of {best / 1e12:.0f} (right after the step {now / 1e12:.0f}); counting only the "
-                 f"cheapest exact orders {least * rate / 1e12:.0f} ({least * rate / best:.3f}); bytes alone take "
+        notes = (f"{written * rate / 1e12:.0f} TFLOP/s of {best / 1e12:.0f} (right after the step {now / 1e12:.0f}, over a second "
+                 f"{kept_up / 1e12:.0f}: {written * rate / kept_up:.3f}); counting only the cheapest "
+                 f"exact orders {least * rate / 1e12:.0f} ({least * rate / best:.3f}); bytes alone take "
                  f"{moved / copy * 1e3:.2f} ms; {requests * EVENTS * rate / 1e6:.1f} M events/s; {memory_gib():.1f} GiB")
         name = f"step d={config.width} {how}{'' if config.fusion else ' without fusion'}"
         yield _rows.row(name, shape(requests, EVENTS, TARGETS, config.width), "bfloat16", times, flops=written, num_bytes=moved,

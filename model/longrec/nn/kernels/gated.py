@@ -239,7 +239,7 @@ def project_normalize_backward(dkv: Tensor, w_kv: Tensor, xhat: Tensor, rstd: Te
         BLOCK_K=block_k, PRECISION=_precision(dkv), STAGES=stages, num_warps=warps)
 
 
-def project_gate_backward(dy: Tensor, w_o: Tensor, uv: Tensor, duv: Tensor, *, block_t: int = 64, block_h: int = 64, stages: int = 3,
+def project_gate_backward(dy: Tensor, w_o: Tensor, uv: Tensor, duv: Tensor, *, block_t: int = 64, block_h: int = 64, stages: int = 4,
                           warps: int = 8, per_processor: int = 1) -> Tensor:
     """Writes the gradient of uv; returns that of w_o, float32 [M, D, H].
 
@@ -259,14 +259,14 @@ def project_gate_backward(dy: Tensor, w_o: Tensor, uv: Tensor, duv: Tensor, *, b
 
 
 def narrow_gate_project(x: Tensor, w_uv: Tensor, w_o: Tensor, w_x: Tensor, uv: Tensor | None, out: Tensor, *, block_t: int = 128,
-                        block_h: int | None = None, stages: int | None = None, warps: int = 8) -> None:
+                        block_h: int | None = None, block_d: int | None = None, stages: int | None = None, warps: int = 8) -> None:
     """Writes x W_x^T + (u swish(v)) W_o^T, and u and v unless uv is None.
 
     Args:
         x: [T, In], In a power of two, 128 at most. w_uv: [2, H, In]. w_o: [D, H]. w_x: [D, In]. uv: [T, 2, H]. out: [T, D].
     """
     (num_rows, columns), (width, hidden) = x.shape, w_o.shape
-    block_d = min(width, 256)
+    block_d = block_d or min(width, 256)
     block_h, stages = block_h or (64 if uv is None else 32), stages or (2 if uv is None else 3)
     grid = (_num_programs(triton.cdiv(num_rows, block_t) * (width // block_d), x.device),)
     rows = _tile(out, block_t, block_d)
@@ -277,7 +277,7 @@ def narrow_gate_project(x: Tensor, w_uv: Tensor, w_o: Tensor, w_x: Tensor, uv: T
         STAGES=stages, num_warps=warps)
 
 
-def wide_gate_backward(dy: Tensor, w_o: Tensor, uv: Tensor, duv: Tensor, *, block_t: int = 128, block_h: int = 64, block_k: int = 64,
+def wide_gate_backward(dy: Tensor, w_o: Tensor, uv: Tensor, duv: Tensor, *, block_t: int = 64, block_h: int = 128, block_k: int = 64,
                        stages: int = 3, warps: int = 8) -> None:
     """Writes the gradient of uv.
 
