@@ -73,9 +73,10 @@ def copy_peak(device: torch.device, *, size: int = 1 << 31) -> float:
 
 def row(claim: str, shape: str, dtype: str, times: Times | None, *, flops: float = 0, num_bytes: float = 0, share: float | None = None,
         notes: str = "") -> dict[str, str]:
-    """Returns one row of results.csv, with this command, device, versions and commit."""
+    """Returns one row of results.csv, with this command (but for where rows go), device, versions and commit."""
     quantiles = ("", "", "") if times is None else tuple(f"{value:.4f}" for value in times)
-    values = (claim, shlex.join(["python", os.path.relpath(sys.argv[0], Path(__file__).parents[2]), *sys.argv[1:]]), _device(), _versions(),
+    words = [word for before, word in itertools.pairwise(["", *sys.argv[1:]]) if "--out" not in (before, word)]
+    values = (claim, shlex.join(["python", os.path.relpath(sys.argv[0], Path(__file__).parents[2]), *words]), _device(), _versions(),
               _commit(), shape, dtype, *quantiles, f"{flops:.4g}" if flops else "", f"{num_bytes:.4g}" if num_bytes else "",
               "" if share is None else f"{share:.3f}", notes)
     return dict(zip(FIELDS, values, strict=True))

@@ -55,6 +55,7 @@ def test_attention_is_timed_in_every_order_of_a_cpu(tmp_path: Path) -> None:
     with open(out, newline="", encoding="utf-8") as stream:
         rows = {row["claim"]: row for row in csv.DictReader(stream)}
     assert set(rows) == {"attention plain", "attention reordered"}
+    assert rows["attention plain"]["command"].endswith("--repeats 2 --device cpu")  # where the rows went is no part of it
     plain, reordered = (float(rows[f"attention {order}"]["flops"]) for order in ("plain", "reordered"))
     assert plain == pytest.approx(3 * 2 * 64 * (4 * 64**2 + 4 * 64 * 3), rel=1e-3)
     assert reordered == pytest.approx(3 * 2 * 64 * (4 * 64 * 4 * 3), rel=1e-3)
