@@ -19,6 +19,7 @@ from longrec.data.batch import RequestBatch
 from longrec.data.encode import int64_column
 from longrec.data.stream import EncodedEvents
 from longrec.errors import ConfigError, DataError
+from longrec.nn.fused_stca import SideBySide
 from longrec.schema import TIMESTAMP, Feature, Schema
 
 Scores = npt.NDArray[np.float32]
@@ -78,6 +79,11 @@ class Scorer:
     token_budget: int = TOKEN_BUDGET
     max_requests: int = MAX_REQUESTS
     precision: torch.dtype = torch.float32
+    _weights: SideBySide | None = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            object.__setattr__(self, "_weights", self.bundle.ranker.side_by_side() if self.is_separable else None)
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu", *, schema: Schema | None = None,
@@ -152,7 +158,7 @@ class Scorer:
         batch = _events_only(entries, lengths, moments_ms)
         with torch.inference_mode(), self._autocast():
             batch = batch if self.device.type == "cpu" else batch.to(self.device)
-            layers = self.bundle.ranker.keys_values(batch)
+            layers = self.bundle.ranker.keys_values(batch, self._weights)
         if len(entries) == 1:
             return [KeptEvents(layers, batch.event_items, batch.event_timestamps)]
         parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
@@ -235,9 +241,9 @@ class Scorer:
 def _events_only(entries: Sequence[EncodedEvents], lengths: Sequence[int], moments_ms: Sequence[int]) -> RequestBatch:
     """Returns a batch that is only fit for encoding: no targets, and nothing is checked, for one new event is worth less than that."""
     items, features, timestamps = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*entries, strict=True))
-    nothing, ends = torch.zeros((0, 0), dtype=torch.int32), torch.from_numpy(np.cumsum([0, *lengths]))
-    return RequestBatch(items, features, timestamps, ends, nothing.flatten(), ends, nothing,
-                        torch.tensor(moments_ms, dtype=torch.int64), host_counts=(list(lengths), [0] * len(lengths)))
+    ends, nothing = torch.from_numpy(np.array([0, *lengths]).cumsum()), items[:0]
+    return RequestBatch(items, features, timestamps, ends, nothing, ends, nothing[:, None], torch.tensor(moments_ms, dtype=torch.int64),
+                        host_counts=(list(lengths), [0] * len(lengths)))
 
 
 def _no_events(schema: Schema) -> EncodedEvents:

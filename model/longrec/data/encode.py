@@ -405,8 +405,9 @@ def int64_column(table: pa.Table | pa.RecordBatch, name: str) -> Int64:
     column = _one_chunk(_column(table, name))
     if column.null_count:
         raise DataError(f"column '{name}' must not hold nulls", found=f"{column.null_count} of {len(column)}")
-    kind = pa.timestamp("ms", tz=column.type.tz) if pa.types.is_timestamp(column.type) else pa.int64()
-    return np.asarray(_cast(_cast(column, kind, name), pa.int64(), name))
+    if pa.types.is_timestamp(column.type):
+        return np.asarray(_cast(column, pa.timestamp("ms", tz=column.type.tz), name).view(pa.int64()))
+    return np.asarray(_cast(column, pa.int64(), name))
 
 
 def _one_chunk(column: Column) -> pa.Array:

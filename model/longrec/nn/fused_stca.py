@@ -1,4 +1,4 @@
-"""The history's half of STCA on a CUDA device: raw event tokens in, what each layer's attention reads out.
+"""The history's half of STCA on a CUDA device: raw event tokens in, what each layer's attention reads out; and keys and values to be kept.
 
 The layers' parameters stay where they are (longrec.nn.stca); here they are laid side by side, so that all layers share one
 product, and the scale of each norm goes into the weights that read its rows. Shape letters: T events, D width, M layers, H heads.
@@ -6,12 +6,14 @@ product, and the scale of each norm goes into the weights that read its rows. Sh
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from longrec.nn import fused_ffn
 from longrec.nn.layers import SwiGLUFFN
@@ -57,12 +59,43 @@ def memories(layers: Sequence[Layer], events: Float[Tensor, "T D"], segments: Se
     return [fused.KeysValues(kv, heads, segments, bias, shift) for kv, bias, shift in zip(kvs, biases, shifts, strict=True)]
 
 
-def keys_values(layers: Sequence[Layer], events: Float[Tensor, "T D"]) -> list[Tensor]:
-    """Returns keys and values of each layer, each [T, 2 D], shift of the norm included: rows that were made here and rows that the layers
-    themselves made can be attended to together."""
-    w_kv = [keys_values_weight(layer.w_k, layer.w_v, layer.num_heads) for layer in layers]
-    ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
-    w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
-    scaled = torch.stack([layer.norm.weight[:, None] * w for layer, w in zip(layers, w_kv, strict=True)])
-    found = fused_ffn.encode(events, w_uv, torch.stack([ffn.w_o.weight for ffn in ffns]), scaled, eps=layers[0].norm.eps)
-    return [rows.add_((layer.norm.bias @ w).to(rows.dtype)) for rows, layer, w in zip(found, layers, w_kv, strict=True)]
+@dataclasses.dataclass(frozen=True, slots=True)
+class SideBySide:
+    """The weights that make keys and values of events, of all layers side by side: for a new event calls cost more than sums.
+
+    Args:
+        w_uv: [M, 2, H, D], W_u and W_v of each layer's FFN; here H is its hidden width.
+        w_o: [M, D, H].
+        w_kv: [M, D, 2 D], scale of the norm included.
+        shift: [M, 1, 2 D], what the norm's shift adds.
+        eps: of the norms.
+    """
+
+    w_uv: Float[Tensor, "M 2 H D"]
+    w_o: Float[Tensor, "M D H"]
+    w_kv: Float[Tensor, "M D D2"]
+    shift: Float[Tensor, "M 1 D2"]
+    eps: float
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> SideBySide | None:
+        """Returns copies of the layers' weights as they are now, None where their FFN is not SwiGLU."""
+        if not isinstance(layers[0].ffn, SwiGLUFFN):
+            return None
+        ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
+        w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
+        w_kv = torch.stack([keys_values_weight(layer.w_k, layer.w_v, layer.num_heads) for layer in layers])
+        scales, shifts = (torch.stack(parts) for parts in zip(*((layer.norm.weight, layer.norm.bias) for layer in layers), strict=True))
+        return cls(w_uv, torch.stack([ffn.w_o.weight for ffn in ffns]), scales[:, :, None] * w_kv, shifts[:, None] @ w_kv,
+                   layers[0].norm.eps)
+
+    def keys_values(self, events: Float[Tensor, "T D"], num_heads: int) -> list[Tensor]:
+        """Returns keys and values of each layer, each [T, 2 D], shift of the norm included: rows that were made here and rows that the
+        layers themselves made can be attended to together."""
+        layers, _, hidden, width = self.w_uv.shape
+        if fused_ffn.usable(events, width, hidden) and fused.usable(events, num_heads):
+            found = fused_ffn.encode(events, self.w_uv, self.w_o, self.w_kv, eps=self.eps)
+            return [rows.add_(shift[0].to(rows.dtype)) for rows, shift in zip(found, self.shift, strict=True)]
+        u_TMH, v_TMH = functional.linear(events, self.w_uv.flatten(0, 2)).unflatten(1, (layers, 2, hidden)).unbind(2)
+        rows = torch.bmm((functional.silu(v_TMH) * u_TMH).transpose(0, 1), self.w_o.transpose(1, 2))
+        return list(torch.baddbmm(self.shift, functional.layer_norm(rows, (width,), eps=self.eps), self.w_kv).unbind())

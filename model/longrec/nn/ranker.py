@@ -23,6 +23,7 @@ from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError
 from longrec.nn import casting, fused_tokens
 from longrec.nn.baselines import history_reader
+from longrec.nn.fused_stca import SideBySide
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.matches import Matches
 from longrec.nn.mixer import RankMixer
@@ -115,10 +116,19 @@ class Ranker(nn.Module):
         """
         return self._separable().encode(self.event_tokens(batch, self.gaps(batch)))
 
-    def keys_values(self, batch: RequestBatch) -> list[Tensor]:
-        """Returns keys and values of the events in each layer, each [T, 2 D], rows as independent as those of `encode`."""
+    def keys_values(self, batch: RequestBatch, weights: SideBySide | None = None) -> list[Tensor]:
+        """Returns keys and values of the events in each layer, each [T, 2 D], rows as independent as those of `encode`.
+
+        Args:
+            batch: targets are not read.
+            weights: `side_by_side`, of a caller who comes again with the same parameters.
+        """
         gaps = None if self.gap is None else self.gaps(batch)  # what a bias makes of them comes later
-        return self._separable().keys_values(self.event_tokens(batch, gaps))
+        return self._separable().keys_values(self.event_tokens(batch, gaps), weights)
+
+    def side_by_side(self) -> SideBySide | None:
+        """Returns what `keys_values` reads of the stack as it is now, None where it reads layer by layer."""
+        return self._separable().side_by_side()
 
     def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor],
              batch: RequestBatch) -> list[KeptKeysValues]:

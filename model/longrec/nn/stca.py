@@ -134,12 +134,21 @@ class STCA(nn.Module):
         """Returns X_1 ... X_M, each [T, D]: the target-free half, which a cache can keep per event."""
         return list(self._encodings(events))
 
-    def keys_values(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
-        """Returns keys and values of each layer, each [T, 2 D]: what a cache keeps per event where many targets are to be scored."""
-        layers = self._layers()
-        if fused_stca.usable(layers, events):
-            return fused_stca.keys_values(layers, events)
-        return [layer.keys_values(events) for layer in layers]
+    def side_by_side(self) -> fused_stca.SideBySide | None:
+        """Returns what `keys_values` reads of the layers as they are now, None where it reads them one after another."""
+        return fused_stca.SideBySide.of(self._layers())
+
+    def keys_values(self, events: Float[Tensor, "T D"], weights: fused_stca.SideBySide | None = None) -> list[Tensor]:
+        """Returns keys and values of each layer, each [T, 2 D]: what a cache keeps per event where many targets are to be scored.
+
+        Args:
+            events: X, raw event tokens.
+            weights: `side_by_side`, of a caller who comes again with the same parameters.
+        """
+        layers, weights = self._layers(), weights or self.side_by_side()
+        if weights is None:
+            return [layer.keys_values(events) for layer in layers]
+        return weights.keys_values(events, layers[0].num_heads)
 
     def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Memory], event_offsets: Int[Tensor, " R1"],
               target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None,

@@ -277,6 +277,18 @@ def test_scoring_kept_events_asks_the_device_for_no_value(recency: str) -> None:
     torch.testing.assert_close(scored, model(whole).logits, rtol=0, atol=1e-6)  # the bias of a gap is float32 there
 
 
+@pytest.mark.parametrize("ffn", ["swiglu", "plain"])
+def test_keys_and_values_of_all_layers_side_by_side_are_those_of_each(ffn: str) -> None:
+    model, whole = worlds.ranker(recency="bias", ffn=ffn), worlds.batch([25, 14], [4, 3])
+    for layer in model.stca.layers:
+        torch.nn.init.normal_(layer.norm.weight)
+        torch.nn.init.normal_(layer.norm.bias)
+    tokens, weights = model.event_tokens(whole, None), model.side_by_side()
+    assert (weights is None) == (ffn == "plain")
+    for found in (model.keys_values(whole), model.keys_values(whole, weights)):
+        torch.testing.assert_close(found, [layer.keys_values(tokens) for layer in model.stca.layers], rtol=0, atol=1e-12)
+
+
 def test_indices_of_any_integer_type_give_the_same_scores() -> None:
     model, whole = worlds.ranker(), worlds.batch([25, 4], [4, 2])
     narrow = dataclasses.replace(whole, event_items=whole.event_items.int(), event_features=whole.event_features.int(),
