@@ -19,7 +19,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import _rows
@@ -101,29 +101,39 @@ def forget(directory: Path) -> None:
         os.close(descriptor)
 
 
-def appetite(stream: RequestStream, device: torch.device) -> float:
-    """Returns the events/s that training steps take of one batch of the stream that is on the device already."""
-    batch = stream.batch(0).to(device)
-    return batch.num_events / _rows.timed(_world.step(_world.ranker(ENGINE, device), batch), device, repeats=50, warm=10)[1] * 1e3
-
-
-def fed(stream: RequestStream, num_workers: int, device: torch.device) -> float:
-    """Returns the events/s of the trainer itself, from the files to the weights, over fifty steps after ten; of 0 workers: on one batch
-    that is on the device already, so that nothing is packed or copied."""
-    config = TrainConfig(num_workers=max(1, num_workers), device=device.type)
-    trainer = Trainer(_world.ranker(ENGINE, device), config, num_steps=60, precision="bfloat16", failed_batch=Path("failed"))
-    trainer.start()
+def pace(steps: Iterable[Callable[[], object]], batches: Iterable[RequestBatch]) -> float:
+    """Returns the events/s of steps, each of its batch, after the first ten."""
     events, started = 0, 0.0
-    with contextlib.closing(prefetch([stream], num_workers=max(1, num_workers), pin=True)) as batches:
-        fresh = moved(itertools.islice(batches, 60), device)
-        for number, (host, batch) in enumerate(fresh if num_workers else [next(fresh)] * 60):
-            if number == 10:
-                torch.cuda.synchronize()
-                events, started = 0, time.perf_counter()
-            trainer.step(host, batch)
-            events += batch.num_events
-        torch.cuda.synchronize()
+    for number, (step, batch) in enumerate(zip(steps, batches, strict=True)):
+        if number == 10:
+            torch.cuda.synchronize()
+            events, started = 0, time.perf_counter()
+        step()
+        events += batch.num_events
+    torch.cuda.synchronize()
     return events / (time.perf_counter() - started)
+
+
+def paces(stream: RequestStream, num_workers: int, device: torch.device) -> tuple[float, float, float]:
+    """Returns the events/s of (the bare step, the trainer on the same batch, the trainer fed from the files), medians of three turns.
+
+    In turns, since the host that issues the operations is not equally fast all the time.
+    """
+    config = TrainConfig(num_workers=num_workers, device=device.type)
+    trainer = Trainer(_world.ranker(ENGINE, device), config, num_steps=1 << 20, precision="bfloat16", failed_batch=Path("failed"))
+    host = stream.batch(0)
+    batch = host.to(device)
+    bare = _world.step(_world.ranker(ENGINE, device), batch)
+    trainer.start()
+    found = []
+    for _ in range(3):
+        same = [batch] * 60
+        alone = pace([bare] * 60, same), pace([lambda: trainer.step(host, batch)] * 60, same)
+        with contextlib.closing(prefetch([stream], num_workers=num_workers, pin=True)) as packed:
+            fresh, again = itertools.tee(moved(itertools.islice(packed, 60), device))
+            found.append((*alone, pace((lambda pair=pair: trainer.step(*pair) for pair in fresh), (moving for _, moving in again))))
+    bare_pace, trainer_pace, fed_pace = np.median(found, axis=0).tolist()
+    return bare_pace, trainer_pace, fed_pace
 
 
 def epochs(directory: Path, chosen: argparse.Namespace, num_workers: int) -> tuple[float, list[float]]:
@@ -147,17 +157,17 @@ def measure(chosen: argparse.Namespace, directory: Path) -> list[dict[str, str]]
     stream = open_stream(directory, chosen)
     num_bytes = sum(tensor.numel() * tensor.element_size() for batch in stream for tensor in tensors_of(batch))
     copied = float(np.median([plain_copy(stream) for _ in range(chosen.repeats)])) * num_bytes / stream.num_events / EVENT_BYTES
-    wanted = appetite(stream, device) if device.type == "cuda" else 0.0
-    alone = fed(stream, 0, device) / wanted if wanted else 0.0
     for workers, (cold, times) in measured.items():
         rate, slow = stream.num_events / float(np.median(times)), stream.num_events / cold
         notes = [f"{rate / 1e6:.1f} M events/s, {slow / 1e6:.1f} from the disk", f"{num_bytes / stream.num_events:.2f} bytes/event",
                  f"one thread copies {num_bytes / copied / 1e9:.1f} GB/s", f"load before {load:.1f}"]
-        if wanted:
+        if device.type == "cuda":
+            wanted, alone, fed = paces(stream, workers, device)
             notes.append(f"{rate / wanted:.1f} (from the disk {slow / wanted:.1f}) times the step's {wanted / 1e6:.2f} M events/s")
-            notes.append(f"the trainer runs at {fed(stream, workers, device) / wanted:.3f} of it, on one batch at {alone:.3f}")
+            notes.append(f"the trainer runs at {fed / wanted:.3f} of it, on one batch at {alone / wanted:.3f}")
         quantiles = tuple(float(value) for value in np.quantile(times, [0.2, 0.5, 0.8]) * 1e3 / len(stream))
-        claim, shape = f"Loader, {workers} workers{', to the GPU' if wanted else ''}", f"L{chosen.events} m{TARGETS} T{chosen.budget}"
+        claim = f"Loader, {workers} workers{', to the GPU' if device.type == 'cuda' else ''}"
+        shape = f"L{chosen.events} m{TARGETS} T{chosen.budget}"
         rows.append(_rows.row(claim, shape, "int32", quantiles, num_bytes=num_bytes / len(stream), share=copied / float(np.median(times)),
                               notes="; ".join(notes)))
     return rows

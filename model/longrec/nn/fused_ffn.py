@@ -25,8 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK_ROWS = 1 << 18
-"""Rows whose hidden gradients exist at the same time in a backward pass."""
+CHUNK_ROWS = 1 << 19
+"""Most rows whose hidden gradients exist at the same time in a backward pass."""
+TILE = 128
+"""Rows of the tiles of most kernels."""
 FEWEST_ROWS = 1024
 """Rows below which the layers themselves are as fast."""
 TILED_WIDTHS = (64, 128, 256)
@@ -270,6 +272,8 @@ def _rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:
-    """Yields the rows of each chunk, of which there is at least one."""
-    return (slice(start, min(start + CHUNK_ROWS, num_rows)) for start in range(0, max(1, num_rows), CHUNK_ROWS))
+    """Yields the rows of each chunk, of which there is at least one; chunks are about equal, in whole tiles."""
+    count = max(1, -(-num_rows // CHUNK_ROWS))
+    size = max(1, -(-num_rows // count // TILE) * TILE)
+    return (slice(start, min(start + size, num_rows)) for start in range(0, max(1, num_rows), size))
 
