@@ -62,6 +62,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 NUM_THREADS = int(os.environ.get("LONGREC_THREADS", str(min(2, os.cpu_count() or 1))))
 """Threads of one forward pass in a worker. 10K events x 200 candidates take 33 ms of one core, or 19 ms of each of two (threads that wait
 must sleep, not spin: OMP_WAIT_POLICY)."""
+DEVICE = os.environ.get("LONGREC_DEVICE", "cpu")
+"""Where a worker scores: cpu in float32, or cuda with products in bfloat16 and captured graphs; the kept histories are there too."""
 CACHE_BYTES = int(float(os.environ.get("LONGREC_CACHE_MB", "1024")) * 2**20)
 """Of the kept keys and values of histories, in each worker."""
 TIMEOUT_SECONDS = float(os.environ.get("LONGREC_TIMEOUT_MS", "5000")) / 1e3
@@ -495,10 +497,13 @@ def _engine(bundle: Path | None, version: str, schema: Schema) -> Engine:
         version: of the model.
         schema: of the histories that this service reads.
     """
+    import torch
+
     from longrec.scorer import Scorer
     from longrec.serving.engine import Engine, Limits
 
-    scorer = Scorer.load(bundle or models.bundle_dir(models.store_dir(), version), schema=schema)
+    precision = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+    scorer = Scorer.load(bundle or models.bundle_dir(models.store_dir(), version), DEVICE, schema=schema, precision=precision)
     return Engine(scorer, Limits(cache_bytes=CACHE_BYTES, queue_seconds=QUEUE_SECONDS, caller_requests=CALLER_REQUESTS))
 
 

@@ -2,7 +2,7 @@
 # All that is to be measured on a GPU, the most valuable first; every part is bounded, rows and logs are under $OUT as soon as they exist.
 #
 #     bash model/benchmarks/gpu_all.sh one COMMIT      one GPU, 600 s: correctness, other models, host, twins, attention, scorer
-#                                                  eager and as a graph, step
+#                                                  eager and as graphs, step
 #     bash model/benchmarks/gpu_all.sh two COMMIT      two GPUs, 400 s: the trainer on both against one
 #     bash model/benchmarks/gpu_all.sh three COMMIT    one GPU, 600 s: breakdown, loader, growth, sharing, the rest of the scorer
 #
@@ -41,7 +41,6 @@ one)
     bounded 50 host python3 $bench/gpu_engine.py --only reference host --out "$rows"
     bounded 60 attention python3 $bench/attention.py --events 10240 --requests 16 --targets 1 2 4 8 16 32 --width 256 --heads 8 --out "$rows"
     bounded 70 serve python3 $bench/gpu_serve.py --repeats 200 --cases 2 --out "$rows"
-    bounded 60 graph python3 $bench/gpu_graph.py --events 10000 1000 --targets 500 50 --out "$rows"
     bounded 150 step python3 $bench/gpu_engine.py --only step --out "$rows" ;;
 two)
     bounded 300 ddp python3 -m torch.distributed.run --nproc-per-node 2 $bench/gpu_ddp.py --out "$rows" ;;

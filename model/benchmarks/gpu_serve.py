@@ -1,11 +1,13 @@
 """Ranking one request on a GPU through the engine's own parts: cache and Scorer, rows in, probabilities out, times of the host's clock.
 
-    python model/benchmarks/gpu_serve.py                all rows
+    python model/benchmarks/gpu_serve.py                all rows; --cases 2 the first two shapes, which have bars
     python model/benchmarks/gpu_serve.py --out rows.csv rows there instead of results.csv
+    python model/benchmarks/gpu_serve.py --device cpu --events 70 --targets 5 --width 32 --heads 2 --items 500 --repeats 3
 
 d=256, h=8, M=4, r=2, recency bias, bfloat16 products, a million items. "cold": no event of the user is kept; "warm": all are; "append":
-all but one. Everything from the history's Arrow columns to NumPy probabilities is in the time, but no HTTP and no feature store. Before
-the times, cold and warm scores are compared with the forward pass in float32.
+all but one; "eager": without captured graphs (longrec.captured), for the shapes with bars. Everything from the history's Arrow columns to
+NumPy probabilities is in the time, but no HTTP and no feature store. Before the times, scores are compared: cold with the forward pass in
+float32, warm and appended with cold, warm with eager. Exit status 1 where a bar is missed or a shape failed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,29 +29,35 @@ import _rows
 import _world
 
 from longrec.bundle import Bundle
+from longrec.captured import LEAST_EVENTS, LEAST_TARGETS, size_of
 from longrec.config import ModelConfig
 from longrec.data import history
 from longrec.data.encode import Encoder
 from longrec.nn.ranker import Ranker
 from longrec.schema import planted
-from longrec.scorer import RequestRows, Scorer
+from longrec.scorer import REPLAYS, RequestRows, Scorer
 from longrec.serving.cache import HistoryCache, Wanted
 
 CONFIG = ModelConfig(width=256, num_layers=4, num_heads=8, ffn_ratio=2, recency="bias")
-CASES = [(10_000, 500), (10_000, 2_048), (10_000, 50), (1_000, 500), (2_000, 500), (32_000, 500), (32_000, 2_048)]
+EVENTS, TARGETS = [10_000, 1_000, 2_000, 32_000], [500, 2_048, 50]
+BARS = {("cold", 10_000, 500): 5.0, ("warm", 10_000, 500): 2.0, ("cold", 10_000, 2_048): 10.0, ("warm", 10_000, 2_048): 10.0}
+"""Of p99, ms."""
+APART = {"cuda": 5e-3, "cpu": 1e-5}
+"""Largest difference of a probability, of what is compared but for float32: roundings within bfloat16, in float32 another order of sums."""
 SCHEMA = planted()
+Times = tuple[float, float, float]
 
 
-def make_scorer(num_items: int, device: torch.device) -> Scorer:
-    """Returns a scorer with random weights."""
+def make_scorer(config: ModelConfig, num_items: int, served_length: int, device: torch.device) -> Scorer:
+    """Returns a scorer with random weights, which uses fixed buffers on a CPU too."""
     items = pa.table({"item_id": np.arange(num_items), "topic": np.arange(num_items) % 64})
     encoder = Encoder.fit(SCHEMA, items, pa.table({"region": np.arange(8)}), [timeline(4_096, num_items, 1)], [np.arange(num_items)] * 5)
     torch.manual_seed(0)
-    ranker = Ranker(CONFIG, SCHEMA, encoder.sizes, torch.from_numpy(encoder.item_table)).to(device).eval()
+    ranker = Ranker(config, SCHEMA, encoder.sizes, torch.from_numpy(encoder.item_table)).to(device).eval()
     for layer in ranker.stca.layers:
         torch.nn.init.normal_(layer.gap_bias, std=0.3)
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return Scorer(Bundle(ranker, encoder, CONFIG, 10_000, {}, "random"), device, precision=precision)
+    return Scorer(Bundle(ranker, encoder, config, served_length, {}, "random"), device, precision=precision, replays=REPLAYS)
 
 
 def timeline(num_events: int, num_items: int, seed: int) -> pa.RecordBatch:
@@ -80,7 +89,18 @@ class Case:
         return self.scorer.score_kept([self.rows], cache.kept([wanted]))[0]
 
 
-def quantiles(work: Callable[[int], object], repeats: int) -> tuple[float, float, float]:
+    @property
+    def eager(self) -> Case:
+        """The same without captured graphs."""
+        return dataclasses.replace(self, scorer=dataclasses.replace(self.scorer, replays=0))
+
+    @property
+    def shape(self) -> str:
+        config = self.scorer.bundle.config
+        return f"L{self.num_events} m{len(self.rows.candidates)} d{config.width} h{config.num_heads} M{config.num_layers}"
+
+
+def quantiles(work: Callable[[int], object], repeats: int) -> Times:
     """Returns the 50, 95 and 99 % quantile of a call in ms; a call ends when its probabilities are on the host."""
     for number in range(5):
         work(number)
@@ -93,52 +113,102 @@ def quantiles(work: Callable[[int], object], repeats: int) -> tuple[float, float
     return p50, p95, p99
 
 
-def errors(case: Case) -> tuple[float, float, float]:
-    """Returns the largest difference of a probability: cold to float32, warm to cold, and appended to cold."""
-    exact = dataclasses.replace(case.scorer, precision=torch.float32)
+def errors(case: Case) -> dict[str, float]:
+    """Returns the largest differences of a probability."""
+    exact = dataclasses.replace(case.scorer, precision=torch.float32, replays=0)
     whole = dataclasses.replace(case.rows, history=case.rows.history.slice(1, case.num_events))
     cache = HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
     case.rank(cache)
-    appended, warm = case.rank(cache, 1), case.rank(cache, 1)
+    appended, warm, eager = case.rank(cache, 1), case.rank(cache, 1), case.eager.rank(cache, 1)
     cold = case.rank(HistoryCache(case.scorer, 1 << 34), 1)
-    expected = exact.score([whole], case.num_events)[0]
-    return float(np.abs(cold - expected).max()), float(np.abs(warm - cold).max()), float(np.abs(appended - cold).max())
+    expected, alone = exact.score([whole], case.num_events)[0], case.scorer.score([whole], case.num_events)[0]
+    pairs = {"cold to float32": (cold, expected), "warm to cold": (warm, cold), "appended to cold": (appended, cold),
+             "warm to eager": (warm, eager), "score to cold": (alone, cold)}
+    return {name: float(np.abs(a - b).max()) for name, (a, b) in pairs.items()}
 
 
-def measured(case: Case, repeats: int) -> list[dict[str, str]]:
-    """Returns the rows of a case."""
+def works_of(case: Case, kind: str) -> dict[str, Callable[[int], object]]:
+    """Returns what is timed, by name; `kind` goes before the names."""
     cache = HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
     case.rank(cache)
-    works: dict[str, Callable[[int], object]] = {
-        "cold": lambda _: case.rank(HistoryCache(case.scorer, 1 << 34)), "warm": lambda _: case.rank(cache),
-        "append": lambda number: case.rank(cache, 1 + number)}
-    apart, found = errors(case), []
-    num_targets = len(case.rows.candidates)
+    return {f"{kind}cold": lambda _: case.rank(HistoryCache(case.scorer, 1 << 34)), f"{kind}warm": lambda _: case.rank(cache),
+            f"{kind}append": lambda number: case.rank(cache, 1 + number)}
+
+
+def measured(case: Case, repeats: int) -> Iterator[tuple[str, Times]]:
+    """Yields what was timed, and its quantiles."""
+    works = works_of(case, "")
+    if ("cold", case.num_events, len(case.rows.candidates)) in BARS:
+        works |= works_of(case.eager, "eager ")
     for name, work in works.items():
-        count = repeats if name != "append" else min(repeats, 200)
-        p50, p95, p99 = quantiles(work, count)
-        notes = (f"p50 {p50:.2f} p95 {p95:.2f} p99 {p99:.2f} ms of {count}; {num_targets / p50 * 1e3:,.0f} candidates/s; "
-                 f"{cache.num_bytes / case.num_events:.0f} bytes an event; largest difference cold to float32 {apart[0]:.1e}, "
-                 f"warm to cold {apart[1]:.1e}, appended to cold {apart[2]:.1e}")
-        shape = f"L{case.num_events} m{num_targets} d{CONFIG.width} h{CONFIG.num_heads} M{CONFIG.num_layers}"
-        precision = str(case.scorer.precision).removeprefix("torch.")
-        row = _rows.row(f"scorer {name} p50 p95 p99", shape, precision, (p50, p95, p99), notes=notes)
-        print(row["claim"], row["shape"], notes, flush=True)
+        yield name, quantiles(work, min(repeats, 200) if name.endswith("append") else repeats)
+
+
+def stages(case: Case) -> str:
+    """Returns how long the parts of a request take, medians in ms; of a graph its time on the device."""
+    scorer, cache = case.scorer, HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
+    case.rank(cache)
+    history = case.rows.history.slice(0, case.num_events)
+    wanted = [Wanted("user", case.rows.history, 0, case.num_events, case.rows.moment_ms)]
+    kept, asked, captured = cache.kept(wanted), scorer._asked(case.rows), scorer.captured
+    assert captured is not None
+    parts = {"encode rows": lambda _: scorer.bundle.encoder.events(history), "look up": lambda _: cache.kept(wanted),
+             "pack": lambda _: scorer._asked(case.rows), "keys_values": lambda _: scorer.keys_values([history], [case.rows.moment_ms]),
+             "copy kept, replay, copy back": lambda _: captured.score_kept(kept[0].layers, kept[0].timestamps, asked)}
+    found = [f"{name} {quantiles(part, 50)[0]:.3f}" for name, part in parts.items()]
+    sizes = size_of(case.num_events, LEAST_EVENTS), size_of(len(case.rows.candidates), LEAST_TARGETS)
+    for name, key in (("graph of encode", ("_encode_all", sizes[0])), ("graph of score", ("_score_all", *sizes))):
+        if graph := captured._graphs.get(key):
+            found.append(f"{name} {_rows.timed(graph.replay, scorer.device, repeats=50)[1]:.3f}")
+    return ", ".join(found)
+
+
+def rows_of(case: Case, repeats: int, missed: list[str]) -> list[dict[str, str]]:
+    """Returns the rows of a case; adds to `missed` what misses its bar."""
+    apart, found = errors(case), []
+    bar, num_targets = APART[case.scorer.device.type], len(case.rows.candidates)
+    missed += [f"{case.shape}: {name} {value:.1e}" for name, value in apart.items() if name != "cold to float32" and value > bar]
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
+    print(case.shape, "differences:", differences, "ms:", stages(case), flush=True)
+    for name, times in measured(case, repeats):
+        notes = (f"p50 {times[0]:.2f} p95 {times[1]:.2f} p99 {times[2]:.2f} ms; {num_targets / times[0] * 1e3:,.0f} candidates/s; "
+                 f"largest differences {differences}")
+        row = _rows.row(f"scorer {name} p50 p95 p99", case.shape, str(case.scorer.precision).removeprefix("torch."), times, notes=notes)
+        print(row["claim"], case.shape, notes.partition("; largest")[0], flush=True)
         found.append(row)
+        limit = BARS.get((name, case.num_events, num_targets), float("inf")) if case.scorer.device.type == "cuda" else float("inf")
+        missed += [f"{case.shape}: {name} p99 {times[2]:.2f} ms, not {limit:g}"] if times[2] > limit else []
     return found
 
 
 def main() -> None:
+    chosen = _arguments()
+    device, config = torch.device(chosen.device), dataclasses.replace(CONFIG, width=chosen.width, num_heads=chosen.heads)
+    scorer, started = make_scorer(config, chosen.items, max(chosen.events), device), time.perf_counter()
+    scorer.warm_up()
+    if device.type == "cuda" and scorer.captured is not None:
+        print(f"{scorer.captured.num_graphs} graphs in {time.perf_counter() - started:.1f} s, "
+              f"{torch.cuda.memory_reserved() / 2**30:.2f} GiB reserved", flush=True)
+    missed: list[str] = []
+    for num_events, num_targets in [(n, m) for n in chosen.events for m in chosen.targets][:chosen.cases]:
+        try:
+            _rows.append(rows_of(Case.of(scorer, num_events, num_targets), chosen.repeats, missed), chosen.out)
+        except Exception:  # the other shapes are worth their minutes
+            traceback.print_exc()
+            missed.append(f"L{num_events} m{num_targets} failed")
+    raise SystemExit("; ".join(missed) if missed else 0)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=_rows.RESULTS)
-    parser.add_argument("--repeats", type=int, default=500)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--cases", type=int, default=len(CASES), help="the first so many")
-    chosen = parser.parse_args()
-    scorer = make_scorer(chosen.items, torch.device(chosen.device))
-    for num_events, num_targets in CASES[:chosen.cases]:
-        _rows.append(measured(Case.of(scorer, num_events, num_targets), chosen.repeats), chosen.out)
+    parser.add_argument("--events", type=int, nargs="+", default=EVENTS)
+    parser.add_argument("--targets", type=int, nargs="+", default=TARGETS)
+    for name, default in (("repeats", 500), ("items", 1_000_000), ("width", CONFIG.width), ("heads", CONFIG.num_heads)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--cases", type=int, default=None, help="the first so many shapes")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ MAX_CANDIDATES = 2_048
 """Most candidates that the service takes in one request."""
 TOKEN_BUDGET, REQUESTS_PER_BATCH = 65_536, 64
 READY_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 300.0, 30.0, 90.0
-_PATIENT = {"LONGREC_FOLLOW": "0", "LONGREC_TIMEOUT_MS": "60000", "LONGREC_STORE_TIMEOUT_MS": "20000"}
-"""Of the served bento: scores are compared, not times; a busy node shall not refuse a model."""
+_PATIENT = {"LONGREC_FOLLOW": "0", "LONGREC_TIMEOUT_MS": "60000", "LONGREC_STORE_TIMEOUT_MS": "20000", "LONGREC_DEVICE": "cpu"}
+"""Of the served bento: scores are compared, not times; a busy node shall not refuse a model, nor products in bfloat16."""
 
 Scores: TypeAlias = list[npt.NDArray[np.float32]]
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from longrec.bundle import Bundle
+from longrec.captured import Asked, Captured
 from longrec.data import stream
 from longrec.data.batch import RequestBatch
 from longrec.data.encode import int64_column
@@ -25,6 +26,8 @@ from longrec.schema import TIMESTAMP, Feature, Schema
 Scores = npt.NDArray[np.float32]
 TOKEN_BUDGET = 65_536
 MAX_REQUESTS = 64
+REPLAYS = 4
+"""Requests up to which captured graphs score one after another on a CUDA device: each takes less than a quarter of an eager batch."""
 _ARROW_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 
 
@@ -72,6 +75,8 @@ class Scorer:
         device: where its ranker is.
         token_budget, max_requests: bounds of one batch, in events and requests; they change the speed, not the scores.
         precision: of the matrix products; float32, or bfloat16 for a GPU that serves.
+        replays: requests up to which a call scores them one after another in fixed buffers (longrec.captured) where they fit, rather than
+            as a batch; None for REPLAYS on a CUDA device and for none elsewhere.
     """
 
     bundle: Bundle
@@ -79,11 +84,17 @@ class Scorer:
     token_budget: int = TOKEN_BUDGET
     max_requests: int = MAX_REQUESTS
     precision: torch.dtype = torch.float32
+    replays: int | None = None
+    captured: Captured | None = dataclasses.field(init=False, repr=False, compare=False)
     _weights: SideBySide | None = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        ranker, takes = self.bundle.ranker, self._num_replays > 0 and self.is_separable and not self.bundle.config.matches
         with torch.no_grad():
-            object.__setattr__(self, "_weights", self.bundle.ranker.side_by_side() if self.is_separable else None)
+            weights = ranker.side_by_side() if self.is_separable else None
+        object.__setattr__(self, "_weights", weights)
+        object.__setattr__(self, "captured", Captured(ranker, weights, (self.device, self.precision), self.bundle.served_length)
+                           if takes else None)
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu", *, schema: Schema | None = None,
@@ -122,11 +133,14 @@ class Scorer:
         asked = [position for position, request in enumerate(requests) if len(request.candidates)]
         answers = [np.zeros((0, len(self.task_names)), np.float32) for _ in requests]
         if asked:
-            scores = np.concatenate(list(self.score_batches(self._batches([requests[position] for position in asked], length))))
-            ends = np.cumsum([len(requests[position].candidates) for position in asked])
-            for position, part in zip(asked, np.split(scores, ends[:-1]), strict=True):
+            for position, part in zip(asked, self._scored([requests[position] for position in asked], length), strict=True):
                 answers[position] = part
         return answers
+
+    def warm_up(self) -> None:
+        """Captures all graphs that requests of the served length will need; without a CUDA device there is nothing to do."""
+        if self.captured is not None and self.device.type == "cuda":
+            self.captured.warm_up()
 
     def score_batches(self, batches: Iterable[RequestBatch]) -> Iterator[Scores]:
         """Yields the probabilities of each batch, float32 [N, K] in the order of its targets; labels are not looked at."""
@@ -155,6 +169,8 @@ class Scorer:
         """
         entries = [self.bundle.encoder.events(events) if events.num_rows else _no_events(self.bundle.schema) for events in histories]
         lengths = [events.num_rows for events in histories]
+        if captured := self._captured(lengths, [0] * len(lengths)):
+            return [KeptEvents(*captured.keys_values(*part)) for part in zip(entries, moments_ms, strict=True)]
         batch = _events_only(entries, lengths, moments_ms)
         with torch.inference_mode(), self._autocast():
             batch = batch if self.device.type == "cpu" else batch.to(self.device)
@@ -172,6 +188,9 @@ class Scorer:
             requests: at least one, each with candidates; their histories are not looked at.
             kept: events of each.
         """
+        if captured := self._captured([len(part) for part in kept], [len(request.candidates) for request in requests]):
+            return [captured.score_kept(part.layers, part.timestamps, self._asked(request))
+                    for request, part in zip(requests, kept, strict=True)]
         batch = self._without_events(requests, kept)
         with torch.inference_mode(), self._autocast():
             memories = self.bundle.ranker.kept([part.layers for part in kept], [part.timestamps for part in kept], batch)
@@ -188,6 +207,32 @@ class Scorer:
             self.bundle.ranker.score(batch, [dataclasses.replace(memory, seen=seen) for memory in memories])
             weights: npt.NDArray[np.float32] = torch.stack([layer[0] for layer in seen]).cpu().numpy()
         return weights
+
+    @property
+    def _num_replays(self) -> int:
+        return (REPLAYS if self.device.type == "cuda" else 0) if self.replays is None else self.replays
+
+    def _captured(self, num_events: Sequence[int], num_targets: Sequence[int]) -> Captured | None:
+        """Returns what scores requests of these sizes one after another, None where they are scored as a batch."""
+        captured = self.captured
+        if captured is None or len(num_events) > self._num_replays or not all(map(captured.fits, num_events, num_targets)):
+            return None
+        return captured
+
+    def _scored(self, requests: Sequence[RequestRows], length: int) -> Sequence[Scores]:
+        """Returns the probabilities of requests that all have candidates."""
+        sizes = [len(request.candidates) for request in requests]
+        if self.captured is not None and len(requests) <= self._num_replays:
+            histories = [self._history(request, length) for request in requests]
+            if captured := self._captured([len(events[0]) for events in histories], sizes):
+                return [captured.score(events, self._asked(request)) for events, request in zip(histories, requests, strict=True)]
+        scores = np.concatenate(list(self.score_batches(self._batches(requests, length))))
+        return np.split(scores, np.cumsum(sizes)[:-1])
+
+    def _asked(self, request: RequestRows) -> Asked:
+        encoder = self.bundle.encoder
+        return Asked(request.moment_ms, encoder.users(_user_table(encoder.schema, [request.user_features or {}])),
+                     encoder.item_rows(np.asarray(request.candidates, np.int64)))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:

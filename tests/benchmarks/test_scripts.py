@@ -106,12 +106,14 @@ def test_the_lent_minutes_hold_only_commands_that_there_are() -> None:
 
 
 @pytest.mark.slow
-def test_fixed_buffers_with_masks_score_what_the_scorer_does(tmp_path: Path) -> None:
-    """What a CPU can tell of gpu_graph: four requests through two buckets each way, after others have left their rows there."""
-    sizes = shlex.split("--device cpu --events 1100 70 1500 --targets 70 5 --width 32 --heads 2 --items 500 --repeats 2")
-    _run("gpu_graph.py", *sizes, "--out", str(tmp_path / "rows.csv"))
+def test_ranking_on_a_gpu_is_timed_in_every_way(tmp_path: Path) -> None:
+    """What a CPU can tell of gpu_serve: cache and fixed buffers agree with the forward pass, for three works of each shape."""
+    sizes = shlex.split("--device cpu --events 1100 70 --targets 70 5 --width 32 --heads 2 --items 500 --repeats 2 --cases 3")
+    found = _run("gpu_serve.py", *sizes, "--out", str(tmp_path / "rows.csv"))
     with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as stream:
-        assert len(list(csv.DictReader(stream))) == 6
+        rows = list(csv.DictReader(stream))
+    assert [row["claim"].split()[1] for row in rows] == ["cold", "warm", "append"] * 3
+    assert "score to cold" in found and "pack" in found
 
 
 @pytest.mark.slow

@@ -429,3 +429,9 @@ def test_a_worker_that_cannot_start_is_not_started_for_ever(served_world) -> Non
     done = _serve({**served_world.environment, "LONGREC_THREADS": "0"})  # torch refuses it
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("Error: longrec cannot serve: RuntimeError")
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_not_there_is_told_in_one_line(served_world) -> None:
+    environment = {**served_world.environment, "LONGREC_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    assert "no GPU is available" in _refusal(environment)

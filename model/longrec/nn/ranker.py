@@ -28,6 +28,7 @@ from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, Sw
 from longrec.nn.matches import Matches
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA, Memory
+from longrec.nn.target_attention import Segments
 from longrec.nn.target_attention.kept import KeptKeysValues
 from longrec.schema import Schema
 
@@ -35,7 +36,7 @@ NUM_MIXER_TOKENS = 4
 HOUR_MS, HOURS, DAYS = 3_600_000, 24, 7
 CONTEXT_STD = 0.1
 """Initial deviation of the context's embeddings: next to nothing beside the other mixer tokens, until data says more."""
-PRODUCTS = re.compile(r"(user_part|stca\.join|stca\.fuse\.\d+|head|aux_head|matches\.part)\.(weight|bias)|stca\.layers\.\d+\.w_[qo]"
+PRODUCTS = re.compile(r"(user_part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part)\.(weight|bias)|stca\.layers\.\d+\.w_[qo]"
                       r"|mixer\.blocks\.\d+\.[wb]_(in|out)")
 """Parameters that nothing but products read: a whole pass casts them together (longrec.nn.casting)."""
 
@@ -130,21 +131,22 @@ class Ranker(nn.Module):
         """Returns what `keys_values` reads of the stack as it is now, None where it reads layer by layer."""
         return self._separable().side_by_side()
 
-    def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor],
-             batch: RequestBatch) -> list[KeptKeysValues]:
+    def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor], batch: RequestBatch,
+             segments: Segments | None = None) -> list[KeptKeysValues]:
         """Returns what `score` takes as `encoded`, for a batch that holds no events because their keys and values were kept.
 
         Args:
             parts: [R][M] of [L, 2 D], rows that `keys_values` made.
             timestamps: R of int64 [L], ms, of the events.
             batch: the requests.
+            segments: of the parts side by side, where they are on their device already.
         """
         gaps = None
         if self.recency == "bias":
             gaps = [gap_buckets(moment.expand(len(times)), times)
                     for moment, times in zip(batch.request_timestamps.split(1), timestamps, strict=True)]
         counts = batch.target_offsets.diff().tolist() if batch.host_counts is None else batch.host_counts[1]
-        return self._separable().kept(parts, gaps, counts)
+        return self._separable().kept(parts, gaps, counts, segments)
 
     def score(self, batch: RequestBatch, encoded: Iterable[Memory]) -> RankerOutput:
         """Returns the logits of all targets over encoded or kept events; `score(batch, encode(batch))` equals `forward(batch)`."""
@@ -234,7 +236,9 @@ class Ranker(nn.Module):
             targets = targets + self.matches(batch, self.item_table)
         counts = batch.target_offsets.diff()
         user, context = (part.repeat_interleave(counts, dim=0, output_size=batch.num_targets) for part in (user, context))
-        logits = _at_least_float32(self.head(self.mixer(torch.stack([z, user, targets, context], dim=1))))
+        mixed = self.mixer(torch.stack([z, user, targets, context], dim=1))
+        with torch.autocast(mixed.device.type, enabled=False):  # a logit above 2 that is rounded to 16 bits is off by 8e-3
+            logits = _at_least_float32(self.head(mixed.to(self.head.weight.dtype)))
         aux_logits = None if self.aux_head is None else _at_least_float32(self.aux_head(z))
         return RankerOutput(logits, aux_logits, self.aux_loss_weight)
 

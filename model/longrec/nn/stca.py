@@ -156,14 +156,15 @@ class STCA(nn.Module):
         """Returns z of every target; arguments as in `forward`, `encoded` as `encode` returns it or kept keys and values by layer."""
         return self._score(targets, encoded, Segments.of(event_offsets, target_offsets, counts), gaps)
 
-    def kept(self, parts: Sequence[Sequence[Tensor]], gaps: Sequence[Tensor] | None,
-             num_targets: Sequence[int]) -> list[KeptKeysValues]:
+    def kept(self, parts: Sequence[Sequence[Tensor]], gaps: Sequence[Tensor] | None, num_targets: Sequence[int],
+             segments: Segments | None = None) -> list[KeptKeysValues]:
         """Returns what each layer attends to of R requests.
 
         Args:
             parts: [R][M] of [L, 2 D], rows that `keys_values` made.
             gaps: R of [L], bucket of the time gap of each event, for `recency: bias`.
             num_targets: of each request.
+            segments: of the parts side by side, where they are on their device already.
         """
         layers, lengths = self._layers(), [request[0].shape[0] for request in parts]
         tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None]
@@ -172,7 +173,8 @@ class STCA(nn.Module):
             by_head = torch.stack(tables).float().transpose(1, 2).flatten(0, 1).index_select(1, torch.cat(list(gaps)))
             biases = [layer_bias.split(lengths, dim=1) for layer_bias in by_head.unflatten(0, (len(layers), -1))]
         device = parts[0][0].device
-        segments = Segments.counted(lengths, num_targets, device) if device.type == "cuda" else None
+        if segments is None and device.type == "cuda":
+            segments = Segments.counted(lengths, num_targets, device)
         return [KeptKeysValues([request[index] for request in parts], biases[index], layer.num_heads, num_targets, segments)
                 for index, layer in enumerate(layers)]
 

@@ -448,6 +448,7 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Scores made-up requests, so that torch has done what it does once, and the estimates fit this machine."""
+        self.scorer.warm_up()
         for num_events in (0, 64, WARM_EVENTS + 8, WARM_EVENTS + 8):
             candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
             rows = RequestRows(_made_up(self.scorer.bundle.schema, num_events), None, num_events + 1, candidates)
