@@ -5,16 +5,20 @@
     python model/benchmarks/gpu_serve.py --device cpu --events 70 --targets 5 --width 32 --heads 2 --items 500 --repeats 3
 
 d=256, h=8, M=4, r=2, recency bias, bfloat16 products, a million items. "cold": no event of the user is kept; "warm": all are; "append":
-all but one; "eager": without captured graphs (longrec.captured), for the shapes with bars. Everything from the history's Arrow columns to
+all but one; "eager": without captured graphs (longrec.captured), for the shapes with bars, which are also timed more often; "together":
+several warm requests in one call, replayed one after another against an eager batch. Everything from the history's Arrow columns to
 NumPy probabilities is in the time, but no HTTP and no feature store. Before the times, scores are compared: cold with the forward pass in
-float32, warm and appended with cold, warm with eager. Exit status 1 where a bar is missed or a shape failed.
+float32, warm and appended with cold, warm with eager; and scores that are made while another scorer captures its graphs (a promotion)
+with those before. Exit status 1 where a bar is missed or a shape failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -95,6 +99,10 @@ class Case:
         return dataclasses.replace(self, scorer=dataclasses.replace(self.scorer, replays=0))
 
     @property
+    def has_bars(self) -> bool:
+        return ("cold", self.num_events, len(self.rows.candidates)) in BARS
+
+    @property
     def shape(self) -> str:
         config = self.scorer.bundle.config
         return f"L{self.num_events} m{len(self.rows.candidates)} d{config.width} h{config.num_heads} M{config.num_layers}"
@@ -137,11 +145,10 @@ def works_of(case: Case, kind: str) -> dict[str, Callable[[int], object]]:
 
 def measured(case: Case, repeats: int) -> Iterator[tuple[str, Times]]:
     """Yields what was timed, and its quantiles."""
-    works = works_of(case, "")
-    if ("cold", case.num_events, len(case.rows.candidates)) in BARS:
-        works |= works_of(case.eager, "eager ")
-    for name, work in works.items():
-        yield name, quantiles(work, min(repeats, 200) if name.endswith("append") else repeats)
+    for name, work in works_of(case, "").items():
+        yield name, quantiles(work, min(repeats if case.has_bars else repeats // 3, 200))
+    for name, work in works_of(case.eager, "eager ").items() if case.has_bars else ():
+        yield name, quantiles(work, repeats // 4)
 
 
 def stages(case: Case) -> str:
@@ -169,7 +176,7 @@ def rows_of(case: Case, repeats: int, missed: list[str]) -> list[dict[str, str]]
     bar, num_targets = APART[case.scorer.device.type], len(case.rows.candidates)
     missed += [f"{case.shape}: {name} {value:.1e}" for name, value in apart.items() if name != "cold to float32" and value > bar]
     differences = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
-    print(case.shape, "differences:", differences, "ms:", stages(case), flush=True)
+    print(case.shape, "differences:", differences, *(["ms:", stages(case)] if case.has_bars else []), flush=True)
     for name, times in measured(case, repeats):
         notes = (f"p50 {times[0]:.2f} p95 {times[1]:.2f} p99 {times[2]:.2f} ms; {num_targets / times[0] * 1e3:,.0f} candidates/s; "
                  f"largest differences {differences}")
@@ -181,6 +188,43 @@ def rows_of(case: Case, repeats: int, missed: list[str]) -> list[dict[str, str]]
     return found
 
 
+def together(case: Case, repeats: int) -> Iterator[dict[str, str]]:
+    """Yields the rows of several requests in one call."""
+    kept = case.scorer.keys_values([case.rows.history.slice(0, case.num_events)], [case.rows.moment_ms])
+    for count in (2, 4, 8):
+        for name, scorer in (("replayed", dataclasses.replace(case.scorer, replays=count)), ("eager", case.eager.scorer)):
+            times = quantiles(lambda _: scorer.score_kept([case.rows] * count, kept * count), repeats)  # noqa: B023
+            row = _rows.row(f"scorer {count} warm together {name} p50 p95 p99", case.shape,
+                            str(case.scorer.precision).removeprefix("torch."), times)
+            print(row["claim"], case.shape, *(f"{value:.2f}" for value in times), flush=True)
+            yield row
+
+
+def promotion(case: Case, missed: list[str]) -> None:
+    """Scores in one thread while another scorer of the same bundle captures all its graphs; adds to `missed` where scores move."""
+    cache, stop, found = HistoryCache(case.scorer, 1 << 34, keep=case.num_events), threading.Event(), list[tuple[float, float]]()
+    expected = case.rank(cache)
+
+    def work() -> None:
+        while not stop.is_set() or not found:
+            started = time.perf_counter()
+            scores = case.rank(cache if len(found) % 2 else HistoryCache(case.scorer, 1 << 34))
+            found.append(((time.perf_counter() - started) * 1e3, float(np.abs(scores - expected).max())))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        at_work, other, started = pool.submit(work), dataclasses.replace(case.scorer), time.perf_counter()
+        other.warm_up()
+        seconds = time.perf_counter() - started
+        stop.set()
+        at_work.result()
+    of_other = float(np.abs(dataclasses.replace(case, scorer=other).rank(cache) - expected).max())
+    apart = max(of_other, *(difference for _, difference in found))
+    p50, p99 = np.quantile([ms for ms, _ in found], [0.5, 0.99]).tolist()
+    print(f"another scorer captures for {seconds:.1f} s: {len(found)} requests meanwhile, p50 {p50:.2f} p99 {p99:.2f} "
+          f"slowest {max(ms for ms, _ in found):.2f} ms, largest difference {apart:.1e}", flush=True)
+    missed += [f"scores move by {apart:.1e} while another scorer captures"] if apart > APART[case.scorer.device.type] else []
+
+
 def main() -> None:
     chosen = _arguments()
     device, config = torch.device(chosen.device), dataclasses.replace(CONFIG, width=chosen.width, num_heads=chosen.heads)
@@ -190,12 +234,17 @@ def main() -> None:
         print(f"{scorer.captured.num_graphs} graphs in {time.perf_counter() - started:.1f} s, "
               f"{torch.cuda.memory_reserved() / 2**30:.2f} GiB reserved", flush=True)
     missed: list[str] = []
-    for num_events, num_targets in [(n, m) for n in chosen.events for m in chosen.targets][:chosen.cases]:
+    shapes = [(n, m) for n in chosen.events for m in chosen.targets]
+    for number, shape in enumerate(shapes[:chosen.cases]):
         try:
-            _rows.append(rows_of(Case.of(scorer, num_events, num_targets), chosen.repeats, missed), chosen.out)
+            case = Case.of(scorer, *shape)
+            _rows.append(rows_of(case, chosen.repeats, missed), chosen.out)
+            if not number:
+                promotion(case, missed)
+                _rows.append(list(together(case, chosen.repeats // 4)), chosen.out)
         except Exception:  # the other shapes are worth their minutes
             traceback.print_exc()
-            missed.append(f"L{num_events} m{num_targets} failed")
+            missed.append(f"L{shape[0]} m{shape[1]} failed")
     raise SystemExit("; ".join(missed) if missed else 0)
 
 

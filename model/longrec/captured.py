@@ -162,7 +162,7 @@ class Captured:
         host.request[0] = moment_ms
         rows.request[:1].copy_(host.request[:1], non_blocking=True)
         if self._device.type == "cuda":
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._device))
         self._run(self._encode_all, size_of(count, LEAST_EVENTS))
         return count
 

@@ -108,12 +108,13 @@ def test_the_lent_minutes_hold_only_commands_that_there_are() -> None:
 @pytest.mark.slow
 def test_ranking_on_a_gpu_is_timed_in_every_way(tmp_path: Path) -> None:
     """What a CPU can tell of gpu_serve: cache and fixed buffers agree with the forward pass, for three works of each shape."""
-    sizes = shlex.split("--device cpu --events 1100 70 --targets 70 5 --width 32 --heads 2 --items 500 --repeats 2 --cases 3")
+    sizes = shlex.split("--device cpu --events 1100 70 --targets 70 5 --width 32 --heads 2 --items 500 --repeats 9 --cases 3")
     found = _run("gpu_serve.py", *sizes, "--out", str(tmp_path / "rows.csv"))
     with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["claim"].split()[1] for row in rows] == ["cold", "warm", "append"] * 3
-    assert "score to cold" in found and "pack" in found
+    works = ["cold", "warm", "append"]
+    assert [row["claim"].split()[1] for row in rows] == [*works, "2", "2", "4", "4", "8", "8", *works, *works]
+    assert "score to cold" in found and "another scorer captures" in found
 
 
 @pytest.mark.slow
