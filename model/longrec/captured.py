@@ -9,7 +9,7 @@ The buffers of a size are the first rows of those of the largest, and all graphs
 request's own rows lies what others left there: the kernels of a CUDA device are told the length and do not read it, elsewhere a bias of
 MASKED takes all weight from it. A softmax of nothing but masks is a mean, so a request without events is none for here.
 
-A graph reads the weights where the parameters lie when it is replayed: it belongs to one ranker, and another version captures its own.
+A graph reads the weights where they lay when it was captured: it belongs to one ranker as it is served, another version captures its own.
 Shape letters: E events and N candidates of a size, L events and m candidates of a request, D width, M layers, A action features of an
 event, U user features, K tasks.
 """
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from longrec.data.batch import RequestBatch
+from longrec.nn.fused_stca import SideBySide
 from longrec.nn.ranker import Ranker
 from longrec.nn.target_attention import Segments
 
@@ -80,13 +81,15 @@ class Captured:
 
     Args:
         ranker: STCA, without `matches`; in evaluation mode.
+        weights: its `side_by_side`.
         device: where it is. Without CUDA the same is done in the same buffers, but nothing is captured.
         precision: of the matrix products.
         max_events: the longest history that is to fit.
     """
 
-    def __init__(self, ranker: Ranker, device: torch.device, precision: torch.dtype, max_events: int) -> None:
-        self._ranker, self._device, self._precision = ranker, device, precision
+    def __init__(self, ranker: Ranker, weights: SideBySide | None, device: torch.device, *, precision: torch.dtype,
+                 max_events: int) -> None:
+        self._ranker, self._weights, self._device, self._precision = ranker, weights, device, precision
         self.max_events = size_of(max_events, LEAST_EVENTS)
         self._lock, self._graphs = threading.Lock(), dict[tuple[object, ...], torch.cuda.CUDAGraph]()
 
@@ -185,7 +188,7 @@ class Captured:
         rows = self._rows
         batch = RequestBatch(rows.items[:num_events], rows.features[:num_events], rows.timestamps[:num_events], self._offsets(num_events),
                              rows.items[:0], self._offsets(0), rows.request[None, 3:3], rows.request[:1], host_counts=([num_events], [0]))
-        torch._foreach_copy_([buffer[:num_events] for buffer in self._layers.unbind()], self._ranker.keys_values(batch))
+        torch._foreach_copy_([buffer[:num_events] for buffer in self._layers.unbind()], self._ranker.keys_values(batch, self._weights))
 
     def _score_all(self, num_events: int, num_targets: int) -> None:
         """Reads K | V, times and the request, writes the probabilities of all candidates; can be captured too."""

@@ -89,12 +89,13 @@ class Scorer:
     _weights: SideBySide | None = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        ranker, takes = self.bundle.ranker, self._num_replays > 0 and self.is_separable and not self.bundle.config.matches
+        ranker, captured = self.bundle.ranker, None
         with torch.no_grad():
             weights = ranker.side_by_side() if self.is_separable else None
+        if self._num_replays and self.is_separable and not self.bundle.config.matches:
+            captured = Captured(ranker, weights, self.device, precision=self.precision, max_events=self.bundle.served_length)
         object.__setattr__(self, "_weights", weights)
-        object.__setattr__(self, "captured", Captured(ranker, weights, (self.device, self.precision), self.bundle.served_length)
-                           if takes else None)
+        object.__setattr__(self, "captured", captured)
 
     @classmethod
     def load(cls, directory: str | Path, device: str | torch.device = "cpu", *, schema: Schema | None = None,
