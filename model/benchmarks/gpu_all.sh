@@ -40,7 +40,7 @@ one)
     bounded 100 models python3 $bench/gpu_engine.py --only models --out "$rows"
     bounded 50 host python3 $bench/gpu_engine.py --only reference host --out "$rows"
     bounded 60 attention python3 $bench/attention.py --events 10240 --requests 16 --targets 1 2 4 8 16 32 --width 256 --heads 8 --out "$rows"
-    bounded 70 serve python3 $bench/gpu_serve.py --repeats 200 --cases 2 --out "$rows"
+    bounded 70 serve python3 $bench/gpu_serve.py --repeats 500 --cases 2 --out "$rows"
     bounded 150 step python3 $bench/gpu_engine.py --only step --out "$rows" ;;
 two)
     bounded 300 ddp python3 -m torch.distributed.run --nproc-per-node 2 $bench/gpu_ddp.py --out "$rows" ;;
@@ -49,7 +49,7 @@ three)
     bounded 120 loader python3 $bench/loader.py --users 3000 --workers 1 2 4 8 --repeats 3 --out "$rows"
     bounded 60 length python3 $bench/gpu_engine.py --only length --out "$rows"
     bounded 60 rlb python3 $bench/gpu_engine.py --only rlb --out "$rows"
-    bounded 120 serve python3 $bench/gpu_serve.py --repeats 200 --out "$rows"
+    bounded 120 serve python3 $bench/gpu_serve.py --out "$rows"
     bounded 120 memory python3 $bench/gpu_engine.py --only memory --out "$rows" ;;
 *) echo "one, two or three" >&2; exit 2 ;;
 esac

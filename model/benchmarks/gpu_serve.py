@@ -5,7 +5,7 @@
     python model/benchmarks/gpu_serve.py --device cpu --events 70 --targets 5 --width 32 --heads 2 --items 500 --repeats 3
 
 d=256, h=8, M=4, r=2, recency bias, bfloat16 products, a million items. "cold": no event of the user is kept; "warm": all are; "append":
-all but one; "eager": without captured graphs (longrec.captured), for the shapes with bars, which are also timed more often; "together":
+all but one; "eager": without captured graphs (longrec.captured). Shapes with bars are called ten times as often, also eagerly. "together":
 several warm requests in one call, replayed one after another against an eager batch. Everything from the history's Arrow columns to
 NumPy probabilities is in the time, but no HTTP and no feature store. Before the times, scores are compared: cold with the forward pass in
 float32, warm and appended with cold, warm with eager; and scores that are made while another scorer captures its graphs (a promotion)
@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import gc
+import resource
 import sys
 import threading
 import time
@@ -108,17 +110,47 @@ class Case:
         return f"L{self.num_events} m{len(self.rows.candidates)} d{config.width} h{config.num_heads} M{config.num_layers}"
 
 
-def quantiles(work: Callable[[int], object], repeats: int) -> Times:
-    """Returns the 50, 95 and 99 % quantile of a call in ms; a call ends when its probabilities are on the host."""
-    for number in range(5):
-        work(number)
-    times = []
-    for number in range(5, repeats + 5):
-        started = time.perf_counter()
-        work(number)
-        times.append((time.perf_counter() - started) * 1e3)
-    p50, p95, p99 = np.quantile(times, [0.5, 0.95, 0.99]).tolist()
-    return p50, p95, p99
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """What repeated calls took.
+
+    Args:
+        ms: of each call, by the clock.
+        host: of each call, on the calling thread: ms of CPU time, involuntary switches, page faults; and Python's collections in it.
+    """
+
+    ms: list[float]
+    host: list[tuple[float, int, int, int]]
+
+    @classmethod
+    def of(cls, work: Callable[[int], object], repeats: int) -> Timed:
+        """Returns the times of `repeats` calls after five; a call ends when its probabilities are on the host."""
+        collections, timed = list[str](), cls([], [])
+        gc.callbacks.append(note := lambda phase, info: collections.append(phase) if phase == "stop" else None)
+        for number in range(repeats + 5):
+            before, collected, cpu = resource.getrusage(resource.RUSAGE_THREAD), len(collections), time.thread_time()
+            started = time.perf_counter()
+            work(number)
+            timed.ms.append((time.perf_counter() - started) * 1e3)
+            cpu_ms, after = (time.thread_time() - cpu) * 1e3, resource.getrusage(resource.RUSAGE_THREAD)
+            switches, faults = after.ru_nivcsw - before.ru_nivcsw, after.ru_minflt - before.ru_minflt
+            timed.host.append((cpu_ms, switches, faults, len(collections) - collected))
+        gc.callbacks.remove(note)
+        return cls(timed.ms[5:], timed.host[5:])
+
+    @property
+    def quantiles(self) -> Times:
+        """The 50, 95 and 99 % quantile, ms."""
+        p50, p95, p99 = np.quantile(self.ms, [0.5, 0.95, 0.99]).tolist()
+        return p50, p95, p99
+
+    @property
+    def slowest(self) -> str:
+        """The longest calls, and a usual one, with what the host did in them."""
+        order = np.argsort(self.ms)
+        calls = [(self.ms[i], *self.host[i]) for i in [*order[:-4:-1], order[len(order) // 2]]]
+        return ", ".join(f"{ms:.2f} ms (cpu {cpu:.1f}, {switches} switches, {faults} faults, {collections} collections)"
+                         for ms, cpu, switches, faults, collections in calls)
 
 
 def errors(case: Case) -> dict[str, float]:
@@ -143,12 +175,13 @@ def works_of(case: Case, kind: str) -> dict[str, Callable[[int], object]]:
             f"{kind}append": lambda number: case.rank(cache, 1 + number)}
 
 
-def measured(case: Case, repeats: int) -> Iterator[tuple[str, Times]]:
-    """Yields what was timed, and its quantiles."""
+def measured(case: Case, repeats: int) -> Iterator[tuple[str, Timed]]:
+    """Yields what was timed, and its times."""
+    few = max(1, repeats // 10)
     for name, work in works_of(case, "").items():
-        yield name, quantiles(work, min(repeats if case.has_bars else repeats // 3, 200))
+        yield name, Timed.of(work, repeats if case.has_bars and name != "append" else min(few, 200))
     for name, work in works_of(case.eager, "eager ").items() if case.has_bars else ():
-        yield name, quantiles(work, repeats // 4)
+        yield name, Timed.of(work, few)
 
 
 def stages(case: Case) -> str:
@@ -162,7 +195,7 @@ def stages(case: Case) -> str:
     parts = {"encode rows": lambda _: scorer.bundle.encoder.events(history), "look up": lambda _: cache.kept(wanted),
              "pack": lambda _: scorer._asked(case.rows), "keys_values": lambda _: scorer.keys_values([history], [case.rows.moment_ms]),
              "copy kept, replay, copy back": lambda _: captured.score_kept(kept[0].layers, kept[0].timestamps, asked)}
-    found = [f"{name} {quantiles(part, 50)[0]:.3f}" for name, part in parts.items()]
+    found = [f"{name} {Timed.of(part, 50).quantiles[0]:.3f}" for name, part in parts.items()]
     sizes = size_of(case.num_events, LEAST_EVENTS), size_of(len(case.rows.candidates), LEAST_TARGETS)
     for name, key in (("graph of encode", ("_encode_all", sizes[0])), ("graph of score", ("_score_all", *sizes))):
         if graph := captured._graphs.get(key):
@@ -172,16 +205,17 @@ def stages(case: Case) -> str:
 
 def rows_of(case: Case, repeats: int, missed: list[str]) -> list[dict[str, str]]:
     """Returns the rows of a case; adds to `missed` what misses its bar."""
-    apart, found = errors(case), []
+    apart, found = errors(case), list[dict[str, str]]()
     bar, num_targets = APART[case.scorer.device.type], len(case.rows.candidates)
     missed += [f"{case.shape}: {name} {value:.1e}" for name, value in apart.items() if name != "cold to float32" and value > bar]
     differences = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
     print(case.shape, "differences:", differences, *(["ms:", stages(case)] if case.has_bars else []), flush=True)
-    for name, times in measured(case, repeats):
-        notes = (f"p50 {times[0]:.2f} p95 {times[1]:.2f} p99 {times[2]:.2f} ms; {num_targets / times[0] * 1e3:,.0f} candidates/s; "
-                 f"largest differences {differences}")
+    for name, timed in measured(case, repeats):
+        times = timed.quantiles
+        notes = (f"p50 {times[0]:.2f} p95 {times[1]:.2f} p99 {times[2]:.2f} most {max(timed.ms):.2f} ms of {len(timed.ms)}; "
+                 f"{sum(collected for *_, collected in timed.host)} collections; largest differences {differences}")
         row = _rows.row(f"scorer {name} p50 p95 p99", case.shape, str(case.scorer.precision).removeprefix("torch."), times, notes=notes)
-        print(row["claim"], case.shape, notes.partition("; largest")[0], flush=True)
+        print(row["claim"], case.shape, notes.partition("; largest")[0], *(["slowest", timed.slowest] if case.has_bars else []), flush=True)
         found.append(row)
         limit = BARS.get((name, case.num_events, num_targets), float("inf")) if case.scorer.device.type == "cuda" else float("inf")
         missed += [f"{case.shape}: {name} p99 {times[2]:.2f} ms, not {limit:g}"] if times[2] > limit else []
@@ -193,7 +227,7 @@ def together(case: Case, repeats: int) -> Iterator[dict[str, str]]:
     kept = case.scorer.keys_values([case.rows.history.slice(0, case.num_events)], [case.rows.moment_ms])
     for count in (2, 4, 8):
         for name, scorer in (("replayed", dataclasses.replace(case.scorer, replays=count)), ("eager", case.eager.scorer)):
-            times = quantiles(lambda _: scorer.score_kept([case.rows] * count, kept * count), repeats)  # noqa: B023
+            times = Timed.of(lambda _: scorer.score_kept([case.rows] * count, kept * count), repeats).quantiles  # noqa: B023
             row = _rows.row(f"scorer {count} warm together {name} p50 p95 p99", case.shape,
                             str(case.scorer.precision).removeprefix("torch."), times)
             print(row["claim"], case.shape, *(f"{value:.2f}" for value in times), flush=True)
@@ -241,7 +275,7 @@ def main() -> None:
             _rows.append(rows_of(case, chosen.repeats, missed), chosen.out)
             if not number:
                 promotion(case, missed)
-                _rows.append(list(together(case, chosen.repeats // 4)), chosen.out)
+                _rows.append(list(together(case, max(1, chosen.repeats // 20))), chosen.out)
         except Exception:  # the other shapes are worth their minutes
             traceback.print_exc()
             missed.append(f"L{shape[0]} m{shape[1]} failed")
@@ -253,7 +287,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=_rows.RESULTS)
     parser.add_argument("--events", type=int, nargs="+", default=EVENTS)
     parser.add_argument("--targets", type=int, nargs="+", default=TARGETS)
-    for name, default in (("repeats", 500), ("items", 1_000_000), ("width", CONFIG.width), ("heads", CONFIG.num_heads)):
+    for name, default in (("repeats", 1_000), ("items", 1_000_000), ("width", CONFIG.width), ("heads", CONFIG.num_heads)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--cases", type=int, default=None, help="the first so many shapes")
