@@ -60,8 +60,7 @@ MAX_BODY_BYTES = 65_536 + 32 * MAX_CANDIDATES + 128 * MAX_EVENTS
 MAX_TIMEOUT_MS = 60_000
 ARROW = "application/vnd.apache.arrow.stream"
 NUM_THREADS = int(os.environ.get("LONGREC_THREADS", str(min(2, os.cpu_count() or 1))))
-"""Threads of one forward pass in a worker. 10K events x 200 candidates take 33 ms of one core, or 19 ms of each of two (threads that wait
-must sleep, not spin: OMP_WAIT_POLICY)."""
+"""Threads that share the big pieces of a forward pass in a worker (longrec.nn.pieces)."""
 DEVICE = os.environ.get("LONGREC_DEVICE", "cpu")
 """Where a worker scores: cpu in float32, or cuda with products in bfloat16 and captured graphs; the kept histories are there too."""
 CACHE_BYTES = int(float(os.environ.get("LONGREC_CACHE_MB", "1024")) * 2**20)
@@ -367,15 +366,14 @@ class Ranker:
         self._log.stop()
 
     def _open(self) -> None:
-        import torch
-
         from longrec.data.store.reader import OnlineStore
+        from longrec.nn import pieces
         from longrec.schema import Schema
         from longrec.serving.engine import Engine
         from longrec.serving.metrics import Metrics
         from longrec.serving.reader import StoreReader
 
-        torch.set_num_threads(NUM_THREADS)
+        pieces.share(NUM_THREADS)
         home, own, bundle = _home(), str(self.model.tag.version), Path(self.model.path_of(models.BUNDLE))
         schema = Schema.load(bundle / "bundle.json")
         self._metrics = Metrics(schema.task_names)

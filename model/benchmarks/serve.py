@@ -48,7 +48,7 @@ from longrec.run import find_root
 
 LENGTHS, CANDIDATES, CONCURRENCY = (1_000, 2_000, 10_000, 32_000), (50, 200, 500, 2_048), (1, 8, 32)
 NUM_USERS, NUM_EVENTS, NUM_ITEMS = 8, 33_000, 4_000
-MODEL = ModelConfig(width=64, num_layers=2, num_heads=4)
+MODEL = ModelConfig(width=64, num_layers=2, num_heads=2)
 BUSY = 0.6
 PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000"}
 EMPTY = """import bentoml

@@ -11,6 +11,7 @@ Shape letters: R requests, T packed events, N packed targets, D width, K tasks, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError
-from longrec.nn import casting, fused_tokens
+from longrec.nn import casting, fused_tokens, pieces
 from longrec.nn.baselines import history_reader
 from longrec.nn.fused_stca import SideBySide
 from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
@@ -36,6 +37,8 @@ NUM_MIXER_TOKENS = 4
 HOUR_MS, HOURS, DAYS = 3_600_000, 24, 7
 CONTEXT_STD = 0.1
 """Initial deviation of the context's embeddings: next to nothing beside the other mixer tokens, until data says more."""
+EVENTS_OF_A_PIECE, TARGETS_OF_A_PIECE = 1_024, 512
+"""Of work that is shared out (longrec.nn.pieces)."""
 PRODUCTS = re.compile(r"(user_part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part)\.(weight|bias)|stca\.layers\.\d+\.w_[qo]"
                       r"|mixer\.blocks\.\d+\.[wb]_(in|out)")
 """Parameters that nothing but products read: a whole pass casts them together (longrec.nn.casting)."""
@@ -125,7 +128,16 @@ class Ranker(nn.Module):
             weights: `side_by_side`, of a caller who comes again with the same parameters.
         """
         gaps = None if self.gap is None else self.gaps(batch)  # what a bias makes of them comes later
-        return self._separable().keys_values(self.event_tokens(batch, gaps), weights)
+        if pieces.num_threads(batch.event_items) == 1 or batch.num_events <= EVENTS_OF_A_PIECE:
+            return self._separable().keys_values(self.event_tokens(batch, gaps), weights)
+
+        def of(start: int) -> list[Tensor]:
+            rows = slice(start, start + EVENTS_OF_A_PIECE)
+            part = dataclasses.replace(batch, event_items=batch.event_items[rows], event_features=batch.event_features[rows])
+            return self._separable().keys_values(self.event_tokens(part, None if gaps is None else gaps[rows]), weights)
+
+        found = pieces.run([functools.partial(of, start) for start in range(0, batch.num_events, EVENTS_OF_A_PIECE)])
+        return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
     def side_by_side(self) -> SideBySide | None:
         """Returns what `keys_values` reads of the stack as it is now, None where it reads layer by layer."""
@@ -236,7 +248,7 @@ class Ranker(nn.Module):
             targets = targets + self.matches(batch, self.item_table)
         counts = batch.target_offsets.diff()
         user, context = (part.repeat_interleave(counts, dim=0, output_size=batch.num_targets) for part in (user, context))
-        mixed = self.mixer(torch.stack([z, user, targets, context], dim=1))
+        mixed = pieces.by_rows(self.mixer, torch.stack([z, user, targets, context], dim=1), TARGETS_OF_A_PIECE)
         with torch.autocast(mixed.device.type, enabled=False):  # a logit above 2 that is rounded to 16 bits is off by 8e-3
             logits = _at_least_float32(self.head(mixed.to(self.head.weight.dtype)))
         aux_logits = None if self.aux_head is None else _at_least_float32(self.aux_head(z))

@@ -23,6 +23,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from longrec.data import history
 from longrec.errors import ConfigError, LongrecError
@@ -327,6 +328,7 @@ class Engine:
         self.cache.clear()
 
     def _run(self) -> None:
+        torch.get_num_threads()  # products of a new thread take all cores until torch is asked
         try:
             self._warm_up()
             self._started.set_result(None)

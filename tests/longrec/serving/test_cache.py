@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from longrec.data import history
+from longrec.nn import pieces, ranker
+from longrec.nn.target_attention import kept
 from longrec.scorer import RequestRows, Scorer
 from longrec.serving.cache import HistoryCache, Wanted
 from tests.longrec.serving import world
@@ -98,6 +100,27 @@ def test_an_event_that_was_changed_is_not_taken_for_the_old_one(scorer) -> None:
     before = cache.counts.num_encoded
     np.testing.assert_allclose(scores(scorer, cache, [("u", request, SERVED)])[0], scorer.score([request], SERVED)[0], atol=TOLERANCE)
     assert cache.counts.num_encoded - before == 1
+
+
+@pytest.mark.parametrize("num_requests", [1, 3, 9])
+def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: int, monkeypatch) -> None:
+    sizes = {"SMALL": (kept, 1), "BLOCK": (kept, 2), "EVENTS_OF_A_PIECE": (ranker, 8), "TARGETS_OF_A_PIECE": (ranker, 4)}
+    for name, (module, value) in sizes.items():
+        monkeypatch.setattr(module, name, value)
+    asked, threads = [], torch.get_num_threads()
+    for number in range(num_requests):
+        user = User(number)
+        user.append([30, 0, 45][number % 3])
+        asked.append((number, user.request(user.timeline(), newest(user), 1 + 4 * number), SERVED))
+    expected = any_scorer.score([request for _, request, _ in asked], SERVED)
+    pieces.share(2)
+    try:
+        found = scores(any_scorer, HistoryCache(any_scorer, 1 << 30), asked)
+    finally:
+        pieces.share(1)
+        torch.set_num_threads(threads)
+    for each, wanted_scores in zip(found, expected, strict=True):
+        np.testing.assert_allclose(each, wanted_scores, atol=TOLERANCE)
 
 
 def test_requests_of_one_user_in_one_batch_encode_once(scorer) -> None:

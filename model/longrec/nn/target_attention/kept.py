@@ -9,15 +9,23 @@ Shape letters: R requests, T packed events, L events and m targets of one reques
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
 
+from longrec.nn import pieces
 from longrec.nn.target_attention import fused
 from longrec.nn.target_attention.inputs import Segments, softmax
+
+BLOCK = 64
+"""Targets that torch's kernel takes at a time; a cut between them costs nothing."""
+SMALL = 1 << 22
+"""Targets times events times width up to which cutting a request costs about what a second thread brings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,22 +54,24 @@ class KeptKeysValues:
             self.seen.append(self.weights(queries))
         if fused.usable(queries, self.num_heads):
             return self._on_device().attend(queries)
+        heads, blocks = self._cut(queries)
         split = zip(queries.split(list(self.num_targets)), self.parts, self.biases, strict=True)
-        return torch.cat([self._one_request(*part) for part in split])
+        cut = [_pieces(*part, self.num_heads, heads, blocks) for part in split]
+        found = iter(pieces.run([piece for request in cut for piece in request]))
+        return torch.cat([_joined([next(found) for _ in request], self.num_heads // heads) for request in cut])
+
+    def _cut(self, queries: Tensor) -> tuple[int, int]:
+        """Returns how each request is cut for several threads: heads of a piece, and parts of its targets; small or many stay whole."""
+        threads, requests = pieces.num_threads(queries), len(self.parts)
+        work = queries.shape[1] * sum(len(part) * count for part, count in zip(self.parts, self.num_targets, strict=True))
+        if threads == 1 or work < SMALL * requests or requests >= 4 * threads:
+            return self.num_heads, 1
+        return 1, max(1, math.ceil(2 * threads / (requests * self.num_heads)))
 
     def weights(self, queries: Float[Tensor, "N D"]) -> list[Tensor]:
         """Returns what each target of each request attends to: the softmax itself, in float32, R of [H, m, L]."""
         return [softmax(_logits(query.float(), part.float(), bias, self.num_heads))
                 for query, part, bias in zip(queries.split(list(self.num_targets)), self.parts, self.biases, strict=True)]
-
-    def _one_request(self, queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None) -> Tensor:
-        if not kv_LD2.shape[0]:
-            return torch.zeros_like(queries_MD)
-        queries_HMK, (keys_HLK, values_HLK) = _by_head(queries_MD, self.num_heads), _keys_values(kv_LD2, self.num_heads)
-        mask = None if bias_HL is None else bias_HL.to(queries_MD.dtype)[None, :, None].expand(1, -1, queries_MD.shape[0], -1)
-        output = functional.scaled_dot_product_attention(queries_HMK[None], keys_HLK[None], values_HLK[None], attn_mask=mask, scale=1.0)
-        attended: Tensor = output[0].transpose(0, 1).flatten(1)
-        return attended
 
     def _on_device(self) -> fused.KeysValues:
         """Returns the same for the kernels of a CUDA device, which read one tensor; a single request is not copied."""
@@ -70,6 +80,32 @@ class KeptKeysValues:
         biases = [bias.float() for bias in self.biases if bias is not None]
         bias = (biases[0] if len(biases) == 1 else torch.cat(biases, dim=1)).contiguous() if biases else None
         return fused.KeysValues(kv.contiguous(), self.num_heads, segments, bias)
+
+
+def _pieces(queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None, num_heads: int, heads: int,
+            blocks: int) -> list[Callable[[], Tensor]]:
+    """Returns the attention of one request in pieces of `heads` heads and about 1/`blocks` of the targets, each [m', heads K] once run."""
+    if not kv_LD2.shape[0]:
+        return [functools.partial(torch.zeros_like, part) for part in queries_MD.split(heads * queries_MD.shape[1] // num_heads, dim=1)]
+    queries_HMK, (keys_HLK, values_HLK) = _by_head(queries_MD, num_heads), _keys_values(kv_LD2, num_heads)
+    biases = [None] * (num_heads // heads) if bias_HL is None else bias_HL.to(queries_MD.dtype).split(heads)
+    by_heads = zip(queries_HMK.split(heads), keys_HLK.split(heads), values_HLK.split(heads), biases, strict=True)
+    size = BLOCK * max(1, math.ceil(queries_MD.shape[0] / (BLOCK * blocks)))
+    return [functools.partial(_attend, block, *rest) for queries, *rest in by_heads for block in queries.split(size, dim=1)]
+
+
+def _attend(queries_HMK: Tensor, keys_HLK: Tensor, values_HLK: Tensor, bias_HL: Tensor | None) -> Tensor:
+    mask = None if bias_HL is None else bias_HL[None, :, None].expand(1, -1, queries_HMK.shape[1], -1)
+    output = scaled_dot_product_attention(queries_HMK[None], keys_HLK[None], values_HLK[None], attn_mask=mask, scale=1.0)
+    attended: Tensor = output[0].transpose(0, 1).flatten(1)
+    return attended
+
+
+def _joined(parts: list[Tensor], num_groups: int) -> Tensor:
+    """Returns the attention of one request, [m, D], from its pieces: of each group of heads all blocks of targets."""
+    blocks = len(parts) // num_groups
+    groups = [torch.cat(parts[start:start + blocks]) if blocks > 1 else parts[start] for start in range(0, len(parts), blocks)]
+    return groups[0] if num_groups == 1 else torch.cat(groups, dim=1)
 
 
 def _by_head(rows: Tensor, num_heads: int) -> Tensor:

@@ -1,0 +1,60 @@
+"""Pieces of work on several threads: the same results in the same order, whatever a helper does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from longrec.nn import pieces
+
+
+@pytest.fixture(autouse=True)
+def shared() -> Iterator[None]:
+    before = torch.get_num_threads()
+    pieces.share(3)
+    yield
+    pieces.share(1)
+    torch.set_num_threads(before)
+
+
+def test_pieces_run_at_the_same_time_and_come_back_in_order() -> None:
+    barrier = threading.Barrier(3, timeout=60)  # passes only when three threads are in a piece
+
+    def piece(number: int) -> tuple[int, bool, int]:
+        barrier.wait()
+        return number, torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+    with torch.inference_mode():
+        found = pieces.run([lambda number=number: piece(number) for number in range(3)])
+    assert found == [(0, True, 1), (1, True, 1), (2, True, 1)]
+
+
+def test_helpers_that_are_busy_are_not_waited_for() -> None:
+    release = threading.Event()
+    busy = [pieces._helpers.submit(release.wait, 60) for _ in range(2)]
+    try:
+        assert pieces.run([lambda number=number: number for number in range(50)]) == list(range(50))
+        assert not any(each.done() for each in busy)
+    finally:
+        release.set()
+
+
+def test_what_a_piece_raises_comes_out() -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def fails() -> None:
+        together.wait()
+        raise ValueError("this one")
+
+    for piece in ([fails, together.wait], [together.wait, fails]):
+        with pytest.raises(ValueError, match="this one"):
+            pieces.run(piece)
+    assert pieces.run([lambda: 1, lambda: 2]) == [1, 2]
+
+
+def test_rows_by_pieces_are_those_of_the_whole() -> None:
+    rows = torch.randn(10, 3)
+    assert torch.equal(pieces.by_rows(lambda part: part * 2, rows, 4), rows * 2)
