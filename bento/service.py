@@ -14,6 +14,7 @@ import asyncio
 import atexit
 import dataclasses
 import datetime
+import gc
 import json
 import logging
 import math
@@ -377,10 +378,12 @@ class Ranker:
         home, own, bundle = _home(), str(self.model.tag.version), Path(self.model.path_of(models.BUNDLE))
         schema = Schema.load(bundle / "bundle.json")
         self._metrics = Metrics(schema.task_names)
+        self._reader = StoreReader(lambda: OnlineStore(home, _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
+        gc.collect()
+        gc.freeze()  # looking through all modules now and then stopped every request for 200 ms; models are loaded after it, and can go
         self._versions = Versions(home, own, lambda version: _engine(bundle if version == own else None, version, schema),
                                   score=_scores, close=Engine.close, take=lambda engine: engine.measured_by(self._metrics),
                                   note=self._metrics, is_pinned=IS_PINNED)
-        self._reader = StoreReader(lambda: OnlineStore(home, _feature_repo(), schema=schema), schema, timeout_seconds=STORE_SECONDS)
         self._log = RequestLog(home, LOG_SHARE)
         WEB.source = Source(home, self._reader, self._versions.lease)
         self._versions.start()

@@ -142,10 +142,10 @@ async def send(address: tuple[str, int], bodies: Iterator[bytes], moments: list[
 
 
 def cell(address: tuple[str, int], bodies: Callable[[int], bytes], concurrency: int, seconds: float) -> tuple[list[float], float]:
-    """Returns (times in ms, requests/s while busy) of bursts, after a few requests to learn how far apart they must be."""
+    """Returns (times in ms, requests/s while busy) of bursts, after a request of every user to learn how far apart they must be."""
     numbers = iter(range(10**9))
     stream = (bodies(number) for number in numbers)
-    first = [asyncio.run(send(address, stream, [0.0]))[0] for _ in range(3)]
+    first = [asyncio.run(send(address, stream, [0.0]))[0] for _ in range(NUM_USERS)]  # of every user, so that what can be kept is kept
     each = min(answer[1] for answer in first)
     bursts = max(1, min(400, round(seconds * BUSY / (each * concurrency))))
     gap = each * concurrency / BUSY

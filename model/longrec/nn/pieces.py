@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from longrec.errors import ConfigError
+
 T = TypeVar("T")
 _helpers: ThreadPoolExecutor | None = None
 _helper_ids: dict[int, int] = {}
@@ -29,7 +31,13 @@ _num_threads = 1
 
 
 def share(num_threads: int) -> None:
-    """From now on `run` has this many threads, its caller counted, and torch one in each; a setting of the process, as torch's own is."""
+    """From now on `run` has this many threads, its caller counted, and torch one in each; a setting of the process, as torch's own is.
+
+    Raises:
+        ConfigError: fewer than one.
+    """
+    if num_threads < 1:
+        raise ConfigError("a forward pass needs a thread", found=num_threads, expected="1 or more")
     global _helpers, _num_threads
     if _helpers is not None:
         _helpers.shutdown()
