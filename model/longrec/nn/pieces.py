@@ -53,7 +53,7 @@ def num_threads(rows: Tensor) -> int:
 
 
 def run(pieces: Sequence[Callable[[], T]]) -> list[T]:
-    """Returns what each piece returns; they are done in any order, at the same time where `share` was called. Raises what a piece raises."""
+    """Returns what each piece returns; they run in any order, at the same time where `share` was called. Raises what a piece raises."""
     if len(pieces) == 1 or _helpers is None:
         return [piece() for piece in pieces]
     results, todo, is_inference = dict[int, T](), deque(enumerate(pieces)), torch.is_inference_mode_enabled()
