@@ -1,4 +1,5 @@
-"""The pictures of docs/engine.md from results.csv: time against history length, gain against targets, what a step is spent on.
+"""The pictures of docs/engine.md from results.csv: time against history length, gain against targets, what a step is spent on, and what
+the loader gives against what a GPU takes.
 
     python model/benchmarks/plots.py                 into docs/images/
     python model/benchmarks/plots.py --to FOLDER
@@ -66,6 +67,7 @@ def breakdown(rows: dict[tuple[str, str], Row], axes: Any, width: int) -> str:
     """Draws the kernels of a step beside their floors; returns the device."""
     found = [(claim.removeprefix("breakdown "), row) for (claim, shape), row in rows.items()
              if claim.startswith("breakdown ") and sizes(shape)["d"] == width]
+    found = [(name, row) for name, row in found if row["commit"] == found[-1][1]["commit"]]
     found = sorted(found, key=lambda pair: float(pair[1]["p50_ms"]))[-14:]
     names, times = [name for name, _ in found], [float(row["p50_ms"]) for _, row in found]
     floors = [float(row["share_of_floor"] or 0) * time for (_, row), time in zip(found, times, strict=True)]
@@ -75,6 +77,29 @@ def breakdown(rows: dict[tuple[str, str], Row], axes: Any, width: int) -> str:
     axes.set_title(f"64 requests of 10,240 events, 32 targets, d={width}")
     axes.legend(frameon=False, loc="lower right")
     return found[0][1]["device"]
+
+
+def loader(rows: dict[tuple[str, str], Row], axes: Any) -> str:
+    """Draws what the loader gives, from the page cache and from the disk, against what training steps take; returns the device."""
+    named = [(re.fullmatch(r"Loader, (\d+) workers, to the GPU", claim), row) for (claim, _), row in rows.items()]
+    found = sorted((int(match[1]), row) for match, row in named if match)
+    workers, taken = [number for number, _ in found], max(_number(row, r"the step's ([\d.]+) M") for _, row in found)
+    for offset, name, before in ((-0.2, "from the page cache", " M events/s"), (0.2, "from the disk", " from the disk")):
+        given = [_number(row, r"([\d.]+)" + before) for _, row in found]
+        axes.bar([place + offset for place in range(len(found))], given, 0.38, label=name)
+    axes.axhline(1.2 * taken, color="black", linestyle="--", label=f"1.2 times what a step takes ({taken:.1f} M events/s)")
+    axes.set(xticks=range(len(found)), xticklabels=workers, xlabel="threads that pack", ylabel="M events/s to the GPU",
+             ylim=(0, 1.4 * axes.get_ylim()[1]))
+    axes.set_title("batches of 163,840 events")
+    axes.legend(frameon=False, fontsize=8)
+    return found[0][1]["device"]
+
+
+def _number(row: Row, pattern: str) -> float:
+    match = re.search(pattern, row["notes"])
+    if match is None:
+        raise SystemExit(f"a row of '{row['claim']}' does not say {pattern}: {row['notes']}")
+    return float(match[1])
 
 
 def main() -> None:
@@ -92,7 +117,7 @@ def main() -> None:
 
     rows = latest(chosen.results)
     chosen.to.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Any] = {"step_against_length": lengths, "rlb_gain": gains,
+    pictures: dict[str, Any] = {"step_against_length": lengths, "rlb_gain": gains, "loader": loader,
                                 "breakdown_256": lambda rows, axes: breakdown(rows, axes, 256),
                                 "breakdown_512": lambda rows, axes: breakdown(rows, axes, 512)}
     for name, draw in pictures.items():

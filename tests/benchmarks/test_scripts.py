@@ -63,7 +63,7 @@ def test_attention_is_timed_in_every_order_of_a_cpu(tmp_path: Path) -> None:
 
 def test_the_pictures_of_the_page_come_from_the_rows(tmp_path: Path) -> None:
     _run("plots.py", "--to", str(tmp_path))
-    for name in ("step_against_length", "rlb_gain", "breakdown_256", "breakdown_512"):
+    for name in ("step_against_length", "rlb_gain", "loader", "breakdown_256", "breakdown_512"):
         text = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
         ElementTree.fromstring(text)
         assert "NVIDIA H100" in text and f"images/{name}.svg" in (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
