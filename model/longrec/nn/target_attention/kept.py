@@ -66,7 +66,7 @@ class KeptKeysValues:
         work = queries.shape[1] * sum(len(part) * count for part, count in zip(self.parts, self.num_targets, strict=True))
         if threads == 1 or work < SMALL * requests or requests >= 4 * threads:
             return self.num_heads, 1
-        return 1, max(1, math.ceil(2 * threads / (requests * self.num_heads)))
+        return 1, math.ceil(threads / (requests * self.num_heads))
 
     def weights(self, queries: Float[Tensor, "N D"]) -> list[Tensor]:
         """Returns what each target of each request attends to: the softmax itself, in float32, R of [H, m, L]."""
