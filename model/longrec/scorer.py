@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -287,9 +288,15 @@ class Scorer:
 def _events_only(entries: Sequence[EncodedEvents], lengths: Sequence[int], moments_ms: Sequence[int]) -> RequestBatch:
     """Returns a batch that is only fit for encoding: no targets, and nothing is checked, for one new event is worth less than that."""
     items, features, timestamps = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*entries, strict=True))
-    ends, nothing = torch.from_numpy(np.array([0, *lengths]).cumsum()), items[:0]
-    return RequestBatch(items, features, timestamps, ends, nothing, ends, nothing[:, None], torch.tensor(moments_ms, dtype=torch.int64),
+    ends, (targets, users) = torch.from_numpy(np.array([0, *lengths]).cumsum()), _nothing()
+    return RequestBatch(items, features, timestamps, ends, targets, ends, users, torch.from_numpy(np.array(moments_ms, np.int64)),
                         host_counts=(list(lengths), [0] * len(lengths)))
+
+
+@functools.cache
+def _nothing() -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns no targets, and users without features."""
+    return torch.zeros(0, dtype=torch.int32), torch.zeros((0, 0), dtype=torch.int32)
 
 
 def _no_events(schema: Schema) -> EncodedEvents:

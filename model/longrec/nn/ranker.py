@@ -200,7 +200,7 @@ class Ranker(nn.Module):
 
     def item_tokens(self, items: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
         """Returns e of rows of the item table."""
-        tokens: Tensor = self.item_part(self.items(self.item_table[items.long()]))
+        tokens: Tensor = self.item_part(self.items(self.item_table.index_select(0, items)))
         return tokens
 
     def event_tokens(self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "T D"]:

@@ -163,7 +163,7 @@ def test_attention_is_the_softmax_that_scores(scorer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "layers", "share"), [(64, 2, 10), (128, 4, 50)])
 def test_a_new_event_costs_next_to_nothing_beside_a_cold_encoding(tmp_path, width: int, layers: int, share: int) -> None:
-    """At 10,000 events, median CPU seconds of one thread. A new event is 0.7 ms of Python whatever the model, and 1.8 with the shape checks
+    """At 10,000 events, median CPU seconds of one thread. A new event is 0.4 ms of Python whatever the model, and 1.8 with the shape checks
     of these tests; here a 45th and a 149th of the cold encoding, on a machine with wider products less."""
     scorer = world.scorer(tmp_path, width=width, num_layers=layers, num_heads=4, id_dim=32, feature_dim=8)
     user, threads = User(5), torch.get_num_threads()
