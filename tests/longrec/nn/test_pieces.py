@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -58,3 +60,15 @@ def test_what_a_piece_raises_comes_out() -> None:
 def test_rows_by_pieces_are_those_of_the_whole() -> None:
     rows = torch.randn(10, 3)
     assert torch.equal(pieces.by_rows(lambda part: part * 2, rows, 4), rows * 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_helpers_are_woken_on_other_cores_than_their_waker() -> None:
+    mine = os.sched_getaffinity(0)
+    together = threading.Barrier(3, timeout=60)
+    found = pieces.run([lambda: (together.wait(), os.sched_getaffinity(0))[1]] * 3)
+    assert sorted(len(mine - each) for each in found) == [0, 0, 0]  # helpers that are new may be anywhere
+    for _ in range(2):
+        found = pieces.run([lambda: (together.wait(), os.sched_getaffinity(0))[1]] * 3)
+        assert sorted(len(mine - each) for each in found) == [0, 1, 1]
+    assert os.sched_getaffinity(0) == mine
