@@ -350,6 +350,7 @@ class Ranker:
         """Refuses to start, in one line and before any worker, when model and feature store are not there or do not fit."""
         home = os.environ["LONGREC_HOME"] = str(_home())  # for the workers, which start in another folder
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of torch that wait sleep; read when a worker loads torch
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: kept histories are read from end to end each time
         os.environ[REFUSED_FILE] = refused = tempfile.mkstemp(prefix="longrec-refused-")[1]
         atexit.register(_exit_refused, Path(refused))
         try:
