@@ -26,7 +26,7 @@ def study(config: Annotated[Path, typer.Option(help="A YAML file: base, variants
 
     \b
     Examples:
-      longrec study --config configs/study-planted.yaml --histories .longrec/runs/latest/artifacts/retrieve/histories --out OUT
+      longrec study --config configs/study-planted.yaml --histories .longrec/runs/RUN/artifacts/*/join-histories/histories --out OUT
       longrec study --config configs/study-dev-events.yaml --histories DIR --out OUT --workers 4 --limit 480
     """
     from longrec import study as studies

@@ -26,7 +26,7 @@ def train(histories: Annotated[Path, typer.Argument(help="A histories directory,
 
     \b
     Examples:
-      longrec train .longrec/runs/latest/artifacts/retrieve/histories /tmp/bundle
+      longrec train .longrec/runs/RUN/artifacts/*/join-histories/histories /tmp/bundle
       torchrun --nproc-per-node 2 -m longrec train HISTORIES OUT --set train.token_budget=131072
     """
     from longrec import config as configuration
