@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from longrec.nn import fused_ffn
 from longrec.nn.layers import NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.target_attention import AttentionInputs, Segments
 from longrec.schema import Feature
@@ -68,3 +69,11 @@ def test_shapes_are_checked_in_tests() -> None:
         AttentionInputs(**{**inputs, "tokens": torch.zeros(3, 5)})
     with pytest.raises(Exception, match="Type-check"):
         SwiGLUFFN(4, 2)(torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 127, 128, 1_024, 1_025, 2_560, 5_000])
+def test_chunks_hold_every_row_once_and_no_chunk_too_many(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_ffn, "CHUNK_ROWS", 1_024)
+    chunks = [range(num_rows)[rows] for rows in fused_ffn._chunks(num_rows)]
+    assert [row for chunk in chunks for row in chunk] == list(range(num_rows))
+    assert len(chunks) == max(1, -(-num_rows // 1_024)) and max(map(len, chunks)) <= 1_024

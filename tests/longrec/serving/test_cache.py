@@ -102,8 +102,10 @@ def test_an_event_that_was_changed_is_not_taken_for_the_old_one(scorer) -> None:
     assert cache.counts.num_encoded - before == 1
 
 
+@pytest.mark.parametrize("num_threads", [2, 9])
 @pytest.mark.parametrize("num_requests", [1, 3, 9])
-def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: int, monkeypatch) -> None:
+def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: int, num_threads: int, monkeypatch) -> None:
+    """With more threads than heads the targets of one head are cut as well."""
     sizes = {"SMALL": (kept, 1), "BLOCK": (kept, 2), "EVENTS_OF_A_PIECE": (ranker, 8), "TARGETS_OF_A_PIECE": (ranker, 4)}
     for name, (module, value) in sizes.items():
         monkeypatch.setattr(module, name, value)
@@ -113,7 +115,7 @@ def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: in
         user.append([30, 0, 45][number % 3])
         asked.append((number, user.request(user.timeline(), newest(user), 1 + 4 * number), SERVED))
     expected = any_scorer.score([request for _, request, _ in asked], SERVED)
-    pieces.share(2)
+    pieces.share(num_threads)
     try:
         found = scores(any_scorer, HistoryCache(any_scorer, 1 << 30), asked)
     finally:
