@@ -42,9 +42,7 @@ def memories(layers: Sequence[Layer], events: Float[Tensor, "T D"], segments: Se
         gaps: bucket of the time gap of each event, for `recency: bias`.
         recompute: whether the backward pass computes the FFN's hidden rows again.
     """
-    ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
-    w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
-    w_o = torch.stack([ffn.w_o.weight for ffn in ffns])
+    w_uv, w_o = _ffn_weights(layers)
     w_k, w_v = torch.stack([layer.w_k for layer in layers]), torch.stack([layer.w_v for layer in layers])
     scales = torch.stack([layer.norm.weight for layer in layers])[:, :, None]
     shifts = (torch.stack([layer.norm.bias for layer in layers])[:, None] @ w_v)[:, 0].unbind()
@@ -82,11 +80,10 @@ class SideBySide:
         """Returns copies of the layers' weights as they are now, None where their FFN is not SwiGLU."""
         if not isinstance(layers[0].ffn, SwiGLUFFN):
             return None
-        ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
-        w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
+        w_uv, w_o = _ffn_weights(layers)
         w_kv = torch.stack([keys_values_weight(layer.w_k, layer.w_v, layer.num_heads) for layer in layers])
         scales, shifts = (torch.stack(parts) for parts in zip(*((layer.norm.weight, layer.norm.bias) for layer in layers), strict=True))
-        return cls(w_uv, torch.stack([ffn.w_o.weight for ffn in ffns]), scales[:, :, None] * w_kv, shifts[:, None] @ w_kv,
+        return cls(w_uv, w_o, scales[:, :, None] * w_kv, shifts[:, None] @ w_kv,
                    layers[0].norm.eps)
 
     def keys_values(self, events: Float[Tensor, "T D"], num_heads: int) -> list[Tensor]:
@@ -99,3 +96,10 @@ class SideBySide:
         u_TMH, v_TMH = functional.linear(events, self.w_uv.flatten(0, 2)).unflatten(1, (layers, 2, hidden)).unbind(2)
         rows = torch.bmm((functional.silu(v_TMH) * u_TMH).transpose(0, 1), self.w_o.transpose(1, 2))
         return list(torch.baddbmm(self.shift, functional.layer_norm(rows, (width,), eps=self.eps), self.w_kv).unbind())
+
+
+def _ffn_weights(layers: Sequence[Layer]) -> tuple[Float[Tensor, "M 2 H D"], Float[Tensor, "M D H"]]:
+    """Returns W_u with W_v, and W_o, transposed as nn.Linear holds them, of layers whose FFN is SwiGLU; here H is its hidden width."""
+    ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
+    w_uv = torch.stack([weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]).unflatten(0, (-1, 2))
+    return w_uv, torch.stack([ffn.w_o.weight for ffn in ffns])
