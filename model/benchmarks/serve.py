@@ -5,12 +5,14 @@
     longrec bench serve --only event            one new event against a cold history, CPU time of the cache in this process
     longrec bench serve --only grid --seconds 1 the table alone, about a second a cell
     longrec bench serve --only overload --overload-seconds 600
+    longrec bench serve --device cuda --only grid --seconds 4 --lengths 10000 --forms json arrow     a worker that scores on a GPU
 
-A real `bentoml serve` of a model of the quickstart's size with random weights, a real feature store with histories of 33,000 events; load
-from another process than the server's, on the same cores. The load is open: bursts of `c` requests are sent at moments that do not depend
-on the answers, far enough apart to keep the server 60 % busy; a time counts from the moment at which the request should have been sent.
-"cold": the server keeps nothing. "append": every request has one event more than the one before. Times are also given as differences
-to and multiples of a service that does nothing, measured between the others. Redis is used where `redis-server` is installed.
+A real `bentoml serve` of a model with random weights, on a CPU of the quickstart's size, on a GPU of d=256, M=4, h=8; a real feature
+store with histories of 33,000 events; load from another process than the server's, on the same cores. The load is open: bursts of `c`
+requests are sent at moments that do not depend on the answers, far enough apart to keep the server 60 % busy; a time counts from the
+moment at which the request should have been sent. "cold": the server keeps nothing. "append": every request has one event more than the
+one before. Times are also given as differences to and multiples of a service that does nothing, measured between the others. Redis is
+used where `redis-server` is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import io
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +39,7 @@ from pathlib import Path
 import _rows
 import numpy as np
 import psutil
+import pyarrow as pa
 import torch
 
 from longrec.bundle import Bundle
@@ -52,7 +58,7 @@ from longrec.serving.cache import HistoryCache, Wanted
 
 LENGTHS, CANDIDATES, CONCURRENCY = (1_000, 2_000, 10_000, 32_000), (50, 200, 500, 2_048), (1, 8, 32)
 NUM_USERS, NUM_EVENTS, NUM_ITEMS = 8, 33_000, 4_000
-MODEL = ModelConfig(width=64, num_layers=2, num_heads=2)
+MODELS = {"cpu": ModelConfig(width=64, num_layers=2, num_heads=2), "cuda": ModelConfig(width=256, num_layers=4, num_heads=8)}
 BUSY = 0.6
 PARTS = ["alone", "event", "grid", "overload"]
 PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000"}
@@ -63,15 +69,16 @@ class Empty:
     async def rank(self, user_id: int, candidates: list[int], request_time: int = 0, length: int = 0) -> dict:
         return {}
 """
+FORMS = {"json": ("/rank", "application/json"), "arrow": ("/rank_arrow", "application/vnd.apache.arrow.stream")}
 Answer = tuple[int, float, bytes]
 """Status, seconds since it should have been sent, body."""
 
 
 class Home:
-    """A published feature store and a model, in a folder of their own."""
+    """A published feature store and a model for a device, in a folder of their own."""
 
-    def __init__(self, folder: Path, redis: str) -> None:
-        self.path, root = folder, find_root()
+    def __init__(self, folder: Path, redis: str, device: str) -> None:
+        self.path, self.device, root = folder, device, find_root()
         os.environ |= {"LONGREC_FEATURE_OVERLAY": "redis", "LONGREC_REDIS": redis} if redis else {}
         synthesize(folder / "dataset", num_users=NUM_USERS, events_per_user=NUM_EVENTS, num_items=NUM_ITEMS, seed=0)
         features.build(folder / "dataset", folder / "features", DataConfig(max_history=NUM_EVENTS))
@@ -84,7 +91,8 @@ class Home:
         self.items = dataset.items().column("item_id").to_pylist()
         encoder = Encoder.fit(dataset.schema, dataset.items(), dataset.users(), [rows.history for rows in users])
         torch.manual_seed(0)
-        Bundle(Ranker(MODEL, dataset.schema, encoder.sizes, torch.from_numpy(encoder.item_table)), encoder, MODEL, 10_000, {}).save(
+        model = MODELS[device]
+        Bundle(Ranker(model, dataset.schema, encoder.sizes, torch.from_numpy(encoder.item_table)), encoder, model, 10_000, {}).save(
             folder / "bundle")
         script = ("import bentoml, shutil, sys\nwith bentoml.models.create('longrec-ranker:bench') as model:\n"
                   "    shutil.copytree(sys.argv[1], model.path_of('bundle'))\n")
@@ -96,7 +104,7 @@ class Home:
     def served(self, **environment: str) -> Iterator[tuple[str, int]]:
         """Yields the address of the service, with these variables."""
         before = dict(os.environ)
-        os.environ.update(environment)
+        os.environ.update(environment | {"LONGREC_DEVICE": self.device})
         try:
             with serving("bento.service:Ranker", home=self.path / "home", store=self.path / "store", folder=find_root()) as address:
                 yield address
@@ -104,21 +112,43 @@ class Home:
             os.environ.clear()
             os.environ.update(before)
 
-    def body(self, number: int, length: int, candidates: int, *, last: int = NUM_EVENTS, timeout_ms: int | None = None) -> bytes:
-        """Returns a request for the history before event `last` of a user."""
+    @property
+    def where(self) -> dict[str, str]:
+        """What rows of results.csv say of the machine and the products."""
+        processor = f"{_rows.cpu_name()}, {os.cpu_count()} cores"
+        if self.device == "cpu":
+            return {"device": processor, "dtype": "float32"}
+        return {"device": f"{torch.cuda.get_device_name()}, {processor}", "dtype": "bfloat16"}
+
+    def message(self, number: int, length: int, candidates: int, *, last: int = NUM_EVENTS, timeout_ms: int | None = None,
+                form: str = "json") -> bytes:
+        """Returns a request, as it is sent, for the history before event `last` of a user."""
         times = self.times[number % len(self.users)]
         chosen = np.random.default_rng(number).integers(0, len(self.items), candidates)
-        asked = {"user_id": self.users[number % len(self.users)], "candidates": [self.items[row] for row in chosen.tolist()],
-                 "request_time": int(times[min(last, len(times) - 1)]), "length": length}
-        return json.dumps(asked if timeout_ms is None else {**asked, "timeout_ms": timeout_ms}).encode()
+        items = [self.items[row] for row in chosen.tolist()]
+        asked = {"user_id": self.users[number % len(self.users)], "request_time": int(times[min(last, len(times) - 1)]), "length": length}
+        asked |= {} if timeout_ms is None else {"timeout_ms": timeout_ms}
+        path, kind = FORMS[form]
+        body = json.dumps({**asked, "candidates": items}).encode() if form == "json" else arrow_of(asked, items)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
 
 
-async def post(connections: asyncio.Queue, address: tuple[str, int], body: bytes, due: float) -> Answer:
+def arrow_of(asked: dict[str, int], items: list[int]) -> bytes:
+    """Returns the Arrow form of a request (longrec.serving.wire)."""
+    texts = {name: str(value) for name, value in asked.items()}
+    batch = pa.record_batch([pa.array(items, pa.int64())], schema=pa.schema([("item_id", pa.int64())], texts))
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+async def post(connections: asyncio.Queue, address: tuple[str, int], message: bytes, due: float) -> Answer:
     """Returns the answer to a request on one of the open connections, or on a new one; status 0 where there was none."""
     reader, writer = await connections.get() if not connections.empty() else await asyncio.open_connection(*address)
-    head = f"POST /rank HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     try:
-        writer.write(head.encode() + body)
+        writer.write(message)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
         size = next(int(line[15:]) for line in lines if line.startswith("content-length:"))
         answer = await reader.readexactly(size)
@@ -129,15 +159,16 @@ async def post(connections: asyncio.Queue, address: tuple[str, int], body: bytes
     return int(lines[0].split()[1]), time.perf_counter() - due, answer
 
 
-async def send(address: tuple[str, int], bodies: Iterator[bytes], moments: list[float], meanwhile: Callable[[float], None] | None = None,
-               ) -> list[Answer]:
+async def send(address: tuple[str, int], messages: Iterator[bytes], moments: list[float],
+               meanwhile: Callable[[float], None] | None = None) -> list[Answer]:
     """Returns the answers to requests sent at moments (seconds from now), whatever the answers do."""
     connections: asyncio.Queue = asyncio.Queue()
     started, tasks = time.perf_counter() + 0.05, []
-    for moment in moments:
+    for moment, burst in itertools.groupby(moments):
+        written = [next(messages) for _ in burst]  # before they are due: what it takes is not the server's
         while (rest := started + moment - time.perf_counter()) > 0:
             await asyncio.sleep(rest)
-        tasks.append(asyncio.create_task(post(connections, address, next(bodies), started + moment)))
+        tasks += [asyncio.create_task(post(connections, address, message, started + moment)) for message in written]
         if meanwhile is not None:
             meanwhile(moment)
     answers = list(await asyncio.gather(*tasks))
@@ -146,10 +177,10 @@ async def send(address: tuple[str, int], bodies: Iterator[bytes], moments: list[
     return answers
 
 
-def cell(address: tuple[str, int], bodies: Callable[[int], bytes], concurrency: int, seconds: float) -> tuple[list[float], float]:
+def cell(address: tuple[str, int], messages: Callable[[int], bytes], concurrency: int, seconds: float) -> tuple[list[float], float]:
     """Returns (times in ms, requests/s while busy) of bursts, after a request of every user to learn how far apart they must be."""
     numbers = iter(range(10**9))
-    stream = (bodies(number) for number in numbers)
+    stream = (messages(number) for number in numbers)
     first = [asyncio.run(send(address, stream, [0.0]))[0] for _ in range(NUM_USERS)]  # of every user, so that what can be kept is kept
     each = min(answer[1] for answer in first)
     bursts = max(1, min(400, round(seconds * BUSY / (each * concurrency))))
@@ -170,32 +201,31 @@ def quantiles(times: list[float]) -> tuple[float, float, float]:
 def row(claim: str, shape: str, times: list[float], notes: str) -> dict[str, str]:
     """Returns a row of results.csv; its quantiles are 50, 95 and 99 %, as the claim says."""
     notes += f"; load average {os.getloadavg()[0]:.1f}"
-    found = _rows.row(f"{claim} p50 p95 p99", shape, "float32", quantiles(times), notes=notes)
-    found["device"] = f"{_rows.cpu_name()}, {os.cpu_count()} cores"
+    found = _rows.row(f"{claim} p50 p95 p99", shape, "", quantiles(times), notes=notes)
     print(f"{claim:<22}{shape:<22}" + "".join(f"{value:9.2f}" for value in quantiles(times)), notes, flush=True)
     return found
 
 
-def grid(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
+def grid(home: Home, chosen: argparse.Namespace) -> Iterator[dict[str, str]]:
     """Yields the table, each part beside a service that does nothing."""
-    empty = {c: nothing(home, c, 2 * seconds) for c in CONCURRENCY}
+    empty = {c: nothing(home, c, 2 * chosen.seconds) for c in chosen.concurrency}
     for c, times in empty.items():
         yield row("http empty", f"c{c}", times, f"{len(times)} requests")
+    cells = list(itertools.product(chosen.lengths, chosen.candidates, chosen.concurrency, chosen.forms))
     for kind, megabytes in (("warm", "4096"), ("cold", "0")):
-        with home.served(**PATIENT, LONGREC_THREADS=threads, LONGREC_CACHE_MB=megabytes) as address:
-            for length in LENGTHS:
-                for candidates in CANDIDATES:
-                    for c in CONCURRENCY:
-                        times, rate = cell(address, lambda n, a=length, m=candidates: home.body(n, a, m), c, seconds)
-                        floor = np.median(empty[c])
-                        yield row(f"http {kind}", f"L{length} m{candidates} c{c}", times, f"{len(times)} requests; {rate:.1f} requests/s "
-                                  f"in a burst; p50 {np.median(times) - floor:.1f} ms above empty, {np.median(times) / floor:.1f} times it")
+        with home.served(**PATIENT, LONGREC_THREADS=chosen.threads, LONGREC_CACHE_MB=megabytes) as address:
+            for length, candidates, c, form in cells:
+                times, rate = cell(address, functools.partial(home.message, length=length, candidates=candidates, form=form), c,
+                                   chosen.seconds)
+                floor, claim = np.median(empty[c]), f"http {kind}" + ("" if form == "json" else f" {form}")
+                yield row(claim, f"L{length} m{candidates} c{c}", times, f"{len(times)} requests; {rate:.1f} requests/s "
+                          f"in a burst; p50 {np.median(times) - floor:.1f} ms above empty, {np.median(times) / floor:.1f} times it")
 
 
 def nothing(home: Home, concurrency: int, seconds: float) -> list[float]:
     """Returns the times in ms of a service that does nothing."""
     with serving("empty:Empty", home=home.path, folder=home.path) as address:
-        return cell(address, lambda n: home.body(n, 10_000, 200), concurrency, seconds)[0]
+        return cell(address, lambda n: home.message(n, 10_000, 200), concurrency, seconds)[0]
 
 
 def alone(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
@@ -208,14 +238,14 @@ def alone(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
 
 def headline(home: Home, address: tuple[str, int], empty: list[float], seconds: float) -> Iterator[dict[str, str]]:
     """Yields 10,000 events x 200 candidates alone, warm and with one more event a request, and the growth with candidates."""
-    plain = cell(address, lambda n: home.body(n % 4, 10_000, 200), 1, seconds)[0]
+    plain = cell(address, lambda n: home.message(n % 4, 10_000, 200), 1, seconds)[0]
     above = quantiles(plain)[2] - quantiles(empty)[2]
     yield row("http warm alone", "L10000 m200 c1", plain, f"{len(plain)} requests; p99 {above:.2f} ms above the empty service's (bound 25)")
-    grown = cell(address, lambda n: home.body(7, 10_000, 200, last=20_000 + n), 1, seconds / 2)[0]
+    grown = cell(address, lambda n: home.message(7, 10_000, 200, last=20_000 + n), 1, seconds / 2)[0]
     yield row("http append", "L10000 m200 c1", grown, f"{len(grown)} requests, one new event each; p50 "
               f"{np.median(grown) / np.median(plain):.2f} times that without")
     sizes = (50, 200, 500, 1_000, 2_048)
-    medians = [float(np.median(cell(address, lambda n, m=m: home.body(n % 4, 10_000, m), 1, seconds / 5)[0])) for m in sizes]
+    medians = [float(np.median(cell(address, lambda n, m=m: home.message(n % 4, 10_000, m), 1, seconds / 5)[0])) for m in sizes]
     slope, base = np.polyfit(sizes, medians, 1)
     residual = np.abs(np.polyval((slope, base), sizes) - medians).max() / max(medians)
     yield row("http candidates", "L10000 c1", medians, f"p50 at {sizes}: {', '.join(f'{value:.1f}' for value in medians)} ms; "
@@ -254,19 +284,19 @@ def overload(home: Home, seconds: float, redis: Redis | None, threads: str) -> I
     limit_ms = 1_000
     with home.served(LONGREC_THREADS=threads, LONGREC_CALLER_REQUESTS="10000") as address:
         worker = max(psutil.Process().children(recursive=True), key=lambda process: process.memory_info().rss)
-        bodies = (home.body(number, 2_000, 200, timeout_ms=limit_ms) for number in range(10**9))
-        asyncio.run(send(address, bodies, [0.1 * n for n in range(50)]))
-        first = asyncio.run(send(address, bodies, [0.0] * 64))
+        messages = (home.message(number, 2_000, 200, timeout_ms=limit_ms) for number in range(10**9))
+        asyncio.run(send(address, messages, [0.1 * n for n in range(50)]))
+        first = asyncio.run(send(address, messages, [0.0] * 64))
         capacity = sum(a[0] == 200 for a in first) / max(a[1] for a in first)
         memory: list[int] = []
         random = np.random.default_rng(0)
         moments = np.cumsum(random.exponential(1 / (2 * capacity), round(2 * capacity * seconds))).tolist()
-        answers = asyncio.run(send(address, bodies, moments, lambda _: memory.append(worker.memory_info().rss)))
+        answers = asyncio.run(send(address, messages, moments, lambda _: memory.append(worker.memory_info().rss)))
         yield summary("http overload", f"L2000 m200, {2 * capacity:.0f} requests/s, {seconds:.0f} s", answers, limit_ms, memory)
         if redis is None:
             return
         moments = np.cumsum(random.exponential(1 / (0.5 * capacity), round(0.5 * capacity * 45))).tolist()
-        asked = [home.body(number % 16, 2_000, 200, timeout_ms=limit_ms) for number in range(16)]
+        asked = [home.message(number % 16, 2_000, 200, timeout_ms=limit_ms) for number in range(16)]
         expected = [json.loads(a[2])["scores"] for a in asyncio.run(send(address, iter(asked), [0.2 * n for n in range(16)]))]
         answers = asyncio.run(send(address, (asked[n % 16] for n in range(10**9)), moments, redis.dies_between(10, 25)))
         yield summary("http store dies", f"L2000 m200, {0.5 * capacity:.0f} requests/s, 45 s", answers, limit_ms, [], expected)
@@ -327,24 +357,32 @@ class Redis:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="longrec bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS)
+    parser.add_argument("--only", choices=PARTS, nargs="*", help="by default all that the device has; event is of a CPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="of load in a cell (one burst at least)")
     parser.add_argument("--overload-seconds", type=float, default=180.0)
     parser.add_argument("--threads", default="2", help="LONGREC_THREADS of the server")
+    parser.add_argument("--device", choices=sorted(MODELS), default="cpu", help="LONGREC_DEVICE of the server")
+    for name, default in (("lengths", LENGTHS), ("candidates", CANDIDATES), ("concurrency", CONCURRENCY)):
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=default, help="of the table")
+    parser.add_argument("--forms", choices=sorted(FORMS), nargs="+", default=["json"], help="of the table's requests")
+    parser.add_argument("--out", type=Path, default=_rows.RESULTS, help="where rows go")
     parser.add_argument("--dry-run", action="store_true", help="print the rows, do not append them to results.csv")
     chosen = parser.parse_args()
+    named = chosen.only or [part for part in PARTS if chosen.device == "cpu" or part != "event"]
+    if chosen.device == "cuda" and "event" in named:
+        parser.error("--only event times the cache of this process, on a CPU")
     with tempfile.TemporaryDirectory(prefix="longrec-bench-") as folder:
         redis = Redis(Path(folder) / "redis") if shutil.which("redis-server") else None
         try:
-            home = Home(Path(folder), redis.address if redis else "")
+            home = Home(Path(folder), redis.address if redis else "", chosen.device)
             parts = {"alone": lambda: alone(home, chosen.seconds, chosen.threads),
                      "event": lambda: event(home),
-                     "grid": lambda: grid(home, chosen.seconds, chosen.threads),
+                     "grid": lambda: grid(home, chosen),
                      "overload": lambda: overload(home, chosen.overload_seconds, redis, chosen.threads)}
-            for name in chosen.only:
+            for name in named:
                 for found in parts[name]():
                     if not chosen.dry_run:
-                        _rows.append([found])
+                        _rows.append([found | home.where], chosen.out)
         finally:
             if redis:
                 redis.stop()
