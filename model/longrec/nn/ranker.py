@@ -37,7 +37,7 @@ NUM_MIXER_TOKENS = 4
 HOUR_MS, HOURS, DAYS = 3_600_000, 24, 7
 CONTEXT_STD = 0.1
 """Initial deviation of the context's embeddings: next to nothing beside the other mixer tokens, until data says more."""
-EVENTS_OF_A_PIECE, TARGETS_OF_A_PIECE = 1_024, 128
+EVENTS_OF_A_PIECE, TARGETS_OF_A_PIECE = 1_024, 256
 """Of work that is shared out (longrec.nn.pieces)."""
 PRODUCTS = re.compile(r"(user_part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part)\.(weight|bias)|stca\.layers\.\d+\.w_[qo]"
                       r"|mixer\.blocks\.\d+\.[wb]_(in|out)")

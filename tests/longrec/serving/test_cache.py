@@ -105,8 +105,8 @@ def test_an_event_that_was_changed_is_not_taken_for_the_old_one(scorer) -> None:
 @pytest.mark.parametrize("num_threads", [2, 9])
 @pytest.mark.parametrize("num_requests", [1, 3, 9])
 def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: int, num_threads: int, monkeypatch) -> None:
-    """With more threads than heads the targets of one head are cut as well."""
-    sizes = {"SMALL": (kept, 1), "BLOCK": (kept, 2), "EVENTS_OF_A_PIECE": (ranker, 8), "TARGETS_OF_A_PIECE": (ranker, 4)}
+    """Events are cut so finely that several stretches are merged, the last of them shorter than the others."""
+    sizes = {"SMALL": (kept, 1), "EVENTS": (kept, 7), "EVENTS_OF_A_PIECE": (ranker, 8), "TARGETS_OF_A_PIECE": (ranker, 4)}
     for name, (module, value) in sizes.items():
         monkeypatch.setattr(module, name, value)
     asked, threads = [], torch.get_num_threads()

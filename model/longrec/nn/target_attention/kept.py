@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -22,10 +23,10 @@ from longrec.nn import pieces
 from longrec.nn.target_attention import fused
 from longrec.nn.target_attention.inputs import Segments, softmax
 
-BLOCK = 64
-"""Targets that torch's kernel takes at a time; a cut between them costs nothing."""
+EVENTS = 1_024
+"""Of a piece of attention: keys and values of so many stay in a core's cache while all targets pass over them."""
 SMALL = 1 << 22
-"""Targets times events times width up to which cutting a request costs about what a second thread brings."""
+"""Targets times events times width that a piece has at least: less is done before another thread has woken up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,19 +55,10 @@ class KeptKeysValues:
             self.seen.append(self.weights(queries))
         if fused.usable(queries, self.num_heads):
             return self._on_device().attend(queries)
-        heads, blocks = self._cut(queries)
         split = zip(queries.split(list(self.num_targets)), self.parts, self.biases, strict=True)
-        cut = [_pieces(*part, self.num_heads, heads, blocks) for part in split]
+        cut = [_pieces(*part, self.num_heads) for part in split]
         found = iter(pieces.run([piece for request in cut for piece in request]))
-        return torch.cat([_joined([next(found) for _ in request], self.num_heads // heads) for request in cut])
-
-    def _cut(self, queries: Tensor) -> tuple[int, int]:
-        """Returns how each request is cut for several threads: heads of a piece, and parts of its targets; small or many stay whole."""
-        threads, requests = pieces.num_threads(queries), len(self.parts)
-        work = queries.shape[1] * sum(len(part) * count for part, count in zip(self.parts, self.num_targets, strict=True))
-        if threads == 1 or work < SMALL * requests or requests >= 4 * threads:
-            return self.num_heads, 1
-        return 1, math.ceil(threads / (requests * self.num_heads))
+        return torch.cat([_merged([next(found) for _ in request]) for request in cut])
 
     def weights(self, queries: Float[Tensor, "N D"]) -> list[Tensor]:
         """Returns what each target of each request attends to: the softmax itself, in float32, R of [H, m, L]."""
@@ -82,30 +74,35 @@ class KeptKeysValues:
         return fused.KeysValues(kv.contiguous(), self.num_heads, segments, bias)
 
 
-def _pieces(queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None, num_heads: int, heads: int,
-            blocks: int) -> list[Callable[[], Tensor]]:
-    """Returns the attention of one request in pieces of `heads` heads and about 1/`blocks` of the targets, each [m', heads K] once run."""
-    if not kv_LD2.shape[0]:
-        return [functools.partial(torch.zeros_like, part) for part in queries_MD.split(heads * queries_MD.shape[1] // num_heads, dim=1)]
+def _pieces(queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None, num_heads: int) -> list[Callable[[], tuple[Tensor, Tensor]]]:
+    """Returns the attention of one request in pieces, each `_attend` of all heads and targets to a stretch of its events once run; many
+    more of them than threads, so that a core that is slow for a while takes fewer. The cut depends on the request alone."""
     queries_HMK, (keys_HLK, values_HLK) = _by_head(queries_MD, num_heads), _keys_values(kv_LD2, num_heads)
-    biases = [None] * (num_heads // heads) if bias_HL is None else bias_HL.to(queries_MD.dtype).split(heads)
-    by_heads = zip(queries_HMK.split(heads), keys_HLK.split(heads), values_HLK.split(heads), biases, strict=True)
-    size = BLOCK * max(1, math.ceil(queries_MD.shape[0] / (BLOCK * blocks)))
-    return [functools.partial(_attend, block, *rest) for queries, *rest in by_heads for block in queries.split(size, dim=1)]
+    if not kv_LD2.shape[0]:
+        return [lambda: (torch.zeros_like(queries_HMK), queries_HMK.new_zeros(queries_HMK.shape[:2]))]
+    size = EVENTS * math.ceil(SMALL / (EVENTS * queries_MD.numel())) if queries_MD.device.type == "cpu" else kv_LD2.shape[0]
+    stretches = zip(keys_HLK.split(size, dim=1), values_HLK.split(size, dim=1), strict=True)
+    biases = itertools.repeat(None) if bias_HL is None else bias_HL.to(queries_MD.dtype).split(size, dim=1)
+    return [functools.partial(_attend, queries_HMK, *stretch, bias) for stretch, bias in zip(stretches, biases, strict=False)]
 
 
-def _attend(queries_HMK: Tensor, keys_HLK: Tensor, values_HLK: Tensor, bias_HL: Tensor | None) -> Tensor:
+def _attend(queries_HMK: Tensor, keys_HLK: Tensor, values_HLK: Tensor, bias_HL: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the attention to a stretch of events, [H, m, K], and the logarithm of the sum of its weights, [H, m]; 0 off the CPU, where a
+    stretch is all there is."""
     mask = None if bias_HL is None else bias_HL[None, :, None].expand(1, -1, queries_HMK.shape[1], -1)
-    output = scaled_dot_product_attention(queries_HMK[None], keys_HLK[None], values_HLK[None], attn_mask=mask, scale=1.0)
-    attended: Tensor = output[0].transpose(0, 1).flatten(1)
+    inputs = queries_HMK[None], keys_HLK[None], values_HLK[None]
+    if queries_HMK.device.type != "cpu":
+        return scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)[0], queries_HMK.new_zeros(queries_HMK.shape[:2])
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*inputs, attn_mask=mask, scale=1.0)  # the same, and the sums
+    return output[0], sums[0]
+
+
+def _merged(stretches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Returns the attention of one request, [m, D], from that to stretches of its events: their mean by the sums of their weights."""
+    outputs_SHMK, sums_SHM = (torch.stack(parts) for parts in zip(*stretches, strict=True))
+    merged = outputs_SHMK[0] if len(stretches) == 1 else (outputs_SHMK * torch.softmax(sums_SHM, 0)[..., None]).sum(0)
+    attended: Tensor = merged.to(outputs_SHMK.dtype).transpose(0, 1).flatten(1)
     return attended
-
-
-def _joined(parts: list[Tensor], num_groups: int) -> Tensor:
-    """Returns the attention of one request, [m, D], from its pieces: of each group of heads all blocks of targets."""
-    blocks = len(parts) // num_groups
-    groups = [torch.cat(parts[start:start + blocks]) if blocks > 1 else parts[start] for start in range(0, len(parts), blocks)]
-    return groups[0] if num_groups == 1 else torch.cat(groups, dim=1)
 
 
 def _by_head(rows: Tensor, num_heads: int) -> Tensor:
