@@ -111,10 +111,13 @@ class Captured:
                     self._run(self._score_all, num_events, num_targets)
 
     def keys_values(self, events: Events, moment_ms: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Returns K | V of the events in each layer, M of [L, 2 D], their item rows and times, on the device; for the caller to keep."""
+        """Returns K | V of the events in each layer, M of [L, 2 D], their item rows and features, and times, on the device; for the caller
+        to keep."""
         with self._at_work():
             count = self._encode(events, moment_ms)
-            return list(self._layers[:, :count].clone().unbind()), self._rows.items[:count].clone(), self._rows.timestamps[:count].clone()
+            rows = self._rows
+            encoded = torch.cat([rows.items[:count, None], rows.features[:count]], dim=1)
+            return list(self._layers[:, :count].clone().unbind()), encoded, rows.timestamps[:count].clone()
 
     def score(self, events: Events, asked: Asked) -> npt.NDArray[np.float32]:
         """Returns the probabilities of the candidates over the events, float32 [m, K]."""

@@ -22,6 +22,7 @@ from longrec.data.encode import int64_column
 from longrec.data.stream import EncodedEvents
 from longrec.errors import ConfigError, DataError
 from longrec.nn.fused_stca import SideBySide
+from longrec.nn.target_attention.kept import SMALL, Repeats
 from longrec.schema import TIMESTAMP, Feature, Schema
 
 Scores = npt.NDArray[np.float32]
@@ -29,6 +30,8 @@ TOKEN_BUDGET = 65_536
 MAX_REQUESTS = 64
 REPLAYS = 4
 """Requests up to which captured graphs score one after another on a CUDA device; eight are as fast as a batch (docs/engine.md)."""
+DISTINCT = 0.8
+"""Share of distinct events up to which finding the equal ones pays."""
 _ARROW_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 
 
@@ -55,12 +58,12 @@ class KeptEvents:
 
     Args:
         layers: M of [L, 2 D] on the scorer's device, keys and values of each event, oldest first.
-        items: int32 [L] on the scorer's device, row of the item table.
+        encoded: int32 [L, 1 + F] on the scorer's device, row of the item table and features of each event.
         timestamps: int64 [L] on the scorer's device, ms.
     """
 
     layers: Sequence[torch.Tensor]
-    items: torch.Tensor
+    encoded: torch.Tensor
     timestamps: torch.Tensor
 
     def __len__(self) -> int:
@@ -177,10 +180,11 @@ class Scorer:
         with torch.inference_mode(), self._autocast():
             batch = batch if self.device.type == "cpu" else batch.to(self.device)
             layers = self.bundle.ranker.keys_values(batch, self._weights)
+        encoded = torch.cat([batch.event_items[:, None], batch.event_features], dim=1)
         if len(entries) == 1:
-            return [KeptEvents(layers, batch.event_items, batch.event_timestamps)]
+            return [KeptEvents(layers, encoded, batch.event_timestamps)]
         parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
-        columns = zip(batch.event_items.split(lengths), batch.event_timestamps.split(lengths), strict=True)
+        columns = zip(encoded.split(lengths), batch.event_timestamps.split(lengths), strict=True)
         return [KeptEvents(part, *column) for part, column in zip(parts, columns, strict=True)]
 
     def score_kept(self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]) -> list[Scores]:
@@ -195,7 +199,8 @@ class Scorer:
                     for request, part in zip(requests, kept, strict=True)]
         batch = self._without_events(requests, kept)
         with torch.inference_mode(), self._autocast():
-            memories = self.bundle.ranker.kept([part.layers for part in kept], [part.timestamps for part in kept], batch)
+            repeats = [self._repeats(part, len(request.candidates)) for part, request in zip(kept, requests, strict=True)]
+            memories = self.bundle.ranker.kept([part.layers for part in kept], [part.timestamps for part in kept], batch, repeats=repeats)
             logits = self.bundle.ranker.score(batch, memories).logits
             scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
         return np.split(scores, np.cumsum([len(request.candidates) for request in requests])[:-1])
@@ -209,6 +214,20 @@ class Scorer:
             self.bundle.ranker.score(batch, [dataclasses.replace(memory, seen=seen) for memory in memories])
             weights: npt.NDArray[np.float32] = torch.stack([layer[0] for layer in seen]).cpu().numpy()
         return weights
+
+    def _repeats(self, events: KeptEvents, num_targets: int) -> Repeats | None:
+        """Returns which events are equal, where it pays to attend to them once: on a CPU, for many targets, where enough of them are."""
+        is_exact = self.device.type == "cpu" and self.precision == torch.float32 and self.is_cacheable
+        if not is_exact or len(events) * num_targets * self.bundle.config.width < SMALL:
+            return None
+        encoded = np.ascontiguousarray(events.encoded.numpy())
+        rows = pa.FixedSizeBinaryArray.from_buffers(pa.binary(encoded[0].nbytes), len(events), [None, pa.py_buffer(encoded)])
+        found = rows.dictionary_encode()
+        if len(found.dictionary) > DISTINCT * len(events):
+            return None
+        kinds, first = found.indices.to_numpy().astype(np.int64), np.empty(len(found.dictionary), np.int64)
+        first[kinds[::-1]] = np.arange(len(events) - 1, -1, -1)
+        return Repeats(torch.from_numpy(first), torch.from_numpy(kinds))
 
     @property
     def _num_replays(self) -> int:
@@ -249,7 +268,7 @@ class Scorer:
             return batch
         counts = [len(events) for events in kept]
         return dataclasses.replace(
-            batch, event_items=torch.cat([events.items for events in kept]),
+            batch, event_items=torch.cat([events.encoded[:, 0] for events in kept]),
             event_timestamps=torch.cat([events.timestamps for events in kept]),
             event_features=batch.event_features.new_zeros((sum(counts), batch.event_features.shape[1])),
             event_offsets=torch.tensor([0, *counts]).cumsum(0).to(self.device),

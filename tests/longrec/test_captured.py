@@ -102,7 +102,7 @@ def test_kept_rows_are_the_callers_own(plain: Scorer) -> None:
     scorer, asked = fixed(plain), request(20, 3)
     kept, same = (each.keys_values([asked.history], [asked.moment_ms])[0] for each in (scorer, plain))
     both(scorer, request(60, 16, 1))
-    for a, b in zip((*kept.layers, kept.timestamps, kept.items), (*same.layers, same.timestamps, same.items), strict=True):
+    for a, b in zip((*kept.layers, kept.timestamps, kept.encoded), (*same.layers, same.timestamps, same.encoded), strict=True):
         assert a.dtype == b.dtype and torch.allclose(a, b, atol=1e-6)
     np.testing.assert_allclose(scorer.score_kept([asked], [kept])[0], plain.score([asked])[0], rtol=0, atol=2e-6)
 

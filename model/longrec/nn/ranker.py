@@ -30,7 +30,7 @@ from longrec.nn.matches import Matches
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA, Memory
 from longrec.nn.target_attention import Segments
-from longrec.nn.target_attention.kept import KeptKeysValues
+from longrec.nn.target_attention.kept import KeptKeysValues, Repeats
 from longrec.schema import Schema
 
 NUM_MIXER_TOKENS = 4
@@ -144,7 +144,7 @@ class Ranker(nn.Module):
         return self._separable().side_by_side()
 
     def kept(self, parts: Sequence[Sequence[Tensor]], timestamps: Sequence[Tensor], batch: RequestBatch,
-             segments: Segments | None = None) -> list[KeptKeysValues]:
+             segments: Segments | None = None, repeats: Sequence[Repeats | None] | None = None) -> list[KeptKeysValues]:
         """Returns what `score` takes as `encoded`, for a batch that holds no events because their keys and values were kept.
 
         Args:
@@ -152,13 +152,14 @@ class Ranker(nn.Module):
             timestamps: R of int64 [L], ms, of the events.
             batch: the requests.
             segments: of the parts side by side, where they are on their device already.
+            repeats: R, equal events of each request, to be attended to once; None for a request to attend to all.
         """
         gaps = None
         if self.recency == "bias":
             gaps = [gap_buckets(moment.expand(len(times)), times)
                     for moment, times in zip(batch.request_timestamps.split(1), timestamps, strict=True)]
         counts = batch.target_offsets.diff().tolist() if batch.host_counts is None else batch.host_counts[1]
-        return self._separable().kept(parts, gaps, counts, segments)
+        return self._separable().kept(parts, gaps, counts, segments, repeats)
 
     def score(self, batch: RequestBatch, encoded: Iterable[Memory]) -> RankerOutput:
         """Returns the logits of all targets over encoded or kept events; `score(batch, encode(batch))` equals `forward(batch)`."""

@@ -25,7 +25,7 @@ from longrec.config import ModelConfig
 from longrec.nn import fused_stca
 from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused, keys_values_weight
-from longrec.nn.target_attention.kept import KeptKeysValues
+from longrec.nn.target_attention.kept import KeptKeysValues, Repeats
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class STCA(nn.Module):
         return self._score(targets, encoded, Segments.of(event_offsets, target_offsets, counts), gaps)
 
     def kept(self, parts: Sequence[Sequence[Tensor]], gaps: Sequence[Tensor] | None, num_targets: Sequence[int],
-             segments: Segments | None = None) -> list[KeptKeysValues]:
+             segments: Segments | None = None, repeats: Sequence[Repeats | None] | None = None) -> list[KeptKeysValues]:
         """Returns what each layer attends to of R requests.
 
         Args:
@@ -165,18 +165,35 @@ class STCA(nn.Module):
             gaps: R of [L], bucket of the time gap of each event, for `recency: bias`.
             num_targets: of each request.
             segments: of the parts side by side, where they are on their device already.
+            repeats: R, equal events of each request, to be attended to once; None for a request to attend to all.
         """
-        layers, lengths = self._layers(), [request[0].shape[0] for request in parts]
-        tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None]
-        biases: list[Sequence[Tensor | None]] = [[None] * len(parts)] * len(layers)
-        if gaps is not None and tables:
-            by_head = torch.stack(tables).float().transpose(1, 2).flatten(0, 1).index_select(1, torch.cat(list(gaps)))
-            biases = [layer_bias.split(lengths, dim=1) for layer_bias in by_head.unflatten(0, (len(layers), -1))]
-        device = parts[0][0].device
+        layers, equal = self._layers(), repeats or [None] * len(parts)
+        table = self._gap_biases() if gaps is not None else None
+        by_request = [self._biases(table, None if gaps is None else gaps[request], equal[request]) for request in range(len(parts))]
+        lengths = [request[0].shape[0] if same is None else same.first.shape[0] for request, same in zip(parts, equal, strict=True)]
+        device, rows = parts[0][0].device, [None if same is None else same.first for same in equal]
         if segments is None and device.type == "cuda":
             segments = Segments.counted(lengths, num_targets, device)
-        return [KeptKeysValues([request[index] for request in parts], biases[index], layer.num_heads, num_targets, segments)
-                for index, layer in enumerate(layers)]
+        return [KeptKeysValues([request[index] for request in parts], [None if biases is None else biases[index] for biases in by_request],
+                               layer.num_heads, num_targets, segments, rows) for index, layer in enumerate(layers)]
+
+    def _gap_biases(self) -> Tensor | None:
+        """Returns the bias of every layer and head by time gap, float32 [M H, G]; None for a model without."""
+        tables: list[Tensor] = [layer.gap_bias for layer in self._layers() if layer.gap_bias is not None]
+        return torch.stack(tables).float().transpose(1, 2).flatten(0, 1) if tables else None
+
+    def _biases(self, table: Tensor | None, gaps: Tensor | None, equal: Repeats | None) -> Tensor | None:
+        """Returns the bias of the events, or kinds of events, of one request in every layer, float32 [M, H, L or U]; None for none."""
+        num_layers, num_heads = len(self.layers), self._layers()[0].num_heads
+        if equal is not None:
+            without = self.join.weight.new_zeros((num_layers * num_heads, 1))
+            biases = equal.bias(without, None) if table is None or gaps is None else equal.bias(table, gaps)
+        elif table is None or gaps is None:
+            return None
+        else:
+            biases = table.index_select(1, gaps)
+        by_layer: Tensor = biases.unflatten(0, (num_layers, num_heads))
+        return by_layer
 
     def _score(self, targets: Tensor, encoded: Iterable[Memory], segments: Segments, gaps: Tensor | None) -> Tensor:
         outputs: list[Tensor] = []

@@ -92,13 +92,13 @@ class _Entry:
 
     Args:
         layers: [M, capacity, 2 D].
-        items, timestamps: int32 [capacity], int64 [capacity].
+        encoded, timestamps: int32 [capacity, 1 + F], int64 [capacity].
         made_at: monotonic seconds of the last encoding.
     """
 
     rows: pa.RecordBatch
     layers: torch.Tensor
-    items: torch.Tensor
+    encoded: torch.Tensor
     timestamps: torch.Tensor
     start: int
     end: int
@@ -106,12 +106,12 @@ class _Entry:
 
     @property
     def num_bytes(self) -> int:
-        return self.layers.nbytes + self.items.nbytes + self.timestamps.nbytes + int(self.rows.get_total_buffer_size())
+        return self.layers.nbytes + self.encoded.nbytes + self.timestamps.nbytes + int(self.rows.get_total_buffer_size())
 
     def view(self, start: int, count: int) -> KeptEvents:
         """Returns rows from `start` on, counted in `rows`; no copy."""
         chosen = slice(self.start + start, self.start + start + count)
-        return KeptEvents(list(self.layers[:, chosen].unbind()), self.items[chosen], self.timestamps[chosen])
+        return KeptEvents(list(self.layers[:, chosen].unbind()), self.encoded[chosen], self.timestamps[chosen])
 
     def drop_first(self, count: int) -> None:
         self.start += count
@@ -227,7 +227,8 @@ class HistoryCache:
         example = fresh[0] if fresh else cast("_Entry", entry).view(0, 0)
         capacity, width = count + max(16, count // 8), example.layers[0].shape[-1]
         made = _Entry(ask.timeline.slice(ask.start, count), example.layers[0].new_empty((len(example.layers), capacity, width)),
-                      example.items.new_empty(capacity), example.timestamps.new_empty(capacity), 0, count, time.monotonic())
+                      example.encoded.new_empty((capacity, example.encoded.shape[1])), example.timestamps.new_empty(capacity), 0, count,
+                      time.monotonic())
         with torch.inference_mode():
             for span in (span.clipped(ask.start, ask.end) for span in known):
                 if entry is not None:
@@ -273,7 +274,7 @@ def _write(entry: _Entry, row: int, part: KeptEvents) -> None:
     with torch.inference_mode():
         for buffer, layer in zip(entry.layers, part.layers, strict=True):
             buffer[row:row + len(part)] = layer
-        entry.items[row:row + len(part)] = part.items
+        entry.encoded[row:row + len(part)] = part.encoded
         entry.timestamps[row:row + len(part)] = part.timestamps
 
 
@@ -281,7 +282,7 @@ def _concatenated(parts: list[KeptEvents]) -> KeptEvents:
     if len(parts) == 1:
         return parts[0]
     return KeptEvents([torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True)],
-                      torch.cat([part.items for part in parts]), torch.cat([part.timestamps for part in parts]))
+                      torch.cat([part.encoded for part in parts]), torch.cat([part.timestamps for part in parts]))
 
 
 def _gaps(known: Sequence[_Span], ask: Wanted) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from longrec import scorer as scorer_module
 from longrec.data import history
 from longrec.nn import pieces, ranker
 from longrec.nn.target_attention import kept
@@ -44,8 +45,24 @@ def newest(user: User) -> int:
     return user.rows[-1][0] + 1 if user.rows else world.START_MS
 
 
+@pytest.fixture
+def merging(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Equal events are attended to once however few they are; the list gets how many were saved, request by request."""
+    saved, of = [], Scorer._repeats
+
+    def noted(self: Scorer, events, num_targets: int):
+        found = of(self, events, num_targets)
+        saved.append(0 if found is None else len(events) - len(found.first))
+        return found
+
+    for name, value in (("SMALL", 1), ("DISTINCT", 1.0)):
+        monkeypatch.setattr(scorer_module, name, value)
+    monkeypatch.setattr(Scorer, "_repeats", noted)
+    return saved
+
+
 @pytest.mark.parametrize("seed", range(2))
-def test_any_course_of_events_scores_like_a_cold_computation(any_scorer, seed: int) -> None:
+def test_any_course_of_events_scores_like_a_cold_computation(any_scorer, seed: int, merging: list[int]) -> None:
     rng, users = np.random.default_rng(seed), [User(seed * 100 + number) for number in range(5)]
     per_event = 3 * 2 * 32 * 4 + 12
     cache = HistoryCache(any_scorer, per_event * 260 * (seed + 1) // 2, keep=SERVED)  # room for two to five of them
@@ -68,9 +85,10 @@ def test_any_course_of_events_scores_like_a_cold_computation(any_scorer, seed: i
         assert cache.num_bytes == sum(entry.num_bytes for entry in cache._entries.values())
     if any_scorer.is_cacheable:
         assert min(cache.counts.hits, cache.counts.partial, cache.counts.misses) > 3, cache.counts
+        assert sum(count > 0 for count in merging) > len(merging) // 3
         assert seed or cache.counts.evictions
     else:
-        assert not len(cache) and not cache.counts.hits
+        assert not len(cache) and not cache.counts.hits and not any(merging)  # an event of another time is another event to the model
 
 
 def test_only_new_events_are_encoded(scorer) -> None:
@@ -104,8 +122,8 @@ def test_an_event_that_was_changed_is_not_taken_for_the_old_one(scorer) -> None:
 
 @pytest.mark.parametrize("num_threads", [2, 9])
 @pytest.mark.parametrize("num_requests", [1, 3, 9])
-def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: int, num_threads: int, monkeypatch) -> None:
-    """Events are cut so finely that several stretches are merged, the last of them shorter than the others."""
+def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: int, num_threads: int, monkeypatch, merging) -> None:
+    """Events are cut so finely that several stretches are joined, the last of them shorter than the others; equal ones are one."""
     sizes = {"SMALL": (kept, 1), "EVENTS": (kept, 7), "EVENTS_OF_A_PIECE": (ranker, 8), "TARGETS_OF_A_PIECE": (ranker, 4)}
     for name, (module, value) in sizes.items():
         monkeypatch.setattr(module, name, value)

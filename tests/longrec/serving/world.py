@@ -41,14 +41,17 @@ class User:
         self.rng, self.rows = np.random.default_rng(seed), []
 
     def append(self, count: int = 1, *, late: bool = False) -> None:
-        """Adds events at the end, every third in a tie with the one before, or anywhere."""
+        """Adds events at the end, every third in a tie with the one before, or anywhere; two of five are an earlier one again."""
         newest = self.rows[-1][0] if self.rows else START_MS
         for _ in range(count):
             time = int(self.rng.integers(START_MS, newest + 1)) if late else newest + int(self.rng.integers(0, 3)) * 7_000
             newest = max(newest, time)
             seconds = None if self.rng.random() < 0.2 else float(self.rng.random())
             action = None if self.rng.random() < 0.1 else str(self.rng.choice(["view", "buy", "like", "new"]))
-            self.rows.append((time, len(self.rows), int(small_world.FIRST_ID + self.rng.integers(0, 60)), action, seconds))
+            item = int(small_world.FIRST_ID + self.rng.integers(0, 60))
+            if self.rows and self.rng.random() < 0.4:
+                item, action, seconds = self.rows[self.rng.integers(0, len(self.rows))][2:]
+            self.rows.append((time, len(self.rows), item, action, seconds))
         self.rows.sort(key=lambda row: row[:3])
 
     def timeline(self) -> pa.RecordBatch:
