@@ -26,8 +26,9 @@ import pyarrow as pa
 import torch
 
 from longrec.data import history
+from longrec.data.encode import Encoder
 from longrec.errors import ConfigError, LongrecError
-from longrec.schema import Schema
+from longrec.schema import ITEM_ID
 from longrec.scorer import KeptEvents, RequestRows, Scorer, Scores
 from longrec.serving.cache import CacheCounts, HistoryCache, Wanted
 
@@ -453,12 +454,14 @@ class Engine:
         self.scorer.warm_up()
         for num_events in (0, 64, WARM_EVENTS + 8, WARM_EVENTS + 8):
             candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
-            rows = RequestRows(_made_up(self.scorer.bundle.schema, num_events), None, num_events + 1, candidates)
+            rows = RequestRows(_made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates)
             self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic())])
         self.cache.counts, self._mean_events = CacheCounts(), float(self.scorer.bundle.served_length)
 
 
-def _made_up(schema: Schema, num_events: int) -> pa.RecordBatch:
-    """Returns a history of so many events of unknown items, one a millisecond."""
-    whole, wanted = pa.array(np.arange(num_events, dtype=np.int64)), history.arrow_schema(schema)
-    return pa.record_batch([pa.nulls(num_events, field.type) if field.nullable else whole for field in wanted], schema=wanted)
+def _made_up(encoder: Encoder, num_events: int) -> pa.RecordBatch:
+    """Returns a history of so many events, one a millisecond, of as many items as there are: equal ones would cost less than real ones."""
+    whole, items = pa.array(np.arange(num_events, dtype=np.int64)), pa.array(np.resize(encoder.item_ids, num_events))
+    wanted = history.arrow_schema(encoder.schema)
+    columns = [pa.nulls(num_events, field.type) if field.nullable else items if field.name == ITEM_ID else whole for field in wanted]
+    return pa.record_batch(columns, schema=wanted)
