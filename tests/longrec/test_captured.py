@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from longrec import captured
+from longrec.errors import LongrecError
 from longrec.scorer import RequestRows, Scorer
+from longrec.serving import engine
 from tests.longrec import small_world
 from tests.longrec.nn.test_ranker import Operations, Reads
 from tests.longrec.serving import world
@@ -142,6 +144,19 @@ def test_only_models_that_can_use_fixed_buffers_do(plain: Scorer, tmp_path: Path
     assert plain.captured is None and plain.warm_up() is None  # on a CPU a batch is faster
     assert fixed(world.scorer(tmp_path / "a", matches=True)).captured is None
     assert fixed(world.scorer(tmp_path / "b", "none", kind="din")).captured is None
+
+
+@pytest.mark.parametrize("broken", [0.01, float("nan"), 0.0])
+def test_an_engine_does_not_start_with_graphs_that_score_otherwise(plain: Scorer, broken: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "WARM_EVENTS", 32)
+    monkeypatch.setattr(engine, "WARM_CANDIDATES", MOST)
+    scorer, of = fixed(plain), captured.Captured._score
+    monkeypatch.setattr(captured.Captured, "_score", lambda self, count, asked: of(self, count, asked) + np.float32(broken))
+    if broken == 0.0:
+        engine.Engine(scorer).close()
+        return
+    with pytest.raises(LongrecError, match=r"captured graphs do not score as the model does; found probabilities that differ by (0.01|nan)"):
+        engine.Engine(scorer)
 
 
 @pytest.mark.parametrize("recency", ["bias", "token"])

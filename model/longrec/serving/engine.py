@@ -39,6 +39,8 @@ WARM_EVENTS, WARM_CANDIDATES = 2_048, 256
 PATIENCE = 0.35
 """Share of the time that a caller gives of which the requests before it may take at most: the rest is for what was not foreseen."""
 SMOOTHING = 0.2
+CAPTURED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Largest difference of a probability that captured graphs may make; rounding to bfloat16 made 1.5e-2 (docs/log.md)."""
 
 
 class Overloaded(LongrecError):
@@ -456,7 +458,19 @@ class Engine:
             candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
             rows = RequestRows(_made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates)
             self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic())])
+        self._check_captured(rows)
         self.cache.counts, self._mean_events = CacheCounts(), float(self.scorer.bundle.served_length)
+
+    def _check_captured(self, rows: RequestRows) -> None:
+        """Raises LongrecError where captured graphs score a request unlike the model without them in float32, as it was evaluated."""
+        if self.scorer.captured is None:
+            return
+        plain = dataclasses.replace(self.scorer, replays=0, precision=torch.float32)
+        length, bound = min(rows.history.num_rows, self.scorer.captured.max_events), CAPTURED_ERROR[self.scorer.precision]
+        found = float(np.abs(self.scorer.score([rows], length)[0] - plain.score([rows], length)[0]).max())
+        if not found <= bound:  # nan is not
+            raise LongrecError("captured graphs do not score as the model does", found=f"probabilities that differ by {found:.2g}",
+                               expected=f"{bound:g} at most", fix="Serve with LONGREC_DEVICE=cpu, and look for another driver or torch.")
 
 
 def _made_up(encoder: Encoder, num_events: int) -> pa.RecordBatch:
