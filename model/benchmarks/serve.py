@@ -62,7 +62,7 @@ NUM_USERS, NUM_EVENTS = 8, 33_000
 MODELS = {"cpu": ModelConfig(width=64, num_layers=2, num_heads=2), "cuda": ModelConfig(width=256, num_layers=4, num_heads=8)}
 BUSY = 0.6
 PARTS = ["alone", "event", "grid", "overload"]
-PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000"}
+PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_QUEUE_SECONDS": "1000", "LONGREC_CALLER_REQUESTS": "1000"}
 EMPTY = """import bentoml
 @bentoml.service(name="empty")
 class Empty:

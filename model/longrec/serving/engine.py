@@ -29,7 +29,7 @@ from longrec.data import history
 from longrec.data.encode import Encoder
 from longrec.errors import ConfigError, LongrecError
 from longrec.schema import ITEM_ID
-from longrec.scorer import KeptEvents, RequestRows, Scorer, Scores
+from longrec.scorer import REPLAYS, KeptEvents, RequestRows, Scorer, Scores
 from longrec.serving.cache import CacheCounts, HistoryCache, Wanted
 
 logger = logging.getLogger(__name__)
@@ -454,12 +454,21 @@ class Engine:
     def _warm_up(self) -> None:
         """Scores made-up requests, so that torch has done what it does once, and the estimates fit this machine."""
         self.scorer.warm_up()
+        if self.scorer.captured is not None:  # more requests than are replayed go without graphs, by kernels that are compiled on first use
+            for num_events in (WARM_EVENTS, WARM_EVENTS + 8, WARM_EVENTS + 7):
+                self._score_made_up(num_events, REPLAYS + 1)
+            self._pace = _Pace()  # what compiling took is no pace
         for num_events in (0, 64, WARM_EVENTS + 8, WARM_EVENTS + 8):
-            candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
-            rows = RequestRows(_made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates)
-            self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic())])
+            rows = self._score_made_up(num_events)
         self._check_captured(rows)
         self.cache.counts, self._mean_events = CacheCounts(), float(self.scorer.bundle.served_length)
+
+    def _score_made_up(self, num_events: int, num_requests: int = 1) -> RequestRows:
+        """Returns a made-up request, after it was scored as often as said, all at once."""
+        candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
+        rows = RequestRows(_made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates)
+        self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic()) for _ in range(num_requests)])
+        return rows
 
     def _check_captured(self, rows: RequestRows) -> None:
         """Raises LongrecError where captured graphs score a request unlike the model without them in float32, as it was evaluated."""
