@@ -13,6 +13,7 @@ import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import logging
 import math
 import threading
@@ -455,17 +456,17 @@ class Engine:
         """Scores made-up requests, so that torch has done what it does once, and the estimates fit this machine."""
         self.scorer.warm_up()
         if self.scorer.captured is not None:  # more requests than are replayed go without graphs, by kernels that are compiled on first use
-            for num_events in (WARM_EVENTS, WARM_EVENTS + 8, WARM_EVENTS + 7):
-                self._score_made_up(num_events, REPLAYS + 1)
+            for num_events, num_candidates in zip(itertools.cycle((WARM_EVENTS, WARM_EVENTS + 8)), (8, 32, 64, WARM_CANDIDATES, 250)):
+                self._score_made_up(num_events, num_candidates, REPLAYS + 1)
             self._pace = _Pace()  # what compiling took is no pace
         for num_events in (0, 64, WARM_EVENTS + 8, WARM_EVENTS + 8):
-            rows = self._score_made_up(num_events)
+            rows = self._score_made_up(num_events, WARM_CANDIDATES if num_events > 64 else 8)
         self._check_captured(rows)
         self.cache.counts, self._mean_events = CacheCounts(), float(self.scorer.bundle.served_length)
 
-    def _score_made_up(self, num_events: int, num_requests: int = 1) -> RequestRows:
+    def _score_made_up(self, num_events: int, num_candidates: int, num_requests: int = 1) -> RequestRows:
         """Returns a made-up request, after it was scored as often as said, all at once."""
-        candidates = np.arange(WARM_CANDIDATES if num_events > 64 else 8, dtype=np.int64)
+        candidates = np.arange(num_candidates, dtype=np.int64)
         rows = RequestRows(_made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates)
         self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic()) for _ in range(num_requests)])
         return rows

@@ -28,7 +28,7 @@ def part(offsets, request, split, splits, BLOCK_L: tl.constexpr):
     return first, tl.minimum(size, end - first).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["event_offsets", "target_offsets", "num_targets", "num_events", "splits"])  # one for batches of any size
 def _forward(q, kv, bias, event_offsets, target_offsets, part_o, part_m, part_l, num_targets, num_events, splits, H: tl.constexpr,
              K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
              STAGES: tl.constexpr):
@@ -68,7 +68,7 @@ def _forward(q, kv, bias, event_offsets, target_offsets, part_o, part_m, part_l,
         tl.store(part_l + place * H + head, total, mask=rows < last)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "splits"])
 def _join(part_o, part_m, part_l, out, lse, num_rows, splits, H: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr):
     """Joins the parts' sums; a row without events gets 0."""
     rows, head = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
