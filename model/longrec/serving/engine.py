@@ -455,10 +455,13 @@ class Engine:
     def _warm_up(self) -> None:
         """Scores made-up requests, so that torch has done what it does once, and the estimates fit this machine."""
         self.scorer.warm_up()
-        if self.scorer.captured is not None:  # more requests than are replayed go without graphs, by kernels that are compiled on first use
-            for num_events, num_candidates in zip(itertools.cycle((WARM_EVENTS, WARM_EVENTS + 8)), (8, 32, 64, WARM_CANDIDATES, 250)):
-                self._score_made_up(num_events, num_candidates, REPLAYS + 1)
-            self._pace = _Pace()  # what compiling took is no pace
+        first = [(0, 8, 1), (64, 8, 1)]
+        if self.scorer.captured is not None:  # more requests than are replayed go by kernels that are compiled on first use
+            sizes = zip(itertools.cycle((WARM_EVENTS, WARM_EVENTS + 8)), (8, 32, 64, WARM_CANDIDATES, 250), strict=False)
+            first += [(num_events, num_candidates, REPLAYS + 1) for num_events, num_candidates in sizes]
+        for size in first:
+            self._score_made_up(*size)
+        self._pace = _Pace()  # what is done once is no pace
         for num_events in (0, 64, WARM_EVENTS + 8, WARM_EVENTS + 8):
             rows = self._score_made_up(num_events, WARM_CANDIDATES if num_events > 64 else 8)
         self._check_captured(rows)
