@@ -143,6 +143,14 @@ def test_work_shared_out_to_threads_scores_the_same(any_scorer, num_requests: in
         np.testing.assert_allclose(each, wanted_scores, atol=TOLERANCE)
 
 
+def test_chosen_rows_are_those_attended_to_and_weighed() -> None:
+    torch.manual_seed(0)
+    queries, events, rows, bias = torch.randn(5, 8), torch.randn(9, 16), torch.tensor([0, 3, 4, 8]), torch.randn(2, 4)
+    chosen = kept.KeptKeysValues([events], [bias], 2, [5], rows=[rows])
+    alone = kept.KeptKeysValues([events[rows]], [bias], 2, [5])
+    assert torch.equal(chosen.attend(queries), alone.attend(queries)) and torch.equal(chosen.weights(queries)[0], alone.weights(queries)[0])
+
+
 def test_requests_of_one_user_in_one_batch_encode_once(scorer) -> None:
     cache, user = HistoryCache(scorer, 1 << 30), User(3)
     user.append(30)
