@@ -1,8 +1,12 @@
-"""Models and bentos in the BentoML store: python build.py check|build|keep JSON. Run by longrec.packaging, which knows no BentoML.
+"""Models and bentos in the BentoML store: python build.py check|build|keep JSON. Run by
+longrec.release.packaging, which knows no BentoML.
 
-    check  {"tag", "again"}                                  ends well when the store has neither model nor bento of this tag, or may have
-    build  {"tag", "bundle", "context", "labels", "out"}     model and bento into the store, and both as one folder to `out`
-    keep   {"tag", "folder", "again"}                        takes over a folder made by build, in one go
+    check  {"tag", "again"}                                  ends well when the store has neither
+    model nor bento of this tag, or may have
+    build  {"tag", "bundle", "context", "labels", "out"}     model and bento into the store, and
+    both as one folder to `out`
+    keep   {"tag", "folder", "again"}                        takes over a folder made by build, in
+    one go
 
 A mistake ends in one line on stderr and exit code 1. BENTOML_HOME says which store.
 """
@@ -19,13 +23,17 @@ import bentoml
 
 
 def check(tag: str, again: bool = False) -> None:
-    """Raises SystemExit when the store has a model or a bento of this tag; not where the tag names its content (`again`)."""
+    """Raises SystemExit when the store has a model or a bento of this tag; not where the tag names
+    its content (`again`).
+    """
     if again:
         return
     for kind, get in (("model", bentoml.models.get), ("bento", bentoml.bentos.get)):
         with contextlib.suppress(bentoml.exceptions.NotFound):
             if str(get(tag).tag) == tag:
-                raise SystemExit(f"the BentoML store has a {kind} {tag} already; a version is never used twice")
+                raise SystemExit(
+                    f"the BentoML store has a {kind} {tag} already; a version is never used twice"
+                )
 
 
 def build(tag: str, bundle: str, context: str, labels: dict[str, str], out: str) -> None:
@@ -40,7 +48,9 @@ def build(tag: str, bundle: str, context: str, labels: dict[str, str], out: str)
 
 
 def keep(tag: str, folder: str, again: bool = False) -> None:
-    """Copies the bento in a folder, and the model in it, to the store; with `again`, in place of what has the tag."""
+    """Copies the bento in a folder, and the model in it, to the store; with `again`, in place of
+    what has the tag.
+    """
     check(tag, again)
     if again:
         _forget(tag)

@@ -7,7 +7,13 @@ from components import component
 
 @component
 def build_features(
-    data_uri: str, data_key: str, code_key: str, shard: str, events_report: Input[HTML], data: dict, features: Output[Dataset],
+    data_uri: str,
+    data_key: str,
+    code_key: str,
+    shard: str,
+    events_report: Input[HTML],
+    data: dict,
+    features: Output[Dataset],
     metrics: Output[Metrics],
 ):
     """Writes the tables of its users; needs the report of the passed checks, and names it."""
@@ -16,11 +22,13 @@ def build_features(
     from longrec.data.features import build as build_tables
     from longrec.data.files import write_json
     from longrec.data.location import opened
-    from longrec.steps import numbers
+    from longrec.reporting.summary import numbers
 
     part = Shard.parse(shard)
     with opened(data_uri, part) as dataset:
-        report = build_tables(dataset, features.path, build(DataConfig, data, where="data"), shard=part)
+        report = build_tables(
+            dataset, features.path, build(DataConfig, data, where="data"), shard=part
+        )
     features.metadata["checked_by"] = events_report.uri
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)

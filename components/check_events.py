@@ -1,4 +1,6 @@
-"""check-events: the checks of the imported events; a failing one stops the pipeline, the report stays."""
+"""check-events: the checks of the imported events; a failing one stops the pipeline, the report
+stays.
+"""
 
 from typing import List
 
@@ -9,15 +11,28 @@ from components import component
 
 @component
 def check_events(
-    profiles: Input[List[Artifact]], before_key: str, code_key: str, checks: dict, home: str, report: Output[HTML], metrics: Output[Metrics]
+    profiles: Input[List[Artifact]],
+    before_key: str,
+    code_key: str,
+    checks: dict,
+    home: str,
+    report: Output[HTML],
+    metrics: Output[Metrics],
 ):
-    """Writes the report on events, targets, items and users of all shards, and on the drift against the version published in `home`."""
+    """Writes the report on events, targets, items and users of all shards, and on the drift against
+    the version published in `home`.
+    """
     from longrec.config import ChecksConfig, build
-    from longrec.data.checks import check_event_profiles
     from longrec.data.files import write_json
-    from longrec.steps import numbers
+    from longrec.data.quality.checks import check_event_profiles
+    from longrec.reporting.summary import numbers
 
-    result = check_event_profiles([each.path for each in profiles], report.path, build(ChecksConfig, checks, where="checks"), home)
+    result = check_event_profiles(
+        [each.path for each in profiles],
+        report.path,
+        build(ChecksConfig, checks, where="checks"),
+        home,
+    )
     for name, value in numbers(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

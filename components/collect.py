@@ -8,12 +8,18 @@ from components import component
 
 
 @component
-def collect(results: Input[List[Dataset]], study: str, code_key: str, tables: Output[Artifact], report: Output[HTML]):
+def collect(
+    results: Input[List[Dataset]],
+    study: str,
+    code_key: str,
+    tables: Output[Artifact],
+    report: Output[HTML],
+):
     """Writes the tables of the study, and its page."""
     import shutil
 
-    from longrec.study import collect as compare
-    from longrec.study import gather, parse
+    from longrec.study.runner import collect as compare
+    from longrec.study.runner import gather, parse
 
     gather([result.path for result in results], tables.path)
     compare(tables.path, parse(study))

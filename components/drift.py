@@ -1,4 +1,6 @@
-"""drift: how far what a service answered lately lies from what its model was evaluated on; too far is a failure, the report stays."""
+"""drift: how far what a service answered lately lies from what its model was evaluated on; too far
+is a failure, the report stays.
+"""
 
 from kfp.dsl import HTML, Metrics, Output
 
@@ -7,11 +9,13 @@ from components import component
 
 @component
 def drift(drift_config: dict, home: str, report: Output[HTML], metrics: Output[Metrics]):
-    """Writes the report on scores and features of the requests logged in `home` against the evaluation of the version that answered."""
+    """Writes the report on scores and features of the requests logged in `home` against the
+    evaluation of the version that answered.
+    """
     from longrec.config import DriftConfig, build
     from longrec.data.files import write_json
-    from longrec.monitor import check_drift
-    from longrec.steps import numbers
+    from longrec.release.monitoring import check_drift
+    from longrec.reporting.summary import numbers
 
     result = check_drift(home, report.path, build(DriftConfig, drift_config, where="drift"))
     for name, value in numbers(result).items():

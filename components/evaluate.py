@@ -1,4 +1,6 @@
-"""evaluate: metrics of a bundle on later requests, at several served lengths, and the verdict of the gate."""
+"""evaluate: metrics of a bundle on later requests, at several served lengths, and the verdict of
+the gate.
+"""
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
@@ -7,21 +9,40 @@ from components import component
 
 @component
 def evaluate(
-    bundle: Input[Model], histories: Input[Dataset], code_key: str, champion: str, home: str, evaluation_config: dict, gate: dict,
-    served_length: int, seed: int, evaluation: Output[Artifact], report: Output[HTML], metrics: Output[Metrics],
+    bundle: Input[Model],
+    histories: Input[Dataset],
+    code_key: str,
+    champion: str,
+    home: str,
+    evaluation_config: dict,
+    gate: dict,
+    served_length: int,
+    seed: int,
+    evaluation: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
 ) -> bool:
-    """Returns whether the gate lets the model pass; a single output, since a local `dsl.If` skips on named ones."""
+    """Returns whether the gate lets the model pass; a single output, since a local `dsl.If` skips
+    on named ones.
+    """
     import shutil
 
     from longrec.config import EvaluateConfig, GateConfig, build
     from longrec.data.files import write_json
-    from longrec.evaluate import evaluate as evaluate_ranker
-    from longrec.models import comparable, store_dir
-    from longrec.steps import numbers
+    from longrec.evaluation.evaluate import evaluate as evaluate_ranker
+    from longrec.release.registry import comparable, store_dir
+    from longrec.reporting.summary import numbers
 
-    config = build(EvaluateConfig, {**evaluation_config, "served_length": served_length}, where="evaluate")
+    config = build(
+        EvaluateConfig, {**evaluation_config, "served_length": served_length}, where="evaluate"
+    )
     result = evaluate_ranker(
-        bundle.path, histories.path, evaluation.path, config, build(GateConfig, gate, where="gate"), seed,
+        bundle.path,
+        histories.path,
+        evaluation.path,
+        config,
+        build(GateConfig, gate, where="gate"),
+        seed,
         champion_dir=comparable(home, store_dir(), champion),
     )
     shutil.copyfile(f"{evaluation.path}/report.html", report.path)

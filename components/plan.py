@@ -6,7 +6,7 @@ from components import component
 @component
 def plan(study: str, code_key: str) -> list:
     """Returns the cells of a study (its YAML), each a whole configuration."""
-    from longrec.study import parse
-    from longrec.study import plan as cells_of
+    from longrec.study.runner import parse
+    from longrec.study.runner import plan as cells_of
 
     return [cell.to_dict() for cell in cells_of(parse(study))]

@@ -1,4 +1,6 @@
-"""profile-events: what the checks need to know of a shard of the imported events; judges nothing."""
+"""profile-events: what the checks need to know of a shard of the imported events; judges
+nothing.
+"""
 
 from kfp.dsl import Artifact, Metrics, Output
 
@@ -7,14 +9,23 @@ from components import component
 
 @component
 def profile_events(
-    data_uri: str, data_key: str, before_key: str, code_key: str, shard: str, home: str, profile: Output[Artifact], metrics: Output[Metrics]
+    data_uri: str,
+    data_key: str,
+    before_key: str,
+    code_key: str,
+    shard: str,
+    home: str,
+    profile: Output[Artifact],
+    metrics: Output[Metrics],
 ):
-    """Writes a row per user and some numbers; with those of the other shards, `check-events` judges them."""
-    from longrec.data.checks import profile_events as measure
+    """Writes a row per user and some numbers; with those of the other shards, `check-events` judges
+    them.
+    """
     from longrec.data.dataset import Shard
     from longrec.data.files import write_json
     from longrec.data.location import opened
-    from longrec.steps import numbers
+    from longrec.data.quality.checks import profile_events as measure
+    from longrec.reporting.summary import numbers
 
     part = Shard.parse(shard)
     with opened(data_uri, part) as dataset:

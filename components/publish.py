@@ -7,12 +7,19 @@ from components import component
 
 @component
 def publish(
-    features: Input[Dataset], code_key: str, home: str, repo_dir: str, published: Output[Artifact], metrics: Output[Metrics]
+    features: Input[Dataset],
+    code_key: str,
+    home: str,
+    repo_dir: str,
+    published: Output[Artifact],
+    metrics: Output[Metrics],
 ) -> str:
-    """Returns the digest of what the store holds now; never cached, and does nothing where the store holds it already."""
+    """Returns the digest of what the store holds now; never cached, and does nothing where the
+    store holds it already.
+    """
     from longrec.data.files import write_json
     from longrec.data.store.publish import publish as publish_features
-    from longrec.steps import facts, numbers
+    from longrec.reporting.summary import facts, numbers
 
     report = publish_features(features.path, home, repo_dir, key=code_key)
     published.metadata.update(facts(report))

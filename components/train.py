@@ -7,19 +7,41 @@ from components import component
 
 @component
 def train(
-    histories: Input[Dataset], histories_report: Input[HTML], code_key: str, model: dict, lengths: dict, training: dict,
-    served_length: int, seed: int, checkpoint_dir: str, log_dir: str, bundle: Output[Model], metrics: Output[Metrics],
+    histories: Input[Dataset],
+    histories_report: Input[HTML],
+    code_key: str,
+    model: dict,
+    lengths: dict,
+    training: dict,
+    served_length: int,
+    seed: int,
+    checkpoint_dir: str,
+    log_dir: str,
+    bundle: Output[Model],
+    metrics: Output[Metrics],
 ):
-    """Trains on the checked histories, from the last checkpoint if it was stopped; the bundle names the report of the checks."""
+    """Trains on the checked histories, from the last checkpoint if it was stopped; the bundle names
+    the report of the checks.
+    """
     from longrec.config import LengthConfig, ModelConfig, TrainConfig, build
     from longrec.data.files import write_json
-    from longrec.steps import numbers
-    from longrec.train import train as train_ranker
+    from longrec.reporting.summary import numbers
+    from longrec.training.train import train as train_ranker
 
-    law, settings = build(LengthConfig, lengths, where="lengths"), build(TrainConfig, training, where="train")
+    law, settings = (
+        build(LengthConfig, lengths, where="lengths"),
+        build(TrainConfig, training, where="train"),
+    )
     report = train_ranker(
-        histories.path, bundle.path, build(ModelConfig, model, where="model"), law, settings, served_length, seed,
-        checkpoint_dir=checkpoint_dir, log_dir=log_dir,
+        histories.path,
+        bundle.path,
+        build(ModelConfig, model, where="model"),
+        law,
+        settings,
+        served_length,
+        seed,
+        checkpoint_dir=checkpoint_dir,
+        log_dir=log_dir,
     )
     bundle.metadata["checked_by"] = histories_report.uri
     for name, value in numbers(report).items():

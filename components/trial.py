@@ -6,9 +6,17 @@ from components import component
 
 
 @component
-def trial(histories: Input[Dataset], histories_report: Input[HTML], code_key: str, cell: dict, result: Output[Dataset]):
-    """Trains and measures one cell on the checked histories; the result names the report of the checks."""
-    from longrec.study import run_one
+def trial(
+    histories: Input[Dataset],
+    histories_report: Input[HTML],
+    code_key: str,
+    cell: dict,
+    result: Output[Dataset],
+):
+    """Trains and measures one cell on the checked histories; the result names the report of the
+    checks.
+    """
+    from longrec.study.runner import run_one
 
     row = run_one(histories.path, result.path, cell)
     result.metadata.update({"id": row["id"], "checked_by": histories_report.uri})

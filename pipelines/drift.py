@@ -1,8 +1,10 @@
-"""The drift pipeline: what the service answered lately -> compared with the evaluation of its model; a run that fails says what moved.
+"""The drift pipeline: what the service answered lately -> compared with the evaluation of its
+model; a run that fails says what moved.
 
     drift;   whatever happens: finish
 
-It reads nothing but the home: the log of requests, the published features, the registry and the BentoML store.
+It reads nothing but the home: the log of requests, the published features, the registry and the
+BentoML store.
 `python -m pipelines.drift` writes pipelines/compiled/drift.yaml.
 """
 
@@ -19,17 +21,21 @@ if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the 
 from components.drift import drift as check_drift  # noqa: E402
 from components.finish import finish  # noqa: E402
 from longrec.config import PlatformConfig  # noqa: E402
-from pipelines.compiling import compile_all  # noqa: E402
+from pipelines.compiler import compile_all  # noqa: E402
 from pipelines.platform import place  # noqa: E402
 
 NAME = "longrec-drift"
 
 
 def make(platform: Optional[PlatformConfig]) -> Any:
-    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a cluster has."""
+    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
+    cluster has.
+    """
     home_path = (platform or PlatformConfig()).home
 
-    @dsl.pipeline(name=NAME, description="From the log of answered requests to a verdict on their drift.")
+    @dsl.pipeline(
+        name=NAME, description="From the log of answered requests to a verdict on their drift."
+    )
     def drifted(
         run_id: str = "",
         home: str = home_path,
@@ -43,10 +49,18 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             run_id: names the run in its outcome.
             home: directory of the feature store (the volume that serving mounts too).
             repo_dir: as of every pipeline; nothing here reads it.
-            webhook: http(s) address that is told how the run ended; empty for the platform's secret, or for none.
-            drift: the section of the configuration (longrec.config); keys that are left out keep their defaults.
+            webhook: http(s) address that is told how the run ended; empty for the platform's
+                secret, or for none.
+            drift: the section of the configuration (longrec.config); keys that are left out keep
+                their defaults.
         """
-        last = finish(pipeline=NAME, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, data_uri="", webhook=webhook)
+        last = finish(
+            pipeline=NAME,
+            run_id=run_id,
+            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            data_uri="",
+            webhook=webhook,
+        )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             place(check_drift(drift_config=drift, home=home), "drift", platform)
 

@@ -1,4 +1,6 @@
-"""What a cluster gives the steps of a pipeline: image, resources, volumes, secrets, retries, timeouts, caching."""
+"""What a cluster gives the steps of a pipeline: image, resources, volumes, secrets, retries,
+timeouts, caching.
+"""
 
 from typing import Optional
 
@@ -6,8 +8,21 @@ from kfp import dsl
 
 from longrec.config import PlatformConfig, StepConfig
 
-HOME_STEPS = ("fingerprint", "profile-events", "check-events", "publish", "retrieve", "train", "train-job", "evaluate", "package", "drift")
-"""Steps that use the home: the feature store, the checkpoints of trainings, the registry of models and the BentoML store."""
+HOME_STEPS = (
+    "fingerprint",
+    "profile-events",
+    "check-events",
+    "publish",
+    "retrieve",
+    "train",
+    "train-job",
+    "evaluate",
+    "package",
+    "drift",
+)
+"""Steps that use the home: the feature store, the checkpoints of trainings, the registry of models
+and the BentoML store.
+"""
 DATA_STEPS = ("fingerprint", "profile-events", "build-features", "retrieve")
 """Steps that read the dataset."""
 UNCACHED = ("fingerprint", "publish", "drift", "finish")
@@ -19,8 +34,12 @@ def parallelism(platform: Optional[PlatformConfig]) -> int:
     return (platform or PlatformConfig()).parallelism
 
 
-def place(task: dsl.PipelineTask, step: str, platform: Optional[PlatformConfig]) -> dsl.PipelineTask:
-    """Returns the task of a step after giving it what the platform says; on one machine (None) only whether its result is used again."""
+def place(
+    task: dsl.PipelineTask, step: str, platform: Optional[PlatformConfig]
+) -> dsl.PipelineTask:
+    """Returns the task of a step after giving it what the platform says; on one machine (None) only
+    whether its result is used again.
+    """
     settings = StepConfig() if platform is None else platform.step(step)
     task.set_caching_options(settings.cache and step not in UNCACHED)
     if platform is not None:
@@ -29,7 +48,9 @@ def place(task: dsl.PipelineTask, step: str, platform: Optional[PlatformConfig])
     return task
 
 
-def _set_container(task: dsl.PipelineTask, step: str, platform: PlatformConfig, settings: StepConfig) -> None:
+def _set_container(
+    task: dsl.PipelineTask, step: str, platform: PlatformConfig, settings: StepConfig
+) -> None:
     task.set_container_image(platform.image)
     if settings.cpu:
         task.set_cpu_request(settings.cpu)
@@ -38,20 +59,40 @@ def _set_container(task: dsl.PipelineTask, step: str, platform: PlatformConfig, 
     if settings.gpu:
         task.set_accelerator_type(settings.gpu_type).set_accelerator_limit(settings.gpu)
     if settings.retries:
-        task.set_retry(settings.retries, backoff_duration=f"{settings.backoff_seconds}s", backoff_factor=2.0, backoff_max_duration="600s")
-    store = {"BENTOML_HOME": f"{platform.home}/bentoml"} if platform.home_volume and step in HOME_STEPS else {}
+        task.set_retry(
+            settings.retries,
+            backoff_duration=f"{settings.backoff_seconds}s",
+            backoff_factor=2.0,
+            backoff_max_duration="600s",
+        )
+    store = (
+        {"BENTOML_HOME": f"{platform.home}/bentoml"}
+        if platform.home_volume and step in HOME_STEPS
+        else {}
+    )
     for name, value in (store | platform.env).items():
         task.set_env_variable(name, value)
 
 
-def _set_pod(task: dsl.PipelineTask, step: str, platform: PlatformConfig, settings: StepConfig) -> None:
+def _set_pod(
+    task: dsl.PipelineTask, step: str, platform: PlatformConfig, settings: StepConfig
+) -> None:
     from kfp import kubernetes
 
     if settings.timeout_seconds:
         kubernetes.set_timeout(task, settings.timeout_seconds)
     if settings.shared_memory:
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=settings.shared_memory)  # noqa: S108
-    for volume, path, steps in ((platform.home_volume, platform.home, HOME_STEPS), (platform.data_volume, platform.data, DATA_STEPS)):
+        kubernetes.empty_dir_mount(
+            task,
+            "shm",
+            "/dev/shm",
+            medium="Memory",
+            size_limit=settings.shared_memory,  # noqa: S108
+        )
+    for volume, path, steps in (
+        (platform.home_volume, platform.home, HOME_STEPS),
+        (platform.data_volume, platform.data, DATA_STEPS),
+    ):
         if volume and step in steps:
             kubernetes.mount_pvc(task, pvc_name=volume, mount_path=path)
     for label, value in settings.node_selector.items():

@@ -19,15 +19,17 @@ if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the 
 from components.fingerprint import fingerprint  # noqa: E402
 from components.finish import finish  # noqa: E402
 from longrec.config import PlatformConfig  # noqa: E402
-from pipelines.compiling import compile_all  # noqa: E402
-from pipelines.parts import published_features  # noqa: E402
+from pipelines.compiler import compile_all  # noqa: E402
 from pipelines.platform import place  # noqa: E402
+from pipelines.stages import published_features  # noqa: E402
 
 NAME = "longrec-refresh"
 
 
 def make(platform: Optional[PlatformConfig]) -> Any:
-    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a cluster has."""
+    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
+    cluster has.
+    """
     home_path = (platform or PlatformConfig()).home
 
     @dsl.pipeline(name=NAME, description="From new events to the feature store that serving reads.")
@@ -44,20 +46,41 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         """Publishes the features of a dataset.
 
         Args:
-            data_uri: the dataset with the new events: a directory, or its address in an object store (s3://, gs://).
-            shards: of the dataset's users, each built, checked and retrieved on its own: for example ["1/2", "2/2"] (`data.shards: 2`).
+            data_uri: the dataset with the new events: a directory, or its address in an object
+                store (s3://, gs://).
+            shards: of the dataset's users, each built, checked and retrieved on its own: for
+                example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             home: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
-            webhook: http(s) address that is told how the run ended; empty for the platform's secret, or for none.
-            data, checks: the sections of the configuration (longrec.config); keys that are left out keep their defaults.
+            webhook: http(s) address that is told how the run ended; empty for the platform's
+                secret, or for none.
+            data, checks: the sections of the configuration (longrec.config); keys that are left out
+                keep their defaults.
         """
         last = finish(
-            pipeline=NAME, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, data_uri=data_uri, webhook=webhook
+            pipeline=NAME,
+            run_id=run_id,
+            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            data_uri=data_uri,
+            webhook=webhook,
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
-            keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir), "fingerprint", platform).outputs
-            published_features(keys, platform, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data, checks=checks)
+            keys = place(
+                fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir),
+                "fingerprint",
+                platform,
+            ).outputs
+            published_features(
+                keys,
+                platform,
+                data_uri=data_uri,
+                shards=shards,
+                home=home,
+                repo_dir=repo_dir,
+                data=data,
+                checks=checks,
+            )
 
     return refresh
 

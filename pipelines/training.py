@@ -29,18 +29,23 @@ from components.package import package  # noqa: E402
 from components.train import train as train_ranker  # noqa: E402
 from components.train_job import train_job  # noqa: E402
 from longrec.config import PlatformConfig, plain  # noqa: E402
-from pipelines.compiling import compile_all  # noqa: E402
-from pipelines.parts import checked_histories, published_features  # noqa: E402
+from pipelines.compiler import compile_all  # noqa: E402
 from pipelines.platform import place  # noqa: E402
+from pipelines.stages import checked_histories, published_features  # noqa: E402
 
 NAME = "longrec-training"
 
 
 def make(platform: Optional[PlatformConfig]) -> Any:
-    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a cluster has."""
+    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
+    cluster has.
+    """
     home_path = (platform or PlatformConfig()).home
 
-    @dsl.pipeline(name=NAME, description="From a dataset to a checked, trained, evaluated and packaged ranker.")
+    @dsl.pipeline(
+        name=NAME,
+        description="From a dataset to a checked, trained, evaluated and packaged ranker.",
+    )
     def training(
         data_uri: str,
         shards: list = ["1/1"],
@@ -61,44 +66,93 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         """Trains and packages a ranker.
 
         Args:
-            data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address in an object store (s3://, gs://).
-            shards: of the dataset's users, each built, checked and retrieved on its own: for example ["1/2", "2/2"] (`data.shards: 2`).
+            data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
+                in an object store (s3://, gs://).
+            shards: of the dataset's users, each built, checked and retrieved on its own: for
+                example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             home: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
-            webhook: http(s) address that is told how the run ended; empty for the platform's secret, or for none.
+            webhook: http(s) address that is told how the run ended; empty for the platform's
+                secret, or for none.
             seed: seeds everything that is random.
             served_length: the history length that ships; metrics and gate are taken at it.
-            data, checks, model, lengths, train, evaluate, gate: the sections of the configuration (longrec.config); keys that
+            data, checks, model, lengths, train, evaluate, gate: the sections of the configuration
+                (longrec.config); keys that
                 are left out keep their defaults.
         """
         last = finish(
-            pipeline=NAME, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, data_uri=data_uri, webhook=webhook
+            pipeline=NAME,
+            run_id=run_id,
+            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            data_uri=data_uri,
+            webhook=webhook,
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
-            keys = place(fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir, gate=gate), "fingerprint", platform).outputs
+            keys = place(
+                fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir, gate=gate),
+                "fingerprint",
+                platform,
+            ).outputs
             published = published_features(
-                keys, platform, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data, checks=checks
+                keys,
+                platform,
+                data_uri=data_uri,
+                shards=shards,
+                home=home,
+                repo_dir=repo_dir,
+                data=data,
+                checks=checks,
             )
             histories, report = checked_histories(
-                keys, platform, published=published, data_uri=data_uri, shards=shards, home=home, repo_dir=repo_dir, data=data,
-                checks=checks, seed=seed,
+                keys,
+                platform,
+                published=published,
+                data_uri=data_uri,
+                shards=shards,
+                home=home,
+                repo_dir=repo_dir,
+                data=data,
+                checks=checks,
+                seed=seed,
             )
-            step, trainer = _trainer(platform, checkpoint_dir=f"{home}/checkpoints", log_dir=f"{home}/tensorboard")
+            step, trainer = _trainer(
+                platform, checkpoint_dir=f"{home}/checkpoints", log_dir=f"{home}/tensorboard"
+            )
             trained = trainer(
-                histories=histories, histories_report=report, code_key=keys["train"], model=model, lengths=lengths, training=train,
-                served_length=served_length, seed=seed,
+                histories=histories,
+                histories_report=report,
+                code_key=keys["train"],
+                model=model,
+                lengths=lengths,
+                training=train,
+                served_length=served_length,
+                seed=seed,
             )
             bundle = place(trained, step, platform).outputs["bundle"]
             evaluated = evaluate_ranker(
-                bundle=bundle, histories=histories, code_key=keys["evaluate"], champion=keys["champion"], home=home,
-                evaluation_config=evaluate, gate=gate, served_length=served_length, seed=seed,
+                bundle=bundle,
+                histories=histories,
+                code_key=keys["evaluate"],
+                champion=keys["champion"],
+                home=home,
+                evaluation_config=evaluate,
+                gate=gate,
+                served_length=served_length,
+                seed=seed,
             )
             place(evaluated, "evaluate", platform)
             with dsl.If(evaluated.outputs["Output"] == True, name="gate passed"):  # noqa: E712  (kfp overloads ==)
                 packaged = package(
-                    bundle=bundle, evaluation=evaluated.outputs["evaluation"], histories=histories, code_key=keys["package"], gate=gate,
-                    version="", home=home, repo_dir=repo_dir, seed=seed,
+                    bundle=bundle,
+                    evaluation=evaluated.outputs["evaluation"],
+                    histories=histories,
+                    code_key=keys["package"],
+                    gate=gate,
+                    version="",
+                    home=home,
+                    repo_dir=repo_dir,
+                    seed=seed,
                 )
                 place(packaged, "package", platform)
 
@@ -106,7 +160,9 @@ def make(platform: Optional[PlatformConfig]) -> Any:
 
 
 def _trainer(platform: Optional[PlatformConfig], **folders: Any) -> Tuple[str, Any]:
-    """Returns the step that trains and its component: in its own pod, or by a TrainJob on the nodes that the platform names."""
+    """Returns the step that trains and its component: in its own pod, or by a TrainJob on the nodes
+    that the platform names.
+    """
     if platform is not None and platform.trainer.engine == "kubeflow":
         return "train-job", functools.partial(train_job, platform=plain(platform))
     return "train", functools.partial(train_ranker, **folders)

@@ -1,4 +1,6 @@
-"""Fixtures that cost seconds and are shared by the tests of service, packaging and step: made once per session, on first use."""
+"""Fixtures that cost seconds and are shared by the tests of service, packaging and step: made once
+per session, on first use.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,42 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from longrec.packaging import PackageReport
+    from longrec.release.packaging import PackageReport
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: spinning threads starve each other on a shared machine
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch is loaded: spinning threads starve each other on a shared machine
 
-CHECKED = ["longrec.losses", *(f"longrec.nn.{name}" for name in ("layers", "mixer", "ranker", "stca", "target_attention.inputs",
-                                                                 "target_attention.reference", "target_attention.reordered"))]
+CHECKED = [
+    "longrec.training.losses",
+    *(
+        f"longrec.nn.{name}"
+        for name in (
+            "layers",
+            "mixer",
+            "ranker",
+            "stca",
+            "target_attention.inputs",
+            "target_attention.reference",
+            "target_attention.reordered",
+        )
+    ),
+]
 install_import_hook(CHECKED, "beartype.beartype")
-"""Shapes in the annotations of these modules are checked in tests only; here, before any test imports them."""
+"""Shapes in the annotations of these modules are checked in tests only; here, before any test
+imports them.
+"""
 
 settings.load_profile("ci")  # Hypothesis: the same examples on every machine, and no deadline
 
 ROOT = Path(__file__).parents[1]
 VERSION = "tests-1"
 LENGTH = 48
-PATIENT = {"LONGREC_TIMEOUT_MS": "60000", "LONGREC_STORE_TIMEOUT_MS": "20000", "LONGREC_QUEUE_SECONDS": "60"}
+PATIENT = {
+    "LONGREC_TIMEOUT_MS": "60000",
+    "LONGREC_STORE_TIMEOUT_MS": "20000",
+    "LONGREC_QUEUE_SECONDS": "60",
+}
 """Variables of a service that answers, whole and not degraded, on a machine under load too."""
 
 
@@ -39,8 +62,10 @@ class ServedWorld:
     """A planted world, published with a real Feast, and a small ranker trained on it.
 
     Args:
-        path: directory of all that follows: dataset, features, home, histories, bundle, evaluation, bentoml.
-        environment: BENTOML_HOME with the ranker as the model `longrec-ranker:tests-1`; no tracking.
+        path: directory of all that follows: dataset, features, home, histories, bundle, evaluation,
+            bentoml.
+        environment: BENTOML_HOME with the ranker as the model `longrec-ranker:tests-1`; no
+            tracking.
     """
 
     path: Path
@@ -55,41 +80,78 @@ class ServedWorld:
 
     @property
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LONGREC_", "BENTOML_"))}
-        return {**inherited, "BENTOML_HOME": str(self.store), "BENTOML_DO_NOT_TRACK": "True", "LONGREC_HOME": str(self.home)}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("LONGREC_", "BENTOML_"))
+        }
+        return {
+            **inherited,
+            "BENTOML_HOME": str(self.store),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "LONGREC_HOME": str(self.home),
+        }
 
 
 def make_world(path: Path, seed: int = 0) -> ServedWorld:
     """Returns a world without a model: dataset, features, feature store, histories."""
     from longrec.config import DataConfig
     from longrec.data import features
+    from longrec.data.importers.synthetic import synthesize
     from longrec.data.store.publish import publish
     from longrec.data.store.retrieve import retrieve
-    from longrec.data.synth import synthesize
 
     synthesize(path / "dataset", num_users=30, events_per_user=64, num_items=120, seed=seed)
     features.build(path / "dataset", path / "features", DataConfig())
     publish(path / "features", path / "home", ROOT / "feature_repo")
-    retrieve(path / "dataset", path / "home", ROOT / "feature_repo", path / "histories", DataConfig(), 0)
+    retrieve(
+        path / "dataset", path / "home", ROOT / "feature_repo", path / "histories", DataConfig(), 0
+    )
     return ServedWorld(path)
 
 
 @pytest.fixture(scope="session")
 def served_world(tmp_path_factory: pytest.TempPathFactory) -> ServedWorld:
     from longrec.config import EvaluateConfig, GateConfig, LengthConfig, ModelConfig, TrainConfig
-    from longrec.evaluate import evaluate
-    from longrec.train import train
+    from longrec.evaluation.evaluate import evaluate
+    from longrec.training.train import train
 
     world = make_world(tmp_path_factory.mktemp("served"))
-    model = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
+    model = ModelConfig(
+        width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1
+    )
     settings = TrainConfig(epochs=4, token_budget=2_000, learning_rate=1e-2, device="cpu")
-    train(world.path / "histories", world.path / "bundle", model, LengthConfig("full", maximum=LENGTH), settings, LENGTH, 0)
-    lenient = GateConfig(min_auc=0.0, min_gain_over_popularity=-1.0, min_calibration=0.0, max_calibration=100.0)
-    evaluate(world.path / "bundle", world.path / "histories", world.path / "evaluation",
-             EvaluateConfig(lengths=(LENGTH,), served_length=LENGTH, bootstrap_samples=5), lenient, 0)
-    script = ("import bentoml, shutil, sys\nwith bentoml.models.create(sys.argv[1]) as model:\n"
-              "    shutil.copytree(sys.argv[2], model.path_of('bundle'))\n")
-    command = [sys.executable, "-c", script, f"longrec-ranker:{VERSION}", str(world.path / "bundle")]
+    train(
+        world.path / "histories",
+        world.path / "bundle",
+        model,
+        LengthConfig("full", maximum=LENGTH),
+        settings,
+        LENGTH,
+        0,
+    )
+    lenient = GateConfig(
+        min_auc=0.0, min_gain_over_popularity=-1.0, min_calibration=0.0, max_calibration=100.0
+    )
+    evaluate(
+        world.path / "bundle",
+        world.path / "histories",
+        world.path / "evaluation",
+        EvaluateConfig(lengths=(LENGTH,), served_length=LENGTH, bootstrap_samples=5),
+        lenient,
+        0,
+    )
+    script = (
+        "import bentoml, shutil, sys\nwith bentoml.models.create(sys.argv[1]) as model:\n"
+        "    shutil.copytree(sys.argv[2], model.path_of('bundle'))\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        f"longrec-ranker:{VERSION}",
+        str(world.path / "bundle"),
+    ]
     subprocess.run(command, env=world.environment, check=True)
     return world
 
@@ -99,7 +161,7 @@ class Packaged:
     """A bento of the served world, packaged for real.
 
     Args:
-        report: of `longrec.packaging.package`.
+        report: of `longrec.release.packaging.package`.
         parity_path: where its parity.json is.
         store: BENTOML_HOME.
     """
@@ -110,23 +172,43 @@ class Packaged:
 
     def listed(self) -> tuple[list[str], list[str]]:
         """Tags of the models and of the bentos in the store."""
-        environment = {**os.environ, "BENTOML_HOME": str(self.store), "BENTOML_DO_NOT_TRACK": "True"}
+        environment = {
+            **os.environ,
+            "BENTOML_HOME": str(self.store),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
         found = []
         for command in (["models", "list"], ["list"]):
-            done = subprocess.run([sys.executable, "-m", "bentoml", *command, "-o", "json"], env=environment, check=True,
-                                  capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-m", "bentoml", *command, "-o", "json"],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             found.append([row["tag"] for row in json.loads(done.stdout)])
         return found[0], found[1]
 
     @staticmethod
     def again(world: ServedWorld, out: Path, *, home: Path) -> PackageReport:
-        """Packages the bundle of a world, as version run-1, into the store that BENTOML_HOME names."""
+        """Packages the bundle of a world, as version run-1, into the store that BENTOML_HOME
+        names.
+        """
         from longrec.config import GateConfig
-        from longrec.packaging import package
+        from longrec.release.packaging import package
 
-        return package(world.path / "bundle", world.path / "evaluation", world.path / "histories", out,
-                       parity_path=out.parent / "parity.json", version="run-1", home=home, repo_dir=ROOT / "feature_repo",
-                       gate=GateConfig(), seed=0)
+        return package(
+            world.path / "bundle",
+            world.path / "evaluation",
+            world.path / "histories",
+            out,
+            parity_path=out.parent / "parity.json",
+            version="run-1",
+            home=home,
+            repo_dir=ROOT / "feature_repo",
+            gate=GateConfig(),
+            seed=0,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -147,8 +229,13 @@ def packaged(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def server(served_world: ServedWorld) -> Iterator[str]:
     """URL of `bentoml serve bento.service:Ranker` in the root of the checkout."""
-    from longrec.parity import serving
+    from longrec.release.parity import serving
 
-    with serving("bento.service:Ranker", home=served_world.home, store=served_world.store, folder=ROOT,
-                 variables=PATIENT) as (host, port):
+    with serving(
+        "bento.service:Ranker",
+        home=served_world.home,
+        store=served_world.store,
+        folder=ROOT,
+        variables=PATIENT,
+    ) as (host, port):
         yield f"http://{host}:{port}"

@@ -1,4 +1,6 @@
-"""deploy/: what kustomize renders is valid and holds together; the Dockerfile fits an exported bento. No cluster, no image build."""
+"""deploy/: what kustomize renders is valid and holds together; the Dockerfile fits an exported
+bento. No cluster, no image build.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,15 @@ def rendered() -> dict[str, dict]:
 
 
 def test_every_manifest_is_valid_and_in_the_namespace(rendered) -> None:
-    assert set(rendered) == {"ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "Service",
-                             "ServiceAccount"}
+    assert set(rendered) == {
+        "ConfigMap",
+        "Deployment",
+        "HorizontalPodAutoscaler",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+        "ServiceAccount",
+    }
     for manifest in rendered.values():
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         assert manifest["metadata"]["namespace"] == "longrec"
@@ -41,16 +50,32 @@ def test_every_manifest_is_valid_and_in_the_namespace(rendered) -> None:
 def test_everything_selects_the_pods_and_the_autoscaler_the_deployment(rendered) -> None:
     spec = rendered["Deployment"]["spec"]
     assert POD.items() <= spec["template"]["metadata"]["labels"].items()
-    selectors = [spec["selector"]["matchLabels"], rendered["Service"]["spec"]["selector"],
-                 *(rendered[kind]["spec"][name]["matchLabels"] for kind, name in (("PodDisruptionBudget", "selector"),
-                                                                                ("NetworkPolicy", "podSelector")))]
+    selectors = [
+        spec["selector"]["matchLabels"],
+        rendered["Service"]["spec"]["selector"],
+        *(
+            rendered[kind]["spec"][name]["matchLabels"]
+            for kind, name in (
+                ("PodDisruptionBudget", "selector"),
+                ("NetworkPolicy", "podSelector"),
+            )
+        ),
+    ]
     assert all(selector == POD for selector in selectors)
     target = rendered["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    assert (target["kind"], target["name"]) == ("Deployment", rendered["Deployment"]["metadata"]["name"])
+    assert (target["kind"], target["name"]) == (
+        "Deployment",
+        rendered["Deployment"]["metadata"]["name"],
+    )
     redis = rendered["NetworkPolicy"]["spec"]["egress"][1]["to"][0]["podSelector"]["matchLabels"]
     assert redis == {"app.kubernetes.io/name": "redis"}
-    settings = [each["configMapRef"]["name"] for each in spec["template"]["spec"]["containers"][0]["envFrom"]]
-    assert settings == [rendered["ConfigMap"]["metadata"]["name"]]  # a changed setting rolls the pods
+    settings = [
+        each["configMapRef"]["name"]
+        for each in spec["template"]["spec"]["containers"][0]["envFrom"]
+    ]
+    assert settings == [
+        rendered["ConfigMap"]["metadata"]["name"]
+    ]  # a changed setting rolls the pods
 
 
 def test_the_pod_is_locked_down_and_its_probes_ask_what_the_service_answers(rendered) -> None:
@@ -58,38 +83,76 @@ def test_the_pod_is_locked_down_and_its_probes_ask_what_the_service_answers(rend
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
     locks = container["securityContext"]
-    assert locks["readOnlyRootFilesystem"] and not locks["allowPrivilegeEscalation"] and locks["capabilities"]["drop"] == ["ALL"]
-    assert container["resources"]["requests"].keys() == {"cpu", "memory"} and "memory" in container["resources"]["limits"]
+    assert (
+        locks["readOnlyRootFilesystem"]
+        and not locks["allowPrivilegeEscalation"]
+        and locks["capabilities"]["drop"] == ["ALL"]
+    )
+    assert (
+        container["resources"]["requests"].keys() == {"cpu", "memory"}
+        and "memory" in container["resources"]["limits"]
+    )
     ports = {port["name"] for port in container["ports"]}
-    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
-    assert {name: probe["path"] for name, probe in probes.items()} == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
-    assert {probe["port"] for probe in probes.values()} | {rendered["Service"]["spec"]["ports"][0]["targetPort"]} <= ports
+    probes = {
+        name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")
+    }
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/readyz",
+        "readiness": "/readyz",
+        "liveness": "/livez",
+    }
+    assert {probe["port"] for probe in probes.values()} | {
+        rendered["Service"]["spec"]["ports"][0]["targetPort"]
+    } <= ports
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]} and mounts["token"]["readOnly"]
+    assert (
+        mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+        and mounts["token"]["readOnly"]
+    )
 
 
 def test_the_models_are_where_the_pipeline_keeps_them(rendered) -> None:
-    """The step `package` has BENTOML_HOME at `bentoml` of the home volume (pipelines/platform.py)."""
+    """The step `package` has BENTOML_HOME at `bentoml` of the home volume
+    (pipelines/platform.py).
+    """
     (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
     given = {variable["name"]: variable.get("value") for variable in container["env"]}
     (home,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "home")
     assert given["LONGREC_HOME"] == home and given["BENTOML_HOME"] == f"{home}/bentoml"
-    steps = next(yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "training.yaml").read_text()))["deploymentSpec"]["executors"]
-    assert {"name": "BENTOML_HOME", "value": "/var/lib/longrec/bentoml"} in steps["exec-package"]["container"]["env"]
+    steps = next(
+        yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "training.yaml").read_text())
+    )["deploymentSpec"]["executors"]
+    assert {"name": "BENTOML_HOME", "value": "/var/lib/longrec/bentoml"} in steps["exec-package"][
+        "container"
+    ]["env"]
 
 
 def test_the_image_runs_as_the_user_that_the_pod_asks_for(rendered) -> None:
     text = (ROOT / "deploy" / "Dockerfile").read_text()
     pod = rendered["Deployment"]["spec"]["template"]["spec"]
-    assert re.search(r"^USER (\d+):(\d+)$", text, re.M)[1] == str(pod["securityContext"]["runAsUser"])
-    assert re.search(r"^ARG BASE=python:3\.11\.\d+-slim", text, re.M) and "HEALTHCHECK" in text and ":latest" not in text
-    assert re.search(r"^EXPOSE (\d+)$", text, re.M)[1] == str(pod["containers"][0]["ports"][0]["containerPort"])
+    assert re.search(r"^USER (\d+):(\d+)$", text, re.M)[1] == str(
+        pod["securityContext"]["runAsUser"]
+    )
+    assert (
+        re.search(r"^ARG BASE=python:3\.11\.\d+-slim", text, re.M)
+        and "HEALTHCHECK" in text
+        and ":latest" not in text
+    )
+    assert re.search(r"^EXPOSE (\d+)$", text, re.M)[1] == str(
+        pod["containers"][0]["ports"][0]["containerPort"]
+    )
 
 
 @pytest.mark.slow
 def test_the_image_finds_in_an_exported_bento_what_it_copies(packaged: Packaged) -> None:
     folder = Path(packaged.report.path)
-    sources = re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.M)
+    sources = re.findall(
+        r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.M
+    )
     assert sources == ["env/python", "."] and all((folder / source).exists() for source in sources)
     requirements = (folder / "env/python/requirements.txt").read_text()
-    assert "torch==" in requirements and "bentoml" in requirements.lower() and list((folder / "env/python/wheels").glob("longrec-*.whl"))
+    assert (
+        "torch==" in requirements
+        and "bentoml" in requirements.lower()
+        and list((folder / "env/python/wheels").glob("longrec-*.whl"))
+    )

@@ -1,4 +1,6 @@
-"""Random batches and whole training steps for the benchmarks: equal requests, events in the order of time, popular items first."""
+"""Random batches and whole training steps for the benchmarks: equal requests, events in the order
+of time, popular items first.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,26 @@ from collections.abc import Callable
 
 import torch
 
-from longrec import losses, optim
 from longrec.config import ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.nn.flops import stca_flops
 from longrec.nn.fused_tokens import ALIGNMENT
 from longrec.nn.ranker import Ranker
 from longrec.schema import planted
+from longrec.training import losses
+from longrec.training import optimizers as optim
 
 NUM_ITEMS = 1_000_000
 SIZES = {"item": (NUM_ITEMS + 1, 64), "user": (9,), "event": (8,)}
 NOW_MS, SPAN_MS = 1_700_000_000_000, 90 * 86_400_000
 
 
-def batch(num_requests: int, num_events: int, num_targets: int, device: torch.device) -> RequestBatch:
-    """Returns a batch of equal requests in the schema of the planted world; one item in a hundred is drawn every fifth time."""
+def batch(
+    num_requests: int, num_events: int, num_targets: int, device: torch.device
+) -> RequestBatch:
+    """Returns a batch of equal requests in the schema of the planted world; one item in a hundred
+    is drawn every fifth time.
+    """
     generator = torch.Generator(device=device).manual_seed(0)
     events, targets = num_requests * num_events, num_requests * num_targets
 
@@ -30,11 +37,17 @@ def batch(num_requests: int, num_events: int, num_targets: int, device: torch.de
     ages = indices(SPAN_MS, num_requests, num_events).sort(1, descending=True).values.flatten()
     popular = torch.rand(events, generator=generator, device=device).pow(3).mul(NUM_ITEMS).long()
     return RequestBatch(
-        event_items=popular.int(), event_features=indices(8, events, 1).int(), event_timestamps=NOW_MS - ages,
-        event_offsets=torch.arange(num_requests + 1, device=device) * num_events, target_items=indices(NUM_ITEMS + 1, targets).int(),
-        target_offsets=torch.arange(num_requests + 1, device=device) * num_targets, user_features=indices(9, num_requests, 1).int(),
-        request_timestamps=torch.full((num_requests,), NOW_MS, device=device), labels=indices(2, targets, 1).float(),
-        host_counts=([num_events] * num_requests, [num_targets] * num_requests))
+        event_items=popular.int(),
+        event_features=indices(8, events, 1).int(),
+        event_timestamps=NOW_MS - ages,
+        event_offsets=torch.arange(num_requests + 1, device=device) * num_events,
+        target_items=indices(NUM_ITEMS + 1, targets).int(),
+        target_offsets=torch.arange(num_requests + 1, device=device) * num_targets,
+        user_features=indices(9, num_requests, 1).int(),
+        request_timestamps=torch.full((num_requests,), NOW_MS, device=device),
+        labels=indices(2, targets, 1).float(),
+        host_counts=([num_events] * num_requests, [num_targets] * num_requests),
+    )
 
 
 def ranker(config: ModelConfig, device: torch.device, *, seed: int = 0) -> Ranker:
@@ -45,12 +58,16 @@ def ranker(config: ModelConfig, device: torch.device, *, seed: int = 0) -> Ranke
 
 
 def step(model: Ranker, requests: RequestBatch, *, mixed: bool = True) -> Callable[[], None]:
-    """Returns a function that does one training step: lookup, forward, backward, clipping, both optimizers; `mixed`: in bfloat16."""
+    """Returns a function that does one training step: lookup, forward, backward, clipping, both
+    optimizers; `mixed`: in bfloat16.
+    """
     train = TrainConfig()
     optimizers = optim.build(model, train)
     device = requests.event_items.device
     for group in optimizers.dense.param_groups:
-        group["capturable"] = device.type == "cuda"  # the same update, with its step count on the device
+        group["capturable"] = (
+            device.type == "cuda"
+        )  # the same update, with its step count on the device
 
     def work() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
@@ -63,9 +80,13 @@ def step(model: Ranker, requests: RequestBatch, *, mixed: bool = True) -> Callab
     return work
 
 
-def written_flops(config: ModelConfig, num_requests: int, num_events: int, num_targets: int, *, order: str) -> float:
-    """Returns the FLOPs of a training step as the model is written: three forward passes, attention in the given order, and the
-    fusion of item and action part, 10 r d^2 an event. Embeddings, projections of them, the head and the optimizer count nothing."""
+def written_flops(
+    config: ModelConfig, num_requests: int, num_events: int, num_targets: int, *, order: str
+) -> float:
+    """Returns the FLOPs of a training step as the model is written: three forward passes, attention
+    in the given order, and the
+    fusion of item and action part, 10 r d^2 an event. Embeddings, projections of them, the head and
+    the optimizer count nothing."""
     plain = 4 * config.width**2 + 4 * config.width * num_targets
     attention = plain if order == "plain" else 4 * config.width * config.num_heads * num_targets
     per_event = config.num_layers * (6 * config.ffn_ratio * config.width**2 + attention)
@@ -75,9 +96,13 @@ def written_flops(config: ModelConfig, num_requests: int, num_events: int, num_t
 
 
 def least_flops(config: ModelConfig, num_requests: int, num_events: int, num_targets: int) -> float:
-    """Returns the same with everything at its cheapest exact order: the cheaper attention, and the fusion's first products taken of
+    """Returns the same with everything at its cheapest exact order: the cheaper attention, and the
+    fusion's first products taken of
     the embeddings themselves (longrec.nn.fused_tokens)."""
-    written = min(written_flops(config, num_requests, num_events, num_targets, order=order) for order in ("plain", "reordered"))
+    written = min(
+        written_flops(config, num_requests, num_events, num_targets, order=order)
+        for order in ("plain", "reordered")
+    )
     if not config.fusion:
         return written
     embedded = -(-(config.id_dim + 2 * config.feature_dim + 1) // ALIGNMENT) * ALIGNMENT
@@ -86,10 +111,13 @@ def least_flops(config: ModelConfig, num_requests: int, num_events: int, num_tar
 
 
 def least_bytes(config: ModelConfig, num_requests: int, num_events: int) -> float:
-    """Returns the bytes that the kernels of a training step move for the events, each tensor of 16 bits read and written once a kernel.
+    """Returns the bytes that the kernels of a training step move for the events, each tensor of 16
+    bits read and written once a kernel.
 
-    Per layer, in rows of width d (hidden rows are r d): u, v written and read; normalized rows written, read, read; keys and values
-    written, read, read again backward, their gradients written, read, read; gradient before the norm written, read; u, v read and their
+    Per layer, in rows of width d (hidden rows are r d): u, v written and read; normalized rows
+    written, read, read; keys and values
+    written, read, read again backward, their gradients written, read, read; gradient before the
+    norm written, read; u, v read and their
     gradients written, read, read.
     """
     hidden = config.ffn_ratio * config.width

@@ -1,10 +1,13 @@
-"""Online read of a 10,000-event history through Feast, beside the raw store's own read of the same bytes, in turns, in one process.
+"""Online read of a 10,000-event history through Feast, beside the raw store's own read of the same
+bytes, in turns, in one process.
 
     longrec bench online_read                      SQLite, and Redis where redis-server is installed
     longrec bench online_read --events 1000 --reads 5000
 
-Raw is one statement for the one value (SQLite: SELECT by key; Redis: HGET); `OnlineStore.fetch` reads base, tail and user features, checks
-the checksum, decodes, merges and cuts. `get_online_features` is Feast's own call for the same features, undecoded.
+Raw is one statement for the one value (SQLite: SELECT by key; Redis: HGET); `OnlineStore.fetch`
+reads base, tail and user features, checks
+the checksum, decodes, merges and cuts. `get_online_features` is Feast's own call for the same
+features, undecoded.
 """
 
 from __future__ import annotations
@@ -47,7 +50,19 @@ def redis_server(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    command = [
+        "redis-server",
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--dir",
+        str(folder),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         time.sleep(1)
@@ -63,7 +78,10 @@ def raw_sqlite(online: OnlineStore) -> Read:
 
     feast = online._door.feast
     path = Path(feast.config.repo_path) / feast.config.online_store.path
-    keys = [serialize_entity_key(_key(user), entity_key_serialization_version=3) for user in range(USERS)]
+    keys = [
+        serialize_entity_key(_key(user), entity_key_serialization_version=3)
+        for user in range(USERS)
+    ]
     connection = sqlite3.connect(path)
     query = f'SELECT value FROM "{feast.project}_user_history" WHERE entity_key = ? AND feature_name = ?'
     return lambda user: connection.execute(query, (keys[user], "history")).fetchone()[0]
@@ -77,7 +95,10 @@ def raw_redis(online: OnlineStore) -> Read:
     feast = online._door.feast
     host, _, port = os.environ["LONGREC_REDIS"].partition(":")
     client = redis.Redis(host, int(port))
-    keys = [_redis_key(feast.project, _key(user), entity_key_serialization_version=3) for user in range(USERS)]
+    keys = [
+        _redis_key(feast.project, _key(user), entity_key_serialization_version=3)
+        for user in range(USERS)
+    ]
     field = _mmh3("user_history:history")
     assert client.hget(keys[0], field), "the key is not Feast's"
     return lambda user: client.hget(keys[user], field)
@@ -97,8 +118,12 @@ def measure(name: str, tables: Path, folder: Path, events: int, reads: int) -> N
     raw = {"sqlite": raw_sqlite, "redis": raw_redis}[name](online)
     door = online._door
     ways: dict[str, Read] = {
-        "raw": raw, "fetch": lambda user: online.fetch([user], max_history=events),
-        "get_online_features": lambda user: door.feast.get_online_features(features=door._references, entity_rows=[{"user_id": user}])}
+        "raw": raw,
+        "fetch": lambda user: online.fetch([user], max_history=events),
+        "get_online_features": lambda user: door.feast.get_online_features(
+            features=door._references, entity_rows=[{"user_id": user}]
+        ),
+    }
     assert all(online.fetch([user])[0].history.num_rows == events for user in range(3))
     num_bytes = len(raw(0))
     times = in_turns(ways, reads)
@@ -108,11 +133,24 @@ def measure(name: str, tables: Path, folder: Path, events: int, reads: int) -> N
         notes = f"p99 {p99[0]:.3f} ms; {ratio:.2f}x of raw at p50, {p99[0] / p99[1]:.2f}x at p99; {reads} reads of {USERS} users in turns"
         print(f"{name:<7} {way:<20} p50 {statistics.median(found):.3f} ms  {notes}", flush=True)
         p20, p50, p80 = np.quantile(found, [0.2, 0.5, 0.8]).tolist()
-        _rows.append([_rows.row(f"online read, {name}, {way}", f"L{events}", "", (p20, p50, p80), num_bytes=num_bytes, notes=notes)])
+        _rows.append(
+            [
+                _rows.row(
+                    f"online read, {name}, {way}",
+                    f"L{events}",
+                    "",
+                    (p20, p50, p80),
+                    num_bytes=num_bytes,
+                    notes=notes,
+                )
+            ]
+        )
 
 
 def in_turns(ways: dict[str, Read], reads: int) -> dict[str, list[float]]:
-    """Returns the times of each way, ms; every way reads the same user before the next user comes, in an order that rotates."""
+    """Returns the times of each way, ms; every way reads the same user before the next user comes,
+    in an order that rotates.
+    """
     times: dict[str, list[float]] = {way: [] for way in ways}
     names, users = list(ways), np.random.default_rng(0).integers(0, USERS, reads + 50).tolist()
     for turn, user in enumerate(users):
@@ -126,8 +164,11 @@ def in_turns(ways: dict[str, Read], reads: int) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="longrec bench online_read", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="longrec bench online_read",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--events", type=int, default=10_000)
     parser.add_argument("--reads", type=int, default=2_000)
     options = parser.parse_args(arguments)

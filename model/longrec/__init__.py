@@ -15,14 +15,32 @@ if TYPE_CHECKING:
     from longrec.errors import LongrecError
     from longrec.nn.ranker import Ranker
     from longrec.schema import Feature, Schema, Task
-    from longrec.scorer import RequestRows, Scorer
+    from longrec.scoring.scorer import RequestRows, Scorer
 
-__all__ = ["Dataset", "Feature", "LongrecError", "Ranker", "RequestBatch", "RequestRows", "RunConfig", "Schema", "Scorer", "Task"]
+__all__ = [
+    "Dataset",
+    "Feature",
+    "LongrecError",
+    "Ranker",
+    "RequestBatch",
+    "RequestRows",
+    "RunConfig",
+    "Schema",
+    "Scorer",
+    "Task",
+]
 
 _HOMES = {
-    "Dataset": "longrec.data.dataset", "Feature": "longrec.schema", "LongrecError": "longrec.errors", "Ranker": "longrec.nn.ranker",
-    "RequestBatch": "longrec.data.batch", "RequestRows": "longrec.scorer", "RunConfig": "longrec.config", "Schema": "longrec.schema",
-    "Scorer": "longrec.scorer", "Task": "longrec.schema",
+    "Dataset": "longrec.data.dataset",
+    "Feature": "longrec.schema",
+    "LongrecError": "longrec.errors",
+    "Ranker": "longrec.nn.ranker",
+    "RequestBatch": "longrec.data.batch",
+    "RequestRows": "longrec.scoring.scorer",
+    "RunConfig": "longrec.config",
+    "Schema": "longrec.schema",
+    "Scorer": "longrec.scoring.scorer",
+    "Task": "longrec.schema",
 }
 
 

@@ -18,7 +18,9 @@ class LongrecError(ValueError):
     exit_code: ClassVar[int] = 1
     """Of the command that it ends."""
 
-    def __init__(self, what: str, *, found: object = None, expected: object = None, fix: str = "") -> None:
+    def __init__(
+        self, what: str, *, found: object = None, expected: object = None, fix: str = ""
+    ) -> None:
         self.what, self.found, self.expected, self.fix = what, found, expected, fix
         parts = [what]
         if found is not None:

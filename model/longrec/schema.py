@@ -1,7 +1,9 @@
-"""The schema: features and tasks declared once; Feast fields, checks and the encoder are all made from it.
+"""The schema: features and tasks declared once; Feast fields, checks and the encoder are all made
+from it.
 
 Imports nothing but the standard library, so that `feature_repo/` and tools can read it for free.
-Times are int64 milliseconds since 1970-01-01 UTC everywhere in longrec; tables on disk hold `timestamp[ms, UTC]`.
+Times are int64 milliseconds since 1970-01-01 UTC everywhere in longrec; tables on disk hold
+`timestamp[ms, UTC]`.
 """
 
 from __future__ import annotations
@@ -33,19 +35,25 @@ REQUEST_ID = "request_id"
 class Feature:
     """One column and the rule that turns it into an index of an embedding table.
 
-    Index 0 is "missing" for every kind. `id` and `category`: the next `num_oov` indices are shared, by hash, by values
-    that the training window did not show often enough; then one index per known value. `number`: `num_bins` quantile bins.
+    Index 0 is "missing" for every kind. `id` and `category`: the next `num_oov` indices are shared,
+    by hash, by values
+    that the training window did not show often enough; then one index per known value. `number`:
+    `num_bins` quantile bins.
 
     Args:
         name: column name.
-        kind: `id` (large table, sparse updates), `category` (small table) or `number` (quantile bins, small table).
+        kind: `id` (large table, sparse updates), `category` (small table) or `number` (quantile
+            bins, small table).
         dtype: type of the raw column.
-        min_count: a value seen less often than this in the training window is not given an index of its own.
-        max_size: the most values with an index of their own; the most frequent are kept, ties by value.
+        min_count: a value seen less often than this in the training window is not given an index of
+            its own.
+        max_size: the most values with an index of their own; the most frequent are kept, ties by
+            value.
         num_oov: shared indices for all other values.
         num_bins: bins of a `number`.
         max_null_share: the check fails when a larger share of rows is null.
-        minimum, maximum: bounds that the check holds the values of a numeric column to; None for no bound.
+        minimum, maximum: bounds that the check holds the values of a numeric column to; None for no
+            bound.
     """
 
     name: str
@@ -63,14 +71,21 @@ class Feature:
     def stored_dtype(self) -> Dtype:
         """Type of the feature in the feature store: an id that may be null is kept as decimal text.
 
-        Feast turns an integer column that holds a null into float64 when it materializes; ids above 2**53 would change.
+        Feast turns an integer column that holds a null into float64 when it materializes; ids above
+        2**53 would change.
         """
-        return "string" if self.kind == "id" and self.dtype == "int64" and self.max_null_share > 0 else self.dtype
+        return (
+            "string"
+            if self.kind == "id" and self.dtype == "int64" and self.max_null_share > 0
+            else self.dtype
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """One binary label that the ranker predicts; the check holds its mean to [min_rate, max_rate]."""
+    """One binary label that the ranker predicts; the check holds its mean to [min_rate,
+    max_rate].
+    """
 
     name: str
     min_rate: float = 0.0001
@@ -81,8 +96,10 @@ class Task:
 class Schema:
     """Features of items, users and events (the action part of an event), and the tasks.
 
-    `item[0]` is always the `item_id` feature. `event` holds only the action features; an event's item features are
-    looked up by its item_id. `has_baskets` says that events carry a `basket_id` that no history may split.
+    `item[0]` is always the `item_id` feature. `event` holds only the action features; an event's
+    item features are
+    looked up by its item_id. `has_baskets` says that events carry a `basket_id` that no history may
+    split.
     """
 
     name: str
@@ -130,15 +147,25 @@ class Schema:
             SchemaMismatch: a field is missing, unknown or of the wrong kind.
         """
         try:
-            groups = {key: tuple(Feature(**row) for row in value[key]) for key in ("item", "user", "event")}
+            groups = {
+                key: tuple(Feature(**row) for row in value[key])
+                for key in ("item", "user", "event")
+            }
             tasks = tuple(Task(**row) for row in value["tasks"])
-            return cls(name=value["name"], tasks=tasks, has_baskets=bool(value.get("has_baskets", False)), **groups)
+            return cls(
+                name=value["name"],
+                tasks=tasks,
+                has_baskets=bool(value.get("has_baskets", False)),
+                **groups,
+            )
         except (KeyError, TypeError) as error:
             raise SchemaMismatch("this is not a longrec schema", found=str(error)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:
-        """Returns the schema in a JSON file: a schema itself, or a file that holds one under the key `schema`."""
+        """Returns the schema in a JSON file: a schema itself, or a file that holds one under the
+        key `schema`.
+        """
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         return cls.from_dict(value.get("schema", value))
 
@@ -150,18 +177,26 @@ class Schema:
             theirs = {entry.name: entry for entry in getattr(other, group)}
             lines += [f"{group}.{name}: missing" for name in mine if name not in theirs]
             lines += [f"{group}.{name}: unexpected" for name in theirs if name not in mine]
-            lines += [f"{group}.{name}: {theirs[name]} instead of {mine[name]}" for name in mine
-                      if name in theirs and mine[name] != theirs[name]]
+            lines += [
+                f"{group}.{name}: {theirs[name]} instead of {mine[name]}"
+                for name in mine
+                if name in theirs and mine[name] != theirs[name]
+            ]
         if self.has_baskets != other.has_baskets:
             lines.append(f"has_baskets: {other.has_baskets} instead of {self.has_baskets}")
         return lines
 
 
 def planted() -> Schema:
-    """Returns the schema of the planted world (`longrec synth`), the default where no data set was named."""
+    """Returns the schema of the planted world (`longrec synth`), the default where no data set was
+    named.
+    """
     return Schema(
         name="planted",
-        item=(Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0), Feature("topic", "category", max_null_share=0.0)),
+        item=(
+            Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0),
+            Feature("topic", "category", max_null_share=0.0),
+        ),
         user=(Feature("region", "category", max_null_share=0.0),),
         event=(Feature("action", "category", dtype="string", max_null_share=0.0),),
         tasks=(Task("label", min_rate=0.05, max_rate=0.95),),

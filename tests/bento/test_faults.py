@@ -1,4 +1,6 @@
-"""The service while something beside it fails, or it is told to end: real servers, a real Redis, a real SQLite file."""
+"""The service while something beside it fails, or it is told to end: real servers, a real Redis, a
+real SQLite file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import pytest
 
 from longrec.data.histories import Histories
 from longrec.data.store.publish import publish
-from longrec.parity import serving
+from longrec.release.parity import serving
 from tests.conftest import PATIENT, ROOT, ServedWorld
 from tests.longrec.data import redis_server
 
@@ -25,22 +27,31 @@ LATE = 1_720_000_000_000
 
 
 WAIT_SECONDS = 3.0
-"""For the store: so long that an answer which did not wait for it is told from one that did, on a machine under load too."""
+"""For the store: so long that an answer which did not wait for it is told from one that did, on a
+machine under load too.
+"""
 
 
 @contextlib.contextmanager
 def served(world: ServedWorld, home: Path) -> Iterator[httpx.Client]:
     variables = {**PATIENT, "LONGREC_STORE_TIMEOUT_MS": str(int(WAIT_SECONDS * 1e3))}
-    with serving("bento.service:Ranker", home=home, store=world.store, folder=ROOT, variables=variables) as (host, port), \
-            httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client:
+    with (
+        serving(
+            "bento.service:Ranker", home=home, store=world.store, folder=ROOT, variables=variables
+        ) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
+    ):
         yield client
 
 
 @pytest.fixture(scope="module")
 def body(served_world: ServedWorld) -> dict:
     histories = Histories.open(served_world.path / "histories")
-    return {"user_id": histories.users.column("user_id")[0].as_py(), "request_time": LATE,
-            "candidates": histories.items.column("item_id").to_pylist()[:12]}
+    return {
+        "user_id": histories.users.column("user_id")[0].as_py(),
+        "request_time": LATE,
+        "candidates": histories.items.column("item_id").to_pylist()[:12],
+    }
 
 
 def ask(client: httpx.Client, body: dict) -> dict:
@@ -84,7 +95,9 @@ def test_a_redis_that_hangs_dies_and_comes_back(served_world, body, tmp_path, mo
             redis.resume()
             assert all(answer == {**healthy, "degraded": True} for answer in hung), hung
             assert (unknown["degraded"], unknown["history_length"]) == (True, 0)
-            assert sum(taken >= WAIT_SECONDS for taken in seconds) <= 2, seconds  # it hangs, and that is known; not a wait for each
+            assert sum(taken >= WAIT_SECONDS for taken in seconds) <= 2, (
+                seconds
+            )  # it hangs, and that is known; not a wait for each
             *mending, mended = ask_until_healthy(client, body)
             assert mended == healthy
             redis.kill()
@@ -96,7 +109,9 @@ def test_a_redis_that_hangs_dies_and_comes_back(served_world, body, tmp_path, mo
             assert f'longrec_degraded_total{{history="kept"}} {kept}.0' in counted, counted
             with redis_server.running(tmp_path, port=int(address.split(":")[1])):
                 empty = ask_until_healthy(client, body)[-1]
-                assert empty["history_length"] == 0  # it came back without its data: that is what it says now
+                assert (
+                    empty["history_length"] == 0
+                )  # it came back without its data: that is what it says now
 
 
 def test_an_sqlite_file_of_garbage(served_world, body, tmp_path) -> None:
@@ -112,22 +127,33 @@ def test_an_sqlite_file_of_garbage(served_world, body, tmp_path) -> None:
 
 
 def test_sigterm_ends_what_was_accepted(served_world, body) -> None:
-    """Requests under way are answered, all of them; the process ends by itself, with nothing left behind."""
+    """Requests under way are answered, all of them; the process ends by itself, with nothing left
+    behind.
+    """
     with served(served_world, served_world.home) as client:
         (process,) = (p for p in psutil.Process().children() if "bentoml" in p.cmdline())
         family = [process, *process.children(recursive=True)]
         large = {**body, "candidates": body["candidates"] * 170}
         alone = ask(client, large)
-        connections = [http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60) for _ in range(24)]
-        for connection in connections:  # each one is accepted before any is asked what takes its time
+        connections = [
+            http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+            for _ in range(24)
+        ]
+        for (
+            connection
+        ) in connections:  # each one is accepted before any is asked what takes its time
             connection.request("GET", "/readyz")
             assert connection.getresponse().read() is not None
         for connection in connections:
-            connection.request("POST", "/rank", json.dumps(large), {"Content-Type": "application/json"})
+            connection.request(
+                "POST", "/rank", json.dumps(large), {"Content-Type": "application/json"}
+            )
         process.terminate()
         for answer in [connection.getresponse() for connection in connections]:
             assert answer.status == 200, answer.read()
-            np.testing.assert_allclose(json.load(answer)["scores"]["label"], alone["scores"]["label"], atol=2e-6)
+            np.testing.assert_allclose(
+                json.load(answer)["scores"]["label"], alone["scores"]["label"], atol=2e-6
+            )
         assert psutil.wait_procs(family, timeout=60)[1] == []
         with pytest.raises(httpx.ConnectError):
             ask(client, body)

@@ -19,7 +19,7 @@ import pytest
 
 from longrec.data import history
 from longrec.data.histories import Histories
-from longrec.scorer import RequestRows, Scorer
+from longrec.scoring.scorer import RequestRows, Scorer
 from tests.conftest import LENGTH, ROOT, VERSION, ServedWorld
 
 NOBODY, NOTHING = 2**62, -(2**63)
@@ -47,7 +47,9 @@ def scorer(served_world: ServedWorld) -> Scorer:
 def user(histories: Histories) -> tuple[int, dict, pa.RecordBatch]:
     """Id, features and timeline of the user with most events."""
     users = histories.users.to_pylist()
-    row = max(range(len(users)), key=lambda row: users[row]["event_end"] - users[row]["event_start"])
+    row = max(
+        range(len(users)), key=lambda row: users[row]["event_end"] - users[row]["event_start"]
+    )
     return users[row]["user_id"], users[row], histories.timeline(row)
 
 
@@ -62,56 +64,96 @@ def rank(client: httpx.Client, **body: object) -> dict:
     return answer.json()
 
 
-def expected(scorer: Scorer, user: tuple, moment: int, items: list[int], length: int | None = None) -> np.ndarray:
+def expected(
+    scorer: Scorer, user: tuple, moment: int, items: list[int], length: int | None = None
+) -> np.ndarray:
     """The first task's scores of the events strictly before the moment."""
     cut = history.prefix_before(user[2], moment)
-    return scorer.score([RequestRows(cut, user[1], moment, np.array(items, np.int64))], length)[0][:, 0]
+    return scorer.score([RequestRows(cut, user[1], moment, np.array(items, np.int64))], length)[0][
+        :, 0
+    ]
 
 
 def test_an_answer_has_scores_per_task_in_the_order_asked_for(client, scorer, user, items) -> None:
     moment = int(history.timestamps(user[2])[-1]) + 1
     answer = rank(client, user_id=user[0], candidates=items, request_time=moment)
-    assert list(answer) == ["scores", "model_version", "user_known", "history_length", "unknown_candidates", "degraded"]
+    assert list(answer) == [
+        "scores",
+        "model_version",
+        "user_known",
+        "history_length",
+        "unknown_candidates",
+        "degraded",
+    ]
     assert list(answer["scores"]) == ["label"]
-    assert (answer["model_version"], answer["user_known"], answer["unknown_candidates"], answer["degraded"]) == (VERSION, True, 0, False)
-    assert answer["history_length"] == min(LENGTH, user[2].num_rows) == LENGTH  # longer than what is served
-    np.testing.assert_allclose(answer["scores"]["label"], expected(scorer, user, moment, items), atol=2e-6)
+    assert (
+        answer["model_version"],
+        answer["user_known"],
+        answer["unknown_candidates"],
+        answer["degraded"],
+    ) == (VERSION, True, 0, False)
+    assert (
+        answer["history_length"] == min(LENGTH, user[2].num_rows) == LENGTH
+    )  # longer than what is served
+    np.testing.assert_allclose(
+        answer["scores"]["label"], expected(scorer, user, moment, items), atol=2e-6
+    )
     assert np.ptp(answer["scores"]["label"]) > 1e-4, "all scores are the same: nothing was tested"
 
 
 def test_the_order_of_candidates_and_repeated_ones(client, user, items) -> None:
     forward = rank(client, user_id=user[0], candidates=items, request_time=LATE)["scores"]["label"]
-    backward = rank(client, user_id=user[0], candidates=items[::-1], request_time=LATE)["scores"]["label"]
+    backward = rank(client, user_id=user[0], candidates=items[::-1], request_time=LATE)["scores"][
+        "label"
+    ]
     np.testing.assert_allclose(backward[::-1], forward, atol=2e-6)
-    doubled = rank(client, user_id=user[0], candidates=[items[0]] * 3, request_time=LATE)["scores"]["label"]
+    doubled = rank(client, user_id=user[0], candidates=[items[0]] * 3, request_time=LATE)["scores"][
+        "label"
+    ]
     np.testing.assert_allclose(doubled, [forward[0]] * 3, atol=2e-6)
 
 
 def test_an_event_at_the_request_time_is_not_in_the_history(client, scorer, user, items) -> None:
     times = history.timestamps(user[2])
     moment = int(times[20])  # an event happens at this very moment
-    at, after = (rank(client, user_id=user[0], candidates=items, request_time=when) for when in (moment, moment + 1))
+    at, after = (
+        rank(client, user_id=user[0], candidates=items, request_time=when)
+        for when in (moment, moment + 1)
+    )
     assert at["history_length"] == int((times < moment).sum()) <= 20
     assert after["history_length"] == int((times <= moment).sum()) > at["history_length"]
-    np.testing.assert_allclose(at["scores"]["label"], expected(scorer, user, moment, items), atol=2e-6)
-    np.testing.assert_allclose(after["scores"]["label"], expected(scorer, user, moment + 1, items), atol=2e-6)
-    assert not np.allclose(at["scores"]["label"], after["scores"]["label"], atol=1e-5), "the event makes no difference: nothing was tested"
+    np.testing.assert_allclose(
+        at["scores"]["label"], expected(scorer, user, moment, items), atol=2e-6
+    )
+    np.testing.assert_allclose(
+        after["scores"]["label"], expected(scorer, user, moment + 1, items), atol=2e-6
+    )
+    assert not np.allclose(at["scores"]["label"], after["scores"]["label"], atol=1e-5), (
+        "the event makes no difference: nothing was tested"
+    )
 
 
 def test_request_time_as_text_is_the_same_moment(client, user, items) -> None:
     moment = int(history.timestamps(user[2])[10])
     exact = rank(client, user_id=user[0], candidates=items, request_time=moment)
     when = datetime.datetime.fromtimestamp(moment / 1000, datetime.UTC)
-    for text in (when.isoformat(timespec="milliseconds"), when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment % 1000:03d}Z",
-                 when.astimezone(datetime.timezone(datetime.timedelta(hours=-7))).isoformat(timespec="milliseconds"),
-                 when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment % 1000:03d}999Z"):
+    for text in (
+        when.isoformat(timespec="milliseconds"),
+        when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment % 1000:03d}Z",
+        when.astimezone(datetime.timezone(datetime.timedelta(hours=-7))).isoformat(
+            timespec="milliseconds"
+        ),
+        when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment % 1000:03d}999Z",
+    ):
         assert rank(client, user_id=user[0], candidates=items, request_time=text) == exact, text
 
 
 def test_without_a_request_time_it_is_now(client, scorer, user, items) -> None:
     before = expected(scorer, user, time.time_ns() // 1_000_000, items)
     answer = rank(client, user_id=user[0], candidates=items)
-    after = expected(scorer, user, time.time_ns() // 1_000_000, items)  # another hour has begun, once in a while
+    after = expected(
+        scorer, user, time.time_ns() // 1_000_000, items
+    )  # another hour has begun, once in a while
     assert answer["history_length"] == LENGTH
     assert min(np.abs(answer["scores"]["label"] - now).max() for now in (before, after)) < 1e-4
     later = expected(scorer, user, time.time_ns() // 1_000_000 + 43_200_000, items)
@@ -124,7 +166,9 @@ def test_the_length_cuts_to_the_most_recent_events(client, scorer, user, items) 
     for length, used in ((0, 0), (7, 7), (10**6, user[2].num_rows)):
         answer = rank(client, user_id=user[0], candidates=items, request_time=moment, length=length)
         assert answer["history_length"] == used
-        np.testing.assert_allclose(answer["scores"]["label"], expected(scorer, user, moment, items, length), atol=2e-6)
+        np.testing.assert_allclose(
+            answer["scores"]["label"], expected(scorer, user, moment, items, length), atol=2e-6
+        )
         seen.add(round(answer["scores"]["label"][0], 5))
     assert len(seen) == 3
 
@@ -133,7 +177,9 @@ def test_an_unknown_user_is_scored_with_an_empty_history(client, scorer, items) 
     answer = rank(client, user_id=NOBODY, candidates=items, request_time=LATE)
     assert (answer["user_known"], answer["history_length"], answer["degraded"]) == (False, 0, False)
     nobody = RequestRows(history.empty(scorer.bundle.schema), None, LATE, np.array(items))
-    np.testing.assert_allclose(answer["scores"]["label"], scorer.score([nobody])[0][:, 0], atol=2e-6)
+    np.testing.assert_allclose(
+        answer["scores"]["label"], scorer.score([nobody])[0][:, 0], atol=2e-6
+    )
 
 
 def test_a_known_user_before_the_first_event_has_an_empty_history(client, user, items) -> None:
@@ -144,7 +190,9 @@ def test_a_known_user_before_the_first_event_has_an_empty_history(client, user, 
 
 
 def test_unknown_items_are_scored_as_the_unknown_item(client, user, items) -> None:
-    answer = rank(client, user_id=user[0], candidates=[NOTHING, items[0], 2**63 - 1], request_time=LATE)
+    answer = rank(
+        client, user_id=user[0], candidates=[NOTHING, items[0], 2**63 - 1], request_time=LATE
+    )
     scores = answer["scores"]["label"]
     assert answer["unknown_candidates"] == 2
     np.testing.assert_allclose(scores[0], scores[2], atol=2e-6)
@@ -155,12 +203,20 @@ def test_unknown_items_are_scored_as_the_unknown_item(client, user, items) -> No
 
 def test_requests_at_the_same_time_do_not_mix(client, histories, items) -> None:
     users = histories.users.column("user_id").to_pylist()[:8] * 3
-    alone = {user: rank(client, user_id=user, candidates=items, request_time=LATE) for user in set(users)}
+    alone = {
+        user: rank(client, user_id=user, candidates=items, request_time=LATE) for user in set(users)
+    }
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda user: rank(client, user_id=user, candidates=items, request_time=LATE), users))
+        together = list(
+            pool.map(
+                lambda user: rank(client, user_id=user, candidates=items, request_time=LATE), users
+            )
+        )
     for user, answer in zip(users, together, strict=True):
         scores, expected = answer["scores"]["label"], alone[user]["scores"]["label"]
-        np.testing.assert_allclose(scores, expected, atol=2e-6)  # what is scored together is rounded together
+        np.testing.assert_allclose(
+            scores, expected, atol=2e-6
+        )  # what is scored together is rounded together
         assert {**answer, "scores": 0} == {**alone[user], "scores": 0}
     assert len({answer["scores"]["label"][0] for answer in together}) > 4
 
@@ -188,7 +244,10 @@ MALFORMED = {
     "length as text": ({**GOOD, "length": "10"}, "length"),
     "length beyond int64": ({**GOOD, "length": 2**63}, "length"),
     "time is NaN": ('{"user_id": 1, "candidates": [1], "request_time": NaN}', "request_time"),
-    "time is infinite": ('{"user_id": 1, "candidates": [1], "request_time": Infinity}', "request_time"),
+    "time is infinite": (
+        '{"user_id": 1, "candidates": [1], "request_time": Infinity}',
+        "request_time",
+    ),
     "time as a float": ({**GOOD, "request_time": 1.7e12}, "request_time"),
     "time without a zone": ({**GOOD, "request_time": "2024-05-01T12:00:00"}, "request_time"),
     "time is no time": ({**GOOD, "request_time": "yesterday"}, "request_time"),
@@ -209,11 +268,17 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_input_is_refused_with_the_name_of_the_field(client, name: str) -> None:
     body, field = MALFORMED[name]
-    answer = client.post("/rank", content=body if isinstance(body, (str, bytes)) else json.dumps(body))
+    answer = client.post(
+        "/rank", content=body if isinstance(body, (str, bytes)) else json.dumps(body)
+    )
     assert answer.status_code == 400, answer.text
     assert list(answer.json()) == ["error"]
     assert answer.json()["error"].startswith(f"{field}: "), answer.text
-    assert "Traceback" not in answer.text and "pydantic" not in answer.text and "/" not in answer.text.replace("since 1970", "")
+    assert (
+        "Traceback" not in answer.text
+        and "pydantic" not in answer.text
+        and "/" not in answer.text.replace("since 1970", "")
+    )
 
 
 def test_a_body_that_is_too_large_is_refused_unread(client) -> None:
@@ -221,23 +286,39 @@ def test_a_body_that_is_too_large_is_refused_unread(client) -> None:
         for _ in range(10_000):
             yield b" " * 10_000
 
-    with contextlib.suppress(httpx.TransportError):  # the server may stop listening while it is being sent
+    with contextlib.suppress(
+        httpx.TransportError
+    ):  # the server may stop listening while it is being sent
         assert client.post("/rank", content=endless()).status_code == 413
     assert client.post("/rank", content=b" " * 10_000_000).status_code == 413
     assert client.get("/readyz").status_code == 200
 
 
 def test_the_largest_request_and_the_content_type_of_curl(client, items) -> None:
-    body = {"user_id": -(2**63), "candidates": [-(2**63) + n for n in range(2048)], "request_time": -1, "length": 2**63 - 1}
+    body = {
+        "user_id": -(2**63),
+        "candidates": [-(2**63) + n for n in range(2048)],
+        "request_time": -1,
+        "length": 2**63 - 1,
+    }
     assert len(rank(client, **body)["scores"]["label"]) == 2048
-    plain = client.post("/rank", content=json.dumps(GOOD), headers={"content-type": "application/x-www-form-urlencoded"})
+    plain = client.post(
+        "/rank",
+        content=json.dumps(GOOD),
+        headers={"content-type": "application/x-www-form-urlencoded"},
+    )
     assert plain.status_code == 200
 
 
 def test_other_methods_paths_and_pickles_are_refused(client) -> None:
     assert client.get("/rank").status_code == 405
     assert client.post("/score", json=GOOD).status_code == 404
-    assert client.post("/rank", content=b"x", headers={"content-type": "application/vnd.bentoml+pickle"}).status_code == 415
+    assert (
+        client.post(
+            "/rank", content=b"x", headers={"content-type": "application/vnd.bentoml+pickle"}
+        ).status_code
+        == 415
+    )
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics", "/docs.json"])
@@ -249,23 +330,39 @@ def test_the_interface_describes_itself(client) -> None:
     described = client.get("/docs.json").json()
     operation = described["paths"]["/rank"]["post"]
     asked = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(asked["properties"]) == {"user_id", "candidates", "request_time", "length", "timeout_ms", "history"}
+    assert set(asked["properties"]) == {
+        "user_id",
+        "candidates",
+        "request_time",
+        "length",
+        "timeout_ms",
+        "history",
+    }
     assert set(asked["required"]) == {"user_id", "candidates"}
     answered = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(answered["properties"]) == set(rank(client, **GOOD))
     assert rank(client, **asked["example"])
 
 
-def test_an_unreadable_feature_store_gives_a_flagged_answer_and_mends_itself(client, served_world, user, items) -> None:
+def test_an_unreadable_feature_store_gives_a_flagged_answer_and_mends_itself(
+    client, served_world, user, items
+) -> None:
     link = served_world.home / "store" / "current"
-    healthy, before = rank(client, user_id=user[0], candidates=items, request_time=LATE), link.readlink()
+    healthy, before = (
+        rank(client, user_id=user[0], candidates=items, request_time=LATE),
+        link.readlink(),
+    )
     link.unlink()
     link.symlink_to("gone")
     try:
         answer = rank(client, user_id=user[0], candidates=items, request_time=LATE)
         assert answer == {**healthy, "degraded": True}  # what was read last
         unknown = rank(client, user_id=NOBODY - 1, candidates=items, request_time=LATE)
-        assert (unknown["degraded"], unknown["user_known"], unknown["history_length"]) == (True, False, 0)
+        assert (unknown["degraded"], unknown["user_known"], unknown["history_length"]) == (
+            True,
+            False,
+            0,
+        )
     finally:
         link.unlink()
         link.symlink_to(before)
@@ -277,7 +374,9 @@ def test_an_unreadable_feature_store_gives_a_flagged_answer_and_mends_itself(cli
 
 def arrow_body(items: list[int], packed: bytes = b"", **parameters: object) -> bytes:
     metadata = {name: str(value) for name, value in parameters.items()}
-    batch = pa.record_batch([pa.array(items, pa.int64())], schema=pa.schema([("item_id", pa.int64())], metadata))
+    batch = pa.record_batch(
+        [pa.array(items, pa.int64())], schema=pa.schema([("item_id", pa.int64())], metadata)
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -286,33 +385,58 @@ def arrow_body(items: list[int], packed: bytes = b"", **parameters: object) -> b
 
 def test_the_arrow_twin_answers_the_same(client, scorer, user, items) -> None:
     expected = rank(client, user_id=user[0], candidates=items, request_time=LATE, length=20)
-    answer = client.post("/rank_arrow", content=arrow_body(items, user_id=user[0], request_time=LATE, length=20))
+    answer = client.post(
+        "/rank_arrow", content=arrow_body(items, user_id=user[0], request_time=LATE, length=20)
+    )
     assert answer.status_code == 200, answer.text
     with pa.ipc.open_stream(answer.content) as reader:
         batch = reader.read_next_batch()
-    np.testing.assert_allclose(batch.column("label").to_numpy(), expected["scores"]["label"], atol=2e-6)
+    np.testing.assert_allclose(
+        batch.column("label").to_numpy(), expected["scores"]["label"], atol=2e-6
+    )
     facts = {name.decode(): value.decode() for name, value in batch.schema.metadata.items()}
-    assert facts == {"model_version": VERSION, "user_known": "true", "history_length": "20", "unknown_candidates": "0", "degraded": "false"}
+    assert facts == {
+        "model_version": VERSION,
+        "user_known": "true",
+        "history_length": "20",
+        "unknown_candidates": "0",
+        "degraded": "false",
+    }
     packed = history.pack(user[2].slice(0, 9), scorer.bundle.schema)
-    answer = client.post("/rank_arrow", content=arrow_body(items, packed, user_id=NOBODY, request_time=LATE))
+    answer = client.post(
+        "/rank_arrow", content=arrow_body(items, packed, user_id=NOBODY, request_time=LATE)
+    )
     with pa.ipc.open_stream(answer.content) as reader:
         batch = reader.read_next_batch()
     alone = scorer.score([RequestRows(user[2].slice(0, 9), None, LATE, np.array(items))])[0][:, 0]
     np.testing.assert_allclose(batch.column("label").to_numpy(), alone, atol=2e-6)
 
 
-@pytest.mark.parametrize(("body", "field"), [
-    (b"", "body"), (b"\x00\xff" * 300, "body"), (arrow_body([1, 2]), "user_id"), (arrow_body([1], user_id="x"), "user_id"),
-    (arrow_body([], user_id=1), "candidates"), (arrow_body([1] * 2049, user_id=1), "candidates"),
-    (arrow_body([1], user_id=2**63), "user_id"), (arrow_body([1], user_id=1, length=-1), "length"),
-    (arrow_body([1], b"no history", user_id=1), "history"),
-    (arrow_body([1], user_id=1)[:-30], "body")])
-def test_malformed_arrow_is_refused_with_the_name_of_the_field(client, body: bytes, field: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"\x00\xff" * 300, "body"),
+        (arrow_body([1, 2]), "user_id"),
+        (arrow_body([1], user_id="x"), "user_id"),
+        (arrow_body([], user_id=1), "candidates"),
+        (arrow_body([1] * 2049, user_id=1), "candidates"),
+        (arrow_body([1], user_id=2**63), "user_id"),
+        (arrow_body([1], user_id=1, length=-1), "length"),
+        (arrow_body([1], b"no history", user_id=1), "history"),
+        (arrow_body([1], user_id=1)[:-30], "body"),
+    ],
+)
+def test_malformed_arrow_is_refused_with_the_name_of_the_field(
+    client, body: bytes, field: str
+) -> None:
     answer = client.post("/rank_arrow", content=body)
     assert answer.status_code == 400 and answer.json()["error"].startswith(f"{field}"), answer.text
 
 
-def test_events_brought_along_take_the_place_of_the_stored_ones(client, scorer, user, items) -> None:
+def test_events_brought_along_take_the_place_of_the_stored_ones(
+    client, scorer, user, items
+) -> None:
     some = user[2].slice(3, 11)
     columns = {name: some.column(name).to_pylist() for name in some.schema.names}
     shuffled = {name: values[::-1] for name, values in columns.items()}
@@ -321,43 +445,80 @@ def test_events_brought_along_take_the_place_of_the_stored_ones(client, scorer, 
         answer = rank(client, user_id=user[0], candidates=items, request_time=LATE, history=given)
         assert answer["history_length"] == 11
         np.testing.assert_allclose(answer["scores"]["label"], expected_scores, atol=2e-6)
-    assert rank(client, user_id=user[0], candidates=items, request_time=LATE)["history_length"] == LENGTH  # nothing was kept of them
-    assert rank(client, user_id=user[0], candidates=items, history={"item_id": [], "timestamp": []})["history_length"] == 0
-    for wrong, named in (({"item_id": [1]}, "timestamp"), ({**columns, "timestamp": [1]}, "timestamp"),
-                         ({**columns, "colour": [1] * 11}, "colour"), ({"item_id": ["x"], "timestamp": [1]}, "item_id"),
-                         ({"item_id": [2**70], "timestamp": [1]}, "item_id"), ({"item_id": [None], "timestamp": [1]}, "item_id"),
-                         ({"item_id": [1], "timestamp": [1], "action": [[1]]}, "action")):
+    assert (
+        rank(client, user_id=user[0], candidates=items, request_time=LATE)["history_length"]
+        == LENGTH
+    )  # nothing was kept of them
+    assert (
+        rank(client, user_id=user[0], candidates=items, history={"item_id": [], "timestamp": []})[
+            "history_length"
+        ]
+        == 0
+    )
+    for wrong, named in (
+        ({"item_id": [1]}, "timestamp"),
+        ({**columns, "timestamp": [1]}, "timestamp"),
+        ({**columns, "colour": [1] * 11}, "colour"),
+        ({"item_id": ["x"], "timestamp": [1]}, "item_id"),
+        ({"item_id": [2**70], "timestamp": [1]}, "item_id"),
+        ({"item_id": [None], "timestamp": [1]}, "item_id"),
+        ({"item_id": [1], "timestamp": [1], "action": [[1]]}, "action"),
+    ):
         answer = client.post("/rank", json={"user_id": 1, "candidates": items, "history": wrong})
         assert answer.status_code == 400 and named in answer.json()["error"], answer.text
 
 
 def test_explaining_names_events_of_the_history_used(client, user, items) -> None:
-    answer = client.post("/explain", json={"user_id": user[0], "candidate": items[0], "request_time": LATE, "top": 5}).json()
+    answer = client.post(
+        "/explain", json={"user_id": user[0], "candidate": items[0], "request_time": LATE, "top": 5}
+    ).json()
     ranked = rank(client, user_id=user[0], candidates=items[:1], request_time=LATE)
     np.testing.assert_allclose(answer["scores"]["label"], ranked["scores"]["label"], atol=2e-6)
     used = history.most_recent(user[2], LENGTH)
-    assert [(part["layer"], part["head"]) for part in answer["attention"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(part["layer"], part["head"]) for part in answer["attention"]] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
     for part in answer["attention"]:
         weights = [event["weight"] for event in part["events"]]
-        assert len(weights) == 5 and weights == sorted(weights, reverse=True) and 5 / LENGTH <= sum(weights) <= 1.0001
+        assert (
+            len(weights) == 5
+            and weights == sorted(weights, reverse=True)
+            and 5 / LENGTH <= sum(weights) <= 1.0001
+        )
         for event in part["events"]:
             assert event["item_id"] == used.column("item_id")[event["row"]].as_py()
             assert event["timestamp"] == used.column("timestamp")[event["row"]].as_py()
     empty = client.post("/explain", json={"user_id": NOBODY, "candidate": items[0]}).json()
     assert all(part["events"] == [] for part in empty["attention"])
-    assert client.post("/explain", json={"user_id": 1, "candidate": 1, "top": 0}).json()["error"].startswith("top: ")
+    assert (
+        client.post("/explain", json={"user_id": 1, "candidate": 1, "top": 0})
+        .json()["error"]
+        .startswith("top: ")
+    )
 
 
 def test_a_time_too_short_is_kept(client, user, items) -> None:
-    answers = [client.post("/rank", json={"user_id": user[0], "candidates": items * 100, "timeout_ms": 1}) for _ in range(20)]
+    answers = [
+        client.post("/rank", json={"user_id": user[0], "candidates": items * 100, "timeout_ms": 1})
+        for _ in range(20)
+    ]
     assert {answer.status_code for answer in answers} <= {200, 408, 503}
     for answer in answers:
-        assert answer.status_code == 200 or (answer.status_code == 503) == ("retry-after" in answer.headers)
+        assert answer.status_code == 200 or (answer.status_code == 503) == (
+            "retry-after" in answer.headers
+        )
 
 
 def test_what_is_done_is_counted(client, user, items) -> None:
     def read() -> dict[str, float]:
-        lines = [line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line.startswith("longrec_")]
+        lines = [
+            line.rsplit(" ", 1)
+            for line in client.get("/metrics").text.splitlines()
+            if line.startswith("longrec_")
+        ]
         return {name: float(value) for name, value in lines}
 
     rank(client, user_id=user[0], candidates=items)
@@ -365,31 +526,59 @@ def test_what_is_done_is_counted(client, user, items) -> None:
     rank(client, user_id=user[0], candidates=[*items, NOTHING])
     rank(client, user_id=NOBODY - 7, candidates=items)
     change = {name: value - before.get(name, 0.0) for name, value in read().items()}
-    assert change['longrec_candidates_total{known="yes"}'] == 2 * len(items) and change['longrec_candidates_total{known="no"}'] == 1
-    assert change['longrec_cache_requests_total{result="hit"}'] == 1 and change["longrec_history_events_count"] == 2
-    assert change['longrec_stage_seconds_count{stage="fetch"}'] == 2 and change['longrec_stage_seconds_count{stage="score"}'] == 2
-    assert change["longrec_newest_event_age_seconds_count"] == 1 and change['longrec_score_count{task="label"}'] >= 2 * 8
+    assert (
+        change['longrec_candidates_total{known="yes"}'] == 2 * len(items)
+        and change['longrec_candidates_total{known="no"}'] == 1
+    )
+    assert (
+        change['longrec_cache_requests_total{result="hit"}'] == 1
+        and change["longrec_history_events_count"] == 2
+    )
+    assert (
+        change['longrec_stage_seconds_count{stage="fetch"}'] == 2
+        and change['longrec_stage_seconds_count{stage="score"}'] == 2
+    )
+    assert (
+        change["longrec_newest_event_age_seconds_count"] == 1
+        and change['longrec_score_count{task="label"}'] >= 2 * 8
+    )
     assert change["longrec_cache_bytes"] == 0 < before["longrec_cache_bytes"]
-    assert {'longrec_shed_total{reason="overload"}', 'longrec_degraded_total{history="kept"}'} <= set(before)
+    assert {
+        'longrec_shed_total{reason="overload"}',
+        'longrec_degraded_total{history="kept"}',
+    } <= set(before)
 
 
 def _refusal(environment: dict[str, str]) -> str:
     """What `bentoml serve` says of why it does not start."""
     done = _serve(environment)
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("nanobind", " - "))]
+    lines = [
+        line
+        for line in done.stderr.splitlines()
+        if line.strip() and not line.startswith(("nanobind", " - "))
+    ]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stdout, done.stderr
     return lines[0]
 
 
 def _serve(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bentoml", "serve", "bento.service:Ranker", "--port", "0"], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "bentoml", "serve", "bento.service:Ranker", "--port", "0"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def test_a_missing_model_is_told_in_one_line(served_world, tmp_path) -> None:
     line = _refusal({**served_world.environment, "BENTOML_HOME": str(tmp_path)})
     assert "no model longrec-ranker:latest" in line and "longrec run" in line
-    assert "no model longrec-ranker:other" in _refusal({**served_world.environment, "LONGREC_MODEL": "longrec-ranker:other"})
+    assert "no model longrec-ranker:other" in _refusal(
+        {**served_world.environment, "LONGREC_MODEL": "longrec-ranker:other"}
+    )
 
 
 def test_a_missing_feature_store_is_told_in_one_line(served_world, tmp_path) -> None:
@@ -408,15 +597,25 @@ def test_a_feature_store_of_another_schema_is_told_in_one_line(served_world, tmp
     (other / "features" / "schema.json").write_text(json.dumps(schema))
     (tmp_path / "home" / "features").symlink_to(other / "features")
     line = _refusal({**served_world.environment, "LONGREC_HOME": str(tmp_path / "home")})
-    assert "another schema" in line and "user.region: missing" in line and "user.country: unexpected" in line
+    assert (
+        "another schema" in line
+        and "user.region: missing" in line
+        and "user.country: unexpected" in line
+    )
 
 
 @pytest.mark.slow
 def test_damaged_weights_end_the_server_with_one_line(served_world, tmp_path) -> None:
     environment = {**served_world.environment, "BENTOML_HOME": str(tmp_path)}
-    script = ("import bentoml, shutil, sys\nwith bentoml.models.create('longrec-ranker:damaged') as model:\n"
-              "    shutil.copytree(sys.argv[1], model.path_of('bundle'))\n")
-    subprocess.run([sys.executable, "-c", script, str(served_world.path / "bundle")], env=environment, check=True)
+    script = (
+        "import bentoml, shutil, sys\nwith bentoml.models.create('longrec-ranker:damaged') as model:\n"
+        "    shutil.copytree(sys.argv[1], model.path_of('bundle'))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(served_world.path / "bundle")],
+        env=environment,
+        check=True,
+    )
     weights = next(Path(tmp_path).rglob("model.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -428,7 +627,9 @@ def test_damaged_weights_end_the_server_with_one_line(served_world, tmp_path) ->
 def test_a_worker_that_cannot_start_is_not_started_for_ever(served_world) -> None:
     done = _serve({**served_world.environment, "LONGREC_THREADS": "0"})
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: longrec cannot serve: a forward pass needs a thread")
+    assert done.stderr.splitlines()[-1].startswith(
+        "Error: longrec cannot serve: a forward pass needs a thread"
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The package step, called as a function on real artifacts: the bento, its verdict and its metrics are where a pipeline looks for them."""
+"""The package step, called as a function on real artifacts: the bento, its verdict and its metrics
+are where a pipeline looks for them.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,55 @@ from tests.conftest import ROOT, ServedWorld
 
 def test_the_step_declares_what_the_pipeline_gives_and_reads() -> None:
     specification = package.component_spec
-    assert set(specification.inputs) == {"bundle", "evaluation", "histories", "code_key", "gate", "version", "home", "repo_dir",
-                                         "seed"}
+    assert set(specification.inputs) == {
+        "bundle",
+        "evaluation",
+        "histories",
+        "code_key",
+        "gate",
+        "version",
+        "home",
+        "repo_dir",
+        "seed",
+    }
     assert set(specification.outputs) == {"bento", "parity", "packaged", "metrics"}
 
 
 @pytest.mark.slow
-def test_the_step_leaves_bento_verdict_and_metrics(served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_leaves_bento_verdict_and_metrics(
+    served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
     world, out = served_world.path, tmp_path / "out"
     out.mkdir()
-    outputs = {"bento": dsl.Artifact(uri=str(out / "bento")), "parity": dsl.Artifact(uri=str(out / "parity")),
-               "packaged": dsl.Artifact(uri=str(out / "packaged")), "metrics": dsl.Metrics(uri=str(out / "metrics"))}
+    outputs = {
+        "bento": dsl.Artifact(uri=str(out / "bento")),
+        "parity": dsl.Artifact(uri=str(out / "parity")),
+        "packaged": dsl.Artifact(uri=str(out / "packaged")),
+        "metrics": dsl.Metrics(uri=str(out / "metrics")),
+    }
     package.python_func(
-        bundle=dsl.Model(uri=str(world / "bundle")), evaluation=dsl.Artifact(uri=str(world / "evaluation")),
-        histories=dsl.Dataset(uri=str(world / "histories")), gate={"max_parity_error": 1e-5}, code_key="0c0de0f", version="",
-        home=str(world / "home"), repo_dir=str(ROOT / "feature_repo"), seed=1, **outputs)
+        bundle=dsl.Model(uri=str(world / "bundle")),
+        evaluation=dsl.Artifact(uri=str(world / "evaluation")),
+        histories=dsl.Dataset(uri=str(world / "histories")),
+        gate={"max_parity_error": 1e-5},
+        code_key="0c0de0f",
+        version="",
+        home=str(world / "home"),
+        repo_dir=str(ROOT / "feature_repo"),
+        seed=1,
+        **outputs,
+    )
     version = f"{json.loads((world / 'bundle' / 'bundle.json').read_text())['version'][:12]}-0c0de0"
-    assert (out / "bento" / "bento.yaml").is_file() and (out / "bento" / "models" / "longrec-ranker" / version).is_dir()
+    assert (out / "bento" / "bento.yaml").is_file() and (
+        out / "bento" / "models" / "longrec-ranker" / version
+    ).is_dir()
     facts = json.loads((out / "packaged").read_text())
-    assert facts["tag"] == outputs["bento"].metadata["tag"] == f"longrec-ranker:{version}" and facts["path"] == str(out / "bento")
-    assert json.loads((out / "parity").read_text()) == {**facts["parity"], "problems": []} and facts["parity"]["bound"] == 1e-5
+    assert facts["tag"] == outputs["bento"].metadata[
+        "tag"
+    ] == f"longrec-ranker:{version}" and facts["path"] == str(out / "bento")
+    assert (
+        json.loads((out / "parity").read_text()) == {**facts["parity"], "problems": []}
+        and facts["parity"]["bound"] == 1e-5
+    )
     assert json.loads((out / "metrics").read_text())["parity.http_error"] <= 1e-5

@@ -1,4 +1,6 @@
-"""A component is a page: imports, one config line, one call, metrics; nothing of the platform outside its decorator."""
+"""A component is a page: imports, one config line, one call, metrics; nothing of the platform
+outside its decorator.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path for path in (ROOT / "components").rglob("*.py") if path != ROOT / "components" / "__init__.py")
+FILES = sorted(
+    path
+    for path in (ROOT / "components").rglob("*.py")
+    if path != ROOT / "components" / "__init__.py"
+)
 MODULE_IMPORTS = {"kfp", "components", "typing"}
 MAX_STATEMENTS = 15
 BRANCHES = (ast.If, ast.IfExp, ast.Try, ast.While, ast.FunctionDef)
@@ -22,7 +28,11 @@ def _functions(path: Path) -> list[ast.FunctionDef]:
 
 def _statements(function: ast.FunctionDef) -> int:
     """Returns the number of statements of the body without its docstring, nested ones included."""
-    return sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1 - (ast.get_docstring(function) is not None)
+    return (
+        sum(isinstance(node, ast.stmt) for node in ast.walk(function))
+        - 1
+        - (ast.get_docstring(function) is not None)
+    )
 
 
 def _roots(nodes: list[ast.stmt]) -> set[str]:
@@ -37,8 +47,18 @@ def _roots(nodes: list[ast.stmt]) -> set[str]:
 
 def test_there_is_a_component_per_step() -> None:
     names = {function.name for path in FILES for function in _functions(path)}
-    assert {"fingerprint", "build_features", "check_events", "publish", "retrieve", "check_histories", "train", "evaluate", "package",
-            "finish"} <= names
+    assert {
+        "fingerprint",
+        "build_features",
+        "check_events",
+        "publish",
+        "retrieve",
+        "check_histories",
+        "train",
+        "evaluate",
+        "package",
+        "finish",
+    } <= names
 
 
 def _id(path: Path) -> str:
@@ -49,7 +69,11 @@ def _id(path: Path) -> str:
 def test_a_component_has_at_most_fifteen_statements_and_no_branches(path: Path) -> None:
     for function in _functions(path):
         assert _statements(function) <= MAX_STATEMENTS, function.name
-        branches = [node for node in ast.walk(function) if isinstance(node, BRANCHES) and node is not function]
+        branches = [
+            node
+            for node in ast.walk(function)
+            if isinstance(node, BRANCHES) and node is not function
+        ]
         assert not branches, f"{function.name} line {branches[0].lineno}"
 
 
@@ -58,14 +82,23 @@ def test_a_component_imports_longrec_inside_its_body_and_nothing_else(path: Path
     tree = ast.parse(path.read_text())
     assert _roots(tree.body) <= MODULE_IMPORTS
     for function in _functions(path):
-        assert _roots([node for node in ast.walk(function) if isinstance(node, ast.stmt)]) <= {"longrec", "shutil"}
+        assert _roots([node for node in ast.walk(function) if isinstance(node, ast.stmt)]) <= {
+            "longrec",
+            "shutil",
+        }
 
 
 @pytest.mark.parametrize("path", FILES, ids=_id)
 def test_a_component_file_holds_one_decorated_function_and_docstrings(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    others = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
-    assert ast.get_docstring(tree) and len(others) <= 1, "only imports and functions beside the docstring"
+    others = [
+        node
+        for node in tree.body
+        if not isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
+    ]
+    assert ast.get_docstring(tree) and len(others) <= 1, (
+        "only imports and functions beside the docstring"
+    )
     for function in _functions(path):
         assert [ast.unparse(decorator) for decorator in function.decorator_list] == ["component"]
         assert ast.get_docstring(function)
@@ -75,16 +108,20 @@ def test_a_component_file_holds_one_decorated_function_and_docstrings(path: Path
 @pytest.mark.parametrize("path", FILES, ids=_id)
 def test_a_metrics_artifact_is_written_so_that_the_cache_can_hit(path: Path) -> None:
     source = path.read_text()
-    assert ("metrics: Output[Metrics]" in source) == ("write_json(metrics.path, metrics.metadata)" in source)
+    assert ("metrics: Output[Metrics]" in source) == (
+        "write_json(metrics.path, metrics.metadata)" in source
+    )
 
 
 def test_statement_counting_counts_nested_statements() -> None:
-    function = ast.parse(inspect.cleandoc('''
+    function = ast.parse(
+        inspect.cleandoc('''
         def f():
             """Doc."""
             import a
             for x in a:
                 b(x)
             return 1
-    ''')).body[0]
+    ''')
+    ).body[0]
     assert isinstance(function, ast.FunctionDef) and _statements(function) == 4

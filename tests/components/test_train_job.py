@@ -12,32 +12,64 @@ from kfp import dsl
 
 from components.train_job import train_job
 from longrec import config as configuration
-from longrec.bundle import Bundle
-from longrec.train import train
-from pipelines import trainer
+from longrec.scoring.bundle import Bundle
+from longrec.training.train import train
+from pipelines import kubeflow_trainer
 from tests.longrec import small_world
 
 
-def test_the_bundle_and_the_metrics_are_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundle_and_the_metrics_are_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     histories = small_world.write(tmp_path / "histories")
-    client = types.SimpleNamespace(list_jobs=lambda: [], get_job=lambda name: types.SimpleNamespace(status="Complete"))
+    client = types.SimpleNamespace(
+        list_jobs=lambda: [], get_job=lambda name: types.SimpleNamespace(status="Complete")
+    )
 
-    def submit(client: Any, job: trainer.TrainingJob, platform: configuration.PlatformConfig) -> str:
+    def submit(
+        client: Any, job: kubeflow_trainer.TrainingJob, platform: configuration.PlatformConfig
+    ) -> str:
         """Does what the nodes do with what the step left for them."""
         settings = configuration.load(job.folder / "config.yaml")
-        assert platform.trainer.num_nodes == 2 and job.arguments[2:4] == [str(job.folder / "histories"), str(job.bundle)]
-        train(job.folder / "histories", job.bundle, settings.model, settings.lengths, settings.train, settings.evaluate.served_length,
-              settings.seed)
+        assert platform.trainer.num_nodes == 2 and job.arguments[2:4] == [
+            str(job.folder / "histories"),
+            str(job.bundle),
+        ]
+        train(
+            job.folder / "histories",
+            job.bundle,
+            settings.model,
+            settings.lengths,
+            settings.train,
+            settings.evaluate.served_length,
+            settings.seed,
+        )
         return "job"
 
-    monkeypatch.setattr(trainer, "_client", lambda platform: client)
-    monkeypatch.setattr(trainer, "submit", submit)
-    bundle, metrics = dsl.Model(uri=str(tmp_path / "out" / "bundle")), dsl.Metrics(uri=str(tmp_path / "out" / "metrics"))
+    monkeypatch.setattr(kubeflow_trainer, "_client", lambda platform: client)
+    monkeypatch.setattr(kubeflow_trainer, "submit", submit)
+    bundle, metrics = (
+        dsl.Model(uri=str(tmp_path / "out" / "bundle")),
+        dsl.Metrics(uri=str(tmp_path / "out" / "metrics")),
+    )
     train_job.python_func(
-        histories=dsl.Dataset(uri=str(histories)), histories_report=dsl.HTML(uri="report"), code_key="", served_length=64, seed=3,
-        model={"width": 16, "num_heads": 2, "id_dim": 8, "feature_dim": 4, "mixer_layers": 1}, lengths={"maximum": 64, "mean": 32},
+        histories=dsl.Dataset(uri=str(histories)),
+        histories_report=dsl.HTML(uri="report"),
+        code_key="",
+        served_length=64,
+        seed=3,
+        model={"width": 16, "num_heads": 2, "id_dim": 8, "feature_dim": 4, "mixer_layers": 1},
+        lengths={"maximum": 64, "mean": 32},
         training={"max_steps": 3, "token_budget": 300, "device": "cpu", "tensorboard": False},
-        platform={"home": str(tmp_path / "home"), "trainer": {"engine": "kubeflow", "num_nodes": 2}}, bundle=bundle, metrics=metrics)
-    assert Bundle.load(bundle.path).served_length == 64 and bundle.metadata["checked_by"] == "report"
+        platform={
+            "home": str(tmp_path / "home"),
+            "trainer": {"engine": "kubeflow", "num_nodes": 2},
+        },
+        bundle=bundle,
+        metrics=metrics,
+    )
+    assert (
+        Bundle.load(bundle.path).served_length == 64 and bundle.metadata["checked_by"] == "report"
+    )
     assert json.loads(Path(metrics.path).read_text())["num_steps"] == 3
     assert not list((tmp_path / "home" / "train-jobs").iterdir())

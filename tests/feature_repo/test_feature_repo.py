@@ -1,4 +1,6 @@
-"""The feature repository with the real `feast` command: it applies by itself, and works on what was published."""
+"""The feature repository with the real `feast` command: it applies by itself, and works on what was
+published.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,20 @@ REPO = Path(__file__).parents[2] / "feature_repo"
 
 def feast(repo: Path, *arguments: str, **variables: str) -> str:
     """Returns what the command printed, run in the repository as a person would."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("LONGREC_", "FEAST_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LONGREC_", "FEAST_"))
+    }
     home = repo.parents[1] / "home"
     home.mkdir(exist_ok=True)
-    done = subprocess.run([Path(sys.executable).with_name("feast"), *arguments], cwd=repo, env={**clean, "HOME": str(home), **variables},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("feast"), *arguments],
+        cwd=repo,
+        env={**clean, "HOME": str(home), **variables},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,23 +54,45 @@ def build(folder: Path) -> Path:
 
 
 def assert_nothing_to_do(plan: str) -> None:
-    """Feast lists a view as updated once it was materialized (it compares time stamps), and tables that exist; nothing else may differ."""
-    lines = [line for line in plan.splitlines() if line.startswith(("Created", "Deleted", "Updated"))]
-    assert all(line.startswith(("Updated feature view user_", "Created sqlite table longrec_")) for line in lines), lines
+    """Feast lists a view as updated once it was materialized (it compares time stamps), and tables
+    that exist; nothing else may differ.
+    """
+    lines = [
+        line for line in plan.splitlines() if line.startswith(("Created", "Deleted", "Updated"))
+    ]
+    assert all(
+        line.startswith(("Updated feature view user_", "Created sqlite table longrec_"))
+        for line in lines
+    ), lines
     paths = set(re.findall(r'uri: "(.*?)"', plan))
-    assert all(sum(path.endswith(name) for path in paths) <= 1 for name in ("user_history", "user_features.parquet"))
+    assert all(
+        sum(path.endswith(name) for path in paths) <= 1
+        for name in ("user_history", "user_features.parquet")
+    )
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A fresh copy of the repository's folder, with nothing beside it."""
-    return Path(shutil.copytree(REPO, tmp_path / "checkout" / "feature_repo", ignore=shutil.ignore_patterns("__pycache__")))
+    return Path(
+        shutil.copytree(
+            REPO,
+            tmp_path / "checkout" / "feature_repo",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    )
 
 
 def test_feast_apply_works_by_itself_in_a_fresh_clone(clone: Path) -> None:
     printed, home = feast(clone, "apply"), clone.parent / ".longrec"
-    for name in ("entity user", "entity item", "feature view user_history", "feature view user_features", "feature view item_features",
-                 "feature service ranker_v1"):
+    for name in (
+        "entity user",
+        "entity item",
+        "feature view user_history",
+        "feature view user_features",
+        "feature view item_features",
+        "feature service ranker_v1",
+    ):
         assert f"Created {name}" in printed
     assert {path.name for path in (home / "feast").iterdir()} == {"registry.db", "online.db"}
     assert {path.name for path in clone.parent.iterdir()} == {"feature_repo", ".longrec"}
@@ -80,7 +113,10 @@ def test_a_fresh_clone_from_apply_over_publish_to_materialize(clone: Path, tmp_p
         database.commit()
     feast(clone, "materialize", "1970-01-01T00:00:00", "2100-01-01T00:00:00")
     for mine, theirs in zip(OnlineStore(home).fetch(range(20)), before, strict=True):
-        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA) and mine.features == theirs.features
+        assert (
+            history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
+            and mine.features == theirs.features
+        )
     assert sum(answer.history.num_rows for answer in before) > 100
 
 
@@ -104,7 +140,19 @@ def test_the_command_works_on_another_home(clone: Path, tmp_path: Path) -> None:
 
 def test_the_repository_holds_one_file_of_declarations() -> None:
     """`feast apply` imports every Python file below the folder."""
-    assert [path.name for path in REPO.rglob("*.py") if path.name != "__init__.py"] == ["definitions.py"]
-    imported = [line.split()[1] for line in (REPO / "definitions.py").read_text().splitlines() if line.startswith(("import ", "from "))]
+    assert [path.name for path in REPO.rglob("*.py") if path.name != "__init__.py"] == [
+        "definitions.py"
+    ]
+    imported = [
+        line.split()[1]
+        for line in (REPO / "definitions.py").read_text().splitlines()
+        if line.startswith(("import ", "from "))
+    ]
     assert {name for name in imported if name.split(".")[0] == "longrec"} == {"longrec.schema"}
-    assert {name.split(".")[0] for name in imported} == {"__future__", "os", "pathlib", "feast", "longrec"}
+    assert {name.split(".")[0] for name in imported} == {
+        "__future__",
+        "os",
+        "pathlib",
+        "feast",
+        "longrec",
+    }

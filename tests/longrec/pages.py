@@ -32,11 +32,19 @@ class Page(html.parser.HTMLParser):
 
 
 def text_of(path: Path) -> str:
-    """Returns the text of a page after checking that it parses, that its tags close and that nothing in it points elsewhere."""
+    """Returns the text of a page after checking that it parses, that its tags close and that
+    nothing in it points elsewhere.
+    """
     source = path.read_text(encoding="utf-8")
     parsed = Page(source)
     assert parsed.open == []
     assert not re.search(r"https?://|[\"'(=]\s*//|@import|url\(|<script|<link|<img|<iframe", source)
-    assert {name for name, _ in parsed.attributes} & {"src", "href", "srcset", "action", "data"} == set()
+    assert {name for name, _ in parsed.attributes} & {
+        "src",
+        "href",
+        "srcset",
+        "action",
+        "data",
+    } == set()
     assert "default-src 'none'" in source
     return "".join(parsed.text)

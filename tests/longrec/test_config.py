@@ -1,4 +1,6 @@
-"""The configuration is read strictly: a wrong key, type or bound is an error that says what to do."""
+"""The configuration is read strictly: a wrong key, type or bound is an error that says what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrec.config import DataConfig, EvaluateConfig, LengthConfig, ModelConfig, RunConfig, TrainConfig, build, load
+from longrec.config import (
+    DataConfig,
+    EvaluateConfig,
+    LengthConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    build,
+    load,
+)
 from longrec.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -28,20 +39,43 @@ def test_unknown_key_names_the_path_and_suggests_the_nearest(tmp_path: Path) -> 
 
 
 def test_unknown_section_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown configuration key 'modell'.*Did you mean 'model'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown configuration key 'modell'.*Did you mean 'model'"
+    ):
         load(_write(tmp_path, "modell: {width: 64}"))
 
 
-@pytest.mark.parametrize("text", ["model: {width: wide}", "model: {width: 6.5}", "model: {fusion: 1}", "model: {width: true}", "train: 3",
-                                  "evaluate: {lengths: 500}", "train: {betas: [0.9]}", "model: {recency: clock}", "name: 3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {width: wide}",
+        "model: {width: 6.5}",
+        "model: {fusion: 1}",
+        "model: {width: true}",
+        "train: 3",
+        "evaluate: {lengths: 500}",
+        "train: {betas: [0.9]}",
+        "model: {recency: clock}",
+        "name: 3",
+    ],
+)
 def test_wrong_types_and_choices_are_errors(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):
         load(_write(tmp_path, text))
 
 
-@pytest.mark.parametrize("text", ["model: {width: 0}", "model: {width: 66, num_heads: 4}", "model: {width: 70, num_heads: 5}",
-                                  "data: {eval_fraction: 1.0}", "data: {max_history: -1}", "lengths: {minimum: 10, mean: 5, maximum: 20}",
-                                  "evaluate: {lengths: []}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {width: 0}",
+        "model: {width: 66, num_heads: 4}",
+        "model: {width: 70, num_heads: 5}",
+        "data: {eval_fraction: 1.0}",
+        "data: {max_history: -1}",
+        "lengths: {minimum: 10, mean: 5, maximum: 20}",
+        "evaluate: {lengths: []}",
+    ],
+)
 def test_values_out_of_bounds_are_errors(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):
         load(_write(tmp_path, text))
@@ -49,12 +83,28 @@ def test_values_out_of_bounds_are_errors(tmp_path: Path, text: str) -> None:
 
 def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, "seed: 1\ntrain: {epochs: 1}\n")
-    config = load(path, ["train.epochs=3", "seed=7", "evaluate.lengths=[10, 20]", "model.recency=token", "train.learning_rate=2e-3"])
-    assert (config.train.epochs, config.seed, config.evaluate.lengths, config.model.recency) == (3, 7, (10, 20), "token")
+    config = load(
+        path,
+        [
+            "train.epochs=3",
+            "seed=7",
+            "evaluate.lengths=[10, 20]",
+            "model.recency=token",
+            "train.learning_rate=2e-3",
+        ],
+    )
+    assert (config.train.epochs, config.seed, config.evaluate.lengths, config.model.recency) == (
+        3,
+        7,
+        (10, 20),
+        "token",
+    )
     assert config.train.learning_rate == pytest.approx(2e-3)
 
 
-@pytest.mark.parametrize("override", ["train.epochs", "seed.x=1", "train.epochs={", "seed=-1", "seed=9007199254740992"])
+@pytest.mark.parametrize(
+    "override", ["train.epochs", "seed.x=1", "train.epochs={", "seed=-1", "seed=9007199254740992"]
+)
 def test_a_malformed_override_is_an_error(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         load(_write(tmp_path, "seed: 1"), [override])
@@ -79,21 +129,35 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
     assert load(_write(tmp_path, "")) == RunConfig()
 
 
-@given(seed=st.integers(0, 2**31), width=st.integers(1, 16).map(lambda n: 4 * n), lengths=st.lists(st.integers(0, 10_000), min_size=1),
-       rate=st.floats(1e-6, 1.0), budget=st.integers(1, 10**7), mean=st.integers(0, 10_000))
+@given(
+    seed=st.integers(0, 2**31),
+    width=st.integers(1, 16).map(lambda n: 4 * n),
+    lengths=st.lists(st.integers(0, 10_000), min_size=1),
+    rate=st.floats(1e-6, 1.0),
+    budget=st.integers(1, 10**7),
+    mean=st.integers(0, 10_000),
+)
 def test_the_json_form_with_every_number_as_a_double_builds_the_same_configuration(
     seed: int, width: int, lengths: list[int], rate: float, budget: int, mean: int
 ) -> None:
     """KFP carries every number of a dict as a double."""
-    config = RunConfig(seed=seed, model=ModelConfig(width=width), evaluate=EvaluateConfig(lengths=tuple(lengths)), data=DataConfig(),
-                       train=TrainConfig(learning_rate=rate, token_budget=budget), lengths=LengthConfig(mean=mean))
+    config = RunConfig(
+        seed=seed,
+        model=ModelConfig(width=width),
+        evaluate=EvaluateConfig(lengths=tuple(lengths)),
+        data=DataConfig(),
+        train=TrainConfig(learning_rate=rate, token_budget=budget),
+        lengths=LengthConfig(mean=mean),
+    )
     built = build(RunConfig, _doubles(config.to_dict()))
     assert built == config
-    assert [type(value) for value in dataclasses.astuple(built.model)] == [type(value) for value in dataclasses.astuple(config.model)]
+    assert [type(value) for value in dataclasses.astuple(built.model)] == [
+        type(value) for value in dataclasses.astuple(config.model)
+    ]
 
 
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("study-"))
-"""Studies are loaded by tests/longrec/test_study.py."""
+"""Studies are loaded by tests/longrec/study/test_study.py."""
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)

@@ -9,7 +9,18 @@ import pytest
 
 import longrec
 
-PUBLIC = ["Dataset", "Feature", "LongrecError", "Ranker", "RequestBatch", "RequestRows", "RunConfig", "Schema", "Scorer", "Task"]
+PUBLIC = [
+    "Dataset",
+    "Feature",
+    "LongrecError",
+    "Ranker",
+    "RequestBatch",
+    "RequestRows",
+    "RunConfig",
+    "Schema",
+    "Scorer",
+    "Task",
+]
 
 
 def test_the_public_names_are_these_and_resolve() -> None:
@@ -22,4 +33,9 @@ def test_the_public_names_are_these_and_resolve() -> None:
 
 def test_the_schema_loads_neither_torch_nor_pyarrow() -> None:
     code = "import sys, longrec.schema; print([name for name in ('torch', 'pyarrow', 'numpy') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

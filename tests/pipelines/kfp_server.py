@@ -1,7 +1,10 @@
-"""A Kubeflow Pipelines server in this process: the v2beta1 calls that longrec makes, read and written through kfp's own API models.
+"""A Kubeflow Pipelines server in this process: the v2beta1 calls that longrec makes, read and
+written through kfp's own API models.
 
-It checks what the real API server checks of a run before it starts: the spec parses as the protobuf that it is, the name is one, every
-parameter is known, given where it must be, and of its type. Runs go through `states`, one step at each question.
+It checks what the real API server checks of a run before it starts: the spec parses as the protobuf
+that it is, the name is one, every
+parameter is known, given where it must be, and of its type. Runs go through `states`, one step at
+each question.
 """
 
 from __future__ import annotations
@@ -23,8 +26,14 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 BASE = "/apis/v2beta1"
 _MODELS = api.ApiClient()
-_VALUES = {"STRING": "string_value", "NUMBER_INTEGER": "number_value", "NUMBER_DOUBLE": "number_value", "BOOLEAN": "bool_value",
-           "STRUCT": "struct_value", "LIST": "list_value"}
+_VALUES = {
+    "STRING": "string_value",
+    "NUMBER_INTEGER": "number_value",
+    "NUMBER_DOUBLE": "number_value",
+    "BOOLEAN": "bool_value",
+    "STRUCT": "struct_value",
+    "LIST": "list_value",
+}
 
 
 class Refused(Exception):
@@ -43,7 +52,9 @@ class _Body:
 
 
 def parse(model: str, value: dict[str, Any]) -> Any:
-    """Returns an API object; a field that the API does not know is refused, as the server's gateway does."""
+    """Returns an API object; a field that the API does not know is refused, as the server's gateway
+    does.
+    """
     if unknown := set(value) - set(getattr(api, model).attribute_map.values()):
         raise Refused(400, f'json: unknown field "{sorted(unknown)[0]}"')
     return _MODELS.deserialize(_Body(value), model)
@@ -51,27 +62,43 @@ def parse(model: str, value: dict[str, Any]) -> Any:
 
 def check_job(spec: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Raises Refused where the API server would not make a workflow of it."""
-    graph, platform = (spec["pipeline_spec"], spec.get("platform_spec")) if "pipeline_spec" in spec else (spec, None)
+    graph, platform = (
+        (spec["pipeline_spec"], spec.get("platform_spec"))
+        if "pipeline_spec" in spec
+        else (spec, None)
+    )
     proto = json_format.ParseDict(graph, pipeline_spec_pb2.PipelineSpec())
     if platform is not None:
         json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", proto.pipeline_info.name) or proto.schema_version != "2.1.0":
+    if (
+        not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", proto.pipeline_info.name)
+        or proto.schema_version != "2.1.0"
+    ):
         raise Refused(400, "invalid v2 pipeline spec: name or schema version")
     known = proto.root.input_definitions.parameters
     for name, value in parameters.items():
         if name not in known:
             raise Refused(400, f"parameter {name} is not defined in the pipeline")
         kind = pipeline_spec_pb2.ParameterType.ParameterTypeEnum.Name(known[name].parameter_type)
-        if json_format.Parse(json.dumps(value), struct_pb2.Value()).WhichOneof("kind") != _VALUES[kind]:
+        if (
+            json_format.Parse(json.dumps(value), struct_pb2.Value()).WhichOneof("kind")
+            != _VALUES[kind]
+        ):
             raise Refused(400, f"input parameter {name} requires type {kind}")
     for name, declared in known.items():
-        if name not in parameters and not declared.is_optional and not declared.HasField("default_value"):
+        if (
+            name not in parameters
+            and not declared.is_optional
+            and not declared.HasField("default_value")
+        ):
             raise Refused(400, f"parameter {name} is required")
 
 
 class FakeServer(ThreadingHTTPServer):
-    """State of the server; `token` is the one that it wants, `refuse` (status, message) its answer to everything, `refuse_post` to what
-    is made, `logs` by pod at one of its doors: v1alpha1, v2beta1, or ui, which answers other addresses with its page."""
+    """State of the server; `token` is the one that it wants, `refuse` (status, message) its answer
+    to everything, `refuse_post` to what
+    is made, `logs` by pod at one of its doors: v1alpha1, v2beta1, or ui, which answers other
+    addresses with its page."""
 
     daemon_threads = True
 
@@ -114,18 +141,30 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.server.refuse[0]:
                 raise Refused(*self.server.refuse)
-            if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            if (
+                self.server.token
+                and self.headers.get("Authorization") != f"Bearer {self.server.token}"
+            ):
                 raise Refused(401, "Request header error: there is no user identity header")
             if self.server.refuse_post[0] and self.command == "POST":
                 raise Refused(*self.server.refuse_post)
-            if match := re.fullmatch(r"/apis/(v1alpha1|v2beta1)/runs/([^/]+)/nodes/([^/]+)/log", url.path):
+            if match := re.fullmatch(
+                r"/apis/(v1alpha1|v2beta1)/runs/([^/]+)/nodes/([^/]+)/log", url.path
+            ):
                 return self._log(match[1], match[3])
             if url.path == "/k8s/pod/logs":
                 return self._log("ui", query["podname"])
-            answer = self._answer(url.path.removeprefix(BASE), query, json.loads(raw) if raw else {})
+            answer = self._answer(
+                url.path.removeprefix(BASE), query, json.loads(raw) if raw else {}
+            )
             self._send(json.dumps(_MODELS.sanitize_for_serialization(answer)).encode())
         except Refused as refused:
-            self._send(json.dumps({"error": refused.message, "code": 5, "message": refused.message}).encode(), refused.status)
+            self._send(
+                json.dumps(
+                    {"error": refused.message, "code": 5, "message": refused.message}
+                ).encode(),
+                refused.status,
+            )
 
     def _log(self, door: str, pod: str) -> None:
         if self.server.logs_at == "ui" != door:
@@ -146,13 +185,28 @@ class _Handler(BaseHTTPRequestHandler):
             server.experiments[made.experiment_id] = made
             return made
         if path == "/experiments":
-            wanted = [each["stringValue"] for each in json.loads(query["filter"])["predicates"]] if "filter" in query else None
-            return {"experiments": [each for each in server.experiments.values() if wanted is None or each.display_name in wanted]}
+            wanted = (
+                [each["stringValue"] for each in json.loads(query["filter"])["predicates"]]
+                if "filter" in query
+                else None
+            )
+            return {
+                "experiments": [
+                    each
+                    for each in server.experiments.values()
+                    if wanted is None or each.display_name in wanted
+                ]
+            }
         if path in ("/runs", "/recurringruns") and post:
-            return self._create(path, parse("V2beta1Run" if path == "/runs" else "V2beta1RecurringRun", body))
+            return self._create(
+                path, parse("V2beta1Run" if path == "/runs" else "V2beta1RecurringRun", body)
+            )
         if path in ("/runs", "/recurringruns"):
-            entries = [each for each in (server.runs if path == "/runs" else server.recurring).values()
-                       if each.experiment_id == query["experiment_id"]]
+            entries = [
+                each
+                for each in (server.runs if path == "/runs" else server.recurring).values()
+                if each.experiment_id == query["experiment_id"]
+            ]
             return {"runs" if path == "/runs" else "recurringRuns": entries[::-1]}
         if (match := re.fullmatch("/recurringruns/([^/]+)", path)) and self.command == "DELETE":
             del server.recurring[match[1]]

@@ -1,4 +1,6 @@
-"""Failure drills: every step of the training pipeline, in two shards, is killed while it works; retried, it ends as if nothing was."""
+"""Failure drills: every step of the training pipeline, in two shards, is killed while it works;
+retried, it ends as if nothing was.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +16,45 @@ import pytest
 
 from longrec.config import PlatformConfig, RunConfig, build
 from longrec.data.files import read_json, sha256_of
-from longrec.data.synth import synthesize
-from longrec.run import pipeline_arguments
-from pipelines import compiling
-from pipelines.local import LocalRun, Step, run
+from longrec.data.importers.synthetic import synthesize
+from longrec.runs.run import pipeline_arguments
+from pipelines import compiler
+from pipelines.local_runner import LocalRun, Step, run
 from tests.pipelines.test_end_to_end import CONFIG
 
 ROOT = Path(__file__).parents[2]
-RETRYING = PlatformConfig(home_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}})
+RETRYING = PlatformConfig(
+    home_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}}
+)
 MOMENT = 0.4
-"""Share of a step's undisturbed CPU time after which it is killed: unlike a moment of the clock, it comes on a busy machine too."""
+"""Share of a step's undisturbed CPU time after which it is killed: unlike a moment of the clock, it
+comes on a busy machine too.
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killer:
-    """Watches the CPU time of each step and all that it starts; kills it the first time it has taken a share of what `seconds` names.
+    """Watches the CPU time of each step and all that it starts; kills it the first time it has
+    taken a share of what `seconds` names.
 
-    Steps of two shards run at the same time: the processes of one are told by the name of its function, and both are killed together.
+    Steps of two shards run at the same time: the processes of one are told by the name of its
+    function, and both are killed together.
     """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds, self._limits, self._killed = dict[str, float](), seconds or {}, set[str]()
-        self._running, self._lock = dict[str, tuple[int, threading.Event, threading.Thread]](), threading.Lock()
+        self._running, self._lock = (
+            dict[str, tuple[int, threading.Event, threading.Thread]](),
+            threading.Lock(),
+        )
 
     def begin(self, name: str) -> None:
         with self._lock:
-            count, over, watch = self._running.get(name) or (0, threading.Event(), threading.Thread())
+            count, over, watch = self._running.get(name) or (
+                0,
+                threading.Event(),
+                threading.Thread(),
+            )
             if not count:
                 watch = threading.Thread(target=self._follow, args=(name, over), daemon=True)
                 watch.start()
@@ -67,7 +82,9 @@ class Killer:
                     times = process.cpu_times()
                     taken[process] = times.user + times.system
             self.seconds[name] = sum(taken.values())
-            if name not in self._killed and self.seconds[name] >= MOMENT * self._limits.get(name, math.inf):
+            if name not in self._killed and self.seconds[name] >= MOMENT * self._limits.get(
+                name, math.inf
+            ):
                 self._killed.add(name)
                 for process in family:
                     with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,7 +92,9 @@ class Killer:
 
 
 def _family(name: str) -> set[psutil.Process]:
-    """Returns the processes of a step below this one: those that execute its function, and all that they started."""
+    """Returns the processes of a step below this one: those that execute its function, and all that
+    they started.
+    """
     found = set[psutil.Process]()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -88,29 +107,55 @@ def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.Monkey
     monkeypatch.setenv("BENTOML_HOME", str(folder / "bentoml"))
     monkeypatch.setenv("LONGREC_HOME", str(folder / "home"))
     config = build(RunConfig, {**CONFIG, "data": {**CONFIG["data"], "shards": 2}})
-    arguments = pipeline_arguments(config, str(dataset), run_id="drill", home=str(folder / "home"), repo_dir=str(ROOT / "feature_repo"))
-    return run(compiling.pipeline("training", RETRYING), arguments, folder / "run", killer)
+    arguments = pipeline_arguments(
+        config,
+        str(dataset),
+        run_id="drill",
+        home=str(folder / "home"),
+        repo_dir=str(ROOT / "feature_repo"),
+    )
+    return run(compiler.pipeline("training", RETRYING), arguments, folder / "run", killer)
 
 
 def _results(done: LocalRun) -> dict[str, Any]:
-    """Returns what must not depend on a kill: bytes of features and histories, the weights, what was measured, the bento's name."""
+    """Returns what must not depend on a kill: bytes of features and histories, the weights, what
+    was measured, the bento's name.
+    """
 
     def path(step: str, name: str) -> Path:
         found = done.output(step, name)
         assert found is not None, (step, name)
         return found
 
-    histories, features, metrics = path("join-histories", "histories"), path("join-features", "features"), path("evaluate", "evaluation")
+    histories, features, metrics = (
+        path("join-histories", "histories"),
+        path("join-features", "features"),
+        path("evaluate", "evaluation"),
+    )
     return {
         "features": read_json(features / "manifest.json"),
-        "histories": {each.name: sha256_of(each) for each in histories.iterdir() if each.name != "manifest.json"},
+        "histories": {
+            each.name: sha256_of(each)
+            for each in histories.iterdir()
+            if each.name != "manifest.json"
+        },
         "bundle": read_json(path("train", "bundle") / "bundle.json")["version"],
-        "metrics": {key: read_json(metrics / "metrics.json")[key] for key in ("metrics", "popularity", "gain", "bayes", "num_requests")},
-        "tag": read_json(path("package", "packaged"))["tag"], "outcome": read_json(path("finish", "outcome"))["state"],
-        "reports": ["<html" in path(step, "report").read_text() for step in ("check-events", "check-histories", "evaluate")]}
+        "metrics": {
+            key: read_json(metrics / "metrics.json")[key]
+            for key in ("metrics", "popularity", "gain", "bayes", "num_requests")
+        },
+        "tag": read_json(path("package", "packaged"))["tag"],
+        "outcome": read_json(path("finish", "outcome"))["state"],
+        "reports": [
+            "<html" in path(step, "report").read_text()
+            for step in ("check-events", "check-histories", "evaluate")
+        ],
+    }
 
 
-def test_every_step_killed_and_retried_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_killed_and_retried_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synthesize(tmp_path / "dataset", num_users=60, events_per_user=64, seed=3, rows_per_part=800)
     watch = Killer()
     clean = _run(tmp_path / "clean", tmp_path / "dataset", watch, monkeypatch)
@@ -119,6 +164,10 @@ def test_every_step_killed_and_retried_ends_the_same(tmp_path: Path, monkeypatch
     failed = [step.name for step in drilled.steps if step.status == "failed"]
     assert set(failed) == {step.name for step in clean.steps}, "every step was killed at least once"
     assert {step.name for step in drilled.steps if step.status == "done"} == set(failed)
-    versions = [path for path in (tmp_path / "drilled" / "home" / "store").iterdir() if path.is_dir() and not path.is_symlink()]
+    versions = [
+        path
+        for path in (tmp_path / "drilled" / "home" / "store").iterdir()
+        if path.is_dir() and not path.is_symlink()
+    ]
     assert len(versions) <= 2, "no half version is left in the store"
     assert len(list((tmp_path / "drilled" / "bentoml" / "bentos").rglob("bento.yaml"))) == 1

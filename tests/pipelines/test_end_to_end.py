@@ -1,4 +1,5 @@
-"""`longrec run` as a user types it, in an empty HOME: a packaged model, a refused one, and a poisoned dataset; what a change of nothing, of
+"""`longrec run` as a user types it, in an empty HOME: a packaged model, a refused one, and a
+poisoned dataset; what a change of nothing, of
 code, of the store and of the data runs again; and what the webhook hears."""
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from longrec.monitor import RequestLog
-from tests.longrec.test_outcome import Hook
+from longrec.release.monitoring import RequestLog
+from tests.longrec.runs.test_outcome import Hook
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
-    "name": "tiny", "seed": 3, "data": {"max_history": 64, "shard_users": 50},
-    "model": {"width": 16, "num_layers": 1, "num_heads": 2, "id_dim": 8}, "lengths": {"mean": 16, "maximum": 64},
+    "name": "tiny",
+    "seed": 3,
+    "data": {"max_history": 64, "shard_users": 50},
+    "model": {"width": 16, "num_layers": 1, "num_heads": 2, "id_dim": 8},
+    "lengths": {"mean": 16, "maximum": 64},
     "train": {"epochs": 1, "token_budget": 4096, "max_steps": 20},
     "evaluate": {"lengths": [4, 64], "served_length": 64, "bootstrap_samples": 20},
     "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
@@ -37,7 +41,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Place:
-    """An empty home with a work directory and a small configuration; `longrec(...)` types a command in it."""
+    """An empty home with a work directory and a small configuration; `longrec(...)` types a command
+    in it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.workdir = folder, folder / "work"
@@ -46,28 +52,51 @@ class Place:
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden}
         self.hook = Hook()
         self.environment |= {"LONGREC_WEBHOOK": f"http://127.0.0.1:{self.hook.server_port}/"}
-        self.environment |= {"HOME": str(folder), "BENTOML_HOME": str(folder / "bentoml"), "LONGREC_ROOT": str(ROOT)}
+        self.environment |= {
+            "HOME": str(folder),
+            "BENTOML_HOME": str(folder / "bentoml"),
+            "LONGREC_ROOT": str(ROOT),
+        }
 
     def longrec(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "longrec.cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env={**self.environment, **environment},
-                              timeout=1500, check=False)
+        command = [sys.executable, "-m", "longrec.cli.main", *arguments]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            timeout=1500,
+            check=False,
+        )
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.longrec("run", "--config", "tiny.yaml", "--workdir", "work", *arguments, **environment)
+        return self.longrec(
+            "run", "--config", "tiny.yaml", "--workdir", "work", *arguments, **environment
+        )
 
     def executed(self) -> list[str]:
-        """Returns the steps that kfp executed in the newest run, as its own log says; not the two that always run."""
-        names = re.findall(r"Executing task '([^']+)'", re.sub(r"\x1b\[\d+m", "", (self.newest() / "pipeline.log").read_text()))
+        """Returns the steps that kfp executed in the newest run, as its own log says; not the two
+        that always run.
+        """
+        names = re.findall(
+            r"Executing task '([^']+)'",
+            re.sub(r"\x1b\[\d+m", "", (self.newest() / "pipeline.log").read_text()),
+        )
         assert names[-1] == "finish" and (names[0] == "fingerprint" or names[0] == "drift")
         return [name for name in names if name not in ("fingerprint", "finish")]
 
     def newest(self) -> Path:
         """Returns the folder of the newest run."""
-        return max((path for path in (self.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
+        return max(
+            (path for path in (self.workdir / "runs").iterdir() if not path.is_symlink()),
+            key=lambda path: path.name,
+        )
 
     def summary(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.workdir / "runs" / "latest" / "summary.json").read_text())
+        value: dict[str, Any] = json.loads(
+            (self.workdir / "runs" / "latest" / "summary.json").read_text()
+        )
         return value
 
 
@@ -86,83 +115,149 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     assert answer.returncode == 0, answer.stderr
     printed, summary = json.loads(answer.stdout), place.summary()
     assert printed == summary
-    assert summary["dataset"]["name"] == "planted" and summary["seed"] == 3 and "--users 60" in summary["command"]
+    assert (
+        summary["dataset"]["name"] == "planted"
+        and summary["seed"] == 3
+        and "--users 60" in summary["command"]
+    )
     assert summary["num_requests"] == 96 and summary["num_targets"] == 96 * 16
     label = summary["metrics"]["label"]
     assert {"auc", "auc_interval", "gauc", "logloss", "ne", "calibration"} <= set(label)
     assert label["auc_interval"][0] <= label["auc"] <= label["auc_interval"][1]
     assert summary["popularity"]["label"]["auc"] > 0
     assert [row["length"] for row in summary["lengths"]] == [4, 64]
-    assert all(0.4 < row["auc"] <= 1 and row["logloss"] > 0 and row["bayes_auc"] >= 0.5 for row in summary["lengths"])
+    assert all(
+        0.4 < row["auc"] <= 1 and row["logloss"] > 0 and row["bayes_auc"] >= 0.5
+        for row in summary["lengths"]
+    )
     assert summary["gate"]["passed"] and summary["gate"]["reasons"]
-    assert list(summary["seconds"]) == [*STEPS, "package"] and all(value > 0 for value in summary["seconds"].values())
-    assert summary["versions"]["longrec"] and summary["versions"]["torch"] and summary["config"]["model"]["width"] == 16
+    assert list(summary["seconds"]) == [*STEPS, "package"] and all(
+        value > 0 for value in summary["seconds"].values()
+    )
+    assert (
+        summary["versions"]["longrec"]
+        and summary["versions"]["torch"]
+        and summary["config"]["model"]["width"] == 16
+    )
     assert len(summary["example"]["candidates"]) == 5 and 0 <= summary["example"]["user_id"] < 60
     assert re.fullmatch(r"longrec-ranker:[0-9a-f]{12}-[0-9a-f]{6}", summary["bento_tag"])
     for page in ("report", "check-events", "check-histories"):
         assert "<html" in (place.workdir / "runs" / "latest" / f"{page}.html").read_text()
     assert Path(summary["report"]).is_file()
     heard = place.hook.got[-1]
-    assert (heard["state"], heard["run_id"], heard["pipeline"]) == ("SUCCEEDED", summary["run"], "longrec-training")
+    assert (heard["state"], heard["run_id"], heard["pipeline"]) == (
+        "SUCCEEDED",
+        summary["run"],
+        "longrec-training",
+    )
 
 
 def test_drift_of_live_requests_is_a_run_of_its_own_that_fails(place: Place) -> None:
     version = place.summary()["bento_tag"].partition(":")[2]
-    rows = pq.read_table(place.workdir / "models" / "reference" / version / "predictions.parquet").to_pylist()
-    for factor, code, said in ((1.0, 0, "requests have not drifted"), (0.5, 1, "have drifted; found score label")):
+    rows = pq.read_table(
+        place.workdir / "models" / "reference" / version / "predictions.parquet"
+    ).to_pylist()
+    for factor, code, said in (
+        (1.0, 0, "requests have not drifted"),
+        (0.5, 1, "have drifted; found score label"),
+    ):
         log = RequestLog(place.workdir, 1.0)
         for row in rows:
-            log.add(row["user_id"], int(row["timestamp"].timestamp() * 1e3), [row["item_id"]], {"label": [factor * row["label_score"]]},
-                    history_length=row["history_length"], model_version=version, degraded=False)
+            log.add(
+                row["user_id"],
+                int(row["timestamp"].timestamp() * 1e3),
+                [row["item_id"]],
+                {"label": [factor * row["label_score"]]},
+                history_length=row["history_length"],
+                model_version=version,
+                degraded=False,
+            )
         log.stop()
-        answer = place.longrec("drift", "--config", "tiny.yaml", "--workdir", "work", "--set", "drift.window_hours=1000000")
+        answer = place.longrec(
+            "drift",
+            "--config",
+            "tiny.yaml",
+            "--workdir",
+            "work",
+            "--set",
+            "drift.window_hours=1000000",
+        )
         assert answer.returncode == code and said in answer.stdout + answer.stderr, answer.stderr
         assert place.executed() == ["drift"]
-    assert place.hook.got[-1]["state"] == "FAILED" and place.hook.got[-1]["pipeline"] == "longrec-drift"
+    assert (
+        place.hook.got[-1]["state"] == "FAILED"
+        and place.hook.got[-1]["pipeline"] == "longrec-drift"
+    )
     assert "score label" in (place.newest() / "drift.html").read_text()
     shutil.rmtree(place.workdir / "requests")
 
 
 def test_a_second_run_executes_no_heavy_step(place: Place) -> None:
-    """What is outside of the pipeline is looked at and found as it should be; a bento that was lost comes back."""
+    """What is outside of the pipeline is looked at and found as it should be; a bento that was lost
+    comes back.
+    """
     before, published = place.summary(), (place.workdir / "feast" / "online.db").stat()
     shutil.rmtree(place.folder / "bentoml")
     answer = place.run("--users", "60", "--events", "64")
     assert answer.returncode == 0, answer.stderr
-    assert place.executed() == ["publish"] and set(place.summary()["steps"].values()) == {"done", "cached"}
+    assert place.executed() == ["publish"] and set(place.summary()["steps"].values()) == {
+        "done",
+        "cached",
+    }
     found = (place.workdir / "feast" / "online.db").stat()
-    assert (found.st_ino, found.st_mtime_ns) == (published.st_ino, published.st_mtime_ns), "publish had nothing to do"
+    assert (found.st_ino, found.st_mtime_ns) == (published.st_ino, published.st_mtime_ns), (
+        "publish had nothing to do"
+    )
     same = ("metrics", "bento_tag", "lengths", "gate", "num_requests")
     assert {key: place.summary()[key] for key in same} == {key: before[key] for key in same}
-    assert (place.folder / "bentoml" / "bentos" / before["bento_tag"].replace(":", "/") / "bento.yaml").is_file()
+    assert (
+        place.folder / "bentoml" / "bentos" / before["bento_tag"].replace(":", "/") / "bento.yaml"
+    ).is_file()
 
 
 def test_a_lost_store_is_published_again_and_nothing_else(place: Place) -> None:
     for name in ("store", "features", "feast"):
-        (place.workdir / name).unlink() if (place.workdir / name).is_symlink() else shutil.rmtree(place.workdir / name)
+        (place.workdir / name).unlink() if (place.workdir / name).is_symlink() else shutil.rmtree(
+            place.workdir / name
+        )
     answer = place.run("--users", "60", "--events", "64")
     assert answer.returncode == 0 and place.executed() == ["publish"], answer.stderr
     assert (place.workdir / "feast" / "online.db").is_file()
 
 
 def test_an_edit_of_the_trainer_trains_again_and_nothing_before_it(place: Place) -> None:
-    shutil.copytree(ROOT / "model" / "longrec", place.folder / "edited" / "longrec", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "model" / "longrec",
+        place.folder / "edited" / "longrec",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     with open(place.folder / "edited" / "longrec" / "train.py", "a") as stream:
         stream.write("\n# an edit\n")
     refuse = ("--set", "gate.min_auc=0.999")
-    answer = place.run("--users", "60", "--events", "64", *refuse, PYTHONPATH=str(place.folder / "edited"))
+    answer = place.run(
+        "--users", "60", "--events", "64", *refuse, PYTHONPATH=str(place.folder / "edited")
+    )
     assert answer.returncode == 3, answer.stderr
     assert place.executed() == ["publish", "train", "evaluate"]
 
 
 def test_a_new_day_of_events_runs_what_depends_on_it(place: Place) -> None:
-    """The refresh checks, builds and publishes; the training after it takes those results and goes on from there."""
+    """The refresh checks, builds and publishes; the training after it takes those results and goes
+    on from there.
+    """
     config = ("--config", "tiny.yaml", "--workdir", "work", "--data", "day-2")
-    assert place.longrec("synth", "--out", "day-2", "--users", "60", "--events", "64", "--seed", "9").returncode == 0
+    assert (
+        place.longrec(
+            "synth", "--out", "day-2", "--users", "60", "--events", "64", "--seed", "9"
+        ).returncode
+        == 0
+    )
     answer = place.longrec("refresh", *config, "--set", "checks.check_drift=false")
     assert answer.returncode == 0 and "published" in answer.stdout, answer.stderr
     assert place.executed() == FEATURES
-    answer = place.longrec("run", *config, "--set", "checks.check_drift=false", "--set", "gate.min_auc=0.999")
+    answer = place.longrec(
+        "run", *config, "--set", "checks.check_drift=false", "--set", "gate.min_auc=0.999"
+    )
     assert answer.returncode == 3, answer.stderr
     assert place.executed() == ["publish", *HISTORIES, "train", "evaluate"]
 
@@ -173,31 +268,62 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
     lines = answer.stderr.strip().splitlines()
     assert [line.split()[1] for line in lines] == ["synth", *STEPS, "package"], answer.stderr
     assert lines[0].split()[0] == "cached", "an equal planted world is reused"
-    texts = ("served length 64", "one model, several served lengths", "best possible", "gate     passed", "longrec serve --workdir work")
+    texts = (
+        "served length 64",
+        "one model, several served lengths",
+        "best possible",
+        "gate     passed",
+        "longrec serve --workdir work",
+    )
     for text in texts:
         assert text in answer.stdout
     assert len(answer.stdout.splitlines()) < 40
     assert "Executing task" in (place.workdir / "runs" / "latest" / "pipeline.log").read_text()
 
 
-def test_a_study_trains_its_grid_side_by_side_on_what_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop over cells and the collected results, by the local runner: two trainings at a time."""
+def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop over cells and the collected results, by the local runner: two trainings at a
+    time.
+    """
     from longrec import config as configuration
-    from longrec import run as runs
-    from longrec.study import parse, to_text
-    from tests.pipelines.test_local import Heard
+    from longrec.runs import run as runs
+    from longrec.study.runner import parse, to_text
+    from tests.pipelines.test_local_runner import Heard
 
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
     monkeypatch.delenv("LONGREC_WEBHOOK", raising=False)
     variants = {"stca": {}, "mean": {"model.kind": "mean", "model.recency": "token"}}
-    study = parse(yaml.safe_dump({"name": "two", "base": {**CONFIG, "train": {**CONFIG["train"], "max_steps": 3}}, "variants": variants}))
-    config = configuration.build(configuration.RunConfig, {**CONFIG, "checks": {**CONFIG.get("checks", {}), "check_drift": False}})
-    arguments = runs.pipeline_arguments(config, str(place.folder / "day-2"), study=to_text(study),
-                                        only=("data_uri", "shards", "data", "checks", "seed", "study"))
+    study = parse(
+        yaml.safe_dump(
+            {
+                "name": "two",
+                "base": {**CONFIG, "train": {**CONFIG["train"], "max_steps": 3}},
+                "variants": variants,
+            }
+        )
+    )
+    config = configuration.build(
+        configuration.RunConfig,
+        {**CONFIG, "checks": {**CONFIG.get("checks", {}), "check_drift": False}},
+    )
+    arguments = runs.pipeline_arguments(
+        config,
+        str(place.folder / "day-2"),
+        study=to_text(study),
+        only=("data_uri", "shards", "data", "checks", "seed", "study"),
+    )
     heard = Heard()
     _, finished = runs.run_pipeline("study", arguments, "study", place.workdir, heard)
-    executed = [step.name for step in finished.steps if step.status == "done" and step.name not in ("fingerprint", "finish")]
-    assert sorted(executed) == ["collect", "plan", "publish", "trial", "trial"], "features and histories are those of the training"
+    executed = [
+        step.name
+        for step in finished.steps
+        if step.status == "done" and step.name not in ("fingerprint", "finish")
+    ]
+    assert sorted(executed) == ["collect", "plan", "publish", "trial", "trial"], (
+        "features and histories are those of the training"
+    )
     facts = json.loads((finished.output("collect", "tables") / "study.json").read_text())
     assert facts["num_done"] == 2 and {row["variant"] for row in facts["runs"]} == {"stca", "mean"}
     assert "<html" in finished.output("collect", "report").read_text()
@@ -205,19 +331,43 @@ def test_a_study_trains_its_grid_side_by_side_on_what_is_there(place: Place, mon
 
 def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) -> None:
     before = sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml"))
-    answer = place.run("--users", "60", "--events", "64", "--set", "gate.min_auc=0.999", "--set", "train.max_steps=5")
+    answer = place.run(
+        "--users",
+        "60",
+        "--events",
+        "64",
+        "--set",
+        "gate.min_auc=0.999",
+        "--set",
+        "train.max_steps=5",
+    )
     assert answer.returncode == 3, answer.stderr
     summary = place.summary()
     assert summary["gate"]["passed"] is False and "The AUC" in summary["gate"]["reasons"][0]
     assert summary["bento_tag"] is None and list(summary["seconds"]) == STEPS
     assert place.hook.got[-1]["state"] == "SUCCEEDED", "a refusal is an outcome, not a failure"
-    assert "REFUSED" in answer.stdout and "The AUC" in answer.stdout and "longrec serve" not in answer.stdout
+    assert (
+        "REFUSED" in answer.stdout
+        and "The AUC" in answer.stdout
+        and "longrec serve" not in answer.stdout
+    )
     assert sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml")) == before
 
 
 def test_the_gate_compares_with_the_champion_where_it_is_asked_to(place: Place) -> None:
-    """A model of one step cannot show that it is as good as the champion, which is the first model of the home."""
-    answer = place.run("--users", "60", "--events", "64", "--set", "gate.against_champion=true", "--set", "train.max_steps=1")
+    """A model of one step cannot show that it is as good as the champion, which is the first model
+    of the home.
+    """
+    answer = place.run(
+        "--users",
+        "60",
+        "--events",
+        "64",
+        "--set",
+        "gate.against_champion=true",
+        "--set",
+        "train.max_steps=1",
+    )
     assert answer.returncode == 3, answer.stderr
     assert any("champion" in reason for reason in place.summary()["gate"]["reasons"])
 
@@ -230,14 +380,28 @@ def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Plac
     answer = place.run("--data", "poisoned")
     assert answer.returncode == 1 and answer.stdout == ""
     message = answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else ""
-    assert "longrec: step check-events failed" in answer.stderr and "duplicate" in answer.stderr.lower(), answer.stderr
+    assert (
+        "longrec: step check-events failed" in answer.stderr
+        and "duplicate" in answer.stderr.lower()
+    ), answer.stderr
     assert "Traceback" not in answer.stderr and message
-    newest = max((path for path in (place.workdir / "runs").iterdir() if not path.is_symlink()), key=lambda path: path.name)
-    assert "<html" in (newest / "check-events.html").read_text() and not (newest / "summary.json").exists()
+    newest = max(
+        (path for path in (place.workdir / "runs").iterdir() if not path.is_symlink()),
+        key=lambda path: path.name,
+    )
+    assert (
+        "<html" in (newest / "check-events.html").read_text()
+        and not (newest / "summary.json").exists()
+    )
     assert not list(newest.glob("artifacts/*/publish")), "nothing after the failed check ran"
     assert (place.hook.got[-1]["state"], place.hook.got[-1]["run_id"]) == ("FAILED", newest.name)
-    assert json.loads(next(newest.glob("artifacts/*/finish/outcome")).read_text()) == place.hook.got[-1]
-    assert (place.workdir / "runs" / "latest").resolve() == latest, "latest still points at a finished run"
+    assert (
+        json.loads(next(newest.glob("artifacts/*/finish/outcome")).read_text())
+        == place.hook.got[-1]
+    )
+    assert (place.workdir / "runs" / "latest").resolve() == latest, (
+        "latest still points at a finished run"
+    )
 
 
 def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
@@ -245,38 +409,84 @@ def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
     part = place.folder / "cut" / "events" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:1000])
     answer = place.run("--data", "cut")
-    assert answer.returncode == 1 and "longrec: step profile-events failed" in answer.stderr and "Traceback" not in answer.stderr
+    assert (
+        answer.returncode == 1
+        and "longrec: step profile-events failed" in answer.stderr
+        and "Traceback" not in answer.stderr
+    )
 
 
 def test_shards_end_as_one_process_and_are_cached(place: Place) -> None:
-    """Three shards of five parts: the same histories, model and metrics; again, nothing is executed; a poisoned shard stops the run."""
-    from longrec.data.synth import synthesize
+    """Three shards of five parts: the same histories, model and metrics; again, nothing is
+    executed; a poisoned shard stops the run.
+    """
+    from longrec.data.importers.synthetic import synthesize
 
     dataset = place.folder / "parts"
-    assert synthesize(dataset, num_users=60, events_per_user=64, seed=5, rows_per_part=600).facts["num_parts"] == 5
-    run = ("--data", "parts", "--set", "checks.check_drift=false", "--set", "train.max_steps=3", "--set", "gate.min_auc=0.999")
+    assert (
+        synthesize(dataset, num_users=60, events_per_user=64, seed=5, rows_per_part=600).facts[
+            "num_parts"
+        ]
+        == 5
+    )
+    run = (
+        "--data",
+        "parts",
+        "--set",
+        "checks.check_drift=false",
+        "--set",
+        "train.max_steps=3",
+        "--set",
+        "gate.min_auc=0.999",
+    )
     found = []
     for count in (1, 3, 3):
         answer = place.run(*run, "--set", f"data.shards={count}")
         assert answer.returncode == 3, answer.stderr
         found.append((place.executed(), place.summary()))
-    assert [steps.count("retrieve") for steps, _ in found] == [1, 3, 0] and found[2][0] == ["publish"]
-    assert all(steps.count(name) == 1 for steps, _ in found[:2] for name in ("join-features", "join-histories", "check-events", "train"))
-    assert list(found[1][1]["seconds"]) == STEPS and set(found[2][1]["steps"].values()) == {"done", "cached"}
+    assert [steps.count("retrieve") for steps, _ in found] == [1, 3, 0] and found[2][0] == [
+        "publish"
+    ]
+    assert all(
+        steps.count(name) == 1
+        for steps, _ in found[:2]
+        for name in ("join-features", "join-histories", "check-events", "train")
+    )
+    assert list(found[1][1]["seconds"]) == STEPS and set(found[2][1]["steps"].values()) == {
+        "done",
+        "cached",
+    }
     same = ("metrics", "lengths", "num_requests", "num_targets", "longest_history")
-    assert all({key: summary[key] for key in same} == {key: found[0][1][key] for key in same} for _, summary in found)
+    assert all(
+        {key: summary[key] for key in same} == {key: found[0][1][key] for key in same}
+        for _, summary in found
+    )
     _repeat_an_event(dataset / "events" / "part-00004.parquet")
     answer = place.run(*run, "--set", "data.shards=3")
-    assert answer.returncode == 1 and "step check-events failed" in answer.stderr and "(shard 3)" in answer.stderr.replace("\n", " ")
+    assert (
+        answer.returncode == 1
+        and "step check-events failed" in answer.stderr
+        and "(shard 3)" in answer.stderr.replace("\n", " ")
+    )
     assert "build-features" not in place.executed()
 
 
 def test_a_place_that_cannot_be_written_or_read_is_one_clear_line(place: Place) -> None:
     (place.folder / "file").write_text("")
-    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "x"}
-    unwritable = place.longrec("run", "--config", "tiny.yaml", "--data", "poisoned", "--workdir", "file/work")
+    nowhere = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "x",
+    }
+    unwritable = place.longrec(
+        "run", "--config", "tiny.yaml", "--data", "poisoned", "--workdir", "file/work"
+    )
     unreachable = place.run("--data", "s3://bucket/dataset", **nowhere)
-    for answer, text in ((unwritable, "cannot be written"), (unreachable, "s3://bucket/dataset cannot be read")):
+    for answer, text in (
+        (unwritable, "cannot be written"),
+        (unreachable, "s3://bucket/dataset cannot be read"),
+    ):
         assert answer.returncode == 1 and answer.stdout == "" and text in answer.stderr
         assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
 

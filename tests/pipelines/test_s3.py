@@ -1,4 +1,6 @@
-"""A run whose dataset lies in an object store: moto's S3 server over HTTP, found by the endpoint and keys of the environment."""
+"""A run whose dataset lies in an object store: moto's S3 server over HTTP, found by the endpoint
+and keys of the environment.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import pytest
 
 from longrec.data import location
 from longrec.data.dataset import Dataset, Shard
-from longrec.data.synth import synthesize
+from longrec.data.importers.synthetic import synthesize
 from tests.pipelines.test_end_to_end import Place
 
 ROOT = Path(__file__).parents[2]
@@ -26,18 +28,28 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
-    """Variables with which a process reaches an S3 server of its own; `make tools` installs the server, in an environment of its own."""
+    """Variables with which a process reaches an S3 server of its own; `make tools` installs the
+    server, in an environment of its own.
+    """
     binary = shutil.which("moto_server", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
     if binary is None:
         pytest.skip("moto_server is not installed (make tools)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([binary, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [binary, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         _wait(port, server)
-        yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-               "AWS_REGION": "us-east-1"}
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
     finally:
         server.terminate()
         server.wait(10)
@@ -65,16 +77,22 @@ def bucket(store: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def _put(key: str, content: bytes) -> None:
-    """Writes an object, or makes a bucket; by HTTP, for Arrow's writer and moto disagree about the end of an upload."""
+    """Writes an object, or makes a bucket; by HTTP, for Arrow's writer and moto disagree about the
+    end of an upload.
+    """
     signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
     headers = {"Content-Type": "binary/octet-stream", "Authorization": signed}
-    request = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{key}", content, headers, method="PUT")
+    request = urllib.request.Request(
+        f"{os.environ['AWS_ENDPOINT_URL']}/{key}", content, headers, method="PUT"
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
 
 
 def _content(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_a_dataset_is_copied_whole_and_told_by_size_and_time(bucket: str, tmp_path: Path) -> None:
@@ -93,7 +111,11 @@ def test_of_a_shard_only_its_parts_are_copied(bucket: str, tmp_path: Path) -> No
         found = _content(copy)
         assert Dataset.open(copy, Shard(1, 3)).num_parts == 3
     expected = _content(tmp_path / "dataset")
-    assert found == {path: content for path, content in expected.items() if path.name not in ("part-00000.parquet", "part-00002.parquet")}
+    assert found == {
+        path: content
+        for path, content in expected.items()
+        if path.name not in ("part-00000.parquet", "part-00002.parquet")
+    }
 
 
 def test_a_run_reads_its_dataset_from_the_store(bucket: str, tmp_path: Path) -> None:
@@ -107,4 +129,7 @@ def test_a_run_reads_its_dataset_from_the_store(bucket: str, tmp_path: Path) -> 
     assert place.run("--data", bucket, *refuse).returncode == 3 and place.executed() == ["publish"]
     missing = place.run("--data", "s3://logs/day-2")
     assert missing.returncode == 1 and "there is no dataset at s3://logs/day-2" in missing.stderr
-    assert json.loads((tmp_path / "dataset" / "dataset.json").read_text())["facts"] == summary["dataset"]["facts"]
+    assert (
+        json.loads((tmp_path / "dataset" / "dataset.json").read_text())["facts"]
+        == summary["dataset"]["facts"]
+    )

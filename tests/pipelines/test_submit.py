@@ -1,4 +1,6 @@
-"""submit, schedule, status and logs, typed as a user types them, over real HTTP to a server that reads requests with kfp's own models."""
+"""submit, schedule, status and logs, typed as a user types them, over real HTTP to a server that
+reads requests with kfp's own models.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,40 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from longrec.cli import app
+from longrec.cli.main import app
 from pipelines.submit import _continued, cron_fields, read_package
 from tests.pipelines.kfp_server import FakeServer, running
 
 ROOT = Path(__file__).parents[2]
 
 DATA = ("--data-uri", "s3://bucket/data")
-TRAIN = {"display_name": "train", "task_id": "t1", "pod_name": "run-train-1", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:10Z",
-         "end_time": "2026-01-01T00:01:10Z", "child_tasks": [{"task_id": "t3"}, {"pod_name": "run-train-2"}]}
+TRAIN = {
+    "display_name": "train",
+    "task_id": "t1",
+    "pod_name": "run-train-1",
+    "state": "SUCCEEDED",
+    "start_time": "2026-01-01T00:00:10Z",
+    "end_time": "2026-01-01T00:01:10Z",
+    "child_tasks": [{"task_id": "t3"}, {"pod_name": "run-train-2"}],
+}
 TASKS: list[dict[str, Any]] = [
-    {"display_name": "root-driver", "task_id": "t0", "pod_name": "run-root", "state": "SUCCEEDED"}, TRAIN,
-    {"display_name": "train-driver", "task_id": "t3", "pod_name": "run-driver", "state": "SUCCEEDED"},
+    {"display_name": "root-driver", "task_id": "t0", "pod_name": "run-root", "state": "SUCCEEDED"},
+    TRAIN,
+    {
+        "display_name": "train-driver",
+        "task_id": "t3",
+        "pod_name": "run-driver",
+        "state": "SUCCEEDED",
+    },
     {"display_name": "executor", "task_id": "t4", "pod_name": "run-train-2", "state": "SUCCEEDED"},
-    {"display_name": "fingerprint", "task_id": "t5", "pod_name": "run-fp", "state": "SUCCEEDED", "start_time": "2026-01-01T00:00:00Z"}]
+    {
+        "display_name": "fingerprint",
+        "task_id": "t5",
+        "pod_name": "run-fp",
+        "state": "SUCCEEDED",
+        "start_time": "2026-01-01T00:00:00Z",
+    },
+]
 
 
 @pytest.fixture
@@ -51,44 +73,84 @@ def _json(*arguments: str) -> dict[str, Any]:
 @pytest.fixture
 def config(tmp_path: Path) -> tuple[str, str]:
     path = tmp_path / "team.yaml"
-    path.write_text("name: team\nseed: 3\nmodel: {width: 128}\nplatform: {image: team/python:4, service_account: trainer, "
-                    "steps: {train: {gpu: 1}}}\n")
+    path.write_text(
+        "name: team\nseed: 3\nmodel: {width: 128}\nplatform: {image: team/python:4, service_account: trainer, "
+        "steps: {train: {gpu: 1}}}\n"
+    )
     return "--config", str(path)
 
 
-def test_a_run_arrives_with_parameters_graph_and_platform(server: FakeServer, config: tuple[str, str]) -> None:
-    made = _json("submit", *DATA, *config, "--param", "webhook=https://chat/hook", "--param", "run_id=17", "--pipeline-root", "s3://bucket/a")
+def test_a_run_arrives_with_parameters_graph_and_platform(
+    server: FakeServer, config: tuple[str, str]
+) -> None:
+    made = _json(
+        "submit",
+        *DATA,
+        *config,
+        "--param",
+        "webhook=https://chat/hook",
+        "--param",
+        "run_id=17",
+        "--pipeline-root",
+        "s3://bucket/a",
+    )
     (run,) = server.runs.values()
-    assert made["run_id"] == run.run_id and made["url"] == f"{server.url}/#/runs/details/{run.run_id}"
+    assert (
+        made["run_id"] == run.run_id and made["url"] == f"{server.url}/#/runs/details/{run.run_id}"
+    )
     parameters = run.runtime_config.parameters
-    assert (parameters["data_uri"], parameters["seed"], parameters["model"]["width"]) == ("s3://bucket/data", 3, 128)
-    assert (parameters["webhook"], parameters["run_id"]) == ("https://chat/hook", "17") and "platform" not in parameters
-    assert (run.display_name, run.service_account, run.runtime_config.pipeline_root) == ("team", "trainer", "s3://bucket/a")
+    assert (parameters["data_uri"], parameters["seed"], parameters["model"]["width"]) == (
+        "s3://bucket/data",
+        3,
+        128,
+    )
+    assert (parameters["webhook"], parameters["run_id"]) == (
+        "https://chat/hook",
+        "17",
+    ) and "platform" not in parameters
+    assert (run.display_name, run.service_account, run.runtime_config.pipeline_root) == (
+        "team",
+        "trainer",
+        "s3://bucket/a",
+    )
     executors = run.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
     assert executors["exec-train"]["container"]["image"] == "team/python:4"
     assert executors["exec-train"]["container"]["resources"]["accelerator"]["resourceCount"] == "1"
-    assert run.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-publish"]["pvcMount"]
+    assert run.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"][
+        "executors"
+    ]["exec-publish"]["pvcMount"]
 
 
 @pytest.mark.parametrize("pipeline", ["training", "refresh", "drift", "study"])
 def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
-    study = ("--study", str(ROOT / "configs" / "study-kuairand.yaml")) if pipeline == "study" else ()
+    study = (
+        ("--study", str(ROOT / "configs" / "study-kuairand.yaml")) if pipeline == "study" else ()
+    )
     _json("submit", *DATA, "--pipeline", pipeline, *study)
-    assert [run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()] == [f"longrec-{pipeline}"]
+    assert [
+        run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()
+    ] == [f"longrec-{pipeline}"]
 
 
 def test_waiting_shows_steps_and_ends_with_the_run(server: FakeServer) -> None:
     answer = _type("submit", *DATA, "--wait")
     assert answer.exit_code == 0 and "submitted" in answer.stdout
     lines = answer.stderr.splitlines()
-    assert [line.split()[:2] for line in lines] == [["SUCCEEDED", "fingerprint"], ["SUCCEEDED", "train"]] and "60 s" in lines[1]
+    assert [line.split()[:2] for line in lines] == [
+        ["SUCCEEDED", "fingerprint"],
+        ["SUCCEEDED", "train"],
+    ] and "60 s" in lines[1]
 
 
 def test_waiting_for_a_run_that_fails_is_exit_code_1_and_names_the_step(server: FakeServer) -> None:
     server.states = ["PENDING", "FAILED"]
     server.tasks = [{**TRAIN, "state": "FAILED", "error": {"code": 1, "message": "out of memory"}}]
     answer = _type("submit", *DATA, "--wait")
-    assert answer.exit_code == 1 and "ended FAILED; found train" in answer.stderr and "longrec logs" in answer.stderr
+    assert (
+        answer.exit_code == 1
+        and "ended FAILED; found train" in answer.stderr
+        and "longrec logs" in answer.stderr
+    )
     assert "out of memory" in answer.stderr
 
 
@@ -102,13 +164,24 @@ def test_a_schedule_is_made_kept_and_replaced(server: FakeServer) -> None:
     nightly = ("schedule", *DATA, "--cron", "0 3 * * *")
     assert _json(*nightly)["done"] == "created"
     (first,) = server.recurring.values()
-    assert first.trigger.cron_schedule.cron == "0 0 3 * * *" and first.no_catchup is True and first.max_concurrency == "1"
+    assert (
+        first.trigger.cron_schedule.cron == "0 0 3 * * *"
+        and first.no_catchup is True
+        and first.max_concurrency == "1"
+    )
     assert first.display_name == "training-quickstart" and first.mode == "ENABLE"
-    assert _json(*nightly)["done"] == "unchanged" and list(server.recurring) == [first.recurring_run_id]
+    assert _json(*nightly)["done"] == "unchanged" and list(server.recurring) == [
+        first.recurring_run_id
+    ]
     assert _json(*nightly, "--set", "train.epochs=9")["done"] == "updated"
     (second,) = server.recurring.values()
-    assert second.recurring_run_id != first.recurring_run_id and second.runtime_config.parameters["train"]["epochs"] == 9
-    assert _json(*nightly, "--pipeline", "refresh")["done"] == "created" and len(server.recurring) == 2
+    assert (
+        second.recurring_run_id != first.recurring_run_id
+        and second.runtime_config.parameters["train"]["epochs"] == 9
+    )
+    assert (
+        _json(*nightly, "--pipeline", "refresh")["done"] == "created" and len(server.recurring) == 2
+    )
 
 
 def test_a_refused_update_leaves_the_schedule(server: FakeServer) -> None:
@@ -120,10 +193,21 @@ def test_a_refused_update_leaves_the_schedule(server: FakeServer) -> None:
 
 
 def test_status_shows_a_run_with_its_steps_and_the_newest_runs(server: FakeServer) -> None:
-    first, second = _json("submit", *DATA, "--name", "one")["run_id"], _json("submit", *DATA, "--name", "two")["run_id"]
+    first, second = (
+        _json("submit", *DATA, "--name", "one")["run_id"],
+        _json("submit", *DATA, "--name", "two")["run_id"],
+    )
     answer = _type("status", first)
-    assert answer.exit_code == 0 and f"{first}  PENDING" in answer.stdout and f"{server.url}/#/runs/details/{first}" in answer.stdout
-    assert "train" in answer.stdout and "driver" not in answer.stdout and "executor" not in answer.stdout
+    assert (
+        answer.exit_code == 0
+        and f"{first}  PENDING" in answer.stdout
+        and f"{server.url}/#/runs/details/{first}" in answer.stdout
+    )
+    assert (
+        "train" in answer.stdout
+        and "driver" not in answer.stdout
+        and "executor" not in answer.stdout
+    )
     assert [run["run_id"] for run in _json("status")["runs"]] == [second, first]
 
 
@@ -133,30 +217,60 @@ def _hash(text: str) -> int:
 
 
 def _as_argo_names_them(step: str, attempts: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the tasks that a server lists of a step, and the pods of its attempts: tasks name nodes below them, and never a pod."""
+    """Returns the tasks that a server lists of a step, and the pods of its attempts: tasks name
+    nodes below them, and never a pod.
+    """
+
     def node(name: str) -> str:
         return f"longrec-training-x7k2p-{_hash(name)}"
 
     path = f"longrec-training-x7k2p.root.exit-handler-1.{step}.executor"
     tries = [f"{path}({number})" for number in range(attempts)]
-    tasks = [{"display_name": f"{step}-driver", "task_id": "1", "child_tasks": [{"pod_name": node(path.removesuffix(".executor"))}]},
-             {"display_name": step, "task_id": "2", "state": "RUNNING", "child_tasks": [{"pod_name": node(path)}]},
-             {"display_name": "executor", "task_id": "3", "child_tasks": [{"pod_name": node(name)} for name in tries]},
-             *({"display_name": f"executor({number})", "task_id": f"4{number}", "child_tasks": [{"pod_name": node("next.driver")}]}
-               for number in range(attempts))]
+    tasks = [
+        {
+            "display_name": f"{step}-driver",
+            "task_id": "1",
+            "child_tasks": [{"pod_name": node(path.removesuffix(".executor"))}],
+        },
+        {
+            "display_name": step,
+            "task_id": "2",
+            "state": "RUNNING",
+            "child_tasks": [{"pod_name": node(path)}],
+        },
+        {
+            "display_name": "executor",
+            "task_id": "3",
+            "child_tasks": [{"pod_name": node(name)} for name in tries],
+        },
+        *(
+            {
+                "display_name": f"executor({number})",
+                "task_id": f"4{number}",
+                "child_tasks": [{"pod_name": node("next.driver")}],
+            }
+            for number in range(attempts)
+        ),
+    ]
     if attempts:
-        return tasks, [f"longrec-training-x7k2p-retry-system-container-impl-{_hash(name)}" for name in tries]
+        return tasks, [
+            f"longrec-training-x7k2p-retry-system-container-impl-{_hash(name)}" for name in tries
+        ]
     return tasks, [f"longrec-training-x7k2p-system-container-impl-{_hash(path)}"]
 
 
 @pytest.mark.parametrize("door", ["v1alpha1", "v2beta1", "ui"])
 @pytest.mark.parametrize("attempts", [0, 1, 3])
-def test_logs_are_those_of_the_steps_own_last_attempt(server: FakeServer, attempts: int, door: str) -> None:
+def test_logs_are_those_of_the_steps_own_last_attempt(
+    server: FakeServer, attempts: int, door: str
+) -> None:
     run = _json("submit", *DATA)["run_id"]
     server.tasks, pods = _as_argo_names_them("train", attempts)
     server.logs_at = door
     server.logs = {pod: f"attempt {number}\n" for number, pod in enumerate(pods)}
-    server.logs[f"longrec-training-x7k2p-retry-system-container-impl-{_hash('next.driver')}"] = "another step"
+    server.logs[f"longrec-training-x7k2p-retry-system-container-impl-{_hash('next.driver')}"] = (
+        "another step"
+    )
     assert _type("logs", run, "train").stdout == f"attempt {len(pods) - 1}\n"
     assert [task["name"] for task in _json("status", run)["runs"][0]["tasks"]] == ["train"]
 
@@ -164,9 +278,17 @@ def test_logs_are_those_of_the_steps_own_last_attempt(server: FakeServer, attemp
 def test_logs_that_are_not_there(server: FakeServer) -> None:
     run = _json("submit", *DATA)["run_id"]
     missing = _type("logs", run, "train")
-    assert missing.exit_code == 1 and "keeps no log of step 'train'" in missing.stderr and f"-l pipeline/runid={run}" in missing.stderr
+    assert (
+        missing.exit_code == 1
+        and "keeps no log of step 'train'" in missing.stderr
+        and f"-l pipeline/runid={run}" in missing.stderr
+    )
     unknown = _type("logs", run, "trane")
-    assert unknown.exit_code == 1 and "no step 'trane'" in unknown.stderr and "fingerprint, train" in unknown.stderr
+    assert (
+        unknown.exit_code == 1
+        and "no step 'trane'" in unknown.stderr
+        and "fingerprint, train" in unknown.stderr
+    )
 
 
 def test_a_server_of_many_users_wants_a_namespace(server: FakeServer) -> None:
@@ -178,12 +300,17 @@ def test_a_server_of_many_users_wants_a_namespace(server: FakeServer) -> None:
 
 def test_a_server_that_cannot_tell_an_exit_task_the_state_is_too_old(server: FakeServer) -> None:
     server.refuse = (0, "")
-    server.refuse_post = (500, 'Internal error: compiling DAG "root": failed to add implicit deps: task final status not supported yet')
+    server.refuse_post = (
+        500,
+        'Internal error: compiling DAG "root": failed to add implicit deps: task final status not supported yet',
+    )
     old = _type("submit", *DATA)
     assert old.exit_code == 1 and "2.14 and newer" in old.stderr
 
 
-def test_a_token_and_a_cookie_are_sent_and_never_an_option(server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_token_and_a_cookie_are_sent_and_never_an_option(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     server.token = "secret"
     (tmp_path / "token").write_text("secret\n")
     assert _type("status", "--token-file", str(tmp_path / "token")).exit_code == 0
@@ -191,7 +318,9 @@ def test_a_token_and_a_cookie_are_sent_and_never_an_option(server: FakeServer, m
     monkeypatch.setenv("LONGREC_KFP_COOKIE", "authservice_session=abc")
     assert _type("status").exit_code == 0
     assert server.requests[-1][2]["Cookie"] == "authservice_session=abc"
-    assert not any(option in _type("submit", "--help").output for option in ("--token ", "--cookie "))
+    assert not any(
+        option in _type("submit", "--help").output for option in ("--token ", "--cookie ")
+    )
 
 
 def _failing(server: FakeServer, refuse: tuple[int, str], *arguments: str) -> str:
@@ -207,39 +336,66 @@ def test_every_failure_says_what_to_do(server: FakeServer, monkeypatch: pytest.M
     closed = _failing(server, (401, "no identity"), *submit)
     assert "does not let you in; found 401 no identity. Give a token in LONGREC_KFP_TOKEN" in closed
     skewed = _failing(server, (404, "page not found"), *submit)
-    assert "does not speak this version of the API" in skewed and "2.14 and newer (kfp 2.17.0)" in skewed
-    assert "does not speak" in _failing(server, (400, 'json: unknown field "platform_spec"'), *submit)
-    assert "refused the request; found 500 database is locked" in _failing(server, (500, "database is locked"), *submit)
+    assert (
+        "does not speak this version of the API" in skewed
+        and "2.14 and newer (kfp 2.17.0)" in skewed
+    )
+    assert "does not speak" in _failing(
+        server, (400, 'json: unknown field "platform_spec"'), *submit
+    )
+    assert "refused the request; found 500 database is locked" in _failing(
+        server, (500, "database is locked"), *submit
+    )
     assert "knows no run 7; found 404 Run 7 not found" in _failing(server, (0, ""), "status", "7")
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
-    assert "no Kubeflow Pipelines server is named. Give --host" in _failing(server, (0, ""), *submit)
-    assert "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in _failing(server, (0, ""), *submit, "--host", "http://127.0.0.1:9")
+    assert "no Kubeflow Pipelines server is named. Give --host" in _failing(
+        server, (0, ""), *submit
+    )
+    assert "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in _failing(
+        server, (0, ""), *submit, "--host", "http://127.0.0.1:9"
+    )
 
 
 def test_an_unknown_experiment_is_made_only_when_asked_for(server: FakeServer) -> None:
     _json("submit", *DATA)
     message = _failing(server, (0, ""), "submit", *DATA, "--experiment", "nightyl")
-    assert "there is no experiment 'nightyl'; expected longrec. Give one of these, or --create-experiment" in message
+    assert (
+        "there is no experiment 'nightyl'; expected longrec. Give one of these, or --create-experiment"
+        in message
+    )
     assert len(server.experiments) == len(server.runs) == 1
     _json("submit", *DATA, "--experiment", "nightly", "--create-experiment")
     assert {each.display_name for each in server.experiments.values()} == {"longrec", "nightly"}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("submit", *DATA, "--param", "epochs=3"), "the training pipeline has no parameter 'epochs'; expected checks, data, "),
-    (("submit", *DATA, "--pipeline", "absent"), "there is no pipeline 'absent'"),
-    (("schedule", *DATA, "--cron", "daily"), "a schedule has five fields"),
-    (("submit", *DATA, "--param", "seed=x"), "input parameter seed requires type NUMBER_INTEGER"),
-    (("submit", *DATA, "--token-file", "/absent/token"), "/absent/token cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("submit", *DATA, "--param", "epochs=3"),
+            "the training pipeline has no parameter 'epochs'; expected checks, data, ",
+        ),
+        (("submit", *DATA, "--pipeline", "absent"), "there is no pipeline 'absent'"),
+        (("schedule", *DATA, "--cron", "daily"), "a schedule has five fields"),
+        (
+            ("submit", *DATA, "--param", "seed=x"),
+            "input parameter seed requires type NUMBER_INTEGER",
+        ),
+        (("submit", *DATA, "--token-file", "/absent/token"), "/absent/token cannot be read"),
+    ],
+)
 def test_a_mistake_is_found(server: FakeServer, arguments: tuple[str, ...], message: str) -> None:
     assert message in _failing(server, (0, ""), *arguments)
     assert not server.runs and not server.recurring
 
 
-def test_a_page_that_is_no_server_is_named(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_is_no_server_is_named(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handler = server.RequestHandlerClass
-    monkeypatch.setattr(handler, "_handle", lambda self: self._send(b"<html>log in</html>", kind="text/html"))
+    monkeypatch.setattr(
+        handler, "_handle", lambda self: self._send(b"<html>log in</html>", kind="text/html")
+    )
     monkeypatch.setattr(handler, "do_GET", handler._handle)  # type: ignore[attr-defined]
     assert "no Kubeflow Pipelines server of version 2" in _failing(server, (0, ""), "status")
 
@@ -248,8 +404,13 @@ def test_packages_of_one_and_two_documents(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("pipelineInfo: {name: x}\n")
     (tmp_path / "two.yaml").write_text("pipelineInfo: {name: x}\n---\nplatforms: {}\n")
     assert read_package(tmp_path / "one.yaml") == {"pipelineInfo": {"name": "x"}}
-    assert read_package(tmp_path / "two.yaml") == {"pipeline_spec": {"pipelineInfo": {"name": "x"}}, "platform_spec": {"platforms": {}}}
+    assert read_package(tmp_path / "two.yaml") == {
+        "pipeline_spec": {"pipelineInfo": {"name": "x"}},
+        "platform_spec": {"platforms": {}},
+    }
 
 
 def test_five_fields_begin_at_second_zero() -> None:
-    assert cron_fields("15 3 * * 1") == "0 15 3 * * 1" and cron_fields(" 5 0 3 * * *") == "5 0 3 * * *"
+    assert (
+        cron_fields("15 3 * * 1") == "0 15 3 * * 1" and cron_fields(" 5 0 3 * * *") == "5 0 3 * * *"
+    )

@@ -28,7 +28,8 @@ class Whole:
 
     Args:
         num_requests, num_events, num_targets: of the whole.
-        is_stand_in: whether the part is a request of another process, which counts for nothing: there were fewer requests than processes.
+        is_stand_in: whether the part is a request of another process, which counts for nothing:
+            there were fewer requests than processes.
     """
 
     num_requests: int
@@ -51,7 +52,8 @@ class RequestBatch:
         user_features: int [R, U], index of each user feature in its own table.
         request_timestamps: int64 [R].
         labels: float32 [N, K], or None when scoring.
-        host_counts: (events, targets) of each request as Python numbers, which `to` keeps of a batch that it moves to another device,
+        host_counts: (events, targets) of each request as Python numbers, which `to` keeps of a
+            batch that it moves to another device,
             so that nothing there waits for the offsets to come back.
         whole: what this is a part of, where several processes train together.
     """
@@ -65,7 +67,9 @@ class RequestBatch:
     user_features: Int[Tensor, "R U"]
     request_timestamps: Int[Tensor, " R"]
     labels: Float[Tensor, "N K"] | None = None
-    host_counts: tuple[list[int], list[int]] | None = dataclasses.field(default=None, repr=False, compare=False)
+    host_counts: tuple[list[int], list[int]] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
     whole: Whole | None = None
 
     @property
@@ -87,10 +91,14 @@ class RequestBatch:
 
     def pin_memory(self) -> RequestBatch:
         """Returns the batch in page-locked host memory, its counts taken."""
-        return dataclasses.replace(self._map(lambda tensor: tensor.pin_memory()), host_counts=self._counted())
+        return dataclasses.replace(
+            self._map(lambda tensor: tensor.pin_memory()), host_counts=self._counted()
+        )
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of a batch on a CUDA device from being used again before what `stream` has been given is done."""
+        """Keeps the memory of a batch on a CUDA device from being used again before what `stream`
+        has been given is done.
+        """
         for tensor in (getattr(self, field.name) for field in dataclasses.fields(self)):
             if isinstance(tensor, Tensor):
                 tensor.record_stream(stream)
@@ -102,35 +110,60 @@ class RequestBatch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return dataclasses.replace(self, **changed)
 
     def validate(self, *, num_items: int | None = None) -> RequestBatch:
         """Returns self after checking shapes and offsets; called once, at the border.
 
         Raises:
-            DataError: an offset array does not fit its values, a request has no target, or an item row is out of range.
+            DataError: an offset array does not fit its values, a request has no target, or an item
+                row is out of range.
         """
         for name, values in (("event", self.event_items), ("target", self.target_items)):
             offsets = getattr(self, f"{name}_offsets")
             if offsets.numel() < 2:
-                raise DataError("the batch is empty", found=f"{name}_offsets of length {offsets.numel()}", expected="at least one request")
-            if int(offsets[0]) != 0 or int(offsets[-1]) != values.shape[0] or bool((offsets[1:] < offsets[:-1]).any()):
-                raise DataError(f"{name}_offsets do not fit", found=f"{offsets[0]}..{offsets[-1]} for {values.shape[0]} values",
-                                expected="0, never falling, ending at the number of values")
+                raise DataError(
+                    "the batch is empty",
+                    found=f"{name}_offsets of length {offsets.numel()}",
+                    expected="at least one request",
+                )
+            if (
+                int(offsets[0]) != 0
+                or int(offsets[-1]) != values.shape[0]
+                or bool((offsets[1:] < offsets[:-1]).any())
+            ):
+                raise DataError(
+                    f"{name}_offsets do not fit",
+                    found=f"{offsets[0]}..{offsets[-1]} for {values.shape[0]} values",
+                    expected="0, never falling, ending at the number of values",
+                )
             if num_items is not None and values.numel():
                 low, high = int(values.min()), int(values.max())
                 if low < 0 or high >= num_items:
-                    raise DataError(f"{name}_items out of range", found=f"{low}..{high}", expected=f"0..{num_items - 1}")
+                    raise DataError(
+                        f"{name}_items out of range",
+                        found=f"{low}..{high}",
+                        expected=f"0..{num_items - 1}",
+                    )
         sizes = {
-            "event_features": (self.event_features, self.num_events), "event_timestamps": (self.event_timestamps, self.num_events),
-            "user_features": (self.user_features, self.num_requests), "request_timestamps": (self.request_timestamps, self.num_requests),
-            "target_offsets": (self.target_offsets, self.num_requests + 1)}
+            "event_features": (self.event_features, self.num_events),
+            "event_timestamps": (self.event_timestamps, self.num_events),
+            "user_features": (self.user_features, self.num_requests),
+            "request_timestamps": (self.request_timestamps, self.num_requests),
+            "target_offsets": (self.target_offsets, self.num_requests + 1),
+        }
         if self.labels is not None:
             sizes["labels"] = (self.labels, self.num_targets)
         for name, (tensor, size) in sizes.items():
             if tensor.shape[0] != size:
-                raise DataError(f"{name} does not fit the batch", found=tensor.shape[0], expected=size)
+                raise DataError(
+                    f"{name} does not fit the batch", found=tensor.shape[0], expected=size
+                )
         if bool((self.target_offsets[1:] == self.target_offsets[:-1]).any()):
-            raise DataError("a request has no target", fix="Drop requests without candidates before batching.")
+            raise DataError(
+                "a request has no target", fix="Drop requests without candidates before batching."
+            )
         return self

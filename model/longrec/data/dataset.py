@@ -1,12 +1,16 @@
-"""Dataset: a directory of events, targets, items and users in one fixed layout; what every importer writes and every reader trusts.
+"""Dataset: a directory of events, targets, items and users in one fixed layout; what every importer
+writes and every reader trusts.
 
     DIR/dataset.json                 format_version, name, schema, event_labels, source, facts
-    DIR/events/part-00000.parquet    whole users, sorted by (user_id, timestamp, event_seq); `created` where the log says when rows came in
-    DIR/targets/part-00000.parquet   the requests of the same users, sorted by (user_id, timestamp, request_id, position)
+    DIR/events/part-00000.parquet    whole users, sorted by (user_id, timestamp, event_seq);
+    `created` where the log says when rows came in
+    DIR/targets/part-00000.parquet   the requests of the same users, sorted by (user_id, timestamp,
+    request_id, position)
     DIR/items.parquet  DIR/users.parquet    one row per id, sorted by it
     DIR/rejects.csv                  file,line,reason,row; only when something was rejected
 
-A part is bounded in rows, so a reader that takes one part at a time has bounded memory; users go to parts by a hash of user_id.
+A part is bounded in rows, so a reader that takes one part at a time has bounded memory; users go to
+parts by a hash of user_id.
 """
 
 from __future__ import annotations
@@ -24,9 +28,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.data import files
-from longrec.data.encode import splitmix64
+from longrec.data.encoder import splitmix64
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, FORMAT_VERSION, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Feature, Schema
+from longrec.schema import (
+    BASKET_ID,
+    CREATED,
+    EVENT_SEQ,
+    FORMAT_VERSION,
+    ITEM_ID,
+    REQUEST_ID,
+    TIMESTAMP,
+    USER_ID,
+    Feature,
+    Schema,
+)
 
 ROWS_PER_PART = 2_000_000
 """Events that one part is meant to hold; sorting it takes some hundreds of MB."""
@@ -39,9 +54,11 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
-    """Some users of a dataset: those of part `index * P // count` up to the next shard's first, of P parts; written `2/5`, from `1/5` on.
+    """Some users of a dataset: those of part `index * P // count` up to the next shard's first, of
+    P parts; written `2/5`, from `1/5` on.
 
-    A user is in one part, by a hash of its id, so the shards of a dataset hold whole users and together all of them, in order. With
+    A user is in one part, by a hash of its id, so the shards of a dataset hold whole users and
+    together all of them, in order. With
     fewer parts than shards some shards are empty.
 
     Args:
@@ -54,7 +71,11 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise DataError("there is no such shard", found=str(self), expected=f"1/{self.count} to {self.count}/{self.count}")
+            raise DataError(
+                "there is no such shard",
+                found=str(self),
+                expected=f"1/{self.count} to {self.count}/{self.count}",
+            )
 
     def __str__(self) -> str:
         return f"{self.index + 1}/{self.count}"
@@ -73,7 +94,9 @@ class Shard:
 
     def parts(self, num_parts: int) -> range:
         """Returns its parts of `num_parts`."""
-        return range(self.index * num_parts // self.count, (self.index + 1) * num_parts // self.count)
+        return range(
+            self.index * num_parts // self.count, (self.index + 1) * num_parts // self.count
+        )
 
 
 WHOLE = Shard()
@@ -91,9 +114,14 @@ def in_order(found: Sequence[Shard]) -> list[int]:
         DataError: they are not all shards, once each.
     """
     order = sorted(range(len(found)), key=lambda place: found[place].index)
-    if not found or [found[place] for place in order] != [Shard(index, len(found)) for index in range(len(found))]:
-        raise DataError("these are not all shards of a dataset, once each", found=", ".join(map(str, found)) or "none",
-                        expected=", ".join(shards(found[0].count if found else 1)))
+    if not found or [found[place] for place in order] != [
+        Shard(index, len(found)) for index in range(len(found))
+    ]:
+        raise DataError(
+            "these are not all shards of a dataset, once each",
+            found=", ".join(map(str, found)) or "none",
+            expected=", ".join(shards(found[0].count if found else 1)),
+        )
     return order
 
 
@@ -117,17 +145,39 @@ def arrow_type(feature: Feature) -> pa.DataType:
     return {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}[feature.dtype]
 
 
-def event_schema(schema: Schema, event_labels: Sequence[str] = (), *, has_created: bool = False) -> pa.Schema:
-    """Returns the columns of events/: keys, event features, then labels that are not event features themselves."""
+def event_schema(
+    schema: Schema, event_labels: Sequence[str] = (), *, has_created: bool = False
+) -> pa.Schema:
+    """Returns the columns of events/: keys, event features, then labels that are not event features
+    themselves.
+    """
     basket = [(BASKET_ID, pa.int64())] if schema.has_baskets else []
     created = [(CREATED, TIMESTAMP_TYPE)] if has_created else []
-    keys = [(USER_ID, pa.int64()), (ITEM_ID, pa.int64()), (TIMESTAMP, TIMESTAMP_TYPE), (EVENT_SEQ, pa.int64()), *basket, *created]
-    return pa.schema([*keys, *((entry.name, arrow_type(entry)) for entry in schema.event), *((name, pa.int8()) for name in event_labels)])
+    keys = [
+        (USER_ID, pa.int64()),
+        (ITEM_ID, pa.int64()),
+        (TIMESTAMP, TIMESTAMP_TYPE),
+        (EVENT_SEQ, pa.int64()),
+        *basket,
+        *created,
+    ]
+    return pa.schema(
+        [
+            *keys,
+            *((entry.name, arrow_type(entry)) for entry in schema.event),
+            *((name, pa.int8()) for name in event_labels),
+        ]
+    )
 
 
 def target_schema(schema: Schema) -> pa.Schema:
     """Returns the columns of targets/: keys, then one int8 label per task."""
-    keys = [(REQUEST_ID, pa.int64()), (USER_ID, pa.int64()), (TIMESTAMP, TIMESTAMP_TYPE), (ITEM_ID, pa.int64())]
+    keys = [
+        (REQUEST_ID, pa.int64()),
+        (USER_ID, pa.int64()),
+        (TIMESTAMP, TIMESTAMP_TYPE),
+        (ITEM_ID, pa.int64()),
+    ]
     return pa.schema([*keys, *((name, pa.int8()) for name in schema.task_names)])
 
 
@@ -138,7 +188,9 @@ def item_schema(schema: Schema) -> pa.Schema:
 
 def user_schema(schema: Schema) -> pa.Schema:
     """Returns the columns of users.parquet."""
-    return pa.schema([(USER_ID, pa.int64()), *((entry.name, arrow_type(entry)) for entry in schema.user)])
+    return pa.schema(
+        [(USER_ID, pa.int64()), *((entry.name, arrow_type(entry)) for entry in schema.user)]
+    )
 
 
 def quantiles(lengths: npt.NDArray[Any]) -> dict[str, int]:
@@ -146,23 +198,35 @@ def quantiles(lengths: npt.NDArray[Any]) -> dict[str, int]:
     if not len(lengths):
         return {"p10": 0, "p50": 0, "p90": 0, "p99": 0, "max": 0}
     values = np.quantile(lengths, [0.1, 0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
-    return dict(zip(("p10", "p50", "p90", "p99", "max"), (int(value) for value in values), strict=True))
+    return dict(
+        zip(("p10", "p50", "p90", "p99", "max"), (int(value) for value in values), strict=True)
+    )
 
 
 def quantiles_of_counts(counts: Int64) -> dict[str, int]:
-    """Returns what `quantiles` gives for counts[l] lengths of l each; memory is that of the longest length."""
+    """Returns what `quantiles` gives for counts[l] lengths of l each; memory is that of the longest
+    length.
+    """
     total = np.cumsum(counts)
     if not len(counts) or not total[-1]:
         return quantiles(counts[:0])
     ranks = [max(-(-total[-1] * tenths // 1_000), 1) for tenths in (100, 500, 900, 990, 1_000)]
-    return dict(zip(("p10", "p50", "p90", "p99", "max"), (int(np.searchsorted(total, rank)) for rank in ranks), strict=True))
+    return dict(
+        zip(
+            ("p10", "p50", "p90", "p99", "max"),
+            (int(np.searchsorted(total, rank)) for rank in ranks),
+            strict=True,
+        )
+    )
 
 
 def int64_of(table: pa.Table | pa.RecordBatch, name: str) -> Int64:
     """Returns a column without nulls as int64; timestamps become milliseconds."""
     column = table.column(name)
     if column.null_count:
-        raise DataError(f"column '{name}' must not hold nulls", found=f"{column.null_count} of {len(column)}")
+        raise DataError(
+            f"column '{name}' must not hold nulls", found=f"{column.null_count} of {len(column)}"
+        )
     if pa.types.is_timestamp(column.type):
         column = column.cast(TIMESTAMP_TYPE)
     return np.asarray(column.cast(pa.int64()), np.int64)
@@ -179,19 +243,25 @@ def group_starts(*keys: npt.NDArray[Any]) -> Int64:
 
 
 def known_times(events: pa.Table | pa.RecordBatch) -> Int64:
-    """Returns when each event was known, int64 ms: its time, or `created` where the events have one and it is later."""
+    """Returns when each event was known, int64 ms: its time, or `created` where the events have one
+    and it is later.
+    """
     times = int64_of(events, TIMESTAMP)
     return np.maximum(times, int64_of(events, CREATED)) if CREATED in events.schema.names else times
 
 
 def by_known_time(events: pa.Table) -> tuple[Int64, Int64]:
-    """Returns users and `known_times` of the events of a part, int64 [E] each, sorted by (user, time)."""
+    """Returns users and `known_times` of the events of a part, int64 [E] each, sorted by (user,
+    time).
+    """
     users, times = int64_of(events, USER_ID), known_times(events)
     order = np.lexsort((times, users)) if CREATED in events.schema.names else slice(None)
     return users[order], times[order]
 
 
-def history_lengths(event_users: Int64, event_times: Int64, request_users: Int64, moments: Int64) -> Int64:
+def history_lengths(
+    event_users: Int64, event_times: Int64, request_users: Int64, moments: Int64
+) -> Int64:
     """Returns how many events of its user lie strictly before each request's moment, int64 [R].
 
     Args:
@@ -199,7 +269,10 @@ def history_lengths(event_users: Int64, event_times: Int64, request_users: Int64
         request_users, moments: int64 [R], in any order (sorted ones are found faster).
     """
     users = request_users
-    low, high = np.searchsorted(event_users, users), np.searchsorted(event_users, users, side="right")
+    low, high = (
+        np.searchsorted(event_users, users),
+        np.searchsorted(event_users, users, side="right"),
+    )
     starts = low.copy()
     while np.any(undecided := low < high):
         middle = (low + high) // 2
@@ -217,7 +290,8 @@ class Dataset:
         name: of the data.
         schema: features and tasks.
         event_labels: label columns of events/ beside the event features.
-        has_created: whether events/ has the column `created`, the time at which an event became known.
+        has_created: whether events/ has the column `created`, the time at which an event became
+            known.
         source: what it was made from, for people.
         facts: counts, time range, quantiles, label rates, content hash (see `DatasetWriter`).
         num_parts: files in events/ and in targets/.
@@ -236,30 +310,51 @@ class Dataset:
 
     @classmethod
     def open(cls, directory: str | Path, shard: Shard = WHOLE) -> Dataset:
-        """Returns the dataset in `directory`, or a shard of its users, after checking its layout, columns, types and row counts.
+        """Returns the dataset in `directory`, or a shard of its users, after checking its layout,
+        columns, types and row counts.
 
         Args:
             directory: the dataset; of a shard only its own parts need to be there.
             shard: whose parts are looked at.
 
         Raises:
-            DataError: something is missing, unreadable (a truncated file) or not as dataset.json says.
+            DataError: something is missing, unreadable (a truncated file) or not as dataset.json
+                says.
             SchemaMismatch: dataset.json holds no usable schema.
         """
         path = Path(directory)
         if not path.is_dir():
-            raise DataError(f"no dataset at {path}", expected="a directory that `longrec import` or `longrec synth` wrote")
+            raise DataError(
+                f"no dataset at {path}",
+                expected="a directory that `longrec import` or `longrec synth` wrote",
+            )
         value = files.read_json(path / "dataset.json")
         if not isinstance(value, dict) or value.get("format_version") != FORMAT_VERSION:
             found = value.get("format_version") if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{path / 'dataset.json'} has another format", found=found, expected=FORMAT_VERSION, fix=AGAIN)
+            raise DataError(
+                f"{path / 'dataset.json'} has another format",
+                found=found,
+                expected=FORMAT_VERSION,
+                fix=AGAIN,
+            )
         try:
             schema, facts = Schema.from_dict(value["schema"]), dict(value["facts"])
             labels = tuple(value.get("event_labels", ()))
-            dataset = cls(path, value["name"], schema, labels, bool(value.get("has_created")), dict(value["source"]), facts,
-                          facts["num_parts"], shard)
+            dataset = cls(
+                path,
+                value["name"],
+                schema,
+                labels,
+                bool(value.get("has_created")),
+                dict(value["source"]),
+                facts,
+                facts["num_parts"],
+                shard,
+            )
         except KeyError as error:
-            raise DataError(f"{path / 'dataset.json'} lacks a key", found=f"no {error}", fix=AGAIN) from error
+            raise DataError(
+                f"{path / 'dataset.json'} lacks a key", found=f"no {error}", fix=AGAIN
+            ) from error
         dataset._check()
         return dataset
 
@@ -281,7 +376,9 @@ class Dataset:
         return self.path / "targets" / part_name(part)
 
     def events(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Returns one part of events/, whole users in order; `columns` in the order given, None for all."""
+        """Returns one part of events/, whole users in order; `columns` in the order given, None for
+        all.
+        """
         return read_table(self.event_path(part), self._event_schema, columns)
 
     def targets(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -305,20 +402,33 @@ class Dataset:
         return read_table(self.path / "users.parquet", user_schema(self.schema))
 
     def _check(self) -> None:
-        for folder, arrow, count in (("events", self._event_schema, "num_events"),
-                                     ("targets", target_schema(self.schema), "num_targets")):
-            found, all_parts = sorted(path.name for path in (self.path / folder).glob("*.parquet")), range(self.num_parts)
+        for folder, arrow, count in (
+            ("events", self._event_schema, "num_events"),
+            ("targets", target_schema(self.schema), "num_targets"),
+        ):
+            found, all_parts = (
+                sorted(path.name for path in (self.path / folder).glob("*.parquet")),
+                range(self.num_parts),
+            )
             expected = [part_name(part) for part in all_parts]
             if self.shard != WHOLE:
                 expected = [part_name(part) for part in self.parts]
                 found = [name for name in found if name in expected]
             if found != expected:
-                raise DataError(f"{self.path / folder} does not hold the parts that dataset.json names", found=_span(found),
-                                expected=_span(expected), fix=AGAIN)
+                raise DataError(
+                    f"{self.path / folder} does not hold the parts that dataset.json names",
+                    found=_span(found),
+                    expected=_span(expected),
+                    fix=AGAIN,
+                )
             rows = sum(check_file(self.path / folder / name, arrow) for name in found)
-            _check_count(self.path / folder, rows, self.facts.get(count) if self.shard == WHOLE else rows)
+            _check_count(
+                self.path / folder, rows, self.facts.get(count) if self.shard == WHOLE else rows
+            )
         items = self.path / "items.parquet"
-        _check_count(items, check_file(items, item_schema(self.schema)), self.facts.get("num_items"))
+        _check_count(
+            items, check_file(items, item_schema(self.schema)), self.facts.get("num_items")
+        )
         check_file(self.path / "users.parquet", user_schema(self.schema))
 
 
@@ -326,7 +436,8 @@ def check_file(path: Path, expected: pa.Schema) -> int:
     """Returns the number of rows of a Parquet file whose columns are exactly the expected ones.
 
     Raises:
-        DataError: it is missing or unreadable, or a column is missing, unexpected or of another type.
+        DataError: it is missing or unreadable, or a column is missing, unexpected or of another
+            type.
     """
     try:
         footer = pq.ParquetFile(path)
@@ -340,10 +451,18 @@ def check_file(path: Path, expected: pa.Schema) -> int:
     wanted = {field.name: field.type for field in expected}
     lines = [f"'{name}' is missing" for name in wanted if name not in found]
     lines += [f"'{name}' is unexpected" for name in found if name not in wanted]
-    lines += [f"'{name}' is {found[name]}" for name in wanted if name in found and found[name] != wanted[name]]
+    lines += [
+        f"'{name}' is {found[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
     if lines:
-        raise DataError(f"{path} does not have the columns of its schema", found="; ".join(lines),
-                        expected=", ".join(f"{name} {kind}" for name, kind in wanted.items()), fix=AGAIN)
+        raise DataError(
+            f"{path} does not have the columns of its schema",
+            found="; ".join(lines),
+            expected=", ".join(f"{name} {kind}" for name, kind in wanted.items()),
+            fix=AGAIN,
+        )
     return rows
 
 
@@ -364,11 +483,16 @@ def read_table(path: Path, expected: pa.Schema, columns: Sequence[str] | None = 
 def unreadable(path: Path, error: Exception) -> DataError:
     """Returns the error to raise for a damaged or truncated Parquet file."""
     found = (str(error).splitlines() or [""])[0]
-    return DataError(f"{path} is not a readable Parquet file", found=found, fix="It may be truncated: copy or import it again.")
+    return DataError(
+        f"{path} is not a readable Parquet file",
+        found=found,
+        fix="It may be truncated: copy or import it again.",
+    )
 
 
 class DatasetWriter:
-    """Writes a dataset directory at once: nothing is visible under its name before the `with` block ends well.
+    """Writes a dataset directory at once: nothing is visible under its name before the `with` block
+    ends well.
 
         with DatasetWriter(out, schema, name="x", source={...}, num_parts=1) as writer:
             writer.write_part(0, events, targets)
@@ -384,27 +508,56 @@ class DatasetWriter:
         has_created: whether events have the column `created`.
     """
 
-    def __init__(self, directory: str | Path, schema: Schema, *, name: str, source: Mapping[str, Any], num_parts: int,
-                 event_labels: Sequence[str] = (), has_created: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        schema: Schema,
+        *,
+        name: str,
+        source: Mapping[str, Any],
+        num_parts: int,
+        event_labels: Sequence[str] = (),
+        has_created: bool = False,
+    ) -> None:
         self.directory, self.schema, self.num_parts = Path(directory), schema, num_parts
-        self._head = {"format_version": FORMAT_VERSION, "name": name, "schema": schema.to_dict(), "event_labels": list(event_labels),
-                      **({"has_created": True} if has_created else {}), "source": dict(source)}
-        self._events, self._targets = event_schema(schema, event_labels, has_created=has_created), target_schema(schema)
+        self._head = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "schema": schema.to_dict(),
+            "event_labels": list(event_labels),
+            **({"has_created": True} if has_created else {}),
+            "source": dict(source),
+        }
+        self._events, self._targets = (
+            event_schema(schema, event_labels, has_created=has_created),
+            target_schema(schema),
+        )
         self._replacing = files.replacing(self.directory)
         self._tally = _Tally(schema)
         self.extra_facts: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> DatasetWriter:
-        if (self.directory.exists() and not self.directory.is_dir()) or \
-                (self.directory.is_dir() and any(self.directory.iterdir()) and not (self.directory / "dataset.json").exists()):
-            raise DataError(f"{self.directory} is not a dataset and will not be replaced", fix="Choose an empty or new directory.")
+        if (self.directory.exists() and not self.directory.is_dir()) or (
+            self.directory.is_dir()
+            and any(self.directory.iterdir())
+            and not (self.directory / "dataset.json").exists()
+        ):
+            raise DataError(
+                f"{self.directory} is not a dataset and will not be replaced",
+                fix="Choose an empty or new directory.",
+            )
         self.path = self._replacing.__enter__()
         for folder in ("events", "targets"):
             (self.path / folder).mkdir(parents=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None:
             try:
                 self._finish()
@@ -414,7 +567,8 @@ class DatasetWriter:
         self._replacing.__exit__(kind, error, trace)
 
     def write_part(self, part: int, events: pa.Table, targets: pa.Table) -> None:
-        """Writes one part of events/ and targets/; parts come in order, columns and sort order as in the layout.
+        """Writes one part of events/ and targets/; parts come in order, columns and sort order as
+        in the layout.
 
         Raises:
             DataError: an id is null.
@@ -422,12 +576,20 @@ class DatasetWriter:
         """
         if part != self._tally.num_parts:
             raise ValueError(f"part {part} was written when part {self._tally.num_parts} was due")
-        events, targets = events.select(self._events.names).cast(self._events), targets.select(self._targets.names).cast(self._targets)
-        for table, keys in ((events, (USER_ID, TIMESTAMP, EVENT_SEQ)), (targets, (USER_ID, TIMESTAMP, REQUEST_ID))):
+        events, targets = (
+            events.select(self._events.names).cast(self._events),
+            targets.select(self._targets.names).cast(self._targets),
+        )
+        for table, keys in (
+            (events, (USER_ID, TIMESTAMP, EVENT_SEQ)),
+            (targets, (USER_ID, TIMESTAMP, REQUEST_ID)),
+        ):
             columns = [int64_of(table, key) for key in keys]
             int64_of(table, ITEM_ID)
             if not _is_sorted(columns) or np.any(part_of(columns[0], self.num_parts) != part):
-                raise ValueError(f"part {part}: rows must be those of the part, sorted by {', '.join(keys)}")
+                raise ValueError(
+                    f"part {part}: rows must be those of the part, sorted by {', '.join(keys)}"
+                )
         self._tally.add(events, targets)
         pq.write_table(events, self.path / "events" / part_name(part), compression="zstd")
         pq.write_table(targets, self.path / "targets" / part_name(part), compression="zstd")
@@ -438,18 +600,26 @@ class DatasetWriter:
         Raises:
             DataError: an id is null or not unique.
         """
-        for name, table, expected in (("items", items, item_schema(self.schema)), ("users", users, user_schema(self.schema))):
+        for name, table, expected in (
+            ("items", items, item_schema(self.schema)),
+            ("users", users, user_schema(self.schema)),
+        ):
             key = expected.names[0]
             table = table.select(expected.names).cast(expected).sort_by(key)
             ids = int64_of(table, key)
             if len(doubles := ids[1:][ids[1:] == ids[:-1]]):
-                raise DataError(f"{key} must be unique in {name}", found=f"{len(doubles)} repeated, for example {doubles[0]}")
+                raise DataError(
+                    f"{key} must be unique in {name}",
+                    found=f"{len(doubles)} repeated, for example {doubles[0]}",
+                )
             pq.write_table(table, self.path / f"{name}.parquet", compression="zstd")
         self._tally.num_items = items.num_rows
 
     def _finish(self) -> None:
         if self._tally.num_parts != self.num_parts or not (self.path / "users.parquet").exists():
-            raise ValueError(f"{self._tally.num_parts} of {self.num_parts} parts were written, or no items and users")
+            raise ValueError(
+                f"{self._tally.num_parts} of {self.num_parts} parts were written, or no items and users"
+            )
         digest = hashlib.sha256(self.schema.fingerprint.encode())
         for path in sorted(self.path.rglob("*.parquet")):
             digest.update(f"{path.relative_to(self.path)}:{files.sha256_of(path)}".encode())
@@ -474,27 +644,45 @@ class _Tally:
         self.users.append(np.diff(np.append(starts, len(users))))
         owners, moments = int64_of(targets, USER_ID), int64_of(targets, TIMESTAMP)
         first = group_starts(int64_of(targets, REQUEST_ID))
-        lengths = np.bincount(history_lengths(users, times, owners[first], moments[first]), minlength=len(self.histories))
-        lengths[:len(self.histories)] += self.histories
+        lengths = np.bincount(
+            history_lengths(users, times, owners[first], moments[first]),
+            minlength=len(self.histories),
+        )
+        lengths[: len(self.histories)] += self.histories
         self.histories = lengths
         self.num_parts, self.num_events = self.num_parts + 1, self.num_events + len(users)
-        self.num_requests, self.num_targets = self.num_requests + len(first), self.num_targets + len(owners)
+        self.num_requests, self.num_targets = (
+            self.num_requests + len(first),
+            self.num_targets + len(owners),
+        )
         self.times += [int(times.min()), int(times.max())] if len(times) else []
         for task in self.tasks:
             labels = int64_of(targets, task)
             if np.any((labels != 0) & (labels != 1)):
-                raise DataError(f"label '{task}' must be 0 or 1", found=sorted(set(labels[(labels != 0) & (labels != 1)][:5].tolist())))
+                raise DataError(
+                    f"label '{task}' must be 0 or 1",
+                    found=sorted(set(labels[(labels != 0) & (labels != 1)][:5].tolist())),
+                )
             self.positives[task] += int(labels.sum())
 
     def facts(self) -> dict[str, Any]:
         users = np.concatenate(self.users)
         span = (min(self.times), max(self.times)) if self.times else (None, None)
         return {
-            "num_parts": self.num_parts, "num_events": self.num_events, "num_users": len(users), "num_items": self.num_items,
-            "num_requests": self.num_requests, "num_targets": self.num_targets,
-            "time_range_ms": list(span), "time_range": [_iso(time) for time in span],
-            "events_per_user": quantiles(users), "history_length": quantiles_of_counts(self.histories),
-            "label_rates": {task: count / max(self.num_targets, 1) for task, count in self.positives.items()}}
+            "num_parts": self.num_parts,
+            "num_events": self.num_events,
+            "num_users": len(users),
+            "num_items": self.num_items,
+            "num_requests": self.num_requests,
+            "num_targets": self.num_targets,
+            "time_range_ms": list(span),
+            "time_range": [_iso(time) for time in span],
+            "events_per_user": quantiles(users),
+            "history_length": quantiles_of_counts(self.histories),
+            "label_rates": {
+                task: count / max(self.num_targets, 1) for task, count in self.positives.items()
+            },
+        }
 
 
 def _iso(time_ms: int | None) -> str | None:
@@ -513,8 +701,19 @@ def _is_sorted(keys: Sequence[Int64]) -> bool:
 
 def _check_count(path: Path, found: int, expected: object) -> None:
     if found != expected:
-        raise DataError(f"{path} does not have the rows that dataset.json counted", found=found, expected=expected, fix=AGAIN)
+        raise DataError(
+            f"{path} does not have the rows that dataset.json counted",
+            found=found,
+            expected=expected,
+            fix=AGAIN,
+        )
 
 
 def _span(names: Sequence[str]) -> str:
-    return "nothing" if not names else ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]} ({len(names)})"
+    return (
+        "nothing"
+        if not names
+        else ", ".join(names)
+        if len(names) < 4
+        else f"{names[0]} .. {names[-1]} ({len(names)})"
+    )

@@ -1,4 +1,6 @@
-"""Whole-file writes: a reader sees the old content or the new one, never half of either, whatever happens to the writer."""
+"""Whole-file writes: a reader sees the old content or the new one, never half of either, whatever
+happens to the writer.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,13 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it takes the place of `path`, on error it is removed.
+    """Yields a temporary path beside `path`; on success it takes the place of `path`, on error it
+    is removed.
 
-    Works for a file and for a directory. The two directories change places in one step, so a kill at any moment leaves the old version or
-    the new one; where the file system cannot do that, a kill between two renames leaves the old one under `.<name>.old-*`, and the next
+    Works for a file and for a directory. The two directories change places in one step, so a kill
+    at any moment leaves the old version or
+    the new one; where the file system cannot do that, a kill between two renames leaves the old one
+    under `.<name>.old-*`, and the next
     call puts it back. What killed processes of this machine left beside `path` is removed.
 
     Raises:
@@ -61,17 +66,27 @@ def disk_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise DataError(f"no space is left to write {target}", found=os.strerror(error.errno),
-                        fix="Free some space and run it again; what was there before is as it was.") from error
+        raise DataError(
+            f"no space is left to write {target}",
+            found=os.strerror(error.errno),
+            fix="Free some space and run it again; what was there before is as it was.",
+        ) from error
 
 
 def beside(target: Path, kind: str) -> Path:
-    """Returns a new hidden name beside `target` that says which process made it; `tidy` removes it when that is dead."""
-    return target.parent / f".{target.name}.{kind}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """Returns a new hidden name beside `target` that says which process made it; `tidy` removes it
+    when that is dead.
+    """
+    return (
+        target.parent
+        / f".{target.name}.{kind}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    )
 
 
 def tidy(target: Path) -> None:
-    """Removes what killed processes of this machine left beside `target`; puts it back where one was killed between two renames."""
+    """Removes what killed processes of this machine left beside `target`; puts it back where one
+    was killed between two renames.
+    """
     host = socket.gethostname()
     for entry in target.parent.glob(f".{glob.escape(target.name)}.*-{glob.escape(host)}-*-*"):
         pid = entry.name.rsplit("-", 2)[1]
@@ -94,21 +109,30 @@ def _is_alive(pid: int) -> bool:
 
 
 def _exchange(left: Path, right: Path) -> bool:
-    """Returns whether two paths have changed places, in one step; False where the system or the file system cannot do that."""
+    """Returns whether two paths have changed places, in one step; False where the system or the
+    file system cannot do that.
+    """
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return rename is not None and rename(AT_FDCWD, os.fsencode(left), AT_FDCWD, os.fsencode(right), RENAME_EXCHANGE) == 0
+    return (
+        rename is not None
+        and rename(AT_FDCWD, os.fsencode(left), AT_FDCWD, os.fsencode(right), RENAME_EXCHANGE) == 0
+    )
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(OSError):  # a disk that cannot be written; what went wrong before says so
+        with contextlib.suppress(
+            OSError
+        ):  # a disk that cannot be written; what went wrong before says so
             path.unlink(missing_ok=True)
 
 
 def sync(directory: Path) -> None:
-    """Returns when the entries of a directory and the bytes of its files are on disk; folders inside it are not looked into."""
+    """Returns when the entries of a directory and the bytes of its files are on disk; folders
+    inside it are not looked into.
+    """
     for path in (*(path for path in directory.iterdir() if path.is_file()), directory):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -120,7 +144,9 @@ def sync(directory: Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, keys in the given order, replacing `path` at once."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: str | Path) -> Any:
@@ -134,7 +160,11 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", expected="a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON", found=str(error), fix="Write it again with the command that made it.") from error
+        raise DataError(
+            f"{path} is not JSON",
+            found=str(error),
+            fix="Write it again with the command that made it.",
+        ) from error
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,8 +1,10 @@
-"""The history codec: one user's events as bytes and back. Both doors of the feature store carry these bytes.
+"""The history codec: one user's events as bytes and back. Both doors of the feature store carry
+these bytes.
 
     payload = Arrow IPC stream of one record batch | CRC-32 of the stream, 4 bytes | b"LRH1"
 
-Any Arrow reader can read the stream; it does not look at the 8 bytes behind it. Rows are ordered by (timestamp, event_seq). Equal
+Any Arrow reader can read the stream; it does not look at the 8 bytes behind it. Rows are ordered by
+(timestamp, event_seq). Equal
 events give equal bytes, wherever the batch was sliced from.
 """
 
@@ -20,7 +22,9 @@ from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
 
 try:
-    from isal.isal_zlib import crc32  # the same number, seven times as fast: it is a fifth of an online read otherwise
+    from isal.isal_zlib import (
+        crc32,
+    )  # the same number, seven times as fast: it is a fifth of an online read otherwise
 except ImportError:  # an environment for training alone
     from zlib import crc32
 
@@ -39,7 +43,9 @@ _TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": _TEXT}
 
 @functools.lru_cache(maxsize=16)
 def arrow_schema(schema: Schema) -> pa.Schema:
-    """Returns the columns of a history: ids, time (int64 ms), tie order, [basket], event features; with both tags as metadata."""
+    """Returns the columns of a history: ids, time (int64 ms), tie order, [basket], event features;
+    with both tags as metadata.
+    """
     names = (ITEM_ID, TIMESTAMP, EVENT_SEQ, *([BASKET_ID] if schema.has_baskets else []))
     fields = [pa.field(name, pa.int64(), nullable=False) for name in names]
     fields += [pa.field(feature.name, _TYPES[feature.dtype]) for feature in schema.event]
@@ -54,12 +60,14 @@ def empty(schema: Schema) -> pa.RecordBatch:
 
 
 def conform(events: pa.RecordBatch | pa.Table, schema: Schema) -> pa.RecordBatch:
-    """Returns `events` as a history: the codec's columns in its order, times as int64 ms, strings dictionary-encoded.
+    """Returns `events` as a history: the codec's columns in its order, times as int64 ms, strings
+    dictionary-encoded.
 
     Zero-copy for columns that are right already; other columns are dropped.
 
     Raises:
-        DataError: a column is missing, has another type, or holds a null that the codec does not allow.
+        DataError: a column is missing, has another type, or holds a null that the codec does not
+            allow.
     """
     wanted = arrow_schema(schema)
     return pa.record_batch([_conform_column(events, field) for field in wanted], schema=wanted)
@@ -94,12 +102,12 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
     """
     view = memoryview(payload)
     stream = view[:-_TRAILER]
-    if len(view) <= _TRAILER or bytes(view[-len(MAGIC):]) != MAGIC:
+    if len(view) <= _TRAILER or bytes(view[-len(MAGIC) :]) != MAGIC:
         raise _unreadable(f"{len(view)} bytes without the end mark {MAGIC!r}")
-    if crc32(stream).to_bytes(4, "little") != bytes(view[-_TRAILER:-len(MAGIC)]):
+    if crc32(stream).to_bytes(4, "little") != bytes(view[-_TRAILER : -len(MAGIC)]):
         raise _unreadable(f"{len(view)} bytes with another checksum than they end with")
     try:
-        _check_tags(bytes(stream[:8 + int.from_bytes(stream[4:8], "little")]), schema)
+        _check_tags(bytes(stream[: 8 + int.from_bytes(stream[4:8], "little")]), schema)
         batch: pa.RecordBatch = pa.ipc.open_stream(pa.py_buffer(stream)).read_next_batch()
     except (pa.ArrowInvalid, pa.ArrowException, OSError, StopIteration) as error:
         raise _unreadable(str(error)) from error
@@ -133,22 +141,35 @@ def most_recent(history: pa.RecordBatch, length: int) -> pa.RecordBatch:
 def joined(histories: Sequence[pa.RecordBatch], schema: Schema) -> pa.RecordBatch:
     """Returns histories one after another in one batch; dictionaries are unified."""
     wanted = arrow_schema(schema)
-    table = pa.Table.from_batches([part for part in histories if part.num_rows], schema=wanted).unify_dictionaries().combine_chunks()
+    table = (
+        pa.Table.from_batches([part for part in histories if part.num_rows], schema=wanted)
+        .unify_dictionaries()
+        .combine_chunks()
+    )
     batches = table.to_batches()
     return batches[0] if batches else empty(schema)
 
 
 def with_own_texts(events: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns the same events with dictionaries that hold their own texts only, by first appearance."""
-    return pa.record_batch([_canonical(column) if pa.types.is_dictionary(column.type) else column for column in events.columns],
-                           schema=events.schema)
+    """Returns the same events with dictionaries that hold their own texts only, by first
+    appearance.
+    """
+    return pa.record_batch(
+        [
+            _canonical(column) if pa.types.is_dictionary(column.type) else column
+            for column in events.columns
+        ],
+        schema=events.schema,
+    )
 
 
 def merged(base: pa.RecordBatch, later: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
     """Returns the events of two histories once each, sorted by (timestamp, event_seq, item_id).
 
-    Those three together are the key of an event; where both histories hold one, it is taken from `base`. Either of them as it is when
-    the other one is empty; both one after the other, unsorted work saved, when `later` begins after the end of `base`.
+    Those three together are the key of an event; where both histories hold one, it is taken from
+    `base`. Either of them as it is when
+    the other one is empty; both one after the other, unsorted work saved, when `later` begins after
+    the end of `base`.
     """
     if not (base.num_rows and later.num_rows):
         return base if base.num_rows else later
@@ -168,29 +189,45 @@ def _key(events: pa.RecordBatch, row: int) -> tuple[int, ...]:
 def _conform_column(events: pa.RecordBatch | pa.Table, field: pa.Field) -> pa.Array:
     position = events.schema.get_field_index(field.name)
     if position < 0:
-        raise DataError(f"events lack the column '{field.name}'", found=", ".join(events.schema.names), expected=str(field.type))
+        raise DataError(
+            f"events lack the column '{field.name}'",
+            found=", ".join(events.schema.names),
+            expected=str(field.type),
+        )
     column = events.column(position)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if not field.nullable and column.null_count:
-        raise DataError(f"column '{field.name}' of the events must not hold nulls", found=f"{column.null_count} of {len(column)}")
+        raise DataError(
+            f"column '{field.name}' of the events must not hold nulls",
+            found=f"{column.null_count} of {len(column)}",
+        )
     try:
         if field.name == TIMESTAMP and pa.types.is_timestamp(column.type):
             column = pc.cast(column, pa.timestamp("ms", column.type.tz)).view(pa.int64())
         return column if column.type == field.type else pc.cast(column, field.type)
     except pa.ArrowException as error:
-        raise DataError(f"column '{field.name}' of the events has the wrong type", found=str(column.type),
-                        expected=str(field.type)) from error
+        raise DataError(
+            f"column '{field.name}' of the events has the wrong type",
+            found=str(column.type),
+            expected=str(field.type),
+        ) from error
 
 
 def _canonical(column: pa.Array) -> pa.Array:
-    """Returns the column in its one form: dictionaries by first appearance, nothing hidden under nulls."""
+    """Returns the column in its one form: dictionaries by first appearance, nothing hidden under
+    nulls.
+    """
     if pa.types.is_dictionary(column.type):
         encoded = column.dictionary_decode().dictionary_encode()
-        texts = encoded.dictionary if len(encoded.dictionary) else pa.array([], pa.string())  # an empty one may have offsets or none
+        texts = (
+            encoded.dictionary if len(encoded.dictionary) else pa.array([], pa.string())
+        )  # an empty one may have offsets or none
         return pa.DictionaryArray.from_arrays(_canonical(encoded.indices), texts)
     if not column.null_count:
-        return pa.array(column.to_numpy())  # a slice would carry its neighbours up to the next 64 bytes
+        return pa.array(
+            column.to_numpy()
+        )  # a slice would carry its neighbours up to the next 64 bytes
     missing = np.asarray(column.is_null())
     values = np.where(missing, 0, np.asarray(column.fill_null(0)))
     return pa.array(values, column.type, mask=missing)
@@ -201,25 +238,49 @@ def _check_order(batch: pa.RecordBatch) -> None:
     wrong = (times[1:] < times[:-1]) | ((times[1:] == times[:-1]) & (order[1:] < order[:-1]))
     if wrong.any():
         found = f"{int(wrong.sum())} steps back, the first at row {int(wrong.argmax()) + 1}"
-        raise DataError("the events of a history are not in order", found=found, expected="ascending timestamp, then event_seq",
-                        fix="Sort them before packing.")
+        raise DataError(
+            "the events of a history are not in order",
+            found=found,
+            expected="ascending timestamp, then event_seq",
+            fix="Sort them before packing.",
+        )
 
 
 @functools.lru_cache(maxsize=64)
 def _check_tags(message: bytes, schema: Schema) -> None:
-    """Checks the schema message that a stream begins with (marker, length, flatbuffer); the same message passes again without a look."""
+    """Checks the schema message that a stream begins with (marker, length, flatbuffer); the same
+    message passes again without a look.
+    """
     found, expected = pa.ipc.read_schema(pa.py_buffer(message)), arrow_schema(schema)
     if found.equals(expected, check_metadata=True):
         return
     metadata = found.metadata or {}
-    version, fingerprint = (metadata.get(key, b"none").decode(errors="replace") for key in (VERSION_KEY, FINGERPRINT_KEY))
+    version, fingerprint = (
+        metadata.get(key, b"none").decode(errors="replace")
+        for key in (VERSION_KEY, FINGERPRINT_KEY)
+    )
     if version != CODEC_VERSION:
-        raise DataError("a history has another codec version", found=version, expected=CODEC_VERSION, fix="Publish the features again.")
-    if metadata.get(FINGERPRINT_KEY) != expected.metadata[FINGERPRINT_KEY] or not found.equals(expected):
-        raise SchemaMismatch("a history was packed for another schema", found=fingerprint, expected=f"{schema.fingerprint} ({schema.name})",
-                             fix="Publish the features of this dataset.")
+        raise DataError(
+            "a history has another codec version",
+            found=version,
+            expected=CODEC_VERSION,
+            fix="Publish the features again.",
+        )
+    if metadata.get(FINGERPRINT_KEY) != expected.metadata[FINGERPRINT_KEY] or not found.equals(
+        expected
+    ):
+        raise SchemaMismatch(
+            "a history was packed for another schema",
+            found=fingerprint,
+            expected=f"{schema.fingerprint} ({schema.name})",
+            fix="Publish the features of this dataset.",
+        )
 
 
 def _unreadable(found: str) -> DataError:
-    return DataError("a packed history is not readable", found=found, expected="an Arrow IPC stream with its checksum",
-                     fix="Publish the features again.")
+    return DataError(
+        "a packed history is not readable",
+        found=found,
+        expected="an Arrow IPC stream with its checksum",
+        fix="Publish the features again.",
+    )

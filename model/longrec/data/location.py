@@ -1,6 +1,8 @@
-"""Where a dataset is: a directory, or an address of an object store that pyarrow knows (s3://, gs://, abfs://).
+"""Where a dataset is: a directory, or an address of an object store that pyarrow knows (s3://,
+gs://, abfs://).
 
-Credentials, region and endpoint come from the environment, as those stores define it (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+Credentials, region and endpoint come from the environment, as those stores define it
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS); nothing of them is in an address.
 """
 
@@ -24,7 +26,8 @@ from longrec.errors import DataError
 
 @contextlib.contextmanager
 def opened(uri: str, shard: Shard = WHOLE) -> Iterator[Path]:
-    """Yields a directory with the files at `uri`: the place itself where it is a path or file://, else a copy that is removed afterwards.
+    """Yields a directory with the files at `uri`: the place itself where it is a path or file://,
+    else a copy that is removed afterwards.
 
     Of events/ and targets/ only the parts of a shard are copied.
 
@@ -40,7 +43,12 @@ def opened(uri: str, shard: Shard = WHOLE) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="longrec-data-") as folder:
         with _errors(uri):
             if shard == WHOLE:
-                fs.copy_files(root, folder, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+                fs.copy_files(
+                    root,
+                    folder,
+                    source_filesystem=system,
+                    destination_filesystem=fs.LocalFileSystem(),
+                )
             else:
                 _copy_shard(system, root, Path(folder), shard)
         yield Path(folder)
@@ -53,7 +61,12 @@ def _copy_shard(system: fs.FileSystem, root: str, folder: Path, shard: Shard) ->
     names = [f"{table}/{part_name(part)}" for table in ("events", "targets") for part in parts]
     for name in ("dataset.json", "items.parquet", "users.parquet", *names):
         (folder / name).parent.mkdir(exist_ok=True)
-        fs.copy_files(f"{root}/{name}", str(folder / name), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+        fs.copy_files(
+            f"{root}/{name}",
+            str(folder / name),
+            source_filesystem=system,
+            destination_filesystem=fs.LocalFileSystem(),
+        )
 
 
 def read_json(uri: str, name: str) -> Any:
@@ -70,7 +83,8 @@ def read_json(uri: str, name: str) -> Any:
 
 
 def fingerprint(uri: str) -> str:
-    """Returns a text that changes when a file below `uri` does: by content in a directory, by size and time of change in an object store.
+    """Returns a text that changes when a file below `uri` does: by content in a directory, by size
+    and time of change in an object store.
 
     Raises:
         DataError: as of `opened`.
@@ -79,23 +93,35 @@ def fingerprint(uri: str) -> str:
     is_local, digest = isinstance(system, fs.LocalFileSystem), hashlib.sha256()
     with _errors(uri):
         entries = system.get_file_info(fs.FileSelector(root, recursive=True))
-    for entry in sorted((entry for entry in entries if entry.is_file), key=lambda entry: entry.path):
+    for entry in sorted(
+        (entry for entry in entries if entry.is_file), key=lambda entry: entry.path
+    ):
         state = files.sha256_of(entry.path) if is_local else f"{entry.size} {entry.mtime_ns}"
         digest.update(f"{entry.path.removeprefix(root)}\n{state}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Returns the file system of an address and the path in it, after checking that something is there."""
+    """Returns the file system of an address and the path in it, after checking that something is
+    there.
+    """
     with _errors(uri):
         if "://" in uri and not uri.startswith("file://"):
             system, root = fs.FileSystem.from_uri(uri)
         else:
-            path = urllib.parse.unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+            path = (
+                urllib.parse.unquote(uri.removeprefix("file://"))
+                if uri.startswith("file://")
+                else uri
+            )
             system, root = fs.LocalFileSystem(), str(Path(path).absolute())
         found = system.get_file_info(f"{root}/dataset.json")
     if found.type != fs.FileType.File:
-        raise DataError(f"there is no dataset at {uri}", expected="a directory with dataset.json", fix="Make one with longrec import.")
+        raise DataError(
+            f"there is no dataset at {uri}",
+            expected="a directory with dataset.json",
+            fix="Make one with longrec import.",
+        )
     return system, root
 
 
@@ -108,4 +134,8 @@ def _errors(uri: str) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         found = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise DataError(f"{uri} cannot be read", found=found, fix="Check the address, the credentials and AWS_ENDPOINT_URL.") from error
+        raise DataError(
+            f"{uri} cannot be read",
+            found=found,
+            fix="Check the address, the credentials and AWS_ENDPOINT_URL.",
+        ) from error

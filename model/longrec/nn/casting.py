@@ -1,6 +1,8 @@
-"""The weights of products in 16 bits, cast together under autocast: one operation each way, where autocast takes two for every weight.
+"""The weights of products in 16 bits, cast together under autocast: one operation each way, where
+autocast takes two for every weight.
 
-Values and gradients are those of autocast, bit for bit: it too casts a weight once a pass and sums its gradients in 16 bits.
+Values and gradients are those of autocast, bit for bit: it too casts a weight once a pass and sums
+its gradients in 16 bits.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def together(owners: Mapping[str, tuple[nn.Module, str]], device: torch.device) -> Iterator[None]:
-    """Within it the parameters are their casts, where autocast is on, as it must stay, and gradients are wanted.
+    """Within it the parameters are their casts, where autocast is on, as it must stay, and
+    gradients are wanted.
 
     Without gradients several threads may share a module, and nothing is changed in it.
 
@@ -25,8 +28,11 @@ def together(owners: Mapping[str, tuple[nn.Module, str]], device: torch.device) 
     """
     places = list(owners.values())
     weights = [module._parameters[name] for module, name in places]
-    if not (torch.is_grad_enabled() and torch.is_autocast_enabled(device.type) and all(
-            weight is not None and weight.dtype == torch.float32 for weight in weights)):
+    if not (
+        torch.is_grad_enabled()
+        and torch.is_autocast_enabled(device.type)
+        and all(weight is not None and weight.dtype == torch.float32 for weight in weights)
+    ):
         yield
         return
     cast = _Cast.apply(torch.get_autocast_dtype(device.type), *weights)  # type: ignore[no-untyped-call]

@@ -1,7 +1,9 @@
-"""The event tokens of a batch on a CUDA device: features in, x of every event out, as longrec.nn.ranker forms them.
+"""The event tokens of a batch on a CUDA device: features in, x of every event out, as
+longrec.nn.ranker forms them.
 
     z = [embeddings of item | of action | of gap | 1 | 0 ...]      gathered straight into 16 bits
-    [e ; a] = z B                                                   both projections and the bias lie in B
+    [e ; a] = z B                                                   both projections and the bias
+    lie in B
     x = e + SwiGLUFFN([e ; a])                                      or e + a
 
 Shape letters: T events, D width, W width of z (a multiple of 64).
@@ -31,7 +33,8 @@ class Lookup:
         table: the parameter, [rows, K].
         sparse: whether its gradient is sparse.
         index: int [*, F], row of each feature within its part of the table.
-        columns, starts: int64 [n], columns of `index` that this table serves and first row of each one's part.
+        columns, starts: int64 [n], columns of `index` that this table serves and first row of each
+            one's part.
         items: [T], rows of `index` to read, or None for all in order.
     """
 
@@ -49,36 +52,65 @@ class Lookup:
 
 
 def precision(weight: Tensor) -> torch.dtype:
-    """Returns the type that products with this weight run in: that of autocast, or the weight's own."""
-    return torch.get_autocast_dtype("cuda") if weight.is_cuda and torch.is_autocast_enabled("cuda") else weight.dtype
+    """Returns the type that products with this weight run in: that of autocast, or the weight's
+    own.
+    """
+    return (
+        torch.get_autocast_dtype("cuda")
+        if weight.is_cuda and torch.is_autocast_enabled("cuda")
+        else weight.dtype
+    )
 
 
 def usable(item_part: nn.Linear, events: Int[Tensor, " T"]) -> bool:
-    """Returns whether the fused path takes these events: on a CUDA device, products in 16 bits, many events."""
-    return (events.is_cuda and precision(item_part.weight).itemsize == 2 and events.shape[0] >= fused_ffn.FEWEST_ROWS
-            and item_part.out_features % ALIGNMENT == 0 and fused_ffn.available())
+    """Returns whether the fused path takes these events: on a CUDA device, products in 16 bits,
+    many events.
+    """
+    return (
+        events.is_cuda
+        and precision(item_part.weight).itemsize == 2
+        and events.shape[0] >= fused_ffn.FEWEST_ROWS
+        and item_part.out_features % ALIGNMENT == 0
+        and fused_ffn.available()
+    )
 
 
-def embeddings(lookups: Sequence[Lookup], num_events: int, kind: torch.dtype) -> Float[Tensor, "T W"]:
-    """Returns the embeddings of all lookups side by side, then a 1, then zeros up to a multiple of 64 columns."""
-    embedded: Tensor = fused_ffn.apply(_Embeddings, tuple(lookups), num_events, kind, *(lookup.table for lookup in lookups))
+def embeddings(
+    lookups: Sequence[Lookup], num_events: int, kind: torch.dtype
+) -> Float[Tensor, "T W"]:
+    """Returns the embeddings of all lookups side by side, then a 1, then zeros up to a multiple of
+    64 columns.
+    """
+    embedded: Tensor = fused_ffn.apply(
+        _Embeddings, tuple(lookups), num_events, kind, *(lookup.table for lookup in lookups)
+    )
     return embedded
 
 
 def projection(item_part: nn.Linear, action_part: nn.Linear, rows: int) -> Float[Tensor, "W D2"]:
     """Returns B, so that `embeddings` B is [item part ; action part] side by side, [rows, 2 D]."""
     width = item_part.out_features
-    parts = [functional.pad(item_part.weight.t(), (0, width)), functional.pad(action_part.weight.t(), (width, 0)),
-             functional.pad(action_part.bias[None], (width, 0))]
+    parts = [
+        functional.pad(item_part.weight.t(), (0, width)),
+        functional.pad(action_part.weight.t(), (width, 0)),
+        functional.pad(action_part.bias[None], (width, 0)),
+    ]
     used = torch.cat(parts)
     return functional.pad(used, (0, 0, 0, rows - used.shape[0]))
 
 
-def fused(z: Float[Tensor, "T W"], b: Float[Tensor, "W D2"], w_u: Float[Tensor, "H D2"], w_v: Float[Tensor, "H D2"],
-          w_o: Float[Tensor, "D H"]) -> Float[Tensor, "T D"]:
-    """Returns e + SwiGLUFFN([e ; a]) with [e ; a] = z B; weights of the FFN as nn.Linear holds them.
+def fused(
+    z: Float[Tensor, "T W"],
+    b: Float[Tensor, "W D2"],
+    w_u: Float[Tensor, "H D2"],
+    w_v: Float[Tensor, "H D2"],
+    w_o: Float[Tensor, "D H"],
+) -> Float[Tensor, "T D"]:
+    """Returns e + SwiGLUFFN([e ; a]) with [e ; a] = z B; weights of the FFN as nn.Linear holds
+    them.
 
-    z is usually narrower than [e ; a], and nothing but a product lies between them: (z B) W_u = z (B W_u) saves 8 r d^2 - 4 r d W
+    z is usually narrower than [e ; a], and nothing but a product lies between them: (z B) W_u = z
+    (B W_u) saves 8 r d^2 - 4 r d W
     FLOPs an event, and [e ; a] itself is never formed. A wider z is projected first.
 
     Source: arXiv 2609.08443, appendix D.
@@ -94,18 +126,30 @@ def fused(z: Float[Tensor, "T W"], b: Float[Tensor, "W D2"], w_u: Float[Tensor, 
 
 class _Embeddings(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lookups: tuple[Lookup, ...], num_events: int, kind: torch.dtype, *tables: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, lookups: tuple[Lookup, ...], num_events: int, kind: torch.dtype, *tables: Tensor
+    ) -> Tensor:
         from longrec.nn.kernels import rows
 
         used = sum(lookup.width for lookup in lookups)
-        out = torch.empty((num_events, -(-(used + 1) // ALIGNMENT) * ALIGNMENT), dtype=kind, device=tables[0].device)
+        out = torch.empty(
+            (num_events, -(-(used + 1) // ALIGNMENT) * ALIGNMENT),
+            dtype=kind,
+            device=tables[0].device,
+        )
         places, offset = [], 0
         for lookup, table in zip(lookups, tables, strict=True):
-            places.append(rows.gather(lookup.items, lookup.index, lookup.columns, lookup.starts, table, out, offset))
+            places.append(
+                rows.gather(
+                    lookup.items, lookup.index, lookup.columns, lookup.starts, table, out, offset
+                )
+            )
             offset += lookup.width
         out[:, used:] = torch.arange(out.shape[1] - used, device=out.device) == 0
         ctx.save_for_backward(*places)
-        ctx.tables = tuple((tuple(lookup.table.shape), lookup.table.dtype, lookup.sparse) for lookup in lookups)
+        ctx.tables = tuple(
+            (tuple(lookup.table.shape), lookup.table.dtype, lookup.sparse) for lookup in lookups
+        )
         return out
 
     @staticmethod
@@ -114,11 +158,17 @@ class _Embeddings(torch.autograd.Function):
 
         gradient, offset = gradients[0].contiguous(), 0
         of_tables: list[Tensor] = []
-        for at, ((num_rows, width), kind, sparse) in zip(ctx.saved_tensors, ctx.tables, strict=True):
+        for at, ((num_rows, width), kind, sparse) in zip(
+            ctx.saved_tensors, ctx.tables, strict=True
+        ):
             filled = at.shape[1] * width
             if sparse:
-                values = gradient[:, offset:offset + filled].to(kind).reshape(-1, width)
-                of_tables.append(torch.sparse_coo_tensor(at.view(1, -1), values, (num_rows, width), check_invariants=False))
+                values = gradient[:, offset : offset + filled].to(kind).reshape(-1, width)
+                of_tables.append(
+                    torch.sparse_coo_tensor(
+                        at.view(1, -1), values, (num_rows, width), check_invariants=False
+                    )
+                )
             else:
                 of_tables.append(rows.scatter(gradient, at, offset, num_rows, width).to(kind))
             offset += filled

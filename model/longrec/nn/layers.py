@@ -1,4 +1,5 @@
-"""Layers shared by the stack and the head: SwiGLU FFN, embeddings of encoded features, time-gap buckets.
+"""Layers shared by the stack and the head: SwiGLU FFN, embeddings of encoded features, time-gap
+buckets.
 
 Shape letters: T rows, D width, F features of a group, W width of their embeddings side by side.
 """
@@ -20,13 +21,19 @@ from longrec.schema import Feature
 
 NUM_GAP_BUCKETS = 32
 ID_STD, FEATURE_STD = 0.05, 1.0
-"""Initial deviations of id and of other embeddings: a new model tells items apart by their content, ids grow as data shows them."""
+"""Initial deviations of id and of other embeddings: a new model tells items apart by their content,
+ids grow as data shows them.
+"""
 
 
 def linear(in_width: int, width: int, *, bias: bool = False) -> nn.Linear:
-    """Returns a linear layer that keeps unit variance: weights of deviation in_width^-1/2, bias 0. `in_width` 0 leaves the bias alone."""
+    """Returns a linear layer that keeps unit variance: weights of deviation in_width^-1/2, bias 0.
+    `in_width` 0 leaves the bias alone.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that a layer without inputs has nothing to draw
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that a layer without inputs has nothing to draw
         layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, width, bias=bias)
     nn.init.normal_(layer.weight, std=max(in_width, 1) ** -0.5)
     if bias:
@@ -59,14 +66,18 @@ class SwiGLUFFN(nn.Module):
 
 
 class PlainFFN(nn.Module):
-    """PlainFFN(x) = gelu(x W_1) W_2 with hidden width 3/2 r D: as many parameters and FLOPs as SwiGLUFFN, to compare with.
+    """PlainFFN(x) = gelu(x W_1) W_2 with hidden width 3/2 r D: as many parameters and FLOPs as
+    SwiGLUFFN, to compare with.
 
     Source: arXiv 1706.03762, equation 2, with GELU for ReLU.
     """
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.w_1, self.w_2 = linear(width, 3 * ratio * width // 2), linear(3 * ratio * width // 2, width)
+        self.w_1, self.w_2 = (
+            linear(width, 3 * ratio * width // 2),
+            linear(3 * ratio * width // 2, width),
+        )
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Returns one row per row of `x`."""
@@ -75,7 +86,9 @@ class PlainFFN(nn.Module):
 
 
 class ResidualFFN(nn.Module):
-    """ResidualFFN(x) = x + SwiGLUFFN(x): what an event is stays in its encoding, whatever the FFN has learned yet. Ours."""
+    """ResidualFFN(x) = x + SwiGLUFFN(x): what an event is stays in its encoding, whatever the FFN
+    has learned yet. Ours.
+    """
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -88,9 +101,11 @@ class ResidualFFN(nn.Module):
 
 
 class FeatureEmbedding(nn.Module):
-    """Concatenated embeddings of the encoded features of one group (items, users or actions): ids first, then the others.
+    """Concatenated embeddings of the encoded features of one group (items, users or actions): ids
+    first, then the others.
 
-    All `id` features of the group share one table with sparse gradients, all others one dense table; each feature owns the rows
+    All `id` features of the group share one table with sparse gradients, all others one dense
+    table; each feature owns the rows
     from the sizes of the features before it on:
 
         indices of the features   (item_id 7, author_id 2, topic 5), sizes (100, 30, 9)
@@ -110,11 +125,22 @@ class FeatureEmbedding(nn.Module):
     other_starts: Tensor
     nothing: Tensor
 
-    def __init__(self, features: Sequence[Feature], sizes: Sequence[int], *, id_dim: int, feature_dim: int,
-                 id_std: float = ID_STD) -> None:
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        sizes: Sequence[int],
+        *,
+        id_dim: int,
+        feature_dim: int,
+        id_std: float = ID_STD,
+    ) -> None:
         super().__init__()
         if len(features) != len(sizes):
-            raise DataError("sizes do not fit the features", found=f"{len(sizes)} sizes", expected=f"{len(features)}, one per feature")
+            raise DataError(
+                "sizes do not fit the features",
+                found=f"{len(sizes)} sizes",
+                expected=f"{len(features)}, one per feature",
+            )
         self.names, self.sizes = [feature.name for feature in features], list(sizes)
         ids = [i for i, feature in enumerate(features) if feature.kind == "id"]
         others = [i for i, feature in enumerate(features) if feature.kind != "id"]
@@ -122,46 +148,77 @@ class FeatureEmbedding(nn.Module):
         self.ids = _table([sizes[i] for i in ids], id_dim, std=id_std, sparse=True)
         self.others = _table([sizes[i] for i in others], feature_dim, std=FEATURE_STD, sparse=False)
         for name, columns in (("id", ids), ("other", others)):
-            self.register_buffer(f"{name}_columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
-            self.register_buffer(f"{name}_starts", _starts([sizes[i] for i in columns]), persistent=False)
+            self.register_buffer(
+                f"{name}_columns", torch.tensor(columns, dtype=torch.int64), persistent=False
+            )
+            self.register_buffer(
+                f"{name}_starts", _starts([sizes[i] for i in columns]), persistent=False
+            )
         self.register_buffer("nothing", torch.zeros(1, 0), persistent=False)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the ids' table lies on several ranks (longrec.sharded): a step reads it once, for reads update it."""
+        """Whether the ids' table lies on several ranks (longrec.training.sharded_tables): a step
+        reads it once, for reads update it.
+        """
         return self.ids is not None and not isinstance(self.ids, nn.Embedding)
 
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T W"]:
         """Returns the embeddings side by side; [T, 0] for a group without features."""
         parts = []
-        for table, columns, starts in ((self.ids, self.id_columns, self.id_starts), (self.others, self.other_columns, self.other_starts)):
+        for table, columns, starts in (
+            (self.ids, self.id_columns, self.id_starts),
+            (self.others, self.other_columns, self.other_starts),
+        ):
             if table is not None:
-                parts.append(table(indices.index_select(1, columns) + starts).flatten(1))  # int64, as the starts are
+                parts.append(
+                    table(indices.index_select(1, columns) + starts).flatten(1)
+                )  # int64, as the starts are
         return torch.cat(parts, dim=1) if parts else self.nothing.expand(indices.shape[0], 0)
 
-    def lookups(self, indices: Int[Tensor, "_ F"], items: Int[Tensor, " T"] | None = None) -> list[Lookup]:
-        """Returns what `forward` reads of `indices` (or of its rows `items`), for longrec.nn.fused_tokens."""
-        parts = ((self.ids, self.id_columns, self.id_starts), (self.others, self.other_columns, self.other_starts))
-        return [Lookup(table.weight, table.sparse, indices, columns, starts, items)
-                for table, columns, starts in parts if table is not None]
+    def lookups(
+        self, indices: Int[Tensor, "_ F"], items: Int[Tensor, " T"] | None = None
+    ) -> list[Lookup]:
+        """Returns what `forward` reads of `indices` (or of its rows `items`), for
+        longrec.nn.fused_tokens.
+        """
+        parts = (
+            (self.ids, self.id_columns, self.id_starts),
+            (self.others, self.other_columns, self.other_starts),
+        )
+        return [
+            Lookup(table.weight, table.sparse, indices, columns, starts, items)
+            for table, columns, starts in parts
+            if table is not None
+        ]
 
     def check(self, indices: Int[Tensor, "T F"], where: str) -> None:
-        """Passes when every index is within the table of its own feature; an index outside it would read a neighbour's rows.
+        """Passes when every index is within the table of its own feature; an index outside it would
+        read a neighbour's rows.
 
         Raises:
             DataError: naming the feature and `where` the indices come from.
         """
         if indices.shape[1] != len(self.sizes):
             expected = f"{len(self.sizes)}: {self.names}"
-            raise DataError(f"{where} do not fit the schema", found=f"{indices.shape[1]} columns", expected=expected)
+            raise DataError(
+                f"{where} do not fit the schema",
+                found=f"{indices.shape[1]} columns",
+                expected=expected,
+            )
         for column, name, size in zip(indices.unbind(1), self.names, self.sizes, strict=True):
             if column.numel() and (int(column.min()) < 0 or int(column.max()) >= size):
-                raise DataError(f"{where}: an index of '{name}' is outside its table", found=f"{int(column.min())}..{int(column.max())}",
-                                expected=f"0..{size - 1}", fix="Encode with the encoder that the model was built with.")
+                raise DataError(
+                    f"{where}: an index of '{name}' is outside its table",
+                    found=f"{int(column.min())}..{int(column.max())}",
+                    expected=f"0..{size - 1}",
+                    fix="Encode with the encoder that the model was built with.",
+                )
 
 
 def gap_buckets(moments: Int[Tensor, " T"], timestamps: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
-    """Returns the bucket of each time gap, int64 [T]: 0 below one second, k from 2^(k-1) s to below 2^k s, the last for all above.
+    """Returns the bucket of each time gap, int64 [T]: 0 below one second, k from 2^(k-1) s to below
+    2^k s, the last for all above.
 
     Args:
         moments: int64 [T], time of the request of each event, ms.

@@ -1,4 +1,5 @@
-"""STCA: stacked target-to-history cross attention. Targets are the only queries; cost is linear in the history.
+"""STCA: stacked target-to-history cross attention. Targets are the only queries; cost is linear in
+the history.
 
     X (events) --LN(SwiGLUFFN_i)--> X_i          target-free, each row from its own event: `encode`
     x_t --> q_1 --attend X_1--> o_1 --+
@@ -25,24 +26,30 @@ from longrec.config import ModelConfig
 from longrec.nn import fused_stca
 from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, fused, keys_values_weight
-from longrec.nn.target_attention.kept import KeptKeysValues, Repeats
+from longrec.nn.target_attention.cached import KeptKeysValues, Repeats
 
 log = logging.getLogger(__name__)
 
 QK_GAIN = 2.0
 FFNS = {"swiglu": SwiGLUFFN, "plain": PlainFFN, "residual": ResidualFFN}
 Memory: TypeAlias = Tensor | fused.KeysValues | fused.Tokens | KeptKeysValues
-"""What a layer's queries attend to: X_i of the events, what longrec.nn.fused_stca made of them, or what a cache kept."""
+"""What a layer's queries attend to: X_i of the events, what longrec.nn.fused_stca made of them, or
+what a cache kept.
+"""
 
 
 class Layer(nn.Module):
     """One layer: the encoding X_i = LN(SwiGLUFFN_i(X)), the query q_i and the attention output o_i.
 
-    With `share_ffn` the query passes the FFN and norm of the history (the literal reading), else copies of them.
+    With `share_ffn` the query passes the FFN and norm of the history (the literal reading), else
+    copies of them.
 
-    Initial values, ours: W_K = W_Q = QK_GAIN times an orthogonal matrix, so that a query looks, before any training, for events
-    that are encoded like its own target, and few of them outweigh a long history. It shortens the plateau at the base rate where
-    learning rates are high or histories long, and changes nothing where training is gentle (docs/log.md).
+    Initial values, ours: W_K = W_Q = QK_GAIN times an orthogonal matrix, so that a query looks,
+    before any training, for events
+    that are encoded like its own target, and few of them outweigh a long history. It shortens the
+    plateau at the base rate where
+    learning rates are high or histories long, and changes nothing where training is gentle
+    (docs/log.md).
 
     Source: arXiv 2511.06077, STCA.
     """
@@ -56,7 +63,11 @@ class Layer(nn.Module):
         self.query_norm = None if config.share_ffn else nn.LayerNorm(width)
         self.w_q, self.w_v, self.w_o = (_orthogonal(width, gain) for gain in (QK_GAIN, 1.0, 1.0))
         self.w_k = nn.Parameter(self.w_q.detach().clone())
-        self.gap_bias = nn.Parameter(torch.zeros(NUM_GAP_BUCKETS, config.num_heads)) if config.recency == "bias" else None
+        self.gap_bias = (
+            nn.Parameter(torch.zeros(NUM_GAP_BUCKETS, config.num_heads))
+            if config.recency == "bias"
+            else None
+        )
         self.num_heads, self.order = config.num_heads, config.attention
 
     def encode(self, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
@@ -72,24 +83,44 @@ class Layer(nn.Module):
         return separate
 
     def keys_values(self, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D2"]:
-        """Returns keys and values of the raw event tokens X, for longrec.nn.target_attention.kept."""
+        """Returns keys and values of the raw event tokens X, for
+        longrec.nn.target_attention.cached.
+        """
         return self.encode(events) @ keys_values_weight(self.w_k, self.w_v, self.num_heads)
 
-    def attend(self, queries: Float[Tensor, "N D"], encoded: Memory, segments: Segments,
-               gaps: Int[Tensor, " T"] | None) -> Float[Tensor, "N D"]:
-        """Returns o_i; zeros for an empty history. `encoded` is X_i, or what else holds the events."""
+    def attend(
+        self,
+        queries: Float[Tensor, "N D"],
+        encoded: Memory,
+        segments: Segments,
+        gaps: Int[Tensor, " T"] | None,
+    ) -> Float[Tensor, "N D"]:
+        """Returns o_i; zeros for an empty history. `encoded` is X_i, or what else holds the
+        events.
+        """
         if not isinstance(encoded, Tensor):
-            output: Tensor = encoded.attend(queries @ self.w_q * (queries.shape[1] // self.num_heads) ** -0.5) @ self.w_o
+            output: Tensor = (
+                encoded.attend(queries @ self.w_q * (queries.shape[1] // self.num_heads) ** -0.5)
+                @ self.w_o
+            )
             return output
-        bias = None if self.gap_bias is None or gaps is None else functional.embedding(gaps, self.gap_bias)
-        inputs = AttentionInputs(queries, encoded, self.w_q, self.w_k, self.w_v, self.num_heads, segments, bias)
+        bias = (
+            None
+            if self.gap_bias is None or gaps is None
+            else functional.embedding(gaps, self.gap_bias)
+        )
+        inputs = AttentionInputs(
+            queries, encoded, self.w_q, self.w_k, self.w_v, self.num_heads, segments, bias
+        )
         return attend(inputs, self.order) @ self.w_o
 
 
 class STCA(nn.Module):
-    """z of every target: M layers that all read the raw event tokens, queries fused from all former outputs.
+    """z of every target: M layers that all read the raw event tokens, queries fused from all former
+    outputs.
 
-    q_1 = LN(SwiGLUFFN_1(x_t)); q_{i+1} = LN(SwiGLUFFN_{i+1}([o_1 | ... | o_i | x_t] W_C)); z = SwiGLUFFN([o_1 | ... | o_M | x_t] W_Z).
+    q_1 = LN(SwiGLUFFN_1(x_t)); q_{i+1} = LN(SwiGLUFFN_{i+1}([o_1 | ... | o_i | x_t] W_C)); z =
+    SwiGLUFFN([o_1 | ... | o_M | x_t] W_Z).
     Bias-free, no residual, no dropout.
 
     Attributes (they change speed and memory, never values, and are not part of a model):
@@ -103,7 +134,10 @@ class STCA(nn.Module):
         super().__init__()
         width, depth = config.width, config.num_layers
         if not config.query_fusion and depth < 3:
-            log.warning("model.query_fusion=false changes nothing in %d layers: there are several outputs to fuse from the third on", depth)
+            log.warning(
+                "model.query_fusion=false changes nothing in %d layers: there are several outputs to fuse from the third on",
+                depth,
+            )
         self.layers = nn.ModuleList(Layer(config) for _ in range(depth))
         seen = [number if config.query_fusion else 1 for number in range(1, depth)]
         self.fuse = nn.ModuleList(linear((number + 1) * width, width) for number in seen)
@@ -112,9 +146,15 @@ class STCA(nn.Module):
         self.out_norm = nn.LayerNorm(width) if config.output_norm else None
         self.query_fusion, self.chunk, self.recompute = config.query_fusion, 0, False
 
-    def forward(self, targets: Float[Tensor, "N D"], events: Float[Tensor, "T D"], event_offsets: Int[Tensor, " R1"],
-                target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None,
-                counts: tuple[list[int], list[int]] | None = None) -> Float[Tensor, "N D"]:
+    def forward(
+        self,
+        targets: Float[Tensor, "N D"],
+        events: Float[Tensor, "T D"],
+        event_offsets: Int[Tensor, " R1"],
+        target_offsets: Int[Tensor, " R1"],
+        gaps: Int[Tensor, " T"] | None = None,
+        counts: tuple[list[int], list[int]] | None = None,
+    ) -> Float[Tensor, "N D"]:
         """Returns z of every target; `score` of `encode`, one layer's encoding at a time.
 
         Args:
@@ -131,15 +171,22 @@ class STCA(nn.Module):
         return self._score(targets, self._encodings(events), segments, gaps)
 
     def encode(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
-        """Returns X_1 ... X_M, each [T, D]: the target-free half, which a cache can keep per event."""
+        """Returns X_1 ... X_M, each [T, D]: the target-free half, which a cache can keep per
+        event.
+        """
         return list(self._encodings(events))
 
     def side_by_side(self) -> fused_stca.SideBySide | None:
-        """Returns what `keys_values` reads of the layers as they are now, None where it reads them one after another."""
+        """Returns what `keys_values` reads of the layers as they are now, None where it reads them
+        one after another.
+        """
         return fused_stca.SideBySide.of(self._layers())
 
-    def keys_values(self, events: Float[Tensor, "T D"], weights: fused_stca.SideBySide | None = None) -> list[Tensor]:
-        """Returns keys and values of each layer, each [T, 2 D]: what a cache keeps per event where many targets are to be scored.
+    def keys_values(
+        self, events: Float[Tensor, "T D"], weights: fused_stca.SideBySide | None = None
+    ) -> list[Tensor]:
+        """Returns keys and values of each layer, each [T, 2 D]: what a cache keeps per event where
+        many targets are to be scored.
 
         Args:
             events: X, raw event tokens.
@@ -150,14 +197,30 @@ class STCA(nn.Module):
             return [layer.keys_values(events) for layer in layers]
         return weights.keys_values(events, layers[0].num_heads)
 
-    def score(self, targets: Float[Tensor, "N D"], encoded: Iterable[Memory], event_offsets: Int[Tensor, " R1"],
-              target_offsets: Int[Tensor, " R1"], gaps: Int[Tensor, " T"] | None = None,
-              counts: tuple[list[int], list[int]] | None = None) -> Float[Tensor, "N D"]:
-        """Returns z of every target; arguments as in `forward`, `encoded` as `encode` returns it or kept keys and values by layer."""
-        return self._score(targets, encoded, Segments.of(event_offsets, target_offsets, counts), gaps)
+    def score(
+        self,
+        targets: Float[Tensor, "N D"],
+        encoded: Iterable[Memory],
+        event_offsets: Int[Tensor, " R1"],
+        target_offsets: Int[Tensor, " R1"],
+        gaps: Int[Tensor, " T"] | None = None,
+        counts: tuple[list[int], list[int]] | None = None,
+    ) -> Float[Tensor, "N D"]:
+        """Returns z of every target; arguments as in `forward`, `encoded` as `encode` returns it or
+        kept keys and values by layer.
+        """
+        return self._score(
+            targets, encoded, Segments.of(event_offsets, target_offsets, counts), gaps
+        )
 
-    def kept(self, parts: Sequence[Sequence[Tensor]], gaps: Sequence[Tensor] | None, num_targets: Sequence[int],
-             segments: Segments | None = None, repeats: Sequence[Repeats | None] | None = None) -> list[KeptKeysValues]:
+    def kept(
+        self,
+        parts: Sequence[Sequence[Tensor]],
+        gaps: Sequence[Tensor] | None,
+        num_targets: Sequence[int],
+        segments: Segments | None = None,
+        repeats: Sequence[Repeats | None] | None = None,
+    ) -> list[KeptKeysValues]:
         """Returns what each layer attends to of R requests.
 
         Args:
@@ -165,29 +228,57 @@ class STCA(nn.Module):
             gaps: R of [L], bucket of the time gap of each event, for `recency: bias`.
             num_targets: of each request.
             segments: of the parts side by side, where they are on their device already.
-            repeats: R, equal events of each request, to be attended to once; None for a request to attend to all.
+            repeats: R, equal events of each request, to be attended to once; None for a request to
+                attend to all.
         """
         layers, equal = self._layers(), repeats or [None] * len(parts)
         table = self._gap_biases() if gaps is not None else None
-        by_request = [self._biases(table, None if gaps is None else gaps[request], equal[request]) for request in range(len(parts))]
-        lengths = [request[0].shape[0] if same is None else same.first.shape[0] for request, same in zip(parts, equal, strict=True)]
+        by_request = [
+            self._biases(table, None if gaps is None else gaps[request], equal[request])
+            for request in range(len(parts))
+        ]
+        lengths = [
+            request[0].shape[0] if same is None else same.first.shape[0]
+            for request, same in zip(parts, equal, strict=True)
+        ]
         device, rows = parts[0][0].device, [None if same is None else same.first for same in equal]
         if segments is None and device.type == "cuda":
             segments = Segments.counted(lengths, num_targets, device)
-        return [KeptKeysValues([request[index] for request in parts], [None if biases is None else biases[index] for biases in by_request],
-                               layer.num_heads, num_targets, segments, rows) for index, layer in enumerate(layers)]
+        return [
+            KeptKeysValues(
+                [request[index] for request in parts],
+                [None if biases is None else biases[index] for biases in by_request],
+                layer.num_heads,
+                num_targets,
+                segments,
+                rows,
+            )
+            for index, layer in enumerate(layers)
+        ]
 
     def _gap_biases(self) -> Tensor | None:
-        """Returns the bias of every layer and head by time gap, float32 [M H, G]; None for a model without."""
-        tables: list[Tensor] = [layer.gap_bias for layer in self._layers() if layer.gap_bias is not None]
+        """Returns the bias of every layer and head by time gap, float32 [M H, G]; None for a model
+        without.
+        """
+        tables: list[Tensor] = [
+            layer.gap_bias for layer in self._layers() if layer.gap_bias is not None
+        ]
         return torch.stack(tables).float().transpose(1, 2).flatten(0, 1) if tables else None
 
-    def _biases(self, table: Tensor | None, gaps: Tensor | None, equal: Repeats | None) -> Tensor | None:
-        """Returns the bias of the events, or kinds of events, of one request in every layer, float32 [M, H, L or U]; None for none."""
+    def _biases(
+        self, table: Tensor | None, gaps: Tensor | None, equal: Repeats | None
+    ) -> Tensor | None:
+        """Returns the bias of the events, or kinds of events, of one request in every layer,
+        float32 [M, H, L or U]; None for none.
+        """
         num_layers, num_heads = len(self.layers), self._layers()[0].num_heads
         if equal is not None:
             without = self.join.weight.new_zeros((num_layers * num_heads, 1))
-            biases = equal.bias(without, None) if table is None or gaps is None else equal.bias(table, gaps)
+            biases = (
+                equal.bias(without, None)
+                if table is None or gaps is None
+                else equal.bias(table, gaps)
+            )
         elif table is None or gaps is None:
             return None
         else:
@@ -195,7 +286,9 @@ class STCA(nn.Module):
         by_layer: Tensor = biases.unflatten(0, (num_layers, num_heads))
         return by_layer
 
-    def _score(self, targets: Tensor, encoded: Iterable[Memory], segments: Segments, gaps: Tensor | None) -> Tensor:
+    def _score(
+        self, targets: Tensor, encoded: Iterable[Memory], segments: Segments, gaps: Tensor | None
+    ) -> Tensor:
         outputs: list[Tensor] = []
         for index, (layer, events) in enumerate(zip(self._layers(), encoded, strict=True)):
             query = layer.query(self._fused(index, outputs, targets))
@@ -212,7 +305,9 @@ class STCA(nn.Module):
         return fused
 
     def _encodings(self, events: Tensor) -> Iterator[Tensor]:
-        """Yields X_i layer by layer, so that scoring without gradients holds one of them at a time."""
+        """Yields X_i layer by layer, so that scoring without gradients holds one of them at a
+        time.
+        """
         parts = events.split(self.chunk) if self.chunk else (events,)
         for layer in self._layers():
             encoded = [self._encode(layer, part) for part in parts]

@@ -1,10 +1,13 @@
-"""Engine: one model at work for many callers. Requests come in from an event loop, one thread scores them.
+"""Engine: one model at work for many callers. Requests come in from an event loop, one thread
+scores them.
 
     rank() --admit or shed--> queue --all that fit a token budget--> cache --> Scorer --> answers
                                          a request alone waits for nobody
 
-Nothing waits for a batch to fill: while one batch is scored the next one gathers. An engine belongs to one model version; a service that
-changes models makes another engine, takes it into use and closes this one, which ends what it has accepted.
+Nothing waits for a batch to fill: while one batch is scored the next one gathers. An engine belongs
+to one model version; a service that
+changes models makes another engine, takes it into use and closes this one, which ends what it has
+accepted.
 """
 
 from __future__ import annotations
@@ -27,25 +30,31 @@ import pyarrow as pa
 import torch
 
 from longrec.data import history
-from longrec.data.encode import Encoder
+from longrec.data.encoder import Encoder
 from longrec.errors import ConfigError, LongrecError
 from longrec.schema import ITEM_ID
-from longrec.scorer import REPLAYS, KeptEvents, RequestRows, Scorer, Scores
-from longrec.serving.cache import CacheCounts, HistoryCache, Wanted
+from longrec.scoring.scorer import REPLAYS, KeptEvents, RequestRows, Scorer, Scores
+from longrec.serving.kv_cache import CacheCounts, HistoryCache, Wanted
 
 logger = logging.getLogger(__name__)
 
 WARM_EVENTS, WARM_CANDIDATES = 2_048, 256
 """Of the requests by which an engine learns, before it is ready, how fast it is."""
 PATIENCE = 0.35
-"""Share of the time that a caller gives of which the requests before it may take at most: the rest is for what was not foreseen."""
+"""Share of the time that a caller gives of which the requests before it may take at most: the rest
+is for what was not foreseen.
+"""
 SMOOTHING = 0.2
 CAPTURED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Largest difference of a probability that captured graphs may make; rounding to bfloat16 made 1.5e-2 (docs/log.md)."""
+"""Largest difference of a probability that captured graphs may make; rounding to bfloat16 made
+1.5e-2 (docs/log.md).
+"""
 
 
 class Overloaded(LongrecError):
-    """There is more to do than can be done in time; the caller should come again after `retry_after_seconds`."""
+    """There is more to do than can be done in time; the caller should come again after
+    `retry_after_seconds`.
+    """
 
     def __init__(self, what: str, retry_after_seconds: float) -> None:
         super().__init__(what, fix=f"Come again in {math.ceil(retry_after_seconds)} s.")
@@ -158,8 +167,12 @@ class Meter(Protocol):
     def batch(self, queries: Sequence[Query], ranked: Sequence[Ranked]) -> None:
         """Notes what was scored together."""
 
-    def cache(self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]) -> None:
-        """Notes what a batch did to the cache, the cache's size after it, and the ages of what was found."""
+    def cache(
+        self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]
+    ) -> None:
+        """Notes what a batch did to the cache, the cache's size after it, and the ages of what was
+        found.
+        """
 
 
 class NoMeter:
@@ -171,13 +184,17 @@ class NoMeter:
     def batch(self, queries: Sequence[Query], ranked: Sequence[Ranked]) -> None:
         pass
 
-    def cache(self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]) -> None:
+    def cache(
+        self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]
+    ) -> None:
         pass
 
 
 @dataclasses.dataclass(slots=True)
 class _Pace:
-    """How long things take, learned from what they took: seconds = request + pairs * pair + encoded events * event."""
+    """How long things take, learned from what they took: seconds = request + pairs * pair + encoded
+    events * event.
+    """
 
     request: float = 0.005
     pair: float = 1e-8
@@ -187,7 +204,9 @@ class _Pace:
         return self.request + self.pair * num_targets * num_events + self.event * num_new
 
     def learn(self, name: str, seconds: float) -> None:
-        """Takes in one measurement of a single cost; a slow one counts at once, a fast one little by little."""
+        """Takes in one measurement of a single cost; a slow one counts at once, a fast one little
+        by little.
+        """
         before: float = getattr(self, name)
         setattr(self, name, before + (SMOOTHING if seconds < before else 0.5) * (seconds - before))
 
@@ -212,7 +231,8 @@ class _Job:
 
 
 class Engine:
-    """Ranks with one model: its cache of histories, its batches, its limits. Made warm: what the first request would pay is paid here.
+    """Ranks with one model: its cache of histories, its batches, its limits. Made warm: what the
+    first request would pay is paid here.
 
     Args:
         scorer: the model; nobody else may use it at the same time.
@@ -220,7 +240,9 @@ class Engine:
         meter: is told what happens.
     """
 
-    def __init__(self, scorer: Scorer, limits: Limits | None = None, meter: Meter | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, limits: Limits | None = None, meter: Meter | None = None
+    ) -> None:
         self.scorer, self.limits, self._meter = scorer, limits or Limits(), meter or NoMeter()
         self.cache = HistoryCache(scorer, self.limits.cache_bytes)
         self._queue: collections.deque[_Job] = collections.deque()
@@ -251,8 +273,17 @@ class Engine:
         """Events that recent requests had: what to expect of one that nothing is known of."""
         return round(self._mean_events)
 
-    def admit(self, num_targets: int, num_events: int, *, is_kept: bool, deadline: float = math.inf, caller: str = "") -> Ticket:
-        """Returns a place for a request, to be given back by `leave`; sheds what would not be answered in time before any work is done.
+    def admit(
+        self,
+        num_targets: int,
+        num_events: int,
+        *,
+        is_kept: bool,
+        deadline: float = math.inf,
+        caller: str = "",
+    ) -> Ticket:
+        """Returns a place for a request, to be given back by `leave`; sheds what would not be
+        answered in time before any work is done.
 
         Args:
             num_targets, num_events: of the request, as far as is known yet.
@@ -271,10 +302,18 @@ class Engine:
                 raise EngineClosed("the engine is closed")
             waiting = self._outstanding_seconds
             if self._callers[caller] >= self.limits.caller_requests:
-                raise TooManyRequests("this caller has too many requests under way", waiting + seconds)
-            allowed = min(self.limits.queue_seconds, PATIENCE * (deadline - time.monotonic()) - seconds)
-            if self.num_under_way and (waiting > allowed or self.num_under_way >= self.limits.queue_requests):
-                raise Overloaded("the service has more requests than it can answer in time", waiting + seconds)
+                raise TooManyRequests(
+                    "this caller has too many requests under way", waiting + seconds
+                )
+            allowed = min(
+                self.limits.queue_seconds, PATIENCE * (deadline - time.monotonic()) - seconds
+            )
+            if self.num_under_way and (
+                waiting > allowed or self.num_under_way >= self.limits.queue_requests
+            ):
+                raise Overloaded(
+                    "the service has more requests than it can answer in time", waiting + seconds
+                )
             self._callers[caller] += 1
             self._outstanding_seconds += seconds
         return Ticket(caller, seconds)
@@ -285,7 +324,9 @@ class Engine:
             self._callers[ticket.caller] -= 1
             if not self._callers[ticket.caller]:
                 del self._callers[ticket.caller]
-            self._outstanding_seconds = max(0.0, self._outstanding_seconds - ticket.seconds) if self._callers else 0.0
+            self._outstanding_seconds = (
+                max(0.0, self._outstanding_seconds - ticket.seconds) if self._callers else 0.0
+            )
             self._wake.notify_all()
 
     async def rank(self, query: Query, ticket: Ticket | None = None) -> Ranked:
@@ -301,7 +342,9 @@ class Engine:
         return answer
 
     async def explain(self, query: Query, top: int, ticket: Ticket | None = None) -> Explained:
-        """Returns the `top` events that each layer and head attends to most for the first candidate; raises as `rank` does."""
+        """Returns the `top` events that each layer and head attends to most for the first
+        candidate; raises as `rank` does.
+        """
         answer = await self._answered(query, ticket, top)
         assert isinstance(answer, Explained)
         return answer
@@ -309,12 +352,18 @@ class Engine:
     async def _answered(self, query: Query, ticket: Ticket | None, top: int) -> _Answer:
         future = asyncio.wrap_future(self.submit(query, ticket, top))
         try:
-            return await asyncio.wait_for(future, None if query.deadline == math.inf else query.deadline - time.monotonic())
+            return await asyncio.wait_for(
+                future, None if query.deadline == math.inf else query.deadline - time.monotonic()
+            )
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the request was scored") from error
 
-    def submit(self, query: Query, ticket: Ticket | None = None, top: int = 0) -> concurrent.futures.Future[_Answer]:
-        """Returns the answer to come: Ranked, or with `top` above 0 Explained. For callers without an event loop."""
+    def submit(
+        self, query: Query, ticket: Ticket | None = None, top: int = 0
+    ) -> concurrent.futures.Future[_Answer]:
+        """Returns the answer to come: Ranked, or with `top` above 0 Explained. For callers without
+        an event loop.
+        """
         job = _Job(query, concurrent.futures.Future(), time.monotonic(), top)
         with self._wake:
             if self._closing and ticket is None:
@@ -324,7 +373,9 @@ class Engine:
         return job.future
 
     def close(self) -> None:
-        """Takes no more requests, ends those that were admitted, gives the memory back. Waits for it; may be called twice."""
+        """Takes no more requests, ends those that were admitted, gives the memory back. Waits for
+        it; may be called twice.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -343,7 +394,9 @@ class Engine:
             self._work(jobs)
 
     def _next_batch(self) -> list[_Job]:
-        """Returns what is scored next, in the order of arrival; nothing when the engine is closed and has no more to do."""
+        """Returns what is scored next, in the order of arrival; nothing when the engine is closed
+        and has no more to do.
+        """
         with self._wake:
             while not self._queue:
                 if self._closing and not self._callers:
@@ -370,8 +423,14 @@ class Engine:
         for job in jobs:
             self._meter.seconds("queue", now - job.queued_at)
             if job.query.deadline <= now and job.future.set_running_or_notify_cancel():
-                job.future.set_exception(DeadlineExceeded("the deadline passed before the request could be scored"))
-        jobs = [job for job in jobs if not job.future.done() and job.future.set_running_or_notify_cancel()]
+                job.future.set_exception(
+                    DeadlineExceeded("the deadline passed before the request could be scored")
+                )
+        jobs = [
+            job
+            for job in jobs
+            if not job.future.done() and job.future.set_running_or_notify_cancel()
+        ]
         if not jobs:
             return
         try:
@@ -395,14 +454,23 @@ class Engine:
     def _answer(self, jobs: list[_Job]) -> list[_Answer]:
         queries = [job.query for job in jobs]
         wanted = [self._wanted(query) for query in queries]
-        ages = [age for ask in wanted if ask.key is not None and (age := self.cache.age_seconds(ask.key)) is not None]
+        ages = [
+            age
+            for ask in wanted
+            if ask.key is not None and (age := self.cache.age_seconds(ask.key)) is not None
+        ]
         before, started = dataclasses.replace(self.cache.counts), time.perf_counter()
         kept = self.cache.kept(wanted) if self.scorer.is_separable else None
         encoded = time.perf_counter()
         ranked = self._score(queries, wanted, kept)
         scored = time.perf_counter()
-        pairs = sum(len(query.rows.candidates) * answer.num_events for query, answer in zip(queries, ranked, strict=True))
-        self._mean_events += SMOOTHING * (float(np.mean([answer.num_events for answer in ranked])) - self._mean_events)
+        pairs = sum(
+            len(query.rows.candidates) * answer.num_events
+            for query, answer in zip(queries, ranked, strict=True)
+        )
+        self._mean_events += SMOOTHING * (
+            float(np.mean([answer.num_events for answer in ranked])) - self._mean_events
+        )
         change = self.cache.counts.since(before)
         self._learn(len(jobs), change.num_encoded, pairs, encoded - started, scored - encoded)
         self._meter.seconds("encode", encoded - started)
@@ -418,21 +486,39 @@ class Engine:
         end = history.prefix_before(timeline, moment).num_rows
         return Wanted(query.key, timeline, max(0, end - self._length(query)), end, moment)
 
-    def _score(self, queries: Sequence[Query], wanted: Sequence[Wanted], kept: Sequence[KeptEvents] | None) -> list[Ranked]:
+    def _score(
+        self, queries: Sequence[Query], wanted: Sequence[Wanted], kept: Sequence[KeptEvents] | None
+    ) -> list[Ranked]:
         if kept is None:  # the model reads histories in another way than STCA
-            cut = [dataclasses.replace(query.rows, history=ask.timeline.slice(ask.start, ask.end - ask.start))
-                   for query, ask in zip(queries, wanted, strict=True)]
+            cut = [
+                dataclasses.replace(
+                    query.rows, history=ask.timeline.slice(ask.start, ask.end - ask.start)
+                )
+                for query, ask in zip(queries, wanted, strict=True)
+            ]
             scores = self.scorer.score(cut, max(ask.end - ask.start for ask in wanted))
         else:
             scores = self.scorer.score_kept([query.rows for query in queries], kept)
         encoder = self.scorer.bundle.encoder
-        return [Ranked(part, ask.end - ask.start, int((encoder.item_rows(query.rows.candidates) == 0).sum()),
-                       int(history.timestamps(ask.timeline)[ask.end - 1]) if ask.end > ask.start else None)
-                for query, ask, part in zip(queries, wanted, scores, strict=True)]
+        return [
+            Ranked(
+                part,
+                ask.end - ask.start,
+                int((encoder.item_rows(query.rows.candidates) == 0).sum()),
+                int(history.timestamps(ask.timeline)[ask.end - 1]) if ask.end > ask.start else None,
+            )
+            for query, ask, part in zip(queries, wanted, scores, strict=True)
+        ]
 
-    def _explained(self, query: Query, ask: Wanted, kept: Sequence[KeptEvents] | None, ranked: Ranked, top: int) -> Explained:
+    def _explained(
+        self, query: Query, ask: Wanted, kept: Sequence[KeptEvents] | None, ranked: Ranked, top: int
+    ) -> Explained:
         if kept is None:
-            raise ConfigError("this model cannot be explained", found=f"model.kind {self.scorer.bundle.config.kind}", expected="stca")
+            raise ConfigError(
+                "this model cannot be explained",
+                found=f"model.kind {self.scorer.bundle.config.kind}",
+                expected="stca",
+            )
         rows = dataclasses.replace(query.rows, candidates=query.rows.candidates[:1])
         weights = self.scorer.attention(rows, kept[0])[:, :, 0]
         attended = []
@@ -442,7 +528,14 @@ class Engine:
                 attended.append(Attended(layer, head, order, shares[order]))
         return Explained(ranked, (ask.start, ask.end - ask.start), tuple(attended))
 
-    def _learn(self, num_requests: int, num_new: int, pairs: int, encode_seconds: float, score_seconds: float) -> None:
+    def _learn(
+        self,
+        num_requests: int,
+        num_new: int,
+        pairs: int,
+        encode_seconds: float,
+        score_seconds: float,
+    ) -> None:
         """Takes the time of a batch into the estimates, each cost where it is the greater part."""
         if num_new > WARM_EVENTS:
             self._pace.learn("event", encode_seconds / num_new)
@@ -453,42 +546,87 @@ class Engine:
             self._pace.learn("request", score_seconds / num_requests)
 
     def _warm_up(self) -> None:
-        """Scores made-up requests, so that torch has done what it does once, and the estimates fit this machine."""
+        """Scores made-up requests, so that torch has done what it does once, and the estimates fit
+        this machine.
+        """
         self.scorer.warm_up()
         first = [(0, 8, 1), (64, 8, 1)]
-        if self.scorer.captured is not None:  # more requests than are replayed go by kernels that are compiled on first use
-            sizes = zip(itertools.cycle((WARM_EVENTS, WARM_EVENTS + 8)), (8, 32, 64, WARM_CANDIDATES, 250), strict=False)
-            first += [(num_events, num_candidates, REPLAYS + 1) for num_events, num_candidates in sizes]
+        if (
+            self.scorer.captured is not None
+        ):  # more requests than are replayed go by kernels that are compiled on first use
+            sizes = zip(
+                itertools.cycle((WARM_EVENTS, WARM_EVENTS + 8)),
+                (8, 32, 64, WARM_CANDIDATES, 250),
+                strict=False,
+            )
+            first += [
+                (num_events, num_candidates, REPLAYS + 1) for num_events, num_candidates in sizes
+            ]
         for size in first:
             self._score_made_up(*size)
         self._pace = _Pace()  # what is done once is no pace
         for num_events in (0, 64, WARM_EVENTS + 8, WARM_EVENTS + 8):
             rows = self._score_made_up(num_events, WARM_CANDIDATES if num_events > 64 else 8)
         self._check_captured(rows)
-        self.cache.counts, self._mean_events = CacheCounts(), float(self.scorer.bundle.served_length)
+        self.cache.counts, self._mean_events = (
+            CacheCounts(),
+            float(self.scorer.bundle.served_length),
+        )
 
-    def _score_made_up(self, num_events: int, num_candidates: int, num_requests: int = 1) -> RequestRows:
+    def _score_made_up(
+        self, num_events: int, num_candidates: int, num_requests: int = 1
+    ) -> RequestRows:
         """Returns a made-up request, after it was scored as often as said, all at once."""
         candidates = np.arange(num_candidates, dtype=np.int64)
-        rows = RequestRows(_made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates)
-        self._answer([_Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic()) for _ in range(num_requests)])
+        rows = RequestRows(
+            _made_up(self.scorer.bundle.encoder, num_events), None, num_events + 1, candidates
+        )
+        self._answer(
+            [
+                _Job(Query(rows, num_events), concurrent.futures.Future(), time.monotonic())
+                for _ in range(num_requests)
+            ]
+        )
         return rows
 
     def _check_captured(self, rows: RequestRows) -> None:
-        """Raises LongrecError where captured graphs score a request unlike the model without them in float32, as it was evaluated."""
+        """Raises LongrecError where captured graphs score a request unlike the model without them
+        in float32, as it was evaluated.
+        """
         if self.scorer.captured is None:
             return
         plain = dataclasses.replace(self.scorer, replays=0, precision=torch.float32)
-        length, bound = min(rows.history.num_rows, self.scorer.captured.max_events), CAPTURED_ERROR[self.scorer.precision]
-        found = float(np.abs(self.scorer.score([rows], length)[0] - plain.score([rows], length)[0]).max())
+        length, bound = (
+            min(rows.history.num_rows, self.scorer.captured.max_events),
+            CAPTURED_ERROR[self.scorer.precision],
+        )
+        found = float(
+            np.abs(self.scorer.score([rows], length)[0] - plain.score([rows], length)[0]).max()
+        )
         if not found <= bound:  # nan is not
-            raise LongrecError("captured graphs do not score as the model does", found=f"probabilities that differ by {found:.2g}",
-                               expected=f"{bound:g} at most", fix="Serve with LONGREC_DEVICE=cpu, and look for another driver or torch.")
+            raise LongrecError(
+                "captured graphs do not score as the model does",
+                found=f"probabilities that differ by {found:.2g}",
+                expected=f"{bound:g} at most",
+                fix="Serve with LONGREC_DEVICE=cpu, and look for another driver or torch.",
+            )
 
 
 def _made_up(encoder: Encoder, num_events: int) -> pa.RecordBatch:
-    """Returns a history of so many events, one a millisecond, of as many items as there are: equal ones would cost less than real ones."""
-    whole, items = pa.array(np.arange(num_events, dtype=np.int64)), pa.array(np.resize(encoder.item_ids, num_events))
+    """Returns a history of so many events, one a millisecond, of as many items as there are: equal
+    ones would cost less than real ones.
+    """
+    whole, items = (
+        pa.array(np.arange(num_events, dtype=np.int64)),
+        pa.array(np.resize(encoder.item_ids, num_events)),
+    )
     wanted = history.arrow_schema(encoder.schema)
-    columns = [pa.nulls(num_events, field.type) if field.nullable else items if field.name == ITEM_ID else whole for field in wanted]
+    columns = [
+        pa.nulls(num_events, field.type)
+        if field.nullable
+        else items
+        if field.name == ITEM_ID
+        else whole
+        for field in wanted
+    ]
     return pa.record_batch(columns, schema=wanted)

@@ -1,7 +1,10 @@
-"""StoreReader: rows of users within a time, whatever the feature store does: slow, gone, or full of garbage.
+"""StoreReader: rows of users within a time, whatever the feature store does: slow, gone, or full of
+garbage.
 
-One thread reads, all users that are asked for at the moment in one question. What was read last of a user is kept; when the store
-does not answer in time, or with an error, that is what the request gets, or an empty history, and it is told so. Nobody waits for a
+One thread reads, all users that are asked for at the moment in one question. What was read last of
+a user is kept; when the store
+does not answer in time, or with an error, that is what the request gets, or an empty history, and
+it is told so. Nobody waits for a
 store that is known not to answer; it is opened anew until it does, so it mends itself.
 """
 
@@ -28,7 +31,9 @@ USERS_PER_READ = 64
 RETRY_SECONDS = 0.5
 """Between two attempts at a store that failed; requests in between do not wait for it."""
 ABANDON_SECONDS = 10.0
-"""After which a read is given up for good and another thread opens the store anew; such a thread may hang for ever."""
+"""After which a read is given up for good and another thread opens the store anew; such a thread
+may hang for ever.
+"""
 MAX_ABANDONED = 8
 LOG_SECONDS = 1.0
 
@@ -45,7 +50,8 @@ class Fetched:
     """Rows of a user, and what is wrong with them.
 
     Args:
-        rows: as the store gave them, now or, when degraded, before; or an empty history without features.
+        rows: as the store gave them, now or, when degraded, before; or an empty history without
+            features.
         degraded: why the store was not read, empty when it was.
     """
 
@@ -69,9 +75,20 @@ class StoreReader:
         LongrecError: the store cannot be opened now, at the start.
     """
 
-    def __init__(self, open_store: Callable[[], Store], schema: Schema, *, timeout_seconds: float = 0.5,
-                 keep_bytes: int = 64 << 20) -> None:
-        self._open_store, self._schema, self._timeout, self._keep_bytes = open_store, schema, timeout_seconds, keep_bytes
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        schema: Schema,
+        *,
+        timeout_seconds: float = 0.5,
+        keep_bytes: int = 64 << 20,
+    ) -> None:
+        self._open_store, self._schema, self._timeout, self._keep_bytes = (
+            open_store,
+            schema,
+            timeout_seconds,
+            keep_bytes,
+        )
         self._wake, self._waiting, self._closed = threading.Condition(), _Waiting(), False
         self._known: collections.OrderedDict[int, UserRows] = collections.OrderedDict()
         self._known_bytes, self._num_abandoned, self._logged_at = 0, 0, 0.0
@@ -87,12 +104,18 @@ class StoreReader:
         return None if rows is None else int(rows.history.num_rows)
 
     async def fetch(self, user_id: int, timeout_seconds: float | None = None) -> Fetched:
-        """Returns the rows of a user after `timeout_seconds` at most, by default those of the reader; never fails."""
+        """Returns the rows of a user after `timeout_seconds` at most, by default those of the
+        reader; never fails.
+        """
         allowed = self._timeout if timeout_seconds is None else min(self._timeout, timeout_seconds)
         if reason := self._known_trouble():
             return self._fallback(user_id, reason)
         try:
-            return Fetched(await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._ask(user_id))), allowed))
+            return Fetched(
+                await asyncio.wait_for(
+                    asyncio.shield(asyncio.wrap_future(self._ask(user_id))), allowed
+                )
+            )
         except TimeoutError:
             return self._fallback(user_id, f"no answer within {allowed * 1e3:.0f} ms")
         except (StoreError, DataError, SchemaMismatch) as error:
@@ -105,7 +128,9 @@ class StoreReader:
             self._wake.notify_all()
 
     def _known_trouble(self) -> str:
-        """Returns why asking the store is no use now, empty when it is worth trying; gives a reader up that hangs."""
+        """Returns why asking the store is no use now, empty when it is worth trying; gives a reader
+        up that hangs.
+        """
         now, since = time.monotonic(), self._busy_since
         if since is None or now - since < self._timeout:
             return self._failure if now - self._failed_at < RETRY_SECONDS else ""
@@ -126,13 +151,17 @@ class StoreReader:
             self._logged_at = time.monotonic()
             logger.error("degraded answers, the feature store cannot be read: %s", reason)
         rows = self._known.get(user_id)
-        return Fetched(UserRows(user_id, history.empty(self._schema), None) if rows is None else rows, reason)
+        return Fetched(
+            UserRows(user_id, history.empty(self._schema), None) if rows is None else rows, reason
+        )
 
     def _start(self, opened: concurrent.futures.Future[None]) -> None:
         with self._wake:
             self._reader += 1
             self._busy_since = time.monotonic()
-        threading.Thread(target=self._run, args=(self._reader, opened), name="longrec-reader", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(self._reader, opened), name="longrec-reader", daemon=True
+        ).start()
 
     def _run(self, number: int, opened: concurrent.futures.Future[None]) -> None:
         store: Store | None = None
@@ -149,8 +178,13 @@ class StoreReader:
                 self._read(store, users)
             except Exception as error:
                 store = None
-                if number == self._reader:  # what a reader that was given up finds in the end says nothing of now
-                    self._failure, self._failed_at = f"{type(error).__name__}: {error}", time.monotonic()
+                if (
+                    number == self._reader
+                ):  # what a reader that was given up finds in the end says nothing of now
+                    self._failure, self._failed_at = (
+                        f"{type(error).__name__}: {error}",
+                        time.monotonic(),
+                    )
                 self._fail(users, error)
 
     def _next(self, number: int) -> _Waiting | None:
@@ -166,7 +200,10 @@ class StoreReader:
             if self._closed:
                 return None
             self._busy_since = time.monotonic()
-            return {user_id: self._waiting.pop(user_id) for user_id in list(self._waiting)[:USERS_PER_READ]}
+            return {
+                user_id: self._waiting.pop(user_id)
+                for user_id in list(self._waiting)[:USERS_PER_READ]
+            }
 
     def _read(self, store: Store, users: _Waiting) -> None:
         try:
@@ -183,7 +220,11 @@ class StoreReader:
             future.set_result(rows)
 
     def _fail(self, users: _Waiting, error: Exception) -> None:
-        known = error if isinstance(error, LongrecError) else StoreError("the online store cannot be read", found=repr(error))
+        known = (
+            error
+            if isinstance(error, LongrecError)
+            else StoreError("the online store cannot be read", found=repr(error))
+        )
         for future in users.values():
             if not future.done():
                 future.set_exception(known)

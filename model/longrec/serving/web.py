@@ -1,7 +1,10 @@
-"""The page at `/` and what it asks for: a user's events as a picture, examples to begin with, one more event. Starlette, no BentoML.
+"""The page at `/` and what it asks for: a user's events as a picture, examples to begin with, one
+more event. Starlette, no BentoML.
 
-    GET /                 page.html, one file, nothing from anywhere else (its Content-Security-Policy forbids it)
-    GET /docs             the interface, by the Swagger UI that BentoML brings, without the tracking of BentoML's own page
+    GET /                 page.html, one file, nothing from anywhere else (its
+    Content-Security-Policy forbids it)
+    GET /docs             the interface, by the Swagger UI that BentoML brings, without the tracking
+    of BentoML's own page
     GET /page/examples    users with long histories, candidates, a moment after the last event
     GET /page/history     events of a user before a moment, as columns to be drawn
     POST /page/whatif     scores as if one more event had happened
@@ -28,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import history
-from longrec.data.encode import Encoder, Vocabulary
+from longrec.data.encoder import Encoder, Vocabulary
 from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Feature
 
@@ -75,9 +78,15 @@ class Web:
         from starlette.routing import Route
 
         self.source: Source | None = None
-        self.app = Starlette(routes=[Route("/", self._page), Route("/docs", self._docs), Route("/page/examples", _json(self._examples)),
-                                     Route("/page/history", _json(self._history)),
-                                     Route("/page/whatif", _json(self._whatif), methods=["POST"])])
+        self.app = Starlette(
+            routes=[
+                Route("/", self._page),
+                Route("/docs", self._docs),
+                Route("/page/examples", _json(self._examples)),
+                Route("/page/history", _json(self._history)),
+                Route("/page/whatif", _json(self._whatif), methods=["POST"]),
+            ]
+        )
 
     async def _page(self, _: Any) -> Any:
         return _html(*_page())
@@ -92,8 +101,16 @@ class Web:
         users, moment = _some_users(Published.open(source.home).path / "features" / "user_history")
         with source.lease() as (_version, engine):
             ids = engine.scorer.bundle.encoder.item_ids
-        chosen = ids[np.linspace(0, len(ids) - 1, min(NUM_CANDIDATES, len(ids))).astype(np.int64)] if len(ids) else ids
-        return {"users": users, "moment": moment, "candidates": [str(each) for each in np.unique(chosen)]}
+        chosen = (
+            ids[np.linspace(0, len(ids) - 1, min(NUM_CANDIDATES, len(ids))).astype(np.int64)]
+            if len(ids)
+            else ids
+        )
+        return {
+            "users": users,
+            "moment": moment,
+            "candidates": [str(each) for each in np.unique(chosen)],
+        }
 
     async def _history(self, request: Any) -> dict[str, Any]:
         source, asked = self._source(), dict(request.query_params)
@@ -101,31 +118,52 @@ class Web:
         length = _whole(asked, "length") if "length" in asked else None
         rows = (await source.reader.fetch(user)).rows
         with source.lease() as (_version, engine):
-            events = _used(rows, moment, engine.scorer.bundle.served_length if length is None else length)
-            return {"user_known": rows.features is not None or rows.history.num_rows > 0, **picture(events, engine.scorer.bundle.encoder)}
+            events = _used(
+                rows, moment, engine.scorer.bundle.served_length if length is None else length
+            )
+            return {
+                "user_known": rows.features is not None or rows.history.num_rows > 0,
+                **picture(events, engine.scorer.bundle.encoder),
+            }
 
     async def _whatif(self, request: Any) -> dict[str, Any]:
-        from longrec.scorer import RequestRows
+        from longrec.scoring.scorer import RequestRows
         from longrec.serving.engine import Query
 
         source, asked = self._source(), await _body(request)
-        user, moment, item = (_whole(asked, name) for name in ("user_id", "request_time", "item_id"))
+        user, moment, item = (
+            _whole(asked, name) for name in ("user_id", "request_time", "item_id")
+        )
         length = _whole(asked, "length") if "length" in asked else None
         candidates = asked.get("candidates")
         if not isinstance(candidates, list) or not 0 < len(candidates) <= 2_048:
             raise DataError("candidates should be a list of 1 to 2048 item ids")
-        ids = np.array([_whole({"candidates": each}, "candidates") for each in candidates], np.int64)
+        ids = np.array(
+            [_whole({"candidates": each}, "candidates") for each in candidates], np.int64
+        )
         rows = (await source.reader.fetch(user)).rows
         with source.lease() as (version, engine):
             before = history.prefix_before(rows.history, moment)
-            after = with_event(before, item, moment - 1, asked.get("kind"), engine.scorer.bundle.encoder)
+            after = with_event(
+                before, item, moment - 1, asked.get("kind"), engine.scorer.bundle.encoder
+            )
             deadline = time.monotonic() + TIMEOUT_SECONDS
-            ticket = engine.admit(len(ids), after.num_rows, is_kept=False, deadline=deadline, caller="page")
+            ticket = engine.admit(
+                len(ids), after.num_rows, is_kept=False, deadline=deadline, caller="page"
+            )
             try:
-                ranked = await engine.rank(Query(RequestRows(after, rows.features, moment, ids), length, deadline=deadline), ticket)
+                ranked = await engine.rank(
+                    Query(
+                        RequestRows(after, rows.features, moment, ids), length, deadline=deadline
+                    ),
+                    ticket,
+                )
             finally:
                 engine.leave(ticket)
-            scores = {task: ranked.scores[:, column].tolist() for column, task in enumerate(engine.scorer.task_names)}
+            scores = {
+                task: ranked.scores[:, column].tolist()
+                for column, task in enumerate(engine.scorer.task_names)
+            }
         return {"scores": scores, "model_version": version, "history_length": ranked.num_events}
 
     def _source(self) -> Source:
@@ -135,23 +173,49 @@ class Web:
 
 
 def picture(events: pa.RecordBatch, encoder: Encoder) -> dict[str, Any]:
-    """Returns the columns that the page draws: times, item ids as text, and per event its lane and its kind.
+    """Returns the columns that the page draws: times, item ids as text, and per event its lane and
+    its kind.
 
-    A lane is a value of the items' first category, a kind one of the events' first category; the rarest share one.
+    A lane is a value of the items' first category, a kind one of the events' first category; the
+    rarest share one.
     """
     lane, kind = _first_category(encoder.schema.item), _first_category(encoder.schema.event)
     codes = encoder.item_table[encoder.item_rows(events.column(ITEM_ID).to_numpy())]
-    lanes = _lanes([str(code) for code in range(1)], np.zeros(events.num_rows, np.int64), "") if lane is None else _lanes(
-        _names(encoder, "item", lane), codes[:, lane], encoder.schema.item[lane].name, NUM_LANES)
-    kinds = _lanes([""], np.zeros(events.num_rows, np.int64), "") if kind is None else _lanes(
-        _names(encoder, "event", kind), encoder.events(events)[1][:, kind], encoder.schema.event[kind].name, NUM_KINDS)
-    choices = [] if kind is None else _names(encoder, "event", kind)[1 + encoder.schema.event[kind].num_oov:][:50]
-    return {"timestamps": history.timestamps(events).tolist(), "items": [str(each) for each in events.column(ITEM_ID).to_pylist()],
-            "lanes": lanes, "kinds": {**kinds, "choices": choices}}
+    lanes = (
+        _lanes([str(code) for code in range(1)], np.zeros(events.num_rows, np.int64), "")
+        if lane is None
+        else _lanes(
+            _names(encoder, "item", lane), codes[:, lane], encoder.schema.item[lane].name, NUM_LANES
+        )
+    )
+    kinds = (
+        _lanes([""], np.zeros(events.num_rows, np.int64), "")
+        if kind is None
+        else _lanes(
+            _names(encoder, "event", kind),
+            encoder.events(events)[1][:, kind],
+            encoder.schema.event[kind].name,
+            NUM_KINDS,
+        )
+    )
+    choices = (
+        []
+        if kind is None
+        else _names(encoder, "event", kind)[1 + encoder.schema.event[kind].num_oov :][:50]
+    )
+    return {
+        "timestamps": history.timestamps(events).tolist(),
+        "items": [str(each) for each in events.column(ITEM_ID).to_pylist()],
+        "lanes": lanes,
+        "kinds": {**kinds, "choices": choices},
+    }
 
 
-def with_event(events: pa.RecordBatch, item: int, time_ms: int, kind: Any, encoder: Encoder) -> pa.RecordBatch:
-    """Returns a history with one more event at its newest end; of its features only the kind is known, where one is given.
+def with_event(
+    events: pa.RecordBatch, item: int, time_ms: int, kind: Any, encoder: Encoder
+) -> pa.RecordBatch:
+    """Returns a history with one more event at its newest end; of its features only the kind is
+    known, where one is given.
 
     Raises:
         DataError: the kind is not one of the events' first category.
@@ -160,16 +224,32 @@ def with_event(events: pa.RecordBatch, item: int, time_ms: int, kind: Any, encod
     last = events.num_rows - 1
     order = events.column(EVENT_SEQ)[last].as_py() + 1 if events.num_rows else 0
     values: dict[str, Any] = {name: 0 for name in wanted.names if not wanted.field(name).nullable}
-    values |= {ITEM_ID: item, TIMESTAMP: max(time_ms, events.column(TIMESTAMP)[last].as_py() if events.num_rows else time_ms)}
+    values |= {
+        ITEM_ID: item,
+        TIMESTAMP: max(
+            time_ms, events.column(TIMESTAMP)[last].as_py() if events.num_rows else time_ms
+        ),
+    }
     values[EVENT_SEQ] = min(order, INT64 - 1)
     place = _first_category(schema.event)
     if kind is not None and place is not None:
-        known = dict(zip(map(str, _rule(encoder, "event", place).values.to_pylist()), _rule(encoder, "event", place).values.to_pylist(),
-                         strict=True))
+        known = dict(
+            zip(
+                map(str, _rule(encoder, "event", place).values.to_pylist()),
+                _rule(encoder, "event", place).values.to_pylist(),
+                strict=True,
+            )
+        )
         if kind not in known:
-            raise DataError("kind is none of the known ones", found=repr(kind)[:80], expected=", ".join(list(known)[:10]))
+            raise DataError(
+                "kind is none of the known ones",
+                found=repr(kind)[:80],
+                expected=", ".join(list(known)[:10]),
+            )
         values[schema.event[place].name] = known[kind]
-    row = pa.record_batch([_one(values.get(field.name), field.type) for field in wanted], schema=wanted)
+    row = pa.record_batch(
+        [_one(values.get(field.name), field.type) for field in wanted], schema=wanted
+    )
     return history.joined([events, row], schema)
 
 
@@ -187,7 +267,9 @@ def _used(rows: UserRows, moment: int, length: int) -> pa.RecordBatch:
 
 
 def _first_category(features: tuple[Feature, ...]) -> int | None:
-    return next((place for place, feature in enumerate(features) if feature.kind == "category"), None)
+    return next(
+        (place for place, feature in enumerate(features) if feature.kind == "category"), None
+    )
 
 
 def _rule(encoder: Encoder, group: str, place: int) -> Vocabulary:
@@ -205,20 +287,26 @@ def _names(encoder: Encoder, group: str, place: int) -> list[str]:
     return names
 
 
-def _lanes(names: list[str], codes: npt.NDArray[Any], feature: str, most: int = 1) -> dict[str, Any]:
-    """Returns the names of lanes, most frequent first, and the lane of each event; what is too rare shares the last one."""
+def _lanes(
+    names: list[str], codes: npt.NDArray[Any], feature: str, most: int = 1
+) -> dict[str, Any]:
+    """Returns the names of lanes, most frequent first, and the lane of each event; what is too rare
+    shares the last one.
+    """
     found, positions, counts = np.unique(codes, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     lane = np.empty(len(found), np.int64)
     lane[order] = np.minimum(np.arange(len(found)), most - 1)
     kept = [names[int(found[place])] for place in order]
-    texts = kept if len(kept) <= most else [*kept[:most - 1], OTHERS]
+    texts = kept if len(kept) <= most else [*kept[: most - 1], OTHERS]
     return {"feature": feature, "names": texts, "of": lane[positions].tolist()}
 
 
 @functools.lru_cache(maxsize=2)
 def _some_users(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
-    """Returns users with the longest histories among the first of the published ones, and a moment after the last of their events."""
+    """Returns users with the longest histories among the first of the published ones, and a moment
+    after the last of their events.
+    """
     import pyarrow.parquet as pq
 
     for path in sorted(folder.glob("part-*.parquet")):
@@ -227,18 +315,29 @@ def _some_users(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
         if batch is not None and batch.num_rows:
             rows = sorted(batch.to_pylist(), key=lambda row: -row["history_length"])
             last = max(row["event_timestamp"] for row in rows)
-            users = [{"user_id": str(row["user_id"]), "history_length": row["history_length"]} for row in rows[:NUM_USERS]]
+            users = [
+                {"user_id": str(row["user_id"]), "history_length": row["history_length"]}
+                for row in rows[:NUM_USERS]
+            ]
             return users, int(last.timestamp() * 1000) + 1
     return [], None
 
 
 @functools.cache
 def _page() -> tuple[str, str]:
-    """Returns the page and its policy: only the script and the style in it, only this service to talk to."""
+    """Returns the page and its policy: only the script and the style in it, only this service to
+    talk to.
+    """
     text = PAGE.read_text(encoding="utf-8")
-    script, style = (_hash(re.search(f"<{tag}>(.*?)</{tag}>", text, re.S)) for tag in ("script", "style"))
-    # Widths of bars are set by the script through the DOM, which a policy of styles does not forbid.
-    return text, f"default-src 'none'; connect-src 'self'; script-src {script}; style-src {style}; base-uri 'none'; form-action 'none'"
+    script, style = (
+        _hash(re.search(f"<{tag}>(.*?)</{tag}>", text, re.S)) for tag in ("script", "style")
+    )
+    # Widths of bars are set by the script through the DOM, which a policy of styles does not
+    # forbid.
+    return (
+        text,
+        f"default-src 'none'; connect-src 'self'; script-src {script}; style-src {style}; base-uri 'none'; form-action 'none'",
+    )
 
 
 def _hash(found: re.Match[str] | None) -> str:
@@ -249,18 +348,24 @@ def _hash(found: re.Match[str] | None) -> str:
 def _html(text: str, policy: str) -> Any:
     from starlette.responses import HTMLResponse
 
-    return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
+    return HTMLResponse(
+        text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    )
 
 
 def _json(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns a handler that answers with JSON; a mistake of the caller is 400, an overloaded service 503."""
+    """Returns a handler that answers with JSON; a mistake of the caller is 400, an overloaded
+    service 503.
+    """
     from starlette.responses import JSONResponse
 
     async def handler(request: Any) -> JSONResponse:
         try:
             return JSONResponse(await answer(request), headers={"Cache-Control": "no-store"})
         except LongrecError as error:
-            return JSONResponse({"error": str(error)}, 400 if isinstance(error, (ConfigError, DataError)) else 503)
+            return JSONResponse(
+                {"error": str(error)}, 400 if isinstance(error, (ConfigError, DataError)) else 503
+            )
 
     return handler
 

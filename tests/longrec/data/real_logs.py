@@ -1,4 +1,6 @@
-"""Real logs as datasets, where they lie beside the checkout; a test that wants one that is not there is skipped."""
+"""Real logs as datasets, where they lie beside the checkout; a test that wants one that is not
+there is skipped.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events, import_kuairand
-from longrec.data.requests import RequestRule
+from longrec.data.importers import (
+    EventMapping,
+    ImportOptions,
+    NegativeRule,
+    import_events,
+    import_kuairand,
+)
+from longrec.data.importers.requests import RequestRule
 
 
 def shared(name: str) -> Path:
-    """Returns a folder of real data, beside the checkout or beside the checkout that this worktree belongs to."""
+    """Returns a folder of real data, beside the checkout or beside the checkout that this worktree
+    belongs to.
+    """
     root = Path(__file__).resolve().parents[3]
     git = root / ".git"
     main = Path(git.read_text().split("gitdir: ")[1].strip()).parents[2] if git.is_file() else root
@@ -26,9 +36,17 @@ def kuairand(out: Path) -> None:
 
 
 def dev_events(out: Path) -> None:
-    mapping = EventMapping(timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",))
-    import_events(shared("dev-events") / "events.parquet", out, mapping, negatives=NegativeRule(1),
-                  rule=RequestRule(max_targets=2, max_requests_per_user=1), options=ImportOptions(rows_per_part=500_000))
+    mapping = EventMapping(
+        timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",)
+    )
+    import_events(
+        shared("dev-events") / "events.parquet",
+        out,
+        mapping,
+        negatives=NegativeRule(1),
+        rule=RequestRule(max_targets=2, max_requests_per_user=1),
+        options=ImportOptions(rows_per_part=500_000),
+    )
 
 
 IMPORT = {"kuairand": kuairand, "dev_events": dev_events}

@@ -1,4 +1,6 @@
-"""A Redis of one's own: the real server on a free loopback port, without persistence, ended with the tests."""
+"""A Redis of one's own: the real server on a free loopback port, without persistence, ended with
+the tests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ import pytest
 
 @contextlib.contextmanager
 def running(directory: Path, port: int | None = None) -> Iterator[str]:
-    """Yields host:port of a server, on a free port unless one is named; skips the test where redis-server is not installed."""
+    """Yields host:port of a server, on a free port unless one is named; skips the test where
+    redis-server is not installed.
+    """
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
     server, port = _started(directory, port)
@@ -27,11 +31,26 @@ def running(directory: Path, port: int | None = None) -> Iterator[str]:
 
 
 def _started(directory: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int]:
-    """Returns a server that answers; on another port when somebody took the free one before it could."""
+    """Returns a server that answers; on another port when somebody took the free one before it
+    could.
+    """
     for _ in range(5):
         chosen = port or _free_port()
-        options = ["--bind", "127.0.0.1", "--port", str(chosen), "--save", "", "--appendonly", "no", "--dir", str(directory)]
-        server = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        options = [
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(chosen),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            str(directory),
+        ]
+        server = subprocess.Popen(
+            ["redis-server", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         limit = time.monotonic() + 60
         while server.poll() is None and time.monotonic() < limit:
             if _answers(chosen):

@@ -1,4 +1,6 @@
-"""Feature tables: one row per user with all of its events, the same bytes each time, old or new and nothing between."""
+"""Feature tables: one row per user with all of its events, the same bytes each time, old or new and
+nothing between.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.longrec.data.random_log import HUGE, NO_EVENTS, NO_FEATURES, SCHEMA
 
 
 def rows_of(out: Path) -> dict[int, dict[str, Any]]:
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((out / "user_history").iterdir()))
+    table = pa.concat_tables(
+        pq.read_table(path) for path in sorted((out / "user_history").iterdir())
+    )
     assert len(set(table.column("user_id").to_pylist())) == table.num_rows
     return {row["user_id"]: row for row in table.to_pylist()}
 
@@ -39,18 +43,27 @@ def test_every_user_has_one_row_with_all_events_in_order(tmp_path: Path, seed: i
     rows = rows_of(tmp_path / "out")
     assert set(rows) == {event["user_id"] for event in events}
     for user, row in rows.items():
-        mine = sorted((event for event in events if event["user_id"] == user), key=lambda event: (event["timestamp"], event["event_seq"]))
+        mine = sorted(
+            (event for event in events if event["user_id"] == user),
+            key=lambda event: (event["timestamp"], event["event_seq"]),
+        )
         stored = history.unpack(row["history"], SCHEMA)
         for name in stored.schema.names:
             expected = [event[name] for event in mine]
             if name == "timestamp":
                 expected = [round(time.timestamp() * 1000) for time in expected]
             assert repr(stored.column(name).to_pylist()) == repr(expected), name
-        assert row["history_length"] == len(mine) and row["event_timestamp"] == mine[-1]["timestamp"]
+        assert (
+            row["history_length"] == len(mine) and row["event_timestamp"] == mine[-1]["timestamp"]
+        )
     assert (report.num_users, report.num_events) == (len(rows), len(events))
     assert report.longest_history == max(row["history_length"] for row in rows.values())
     assert report.history_bytes == sum(len(row["history"]) for row in rows.values())
-    assert report.num_parts == len(list((tmp_path / "out" / "user_history").iterdir())) >= len(rows) / 3
+    assert (
+        report.num_parts
+        == len(list((tmp_path / "out" / "user_history").iterdir()))
+        >= len(rows) / 3
+    )
 
 
 def test_half_known_users_are_counted(tmp_path: Path) -> None:
@@ -67,12 +80,19 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     for name in ("a", "b"):
         features.build(source.path, tmp_path / name, DataConfig(shard_users=4))
-    a, b = ({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
-            for name in "ab")
+    a, b = (
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in "ab"
+    )
     assert a == b
     features.build(source.path, tmp_path / "c", DataConfig(shard_users=1))
-    assert {user: row["history"] for user, row in rows_of(tmp_path / "c").items()} == \
-        {user: row["history"] for user, row in rows_of(tmp_path / "a").items()}
+    assert {user: row["history"] for user, row in rows_of(tmp_path / "c").items()} == {
+        user: row["history"] for user, row in rows_of(tmp_path / "a").items()
+    }
 
 
 def test_parts_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +106,18 @@ def test_the_manifest_tells_what_was_written(tmp_path: Path) -> None:
     report = features.build(source.path, tmp_path / "out", DataConfig(shard_users=7))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["counts"] == dataclasses.asdict(report)
-    assert manifest["dataset_hash"] == source.facts["content_hash"] and manifest["fingerprint"] == SCHEMA.fingerprint
-    assert {name: files.sha256_of(tmp_path / "out" / name) for name in manifest["files"]} == manifest["files"]
-    assert set(manifest["files"]) == {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")
-                                      if path.is_file()} - {"manifest.json"}
+    assert (
+        manifest["dataset_hash"] == source.facts["content_hash"]
+        and manifest["fingerprint"] == SCHEMA.fingerprint
+    )
+    assert {
+        name: files.sha256_of(tmp_path / "out" / name) for name in manifest["files"]
+    } == manifest["files"]
+    assert set(manifest["files"]) == {
+        str(path.relative_to(tmp_path / "out"))
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    } - {"manifest.json"}
 
 
 def test_features_are_stored_so_that_feast_keeps_them_exact(tmp_path: Path) -> None:
@@ -97,29 +125,48 @@ def test_features_are_stored_so_that_feast_keeps_them_exact(tmp_path: Path) -> N
     features.build(source.path, tmp_path / "out", DataConfig())
     users = pq.read_table(tmp_path / "out" / "user_features.parquet")
     kinds = {name: str(users.schema.field(name).type) for name in users.schema.names[3:]}
-    assert kinds == {"inviter": "string", "group": "int64", "age": "int64", "city": "string", "score": "double"}
+    assert kinds == {
+        "inviter": "string",
+        "group": "int64",
+        "age": "int64",
+        "city": "string",
+        "score": "double",
+    }
     assert set(users.column("inviter").to_pylist()) == {None, str(HUGE), str(-HUGE)}
     original = source.users()
-    assert np.isnan(np.array([value for value in original.column("score").to_pylist() if value is not None])).any()
+    assert np.isnan(
+        np.array([value for value in original.column("score").to_pylist() if value is not None])
+    ).any()
     assert set(users.column("score").to_pylist()) == {None, 0.1}
     for feature in SCHEMA.user[:4]:
-        assert features.restored(users.column(feature.name), feature).to_pylist() == original.column(feature.name).to_pylist()
+        assert (
+            features.restored(users.column(feature.name), feature).to_pylist()
+            == original.column(feature.name).to_pylist()
+        )
 
 
 def test_a_number_that_feast_would_change_is_refused(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     ages = [None, 2**53 + 1, *[1] * 18]
-    rewrite(source.path / "users.parquet", lambda table: table.set_column(3, "age", pa.array(ages, pa.int64())))
+    rewrite(
+        source.path / "users.parquet",
+        lambda table: table.set_column(3, "age", pa.array(ages, pa.int64())),
+    )
     with pytest.raises(DataError, match=r"'age' cannot pass the feature store exactly.*1 nulls"):
         features.build(source.path, tmp_path / "out", DataConfig())
     ages[0] = 3  # without a null it is exact
-    rewrite(source.path / "users.parquet", lambda table: table.set_column(3, "age", pa.array(ages, pa.int64())))
+    rewrite(
+        source.path / "users.parquet",
+        lambda table: table.set_column(3, "age", pa.array(ages, pa.int64())),
+    )
     features.build(source.path, tmp_path / "out", DataConfig())
 
 
 def test_events_out_of_order_are_refused(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
-    rewrite(source.event_path(1), lambda table: table.take(pa.array([1, 0, *range(2, table.num_rows)])))
+    rewrite(
+        source.event_path(1), lambda table: table.take(pa.array([1, 0, *range(2, table.num_rows)]))
+    )
     with pytest.raises(DataError, match=r"part-00001.parquet is out of order; found 1 steps back"):
         features.build(source.path, tmp_path / "out", DataConfig())
     assert not (tmp_path / "out").exists()
@@ -127,17 +174,27 @@ def test_events_out_of_order_are_refused(tmp_path: Path) -> None:
 
 def test_a_basket_with_two_times_is_refused(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
-    rewrite(source.event_path(0), lambda table: table.set_column(4, "basket_id", pa.array([1] * table.num_rows, pa.int64())))
-    with pytest.raises(DataError, match=r"events of one basket have different times.*basket 1 of user"):
+    rewrite(
+        source.event_path(0),
+        lambda table: table.set_column(4, "basket_id", pa.array([1] * table.num_rows, pa.int64())),
+    )
+    with pytest.raises(
+        DataError, match=r"events of one basket have different times.*basket 1 of user"
+    ):
         features.build(source.path, tmp_path / "out", DataConfig())
 
 
 def test_a_user_in_two_parts_is_refused(tmp_path: Path) -> None:
-    source = random_log.write(tmp_path / "data", schema=dataclasses.replace(SCHEMA, has_baskets=False))
+    source = random_log.write(
+        tmp_path / "data", schema=dataclasses.replace(SCHEMA, has_baskets=False)
+    )
     other = pq.read_table(source.event_path(1)).column("user_id")[0].as_py()
     ids = lambda table: pa.array([other] * 2 + [HUGE * 2] * (table.num_rows - 2))  # noqa: E731
     order = [("user_id", "ascending"), ("timestamp", "ascending"), ("event_seq", "ascending")]
-    rewrite(source.event_path(0), lambda table: table.set_column(0, "user_id", ids(table)).sort_by(order))
+    rewrite(
+        source.event_path(0),
+        lambda table: table.set_column(0, "user_id", ids(table)).sort_by(order),
+    )
     with pytest.raises(DataError, match="spread over several parts; found 1 users"):
         features.build(source.path, tmp_path / "out", DataConfig())
 
@@ -145,7 +202,10 @@ def test_a_user_in_two_parts_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "key"), [("items", "item_id"), ("users", "user_id")])
 def test_repeated_ids_are_refused(tmp_path: Path, name: str, key: str) -> None:
     source = random_log.write(tmp_path / "data")
-    rewrite(source.path / f"{name}.parquet", lambda table: table.take(pa.array([0, 0, *range(2, table.num_rows)])))
+    rewrite(
+        source.path / f"{name}.parquet",
+        lambda table: table.take(pa.array([0, 0, *range(2, table.num_rows)])),
+    )
     with pytest.raises(DataError, match=f"{key} must be unique; found 1 repeated"):
         features.build(source.path, tmp_path / "out", DataConfig())
 
@@ -157,17 +217,21 @@ def test_a_feature_with_a_reserved_name_is_refused(tmp_path: Path) -> None:
         features.build(source.path, tmp_path / "out", DataConfig())
 
 
-def test_a_failure_half_way_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_half_way_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = random_log.write(tmp_path / "data")
     out = tmp_path / "work" / "out"
     features.build(source.path, out, DataConfig())
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     written, write = [], pq.write_table
+
     def failing(table: pa.Table, path: Path, **options: Any) -> None:
         written.append(path)
         if len(written) == 3:
             raise OSError("No space left on device")
         write(table, path, **options)
+
     monkeypatch.setattr(pq, "write_table", failing)
     with pytest.raises(OSError, match="No space left"):
         features.build(source.path, out, DataConfig(shard_users=3))

@@ -1,4 +1,6 @@
-"""Whole-file writes: old or new and nothing between, whatever happens to the writer; a full disk is one line."""
+"""Whole-file writes: old or new and nothing between, whatever happens to the writer; a full disk is
+one line.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def dead_pid() -> int:
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_directory_is_replaced_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+def test_a_directory_is_replaced_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
     if not exchanges:
         monkeypatch.setattr(files, "_exchange", lambda left, right: False)
     write(tmp_path / "out", "old")
@@ -41,7 +45,9 @@ def test_a_directory_is_replaced_and_nothing_is_left(tmp_path: Path, monkeypatch
 
 
 def test_two_directories_change_places_in_one_step(tmp_path: Path) -> None:
-    """The old version is there until the new one is: no moment without either, which two renames would have."""
+    """The old version is there until the new one is: no moment without either, which two renames
+    would have.
+    """
     write(tmp_path / "x", "x")
     write(tmp_path / "y", "y")
     assert files._exchange(tmp_path / "x", tmp_path / "y")
@@ -49,12 +55,18 @@ def test_two_directories_change_places_in_one_step(tmp_path: Path) -> None:
     assert not files._exchange(tmp_path / "x", tmp_path / "none")
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
+    tmp_path: Path,
+) -> None:
     host, dead, alive = socket.gethostname(), dead_pid(), os.getppid()
     for name in (f".out.tmp-{host}-{dead}-00", f".out.spill-{host}-{dead}-00"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
-    kept = [f".out.tmp-{host}-{alive}-00", f".out.tmp-elsewhere-{dead}-00", f".other.tmp-{host}-{dead}-00"]
+    kept = [
+        f".out.tmp-{host}-{alive}-00",
+        f".out.tmp-elsewhere-{dead}-00",
+        f".other.tmp-{host}-{dead}-00",
+    ]
     for name in kept:
         (tmp_path / name).touch()
     write(tmp_path / "out", "new")
@@ -83,7 +95,9 @@ def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "no")
 
 
-def test_a_disk_that_cannot_be_written_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_be_written_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object, **more: object) -> None:
         raise OSError(errno.EROFS, "read-only")
 

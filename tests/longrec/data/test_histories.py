@@ -1,4 +1,6 @@
-"""The histories directory: written at once, mapped without copying, refused when it is not whole; and the split in time."""
+"""The histories directory: written at once, mapped without copying, refused when it is not whole;
+and the split in time.
+"""
 
 from __future__ import annotations
 
@@ -20,29 +22,70 @@ from longrec.errors import DataError, LongrecError, SchemaMismatch
 from tests.longrec.data.random_log import SCHEMA
 
 TEXTS = [["view", None, "view"], [None, None], ["buy", "view", "größe"], [], ["x"]]
-"""Actions of the users of five record batches: later ones bring texts that the former did not have."""
+"""Actions of the users of five record batches: later ones bring texts that the former did not
+have.
+"""
 
 
 def events_of(actions: list[str | None], first: int) -> pa.RecordBatch:
     count = len(actions)
-    return history.conform(pa.table({
-        "item_id": np.arange(first, first + count), "timestamp": np.arange(count), "event_seq": np.arange(count),
-        "basket_id": np.arange(count), "action": pa.array(actions, pa.string()), "seconds": pa.array([0.5] * count, pa.float64()),
-        "source": pa.array([None] * count, pa.int64())}), SCHEMA)
+    return history.conform(
+        pa.table(
+            {
+                "item_id": np.arange(first, first + count),
+                "timestamp": np.arange(count),
+                "event_seq": np.arange(count),
+                "basket_id": np.arange(count),
+                "action": pa.array(actions, pa.string()),
+                "seconds": pa.array([0.5] * count, pa.float64()),
+                "source": pa.array([None] * count, pa.int64()),
+            }
+        ),
+        SCHEMA,
+    )
 
 
-def write(directory: Path, texts: list[list[str | None]] = TEXTS, *, items: pa.Table | None = None) -> Path:
+def write(
+    directory: Path, texts: list[list[str | None]] = TEXTS, *, items: pa.Table | None = None
+) -> Path:
     """Five users, one in each batch; each with one request at time 2 and two targets."""
     ends = np.cumsum([len(actions) for actions in texts])
     starts, rows = ends - [len(actions) for actions in texts], np.arange(len(texts))
-    users = pa.table({"user_row": rows, "user_id": rows * 10, "event_start": starts, "event_end": ends, "inviter": rows, "group": rows,
-                      "age": rows, "city": pa.array(["Köln"] * len(rows)), "score": rows * 0.1})
-    requests = pa.table({"request_id": rows + 100, "user_row": rows, "timestamp": np.full(len(rows), 2), "event_start": starts,
-                         "event_end": np.minimum(ends, starts + 2), "target_start": rows * 2, "target_end": rows * 2 + 2,
-                         "split": pa.array(["train", "train", "train", "eval", "eval"])})
+    users = pa.table(
+        {
+            "user_row": rows,
+            "user_id": rows * 10,
+            "event_start": starts,
+            "event_end": ends,
+            "inviter": rows,
+            "group": rows,
+            "age": rows,
+            "city": pa.array(["Köln"] * len(rows)),
+            "score": rows * 0.1,
+        }
+    )
+    requests = pa.table(
+        {
+            "request_id": rows + 100,
+            "user_row": rows,
+            "timestamp": np.full(len(rows), 2),
+            "event_start": starts,
+            "event_end": np.minimum(ends, starts + 2),
+            "target_start": rows * 2,
+            "target_end": rows * 2 + 2,
+            "split": pa.array(["train", "train", "train", "eval", "eval"]),
+        }
+    )
     labels = np.ones(2 * len(rows), np.int8)
     targets = pa.table({"item_id": np.arange(2 * len(rows)), "click": labels, "buy": 1 - labels})
-    items = items or pa.table({"item_id": np.arange(4), "author": np.arange(4), "topic": np.arange(4), "price": np.arange(4) * 0.5})
+    items = items or pa.table(
+        {
+            "item_id": np.arange(4),
+            "author": np.arange(4),
+            "topic": np.arange(4),
+            "price": np.arange(4) * 0.5,
+        }
+    )
     with HistoriesWriter(directory, SCHEMA) as writer:
         for actions, start in zip(texts, starts.tolist(), strict=True):
             assert writer.add(events_of(actions, start)) == (start, start + len(actions))
@@ -52,7 +95,12 @@ def write(directory: Path, texts: list[list[str | None]] = TEXTS, *, items: pa.T
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     opened = Histories.open(write(tmp_path / "out"))
-    assert (opened.schema, opened.num_events, opened.num_requests, opened.split_moment_ms) == (SCHEMA, 9, 5, 2)
+    assert (opened.schema, opened.num_events, opened.num_requests, opened.split_moment_ms) == (
+        SCHEMA,
+        9,
+        5,
+        2,
+    )
     assert [batch.column("action").to_pylist() for batch in opened.event_batches()] == TEXTS
     for row, actions in enumerate(TEXTS):
         assert opened.history(row).column("action").to_pylist() == actions[:2]
@@ -64,7 +112,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_equal_tables_are_equal_bytes_however_they_were_put_together(tmp_path: Path) -> None:
-    """Parquet's pages end where chunks do: the item table of joined shards was other bytes than that of one retrieval."""
+    """Parquet's pages end where chunks do: the item table of joined shards was other bytes than
+    that of one retrieval.
+    """
     rows = np.arange(200_000)
     items = pa.table({"item_id": rows, "author": rows % 7, "topic": rows, "price": rows * 0.5})
     pieces = pa.concat_tables([items.slice(start, 777) for start in range(0, len(rows), 777)])
@@ -88,51 +138,92 @@ def _two_users(directory: Path, texts: list[list[str | None]]) -> Path:
 
 def test_events_of_two_users_at_once_are_refused(tmp_path: Path) -> None:
     opened = Histories.open(write(tmp_path / "out"))
-    assert opened.events(0, 3).num_rows == 3 and opened.events(9, 9).num_rows == 0 and opened.events(0, 0).num_rows == 0
+    assert (
+        opened.events(0, 3).num_rows == 3
+        and opened.events(9, 9).num_rows == 0
+        and opened.events(0, 0).num_rows == 0
+    )
     for start, end in ((0, 4), (2, 1), (-1, 2), (8, 10)):
         with pytest.raises(DataError, match="no such events"):
             opened.events(start, end)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "timelines.arrow", "requests.parquet", "targets.parquet", "users.parquet",
-                                  "items.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.json",
+        "timelines.arrow",
+        "requests.parquet",
+        "targets.parquet",
+        "users.parquet",
+        "items.parquet",
+    ],
+)
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.99])
-def test_a_missing_or_truncated_file_is_refused(tmp_path: Path, name: str, share: float | None) -> None:
+def test_a_missing_or_truncated_file_is_refused(
+    tmp_path: Path, name: str, share: float | None
+) -> None:
     path = write(tmp_path / "out") / name
     if share is None:
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(LongrecError, match=name.replace(".", r"\.")):
         Histories.open(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("column", "value", "message"), [
-    ("event_end", 9, "offsets of requests do not fit; found 1 requests, first row 0"),
-    ("event_start", -1, "offsets of requests do not fit"),
-    ("event_start", 3, "offsets of requests do not fit"),
-    ("target_end", 0, "offsets of requests do not fit"),
-    ("target_end", 99, "offsets of requests do not fit"),
-    ("user_row", 7, "names no user; found user_row 1..7; expected 0..4"),
-    ("timestamp", 3, "not sorted by time"),
-])
-def test_offsets_that_do_not_fit_are_refused(tmp_path: Path, column: str, value: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("event_end", 9, "offsets of requests do not fit; found 1 requests, first row 0"),
+        ("event_start", -1, "offsets of requests do not fit"),
+        ("event_start", 3, "offsets of requests do not fit"),
+        ("target_end", 0, "offsets of requests do not fit"),
+        ("target_end", 99, "offsets of requests do not fit"),
+        ("user_row", 7, "names no user; found user_row 1..7; expected 0..4"),
+        ("timestamp", 3, "not sorted by time"),
+    ],
+)
+def test_offsets_that_do_not_fit_are_refused(
+    tmp_path: Path, column: str, value: int, message: str
+) -> None:
     path = write(tmp_path / "out") / "requests.parquet"
     table = pq.read_table(path)
     values = [value, *table.column(column).to_pylist()[1:]]
-    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values, pa.int64())), path)
+    pq.write_table(
+        table.set_column(
+            table.schema.get_field_index(column), column, pa.array(values, pa.int64())
+        ),
+        path,
+    )
     with pytest.raises(DataError, match=message):
         Histories.open(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    (lambda value: value["counts"].update(num_events=8), DataError, "found 9 num_events; expected 8 num_events"),
-    (lambda value: value["schema"].update(name="other"), SchemaMismatch, "recorded by another schema"),
-    (lambda value: value.update(format_version=9), DataError, "not of histories of this format"),
-    (lambda value: value.pop("schema"), DataError, "not of histories of this format"),
-])
-def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, change: Callable[[Any], Any], error: type[Exception],
-                                                 message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda value: value["counts"].update(num_events=8),
+            DataError,
+            "found 9 num_events; expected 8 num_events",
+        ),
+        (
+            lambda value: value["schema"].update(name="other"),
+            SchemaMismatch,
+            "recorded by another schema",
+        ),
+        (
+            lambda value: value.update(format_version=9),
+            DataError,
+            "not of histories of this format",
+        ),
+        (lambda value: value.pop("schema"), DataError, "not of histories of this format"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    tmp_path: Path, change: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
     path = write(tmp_path / "out") / "manifest.json"
     value = json.loads(path.read_text())
     change(value)
@@ -147,7 +238,10 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), HistoriesWriter(out, SCHEMA) as writer:
         writer.add(events_of(["view"], 0))
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="finish was not called"), HistoriesWriter(out, SCHEMA) as writer:
+    with (
+        pytest.raises(ValueError, match="finish was not called"),
+        HistoriesWriter(out, SCHEMA) as writer,
+    ):
         writer.add(events_of(["view"], 0))
     assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before
     write(out, TEXTS[::-1])
@@ -160,18 +254,26 @@ def test_other_directories_are_not_replaced(tmp_path: Path) -> None:
         pass
 
 
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.99), st.floats(0, 0.99))
-def test_requests_of_one_moment_are_on_one_side(values: list[int], warmup: float, evaluation: float) -> None:
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.99), st.floats(0, 0.99)
+)
+def test_requests_of_one_moment_are_on_one_side(
+    values: list[int], warmup: float, evaluation: float
+) -> None:
     moments = np.sort(np.array(values, np.int64))
     warmup_end, split = split_moments(moments, warmup, evaluation)
     names = split_names(moments, warmup_end, split)
-    assert len({(moment, name) for moment, name in zip(moments.tolist(), names, strict=True)}) == len(set(values))
+    assert len(
+        {(moment, name) for moment, name in zip(moments.tolist(), names, strict=True)}
+    ) == len(set(values))
     order = {"warmup": 0, "train": 1, "eval": 2}
     assert [order[name] for name in names] == sorted(order[name] for name in names)
     late = moments[np.array(names) == "eval"]
     if evaluation:
         # what is too many shares the first evaluation moment with what had to be there
-        assert len(late) >= round(len(moments) * evaluation) and (late > split).sum() < max(round(len(moments) * evaluation), 1)
+        assert len(late) >= round(len(moments) * evaluation) and (late > split).sum() < max(
+            round(len(moments) * evaluation), 1
+        )
     else:
         assert not len(late)
 

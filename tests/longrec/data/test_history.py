@@ -1,4 +1,6 @@
-"""The history codec: exact there and back, equal bytes for equal events, and nothing damaged gets through."""
+"""The history codec: exact there and back, equal bytes for equal events, and nothing damaged gets
+through.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,40 @@ from longrec.errors import DataError, LongrecError, SchemaMismatch
 from longrec.schema import Feature, Schema, Task
 
 SCHEMA = Schema(
-    name="codec", item=(Feature("item_id", "id"),), user=(), tasks=(Task("click"),), has_baskets=True,
-    event=(Feature("action", "category", "string"), Feature("seconds", "number", "float64"), Feature("source", "id")))
+    name="codec",
+    item=(Feature("item_id", "id"),),
+    user=(),
+    tasks=(Task("click"),),
+    has_baskets=True,
+    event=(
+        Feature("action", "category", "string"),
+        Feature("seconds", "number", "float64"),
+        Feature("source", "id"),
+    ),
+)
 INT64 = st.integers(-(2**63), 2**63 - 1)
-EVENT = st.tuples(INT64, st.integers(0, 6), st.one_of(st.none(), st.text(max_size=3)), st.one_of(st.none(), st.floats()),
-                  st.one_of(st.none(), INT64))
+EVENT = st.tuples(
+    INT64,
+    st.integers(0, 6),
+    st.one_of(st.none(), st.text(max_size=3)),
+    st.one_of(st.none(), st.floats()),
+    st.one_of(st.none(), INT64),
+)
 
 
 def batch_of(rows: list[Any]) -> pa.RecordBatch:
     """Returns events in order; times repeat, and every time is one basket."""
     rows = sorted(rows, key=lambda row: row[1])
     items, times, actions, seconds, sources = zip(*rows, strict=True) if rows else ((),) * 5
-    columns = {"item_id": pa.array(items, pa.int64()), "timestamp": pa.array(times, pa.int64()),
-               "event_seq": pa.array(range(len(rows)), pa.int64()), "basket_id": pa.array([time * 10 for time in times], pa.int64()),
-               "action": pa.array(actions, pa.string()), "seconds": pa.array(seconds, pa.float64()),
-               "source": pa.array(sources, pa.int64())}
+    columns = {
+        "item_id": pa.array(items, pa.int64()),
+        "timestamp": pa.array(times, pa.int64()),
+        "event_seq": pa.array(range(len(rows)), pa.int64()),
+        "basket_id": pa.array([time * 10 for time in times], pa.int64()),
+        "action": pa.array(actions, pa.string()),
+        "seconds": pa.array(seconds, pa.float64()),
+        "source": pa.array(sources, pa.int64()),
+    }
     return pa.record_batch(columns)
 
 
@@ -48,14 +69,25 @@ def test_there_and_back_is_exact(rows: list[Any]) -> None:
     assert history.pack(back, SCHEMA) == payload
 
 
-@example([(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)], 0, 1)  # a view at the start: Arrow writes its buffers up to 64 bytes
+@example(
+    [(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)], 0, 1
+)  # a view at the start: Arrow writes its buffers up to 64 bytes
 @example([(1, 1, None, None, None), (2, 2, "buy", 0.5, 7)], 0, 1)
 @given(st.lists(EVENT, max_size=40), st.integers(0, 40), st.integers(0, 40))
-def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(rows: list[Any], start: int, length: int) -> None:
+def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(
+    rows: list[Any], start: int, length: int
+) -> None:
     events = batch_of(rows)
-    view, unpacked = events.slice(min(start, len(rows)), length), history.unpack(history.pack(events, SCHEMA), SCHEMA)
+    view, unpacked = (
+        events.slice(min(start, len(rows)), length),
+        history.unpack(history.pack(events, SCHEMA), SCHEMA),
+    )
     alone = pa.RecordBatch.from_pylist(view.to_pylist(), schema=events.schema)
-    assert history.pack(view, SCHEMA) == history.pack(alone, SCHEMA) == history.pack(unpacked.slice(min(start, len(rows)), length), SCHEMA)
+    assert (
+        history.pack(view, SCHEMA)
+        == history.pack(alone, SCHEMA)
+        == history.pack(unpacked.slice(min(start, len(rows)), length), SCHEMA)
+    )
 
 
 def test_what_is_hidden_under_nulls_does_not_reach_the_bytes() -> None:
@@ -71,15 +103,23 @@ def test_what_is_hidden_under_nulls_does_not_reach_the_bytes() -> None:
 def test_a_prefix_holds_exactly_the_events_strictly_before(rows: list[Any], moment: int) -> None:
     events = history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA)
     prefix = history.prefix_before(events, moment)
-    assert prefix.column("event_seq").to_pylist() == [row["event_seq"] for row in events.to_pylist() if row["timestamp"] < moment]
-    baskets, later = set(prefix.column("basket_id").to_pylist()), set(events.slice(prefix.num_rows).column("basket_id").to_pylist())
+    assert prefix.column("event_seq").to_pylist() == [
+        row["event_seq"] for row in events.to_pylist() if row["timestamp"] < moment
+    ]
+    baskets, later = (
+        set(prefix.column("basket_id").to_pylist()),
+        set(events.slice(prefix.num_rows).column("basket_id").to_pylist()),
+    )
     assert not baskets & later  # a basket is never split
 
 
 @given(st.integers(0, 20), st.integers(0, 25))
 def test_most_recent_keeps_the_end(count: int, length: int) -> None:
     events = history.unpack(packed(count), SCHEMA)
-    assert history.most_recent(events, length).column("item_id").to_pylist() == list(range(count))[max(0, count - length):]
+    assert (
+        history.most_recent(events, length).column("item_id").to_pylist()
+        == list(range(count))[max(0, count - length) :]
+    )
 
 
 @settings(max_examples=300)
@@ -99,7 +139,9 @@ def test_a_damaged_payload_is_refused(data: st.DataObject) -> None:
 
 def test_another_schema_is_refused() -> None:
     other = dataclasses.replace(SCHEMA, name="other")
-    with pytest.raises(SchemaMismatch, match=f"{SCHEMA.fingerprint}.*{other.fingerprint} \\(other\\)"):
+    with pytest.raises(
+        SchemaMismatch, match=f"{SCHEMA.fingerprint}.*{other.fingerprint} \\(other\\)"
+    ):
         history.unpack(packed(3), other)
 
 
@@ -122,14 +164,21 @@ def test_unpack_does_not_copy() -> None:
 def test_any_arrow_reader_reads_a_payload() -> None:
     table = pa.ipc.open_stream(packed(4)).read_all()
     assert table.column("item_id").to_pylist() == [0, 1, 2, 3]
-    assert table.schema.metadata == {b"longrec.history": b"1", b"longrec.schema": SCHEMA.fingerprint.encode()}
+    assert table.schema.metadata == {
+        b"longrec.history": b"1",
+        b"longrec.schema": SCHEMA.fingerprint.encode(),
+    }
 
 
 def test_no_events() -> None:
     nothing = history.empty(SCHEMA)
     assert history.unpack(history.pack(nothing, SCHEMA), SCHEMA).equals(nothing)
-    assert history.prefix_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
-    assert history.joined([], SCHEMA).equals(nothing) and history.joined([nothing, nothing], SCHEMA).equals(nothing)
+    assert (
+        history.prefix_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
+    )
+    assert history.joined([], SCHEMA).equals(nothing) and history.joined(
+        [nothing, nothing], SCHEMA
+    ).equals(nothing)
 
 
 @given(st.lists(st.lists(EVENT, max_size=6), max_size=6))
@@ -145,29 +194,44 @@ def test_times_with_a_zone_become_milliseconds() -> None:
     assert history.pack(stamped, SCHEMA) == history.pack(events, SCHEMA)
 
 
-@pytest.mark.parametrize(("position", "column", "message"), [
-    (0, None, "lack the column 'item_id'"),
-    (0, pa.array(["a"]), "'item_id' of the events has the wrong type"),
-    (1, pa.array([None], pa.int64()), "'timestamp' of the events must not hold nulls"),
-    (4, pa.array([1.5]), "'action' of the events has the wrong type"),
-])
+@pytest.mark.parametrize(
+    ("position", "column", "message"),
+    [
+        (0, None, "lack the column 'item_id'"),
+        (0, pa.array(["a"]), "'item_id' of the events has the wrong type"),
+        (1, pa.array([None], pa.int64()), "'timestamp' of the events must not hold nulls"),
+        (4, pa.array([1.5]), "'action' of the events has the wrong type"),
+    ],
+)
 def test_wrong_columns_are_named(position: int, column: pa.Array | None, message: str) -> None:
     events = batch_of([(1, 3, "view", None, None)])
     name = events.schema.names[position]
-    wrong = events.remove_column(position) if column is None else events.set_column(position, name, column)
+    wrong = (
+        events.remove_column(position)
+        if column is None
+        else events.set_column(position, name, column)
+    )
     with pytest.raises(DataError, match=message):
         history.pack(wrong, SCHEMA)
 
 
 def test_events_out_of_order_are_refused() -> None:
-    events = batch_of([(1, 3, None, None, None), (2, 3, None, None, None), (3, 4, None, None, None)])
+    events = batch_of(
+        [(1, 3, None, None, None), (2, 3, None, None, None), (3, 4, None, None, None)]
+    )
     for rows in ([2, 0, 1], [1, 0, 2]):  # by time, by sequence
         with pytest.raises(DataError, match="not in order"):
             history.pack(events.take(pa.array(rows)), SCHEMA)
 
 
 def test_every_error_is_one_a_user_can_mend() -> None:
-    for payload in (b"", b"LRH1", b"\x00" * 100, packed(2)[:-1], np.arange(9, dtype=np.uint8).tobytes()):
+    for payload in (
+        b"",
+        b"LRH1",
+        b"\x00" * 100,
+        packed(2)[:-1],
+        np.arange(9, dtype=np.uint8).tobytes(),
+    ):
         with pytest.raises(LongrecError) as caught:
             history.unpack(payload, SCHEMA)
         assert "Publish the features again" in str(caught.value)

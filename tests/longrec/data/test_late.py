@@ -1,4 +1,6 @@
-"""Rows that came in late: no history before the moment at which a row became known holds it, by import and build and by push."""
+"""Rows that came in late: no history before the moment at which a row became known holds it, by
+import and build and by push.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ import pyarrow as pa
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data import drift, features, history, pushed
+from longrec.data import features, history
 from longrec.data.dataset import Dataset
 from longrec.data.importers import EventMapping, NegativeRule, import_events
+from longrec.data.quality import drift
+from longrec.data.store import live_events
 from longrec.errors import DataError
 from tests.longrec.data.test_features import rows_of
 
@@ -21,25 +25,42 @@ MAPPING = EventMapping(created="came_in", features=("action:category",))
 
 
 def log(path: Path, rng: np.random.Generator, num_events: int = 400) -> pa.Table:
-    """Writes a CSV in which one row in four came in up to 50 ms after it happened; times tie often."""
+    """Writes a CSV in which one row in four came in up to 50 ms after it happened; times tie
+    often.
+    """
     late = np.where(rng.random(num_events) < 0.25, rng.integers(1, 50, num_events), 0)
     times = START + np.sort(rng.integers(0, 300, num_events))
-    table = pa.table({"user_id": rng.integers(0, 5, num_events), "item_id": rng.integers(0, 20, num_events), "timestamp": times,
-                      "came_in": times + late, "action": rng.choice(["view", "buy"], num_events), "basket": np.arange(num_events) // 3})
-    lines = [",".join(table.column_names), *(",".join(str(value) for value in row.values()) for row in table.to_pylist())]
+    table = pa.table(
+        {
+            "user_id": rng.integers(0, 5, num_events),
+            "item_id": rng.integers(0, 20, num_events),
+            "timestamp": times,
+            "came_in": times + late,
+            "action": rng.choice(["view", "buy"], num_events),
+            "basket": np.arange(num_events) // 3,
+        }
+    )
+    lines = [
+        ",".join(table.column_names),
+        *(",".join(str(value) for value in row.values()) for row in table.to_pylist()),
+    ]
     path.write_text("\n".join(lines) + "\n")
     return table
 
 
 def imported(tmp_path: Path, mapping: EventMapping = MAPPING) -> tuple[Dataset, pa.Table]:
     rows = log(tmp_path / "log.csv", np.random.default_rng(0))
-    import_events(tmp_path / "log.csv", tmp_path / "data", mapping, negatives=NegativeRule(2, keep_new=True))
+    import_events(
+        tmp_path / "log.csv", tmp_path / "data", mapping, negatives=NegativeRule(2, keep_new=True)
+    )
     return Dataset.open(tmp_path / "data"), rows
 
 
 def histories(source: Dataset, out: Path, data: DataConfig) -> dict[int, pa.RecordBatch]:
     features.build(source.path, out, data)
-    return {user: history.unpack(row["history"], source.schema) for user, row in rows_of(out).items()}
+    return {
+        user: history.unpack(row["history"], source.schema) for user, row in rows_of(out).items()
+    }
 
 
 def test_no_history_holds_what_was_not_known_yet(tmp_path: Path) -> None:
@@ -49,7 +70,9 @@ def test_no_history_holds_what_was_not_known_yet(tmp_path: Path) -> None:
     for user, events in built.items():
         for moment in range(START - 1, START + 360):
             expected = np.flatnonzero((users == user) & (known < moment))
-            seen = history.prefix_before(events, moment).column("event_seq").to_numpy() - 2  # the lines of the file, below its header
+            seen = (
+                history.prefix_before(events, moment).column("event_seq").to_numpy() - 2
+            )  # the lines of the file, below its header
             assert sorted(seen.tolist()) == expected.tolist(), (user, moment)
     manifest = features.files.read_json(tmp_path / "out" / "manifest.json")
     assert manifest["counts"]["num_late"] == int((known > np.asarray(rows["timestamp"])).sum()) > 50
@@ -70,7 +93,9 @@ def test_a_basket_is_known_when_its_last_row_is(tmp_path: Path) -> None:
     for user, events in built.items():
         mine = rows.filter(pa.array(np.asarray(rows["user_id"]) == user))
         baskets, known = np.asarray(mine["basket"]), np.asarray(mine["came_in"])
-        for basket, time in zip(events.column("basket_id").to_pylist(), history.timestamps(events).tolist(), strict=True):
+        for basket, time in zip(
+            events.column("basket_id").to_pylist(), history.timestamps(events).tolist(), strict=True
+        ):
             assert time == known[baskets == basket].max()
 
 
@@ -78,19 +103,45 @@ def test_the_profile_counts_what_was_known(tmp_path: Path) -> None:
     source, rows = imported(tmp_path)
     users, known = np.asarray(rows["user_id"]), np.asarray(rows["came_in"])
     targets = source.targets(0).select(["request_id", "user_id", "timestamp"]).to_pylist()
-    requests = {row["request_id"]: (row["user_id"], round(row["timestamp"].timestamp() * 1000)) for row in targets}
-    lengths = [int(((users == user) & (known < moment)).sum()) for user, moment in requests.values()]
-    assert list(drift.Profile.of(source).lengths) == drift.histogram(lengths, drift.LENGTH_EDGES).tolist()
+    requests = {
+        row["request_id"]: (row["user_id"], round(row["timestamp"].timestamp() * 1000))
+        for row in targets
+    }
+    lengths = [
+        int(((users == user) & (known < moment)).sum()) for user, moment in requests.values()
+    ]
+    assert (
+        list(drift.Profile.of(source).lengths)
+        == drift.histogram(lengths, drift.LENGTH_EDGES).tolist()
+    )
     assert source.facts["history_length"]["max"] == max(lengths)
 
 
 def test_a_pushed_event_has_the_time_at_which_it_was_known(tmp_path: Path) -> None:
     source, _ = imported(tmp_path)
-    events = pa.table({"user_id": [1, 1], "item_id": [7, 8], "timestamp": [START, START + 1], "event_seq": [0, 1],
-                       "created": pa.array([START + 9, START], pa.timestamp("ms", "UTC")), "action": ["buy", "view"]})
-    assert pushed.conform(events, source.schema)["timestamp"].to_pylist() == [START + 1, START + 9]
-    assert pushed.conform(events, source.schema, "ignore")["timestamp"].to_pylist() == [START, START + 1]
+    events = pa.table(
+        {
+            "user_id": [1, 1],
+            "item_id": [7, 8],
+            "timestamp": [START, START + 1],
+            "event_seq": [0, 1],
+            "created": pa.array([START + 9, START], pa.timestamp("ms", "UTC")),
+            "action": ["buy", "view"],
+        }
+    )
+    assert live_events.conform(events, source.schema)["timestamp"].to_pylist() == [
+        START + 1,
+        START + 9,
+    ]
+    assert live_events.conform(events, source.schema, "ignore")["timestamp"].to_pylist() == [
+        START,
+        START + 1,
+    ]
     with pytest.raises(DataError, match="'created' must not hold nulls"):
-        pushed.conform(events.set_column(4, "created", pa.nulls(2, pa.int64())), source.schema)
-    with pytest.raises(DataError, match="'timestamp' or 'created' of the events has the wrong type"):
-        pushed.conform(events.set_column(4, "created", pa.array(["soon", "later"])), source.schema)
+        live_events.conform(events.set_column(4, "created", pa.nulls(2, pa.int64())), source.schema)
+    with pytest.raises(
+        DataError, match="'timestamp' or 'created' of the events has the wrong type"
+    ):
+        live_events.conform(
+            events.set_column(4, "created", pa.array(["soon", "later"])), source.schema
+        )

@@ -1,4 +1,6 @@
-"""Where a dataset is: directories as they are, other addresses through their store, and what is not there in one line."""
+"""Where a dataset is: directories as they are, other addresses through their store, and what is not
+there in one line.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,13 @@ def test_the_fingerprint_is_of_the_content_and_the_names(folder: Path, tmp_path:
     assert len({before, changed, location.fingerprint(str(folder))}) == 3
 
 
-@pytest.mark.parametrize(("uri", "message"), [
-    ("/absent/place", "there is no dataset at /absent/place"), ("ftp://host/place", "ftp://host/place cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("/absent/place", "there is no dataset at /absent/place"),
+        ("ftp://host/place", "ftp://host/place cannot be read"),
+    ],
+)
 def test_what_is_not_there_is_one_line(uri: str, message: str) -> None:
     for call in (location.fingerprint, lambda uri: location.opened(uri).__enter__()):
         with pytest.raises(DataError, match=message) as caught:
@@ -50,9 +56,16 @@ def test_what_is_not_there_is_one_line(uri: str, message: str) -> None:
 
 
 def test_an_unreachable_store_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
-                        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(DataError, match=r"s3://bucket/place cannot be read; found .*AWS_ENDPOINT_URL") as caught:
+    with pytest.raises(
+        DataError, match=r"s3://bucket/place cannot be read; found .*AWS_ENDPOINT_URL"
+    ) as caught:
         location.fingerprint("s3://bucket/place")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""What goes wrong at night: killed builds, files cut short or of the wrong kind, a full disk. One line, and nothing half-written."""
+"""What goes wrong at night: killed builds, files cut short or of the wrong kind, a full disk. One
+line, and nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +35,43 @@ from longrec.data import features
 print("ready", flush=True)
 features.build(sys.argv[1], sys.argv[2], DataConfig(shard_users=20))
 """
-SCHEMA = Schema("log", (Feature("item_id", "id"),), (), (Feature("seconds", "number", "float64"),), (Task("label"),))
+SCHEMA = Schema(
+    "log",
+    (Feature("item_id", "id"),),
+    (),
+    (Feature("seconds", "number", "float64"),),
+    (Task("label"),),
+)
 
 
 def write_log(path: Path, *, num_users: int, per_user: int, seed: int) -> Dataset:
     rng = np.random.default_rng(seed)
     with DatasetWriter(path, SCHEMA, name="log", source={}, num_parts=1) as writer:
         users = np.repeat(np.arange(num_users), per_user)
-        events = pa.table({"user_id": users, "item_id": rng.integers(0, 1 << 40, len(users)), "timestamp": np.arange(len(users)) * 7,
-                           "event_seq": np.arange(len(users)), "seconds": rng.random(len(users))})
+        events = pa.table(
+            {
+                "user_id": users,
+                "item_id": rng.integers(0, 1 << 40, len(users)),
+                "timestamp": np.arange(len(users)) * 7,
+                "event_seq": np.arange(len(users)),
+                "seconds": rng.random(len(users)),
+            }
+        )
         moments = pa.array([len(users) * 7] * num_users, pa.timestamp("ms", "UTC"))
-        targets = pa.table({"request_id": np.arange(num_users), "user_id": np.arange(num_users), "timestamp": moments,
-                            "item_id": np.zeros(num_users, np.int64), "label": np.zeros(num_users, np.int8)})
+        targets = pa.table(
+            {
+                "request_id": np.arange(num_users),
+                "user_id": np.arange(num_users),
+                "timestamp": moments,
+                "item_id": np.zeros(num_users, np.int64),
+                "label": np.zeros(num_users, np.int8),
+            }
+        )
         times = events["timestamp"].cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC"))
         writer.write_part(0, events.set_column(2, "timestamp", times), targets)
-        writer.write_entities(pa.table({"item_id": [0]}), pa.table({"user_id": np.arange(num_users)}))
+        writer.write_entities(
+            pa.table({"item_id": [0]}), pa.table({"user_id": np.arange(num_users)})
+        )
     return Dataset.open(path)
 
 
@@ -56,12 +80,18 @@ def names(directory: Path) -> list[str]:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.slow
 def test_a_build_killed_at_ten_random_moments_gives_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL. Each time the old version or the new one is there, whole; in the end the new one, and nothing beside it."""
+    """SIGKILL. Each time the old version or the new one is there, whole; in the end the new one,
+    and nothing beside it.
+    """
     source = write_log(tmp_path / "data", num_users=300, per_user=8_000, seed=0)
     before = write_log(tmp_path / "before", num_users=5, per_user=10, seed=1)
     features.build(before.path, tmp_path / "old", DataConfig())
@@ -74,8 +104,11 @@ def test_a_build_killed_at_ten_random_moments_gives_the_same_bytes(tmp_path: Pat
     features.build(before.path, place / "tables", DataConfig())
     rng, num_killed = random.Random(0), 0
     while num_killed < 10:
-        child = subprocess.Popen([sys.executable, "-c", BUILD, str(source.path), str(place / "tables")], stdout=subprocess.PIPE,
-                                 env=ENVIRONMENT)
+        child = subprocess.Popen(
+            [sys.executable, "-c", BUILD, str(source.path), str(place / "tables")],
+            stdout=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
         time.sleep(rng.uniform(0, duration))
         num_killed += child.poll() is None
@@ -110,14 +143,36 @@ def test_memory_of_a_build_does_not_grow_with_the_data(tmp_path: Path) -> None:
                 mine = everyone[part_of(everyone, num_parts) == part]
                 users = np.repeat(mine, 10_000)
                 times = pa.array(np.tile(np.arange(10_000), len(mine)), pa.timestamp("ms", "UTC"))
-                writer.write_part(part, pa.table({"user_id": users, "item_id": rng.integers(0, 1 << 40, len(users)), "timestamp": times,
-                                                  "event_seq": np.arange(len(users)), "seconds": rng.random(len(users))}),
-                                  pa.table({"request_id": mine, "user_id": mine, "timestamp": pa.array([9_999] * len(mine), times.type),
-                                            "item_id": np.zeros(len(mine), np.int64), "label": np.zeros(len(mine), np.int8)}))
+                writer.write_part(
+                    part,
+                    pa.table(
+                        {
+                            "user_id": users,
+                            "item_id": rng.integers(0, 1 << 40, len(users)),
+                            "timestamp": times,
+                            "event_seq": np.arange(len(users)),
+                            "seconds": rng.random(len(users)),
+                        }
+                    ),
+                    pa.table(
+                        {
+                            "request_id": mine,
+                            "user_id": mine,
+                            "timestamp": pa.array([9_999] * len(mine), times.type),
+                            "item_id": np.zeros(len(mine), np.int64),
+                            "label": np.zeros(len(mine), np.int8),
+                        }
+                    ),
+                )
             writer.write_entities(pa.table({"item_id": [0]}), pa.table({"user_id": everyone}))
-        code = BUILD + "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+        code = (
+            BUILD
+            + "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+        )
         command = [sys.executable, "-c", code, str(path), str(tmp_path / f"out-{num_parts}")]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=ENVIRONMENT, text=True)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, check=True, env=ENVIRONMENT, text=True
+        )
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     assert peaks[1] < peaks[0] + 60, peaks  # MiB; 112 MB more of data
 
@@ -137,14 +192,16 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
 
 def longrec(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the command, with files of at most `limit` kB."""
-    command = [sys.executable, "-m", "longrec.cli", *arguments]
+    command = [sys.executable, "-m", "longrec.cli.main", *arguments]
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit}; trap "" XFSZ; exec "$@"', "bash", *command]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
-    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 1 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
+    ), done.stderr
     assert done.stderr.startswith("longrec: ") and says in done.stderr, done.stderr
 
 
@@ -159,7 +216,9 @@ def csv_log(path: Path, num_rows: int = 30_000) -> Path:
 def test_a_full_disk_ends_an_import_in_one_line(tmp_path: Path) -> None:
     log = csv_log(tmp_path / "log.csv")
     with small_disk(tmp_path / "disk", "1m") as disk:
-        done = longrec("import", "events", str(log), "--out", str(disk / "data"), "--negatives", "1")
+        done = longrec(
+            "import", "events", str(log), "--out", str(disk / "data"), "--negatives", "1"
+        )
         assert_one_line(done, "no space is left to write")
         assert names(disk) == []
 
@@ -167,13 +226,25 @@ def test_a_full_disk_ends_an_import_in_one_line(tmp_path: Path) -> None:
 def test_a_file_that_may_not_grow_ends_an_import_in_one_line(tmp_path: Path) -> None:
     log = csv_log(tmp_path / "log.csv")
     (tmp_path / "out").mkdir()
-    done = longrec("import", "events", str(log), "--out", str(tmp_path / "out" / "data"), "--negatives", "1", limit=100)
+    done = longrec(
+        "import",
+        "events",
+        str(log),
+        "--out",
+        str(tmp_path / "out" / "data"),
+        "--negatives",
+        "1",
+        limit=100,
+    )
     assert_one_line(done, "no space is left to write")
     assert names(tmp_path / "out") == []
 
 
 def test_a_full_disk_leaves_the_old_feature_tables(tmp_path: Path) -> None:
-    source, large = random_log.write(tmp_path / "data"), write_log(tmp_path / "large", num_users=20, per_user=5_000, seed=0)
+    source, large = (
+        random_log.write(tmp_path / "data"),
+        write_log(tmp_path / "large", num_users=20, per_user=5_000, seed=0),
+    )
     with small_disk(tmp_path / "disk", "1m") as disk:
         features.build(source.path, disk / "out", DataConfig())
         before = content(disk / "out")
@@ -185,7 +256,9 @@ def test_a_full_disk_leaves_the_old_feature_tables(tmp_path: Path) -> None:
 def parquet_log(path: Path) -> pa.Table:
     size = 5_000
     times = 1_600_000_000_000 + np.arange(size) * 60_000
-    table = pa.table({"user_id": np.arange(size) % 7, "item_id": np.arange(size) % 50, "timestamp": times})
+    table = pa.table(
+        {"user_id": np.arange(size) % 7, "item_id": np.arange(size) % 50, "timestamp": times}
+    )
     pq.write_table(table, path)
     return table
 
@@ -194,7 +267,9 @@ def test_a_truncated_parquet_file_ends_an_import_in_one_line(tmp_path: Path) -> 
     log = tmp_path / "log.parquet"
     parquet_log(log)
     log.write_bytes(log.read_bytes()[:-2_000])
-    done = longrec("import", "events", str(log), "--out", str(tmp_path / "data"), "--negatives", "1")
+    done = longrec(
+        "import", "events", str(log), "--out", str(tmp_path / "data"), "--negatives", "1"
+    )
     assert_one_line(done, "log.parquet is not a readable Parquet file")
     assert names(tmp_path) == ["log.parquet"]
 
@@ -203,7 +278,9 @@ def test_a_column_of_the_wrong_type_ends_an_import_in_one_line(tmp_path: Path) -
     log = tmp_path / "log.parquet"
     table = parquet_log(log)
     pq.write_table(table.set_column(2, "timestamp", pa.array([[1]] * table.num_rows)), log)
-    done = longrec("import", "events", str(log), "--out", str(tmp_path / "data"), "--negatives", "1")
+    done = longrec(
+        "import", "events", str(log), "--out", str(tmp_path / "data"), "--negatives", "1"
+    )
     assert_one_line(done, "5,000 timestamp is not a time")
     assert not (tmp_path / "data").exists()
 
@@ -212,7 +289,9 @@ def test_negative_times_end_an_import_in_one_line(tmp_path: Path) -> None:
     log = tmp_path / "log.parquet"
     table = parquet_log(log)
     pq.write_table(table.set_column(2, "timestamp", pa.array(-np.arange(table.num_rows))), log)
-    done = longrec("import", "events", str(log), "--out", str(tmp_path / "data"), "--negatives", "1")
+    done = longrec(
+        "import", "events", str(log), "--out", str(tmp_path / "data"), "--negatives", "1"
+    )
     assert_one_line(done, "timestamp is not a time from 1980 to 2099")
     assert not (tmp_path / "data").exists()
 
@@ -223,15 +302,37 @@ def rewrite(path: Path, name: str, change: object) -> None:
     ordinals = np.asarray(column.cast(pa.int64())).copy()
     change(ordinals)  # type: ignore[operator]
     where = table.column_names.index(name)
-    pq.write_table(table.set_column(where, name, pa.array(ordinals).cast(pa.timestamp("ms")).cast(column.type) if name == "timestamp"
-                                    else pa.array(ordinals)), path)
+    pq.write_table(
+        table.set_column(
+            where,
+            name,
+            pa.array(ordinals).cast(pa.timestamp("ms")).cast(column.type)
+            if name == "timestamp"
+            else pa.array(ordinals),
+        ),
+        path,
+    )
 
 
-@pytest.mark.parametrize(("name", "change", "says"), [
-    ("timestamp", lambda values: values.__setitem__(0, -5), "holds times before 1970; found 1, the first of user 0"),
-    ("event_seq", lambda values: values.__setitem__(1, 0), r"the same key \(timestamp, event_seq, item_id\); found 1, for example user 0"),
-], ids=["negative", "duplicate"])
-def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(tmp_path: Path, name: str, change: object, says: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (
+            "timestamp",
+            lambda values: values.__setitem__(0, -5),
+            "holds times before 1970; found 1, the first of user 0",
+        ),
+        (
+            "event_seq",
+            lambda values: values.__setitem__(1, 0),
+            r"the same key \(timestamp, event_seq, item_id\); found 1, for example user 0",
+        ),
+    ],
+    ids=["negative", "duplicate"],
+)
+def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(
+    tmp_path: Path, name: str, change: object, says: str
+) -> None:
     source = write_log(tmp_path / "data", num_users=3, per_user=5, seed=0)
     path = source.event_path(0)
     if name == "event_seq":

@@ -1,4 +1,6 @@
-"""Shards: what is built, checked and retrieved shard by shard and joined is what one process makes, byte for byte."""
+"""Shards: what is built, checked and retrieved shard by shard and joined is what one process makes,
+byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.config import ChecksConfig, DataConfig
-from longrec.data import checks, features, files
+from longrec.data import features, files
 from longrec.data.dataset import Dataset, Shard, in_order, part_of, shards
 from longrec.data.histories import Histories
+from longrec.data.importers.synthetic import synthesize
+from longrec.data.quality import checks
 from longrec.data.store.publish import publish
 from longrec.data.store.retrieve import join, retrieve
-from longrec.data.synth import synthesize
 from longrec.errors import CheckFailed, DataError
 from tests.longrec.data import random_log, real_logs
 
@@ -28,7 +31,11 @@ DATA = DataConfig(shard_users=3, max_history=12, warmup_fraction=0.1)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
-    return {str(each.relative_to(path)): each.read_bytes() for each in sorted(path.rglob("*")) if each.is_file()}
+    return {
+        str(each.relative_to(path)): each.read_bytes()
+        for each in sorted(path.rglob("*"))
+        if each.is_file()
+    }
 
 
 def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) -> list[Path]:
@@ -38,13 +45,23 @@ def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) 
 
 
 @pytest.fixture(params=["random", pytest.param("planted", marks=pytest.mark.slow)], scope="module")
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """Yields a dataset of five parts."""
     path = tmp_path_factory.mktemp(request.param) / "data"
     if request.param == "random":
         random_log.write(path, num_parts=5, max_events=40)
     else:
-        synthesize(path, num_users=40, events_per_user=64, num_items=50, num_topics=4, lengths=[8], rows_per_part=400)
+        synthesize(
+            path,
+            num_users=40,
+            events_per_user=64,
+            num_items=50,
+            num_topics=4,
+            lengths=[8],
+            rows_per_part=400,
+        )
     assert Dataset.open(path).num_parts == 5
     yield path
 
@@ -52,7 +69,9 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 300])
 def test_shards_are_the_dataset_in_order(count: int) -> None:
     parsed = [Shard.parse(name) for name in shards(count)]
-    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5)) and in_order(parsed[::-1]) == list(range(count))[::-1]
+    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5)) and in_order(
+        parsed[::-1]
+    ) == list(range(count))[::-1]
     assert sum(not shard.parts(5) for shard in parsed) == max(0, count - 5)
 
 
@@ -76,7 +95,9 @@ def test_a_shard_reads_its_own_parts_and_needs_no_other(source: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 50])
-def test_joined_feature_tables_are_those_of_one_build(source: Path, tmp_path: Path, count: int) -> None:
+def test_joined_feature_tables_are_those_of_one_build(
+    source: Path, tmp_path: Path, count: int
+) -> None:
     """Fifty shards are more than parts and users: most of them are empty."""
     expected = features.build(source, tmp_path / "whole", DATA)
     found = build_shards(source, tmp_path, count)
@@ -84,12 +105,18 @@ def test_joined_feature_tables_are_those_of_one_build(source: Path, tmp_path: Pa
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
 
 
-def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
+    source: Path, tmp_path: Path
+) -> None:
     found = build_shards(source, tmp_path, 2)
     random_log.write(tmp_path / "other", seed=9, num_parts=2)
     features.build(tmp_path / "other", tmp_path / "foreign", DATA, shard=Shard(1, 2))
-    for wrong, message in ((found[:1], "not all shards"), ([found[0], found[0]], "not all shards"), ([], "not all shards"),
-                           ([found[0], tmp_path / "foreign"], "not shards of one dataset")):
+    for wrong, message in (
+        (found[:1], "not all shards"),
+        ([found[0], found[0]], "not all shards"),
+        ([], "not all shards"),
+        ([found[0], tmp_path / "foreign"], "not shards of one dataset"),
+    ):
         with pytest.raises(DataError, match=message):
             features.join(wrong, tmp_path / "joined")
     part = next((found[1] / "user_history").iterdir())
@@ -107,14 +134,24 @@ def home(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "home"
 
 
-def retrieve_shards(source: Path, home: Path, root: Path, count: int, data: DataConfig) -> list[Path]:
+def retrieve_shards(
+    source: Path, home: Path, root: Path, count: int, data: DataConfig
+) -> list[Path]:
     for number, name in enumerate(shards(count)):
         retrieve(source, home, REPO, root / f"histories-{number}", data, 3, Shard.parse(name))
     return [root / f"histories-{number}" for number in range(count)]
 
 
-@pytest.mark.parametrize(("count", "max_requests"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 30), pytest.param(
-    2, 0, marks=pytest.mark.slow), pytest.param(5, 0, marks=pytest.mark.slow), (7, 0)])
+@pytest.mark.parametrize(
+    ("count", "max_requests"),
+    [
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        (2, 30),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(5, 0, marks=pytest.mark.slow),
+        (7, 0),
+    ],
+)
 def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
     source: Path, home: Path, tmp_path: Path, count: int, max_requests: int
 ) -> None:
@@ -124,17 +161,27 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
     found = retrieve_shards(source, home, tmp_path, count, data)
     assert join(found[::-1], tmp_path / "joined", data, 3) == expected
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
-    assert sum(Histories.open(each).num_requests for each in found) == Dataset.open(source).facts["num_requests"]
+    assert (
+        sum(Histories.open(each).num_requests for each in found)
+        == Dataset.open(source).facts["num_requests"]
+    )
     for number, each in enumerate(found):
         checks.profile_histories(each, tmp_path / f"profile-{number}")
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
-    assert said(lambda: checks.check_histories(tmp_path / "joined", tmp_path / "joined.html", CHECKS, profiles)) == \
-        said(lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS))
+    assert said(
+        lambda: checks.check_histories(
+            tmp_path / "joined", tmp_path / "joined.html", CHECKS, profiles
+        )
+    ) == said(lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS))
 
 
 @pytest.mark.parametrize("key", ["store_version", "dataset_hash"])
-def test_histories_of_other_features_or_of_another_dataset_are_not_joined(source: Path, home: Path, tmp_path: Path, key: str) -> None:
-    """As where somebody published, or the dataset was replaced, between the retrievals of two shards."""
+def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
+    source: Path, home: Path, tmp_path: Path, key: str
+) -> None:
+    """As where somebody published, or the dataset was replaced, between the retrievals of two
+    shards.
+    """
     found = retrieve_shards(source, home, tmp_path, 2, DATA)
     manifest = files.read_json(found[1] / "manifest.json")
     files.write_json(found[1] / "manifest.json", {**manifest, key: "another"})
@@ -158,38 +205,64 @@ def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -
 
 
 def said(check: Callable[[], checks.CheckReport]) -> object:
-    """Returns what a report, or a failed check, says: less where and how long, and less the shards of what it names."""
+    """Returns what a report, or a failed check, says: less where and how long, and less the shards
+    of what it names.
+    """
     try:
         report = check()
     except CheckFailed as error:
         return re.sub(r" \(shard \d+\)| The report is .*", "", str(error))
-    return {**report.to_dict(), "seconds": 0, "path": "", "warnings": [re.sub(r" \(shard \d+\)", "", line) for line in report.warnings]}
+    return {
+        **report.to_dict(),
+        "seconds": 0,
+        "path": "",
+        "warnings": [re.sub(r" \(shard \d+\)", "", line) for line in report.warnings],
+    }
 
 
 @pytest.mark.parametrize("count", [2, 7])
-def test_a_dataset_is_checked_alike_in_shards(source: Path, home: Path, tmp_path: Path, count: int) -> None:
+def test_a_dataset_is_checked_alike_in_shards(
+    source: Path, home: Path, tmp_path: Path, count: int
+) -> None:
     for number, name in enumerate(shards(count)):
         checks.profile_events(source, tmp_path / f"profile-{number}", home, Shard.parse(name))
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
-    assert said(lambda: checks.check_event_profiles(profiles[::-1], tmp_path / "joined.html", CHECKS, home)) == \
-        said(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, home))
+    assert said(
+        lambda: checks.check_event_profiles(profiles[::-1], tmp_path / "joined.html", CHECKS, home)
+    ) == said(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, home))
     with pytest.raises(DataError, match="not all shards"):
         checks.check_event_profiles(profiles[1:], tmp_path / "joined.html", CHECKS, home)
 
 
 def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
-    """Users of the second of three shards have an event twice, and others of the third an impossible time."""
+    """Users of the second of three shards have an event twice, and others of the third an
+    impossible time.
+    """
     source = random_log.write(tmp_path / "data", num_parts=3)
     twice, late = source.event_path(1), source.event_path(2)
     events = pq.read_table(twice)
-    pq.write_table(pa.concat_tables([events.slice(0, 1), events.slice(0, 1), events.slice(2)]), twice)
+    pq.write_table(
+        pa.concat_tables([events.slice(0, 1), events.slice(0, 1), events.slice(2)]), twice
+    )
     events = pq.read_table(late)
     far = pa.array([2**43] * events.num_rows, pa.timestamp("ms", tz="UTC"))
-    pq.write_table(events.set_column(events.column_names.index("timestamp"), "timestamp", far), late)
+    pq.write_table(
+        events.set_column(events.column_names.index("timestamp"), "timestamp", far), late
+    )
     for number, name in enumerate(shards(3)):
         checks.profile_events(source.path, tmp_path / f"profile-{number}", None, Shard.parse(name))
     with pytest.raises(CheckFailed) as caught:
-        checks.check_event_profiles([tmp_path / f"profile-{number}" for number in range(3)], tmp_path / "report.html", CHECKS)
+        checks.check_event_profiles(
+            [tmp_path / f"profile-{number}" for number in range(3)],
+            tmp_path / "report.html",
+            CHECKS,
+        )
     text = (tmp_path / "report.html").read_text()
-    assert re.search(r"duplicates: share.*\(user \d+ \(shard 2\)\)", str(caught.value).replace("\n", " ")), str(caught.value)
-    assert re.search(r"timestamp: largest.*user \d+ \(shard 3\)", str(caught.value)) and "(shard 2)" in text and "(shard 3)" in text
+    assert re.search(
+        r"duplicates: share.*\(user \d+ \(shard 2\)\)", str(caught.value).replace("\n", " ")
+    ), str(caught.value)
+    assert (
+        re.search(r"timestamp: largest.*user \d+ \(shard 3\)", str(caught.value))
+        and "(shard 2)" in text
+        and "(shard 3)" in text
+    )

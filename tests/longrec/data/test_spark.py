@@ -32,47 +32,85 @@ def session() -> Iterator[Any]:
     if shutil.which("java") is None:
         pytest.skip("java is not installed")
     os.environ["PYTHONPATH"] = f"{ROOT / 'model'}:{os.environ.get('PYTHONPATH', '')}"
-    os.environ["PYSPARK_PYTHON"] = sys.executable  # else the first python3 on PATH, which need not be ours
-    builder = pyspark.sql.SparkSession.builder.master("local[2]").appName("longrec").config("spark.ui.enabled", "false")
-    found = builder.config("spark.sql.shuffle.partitions", "4").config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
+    os.environ["PYSPARK_PYTHON"] = (
+        sys.executable
+    )  # else the first python3 on PATH, which need not be ours
+    builder = (
+        pyspark.sql.SparkSession.builder.master("local[2]")
+        .appName("longrec")
+        .config("spark.ui.enabled", "false")
+    )
+    found = (
+        builder.config("spark.sql.shuffle.partitions", "4")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .getOrCreate()
+    )
     yield found
     found.stop()
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_same_bytes_as_one_process(session: Any, tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data", num_users=60, num_parts=3)
     here = features.build(source.path, tmp_path / "here", DataConfig(shard_users=7))
-    there = features.build(source.path, tmp_path / "there", DataConfig(shard_users=7), spark.packing(session))
+    there = features.build(
+        source.path, tmp_path / "there", DataConfig(shard_users=7), spark.packing(session)
+    )
     assert there == here and content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Path) -> None:
     table = test_late.log(tmp_path / "log.csv", np.random.default_rng(0))
     tied = table.set_column(2, "timestamp", pa.array(np.asarray(table["timestamp"]) // 50 * 50))
-    pq.write_table(tied.append_column("place", pa.array(np.arange(400) % 2)).set_column(1, "item_id", pa.array(np.arange(400) * 7 % 401)),
-                   tmp_path / "log.parquet")
+    pq.write_table(
+        tied.append_column("place", pa.array(np.arange(400) % 2)).set_column(
+            1, "item_id", pa.array(np.arange(400) * 7 % 401)
+        ),
+        tmp_path / "log.parquet",
+    )
     mapping = test_late.EventMapping(created="came_in", features=("action:category",), seq="place")
-    import_events(tmp_path / "log.parquet", tmp_path / "data", mapping, negatives=NegativeRule(1, keep_new=True))
+    import_events(
+        tmp_path / "log.parquet",
+        tmp_path / "data",
+        mapping,
+        negatives=NegativeRule(1, keep_new=True),
+    )
     here = features.build(tmp_path / "data", tmp_path / "here", DataConfig())
-    there = features.build(tmp_path / "data", tmp_path / "there", DataConfig(), spark.packing(session))
-    assert here.num_late > 50 and there == here and content(tmp_path / "there") == content(tmp_path / "here")
+    there = features.build(
+        tmp_path / "data", tmp_path / "there", DataConfig(), spark.packing(session)
+    )
+    assert (
+        here.num_late > 50
+        and there == here
+        and content(tmp_path / "there") == content(tmp_path / "here")
+    )
 
 
 def test_what_is_wrong_is_said_in_one_line(session: Any, tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     path = source.event_path(0)
     table = pq.read_table(path, partitioning=None)
-    pq.write_table(table.set_column(4, "basket_id", pa.array([1] * table.num_rows, pa.int64())), path)
-    with pytest.raises(DataError, match=r"Spark could not pack the timelines; found .*events of one basket have different times"):
+    pq.write_table(
+        table.set_column(4, "basket_id", pa.array([1] * table.num_rows, pa.int64())), path
+    )
+    with pytest.raises(
+        DataError,
+        match=r"Spark could not pack the timelines; found .*events of one basket have different times",
+    ):
         features.build(source.path, tmp_path / "out", DataConfig(), spark.packing(session))
     assert not (tmp_path / "out").exists()
 
 
-def test_retrieval_by_spark_gives_the_same_histories(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retrieval_by_spark_gives_the_same_histories(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Feast's Spark offline store against its DuckDB one: every file of the histories."""
     source = random_log.write(tmp_path / "data")
     features.build(source.path, tmp_path / "tables", DataConfig())

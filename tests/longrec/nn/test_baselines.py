@@ -1,4 +1,6 @@
-"""Every baseline against a literal transcription of its equations: one target, one event and one head after another, in float64."""
+"""Every baseline against a literal transcription of its equations: one target, one event and one
+head after another, in float64.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longrec import losses
 from longrec.config import ModelConfig, TrainConfig
 from longrec.errors import ConfigError
 from longrec.nn.baselines import history_reader
 from longrec.nn.baselines.din import DIN
 from longrec.nn.layers import NUM_GAP_BUCKETS
+from longrec.training import losses
 from tests.longrec.nn import worlds
 
 Array = npt.NDArray[np.float64]
@@ -26,8 +28,19 @@ READING_GAPS = ("din", "din_sum", "target_attention", "sim", "stca")
 
 def config(kind: str, **options: object) -> ModelConfig:
     recency = "bias" if kind in READING_GAPS else "token"
-    return ModelConfig(**{"kind": kind, "width": WIDTH, "num_heads": HEADS, "num_layers": 2, "id_dim": 6, "feature_dim": 4,  # type: ignore
-                          "recency": recency, "retrieved": 4, **options})
+    return ModelConfig(
+        **{
+            "kind": kind,
+            "width": WIDTH,
+            "num_heads": HEADS,
+            "num_layers": 2,
+            "id_dim": 6,
+            "feature_dim": 4,  # type: ignore
+            "recency": recency,
+            "retrieved": 4,
+            **options,
+        }
+    )
 
 
 def reader(kind: str, **options: object) -> nn.Module:
@@ -42,8 +55,13 @@ def reader(kind: str, **options: object) -> nn.Module:
 
 def inputs(lengths: list[int] = LENGTHS, targets: list[int] = TARGETS) -> tuple[Tensor, ...]:
     torch.manual_seed(2)
-    return (torch.randn(sum(targets), WIDTH, dtype=torch.float64), torch.randn(sum(lengths), WIDTH, dtype=torch.float64),
-            worlds.offsets(lengths), worlds.offsets(targets), torch.randint(0, NUM_GAP_BUCKETS, (sum(lengths),)))
+    return (
+        torch.randn(sum(targets), WIDTH, dtype=torch.float64),
+        torch.randn(sum(lengths), WIDTH, dtype=torch.float64),
+        worlds.offsets(lengths),
+        worlds.offsets(targets),
+        torch.randint(0, NUM_GAP_BUCKETS, (sum(lengths),)),
+    )
 
 
 class Literal:
@@ -58,16 +76,22 @@ class Literal:
         return y + self.p[f"{name}.bias"] if f"{name}.bias" in self.p else y
 
     def norm(self, name: str, x: Array) -> Array:
-        y: Array = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
+        y: Array = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * self.p[f"{name}.weight"] + self.p[
+            f"{name}.bias"
+        ]
         return y
 
     def ffn(self, name: str, x: Array) -> Array:
-        return self.lin(f"{name}.w_o", silu(self.lin(f"{name}.w_v", x)) * self.lin(f"{name}.w_u", x))
+        return self.lin(
+            f"{name}.w_o", silu(self.lin(f"{name}.w_v", x)) * self.lin(f"{name}.w_u", x)
+        )
 
     def z(self, target: Array, events: list[Array], gaps: list[int]) -> Array:
         if self.kind in ("transformer", "hstu"):
             return self.norm("norm", self.sequence([*events, target])[-1])
-        interest = {"mean": self.mean, "din": self.din, "din_sum": self.din}.get(self.kind, self.attention)(target, events, gaps)
+        interest = {"mean": self.mean, "din": self.din, "din_sum": self.din}.get(
+            self.kind, self.attention
+        )(target, events, gaps)
         return self.ffn("join.out", self.lin("join.join", np.concatenate([interest, target])))
 
     def mean(self, target: Array, events: list[Array], gaps: list[int]) -> Array:
@@ -77,7 +101,10 @@ class Literal:
         weights = []
         for x, gap in zip(events, gaps, strict=True):
             hidden = silu(self.lin("unit.0", np.concatenate([x, target, x - target, x * target])))
-            weights.append(float(self.lin("unit.4", silu(self.lin("unit.2", hidden)))[0]) + self.p["gap_bias"][gap, 0])
+            weights.append(
+                float(self.lin("unit.4", silu(self.lin("unit.2", hidden)))[0])
+                + self.p["gap_bias"][gap, 0]
+            )
         if self.kind == "din":
             weights = softmax(weights)
         return sum((w * x for w, x in zip(weights, events, strict=True)), np.zeros(WIDTH))
@@ -89,7 +116,7 @@ class Literal:
         raw = [[float(q[s] @ (x @ self.p["w_k"])[s]) / math.sqrt(d_h) for x in xs] for s in slices]
         seen = list(range(len(xs)))
         if self.kind == "sim":
-            seen = sorted(seen, key=lambda j: -sum(row[j] for row in raw))[:self.options.retrieved]
+            seen = sorted(seen, key=lambda j: -sum(row[j] for row in raw))[: self.options.retrieved]
         for h, s in enumerate(slices):
             weights = softmax([raw[h][j] + self.p["gap_bias"][gaps[j], h] for j in seen])
             for weight, j in zip(weights, seen, strict=True):
@@ -103,11 +130,19 @@ class Literal:
 
     def transformer(self, block: str, rows: list[Array]) -> list[Array]:
         d_h, new = WIDTH // HEADS, []
-        qkv = [self.lin(f"{block}.qkv", self.norm(f"{block}.norm", row)).reshape(3, HEADS, d_h) for row in rows]
+        qkv = [
+            self.lin(f"{block}.qkv", self.norm(f"{block}.norm", row)).reshape(3, HEADS, d_h)
+            for row in rows
+        ]
         for place, row in enumerate(rows):
             heads = []
             for h in range(HEADS):
-                weights = softmax([float(qkv[place][0, h] @ qkv[j][1, h]) / math.sqrt(d_h) for j in range(place + 1)])
+                weights = softmax(
+                    [
+                        float(qkv[place][0, h] @ qkv[j][1, h]) / math.sqrt(d_h)
+                        for j in range(place + 1)
+                    ]
+                )
                 heads.append(sum((w * qkv[j][2, h] for j, w in enumerate(weights)), np.zeros(d_h)))
             row = row + self.lin(f"{block}.out", np.concatenate(heads))
             new.append(row + self.ffn(f"{block}.ffn", self.norm(f"{block}.ffn_norm", row)))
@@ -115,13 +150,21 @@ class Literal:
 
     def hstu(self, block: str, rows: list[Array]) -> list[Array]:
         d_h, new = WIDTH // HEADS, []
-        uvqk = [silu(self.lin(f"{block}.uvqk", self.norm(f"{block}.norm", row))).reshape(4, HEADS, d_h) for row in rows]
+        uvqk = [
+            silu(self.lin(f"{block}.uvqk", self.norm(f"{block}.norm", row))).reshape(4, HEADS, d_h)
+            for row in rows
+        ]
         for place, row in enumerate(rows):
             heads = []
             for h in range(HEADS):
-                weights = [silu(uvqk[place][2, h] @ uvqk[j][3, h] / math.sqrt(d_h)) / len(rows) for j in range(place + 1)]
+                weights = [
+                    silu(uvqk[place][2, h] @ uvqk[j][3, h] / math.sqrt(d_h)) / len(rows)
+                    for j in range(place + 1)
+                ]
                 heads.append(sum((w * uvqk[j][1, h] for j, w in enumerate(weights)), np.zeros(d_h)))
-            gated = self.norm(f"{block}.attended_norm", np.concatenate(heads)) * uvqk[place][0].ravel()
+            gated = (
+                self.norm(f"{block}.attended_norm", np.concatenate(heads)) * uvqk[place][0].ravel()
+            )
             new.append(row + self.lin(f"{block}.out", gated))
         return new
 
@@ -141,8 +184,10 @@ def test_a_baseline_equals_its_equations(kind: str) -> None:
     literal, expected = Literal(kind, model, config(kind)), []
     for r in range(len(LENGTHS)):
         span = slice(int(event_offsets[r]), int(event_offsets[r + 1]))
-        for target in targets[target_offsets[r]:target_offsets[r + 1]]:
-            expected.append(literal.z(target.numpy(), list(events[span].numpy()), gaps[span].tolist()))
+        for target in targets[target_offsets[r] : target_offsets[r + 1]]:
+            expected.append(
+                literal.z(target.numpy(), list(events[span].numpy()), gaps[span].tolist())
+            )
     with torch.no_grad():
         z = model(targets, events, event_offsets, target_offsets, gaps)
     np.testing.assert_allclose(z.numpy(), np.stack(expected), rtol=0, atol=1e-12)
@@ -166,7 +211,9 @@ def test_sim_with_room_for_every_event_is_target_attention() -> None:
 
 def test_an_event_that_sim_does_not_retrieve_gets_no_gradient() -> None:
     targets, events, event_offsets, target_offsets, gaps = inputs([12], [1])
-    reader("sim")(targets, events.requires_grad_(), event_offsets, target_offsets, gaps).sum().backward()
+    reader("sim")(
+        targets, events.requires_grad_(), event_offsets, target_offsets, gaps
+    ).sum().backward()
     assert int((events.grad.abs().sum(1) > 0).sum()) == 4
 
 
@@ -176,7 +223,12 @@ def test_the_sum_of_din_grows_with_the_history_and_its_softmax_does_not() -> Non
     for kind, same in (("din", True), ("din_sum", False)):
         model = reader(kind)
         assert isinstance(model, DIN)
-        once, again = (model(targets, rows, worlds.offsets([len(rows)]), worlds.offsets([1]), gaps[:len(rows)]) for rows in (events, twice))
+        once, again = (
+            model(
+                targets, rows, worlds.offsets([len(rows)]), worlds.offsets([1]), gaps[: len(rows)]
+            )
+            for rows in (events, twice)
+        )
         assert torch.allclose(once, again) is same
 
 

@@ -1,4 +1,6 @@
-"""Matches: counts and gaps against loops over every pair; what they may and may not depend on; the plain FFN beside SwiGLU."""
+"""Matches: counts and gaps against loops over every pair; what they may and may not depend on; the
+plain FFN beside SwiGLU.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,29 @@ def test_counts_and_gaps_equal_a_loop_over_all_pairs() -> None:
             for column in range(table.shape[1]):
                 wanted = item if column == 0 else int(table[item, column])
                 rows = {t: int(batch.event_items[t]) for t in span}
-                same = [t for t, row in rows.items() if wanted and wanted == (row if column == 0 else int(table[row, column]))]
-                count = 0 if not same else min(NUM_COUNT_BUCKETS - 1, 1 + math.floor(math.log2(len(same))))
-                seconds = (int(batch.request_timestamps[r]) - int(batch.event_timestamps[same[-1]])) / 1000 if same else 0
-                gap = NUM_GAP_BUCKETS if not same else 0 if seconds < 1 else min(NUM_GAP_BUCKETS - 1, 1 + math.floor(math.log2(seconds)))
+                same = [
+                    t
+                    for t, row in rows.items()
+                    if wanted and wanted == (row if column == 0 else int(table[row, column]))
+                ]
+                count = (
+                    0
+                    if not same
+                    else min(NUM_COUNT_BUCKETS - 1, 1 + math.floor(math.log2(len(same))))
+                )
+                seconds = (
+                    (int(batch.request_timestamps[r]) - int(batch.event_timestamps[same[-1]]))
+                    / 1000
+                    if same
+                    else 0
+                )
+                gap = (
+                    NUM_GAP_BUCKETS
+                    if not same
+                    else 0
+                    if seconds < 1
+                    else min(NUM_GAP_BUCKETS - 1, 1 + math.floor(math.log2(seconds)))
+                )
                 assert (int(counts[n, column]), int(gaps[n, column])) == (count, gap)
     assert counts.max() > 4 and (gaps == NUM_GAP_BUCKETS).any()
 
@@ -44,9 +65,13 @@ def test_with_matches_scores_depend_on_no_other_candidate_and_follow_the_encoded
         whole = model(batch).logits
         alone = model(worlds.pick(batch, [3], {0: [4, 7]})).logits
         torch.testing.assert_close(alone, whole[[9 + 4, 9 + 7]], rtol=0, atol=1e-12)
-        torch.testing.assert_close(model.score(batch, model.encode(batch)).logits, whole, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            model.score(batch, model.encode(batch)).logits, whole, rtol=0, atol=1e-12
+        )
         items = batch.event_items.clone()
-        items[341 - 1] = batch.target_items[9]  # the last event of the longest history becomes the first of its targets
+        items[341 - 1] = batch.target_items[
+            9
+        ]  # the last event of the longest history becomes the first of its targets
         changed = model(dataclasses.replace(batch, event_items=items)).logits
     assert not torch.allclose(changed[9], whole[9])
 
@@ -54,12 +79,18 @@ def test_with_matches_scores_depend_on_no_other_candidate_and_follow_the_encoded
 def test_every_parameter_of_the_matches_learns() -> None:
     model, batch = worlds.ranker(matches=True, recency="token"), worlds.batch(LENGTHS, TARGETS)
     model(batch).logits.sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.matches.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in model.matches.parameters()
+    )
 
 
 @pytest.mark.parametrize("width", [16, 64])
 def test_the_plain_ffn_has_as_many_parameters_as_swiglu(width: int) -> None:
-    plain, gated = (sum(parameter.numel() for parameter in ffn.parameters()) for ffn in (PlainFFN(width, 2), SwiGLUFFN(width, 2)))
+    plain, gated = (
+        sum(parameter.numel() for parameter in ffn.parameters())
+        for ffn in (PlainFFN(width, 2), SwiGLUFFN(width, 2))
+    )
     assert plain == gated
     x = torch.randn(3, width)
     module = PlainFFN(width, 2)
@@ -77,5 +108,7 @@ def test_the_residual_ffn_keeps_its_input() -> None:
 
 
 def test_id_std_sets_the_spread_of_new_ids() -> None:
-    assert float(worlds.ranker(id_std=1.0).items.ids.weight.detach().std()) == pytest.approx(1.0, abs=0.2)
+    assert float(worlds.ranker(id_std=1.0).items.ids.weight.detach().std()) == pytest.approx(
+        1.0, abs=0.2
+    )
     assert float(worlds.ranker().items.ids.weight.detach().std()) == pytest.approx(0.05, abs=0.02)

@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 
 from longrec.errors import DataError
-from longrec.scorer import Scorer
-from longrec.serving.engine import DeadlineExceeded, Engine, EngineClosed, Limits, Overloaded, Query, TooManyRequests
+from longrec.scoring.scorer import Scorer
+from longrec.serving.engine import (
+    DeadlineExceeded,
+    Engine,
+    EngineClosed,
+    Limits,
+    Overloaded,
+    Query,
+    TooManyRequests,
+)
 from tests.longrec.serving import world
 from tests.longrec.serving.world import SERVED, User
 
@@ -37,12 +45,18 @@ def queries(count: int, seed: int = 0) -> list[Query]:
     for number in range(count):
         user = User(seed + number % 7)
         user.append(10 + 9 * (number % 7))
-        found.append(Query(user.request(user.timeline(), user.rows[-1][0] + 1, 1 + number % 5), key=number % 7))
+        found.append(
+            Query(
+                user.request(user.timeline(), user.rows[-1][0] + 1, 1 + number % 5), key=number % 7
+            )
+        )
     return found
 
 
 class Blocked:
-    """A scorer's place in which requests gather: the engine's thread waits in it until told to go on."""
+    """A scorer's place in which requests gather: the engine's thread waits in it until told to go
+    on.
+    """
 
     def __init__(self, engine: Engine, monkeypatch) -> None:
         self.gate, self.sizes, self.entered = concurrent.futures.Future(), [], threading.Event()
@@ -74,7 +88,9 @@ def test_what_gathers_is_scored_together_within_the_budget(scorer, monkeypatch) 
     futures = [engine.submit(query) for query in queries(12)]
     blocked.gate.set_result(None)
     for query, future in zip(queries(12), futures, strict=True):
-        np.testing.assert_allclose(future.result(PATIENCE_SECONDS).scores, scorer.score([query.rows])[0], atol=TOLERANCE)
+        np.testing.assert_allclose(
+            future.result(PATIENCE_SECONDS).scores, scorer.score([query.rows])[0], atol=TOLERANCE
+        )
     assert 1 < max(blocked.sizes) <= 3
     engine.close()
 
@@ -82,7 +98,9 @@ def test_what_gathers_is_scored_together_within_the_budget(scorer, monkeypatch) 
 def test_one_bad_request_does_not_spoil_the_others(engine, scorer, monkeypatch) -> None:
     blocked = Blocked(engine, monkeypatch)
     good, bad = queries(3), queries(1)[0]
-    bad = dataclasses.replace(bad, key=None, rows=dataclasses.replace(bad.rows, user_features={"region": 5}))
+    bad = dataclasses.replace(
+        bad, key=None, rows=dataclasses.replace(bad.rows, user_features={"region": 5})
+    )
     engine.submit(good[0])
     assert blocked.entered.wait(PATIENCE_SECONDS)
     futures = [engine.submit(query) for query in (good[0], good[1], bad, good[2])]
@@ -90,7 +108,9 @@ def test_one_bad_request_does_not_spoil_the_others(engine, scorer, monkeypatch) 
     with pytest.raises(DataError, match="region"):
         futures[2].result(PATIENCE_SECONDS)
     for query, future in zip(good, (futures[0], futures[1], futures[3]), strict=True):
-        np.testing.assert_allclose(future.result(PATIENCE_SECONDS).scores, scorer.score([query.rows])[0], atol=TOLERANCE)
+        np.testing.assert_allclose(
+            future.result(PATIENCE_SECONDS).scores, scorer.score([query.rows])[0], atol=TOLERANCE
+        )
     assert blocked.sizes == [1, 4, 1, 1, 1, 1]
 
 
@@ -146,7 +166,11 @@ def test_closing_ends_what_was_admitted_and_takes_nothing_more(scorer, monkeypat
         assert not closed.done()
         admitted = engine.submit(asked[1], ticket)  # it had its place before
         blocked.gate.set_result(None)
-        np.testing.assert_allclose(admitted.result(PATIENCE_SECONDS).scores, scorer.score([asked[1].rows])[0], atol=TOLERANCE)
+        np.testing.assert_allclose(
+            admitted.result(PATIENCE_SECONDS).scores,
+            scorer.score([asked[1].rows])[0],
+            atol=TOLERANCE,
+        )
         assert running.result(PATIENCE_SECONDS).num_events and not closed.done()
         engine.leave(ticket)
         closed.result(PATIENCE_SECONDS)
@@ -157,6 +181,12 @@ def test_explaining_names_the_events_attended_to_most(engine, scorer) -> None:
     query = queries(1, seed=50)[0]
     explained = asyncio.run(engine.explain(query, 4))
     assert len(explained.attended) == 3 * 2
-    np.testing.assert_allclose(explained.ranked.scores, scorer.score([query.rows])[0], atol=TOLERANCE)
+    np.testing.assert_allclose(
+        explained.ranked.scores, scorer.score([query.rows])[0], atol=TOLERANCE
+    )
     for part in explained.attended:
-        assert len(part.rows) == 4 and (np.diff(part.weights) <= 0).all() and 0 < part.weights.sum() <= 1 + 1e-5
+        assert (
+            len(part.rows) == 4
+            and (np.diff(part.weights) <= 0).all()
+            and 0 < part.weights.sum() <= 1 + 1e-5
+        )

@@ -25,7 +25,11 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.mood, self.opened, self.asked = "well", 0, []
-        self.hung, self.release, self.hung_thread = threading.Event(), threading.Event(), threading.current_thread()
+        self.hung, self.release, self.hung_thread = (
+            threading.Event(),
+            threading.Event(),
+            threading.current_thread(),
+        )
 
     def open(self) -> FakeStore:
         self.opened += 1
@@ -92,8 +96,12 @@ def fetch(reader: StoreReader, *users: int, timeout: float | None = None) -> lis
     return asyncio.run(together())
 
 
-@pytest.mark.parametrize(("mood", "which"), [("gone", "reader"), ("odd", "reader"), ("hangs", "hasty")])
-def test_a_store_in_trouble_gives_what_was_known_and_mends_itself(request, store, monkeypatch, mood: str, which: str) -> None:
+@pytest.mark.parametrize(
+    ("mood", "which"), [("gone", "reader"), ("odd", "reader"), ("hangs", "hasty")]
+)
+def test_a_store_in_trouble_gives_what_was_known_and_mends_itself(
+    request, store, monkeypatch, mood: str, which: str
+) -> None:
     reader = request.getfixturevalue(which)
     monkeypatch.setattr(module, "RETRY_SECONDS", 1_000.0)
     monkeypatch.setattr(module, "ABANDON_SECONDS", 1_000.0)
@@ -101,8 +109,14 @@ def test_a_store_in_trouble_gives_what_was_known_and_mends_itself(request, store
     (before,) = fetch(reader, 5)
     assert before.rows.history.num_rows == 5
     store.mood = mood
-    known, unknown = fetch(reader, 5, 6)  # answered although the store hangs, until it is released below
-    assert known.degraded and known.rows.history.equals(before.rows.history) and known.rows.features == {"region": "north"}
+    known, unknown = fetch(
+        reader, 5, 6
+    )  # answered although the store hangs, until it is released below
+    assert (
+        known.degraded
+        and known.rows.history.equals(before.rows.history)
+        and known.rows.features == {"region": "north"}
+    )
     assert unknown.degraded and unknown.rows.history.num_rows == 0 and unknown.rows.features is None
     eventually(reader._known_trouble)
     with monkeypatch.context() as patch:
@@ -115,7 +129,9 @@ def test_a_store_in_trouble_gives_what_was_known_and_mends_itself(request, store
     assert reader.num_events(6) == 6 and reader.num_events(7) is None
 
 
-def test_a_read_that_never_ends_is_given_up_and_changes_nothing_later(hasty, store, monkeypatch) -> None:
+def test_a_read_that_never_ends_is_given_up_and_changes_nothing_later(
+    hasty, store, monkeypatch
+) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 1_000.0)
     eventually(lambda: not fetch(hasty, 5)[0].degraded)
     store.mood, opened = "hangs", store.opened

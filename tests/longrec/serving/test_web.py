@@ -1,4 +1,6 @@
-"""What the page is given: columns to draw, one more event; and that the page needs nothing from anywhere."""
+"""What the page is given: columns to draw, one more event; and that the page needs nothing from
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 from longrec.data import history
 from longrec.data.histories import Histories
 from longrec.errors import DataError
-from longrec.scorer import Scorer
+from longrec.scoring.scorer import Scorer
 from longrec.serving import web
 from tests.conftest import ServedWorld
 
@@ -27,15 +29,27 @@ def events(served_world: ServedWorld):
 
 def test_the_picture_names_lane_and_kind_of_every_event(served_world, encoder, events) -> None:
     found = web.picture(events, encoder)
-    topics = dict(zip(*(Histories.open(served_world.path / "histories").items.column(name).to_pylist() for name in ("item_id", "topic")),
-                      strict=True))
+    topics = dict(
+        zip(
+            *(
+                Histories.open(served_world.path / "histories").items.column(name).to_pylist()
+                for name in ("item_id", "topic")
+            ),
+            strict=True,
+        )
+    )
     assert found["timestamps"] == history.timestamps(events).tolist()
     assert found["items"] == [str(item) for item in events.column("item_id").to_pylist()]
     assert found["lanes"]["feature"] == "topic" and found["kinds"]["feature"] == "action"
     named = [found["lanes"]["names"][place] for place in found["lanes"]["of"]]
     expected = [str(topics[item]) for item in events.column("item_id").to_pylist()]
-    assert all(name in (topic, web.OTHERS) for name, topic in zip(named, expected, strict=True)) and len(set(named)) > 2
-    assert [found["kinds"]["names"][place] for place in found["kinds"]["of"]] == events.column("action").to_pylist()
+    assert (
+        all(name in (topic, web.OTHERS) for name, topic in zip(named, expected, strict=True))
+        and len(set(named)) > 2
+    )
+    assert [found["kinds"]["names"][place] for place in found["kinds"]["of"]] == events.column(
+        "action"
+    ).to_pylist()
     assert set(found["kinds"]["choices"]) == {"like", "view"}
     nothing = web.picture(events.slice(0, 0), encoder)
     assert nothing["timestamps"] == [] == nothing["lanes"]["of"]
@@ -57,7 +71,9 @@ def test_one_more_event_is_the_newest_and_changes_no_other(encoder, events) -> N
         row = longer.slice(events.num_rows).to_pylist()[0]
         assert (row["item_id"], row["timestamp"], row["action"]) == (7, last + 5, kind)
         history.pack(longer, encoder.schema)  # in order, of the right types
-    assert web.with_event(events, 7, last - 100, None, encoder).column("timestamp")[-1].as_py() == last
+    assert (
+        web.with_event(events, 7, last - 100, None, encoder).column("timestamp")[-1].as_py() == last
+    )
     assert web.with_event(events.slice(0, 0), 7, 3, "view", encoder).num_rows == 1
     with pytest.raises(DataError, match="kind"):
         web.with_event(events, 7, last, "click", encoder)
@@ -72,5 +88,9 @@ def test_what_is_no_number_is_told(value) -> None:
 def test_the_page_is_one_file_that_allows_its_own_script_and_nothing_else() -> None:
     text, policy = web._page()
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//)|@import|url\(""", text)
-    assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
-    assert not re.search(r"<[a-z]+[^>]*\s(style|on[a-z]+)=", text), "an inline style or handler, which the policy forbids"
+    assert (
+        "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
+    )
+    assert not re.search(r"<[a-z]+[^>]*\s(style|on[a-z]+)=", text), (
+        "an inline style or handler, which the policy forbids"
+    )

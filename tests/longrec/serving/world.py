@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from longrec.bundle import Bundle
 from longrec.config import ModelConfig
 from longrec.data import history
-from longrec.data.encode import Encoder
+from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
 from longrec.nn.ranker import Ranker
-from longrec.scorer import RequestRows, Scorer
+from longrec.scoring.bundle import Bundle
+from longrec.scoring.scorer import RequestRows, Scorer
 from tests.longrec import small_world
 
 SERVED = 40
@@ -22,12 +22,28 @@ START_MS = small_world.SPLIT_MS
 
 
 def scorer(directory: Path, recency: str = "bias", **options: object) -> Scorer:
-    """A ranker with random weights on the small world's schema, every parameter that starts at zero included."""
+    """A ranker with random weights on the small world's schema, every parameter that starts at zero
+    included.
+    """
     histories = Histories.open(small_world.write(directory / "histories"))
-    encoder = Encoder.fit(histories.schema, histories.items, histories.users, histories.event_batches())
-    config = ModelConfig(**{"width": 32, "num_layers": 3, "num_heads": 2, "id_dim": 8, "feature_dim": 4, "recency": recency, **options})
+    encoder = Encoder.fit(
+        histories.schema, histories.items, histories.users, histories.event_batches()
+    )
+    config = ModelConfig(
+        **{
+            "width": 32,
+            "num_layers": 3,
+            "num_heads": 2,
+            "id_dim": 8,
+            "feature_dim": 4,
+            "recency": recency,
+            **options,
+        }
+    )
     torch.manual_seed(7)
-    ranker = Ranker(config, encoder.schema, encoder.sizes, torch.from_numpy(encoder.item_table)).eval()
+    ranker = Ranker(
+        config, encoder.schema, encoder.sizes, torch.from_numpy(encoder.item_table)
+    ).eval()
     for name, parameter in ranker.named_parameters():
         if name.endswith(("gap_bias", "norm.bias", "norm.weight")):
             torch.nn.init.normal_(parameter, std=0.5)
@@ -35,19 +51,31 @@ def scorer(directory: Path, recency: str = "bias", **options: object) -> Scorer:
 
 
 class User:
-    """Events of one user as a feature store gives them: packed and unpacked again, in the order of their keys."""
+    """Events of one user as a feature store gives them: packed and unpacked again, in the order of
+    their keys.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng, self.rows = np.random.default_rng(seed), []
 
     def append(self, count: int = 1, *, late: bool = False) -> None:
-        """Adds events at the end, every third in a tie with the one before, or anywhere; two of five are an earlier one again."""
+        """Adds events at the end, every third in a tie with the one before, or anywhere; two of
+        five are an earlier one again.
+        """
         newest = self.rows[-1][0] if self.rows else START_MS
         for _ in range(count):
-            time = int(self.rng.integers(START_MS, newest + 1)) if late else newest + int(self.rng.integers(0, 3)) * 7_000
+            time = (
+                int(self.rng.integers(START_MS, newest + 1))
+                if late
+                else newest + int(self.rng.integers(0, 3)) * 7_000
+            )
             newest = max(newest, time)
             seconds = None if self.rng.random() < 0.2 else float(self.rng.random())
-            action = None if self.rng.random() < 0.1 else str(self.rng.choice(["view", "buy", "like", "new"]))
+            action = (
+                None
+                if self.rng.random() < 0.1
+                else str(self.rng.choice(["view", "buy", "like", "new"]))
+            )
             item = int(small_world.FIRST_ID + self.rng.integers(0, 60))
             if self.rows and self.rng.random() < 0.4:
                 item, action, seconds = self.rows[self.rng.integers(0, len(self.rows))][2:]
@@ -57,11 +85,25 @@ class User:
     def timeline(self) -> pa.RecordBatch:
         schema = small_world.SCHEMA
         names = ("timestamp", "event_seq", "item_id", "action", "seconds")
-        columns = {name: list(values) for name, values in zip(names, zip(*self.rows, strict=True), strict=True)} if self.rows else {}
-        events = pa.table({"item_id": pa.array(columns.get("item_id", []), pa.int64()),
-                           "seconds": pa.array(columns.get("seconds", []), pa.float64()),
-                           "action": pa.array(columns.get("action", []), pa.string()),
-                           **{name: pa.array(columns.get(name, []), pa.int64()) for name in ("timestamp", "event_seq")}})
+        columns = (
+            {
+                name: list(values)
+                for name, values in zip(names, zip(*self.rows, strict=True), strict=True)
+            }
+            if self.rows
+            else {}
+        )
+        events = pa.table(
+            {
+                "item_id": pa.array(columns.get("item_id", []), pa.int64()),
+                "seconds": pa.array(columns.get("seconds", []), pa.float64()),
+                "action": pa.array(columns.get("action", []), pa.string()),
+                **{
+                    name: pa.array(columns.get(name, []), pa.int64())
+                    for name in ("timestamp", "event_seq")
+                },
+            }
+        )
         return history.unpack(history.pack(events.combine_chunks(), schema), schema)
 
     def request(self, timeline: pa.RecordBatch, moment: int, candidates: int = 5) -> RequestRows:

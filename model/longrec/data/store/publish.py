@@ -1,4 +1,6 @@
-"""Feature tables into a new version: copied, applied, materialized, read back, pushed events carried over; then the home points to it."""
+"""Feature tables into a new version: copied, applied, materialized, read back, pushed events
+carried over; then the home points to it.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.data import dataset as layout
-from longrec.data import features, files, history, pushed
-from longrec.data.store import tails
-from longrec.data.store.door import Door, declarations, feast_errors, open_feast
+from longrec.data import features, files, history
+from longrec.data.store import live_events, tails
+from longrec.data.store.feast_adapter import Door, declarations, feast_errors, open_feast
 from longrec.data.store.push import PUSH_USERS, add_events, keep_the_stored, tail_rows
-from longrec.data.store.versions import PUBLISH_FIRST, Published, current_version, digest_before, locked, switch
+from longrec.data.store.versions import (
+    PUBLISH_FIRST,
+    Published,
+    current_version,
+    digest_before,
+    locked,
+    switch,
+)
 from longrec.errors import DataError, StoreError
 from longrec.schema import USER_ID, Schema
 
@@ -52,7 +61,8 @@ class PublishReport:
         num_users, num_events, num_items: in the feature tables.
         online_slices: materializations that it took.
         num_verified: users read back from the online store and found equal.
-        num_carried: pushed events of the version before that the feature tables lack, and that were pushed again.
+        num_carried: pushed events of the version before that the feature tables lack, and that were
+            pushed again.
         digest: of the feature tables.
         was_current: whether the home pointed to such a version already, and nothing was done.
     """
@@ -69,14 +79,18 @@ class PublishReport:
     was_current: bool = False
 
 
-def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path, *, key: str = "") -> PublishReport:
-    """Returns counts after making feature tables the ones that `home` serves, offline and online; all at once, by one rename.
+def publish(
+    features_dir: str | Path, home: str | Path, repo_dir: str | Path, *, key: str = ""
+) -> PublishReport:
+    """Returns counts after making feature tables the ones that `home` serves, offline and online;
+    all at once, by one rename.
 
     Args:
         features_dir: written by `features.build`.
         home: LONGREC_HOME.
         repo_dir: the feature repository (feature_store.yaml, definitions.py).
-        key: names the code that publishes. Where `home` points to a version made of equal tables under this key, and its online store
+        key: names the code that publishes. Where `home` points to a version made of equal tables
+            under this key, and its online store
             answers, that version stays and nothing is done; always published anew when empty.
 
     Raises:
@@ -88,15 +102,25 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path, *,
     version = home / "store" / f"{manifest['version']}-{uuid.uuid4().hex[:6]}"
     with locked(home):
         if key and _is_current(home, manifest, key):
-            return _publish_report(home / "store" / str(current_version(home)), manifest, was_current=True)
+            return _publish_report(
+                home / "store" / str(current_version(home)), manifest, was_current=True
+            )
         try:
             with files.disk_errors(version):
                 _copy(tables, version / "features")
             _write_settings(Path(repo_dir), version)
-            files.write_json(version / "feast" / "key.json", {**_key(key), "before": digest_before(home, manifest.get("dataset_hash"))})
-            published = Published(version, manifest, Schema.load(version / "features" / "schema.json"))
+            files.write_json(
+                version / "feast" / "key.json",
+                {**_key(key), "before": digest_before(home, manifest.get("dataset_hash"))},
+            )
+            published = Published(
+                version, manifest, Schema.load(version / "features" / "schema.json")
+            )
             tails.add(published.path, tail_rows([], 0))
-            with feast_errors("publishing failed", "Is the online store there, and may it be written? Then run it again."):
+            with feast_errors(
+                "publishing failed",
+                "Is the online store there, and may it be written? Then run it again.",
+            ):
                 slices, verified = _fill(published, Path(repo_dir))
                 carried = _carry(home, published, Path(repo_dir))
         except BaseException:
@@ -104,20 +128,32 @@ def publish(features_dir: str | Path, home: str | Path, repo_dir: str | Path, *,
             raise
         for old in switch(home, version):
             _remove(old)
-    return _publish_report(version, manifest, online_slices=slices, num_verified=verified, num_carried=carried)
+    return _publish_report(
+        version, manifest, online_slices=slices, num_verified=verified, num_carried=carried
+    )
 
 
 def _checked_manifest(tables: Path) -> dict[str, Any]:
     """Returns the manifest of feature tables after comparing their content with it."""
     manifest: dict[str, Any] = files.read_json(tables / "manifest.json")
     if "shard" in manifest:
-        raise DataError(f"{tables} holds the features of a shard", found=manifest["shard"], fix="Join all shards (features.join).")
+        raise DataError(
+            f"{tables} holds the features of a shard",
+            found=manifest["shard"],
+            fix="Join all shards (features.join).",
+        )
     for name, expected in manifest.get("files", {}).items():
         if not (tables / name).is_file() or files.sha256_of(tables / name) != expected:
-            raise DataError(f"{tables / name} is missing or was changed", fix="Build the features again.")
+            raise DataError(
+                f"{tables / name} is missing or was changed", fix="Build the features again."
+            )
     if (found := features.version_of(manifest.get("files", {}))) != manifest.get("version"):
-        raise DataError(f"{tables / 'manifest.json'} was changed", found=f"version {manifest.get('version')}", expected=found,
-                        fix="Build the features again.")
+        raise DataError(
+            f"{tables / 'manifest.json'} was changed",
+            found=f"version {manifest.get('version')}",
+            expected=found,
+            fix="Build the features again.",
+        )
     return manifest
 
 
@@ -126,28 +162,53 @@ def _copy(source: Path, target: Path) -> None:
     try:
         shutil.copytree(source, target)
     except shutil.Error as error:
-        raise OSError(errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO, str(error)) from error
+        raise OSError(
+            errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO, str(error)
+        ) from error
 
 
-def _publish_report(version: Path, manifest: Mapping[str, Any], *, online_slices: int = 0, num_verified: int = 0, num_carried: int = 0,
-                    was_current: bool = False) -> PublishReport:
+def _publish_report(
+    version: Path,
+    manifest: Mapping[str, Any],
+    *,
+    online_slices: int = 0,
+    num_verified: int = 0,
+    num_carried: int = 0,
+    was_current: bool = False,
+) -> PublishReport:
     counts = manifest["counts"]
-    return PublishReport(version=str(version), fingerprint=manifest["fingerprint"], num_users=counts["num_users"],
-                         num_events=counts["num_events"], num_items=counts["num_items"], online_slices=online_slices,
-                         num_verified=num_verified, num_carried=num_carried, digest=manifest["version"], was_current=was_current)
+    return PublishReport(
+        version=str(version),
+        fingerprint=manifest["fingerprint"],
+        num_users=counts["num_users"],
+        num_events=counts["num_events"],
+        num_items=counts["num_items"],
+        online_slices=online_slices,
+        num_verified=num_verified,
+        num_carried=num_carried,
+        digest=manifest["version"],
+        was_current=was_current,
+    )
 
 
 def _is_current(home: Path, manifest: Mapping[str, Any], key: str) -> bool:
-    """Returns whether `home` points to a whole version that was made of these feature tables under this key."""
+    """Returns whether `home` points to a whole version that was made of these feature tables under
+    this key.
+    """
     version = home / "store" / (current_version(home) or "none")
     try:
-        known, note = files.read_json(version / "features" / "manifest.json"), files.read_json(version / "feast" / "key.json")
+        known, note = (
+            files.read_json(version / "features" / "manifest.json"),
+            files.read_json(version / "feast" / "key.json"),
+        )
         if known != manifest or {**note, **_key(key)} != note:
             return False
         if not all((version / "features" / name).is_file() for name in manifest["files"]):
             return False
         if "type: sqlite" in (version / "feast" / "feature_store.yaml").read_text(encoding="utf-8"):
-            return all((version / "feast" / name).is_file() for name in ("online.db", "registry.db"))  # Feast costs seconds to ask
+            return all(
+                (version / "feast" / name).is_file() for name in ("online.db", "registry.db")
+            )  # Feast costs seconds to ask
         return _verify(Door(Published.open(home), None)) > 0
     except (OSError, DataError, StoreError):
         return False
@@ -158,18 +219,27 @@ def _key(key: str) -> dict[str, str]:
 
 
 def _write_settings(repo_dir: Path, version: Path) -> None:
-    """Writes feature_store.yaml of the repository into the version, with the paths of the default home moved there."""
+    """Writes feature_store.yaml of the repository into the version, with the paths of the default
+    home moved there.
+    """
     overlay = os.environ.get(OVERLAY, "")
     settings = f"overlays/{overlay}/feature_store.yaml" if overlay else "feature_store.yaml"
     for name in ("feature_store.yaml", "definitions.py", settings):
         if not (repo_dir / name).is_file():
-            raise StoreError(f"no feature repository at {repo_dir}", found=f"no {name}", fix=f"Set LONGREC_FEATURE_REPO to its folder, or "
-                             f"{OVERLAY} to one of its overlays.")
+            raise StoreError(
+                f"no feature repository at {repo_dir}",
+                found=f"no {name}",
+                fix=f"Set LONGREC_FEATURE_REPO to its folder, or {OVERLAY} to one of its overlays.",
+            )
     (version / "feast").mkdir()
     text = (repo_dir / settings).read_text(encoding="utf-8")
-    if "type: redis" in text:  # one Redis serves all versions and homes: each version's keys end with a name of its own
+    if (
+        "type: redis" in text
+    ):  # one Redis serves all versions and homes: each version's keys end with a name of its own
         text = text.replace("project: longrec\n", f"project: {_project_of(version)}\n")
-    (version / "feast" / "feature_store.yaml").write_text(text.replace(f"{DEFAULT_HOME}/", f"{version}/"), encoding="utf-8")
+    (version / "feast" / "feature_store.yaml").write_text(
+        text.replace(f"{DEFAULT_HOME}/", f"{version}/"), encoding="utf-8"
+    )
 
 
 def _project_of(version: Path) -> str:
@@ -178,16 +248,22 @@ def _project_of(version: Path) -> str:
 
 
 def _remove(version: Path) -> None:
-    """Removes a version, and its keys from an online store that is not in it; whatever goes wrong, for nobody reads it any more."""
+    """Removes a version, and its keys from an online store that is not in it; whatever goes wrong,
+    for nobody reads it any more.
+    """
     with contextlib.suppress(Exception):
         if "type: redis" in (version / "feast" / "feature_store.yaml").read_text(encoding="utf-8"):
             feast = open_feast(version, None)
-            feast._get_provider().online_store.teardown(feast.config, feast.list_feature_views(), feast.list_entities())
+            feast._get_provider().online_store.teardown(
+                feast.config, feast.list_feature_views(), feast.list_entities()
+            )
     shutil.rmtree(version, ignore_errors=True)
 
 
 def _fill(published: Published, repo_dir: Path) -> tuple[int, int]:
-    """Returns (materializations, users compared) after applying the declarations and filling the online store of a new version."""
+    """Returns (materializations, users compared) after applying the declarations and filling the
+    online store of a new version.
+    """
     feast = open_feast(published.path, repo_dir)
     feast.apply(declarations(repo_dir, published.path, feast.project))
     door = Door(published, repo_dir)
@@ -196,18 +272,31 @@ def _fill(published: Published, repo_dir: Path) -> tuple[int, int]:
 
 
 def _materialize(door: Door) -> int:
-    """Returns the number of materializations after filling the online store, a bounded number of bytes at a time."""
+    """Returns the number of materializations after filling the online store, a bounded number of
+    bytes at a time.
+    """
     online = {view.name for view in door.feast.list_feature_views() if view.online}
-    tables = pq.read_table(door.published.path / "features" / "user_history", columns=[features.EVENT_TIME, features.HISTORY_LENGTH])
+    tables = pq.read_table(
+        door.published.path / "features" / "user_history",
+        columns=[features.EVENT_TIME, features.HISTORY_LENGTH],
+    )
     counts = door.published.manifest["counts"]
     bytes_per_event = counts["history_bytes"] / max(counts["num_events"], 1)
     times = np.asarray(tables.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
-    slices = list(_time_slices(times, layout.int64_of(tables, features.HISTORY_LENGTH) * bytes_per_event))
+    slices = list(
+        _time_slices(times, layout.int64_of(tables, features.HISTORY_LENGTH) * bytes_per_event)
+    )
     end = int(door.published.manifest["time_range_ms"][1]) * 1000
-    jobs = [("user_history", *span) for span in slices] + [(name, end, end) for name in sorted(online - {"user_history", "user_tail"})]
+    jobs = [("user_history", *span) for span in slices] + [
+        (name, end, end) for name in sorted(online - {"user_history", "user_tail"})
+    ]
     for name, start, stop in jobs:
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             door.feast.materialize(_moment(start), _moment(stop), feature_views=[name])
         logger.debug("materialized %s: %s", name, printed.getvalue())
@@ -215,7 +304,9 @@ def _materialize(door: Door) -> int:
 
 
 def _time_slices(times_us: Int64, sizes: npt.NDArray[np.float64]) -> Iterator[tuple[int, int]]:
-    """Yields (first, last) microseconds of consecutive slices of about SLICE_BYTES; rows of one time are in one slice."""
+    """Yields (first, last) microseconds of consecutive slices of about SLICE_BYTES; rows of one
+    time are in one slice.
+    """
     order = np.argsort(times_us, kind="stable")
     times, ends = times_us[order], np.cumsum(sizes[order])
     row, done = 0, 0.0
@@ -228,26 +319,36 @@ def _time_slices(times_us: Int64, sizes: npt.NDArray[np.float64]) -> Iterator[tu
 
 
 def _verify(door: Door) -> int:
-    """Returns the number of users whose online history was compared with the tables: some of the first and the last part."""
+    """Returns the number of users whose online history was compared with the tables: some of the
+    first and the last part.
+    """
     parts = sorted((door.published.path / "features" / "user_history").glob("*.parquet"))
     num_verified = 0
     for path in sorted({parts[0], parts[-1]}):
         with pq.ParquetFile(path) as part:
-            table = part.read_row_group(part.num_row_groups - 1, columns=[USER_ID, features.HISTORY]).slice(0, 16)
+            table = part.read_row_group(
+                part.num_row_groups - 1, columns=[USER_ID, features.HISTORY]
+            ).slice(0, 16)
         answers = door.online(layout.int64_of(table, USER_ID).tolist())
         for value, answer in zip(table.column(features.HISTORY), answers, strict=True):
             if answer[features.HISTORY] != value.as_py():
-                raise StoreError("the online store does not return what was published", fix=PUBLISH_FIRST)
+                raise StoreError(
+                    "the online store does not return what was published", fix=PUBLISH_FIRST
+                )
         num_verified += len(answers)
     return num_verified
 
 
 def _moment(micros: int) -> datetime.datetime:
-    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=micros)
+    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
+        microseconds=micros
+    )
 
 
 def _carry(home: Path, published: Published, repo_dir: Path) -> int:
-    """Returns the number of events pushed to the version before that were pushed again, for the feature tables lack them."""
+    """Returns the number of events pushed to the version before that were pushed again, for the
+    feature tables lack them.
+    """
     try:
         before = Published.open(home)
     except StoreError:
@@ -257,11 +358,17 @@ def _carry(home: Path, published: Published, repo_dir: Path) -> int:
         return 0
     old, new = before.schema, published.schema
     if old.name != new.name or not history.arrow_schema(old).equals(history.arrow_schema(new)):
-        logger.warning("pushed events of %d users are not carried over: they were recorded by %s, the new version is of %s", len(users),
-                       old.name, new.name)
+        logger.warning(
+            "pushed events of %d users are not carried over: they were recorded by %s, the new version is of %s",
+            len(users),
+            old.name,
+            new.name,
+        )
         return 0
     door, num_carried = Door(published, repo_dir), 0
     for start in range(0, len(users), PUSH_USERS):
-        events = tails.pushed_events(before, users[start:start + PUSH_USERS])
-        num_carried += add_events(door, pushed.conform(events, published.schema), keep_the_stored).num_new
+        events = tails.pushed_events(before, users[start : start + PUSH_USERS])
+        num_carried += add_events(
+            door, live_events.conform(events, published.schema), keep_the_stored
+        ).num_new
     return num_carried

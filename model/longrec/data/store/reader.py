@@ -1,4 +1,6 @@
-"""Histories of single users, base and tail merged: the online door for serving, the offline one for looking and for proof."""
+"""Histories of single users, base and tail merged: the online door for serving, the offline one for
+looking and for proof.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from longrec.data import features, history
-from longrec.data.store import door as doors
-from longrec.data.store.door import Door
+from longrec.data.store import feast_adapter as doors
+from longrec.data.store.feast_adapter import Door
 from longrec.data.store.versions import PUBLISH_FIRST, Published, current_version
 from longrec.errors import SchemaMismatch, StoreError
 from longrec.schema import USER_ID, Feature, Schema
@@ -27,8 +29,10 @@ class UserRows:
 
     Args:
         user_id: who was asked for.
-        history: events of the user, published and pushed, oldest first (the history codec's columns); no rows when there are none.
-        features: value of each user feature by name, None for a missing one; None for a user without features.
+        history: events of the user, published and pushed, oldest first (the history codec's
+            columns); no rows when there are none.
+        features: value of each user feature by name, None for a missing one; None for a user
+            without features.
     """
 
     user_id: int
@@ -41,15 +45,19 @@ class OnlineStore:
 
     Args:
         home: LONGREC_HOME.
-        repo_dir: what relative paths in feature_store.yaml are relative to; None where there are none.
+        repo_dir: what relative paths in feature_store.yaml are relative to; None where there are
+            none.
         schema: what the caller works with; None to take the published one as it is.
 
     Raises:
-        StoreError: nothing was published, the online store is gone, or the registry was made for another schema.
+        StoreError: nothing was published, the online store is gone, or the registry was made for
+            another schema.
         SchemaMismatch: another schema than `schema` was published; lists the fields.
     """
 
-    def __init__(self, home: str | Path, repo_dir: str | Path | None = None, *, schema: Schema | None = None) -> None:
+    def __init__(
+        self, home: str | Path, repo_dir: str | Path | None = None, *, schema: Schema | None = None
+    ) -> None:
         self._home, self._repo_dir, self._expected = Path(home), repo_dir, schema
         self._door = self._open()
 
@@ -63,8 +71,15 @@ class OnlineStore:
         """Name of the published version that is being read."""
         return self._door.published.path.name
 
-    def fetch(self, user_ids: Sequence[int], *, before_ms: int | None = None, max_history: int | None = None) -> list[UserRows]:
-        """Returns what is known of each user, in the order asked for; an unknown user has an empty history and no features.
+    def fetch(
+        self,
+        user_ids: Sequence[int],
+        *,
+        before_ms: int | None = None,
+        max_history: int | None = None,
+    ) -> list[UserRows]:
+        """Returns what is known of each user, in the order asked for; an unknown user has an empty
+        history and no features.
 
         Args:
             user_ids: any number, repeats allowed.
@@ -83,15 +98,19 @@ class OnlineStore:
     def _open(self) -> Door:
         published = Published.open(self._home)
         if self._expected is not None and (lines := self._expected.differences(published.schema)):
-            raise SchemaMismatch(f"the feature store at {self._home} was published for another schema", found="; ".join(lines),
-                                 fix="Publish the features of this dataset, or serve a model of the published one.")
+            raise SchemaMismatch(
+                f"the feature store at {self._home} was published for another schema",
+                found="; ".join(lines),
+                fix="Publish the features of this dataset, or serve a model of the published one.",
+            )
         door = Door(published, self._repo_dir)
         door.check_online()
         return door
 
 
 class OfflineStore:
-    """The offline door to what the online one serves: published and pushed events, from the tables on disk. For looking and for proof;
+    """The offline door to what the online one serves: published and pushed events, from the tables
+    on disk. For looking and for proof;
     histories to train on come from `retrieve`.
 
     Args, Raises: as for `OnlineStore`.
@@ -105,7 +124,13 @@ class OfflineStore:
         """The published schema."""
         return self._door.published.schema
 
-    def fetch(self, user_ids: Sequence[int], *, before_ms: int | None = None, max_history: int | None = None) -> list[UserRows]:
+    def fetch(
+        self,
+        user_ids: Sequence[int],
+        *,
+        before_ms: int | None = None,
+        max_history: int | None = None,
+    ) -> list[UserRows]:
         """Returns what is known of each user; arguments and result as of `OnlineStore.fetch`.
 
         Raises:
@@ -115,7 +140,7 @@ class OfflineStore:
         found: dict[int, UserRows] = {}
         ids = np.unique(np.array([int(user_id) for user_id in user_ids], np.int64))
         for start in range(0, len(ids), doors.ONLINE_USERS):
-            rows = self._door.latest(ids[start:start + doors.ONLINE_USERS]).to_pylist()
+            rows = self._door.latest(ids[start : start + doors.ONLINE_USERS]).to_pylist()
             for stored in (Stored.of(row.pop(USER_ID), row, self.schema) for row in rows):
                 found[stored.user_id] = stored.cut(self.schema, before_ms, max_history)
         return [found[int(user_id)] for user_id in user_ids]
@@ -123,7 +148,9 @@ class OfflineStore:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stored:
-    """What a store holds of one user, not yet merged: base, tail, events of the base that the tail continues, user features."""
+    """What a store holds of one user, not yet merged: base, tail, events of the base that the tail
+    continues, user features.
+    """
 
     user_id: int
     base: pa.RecordBatch
@@ -133,24 +160,41 @@ class Stored:
 
     @classmethod
     def of(cls, user_id: int, answer: dict[str, Any], schema: Schema) -> Stored:
-        base, tail, tail_base = (answer.pop(name) for name in (features.HISTORY, features.TAIL, features.TAIL_BASE))
-        return cls(user_id, history.stored(base, schema), history.stored(tail, schema), int(tail_base or 0), _features_of(answer, schema))
+        base, tail, tail_base = (
+            answer.pop(name) for name in (features.HISTORY, features.TAIL, features.TAIL_BASE)
+        )
+        return cls(
+            user_id,
+            history.stored(base, schema),
+            history.stored(tail, schema),
+            int(tail_base or 0),
+            _features_of(answer, schema),
+        )
 
     def cut(self, schema: Schema, before_ms: int | None, max_history: int | None) -> UserRows:
         """Returns base and tail as one history, of it what is before a moment, of that the end."""
         events = history.merged(self.base, self.tail, schema)
         events = events if before_ms is None else history.prefix_before(events, before_ms)
-        return UserRows(self.user_id, events if max_history is None else history.most_recent(events, max_history), self.features)
+        return UserRows(
+            self.user_id,
+            events if max_history is None else history.most_recent(events, max_history),
+            self.features,
+        )
 
 
 def read_online(door: Door, user_ids: list[int]) -> list[Stored]:
     """Returns what is stored online of each user, in the order asked for.
 
-    Base and tail are one read of SQLite and Redis, two of another store. A fold between two (base longer, tail cleared) shows as a base
-    that is shorter than the tail says; such users are read again. The other mix, old tail and new base, holds some events twice, and
+    Base and tail are one read of SQLite and Redis, two of another store. A fold between two (base
+    longer, tail cleared) shows as a base
+    that is shorter than the tail says; such users are read again. The other mix, old tail and new
+    base, holds some events twice, and
     merging drops them.
     """
-    stored = [Stored.of(user_id, answer, door.published.schema) for user_id, answer in zip(user_ids, door.online(user_ids), strict=True)]
+    stored = [
+        Stored.of(user_id, answer, door.published.schema)
+        for user_id, answer in zip(user_ids, door.online(user_ids), strict=True)
+    ]
     for _ in range(READS):
         torn = [row for row, user in enumerate(stored) if user.base.num_rows < user.tail_base]
         if not torn:
@@ -158,12 +202,17 @@ def read_online(door: Door, user_ids: list[int]) -> list[Stored]:
         again = [user_ids[row] for row in torn]
         for row, answer in zip(torn, door.online(again), strict=True):
             stored[row] = Stored.of(user_ids[row], answer, door.published.schema)
-    raise StoreError("the online store holds a tail without its base", found=f"{len(torn)} users, for example {again[0]}",
-                     fix=PUBLISH_FIRST)
+    raise StoreError(
+        "the online store holds a tail without its base",
+        found=f"{len(torn)} users, for example {again[0]}",
+        fix=PUBLISH_FIRST,
+    )
 
 
 def _features_of(answer: Mapping[str, Any], schema: Schema) -> dict[str, Any] | None:
-    """Returns the user features with the types of the dataset, or None when there is no value at all."""
+    """Returns the user features with the types of the dataset, or None when there is no value at
+    all.
+    """
     if all(value is None for value in answer.values()):
         return None
     return {feature.name: _plain(answer.get(feature.name), feature) for feature in schema.user}

@@ -21,8 +21,16 @@ import pyarrow as pa
 from longrec.config import DataConfig
 from longrec.data import dataset as layout
 from longrec.data import features, history
-from longrec.data.histories import SPLITS, Histories, HistoriesWriter, split_moments, split_names, target_schema, user_schema
-from longrec.data.store.door import Door, restored
+from longrec.data.histories import (
+    SPLITS,
+    Histories,
+    HistoriesWriter,
+    split_moments,
+    split_names,
+    target_schema,
+    user_schema,
+)
+from longrec.data.store.feast_adapter import Door, restored
 from longrec.data.store.versions import PUBLISH_FIRST, Published
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
@@ -62,12 +70,22 @@ class RetrieveReport:
     split_moment_ms: int
 
 
-def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, out_dir: str | Path, data: DataConfig,
-             seed: int, shard: layout.Shard = layout.WHOLE) -> RetrieveReport:
-    """Returns counts after writing the histories of a dataset's requests, read through the feature store.
+def retrieve(
+    dataset_dir: str | Path,
+    home: str | Path,
+    repo_dir: str | Path,
+    out_dir: str | Path,
+    data: DataConfig,
+    seed: int,
+    shard: layout.Shard = layout.WHOLE,
+) -> RetrieveReport:
+    """Returns counts after writing the histories of a dataset's requests, read through the feature
+    store.
 
-    Feast is asked for one row per user, a bounded number of users at a time, as of the end of the published log: pushed events are not
-    in it, so that the same dataset gives the same histories. Requests are offsets into the users' timelines:
+    Feast is asked for one row per user, a bounded number of users at a time, as of the end of the
+    published log: pushed events are not
+    in it, so that the same dataset gives the same histories. Requests are offsets into the users'
+    timelines:
     the events strictly before the moment, the `data.max_history` most recent of them.
 
     Args:
@@ -75,7 +93,8 @@ def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, ou
         home, repo_dir: as for `publish`.
         out_dir: new, empty, or histories that are replaced.
         data: bounds and shares of the split.
-        seed: of the sample of requests, where `data.max_requests` asks for one; shards have all requests, and `join` takes the sample.
+        seed: of the sample of requests, where `data.max_requests` asks for one; shards have all
+            requests, and `join` takes the sample.
         shard: of the dataset, for `join`; its splits are of its own requests, and it may have none.
 
     Raises:
@@ -89,60 +108,117 @@ def retrieve(dataset_dir: str | Path, home: str | Path, repo_dir: str | Path, ou
     if shard == layout.WHOLE:
         requests = requests.checked(str(source.path)).sample(data.max_requests, seed)
     door = Door(published, repo_dir)
-    head = {"dataset": source.name, "dataset_facts": source.facts, "dataset_hash": source.facts.get("content_hash"),
-            "store_version": published.manifest["version"], **({} if shard == layout.WHOLE else {"shard": str(shard)})}
+    head = {
+        "dataset": source.name,
+        "dataset_facts": source.facts,
+        "dataset_hash": source.facts.get("content_hash"),
+        "store_version": published.manifest["version"],
+        **({} if shard == layout.WHOLE else {"shard": str(shard)}),
+    }
     with HistoriesWriter(out_dir, source.schema) as writer:
         cut = _write_timelines(_Offline(door), writer, requests, data, source.num_parts)
-        targets = requests.targets(lambda part: source.targets(part, names), target_schema(source.schema))
+        targets = requests.targets(
+            lambda part: source.targets(part, names), target_schema(source.schema)
+        )
         items = door.items(layout.int64_of(source.items(), ITEM_ID))
         return _finish(writer, requests, cut, targets, items, head, data, seed)
 
 
-def join(shard_dirs: Sequence[str | Path], out_dir: str | Path, data: DataConfig, seed: int) -> RetrieveReport:
-    """Returns counts after writing the histories of all shards of a dataset as one retrieval writes them.
+def join(
+    shard_dirs: Sequence[str | Path], out_dir: str | Path, data: DataConfig, seed: int
+) -> RetrieveReport:
+    """Returns counts after writing the histories of all shards of a dataset as one retrieval writes
+    them.
 
     Args:
         shard_dirs: one per shard, in any order, as `retrieve` wrote them.
         out_dir, data, seed: as of `retrieve`, and equal to those of the shards.
 
     Raises:
-        DataError: these are not all shards of one dataset, read from one version of the features; or there is no request.
+        DataError: these are not all shards of one dataset, read from one version of the features;
+            or there is no request.
     """
     found = [Histories.open(each) for each in shard_dirs]
-    found = [found[place] for place in layout.in_order([layout.Shard.parse(each.manifest.get("shard", "1/1")) for each in found])]
-    told = {(each.manifest["dataset_hash"], each.schema.fingerprint, each.manifest["store_version"]) for each in found}
+    found = [
+        found[place]
+        for place in layout.in_order(
+            [layout.Shard.parse(each.manifest.get("shard", "1/1")) for each in found]
+        )
+    ]
+    told = {
+        (each.manifest["dataset_hash"], each.schema.fingerprint, each.manifest["store_version"])
+        for each in found
+    }
     if len(told) > 1:
-        raise DataError("these are not shards of one dataset, read from one version of its features",
-                        found="; ".join(sorted(" ".join(map(str, each)) for each in told)), fix="Retrieve all shards again.")
-    head = {key: found[0].manifest[key] for key in ("dataset", "dataset_facts", "dataset_hash", "store_version")}
-    requests = _Requests.of_shards(found).checked(f"the dataset {head['dataset']}").sample(data.max_requests, seed)
+        raise DataError(
+            "these are not shards of one dataset, read from one version of its features",
+            found="; ".join(sorted(" ".join(map(str, each)) for each in told)),
+            fix="Retrieve all shards again.",
+        )
+    head = {
+        key: found[0].manifest[key]
+        for key in ("dataset", "dataset_facts", "dataset_hash", "store_version")
+    }
+    requests = (
+        _Requests.of_shards(found)
+        .checked(f"the dataset {head['dataset']}")
+        .sample(data.max_requests, seed)
+    )
     with HistoriesWriter(out_dir, found[0].schema) as writer:
-        cut = _write_timelines(_Joined(found), writer, requests, data, int(head["dataset_facts"]["num_parts"]))
+        cut = _write_timelines(
+            _Joined(found), writer, requests, data, int(head["dataset_facts"]["num_parts"])
+        )
         targets = requests.targets(lambda shard: found[shard].targets, target_schema(writer.schema))
         return _finish(writer, requests, cut, targets, found[0].items, head, data, seed)
 
 
-def _finish(writer: HistoriesWriter, requests: _Requests, cut: _Cut, targets: tuple[pa.Table, Int64], items: pa.Table,
-            head: Mapping[str, Any], data: DataConfig, seed: int) -> RetrieveReport:
+def _finish(
+    writer: HistoriesWriter,
+    requests: _Requests,
+    cut: _Cut,
+    targets: tuple[pa.Table, Int64],
+    items: pa.Table,
+    head: Mapping[str, Any],
+    data: DataConfig,
+    seed: int,
+) -> RetrieveReport:
     """Returns counts after splitting the requests and writing all tables and the manifest."""
     (rows, target_ends), moments = targets, requests.moments
-    warmup_end, split_moment = split_moments(moments, data.warmup_fraction, data.eval_fraction) if len(moments) else (0, 0)
+    warmup_end, split_moment = (
+        split_moments(moments, data.warmup_fraction, data.eval_fraction) if len(moments) else (0, 0)
+    )
     splits = split_names(moments, warmup_end, split_moment)
-    table = pa.table({
-        REQUEST_ID: requests.request_ids, "user_row": cut.user_rows, TIMESTAMP: moments, "event_start": cut.starts,
-        "event_end": cut.ends, "target_start": np.append(0, target_ends[:-1])[:len(moments)], "target_end": target_ends,
-        "split": pa.array(splits, pa.string())})
+    table = pa.table(
+        {
+            REQUEST_ID: requests.request_ids,
+            "user_row": cut.user_rows,
+            TIMESTAMP: moments,
+            "event_start": cut.starts,
+            "event_end": cut.ends,
+            "target_start": np.append(0, target_ends[:-1])[: len(moments)],
+            "target_end": target_ends,
+            "split": pa.array(splits, pa.string()),
+        }
+    )
     manifest = {
-        **head, "time_range_ms": [int(moments[0]), int(moments[-1])] if len(moments) else [None, None], "warmup_end_ms": warmup_end,
-        "split_moment_ms": split_moment, "max_history": data.max_history, "seed": seed,
-        "splits": {name: splits.count(name) for name in SPLITS}, "history_length": layout.quantiles(cut.ends - cut.starts)}
+        **head,
+        "time_range_ms": [int(moments[0]), int(moments[-1])] if len(moments) else [None, None],
+        "warmup_end_ms": warmup_end,
+        "split_moment_ms": split_moment,
+        "max_history": data.max_history,
+        "seed": seed,
+        "splits": {name: splits.count(name) for name in SPLITS},
+        "history_length": layout.quantiles(cut.ends - cut.starts),
+    }
     writer.finish(cut.users, table, rows, items, manifest)
     return _retrieve_report(manifest, cut, rows, items)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Requests:
-    """Requests sorted by (moment, request_id): ids, users, moments (ms), and where their targets are: part or shard, first row, end row."""
+    """Requests sorted by (moment, request_id): ids, users, moments (ms), and where their targets
+    are: part or shard, first row, end row.
+    """
 
     request_ids: Int64
     user_ids: Int64
@@ -159,7 +235,7 @@ class _Requests:
             table = source.targets(part, [REQUEST_ID, USER_ID, TIMESTAMP])
             keys = [layout.int64_of(table, name) for name in (REQUEST_ID, USER_ID, TIMESTAMP)]
             starts = layout.group_starts(*keys)
-            ends = np.append(starts[1:], len(table))[:len(starts)]
+            ends = np.append(starts[1:], len(table))[: len(starts)]
             rows.append((*(key[starts] for key in keys), np.full(len(starts), part), starts, ends))
         return cls._sorted(rows)
 
@@ -168,35 +244,67 @@ class _Requests:
         """Returns the requests of all shards; their targets are in the tables of the shards."""
         rows = []
         for number, shard in enumerate(shards):
-            ids, users, moments, starts, ends = (layout.int64_of(shard.requests, name) for name in (
-                REQUEST_ID, "user_row", TIMESTAMP, "target_start", "target_end"))
-            rows.append((ids, layout.int64_of(shard.users, USER_ID)[users], moments, np.full(len(ids), number), starts, ends))
+            ids, users, moments, starts, ends = (
+                layout.int64_of(shard.requests, name)
+                for name in (REQUEST_ID, "user_row", TIMESTAMP, "target_start", "target_end")
+            )
+            rows.append(
+                (
+                    ids,
+                    layout.int64_of(shard.users, USER_ID)[users],
+                    moments,
+                    np.full(len(ids), number),
+                    starts,
+                    ends,
+                )
+            )
         return cls._sorted(rows)
 
     @classmethod
     def _sorted(cls, rows: Sequence[tuple[Int64, ...]]) -> _Requests:
         none = np.zeros(0, np.int64)
-        requests = cls(*(np.concatenate([none, *column]).astype(np.int64) for column in zip((none,) * 6, *rows, strict=True)))
+        requests = cls(
+            *(
+                np.concatenate([none, *column]).astype(np.int64)
+                for column in zip((none,) * 6, *rows, strict=True)
+            )
+        )
         return requests._take(np.lexsort((requests.request_ids, requests.moments)))
 
     def checked(self, where: str) -> _Requests:
         """Returns the requests after checking that there are some, each once."""
         ids, counts = np.unique(self.request_ids, return_counts=True)
         if not len(ids):
-            raise DataError(f"{where} holds no requests", expected="targets to train on", fix="Import with sampled negatives.")
+            raise DataError(
+                f"{where} holds no requests",
+                expected="targets to train on",
+                fix="Import with sampled negatives.",
+            )
         if len(doubles := ids[counts > 1]):
-            raise DataError("the targets of a request must follow each other and share user and moment",
-                            found=f"{len(doubles)} requests that do not, for example {doubles[0]}", fix=layout.AGAIN)
+            raise DataError(
+                "the targets of a request must follow each other and share user and moment",
+                found=f"{len(doubles)} requests that do not, for example {doubles[0]}",
+                fix=layout.AGAIN,
+            )
         return self
 
     def sample(self, max_requests: int, seed: int) -> _Requests:
-        """Returns a seeded sample of at most `max_requests` requests, in the same order; all for 0."""
+        """Returns a seeded sample of at most `max_requests` requests, in the same order; all for
+        0.
+        """
         if not 0 < max_requests < len(self.moments):
             return self
-        return self._take(np.sort(np.random.default_rng(seed).choice(len(self.moments), max_requests, replace=False)))
+        return self._take(
+            np.sort(
+                np.random.default_rng(seed).choice(len(self.moments), max_requests, replace=False)
+            )
+        )
 
-    def targets(self, read: Callable[[int], pa.Table], expected: pa.Schema) -> tuple[pa.Table, Int64]:
-        """Returns item_id and labels of all targets, request after request, and the end offset of each request.
+    def targets(
+        self, read: Callable[[int], pa.Table], expected: pa.Schema
+    ) -> tuple[pa.Table, Int64]:
+        """Returns item_id and labels of all targets, request after request, and the end offset of
+        each request.
 
         Args:
             read: returns the targets of a part, or of a shard.
@@ -206,7 +314,9 @@ class _Requests:
         first, num_rows = np.zeros(len(counts), np.int64), 0
         for part in np.unique(self.parts).tolist():
             mine = np.flatnonzero(self.parts == part)
-            tables.append(read(part).cast(expected).take(pa.array(_ranges(self.starts[mine], counts[mine]))))
+            tables.append(
+                read(part).cast(expected).take(pa.array(_ranges(self.starts[mine], counts[mine])))
+            )
             first[mine] = num_rows + np.cumsum(counts[mine]) - counts[mine]
             num_rows += tables[-1].num_rows
         return pa.concat_tables(tables).take(pa.array(_ranges(first, counts))), np.cumsum(counts)
@@ -217,7 +327,9 @@ class _Requests:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Cut:
-    """The users' table, and for each request its user's row, its events' offsets, and whether older events were left out."""
+    """The users' table, and for each request its user's row, its events' offsets, and whether older
+    events were left out.
+    """
 
     users: pa.Table
     user_rows: Int64
@@ -234,7 +346,9 @@ class _Timelines(Protocol):
         ...
 
     def read(self, user_ids: Int64) -> tuple[pa.RecordBatch, Int64, pa.Table]:
-        """Returns the events of users of one part (sorted, unique ids) one after another, their offsets (one more), the user features."""
+        """Returns the events of users of one part (sorted, unique ids) one after another, their
+        offsets (one more), the user features.
+        """
         ...
 
 
@@ -260,9 +374,14 @@ class _Joined:
         ids = [layout.int64_of(shard.users, USER_ID) for shard in shards]
         order = np.argsort(np.concatenate(ids), kind="stable")
         self._ids = np.concatenate(ids)[order]
-        self._places = np.concatenate([np.full(len(each), number) for number, each in enumerate(ids)])[order]
+        self._places = np.concatenate(
+            [np.full(len(each), number) for number, each in enumerate(ids)]
+        )[order]
         self._rows = np.concatenate([np.arange(len(each)) for each in ids])[order]
-        spans = [np.concatenate([layout.int64_of(shard.users, name) for shard in shards]) for name in ("event_start", "event_end")]
+        spans = [
+            np.concatenate([layout.int64_of(shard.users, name) for shard in shards])
+            for name in ("event_start", "event_end")
+        ]
         self._starts, self._ends = (span[order] for span in spans)
 
     def lengths(self, user_ids: Int64) -> Int64:
@@ -274,13 +393,26 @@ class _Joined:
         found = np.searchsorted(self._ids, user_ids)
         shard = self._shards[self._places[found[0]]]  # users of one part are in one shard
         spans = zip(self._starts[found].tolist(), self._ends[found].tolist(), strict=True)
-        timelines = history.with_own_texts(history.joined([shard.events(start, end) for start, end in spans], shard.schema))
+        timelines = history.with_own_texts(
+            history.joined([shard.events(start, end) for start, end in spans], shard.schema)
+        )
         names = [feature.name for feature in shard.schema.user]
-        return timelines, np.append(0, np.cumsum(self.lengths(user_ids))), shard.users.select(names).take(pa.array(self._rows[found]))
+        return (
+            timelines,
+            np.append(0, np.cumsum(self.lengths(user_ids))),
+            shard.users.select(names).take(pa.array(self._rows[found])),
+        )
 
 
-def _write_timelines(source: _Timelines, writer: HistoriesWriter, requests: _Requests, data: DataConfig, num_parts: int) -> _Cut:
-    """Returns the cut of all requests after writing the timelines of their users, a bounded number of users at a time.
+def _write_timelines(
+    source: _Timelines,
+    writer: HistoriesWriter,
+    requests: _Requests,
+    data: DataConfig,
+    num_parts: int,
+) -> _Cut:
+    """Returns the cut of all requests after writing the timelines of their users, a bounded number
+    of users at a time.
 
     Users are in the order of the dataset's parts, and of their ids within a part.
     """
@@ -289,64 +421,118 @@ def _write_timelines(source: _Timelines, writer: HistoriesWriter, requests: _Req
     user_ids, user_rows = ids[order], np.argsort(order)[rows]
     by_user = np.argsort(user_rows, kind="stable")
     request_ends = np.searchsorted(user_rows[by_user], np.arange(len(user_ids)), side="right")
-    before, lower, tables = np.zeros(len(user_rows), np.int64), 0, [user_schema(writer.schema).empty_table()]
-    for start, end in _groups(source.lengths(ids)[order], layout.part_of(user_ids, num_parts), data.shard_users):
+    before, lower, tables = (
+        np.zeros(len(user_rows), np.int64),
+        0,
+        [user_schema(writer.schema).empty_table()],
+    )
+    for start, end in _groups(
+        source.lengths(ids)[order], layout.part_of(user_ids, num_parts), data.shard_users
+    ):
         timelines, offsets, features_of = source.read(user_ids[start:end])
         times = history.timestamps(timelines)
         for row in range(start, end):
-            mine, lower = by_user[lower:request_ends[row]], int(request_ends[row])
-            own = times[offsets[row - start]:offsets[row - start + 1]]
+            mine, lower = by_user[lower : request_ends[row]], int(request_ends[row])
+            own = times[offsets[row - start] : offsets[row - start + 1]]
             before[mine] = np.searchsorted(own, requests.moments[mine], side="left")
         offsets = offsets + writer.add(timelines)[0]
         spans = [np.arange(start, end), user_ids[start:end], offsets[:-1], offsets[1:]]
-        tables.append(pa.table([*map(pa.array, spans), *features_of.columns], schema=tables[0].schema))
+        tables.append(
+            pa.table([*map(pa.array, spans), *features_of.columns], schema=tables[0].schema)
+        )
     users = pa.concat_tables(tables)
     first = layout.int64_of(users, "event_start")[user_rows]
     ends = first + before
-    return _Cut(users, user_rows.astype(np.int64), np.maximum(first, ends - data.max_history), ends, before > data.max_history)
+    return _Cut(
+        users,
+        user_rows.astype(np.int64),
+        np.maximum(first, ends - data.max_history),
+        ends,
+        before > data.max_history,
+    )
 
 
 def _timelines(rows: pa.Table, schema: Schema) -> tuple[pa.RecordBatch, Int64]:
-    """Returns the events of all users of a retrieval, one after another, and the offsets of each user in them (one more than users)."""
+    """Returns the events of all users of a retrieval, one after another, and the offsets of each
+    user in them (one more than users).
+    """
     parts = [history.stored(value.as_buffer(), schema) for value in rows.column(features.HISTORY)]
     lengths = np.array([part.num_rows for part in parts], np.int64)
     expected = np.asarray(rows.column(features.HISTORY_LENGTH).fill_null(0), np.int64)
     if len(wrong := np.flatnonzero(lengths != expected)):
-        raise StoreError("a history does not have its stated length", found=f"{lengths[wrong[0]]} events", expected=f"{expected[wrong[0]]}",
-                         fix=PUBLISH_FIRST)
+        raise StoreError(
+            "a history does not have its stated length",
+            found=f"{lengths[wrong[0]]} events",
+            expected=f"{expected[wrong[0]]}",
+            fix=PUBLISH_FIRST,
+        )
     return history.joined(parts, schema), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _ranges(starts: Int64, counts: Int64) -> Int64:
-    """Returns starts[0], starts[0]+1, ... (counts[0] values), then those of starts[1], and so on."""
+    """Returns starts[0], starts[0]+1, ... (counts[0] values), then those of starts[1], and so
+    on.
+    """
     ends = np.cumsum(counts)
     shifts: Int64 = np.repeat(starts - (ends - counts), counts)
     return np.arange(len(shifts)) + shifts
 
 
 def _groups(lengths: Int64, parts: Int64, shard_users: int) -> Iterator[tuple[int, int]]:
-    """Yields [start, end) rows of users of one part: at most `shard_users`, and at most SLICE_EVENTS events unless one user has more."""
+    """Yields [start, end) rows of users of one part: at most `shard_users`, and at most
+    SLICE_EVENTS events unless one user has more.
+    """
     ends, start = np.cumsum(lengths), 0
     while start < len(lengths):
-        base, bound = int(ends[start] - lengths[start]), int(np.searchsorted(parts, parts[start], side="right"))
-        end = max(start + 1, min(start + shard_users, bound, int(np.searchsorted(ends, base + SLICE_EVENTS, side="right"))))
+        base, bound = (
+            int(ends[start] - lengths[start]),
+            int(np.searchsorted(parts, parts[start], side="right")),
+        )
+        end = max(
+            start + 1,
+            min(
+                start + shard_users,
+                bound,
+                int(np.searchsorted(ends, base + SLICE_EVENTS, side="right")),
+            ),
+        )
         yield start, end
         start = end
 
 
 def _check_same(source: layout.Dataset, published: Published) -> None:
     if lines := source.schema.differences(published.schema):
-        raise SchemaMismatch("the feature store was published for another schema", found="; ".join(lines), fix=PUBLISH_FIRST)
+        raise SchemaMismatch(
+            "the feature store was published for another schema",
+            found="; ".join(lines),
+            fix=PUBLISH_FIRST,
+        )
     if source.facts.get("content_hash") != published.manifest.get("dataset_hash"):
-        raise StoreError(f"the feature store holds features of another dataset than {source.path}", found=published.manifest.get("name"),
-                         expected=source.name, fix=PUBLISH_FIRST)
+        raise StoreError(
+            f"the feature store holds features of another dataset than {source.path}",
+            found=published.manifest.get("name"),
+            expected=source.name,
+            fix=PUBLISH_FIRST,
+        )
 
 
-def _retrieve_report(manifest: Mapping[str, Any], cut: _Cut, targets: pa.Table, items: pa.Table) -> RetrieveReport:
+def _retrieve_report(
+    manifest: Mapping[str, Any], cut: _Cut, targets: pa.Table, items: pa.Table
+) -> RetrieveReport:
     kept, splits = cut.ends - cut.starts, manifest["splits"]
     lengths = layout.int64_of(cut.users, "event_end") - layout.int64_of(cut.users, "event_start")
     return RetrieveReport(
-        num_requests=len(kept), num_warmup=splits["warmup"], num_train=splits["train"], num_eval=splits["eval"],
-        num_targets=targets.num_rows, num_users=len(lengths), num_events=int(lengths.sum()), num_items=items.num_rows,
-        users_without_history=int((lengths == 0).sum()), requests_without_history=int((kept == 0).sum()),
-        requests_at_the_bound=int(cut.bounded.sum()), longest_history=int(kept.max(initial=0)), split_moment_ms=manifest["split_moment_ms"])
+        num_requests=len(kept),
+        num_warmup=splits["warmup"],
+        num_train=splits["train"],
+        num_eval=splits["eval"],
+        num_targets=targets.num_rows,
+        num_users=len(lengths),
+        num_events=int(lengths.sum()),
+        num_items=items.num_rows,
+        users_without_history=int((lengths == 0).sum()),
+        requests_without_history=int((kept == 0).sum()),
+        requests_at_the_bound=int(cut.bounded.sum()),
+        longest_history=int(kept.max(initial=0)),
+        split_moment_ms=manifest["split_moment_ms"],
+    )

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.data import dataset as layout
-from longrec.data import features, files, history, pushed
+from longrec.data import features, files, history
+from longrec.data.store import live_events
 from longrec.data.store.versions import Published
 from longrec.schema import USER_ID
 
@@ -39,7 +40,9 @@ def add(version: Path, rows: pa.Table, stamp: int = 0) -> None:
 
 
 def place(version: Path, table: pa.Table, path: Path) -> None:
-    """Writes a Parquet file and moves it to its place by one rename; Feast reads every file that is there."""
+    """Writes a Parquet file and moves it to its place by one rename; Feast reads every file that is
+    there.
+    """
     temporary = version / "feast" / f".{path.name}.tmp"
     with open(temporary, "wb") as stream:
         pq.write_table(table, stream, compression="zstd", use_dictionary=False)
@@ -62,7 +65,9 @@ def note_applied(version: Path, stamp: int) -> None:
 
 
 def compact(version: Path) -> None:
-    """Makes one part of many, with the last row of each user. Rows that are there twice meanwhile are equal."""
+    """Makes one part of many, with the last row of each user. Rows that are there twice meanwhile
+    are equal.
+    """
     paths = sorted(folder(version).glob(f"{PART}*.parquet"))
     if len(paths) < MAX_PARTS:
         return
@@ -77,7 +82,9 @@ def latest_rows(table: pa.Table) -> pa.Table:
     users = layout.int64_of(table, USER_ID)
     times = np.asarray(table.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
     order = np.lexsort((times, users))
-    return table.take(pa.array(order[np.append(users[order[1:]] != users[order[:-1]], True)[:len(order)]]))
+    return table.take(
+        pa.array(order[np.append(users[order[1:]] != users[order[:-1]], True)[: len(order)]])
+    )
 
 
 def users_pushed(version: Path) -> Int64:
@@ -88,19 +95,36 @@ def users_pushed(version: Path) -> Int64:
 
 
 def pushed_events(before: Published, users: Int64) -> pa.Table:
-    """Returns user_id and events of users: what a version has of them now, less what it was published with."""
+    """Returns user_id and events of users: what a version has of them now, less what it was
+    published with.
+    """
     wanted = [(USER_ID, "in", users.tolist())]
     rows = latest_rows(pq.read_table(folder(before.path), filters=wanted)).to_pylist()
     bases = pq.read_table(before.path / "features" / "user_history", filters=wanted)
     end, last = int(before.manifest["time_range_ms"][1]) * 1000, last_stamp(before.path)
     times = np.asarray(bases.column(features.EVENT_TIME).cast(pa.int64()), np.int64)
-    first = {row[USER_ID]: row[features.HISTORY] for row in bases.filter(pa.array(times <= end)).to_pylist()}
+    first = {
+        row[USER_ID]: row[features.HISTORY]
+        for row in bases.filter(pa.array(times <= end)).to_pylist()
+    }
     folded = latest_rows(bases.filter(pa.array((times > end) & (times <= last)))).to_pylist()
     folds = {row[USER_ID]: row[features.HISTORY] for row in folded}
     parts = []
     for row in rows:
         user, schema = row[USER_ID], before.schema
-        now = history.merged(history.stored(folds.get(user), schema), history.stored(row[features.TAIL], schema), schema)
-        mine = pushed.fresh(now, history.stored(first.get(user), schema))[0] if now.num_rows else now
-        parts.append(pa.Table.from_batches([mine]).append_column(USER_ID, pa.array(np.full(mine.num_rows, user))))
+        now = history.merged(
+            history.stored(folds.get(user), schema),
+            history.stored(row[features.TAIL], schema),
+            schema,
+        )
+        mine = (
+            live_events.fresh(now, history.stored(first.get(user), schema))[0]
+            if now.num_rows
+            else now
+        )
+        parts.append(
+            pa.Table.from_batches([mine]).append_column(
+                USER_ID, pa.array(np.full(mine.num_rows, user))
+            )
+        )
     return pa.concat_tables(parts).unify_dictionaries()

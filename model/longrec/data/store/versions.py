@@ -1,6 +1,8 @@
-"""Versions of the feature store: which one a home points to, the lock of its writers, the switch to a new one.
+"""Versions of the feature store: which one a home points to, the lock of its writers, the switch to
+a new one.
 
-A version is complete before `current` points to it: a kill at any moment, or a reader at work, sees the old version or the new one.
+A version is complete before `current` points to it: a kill at any moment, or a reader at work, sees
+the old version or the new one.
 The version before stays for readers that have it open.
 """
 
@@ -40,22 +42,41 @@ class Published:
         """
         tables = (Path(home) / "features").resolve()
         if not (tables / "manifest.json").is_file() or not (tables / "schema.json").is_file():
-            raise StoreError(f"no feature store at {home}", found=f"no feature tables in {tables}", fix=PUBLISH_FIRST)
+            raise StoreError(
+                f"no feature store at {home}",
+                found=f"no feature tables in {tables}",
+                fix=PUBLISH_FIRST,
+            )
         if not (tables.parent / "feast" / "feature_store.yaml").is_file():
-            raise StoreError(f"the feature store at {home} is incomplete", found=f"nothing in {tables.parent / 'feast'}", fix=PUBLISH_FIRST)
-        return cls(tables.parent, files.read_json(tables / "manifest.json"), Schema.load(tables / "schema.json"))
+            raise StoreError(
+                f"the feature store at {home} is incomplete",
+                found=f"nothing in {tables.parent / 'feast'}",
+                fix=PUBLISH_FIRST,
+            )
+        return cls(
+            tables.parent,
+            files.read_json(tables / "manifest.json"),
+            Schema.load(tables / "schema.json"),
+        )
 
 
 def environment(home: str | Path) -> dict[str, str]:
-    """Returns the variables with which a `feast` process works on what was published to `home` (run it in the feature repository)."""
+    """Returns the variables with which a `feast` process works on what was published to `home` (run
+    it in the feature repository).
+    """
     home = Path(home).resolve()
-    return {"LONGREC_HOME": str(home), "FEAST_FS_YAML_FILE_PATH": str(home / "feast" / "feature_store.yaml")}
+    return {
+        "LONGREC_HOME": str(home),
+        "FEAST_FS_YAML_FILE_PATH": str(home / "feast" / "feature_store.yaml"),
+    }
 
 
 def version_before(home: str | Path, data_uri: str) -> str:
-    """Returns what names the published version that a dataset is compared with by the checks of its events; empty for none.
+    """Returns what names the published version that a dataset is compared with by the checks of its
+    events; empty for none.
 
-    It stays the same when the dataset itself has been published meanwhile, so that a check of equal data is not done again for that.
+    It stays the same when the dataset itself has been published meanwhile, so that a check of equal
+    data is not done again for that.
 
     Args:
         home: LONGREC_HOME.
@@ -64,7 +85,10 @@ def version_before(home: str | Path, data_uri: str) -> str:
     Raises:
         DataError: there is no dataset.
     """
-    return digest_before(Path(home).resolve(), location.read_json(data_uri, "dataset.json").get("facts", {}).get("content_hash"))
+    return digest_before(
+        Path(home).resolve(),
+        location.read_json(data_uri, "dataset.json").get("facts", {}).get("content_hash"),
+    )
 
 
 @contextlib.contextmanager
@@ -83,7 +107,9 @@ def locked(home: Path, wait_seconds: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    raise StoreError(f"another publish or push to {home} is running", fix="Wait for it to end.") from error
+                    raise StoreError(
+                        f"another publish or push to {home} is running", fix="Wait for it to end."
+                    ) from error
                 time.sleep(0.02)
         yield
 
@@ -97,7 +123,9 @@ def current_version(home: Path) -> str | None:
 
 
 def digest_before(home: Path, dataset_hash: str | None) -> str:
-    """Returns the digest of the published version that is not of this dataset, or of the one before it; empty for none."""
+    """Returns the digest of the published version that is not of this dataset, or of the one before
+    it; empty for none.
+    """
     version = home / "store" / (current_version(home) or "none")
     try:
         manifest = files.read_json(version / "features" / "manifest.json")
@@ -109,13 +137,18 @@ def digest_before(home: Path, dataset_hash: str | None) -> str:
 
 
 def switch(home: Path, version: Path) -> list[Path]:
-    """Returns the versions that nobody needs any more, after pointing `home` to a version by one rename: not it, nor the one before."""
+    """Returns the versions that nobody needs any more, after pointing `home` to a version by one
+    rename: not it, nor the one before.
+    """
     previous = current_version(home)
     _link(home / "store" / "current", version.name)
     for name in ("features", "feast"):
         _link(home / name, f"store/current/{name}")
-    return [entry for entry in (home / "store").iterdir()
-            if entry.is_dir() and not entry.is_symlink() and entry.name not in (version.name, previous)]
+    return [
+        entry
+        for entry in (home / "store").iterdir()
+        if entry.is_dir() and not entry.is_symlink() and entry.name not in (version.name, previous)
+    ]
 
 
 def _link(link: Path, target: str) -> None:

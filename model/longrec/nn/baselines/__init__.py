@@ -1,6 +1,8 @@
-"""Other ways to read a history, called like longrec.nn.stca.STCA: what its cost and quality are compared with.
+"""Other ways to read a history, called like longrec.nn.stca.STCA: what its cost and quality are
+compared with.
 
-Encoder, head, batches and optimizers are those of STCA; a model differs in how it makes z of the history only.
+Encoder, head, batches and optimizers are those of STCA; a model differs in how it makes z of the
+history only.
 """
 
 from __future__ import annotations
@@ -23,6 +25,13 @@ def history_reader(config: ModelConfig) -> nn.Module:
     from longrec.nn.stca import STCA
 
     kinds: dict[str, Callable[[ModelConfig], nn.Module]] = {
-        "stca": STCA, "mean": MeanPooling, "din": DIN, "din_sum": DIN, "target_attention": TargetAttention, "sim": RetrieveThenAttend,
-        "transformer": causal_transformer, "hstu": hstu}
+        "stca": STCA,
+        "mean": MeanPooling,
+        "din": DIN,
+        "din_sum": DIN,
+        "target_attention": TargetAttention,
+        "sim": RetrieveThenAttend,
+        "transformer": causal_transformer,
+        "hstu": hstu,
+    }
     return kinds[config.kind](config)

@@ -1,10 +1,13 @@
-"""Retrieve, then attend (SIM, TWIN): each target attends only to the events that its own attention ranks highest.
+"""Retrieve, then attend (SIM, TWIN): each target attends only to the events that its own attention
+ranks highest.
 
-    score_j = (1/h) sum_heads (x_t W_Q (X W_K)^T / sqrt(d_h))_j                the first stage, the same metric as the second (TWIN)
+    score_j = (1/h) sum_heads (x_t W_Q (X W_K)^T / sqrt(d_h))_j                the first stage, the
+    same metric as the second (TWIN)
     top = the `retrieved` events of highest score
     o = MHA(x_t, X[top]) W_O, with the gap bias;  z = SwiGLUFFN([o | x_t] W_Z)
 
-Events outside of `top` get no gradient. The first stage of a production system reads an index; here it is exact.
+Events outside of `top` get no gradient. The first stage of a production system reads an index; here
+it is exact.
 Source: arXiv 2006.05639 (SIM), arXiv 2302.02352 (TWIN, equations 1 to 5).
 
 Shape letters: L events and M targets of one request, H heads, K head width, S retrieved events.
@@ -33,13 +36,26 @@ class RetrieveThenAttend(TargetAttention):
         """Returns the attention of every target over its retrieved events, before W_O."""
         segments, heads = inputs.segments, inputs.num_heads
         queries = inputs.scaled_queries()
-        keys, values = ((inputs.tokens @ w).unflatten(1, (heads, -1)) for w in (inputs.w_k, inputs.w_v))
-        parts = zip(queries.split(segments.num_targets), keys.split(segments.num_events), values.split(segments.num_events),
-                    inputs.biases(), strict=True)
+        keys, values = (
+            (inputs.tokens @ w).unflatten(1, (heads, -1)) for w in (inputs.w_k, inputs.w_v)
+        )
+        parts = zip(
+            queries.split(segments.num_targets),
+            keys.split(segments.num_events),
+            values.split(segments.num_events),
+            inputs.biases(),
+            strict=True,
+        )
         return torch.cat([_one_request(*part, self.retrieved) for part in parts]).flatten(1)
 
 
-def _one_request(queries_MHK: Tensor, keys_LHK: Tensor, values_LHK: Tensor, bias_HL: Tensor | None, retrieved: int) -> Tensor:
+def _one_request(
+    queries_MHK: Tensor,
+    keys_LHK: Tensor,
+    values_LHK: Tensor,
+    bias_HL: Tensor | None,
+    retrieved: int,
+) -> Tensor:
     logits_MHL = torch.einsum("mhk,lhk->mhl", queries_MHK, keys_LHK)
     top_MS = logits_MHL.detach().mean(1).topk(min(retrieved, keys_LHK.shape[0]), dim=1).indices
     if bias_HL is not None:

@@ -1,1 +1,3 @@
-"""Triton kernels and their launchers, for CUDA devices; imported only where one is used. The readable twins live one level up."""
+"""Triton kernels and their launchers, for CUDA devices; imported only where one is used. The
+readable twins live one level up.
+"""

@@ -1,6 +1,8 @@
-"""Target-to-history attention: every target of a request attends to that request's history and to nothing else.
+"""Target-to-history attention: every target of a request attends to that request's history and to
+nothing else.
 
-The orders of computation give equal results; `attend` takes the cheaper one. There is no padding and no tensor of all
+The orders of computation give equal results; `attend` takes the cheaper one. There is no padding
+and no tensor of all
 (target, event) pairs times the width.
 """
 
@@ -18,15 +20,18 @@ Order = Literal["auto", "plain", "reordered"]
 
 
 def choose(num_targets: float, width: int, num_heads: int) -> Literal["plain", "reordered"]:
-    """Returns the order with fewer FLOPs for m targets on one history: reordered below m* = d/(h-1).
+    """Returns the order with fewer FLOPs for m targets on one history: reordered below m* =
+    d/(h-1).
 
-    The length does not matter: both counts are proportional to it (4 L d^2 + 4 L d m against 4 L d h m).
+    The length does not matter: both counts are proportional to it (4 L d^2 + 4 L d m against 4 L d
+    h m).
     """
     return "reordered" if num_targets * (num_heads - 1) < width else "plain"
 
 
 def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D"]:
-    """Returns the attention output of every target, heads side by side, before W_O; zeros for an empty history.
+    """Returns the attention output of every target, heads side by side, before W_O; zeros for an
+    empty history.
 
     Args:
         inputs: of one layer.
@@ -42,4 +47,14 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D
     return reference.attend(inputs) if order == "plain" else reordered.attend(inputs)
 
 
-__all__ = ["AttentionInputs", "Order", "Segments", "attend", "choose", "fused", "keys_values_weight", "reference", "reordered"]
+__all__ = [
+    "AttentionInputs",
+    "Order",
+    "Segments",
+    "attend",
+    "choose",
+    "fused",
+    "keys_values_weight",
+    "reference",
+    "reordered",
+]

@@ -1,14 +1,20 @@
-"""Target-to-history attention on a CUDA device: ragged, split over the events, the history read once forward and once backward.
+"""Target-to-history attention on a CUDA device: ragged, split over the events, the history read
+once forward and once backward.
 
-Both orders are here, each with its kernel (longrec.nn.kernels); nothing of size targets x events is ever written.
+Both orders are here, each with its kernel (longrec.nn.kernels); nothing of size targets x events is
+ever written.
 
-    KeysValues   plain       keys and values of every event; a program takes one head of one request and a part of its events
-    Tokens       reordered   the events themselves; a program takes the (target, head) rows of one request
+    KeysValues   plain       keys and values of every event; a program takes one head of one request
+    and a part of its events
+    Tokens       reordered   the events themselves; a program takes the (target, head) rows of one
+    request
 
-The norm of the encoding can be left half done (longrec.nn.fused_ffn): its scale is then in the weights, and its shift, which
+The norm of the encoding can be left half done (longrec.nn.fused_ffn): its scale is then in the
+weights, and its shift, which
 the softmax weights hand on unchanged, is added to the output.
 
-Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width, B gap buckets.
+Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width, B gap
+buckets.
 """
 
 from __future__ import annotations
@@ -24,24 +30,41 @@ from longrec.nn.fused_ffn import apply, available
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
 
 PROGRAMS = 2048
-"""Programs that fill the device several times over: a history is split in parts until heads x requests x parts reach it."""
+"""Programs that fill the device several times over: a history is split in parts until heads x
+requests x parts reach it.
+"""
 EVENTS_PER_PART = 256
 """Fewest events worth a part of their own."""
 REORDERED_WIDTHS = (64, 128, 256)
 REORDERED_ROWS = 64
-"""Rows (targets x heads of a request) up to which the reordered kernel is faster than keys and values; measured, docs/engine.md."""
+"""Rows (targets x heads of a request) up to which the reordered kernel is faster than keys and
+values; measured, docs/engine.md.
+"""
 
 
 def usable(tensor: Tensor, num_heads: int) -> bool:
-    """Returns whether the kernels take rows [*, D] like these: on a CUDA device, heads of 16, 32, 64 or 128 columns."""
+    """Returns whether the kernels take rows [*, D] like these: on a CUDA device, heads of 16, 32,
+    64 or 128 columns.
+    """
     head_width = tensor.shape[-1] // num_heads
-    return tensor.is_cuda and tensor.dtype != torch.float64 and head_width in (16, 32, 64, 128) and available()
+    return (
+        tensor.is_cuda
+        and tensor.dtype != torch.float64
+        and head_width in (16, 32, 64, 128)
+        and available()
+    )
 
 
 def takes_reordered(order: str, segments: Segments, width: int, num_heads: int) -> bool:
-    """Returns whether the reordered kernel runs: where `order` says so and it can, or with `auto` where it is the faster one."""
+    """Returns whether the reordered kernel runs: where `order` says so and it can, or with `auto`
+    where it is the faster one.
+    """
     rows = max(segments.num_targets) * num_heads
-    return order != "plain" and width in REORDERED_WIDTHS and (order == "reordered" or rows <= REORDERED_ROWS)
+    return (
+        order != "plain"
+        and width in REORDERED_WIDTHS
+        and (order == "reordered" or rows <= REORDERED_ROWS)
+    )
 
 
 def memory(inputs: AttentionInputs, order: str) -> KeysValues | Tokens:
@@ -50,7 +73,9 @@ def memory(inputs: AttentionInputs, order: str) -> KeysValues | Tokens:
     bias = None if inputs.bias is None else inputs.bias.t().float().contiguous()
     if tokens.element_size() == 2 and takes_reordered(order, segments, tokens.shape[1], heads):
         return Tokens(tokens, inputs.w_k, inputs.w_v, heads, segments, bias)
-    return KeysValues(tokens @ keys_values_weight(inputs.w_k, inputs.w_v, heads), heads, segments, bias)
+    return KeysValues(
+        tokens @ keys_values_weight(inputs.w_k, inputs.w_v, heads), heads, segments, bias
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,8 +97,12 @@ class KeysValues:
     shift: Float[Tensor, " D"] | None = None
 
     def attend(self, queries: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Returns softmax(q K^T + bias) V, heads side by side; zeros for an empty history. Queries are q W_Q / sqrt(d_h)."""
-        output: Tensor = apply(_Plain, queries.to(self.kv.dtype), self.kv, self.bias, self.num_heads, self.segments)
+        """Returns softmax(q K^T + bias) V, heads side by side; zeros for an empty history. Queries
+        are q W_Q / sqrt(d_h).
+        """
+        output: Tensor = apply(
+            _Plain, queries.to(self.kv.dtype), self.kv, self.bias, self.num_heads, self.segments
+        )
         return _shifted(output, self.shift, self.segments)
 
 
@@ -100,14 +129,20 @@ class Tokens:
         heads, kind = self.num_heads, self.tokens.dtype
         keys_HKD = self.w_k.to(kind).unflatten(1, (heads, -1)).permute(1, 2, 0)
         values_HDK = self.w_v.to(kind).unflatten(1, (heads, -1)).transpose(0, 1)
-        lifted_NHD = (queries.to(kind).unflatten(1, (heads, -1)).transpose(0, 1) @ keys_HKD).transpose(0, 1).contiguous()
+        lifted_NHD = (
+            (queries.to(kind).unflatten(1, (heads, -1)).transpose(0, 1) @ keys_HKD)
+            .transpose(0, 1)
+            .contiguous()
+        )
         mixed_NHD: Tensor = apply(_Reordered, lifted_NHD, self.tokens, self.bias, self.segments)
         output = (mixed_NHD.transpose(0, 1) @ values_HDK).transpose(0, 1).flatten(1)
         return _shifted(output, self.shift, self.segments)
 
 
 def gap_biases(tables: Float[Tensor, "M B H"], gaps: Int[Tensor, " T"]) -> tuple[Tensor, ...]:
-    """Returns the bias of every event in each layer, M of float32 [H, T]; the backward pass sums by bucket without sorting."""
+    """Returns the bias of every event in each layer, M of float32 [H, T]; the backward pass sums by
+    bucket without sorting.
+    """
     return tuple(apply(_GapBiases, tables, gaps))
 
 
@@ -123,13 +158,22 @@ def _shifted(output: Tensor, shift: Tensor | None, segments: Segments) -> Tensor
     if min(segments.num_events) > 0:
         return output + shift.to(output.dtype)
     counts = segments.target_offsets.diff()
-    known = (segments.event_offsets.diff() > 0).repeat_interleave(counts, output_size=output.shape[0])
+    known = (segments.event_offsets.diff() > 0).repeat_interleave(
+        counts, output_size=output.shape[0]
+    )
     return output + known[:, None] * shift.to(output.dtype)
 
 
 class _Plain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, kv: Tensor, bias: Tensor | None, num_heads: int, segments: Segments) -> Tensor:
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        kv: Tensor,
+        bias: Tensor | None,
+        num_heads: int,
+        segments: Segments,
+    ) -> Tensor:
         from longrec.nn.kernels import attention as kernels
 
         queries, kv = queries.contiguous(), kv.contiguous()
@@ -147,14 +191,28 @@ class _Plain(torch.autograd.Function):
 
         queries, kv, bias, event_offsets, target_offsets, out, lse = ctx.saved_tensors
         heads, block, parts = ctx.sizes
-        found = kernels.backward(queries, kv, bias, event_offsets, target_offsets, heads, block, parts, out, lse,
-                                 gradients[0].contiguous(), once=ctx.once)
+        found = kernels.backward(
+            queries,
+            kv,
+            bias,
+            event_offsets,
+            target_offsets,
+            heads,
+            block,
+            parts,
+            out,
+            lse,
+            gradients[0].contiguous(),
+            once=ctx.once,
+        )
         return *found, None, None
 
 
 class _Reordered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lifted: Tensor, tokens: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
+    def forward(
+        ctx: Any, lifted: Tensor, tokens: Tensor, bias: Tensor | None, segments: Segments
+    ) -> Tensor:
         from longrec.nn.kernels import reordered as kernels
 
         most, heads = max(segments.num_targets), lifted.shape[1]
@@ -170,7 +228,18 @@ class _Reordered(torch.autograd.Function):
 
         lifted, tokens, bias, event_offsets, target_offsets, out, lse = ctx.saved_tensors
         most, parts = ctx.sizes
-        found = kernels.backward(lifted, tokens, bias, event_offsets, target_offsets, most, parts, out, lse, gradients[0].contiguous())
+        found = kernels.backward(
+            lifted,
+            tokens,
+            bias,
+            event_offsets,
+            target_offsets,
+            most,
+            parts,
+            out,
+            lse,
+            gradients[0].contiguous(),
+        )
         return *found, None
 
 
@@ -187,5 +256,8 @@ class _GapBiases(torch.autograd.Function):
         from longrec.nn.kernels import attention as kernels
 
         gaps = ctx.saved_tensors[0].to(torch.int32)
-        sums = [kernels.sum_by_bucket(gradient.contiguous(), gaps, ctx.num_buckets) for gradient in gradients]
+        sums = [
+            kernels.sum_by_bucket(gradient.contiguous(), gaps, ctx.num_buckets)
+            for gradient in gradients
+        ]
         return torch.stack(sums).to(ctx.dtype), None

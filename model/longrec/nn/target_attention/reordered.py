@@ -1,4 +1,5 @@
-"""Reordered: u = (q W_Q) W_K^T, scores u X^T, o = (a X) W_V; the same sums, but keys and values are never formed.
+"""Reordered: u = (q W_Q) W_K^T, scores u X^T, o = (a X) W_V; the same sums, but keys and values are
+never formed.
 
 FLOPs of a request with m targets and L events: 4 L d h m (and 4 m d^2, free of L).
 """
@@ -13,7 +14,8 @@ from longrec.nn.target_attention.inputs import AttentionInputs, softmax
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
-    """Returns what the plain order returns, heads side by side; zeros for the targets of an empty history.
+    """Returns what the plain order returns, heads side by side; zeros for the targets of an empty
+    history.
 
     Source: arXiv 2511.06077, order of computation.
     """
@@ -22,7 +24,12 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
     values_HDK = inputs.w_v.unflatten(1, (heads, -1)).transpose(0, 1)
     lifted_NHD = (inputs.scaled_queries().transpose(0, 1) @ keys_HKD).transpose(0, 1)
     # split, not slices: see the plain order
-    parts = zip(lifted_NHD.split(segments.num_targets), inputs.tokens.split(segments.num_events), inputs.biases(), strict=True)
+    parts = zip(
+        lifted_NHD.split(segments.num_targets),
+        inputs.tokens.split(segments.num_events),
+        inputs.biases(),
+        strict=True,
+    )
     mixed_NHD = torch.cat([_one_request(*part) for part in parts])
     outputs_NHK: Tensor = (mixed_NHD.transpose(0, 1) @ values_HDK).transpose(0, 1)
     return outputs_NHK.flatten(1)

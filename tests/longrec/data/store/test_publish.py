@@ -1,4 +1,6 @@
-"""Publishing with a real Feast: one version at a time, whatever kills it; the online store filled in slices."""
+"""Publishing with a real Feast: one version at a time, whatever kills it; the online store filled
+in slices.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,40 @@ def test_time_slices_cover_every_time_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(publishing, "SLICE_BYTES", 100)
     rng = np.random.default_rng(0)
     for _ in range(200):
-        times, sizes = rng.integers(0, 20, 30), rng.integers(1, 300 if rng.random() < 0.5 else 30, 30).astype(float)
+        times, sizes = (
+            rng.integers(0, 20, 30),
+            rng.integers(1, 300 if rng.random() < 0.5 else 30, 30).astype(float),
+        )
         slices = list(publishing._time_slices(times, sizes))
-        assert [sum(first <= time <= last for first, last in slices) for time in times] == [1] * len(times)
+        assert [sum(first <= time <= last for first, last in slices) for time in times] == [
+            1
+        ] * len(times)
         assert all(a[1] < b[0] for a, b in itertools.pairwise(slices))
 
 
-def test_the_online_store_is_filled_in_slices(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_online_store_is_filled_in_slices(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(publishing, "SLICE_BYTES", 5_000)
     report = publish(world.root / "features", tmp_path / "home", REPO)
     assert report.online_slices > 5
     users = list(world.events())
-    for mine, theirs in zip(OnlineStore(tmp_path / "home").fetch(users), OnlineStore(world.home).fetch(users), strict=True):
-        assert mine.history.num_rows and history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
+    for mine, theirs in zip(
+        OnlineStore(tmp_path / "home").fetch(users),
+        OnlineStore(world.home).fetch(users),
+        strict=True,
+    ):
+        assert mine.history.num_rows and history.pack(mine.history, SCHEMA) == history.pack(
+            theirs.history, SCHEMA
+        )
 
 
 @contextlib.contextmanager
 def killed(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
-    """Ends the block when `where` is reached, without the cleaning up that a killed process cannot do."""
+    """Ends the block when `where` is reached, without the cleaning up that a killed process cannot
+    do.
+    """
+
     class Kill(BaseException):
         pass
 
@@ -63,15 +81,21 @@ STEPS = ("_write_settings", "_fill", "declarations", "_materialize", "_verify", 
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_publish_killed_at_any_step_changes_nothing(world: World, own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      step: str) -> None:
+def test_a_publish_killed_at_any_step_changes_nothing(
+    world: World, own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     other = random_log.write(tmp_path / "other", seed=9)
     features.build(other.path, tmp_path / "other_features", SMALL)
     with killed(monkeypatch, step):
         publish(tmp_path / "other_features", own_world.home, REPO)
-    assert Published.open(own_world.home).manifest["dataset_hash"] == world.source.facts["content_hash"]
+    assert (
+        Published.open(own_world.home).manifest["dataset_hash"]
+        == world.source.facts["content_hash"]
+    )
     users = list(world.events())
-    for mine, expected in zip(OnlineStore(own_world.home).fetch(users), OnlineStore(world.home).fetch(users), strict=True):
+    for mine, expected in zip(
+        OnlineStore(own_world.home).fetch(users), OnlineStore(world.home).fetch(users), strict=True
+    ):
         assert history.pack(mine.history, SCHEMA) == history.pack(expected.history, SCHEMA)
     report = retrieve(world.source.path, own_world.home, REPO, tmp_path / "again", SMALL, 0)
     assert report == world.report
@@ -79,28 +103,42 @@ def test_a_publish_killed_at_any_step_changes_nothing(world: World, own_world: W
         publish(world.root / "features", tmp_path / "first", REPO)
     with pytest.raises(StoreError, match="no feature store"):
         OnlineStore(tmp_path / "first")
-    assert publish(tmp_path / "other_features", own_world.home, REPO).num_verified > 0  # and the next one works
-    left = {path.name for path in (own_world.home / "store").iterdir() if path.is_dir() and not path.is_symlink()}
+    assert (
+        publish(tmp_path / "other_features", own_world.home, REPO).num_verified > 0
+    )  # and the next one works
+    left = {
+        path.name
+        for path in (own_world.home / "store").iterdir()
+        if path.is_dir() and not path.is_symlink()
+    }
     assert len(left) == 2  # the new one and the one before
 
 
-def test_a_publish_killed_while_it_switches_leaves_one_version(own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publish_killed_while_it_switches_leaves_one_version(
+    own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = random_log.write(tmp_path / "other", seed=9)
     features.build(other.path, tmp_path / "other_features", SMALL)
     replace, calls = os.replace, []
     for stop in range(4):
+
         def counting(source: Any, target: Any, stop: int = stop) -> None:
             calls.append(target)
             if len(calls) > stop:
                 raise KeyboardInterrupt
             replace(source, target)
+
         calls.clear()
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", counting)
             publish(tmp_path / "other_features", own_world.home, REPO)
         published, online = Published.open(own_world.home), OnlineStore(own_world.home)
         assert online.version == published.path.name and online.fetch([0])[0].history.num_rows > 0
-        assert (own_world.home / "feast").resolve().parent == (own_world.home / "features").resolve().parent == published.path
+        assert (
+            (own_world.home / "feast").resolve().parent
+            == (own_world.home / "features").resolve().parent
+            == published.path
+        )
 
 
 def test_two_publishes_at_once_are_refused(own_world: World) -> None:
@@ -116,5 +154,7 @@ def test_changed_feature_tables_are_refused(world: World, tmp_path: Path) -> Non
         publish(tmp_path / "features", tmp_path / "home", REPO)
     with pytest.raises(DataError, match=r"manifest.json does not exist"):
         publish(tmp_path / "nothing", tmp_path / "home", REPO)
-    with pytest.raises(StoreError, match=r"no feature repository at .*; found no feature_store.yaml"):
+    with pytest.raises(
+        StoreError, match=r"no feature repository at .*; found no feature_store.yaml"
+    ):
         publish(world.root / "features", tmp_path / "home", tmp_path)

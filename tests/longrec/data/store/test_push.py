@@ -1,4 +1,6 @@
-"""Live events: base and tail, on both online stores, equal to the offline side and to sorting all events by hand."""
+"""Live events: base and tail, on both online stores, equal to the offline side and to sorting all
+events by hand.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from longrec.data import features, history
 from longrec.data.dataset import Dataset
 from longrec.data.store import push as pushing
 from longrec.data.store import tails
-from longrec.data.store.door import Door, ViewByView, _stored_value
+from longrec.data.store.feast_adapter import Door, ViewByView, _stored_value
 from longrec.data.store.publish import _project_of, publish
 from longrec.data.store.push import Pusher, push
 from longrec.data.store.reader import OfflineStore, OnlineStore
@@ -35,7 +37,9 @@ NEW_USER = 77_777
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A published home, its events, and what a person would say the histories are: a set of events, sorted."""
+    """A published home, its events, and what a person would say the histories are: a set of events,
+    sorted.
+    """
 
     root: Path
     events: pa.Table
@@ -45,7 +49,9 @@ class World:
     def home(self) -> Path:
         return self.root / "home"
 
-    def expected(self, pushes: list[pa.Table], user: int, before_ms: int, max_history: int) -> bytes:
+    def expected(
+        self, pushes: list[pa.Table], user: int, before_ms: int, max_history: int
+    ) -> bytes:
         rows = {}
         for table in [self.events, *pushes]:
             mine = table.filter(pc.equal(table["user_id"], user))
@@ -62,7 +68,9 @@ def all_events(source: Dataset) -> pa.Table:
     return table.select(["user_id", *history.arrow_schema(SCHEMA).names])
 
 
-def make(root: Path, kind: str, address: str | None, monkeypatch: pytest.MonkeyPatch, **options: Any) -> World:
+def make(
+    root: Path, kind: str, address: str | None, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> World:
     select(kind, address, monkeypatch)
     source = random_log.write(root / "data", **options)
     features.build(source.path, root / "features", DataConfig(shard_users=7))
@@ -88,12 +96,24 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return make(tmp_path, request.param, address, monkeypatch)
 
 
-def same_at(world: World, pushes: list[pa.Table], users: list[int], rng: np.random.Generator, count: int = 60) -> None:
-    """Compares both doors with the events sorted by hand, bit for bit, for random (user, moment) pairs."""
+def same_at(
+    world: World,
+    pushes: list[pa.Table],
+    users: list[int],
+    rng: np.random.Generator,
+    count: int = 60,
+) -> None:
+    """Compares both doors with the events sorted by hand, bit for bit, for random (user, moment)
+    pairs.
+    """
     doors = OnlineStore(world.home), OfflineStore(world.home)
     whole = [{row.user_id: row.history for row in door.fetch(users)} for door in doors]
     for number in range(count):
-        user, before, length = int(rng.choice(np.array(users))), START_MS + int(rng.integers(-1, 90)), int(rng.choice([3, 10, 10_000]))
+        user, before, length = (
+            int(rng.choice(np.array(users))),
+            START_MS + int(rng.integers(-1, 90)),
+            int(rng.choice([3, 10, 10_000])),
+        )
         expected = world.expected(pushes, user, before, length)
         for door, answers in zip(doors, whole, strict=True):
             found = history.most_recent(history.prefix_before(answers[user], before), length)
@@ -104,17 +124,32 @@ def same_at(world: World, pushes: list[pa.Table], users: list[int], rng: np.rand
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(world: World, monkeypatch: pytest.MonkeyPatch,
-                                                                               seed: int) -> None:
-    monkeypatch.setattr(pushing, "TAIL_EVENTS", 6)  # some users fold, several times, and some do not
+def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(
+    world: World, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(
+        pushing, "TAIL_EVENTS", 6
+    )  # some users fold, several times, and some do not
     monkeypatch.setattr(tails, "MAX_PARTS", 5)
-    rng, users = np.random.default_rng(seed), [0, 1, 2, 3, 4, HUGE, NEW_USER, -1, 2**63 - 1, -2**63]
+    rng, users = (
+        np.random.default_rng(seed),
+        [0, 1, 2, 3, 4, HUGE, NEW_USER, -1, 2**63 - 1, -(2**63)],
+    )
     events = live(rng, 70, users)
-    order = np.concatenate([rng.permutation(70), rng.integers(0, 70, 30)])  # out of order, a third delivered twice
+    order = np.concatenate(
+        [rng.permutation(70), rng.integers(0, 70, 30)]
+    )  # out of order, a third delivered twice
     pusher, reports = Pusher(world.home), []
     for rows in np.array_split(order, 9):
-        reports.append(pusher.push(pa.concat_tables([events.take(pa.array(rows)), world.events.slice(int(rows[0]), 2)])))
-    assert sum(report.num_new for report in reports) == 70 and sum(report.num_folds for report in reports) > 3
+        reports.append(
+            pusher.push(
+                pa.concat_tables([events.take(pa.array(rows)), world.events.slice(int(rows[0]), 2)])
+            )
+        )
+    assert (
+        sum(report.num_new for report in reports) == 70
+        and sum(report.num_folds for report in reports) > 3
+    )
     assert len(list((world.home / "features" / "user_tail").iterdir())) <= 5
     same_at(world, [events], [*users, 9, NOBODY], rng)
     again = pusher.push(events)
@@ -125,12 +160,16 @@ def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(w
 def test_features_of_users_are_the_same_in_both_doors_after_a_push(world: World) -> None:
     push(world.home, None, live(np.random.default_rng(3), 20, [0, 1, 5]))
     users = [*range(19), HUGE, NOBODY]
-    for mine, theirs in zip(OnlineStore(world.home).fetch(users), OfflineStore(world.home).fetch(users), strict=True):
+    for mine, theirs in zip(
+        OnlineStore(world.home).fetch(users), OfflineStore(world.home).fetch(users), strict=True
+    ):
         assert mine.features == theirs.features and mine.user_id == theirs.user_id
     assert OnlineStore(world.home).fetch([0])[0].features is not None
 
 
-def test_a_publish_carries_pushed_events_that_its_log_lacks(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publish_carries_pushed_events_that_its_log_lacks(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(5), [0, 1, 2, NEW_USER]
     events = live(rng, 30, users)
@@ -139,9 +178,13 @@ def test_a_publish_carries_pushed_events_that_its_log_lacks(world: World, tmp_pa
     first = publish(world.root / "features", world.home, REPO)
     assert first.num_carried == 30 and OnlineStore(world.home).version != before
     same_at(world, [events], users, rng, 20)
-    # a log that holds half of them by now, and has lost some old events: what it lacks of the pushed ones stays, nothing else does
+    # a log that holds half of them by now, and has lost some old events: what it lacks of the
+    # pushed ones stays, nothing else does
     half = [row for row in events.to_pylist() if row["event_seq"] % 2]
-    log = pa.Table.from_pylist([row for row in world.events.to_pylist() if row["event_seq"] > 3] + half, schema=world.events.schema)
+    log = pa.Table.from_pylist(
+        [row for row in world.events.to_pylist() if row["event_seq"] > 3] + half,
+        schema=world.events.schema,
+    )
     other = dataclasses.replace(world, events=log, root=tmp_path / "other")
     rewrite(world.root / "data", other.root / "data", log)
     features.build(other.root / "data", other.root / "features", DataConfig(shard_users=7))
@@ -156,48 +199,83 @@ def rewrite(source: Path, target: Path, events: pa.Table) -> None:
     from longrec.data.dataset import DatasetWriter, event_schema, part_of
 
     opened = Dataset.open(source)
-    sorted_events = events.sort_by([(name, "ascending") for name in ("user_id", "timestamp", "event_seq")])
+    sorted_events = events.sort_by(
+        [(name, "ascending") for name in ("user_id", "timestamp", "event_seq")]
+    )
     place = sorted_events.schema.get_field_index("timestamp")
     times = sorted_events["timestamp"].cast(pa.timestamp("ms", tz="UTC"))
-    table = sorted_events.set_column(place, "timestamp", times).select(event_schema(SCHEMA).names).cast(event_schema(SCHEMA))
+    table = (
+        sorted_events.set_column(place, "timestamp", times)
+        .select(event_schema(SCHEMA).names)
+        .cast(event_schema(SCHEMA))
+    )
     with DatasetWriter(target, SCHEMA, name="random", source={"seed": 0}, num_parts=2) as writer:
         for part, targets in enumerate(opened.target_parts()):
-            rows = [row for row, user in enumerate(table["user_id"].to_pylist()) if part_of(np.array([user]), 2)[0] == part]
+            rows = [
+                row
+                for row, user in enumerate(table["user_id"].to_pylist())
+                if part_of(np.array([user]), 2)[0] == part
+            ]
             writer.write_part(part, table.take(pa.array(rows, pa.int64())), targets)
         writer.write_entities(opened.items(), opened.users())
 
 
-def test_materializing_after_pushes_gives_what_was_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_materializing_after_pushes_gives_what_was_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `feast materialize` does: the tables on disk hold bases and tails as they are online."""
     import datetime
 
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(6), [0, 1, 2, 3, NEW_USER]
     events = live(rng, 25, users)
-    assert sum(push(world.home, None, part).num_folds for part in (events.slice(0, 12), events.slice(12))) > 1
+    assert (
+        sum(
+            push(world.home, None, part).num_folds
+            for part in (events.slice(0, 12), events.slice(12))
+        )
+        > 1
+    )
     feast = OnlineStore(world.home)._door.feast
-    feast._get_provider().online_store.teardown(feast.config, feast.list_feature_views(), feast.list_entities())
+    feast._get_provider().online_store.teardown(
+        feast.config, feast.list_feature_views(), feast.list_entities()
+    )
     if world.address is None:  # teardown of SQLite removes the file, of Redis the keys
         feast._get_provider().online_store._conn = None
-        feast._get_provider().online_store.update(feast.config, [], feast.list_feature_views(), [], [], False)
+        feast._get_provider().online_store.update(
+            feast.config, [], feast.list_feature_views(), [], [], False
+        )
     assert all(value is None for value in OnlineStore(world.home)._door.online([0])[0].values())
-    feast.materialize(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC))
+    feast.materialize(
+        datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC),
+        datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC),
+    )
     same_at(world, [events], users, rng, 30)
 
 
-def test_another_schema_does_not_take_over_pushed_events(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_schema_does_not_take_over_pushed_events(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     push(world.home, None, live(np.random.default_rng(5), 5, [0]))
-    other = random_log.write(tmp_path / "other", schema=dataclasses.replace(SCHEMA, event=SCHEMA.event[:1]))
+    other = random_log.write(
+        tmp_path / "other", schema=dataclasses.replace(SCHEMA, event=SCHEMA.event[:1])
+    )
     features.build(other.path, tmp_path / "other_features", DataConfig())
     assert publish(tmp_path / "other_features", world.home, REPO).num_carried == 0
     assert "pushed events of 1 users are not carried over" in caplog.text
 
 
 @pytest.mark.parametrize("step", ["add", "write", "note_applied"])
-def test_a_push_killed_at_any_step_is_finished_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_push_killed_at_any_step_is_finished_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(7), [0, 1, 2]
-    first, second, third = live(rng, 8, users), live(rng, 20, users, seq=200_000), live(rng, 3, [3], seq=300_000)
+    first, second, third = (
+        live(rng, 8, users),
+        live(rng, 20, users, seq=200_000),
+        live(rng, 3, [3], seq=300_000),
+    )
     push(world.home, None, first)
 
     def kill(*_: Any) -> None:
@@ -213,7 +291,9 @@ def test_a_push_killed_at_any_step_is_finished_by_the_next(world: World, monkeyp
     same_at(world, [first, second, third], [0, 1, 2, 3], rng, 20)
 
 
-def test_a_base_that_is_older_than_its_tail_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_is_older_than_its_tail_is_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng = np.random.default_rng(8)
     door, old = OnlineStore(world.home)._door, OnlineStore(world.home)._door.online([0])
@@ -233,8 +313,12 @@ def test_a_base_that_is_older_than_its_tail_is_read_again(world: World, monkeypa
     opened = OnlineStore(world.home)
     reads.clear()
     found = opened.fetch([0, 1])[0].history
-    assert reads == [[0, 1], [0]] and history.pack(found, SCHEMA) == world.expected([events], 0, 2**62, 10_000)
-    monkeypatch.setattr(Door, "online", lambda self, users: [{**original(self, users)[0], features.HISTORY: None}])
+    assert reads == [[0, 1], [0]] and history.pack(found, SCHEMA) == world.expected(
+        [events], 0, 2**62, 10_000
+    )
+    monkeypatch.setattr(
+        Door, "online", lambda self, users: [{**original(self, users)[0], features.HISTORY: None}]
+    )
     with pytest.raises(StoreError, match="a tail without its base"):
         opened.fetch([0])
 
@@ -244,17 +328,33 @@ def test_an_event_under_the_key_of_another_is_refused_and_nothing_is_written(wor
     push(world.home, None, events)
     rows = events.to_pylist()
     changed = table_of([{**rows[0], "action": "other"}])
-    with pytest.raises(DataError, match=r"an event of user 0 has the key of another event; found .*action='other'"):
+    with pytest.raises(
+        DataError, match=r"an event of user 0 has the key of another event; found .*action='other'"
+    ):
         push(world.home, None, changed)
     with pytest.raises(DataError, match="has the key of another event"):
-        push(world.home, None, pa.concat_tables([live(np.random.default_rng(1), 1, [8], seq=5), changed, events.slice(0, 1)]))
-    assert history.pack(OnlineStore(world.home).fetch([0])[0].history, SCHEMA) == world.expected([events], 0, 2**62, 10_000)
+        push(
+            world.home,
+            None,
+            pa.concat_tables(
+                [live(np.random.default_rng(1), 1, [8], seq=5), changed, events.slice(0, 1)]
+            ),
+        )
+    assert history.pack(OnlineStore(world.home).fetch([0])[0].history, SCHEMA) == world.expected(
+        [events], 0, 2**62, 10_000
+    )
     stored = world.events.slice(0, 1).to_pylist()[0]
     with pytest.raises(DataError, match="events of one basket have different times"):
-        push(world.home, None, table_of([{**stored, "timestamp": stored["timestamp"] + 1, "event_seq": 9_999}]))
+        push(
+            world.home,
+            None,
+            table_of([{**stored, "timestamp": stored["timestamp"] + 1, "event_seq": 9_999}]),
+        )
 
 
-def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(redis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(
+    redis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import redis as client_library
 
     world = make(tmp_path, "redis", redis, monkeypatch)
@@ -264,11 +364,16 @@ def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(redis: str
     for _ in range(3):
         versions.append((world.home / "store" / "current").resolve())
         publish(world.root / "features", world.home, REPO)
-    counts = [sum(1 for _ in client.scan_iter(b"*" + _project_of(version).encode())) for version in versions]
+    counts = [
+        sum(1 for _ in client.scan_iter(b"*" + _project_of(version).encode()))
+        for version in versions
+    ]
     assert counts[0] == counts[1] == 0 and counts[2] > 10
     assert reader.fetch([0])[0].history.num_rows > 0
     monkeypatch.delenv("LONGREC_REDIS")
-    with pytest.raises(StoreError, match=r"the address of the online store is not set; found .*Set LONGREC_REDIS"):
+    with pytest.raises(
+        StoreError, match=r"the address of the online store is not set; found .*Set LONGREC_REDIS"
+    ):
         OnlineStore(world.home)
     monkeypatch.setenv("LONGREC_REDIS", "127.0.0.1:1")
     with pytest.raises(StoreError, match="the online store cannot be read"):
@@ -276,32 +381,55 @@ def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(redis: str
 
 
 @pytest.mark.slow
-def test_two_processes_that_push_at_once_both_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_that_push_at_once_both_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = make(tmp_path, "sqlite", None, monkeypatch)
     rng, parts = np.random.default_rng(2), []
     for number in range(2):
         parts.append(live(rng, 25, [0, 1], seq=1_000 * (number + 1)))
         pq.write_table(parts[-1], tmp_path / f"{number}.parquet")
-    code = ("import sys, pyarrow.parquet as pq; from longrec.data.store.push import Pusher\n"
-            "pusher, table = Pusher(sys.argv[1]), pq.read_table(sys.argv[2])\n"
-            "for row in range(0, table.num_rows, 5): pusher.push(table.slice(row, 5))")
-    running = [subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"]) for number in range(2)]
+    code = (
+        "import sys, pyarrow.parquet as pq; from longrec.data.store.push import Pusher\n"
+        "pusher, table = Pusher(sys.argv[1]), pq.read_table(sys.argv[2])\n"
+        "for row in range(0, table.num_rows, 5): pusher.push(table.slice(row, 5))"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"])
+        for number in range(2)
+    ]
     assert [process.wait(600) for process in running] == [0, 0]
     same_at(world, parts, [0, 1], rng, 10)
 
 
-def test_one_question_for_all_views_answers_as_feast_does_view_by_view(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_question_for_all_views_answers_as_feast_does_view_by_view(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng = np.random.default_rng(4)
-    push(world.home, None, live(rng, 30, [0, 1, 2, NEW_USER]))  # folds, tails, a tail without a base
+    push(
+        world.home, None, live(rng, 30, [0, 1, 2, NEW_USER])
+    )  # folds, tails, a tail without a base
     push(world.home, None, live(rng, 3, [3], seq=200_000))
-    opened, users = OnlineStore(world.home)._door, [0, 1, 2, 3, 4, 3, *range(5, 19), HUGE, NEW_USER, NOBODY, -1, 2**63 - 1, -2**63]
-    views = [(opened.feast.get_feature_view(view.name), [feature.name for feature in view.features if not feature.name.endswith("_length")])
-             for view in opened.service.feature_view_projections]
+    opened, users = (
+        OnlineStore(world.home)._door,
+        [0, 1, 2, 3, 4, 3, *range(5, 19), HUGE, NEW_USER, NOBODY, -1, 2**63 - 1, -(2**63)],
+    )
+    views = [
+        (
+            opened.feast.get_feature_view(view.name),
+            [feature.name for feature in view.features if not feature.name.endswith("_length")],
+        )
+        for view in opened.service.feature_view_projections
+    ]
     slow, fast = ViewByView(opened.feast, views)(users), opened.online(users)
     assert fast == slow and [opened.online([user])[0] for user in users] == slow
-    assert all(type(a[name]) is type(b[name]) for a, b in zip(fast, slow, strict=True) for name in a)
-    assert sum(row["history_tail"] is not None for row in fast) > 3 and any(row["city"] for row in fast)
+    assert all(
+        type(a[name]) is type(b[name]) for a, b in zip(fast, slow, strict=True) for name in a
+    )
+    assert sum(row["history_tail"] is not None for row in fast) > 3 and any(
+        row["city"] for row in fast
+    )
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21])
@@ -311,7 +439,9 @@ def test_stored_bytes_are_read_without_parsing(size: int) -> None:
     value = np.random.default_rng(size).bytes(size)
     stored = Value(bytes_val=value).SerializeToString()
     assert _stored_value(stored) == value
-    if size:  # what is not one whole field is left to protobuf, which refuses it or knows what it means
+    if (
+        size
+    ):  # what is not one whole field is left to protobuf, which refuses it or knows what it means
         with pytest.raises(Exception, match="parsing"):
             _stored_value(stored[:-1])
     twice = stored + Value(int64_val=7).SerializeToString()

@@ -1,4 +1,6 @@
-"""Real logs, a part of which arrives as pushes: 1,000 random (user, moment) pairs of each, equal bit for bit in both doors."""
+"""Real logs, a part of which arrives as pushes: 1,000 random (user, moment) pairs of each, equal
+bit for bit in both doors.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ import pyarrow.compute as pc
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data import features, history, pushed
+from longrec.data import features, history
 from longrec.data.dataset import Dataset, DatasetWriter, event_schema
+from longrec.data.store import live_events
 from longrec.data.store.publish import publish
 from longrec.data.store.push import Pusher
 from longrec.data.store.reader import OfflineStore, OnlineStore
@@ -22,14 +25,20 @@ from tests.longrec.data import real_logs, redis_server
 REPO = Path(__file__).parents[4] / "feature_repo"
 NUM_PAIRS, MAX_HISTORY = 1_000, 10_000
 SHARES = {"kuairand": 8, "dev_events": 5}
-"""One user in so many is published: a user's history does not depend on the others, and publishing and pushing take the time."""
+"""One user in so many is published: a user's history does not depend on the others, and publishing
+and pushing take the time.
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(params=["kuairand", "dev_events"], scope="module")
-def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, pa.Table, int]]:
-    """Yields the dataset, the feature tables of most events of some of its users, the rest of their events, to be pushed, and the share."""
+def log(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Path, pa.Table, int]]:
+    """Yields the dataset, the feature tables of most events of some of its users, the rest of their
+    events, to be pushed, and the share.
+    """
     root = tmp_path_factory.mktemp("log")
     real_logs.IMPORT[request.param](root / "all")
     share = SHARES[request.param]
@@ -41,14 +50,20 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def hold_out(source: Dataset, target: Path, share: int, rng: np.random.Generator) -> pa.Table:
-    """Returns the events of one user in `share` that the dataset in `target` lacks: some at random, and the ends of some timelines."""
+    """Returns the events of one user in `share` that the dataset in `target` lacks: some at random,
+    and the ends of some timelines.
+    """
     held = []
-    with DatasetWriter(target, source.schema, name=source.name, source={}, num_parts=source.num_parts) as writer:
+    with DatasetWriter(
+        target, source.schema, name=source.name, source={}, num_parts=source.num_parts
+    ) as writer:
         for part in range(source.num_parts):
             events = source.events(part, event_schema(source.schema).names)
             events = events.filter(pa.array(events["user_id"].to_numpy() % share == 0))
             users = events["user_id"].to_numpy()
-            ends = np.searchsorted(users, users, side="right") - np.arange(len(users))  # 1 for the last event of a user
+            ends = np.searchsorted(users, users, side="right") - np.arange(
+                len(users)
+            )  # 1 for the last event of a user
             away = (rng.random(len(users)) < 0.002) | ((users % 7 == 0) & (ends <= 300))
             held.append(events.filter(pa.array(away)))
             writer.write_part(part, events.filter(pa.array(~away)), source.targets(part))
@@ -57,8 +72,12 @@ def hold_out(source: Dataset, target: Path, share: int, rng: np.random.Generator
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
-def test_1000_pairs_are_equal_bit_for_bit(log: tuple[Path, Path, pa.Table, int], kind: str, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_1000_pairs_are_equal_bit_for_bit(
+    log: tuple[Path, Path, pa.Table, int],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with redis_server.running(tmp_path) as address:
         if kind == "redis":
             monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
@@ -71,27 +90,37 @@ def test_1000_pairs_are_equal_bit_for_bit(log: tuple[Path, Path, pa.Table, int],
 
 def push_all(home: Path, rest: pa.Table, rng: np.random.Generator) -> None:
     """Pushes events in random order, one in five of them twice."""
-    order = rng.permutation(np.concatenate([np.arange(rest.num_rows), rng.integers(0, rest.num_rows, rest.num_rows // 5)]))
+    order = rng.permutation(
+        np.concatenate(
+            [np.arange(rest.num_rows), rng.integers(0, rest.num_rows, rest.num_rows // 5)]
+        )
+    )
     pusher = Pusher(home)
     reports = [pusher.push(rest.take(pa.array(rows))) for rows in np.array_split(order, 4)]
     assert sum(report.num_new for report in reports) == rest.num_rows > 1_000
 
 
 def check(source: Dataset, home: Path, share: int, rng: np.random.Generator) -> None:
-    everyone = np.unique(np.concatenate([part["user_id"].to_numpy() for part in source.event_parts(["user_id"])]))
+    everyone = np.unique(
+        np.concatenate([part["user_id"].to_numpy() for part in source.event_parts(["user_id"])])
+    )
     everyone = everyone[everyone % share == 0]
     users = rng.choice(everyone, NUM_PAIRS if len(everyone) > 2_000 else NUM_PAIRS // 10)
     expected = of_users(source, users)
     doors = OnlineStore(home), OfflineStore(home)
     num_pairs = num_pushed = 0
     for group in np.array_split(np.unique(users), 10):
-        answers = [{row.user_id: row.history for row in door.fetch(group.tolist())} for door in doors]
+        answers = [
+            {row.user_id: row.history for row in door.fetch(group.tolist())} for door in doors
+        ]
         for user in group.tolist():
             times = history.timestamps(expected[user])
             for _ in range(int((users == user).sum()) * NUM_PAIRS // len(users)):
                 moment = int(rng.choice(times)) + int(rng.integers(0, 2))
                 wanted = history.pack(cut(expected[user], moment), source.schema)
-                assert [history.pack(cut(answer[user], moment), source.schema) for answer in answers] == [wanted, wanted], (user, moment)
+                assert [
+                    history.pack(cut(answer[user], moment), source.schema) for answer in answers
+                ] == [wanted, wanted], (user, moment)
                 num_pairs += 1
             num_pushed += user % 7 == 0
     assert num_pairs == NUM_PAIRS and num_pushed > 5
@@ -104,5 +133,10 @@ def cut(events: pa.RecordBatch, moment: int) -> pa.RecordBatch:
 def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:
     """Returns all events of users, straight from the dataset."""
     names = event_schema(source.schema).names
-    chosen = pa.concat_tables([part.filter(pc.is_in(part["user_id"], pa.array(np.unique(users)))) for part in source.event_parts(names)])
-    return dict(pushed.by_user(pushed.conform(chosen, source.schema)))
+    chosen = pa.concat_tables(
+        [
+            part.filter(pc.is_in(part["user_id"], pa.array(np.unique(users))))
+            for part in source.event_parts(names)
+        ]
+    )
+    return dict(live_events.by_user(live_events.conform(chosen, source.schema)))

@@ -1,4 +1,6 @@
-"""The online door of a real Feast: the offline histories bit for bit, misses, new versions, what is lost or broken."""
+"""The online door of a real Feast: the offline histories bit for bit, misses, new versions, what is
+lost or broken.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from longrec.data import features, history
-from longrec.data.store import door
+from longrec.data.store import feast_adapter
 from longrec.data.store.publish import publish
 from longrec.data.store.reader import OnlineStore
 from longrec.data.store.retrieve import retrieve
@@ -28,21 +30,31 @@ def test_online_histories_are_the_offline_ones_bit_for_bit(world: World) -> None
     requests = opened.requests.to_pylist()
     users = [opened.users.column("user_id")[row["user_row"]].as_py() for row in requests]
     for number, (row, answer) in enumerate(zip(requests, online.fetch(users), strict=True)):
-        prefix = history.most_recent(history.prefix_before(answer.history, row["timestamp"]), SMALL.max_history)
+        prefix = history.most_recent(
+            history.prefix_before(answer.history, row["timestamp"]), SMALL.max_history
+        )
         assert history.pack(prefix, SCHEMA) == history.pack(opened.history(number), SCHEMA)
 
 
 def test_online_features_are_the_offline_ones(world: World) -> None:
     rows = world.histories.users.to_pylist()
-    for row, answer in zip(rows, OnlineStore(world.home).fetch([row["user_id"] for row in rows]), strict=True):
+    for row, answer in zip(
+        rows, OnlineStore(world.home).fetch([row["user_id"] for row in rows]), strict=True
+    ):
         values = {feature.name: row[feature.name] for feature in SCHEMA.user}
         assert answer.user_id == row["user_id"]
         assert answer.features == (None if set(values.values()) == {None} else values)
 
 
 def test_half_known_and_unknown_users_online(world: World) -> None:
-    no_events, no_features, nobody, again = OnlineStore(world.home).fetch([NO_EVENTS, NO_FEATURES, 987_654_321, NO_EVENTS])
-    assert no_events.history.num_rows == 0 and no_events.features is not None and no_events.features["group"] == HUGE + NO_EVENTS % 3
+    no_events, no_features, nobody, again = OnlineStore(world.home).fetch(
+        [NO_EVENTS, NO_FEATURES, 987_654_321, NO_EVENTS]
+    )
+    assert (
+        no_events.history.num_rows == 0
+        and no_events.features is not None
+        and no_events.features["group"] == HUGE + NO_EVENTS % 3
+    )
     assert no_features.history.num_rows > 0 and no_features.features is None
     assert nobody.history.equals(history.empty(SCHEMA)) and nobody.features is None
     assert again.features == no_events.features
@@ -52,9 +64,11 @@ def test_half_known_and_unknown_users_online(world: World) -> None:
 def test_many_users_are_asked_for_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     online, users = OnlineStore(world.home), [3, NOBODY, HUGE, 0, 3, *range(10), NO_EVENTS]
     whole = online.fetch(users)
-    monkeypatch.setattr(door, "ONLINE_USERS", 3)
+    monkeypatch.setattr(feast_adapter, "ONLINE_USERS", 3)
     pieces = online.fetch(users)
-    assert [answer.user_id for answer in whole] == users and any(answer.history.num_rows for answer in whole)
+    assert [answer.user_id for answer in whole] == users and any(
+        answer.history.num_rows for answer in whole
+    )
     for mine, theirs in zip(pieces, whole, strict=True):
         assert (mine.user_id, mine.features) == (theirs.user_id, theirs.features)
         assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
@@ -62,13 +76,21 @@ def test_many_users_are_asked_for_in_pieces(world: World, monkeypatch: pytest.Mo
 
 def test_an_open_reader_follows_a_new_version(own_world: World, tmp_path: Path) -> None:
     online = OnlineStore(own_world.home)
-    before = {user: answer.history.num_rows for user, answer in zip(range(19), online.fetch(range(19)), strict=True)}
+    before = {
+        user: answer.history.num_rows
+        for user, answer in zip(range(19), online.fetch(range(19)), strict=True)
+    }
     other = random_log.write(tmp_path / "other", seed=9, num_users=10)
     features.build(other.path, tmp_path / "other_features", SMALL)
     publish(tmp_path / "other_features", own_world.home, REPO)
-    after = {user: answer.history.num_rows for user, answer in zip(range(19), online.fetch(range(19)), strict=True)}
+    after = {
+        user: answer.history.num_rows
+        for user, answer in zip(range(19), online.fetch(range(19)), strict=True)
+    }
     assert before != after and all(after[user] > 0 for user in range(9))
-    assert all(after[user] == 0 for user in range(9, 19))  # users of the version before are gone, not stale
+    assert all(
+        after[user] == 0 for user in range(9, 19)
+    )  # users of the version before are gone, not stale
     with pytest.raises(StoreError, match="features of another dataset"):
         retrieve(own_world.source.path, own_world.home, REPO, tmp_path / "x", SMALL, 0)
     assert not (tmp_path / "x").exists()
@@ -89,7 +111,9 @@ def test_a_lost_online_store_or_registry_is_said(own_world: World) -> None:
         OnlineStore(own_world.home)
     assert not (feast / "online.db").exists()  # asking did not make an empty one
     (feast / "online.db").write_bytes(database[:4096])
-    with pytest.raises(StoreError, match=r"online store cannot be read; found (Operational|Database)Error"):
+    with pytest.raises(
+        StoreError, match=r"online store cannot be read; found (Operational|Database)Error"
+    ):
         OnlineStore(own_world.home)
     (feast / "online.db").write_bytes(database)
     (feast / "registry.db").unlink()
@@ -99,7 +123,9 @@ def test_a_lost_online_store_or_registry_is_said(own_world: World) -> None:
 
 def test_another_schema_is_refused(own_world: World, tmp_path: Path) -> None:
     other = dataclasses.replace(SCHEMA, event=SCHEMA.event[:1])
-    with pytest.raises(SchemaMismatch, match=r"event.seconds: unexpected; event.source: unexpected"):
+    with pytest.raises(
+        SchemaMismatch, match=r"event.seconds: unexpected; event.source: unexpected"
+    ):
         OnlineStore(own_world.home, schema=other)
     assert OnlineStore(own_world.home, schema=SCHEMA).schema == SCHEMA
     source = random_log.write(tmp_path / "other", schema=other)
@@ -111,29 +137,41 @@ def test_another_schema_is_refused(own_world: World, tmp_path: Path) -> None:
         OnlineStore(own_world.home)
 
 
-def test_a_miss_is_told_by_value_whatever_the_status_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_miss_is_told_by_value_whatever_the_status_says(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Redis answers PRESENT for a user that it does not have."""
     from feast import FeatureStore
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     original = FeatureStore.get_online_features
+
     def present(*args: Any, **options: Any) -> Any:
         answer = original(*args, **options)
         for vector in answer.proto.results:
             vector.statuses[:] = [FieldStatus.PRESENT] * len(vector.statuses)
         return answer
+
     monkeypatch.setattr(FeatureStore, "get_online_features", present)
     answer = OnlineStore(world.home).fetch([NOBODY])[0]
     assert answer.history.num_rows == 0 and answer.features is None
 
 
-def test_a_corrupted_history_online_is_an_error_not_a_wrong_history(own_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with contextlib.closing(sqlite3.connect((own_world.home / "feast" / "online.db").resolve())) as database:
-        select = "select rowid, value from longrec_user_history where feature_name = 'history' limit 1"
+def test_a_corrupted_history_online_is_an_error_not_a_wrong_history(
+    own_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(
+        sqlite3.connect((own_world.home / "feast" / "online.db").resolve())
+    ) as database:
+        select = (
+            "select rowid, value from longrec_user_history where feature_name = 'history' limit 1"
+        )
         row, value = database.execute(select).fetchone()
         damaged = bytearray(value)
         damaged[len(damaged) // 2] ^= 1
-        database.execute("update longrec_user_history set value = ? where rowid = ?", (bytes(damaged), row))
+        database.execute(
+            "update longrec_user_history set value = ? where rowid = ?", (bytes(damaged), row)
+        )
         database.commit()
     with pytest.raises(DataError, match="not readable"):
         OnlineStore(own_world.home).fetch(list(own_world.events()))
@@ -141,7 +179,9 @@ def test_a_corrupted_history_online_is_an_error_not_a_wrong_history(own_world: W
 
 def test_importing_the_store_is_cheap() -> None:
     """Feast, DuckDB and pandas are imported when something is published or read, not before."""
-    code = "import sys, longrec.data.store.publish, longrec.data.store.retrieve\n" \
+    code = (
+        "import sys, longrec.data.store.publish, longrec.data.store.retrieve\n"
         "print([name for name in ('feast', 'duckdb', 'pandas', 'ibis') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

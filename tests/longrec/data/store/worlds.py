@@ -40,15 +40,22 @@ class World:
         """Events of each user in order, times in ms."""
         rows: dict[int, list[dict[str, Any]]] = {}
         for part in self.source.event_parts():
-            for row in part.set_column(2, "timestamp", part.column("timestamp").cast(pa.int64())).to_pylist():
+            for row in part.set_column(
+                2, "timestamp", part.column("timestamp").cast(pa.int64())
+            ).to_pylist():
                 rows.setdefault(row["user_id"], []).append(row)
-        return {user: sorted(events, key=lambda row: (row["timestamp"], row["event_seq"])) for user, events in rows.items()}
+        return {
+            user: sorted(events, key=lambda row: (row["timestamp"], row["event_seq"]))
+            for user, events in rows.items()
+        }
 
     def requests(self) -> list[dict[str, Any]]:
         """Targets of the dataset grouped by request, in the order of the histories."""
         rows: dict[int, dict[str, Any]] = {}
         for part in self.source.target_parts():
-            for row in part.set_column(2, "timestamp", part.column("timestamp").cast(pa.int64())).to_pylist():
+            for row in part.set_column(
+                2, "timestamp", part.column("timestamp").cast(pa.int64())
+            ).to_pylist():
                 request = rows.setdefault(row["request_id"], {**row, "targets": []})
                 request["targets"].append((row["item_id"], row["click"], row["buy"]))
         return sorted(rows.values(), key=lambda row: (row["timestamp"], row["request_id"]))
@@ -58,4 +65,6 @@ def make(root: Path, *, seed: int = 0, data: DataConfig = SMALL, **options: Any)
     source = random_log.write(root / "data", seed=seed, **options)
     features.build(source.path, root / "features", data)
     publish(root / "features", root / "home", REPO)
-    return World(root, source, retrieve(source.path, root / "home", REPO, root / "histories", data, seed))
+    return World(
+        root, source, retrieve(source.path, root / "home", REPO, root / "histories", data, seed)
+    )

@@ -1,0 +1,259 @@
+"""The longrec command: help, JSON, exit codes, and mistakes that end in one message without a
+traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from longrec.cli.main import app
+
+ROOT = Path(__file__).parents[3]
+VERBS = (
+    ["import", "kuairand"],
+    ["import", "movielens"],
+    ["import", "taobao"],
+    ["import", "lastfm"],
+    ["import", "yambda"],
+    ["import", "amazon"],
+    ["import", "events"],
+    ["synth"],
+    ["run"],
+    ["refresh"],
+    ["drift"],
+    ["compile"],
+    ["submit"],
+    ["schedule"],
+    ["status"],
+    ["logs"],
+    ["serve"],
+)
+
+
+def _longrec(
+    *arguments: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    import os
+
+    command = [sys.executable, "-m", "longrec.cli.main", *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=600,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help_with_examples_and_json(verb: list[str]) -> None:
+    answer = CliRunner().invoke(app, [*verb, "--help"])
+    assert answer.exit_code == 0
+    assert (
+        "Examples:" in answer.output
+        and f"longrec {' '.join(verb)}" in answer.output
+        and "--json" in answer.output
+    )
+
+
+def test_bench_lists_the_benchmarks_and_their_options() -> None:
+    answer = CliRunner().invoke(app, ["bench"])
+    assert answer.exit_code == 0 and "longrec bench train" in answer.output
+    assert "train" in json.loads(CliRunner().invoke(app, ["bench", "--json"]).output)
+    options = _longrec("bench", "train", "--help")
+    assert options.returncode == 0 and "--events" in options.stdout
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    heavy = ("torch", "kfp", "feast", "bentoml", "pandas", "duckdb", "pyarrow")
+    code = f"import sys, longrec.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--config", "absent.yaml"], "no configuration at absent.yaml"),
+        (
+            ["run", "--set", "train.epoch=2"],
+            "unknown configuration key 'train.epoch'. Did you mean 'epochs'?",
+        ),
+        (["run", "--data", "absent"], "there is no dataset at"),
+        (["import", "kuairand", "absent", "--out", "never"], "absent holds no KuaiRand log"),
+        (["bench", "nothing"], "no benchmark is called nothing"),
+        (["synth", "--out", "never", "--topics", "5000"], "num_topics must not be above num_items"),
+    ],
+)
+def test_a_mistake_is_one_message_on_stderr_and_exit_code_1(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").write_text("")
+    answer = _longrec(*arguments, cwd=tmp_path, LONGREC_ROOT=str(ROOT))
+    assert answer.returncode == 1 and answer.stdout == ""
+    assert (
+        answer.stderr.startswith("longrec: ")
+        and message in answer.stderr
+        and "Traceback" not in answer.stderr
+    )
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for verb in (["synth", "--users", "5", "--out"], ["compile", "training", "--output"]):
+        answer = CliRunner().invoke(app, [*verb, str(tmp_path / "file" / "below")])
+        assert answer.exit_code == 1 and answer.stderr.startswith(
+            f"longrec: {tmp_path / 'file'}"
+        ), answer.output
+        assert "choose a folder" in answer.stderr and answer.stderr.count("\n") == 1
+
+
+def test_a_usage_error_is_exit_code_2() -> None:
+    assert _longrec("run", "--no-such-option").returncode == 2
+    assert _longrec("submit").returncode == 2
+
+
+def test_synth_prints_counts_and_the_best_possible_auc(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(
+        app, ["synth", "--out", str(tmp_path / "world"), "--users", "20", "--events", "40"]
+    )
+    assert (
+        answer.exit_code == 0
+        and "20 users" in answer.output
+        and "best possible AUC" in answer.output
+    )
+    again = CliRunner().invoke(
+        app,
+        ["synth", "--out", str(tmp_path / "again"), "--users", "20", "--events", "40", "--json"],
+    )
+    report = json.loads(again.output)
+    assert report["num_users"] == 20 and report["bayes_auc"][0]["auc"] < report["bayes_auc_full"]
+    assert (
+        report["content_hash"]
+        == json.loads((tmp_path / "world" / "dataset.json").read_text())["facts"]["content_hash"]
+    )
+
+
+def test_import_events_shows_what_came_in_and_what_was_rejected(tmp_path: Path) -> None:
+    rows = [
+        f"{user},{item},{1_600_000_000 + 60 * item},{item % 2}"
+        for user in range(5)
+        for item in range(60)
+    ]
+    (tmp_path / "log.csv").write_text(
+        "u,i,t,liked\n" + "\n".join([*rows, "x,1,1600000000,1"]) + "\n"
+    )
+    mapping = [
+        "--user",
+        "u",
+        "--item",
+        "i",
+        "--timestamp",
+        "t",
+        "--timestamp-unit",
+        "s",
+        "--label",
+        "liked",
+    ]
+    answer = CliRunner().invoke(
+        app,
+        ["import", "events", str(tmp_path / "log.csv"), "--out", str(tmp_path / "data"), *mapping],
+    )
+    assert answer.exit_code == 0, answer.output
+    assert (
+        "300 events" in answer.output
+        and "1 of 301" in answer.output
+        and "liked 50.00%" in answer.output
+    )
+    strict = CliRunner().invoke(
+        app,
+        [
+            "import",
+            "events",
+            str(tmp_path / "log.csv"),
+            "--out",
+            str(tmp_path / "none"),
+            *mapping,
+            "--max-reject-share",
+            "0.001",
+        ],
+    )
+    assert strict.exit_code == 1 and not (tmp_path / "none").exists()
+
+
+def test_compile_writes_and_checks(tmp_path: Path) -> None:
+    target, place = tmp_path / "training.yaml", ["--output", str(tmp_path)]
+    assert f"wrote {target}" in CliRunner().invoke(app, ["compile", "training", *place]).output
+    assert CliRunner().invoke(app, ["compile", "training", "--check", *place]).exit_code == 0
+    target.write_text(target.read_text().replace("build-features", "make-features"))
+    stale = CliRunner().invoke(app, ["compile", "training", "--check", "--json", *place])
+    assert stale.exit_code == 1 and "not up to date" in stale.output
+    assert "make-features" in target.read_text(), "a check writes nothing"
+    assert (
+        CliRunner()
+        .invoke(app, ["compile", *place, "--set", "platform.image=team/python:2"])
+        .exit_code
+        == 0
+    )
+    assert "team/python:2" in target.read_text() and (tmp_path / "refresh.yaml").is_file()
+
+
+def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:
+    answer = _longrec(
+        "submit",
+        "--host",
+        "http://127.0.0.1:9",
+        "--data-uri",
+        "x",
+        "--config",
+        str(_empty(tmp_path)),
+        HOME=str(tmp_path),
+    )
+    assert (
+        answer.returncode == 1
+        and "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in answer.stderr
+    )
+    assert "Traceback" not in answer.stderr
+
+
+def test_serve_without_a_run_is_one_message(tmp_path: Path) -> None:
+    answer = _longrec("serve", "--workdir", str(tmp_path))
+    assert (
+        answer.returncode == 1
+        and "longrec run" in answer.stderr
+        and "Traceback" not in answer.stderr
+    )
+
+
+def test_serve_at_a_port_that_is_taken_is_one_message() -> None:
+    from longrec.runs.run import CheckoutError, _check_free
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            CheckoutError,
+            match=f"nothing can listen at 127.0.0.1:{port}; found Address already in use",
+        ):
+            _check_free("127.0.0.1", port)
+    _check_free("127.0.0.1", port)
+
+
+def _empty(folder: Path) -> Path:
+    path = folder / "empty.yaml"
+    path.write_text("")
+    return path

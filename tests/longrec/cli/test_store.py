@@ -1,0 +1,191 @@
+"""`longrec push` and `longrec inspect history` on a small published world."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from longrec.cli.main import app
+from longrec.config import DataConfig
+from longrec.data import features, history, history_plot
+from longrec.data.store.publish import publish
+from longrec.data.store.reader import OnlineStore
+from longrec.errors import DataError
+from tests.longrec.data import random_log
+from tests.longrec.data.random_log import SCHEMA, START_MS
+
+REPO = Path(__file__).parents[3] / "feature_repo"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    features.build(random_log.write(root / "data").path, root / "features", DataConfig())
+    publish(root / "features", root / "home", REPO)
+    return root / "home"
+
+
+def longrec(home: Path, *arguments: str) -> str:
+    answer = CliRunner().invoke(app, [*arguments, "--workdir", str(home)])
+    assert answer.exit_code == 0, answer.output
+    return answer.stdout
+
+
+def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
+    home: Path, tmp_path: Path
+) -> None:
+    before = OnlineStore(home).fetch([3])[0].history.num_rows
+    event = {
+        "user_id": 3,
+        "item_id": 7,
+        "timestamp": START_MS + 10_000,
+        "event_seq": 900,
+        "basket_id": 1,
+        "action": "<live> & kicking",
+        "seconds": None,
+        "source": None,
+    }
+    (tmp_path / "live.jsonl").write_text(json.dumps(event) + "\n")
+    assert json.loads(longrec(home, "push", str(tmp_path / "live.jsonl"), "--json")) == {
+        "num_events": 1,
+        "num_new": 1,
+        "num_users": 1,
+        "num_folds": 0,
+    }
+    assert (
+        longrec(home, "push", str(tmp_path / "live.jsonl"))
+        == "0 new of 1 events, 0 users, 0 folded\n"
+    )
+    shown = {}
+    for door in ("online", "offline"):
+        shown[door] = json.loads(
+            longrec(home, "inspect", "history", "--user", "3", "--door", door, "--json")
+        )
+        assert shown[door].pop("door") == door and shown[door]["num_events"] == before + 1
+        earlier = json.loads(
+            longrec(
+                home,
+                "inspect",
+                "history",
+                "--user",
+                "3",
+                "--door",
+                door,
+                "--json",
+                "--at",
+                str(event["timestamp"]),
+            )
+        )
+        assert earlier["num_events"] == before and earlier["events"] == shown[door]["events"][:-1]
+    assert shown["online"] == shown["offline"]
+    assert shown["online"]["events"][-1] == {
+        **{name: value for name, value in event.items() if name != "user_id"},
+        "time": "2020-09-13T12:26:50.000Z",
+    }
+    printed = longrec(
+        home, "inspect", "history", "--user", "3", "--last", "2", "--plot", str(tmp_path / "a.svg")
+    ).splitlines()
+    assert (
+        printed[0] == f"user 3, online: {before + 1} events"
+        and printed[2] == f"... {before - 1} older events"
+    )
+    assert printed[4].startswith("2020-09-13T12:26:50.000Z  7") and "<live> & kicking" in printed[4]
+    picture = xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot()
+    assert any(
+        "<live> & kicking: 1 events" in (title.text or "") for title in picture.iter(f"{SVG}title")
+    )
+
+
+def test_mistakes_are_one_message(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("user_id,item_id\n1,2\n")
+    for arguments, message in (
+        (["push", str(tmp_path / "bad.csv")], "events lack the column 'timestamp'"),
+        (["inspect", "history", "--user", "3", "--at", "soon"], "the moment cannot be read"),
+        (["inspect", "history", "--user", "3", "--plot", "x.png"], "expected .svg, .html"),
+    ):
+        answer = CliRunner().invoke(app, [*arguments, "--workdir", str(home)])
+        assert (
+            answer.exit_code == 1
+            and answer.stderr.startswith("longrec: ")
+            and message in answer.stderr
+        )
+    assert "no events" in longrec(
+        home, "inspect", "history", "--user", "424242", "--plot", str(tmp_path / "none.html")
+    )
+    assert "no events" in (tmp_path / "none.html").read_text()
+
+
+@pytest.mark.parametrize("verb", [["push"], ["inspect", "history"]], ids=" ".join)
+def test_help_has_examples_and_json(verb: list[str]) -> None:
+    answer = CliRunner().invoke(app, [*verb, "--help"])
+    assert answer.exit_code == 0 and "Examples:" in answer.output and "--json" in answer.output
+
+
+def events(actions: list[str | None], times: list[int]) -> pa.RecordBatch:
+    count = len(times)
+    return history.conform(
+        pa.table(
+            {
+                "item_id": np.arange(count),
+                "timestamp": pa.array(times, pa.int64()),
+                "event_seq": np.arange(count),
+                "basket_id": np.arange(count),
+                "action": pa.array(actions, pa.string()),
+                "seconds": pa.nulls(count, pa.float64()),
+                "source": pa.nulls(count, pa.int64()),
+            }
+        ),
+        SCHEMA,
+    )
+
+
+def test_the_picture_counts_every_event_and_bounds_its_lanes() -> None:
+    rng = np.random.default_rng(0)
+    actions = [
+        None if value == 30 else f"kind {value}" for value in rng.integers(0, 31, 2_000).tolist()
+    ]
+    picture = history_plot.svg(
+        events(actions, np.sort(rng.integers(0, 10**12, 2_000)).tolist()), "all"
+    )
+    lanes = [
+        group.find(f"{SVG}title")
+        for group in xml.etree.ElementTree.fromstring(picture).iter(f"{SVG}g")
+    ]
+    texts = [lane.text or "" for lane in lanes if lane is not None]
+    assert len(texts) == history_plot.MAX_LANES and texts[-1].startswith(history_plot.OTHERS)
+    assert sum(int(text.rsplit(": ", 1)[1].split()[0]) for text in texts) == 2_000
+    assert (
+        "http://" not in picture.replace("http://www.w3.org/2000/svg", "")
+        and "href" not in picture
+        and "<script" not in picture
+    )
+
+
+def test_one_event_and_events_at_one_moment_are_drawn() -> None:
+    for times in ([5], [5, 5, 5]):
+        picture = xml.etree.ElementTree.fromstring(
+            history_plot.svg(events(["a"] * len(times), times), "t")
+        )
+        assert len(list(picture.find(f"{SVG}g") or [])) == 2  # the lane's title and one bar
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1600000000000", START_MS),
+        ("2020-09-13T12:26:40", START_MS),
+        ("2020-09-13T14:26:40.001+02:00", START_MS + 1),
+        ("1969-12-31T23:59:59Z", -1_000),
+    ],
+)
+def test_moments(text: str, expected: int) -> None:
+    assert history_plot.moment_ms(text) == expected
+    with pytest.raises(DataError, match="the moment cannot be read"):
+        history_plot.moment_ms(text + "?")

@@ -1,0 +1,90 @@
+"""Live events read from files: one content whatever the format, and a reason for what is
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import csv
+
+from longrec.data.store import live_events
+from longrec.errors import DataError
+from tests.longrec.data.random_log import HUGE, SCHEMA, live, table_of
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_files_of_events_say_the_same(tmp_path: Path, suffix: str) -> None:
+    rows = live(np.random.default_rng(0), 20, [3, HUGE]).to_pylist()
+    events = table_of([row for row in rows if row["seconds"] is None or row["seconds"] < 1])
+    path = tmp_path / f"events.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(events, path)
+    elif suffix == "csv":
+        csv.write_csv(events, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in events.to_pylist()))
+    assert (
+        live_events.read(path, SCHEMA).equals(live_events.conform(events, SCHEMA))
+        and events.num_rows > 8
+    )
+
+
+def test_times_in_words_are_utc(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(
+        HEADER + '1,2,2020-09-13T12:26:40Z,3,4,view,,\n1,2,2020-09-13T12:26:40Z,4,4,"",0.5,7\n'
+    )
+    read = live_events.read(path, SCHEMA)
+    assert read["timestamp"].to_pylist() == [1_600_000_000_000] * 2 and read[
+        "action"
+    ].to_pylist() == ["view", ""]
+
+
+HEADER = "user_id,item_id,timestamp,event_seq,basket_id,action,seconds,source\n"
+BAD = {
+    "column": ("user_id,item_id,timestamp\n1,2,3\n", r"events lack the column 'event_seq'"),
+    "type": (HEADER + "1,x,3,4,5,a,,\n", r"cannot be read; found .*'x'"),
+    "time": (HEADER + "1,2,soon,4,5,a,,\n", r"'timestamp' .* wrong type"),
+    "negative": (
+        HEADER + "1,2,-3,4,5,a,,\n",
+        r"a time before 1970 or after 2099; found 1, .* row 1",
+    ),
+    "microseconds": (
+        HEADER + "1,2,1600000000000,4,5,a,,\n1,2,1600000000000000,4,6,a,,\n",
+        r"or after 2099; found 1, .* row 2",
+    ),
+    "null": (HEADER + ",2,3,4,5,a,,\n", r"'user_id' .* must not hold nulls"),
+    "basket": (
+        HEADER + "1,2,3,4,5,a,,\n1,2,4,5,5,a,,\n",
+        r"events of one basket have different times.*; found basket 5 of user 1",
+    ),
+    "key": (
+        HEADER + "1,2,3,4,5,a,,\n1,2,3,4,5,b,,\n",
+        r"an event of user 1 has the key of another event; found .*action='b'; expected action='a'",
+    ),
+    "empty": ("", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bad.csv").write_text(BAD[name][0])
+    with pytest.raises(DataError, match=BAD[name][1]):
+        live_events.read(tmp_path / "bad.csv", SCHEMA)
+
+
+def test_a_missing_a_strange_and_a_truncated_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        live_events.read(tmp_path / "none.csv", SCHEMA)
+    (tmp_path / "a.xml").write_text("")
+    with pytest.raises(DataError, match=r"of no known kind; found .xml"):
+        live_events.read(tmp_path / "a.xml", SCHEMA)
+    pq.write_table(live(np.random.default_rng(0), 20, [3]), tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"a.parquet cannot be read"):
+        live_events.read(tmp_path / "a.parquet", SCHEMA)

@@ -1,0 +1,86 @@
+"""Fingerprints of code: an edit changes those of the steps that can reach it, and no other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.fingerprint import fingerprint
+from longrec.runs.fingerprint import STEPS, _imports, of_steps
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    for room in ("model/longrec", "feature_repo", "bento"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    return folder
+
+
+def _now(copy: Path) -> dict[str, str]:
+    code = "import json, sys; from longrec.runs.fingerprint import of_steps; print(json.dumps(of_steps(sys.argv[1])))"
+    command = [sys.executable, "-c", code, str(copy / "feature_repo")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(copy / "model")},
+        cwd=copy,
+        check=True,
+        capture_output=True,
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def before(copy: Path) -> dict[str, str]:
+    return _now(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "steps"),
+    [
+        ("model/longrec/training/train.py", {"train", "study"}),
+        (
+            "model/longrec/data/quality/checks.py",
+            {"profile_events", "check_events", "profile_histories", "check_histories"},
+        ),
+        ("model/longrec/data/store/push.py", {"publish"}),
+        ("model/longrec/data/store/retrieve.py", {"retrieve", "join_histories"}),
+        ("model/longrec/cli/main.py", set()),
+        ("model/longrec/schema.py", set(STEPS)),
+        ("feature_repo/definitions.py", {"publish", "retrieve"}),
+        ("bento/service.py", set()),
+    ],
+)
+def test_an_edit_touches_the_steps_that_can_reach_it(
+    copy: Path, before: dict[str, str], path: str, steps: set[str]
+) -> None:
+    text = (copy / path).read_text()
+    (copy / path).write_text(text + "\n# an edit\n")
+    after = _now(copy)
+    (copy / path).write_text(text)
+    assert {step for step in STEPS if before[step] != after[step]} == {*steps, "package"}, (
+        "a bento holds the wheel: all of it"
+    )
+
+
+def test_the_step_returns_them_in_the_order_of_its_names() -> None:
+    names = fingerprint.component_spec.outputs
+    assert set(names) == {"data", "before", "champion", *STEPS} and list(
+        of_steps(ROOT / "feature_repo")
+    ) == list(STEPS)
+
+
+def test_imports_are_found_wherever_they_are_but_for_types() -> None:
+    source = "import a.b\nif TYPE_CHECKING:\n    import never\ndef f():\n    from c import d\n"
+    assert set(_imports(ast.parse(source))) == {"a.b", "c", "c.d"}

@@ -1,0 +1,172 @@
+"""Bookkeeping of runs: the checkout, the parameters, run folders, `latest`, the lock, the
+summary.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrec.config import EvaluateConfig, RunConfig
+from longrec.reporting.summary import facts, numbers
+from longrec.runs import run
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_checkout_is_found_from_a_folder_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LONGREC_ROOT", raising=False)
+    monkeypatch.chdir(ROOT / "model" / "longrec")
+    assert run.find_root() == ROOT
+
+
+def test_a_wrong_longrec_root_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LONGREC_ROOT", str(tmp_path))
+    with pytest.raises(run.CheckoutError, match="LONGREC_ROOT is not a checkout"):
+        run.find_root()
+
+
+def test_no_checkout_anywhere_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("LONGREC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "site-packages" / "longrec" / "run.py"))
+    with pytest.raises(run.CheckoutError, match=r"no checkout of longrec was found.*LONGREC_ROOT"):
+        run.find_root()
+
+
+def test_a_room_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
+    with pytest.raises(run.CheckoutError, match=r"no module pipelines\.absent.*pip install"):
+        run.room("pipelines.absent")
+
+
+def test_pipeline_arguments_are_the_parameters_of_the_pipeline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
+    training = run.room("pipelines.training").training
+    others = {"run_id": "id", "home": "h", "repo_dir": "r", "webhook": "w"}
+    config = RunConfig(seed=5, evaluate=EvaluateConfig(served_length=77))
+    arguments = run.pipeline_arguments(config, "data", **others)
+    assert set(arguments) == set(training.component_spec.inputs), (
+        "every parameter is given, none is unknown"
+    )
+    assert (arguments["served_length"], arguments["seed"]) == (
+        77,
+        5,
+    ) and "served_length" not in arguments["evaluate"]
+    assert json.loads(json.dumps(arguments)) == arguments, "only JSON values"
+
+
+def test_run_folders_are_new_and_named_after_the_configuration(tmp_path: Path) -> None:
+    folders = {run._new_run(tmp_path, "My Run/1") for _ in range(3)}
+    assert len(folders) == 3 and all(
+        "-my-run-1" in folder.name and folder.is_dir() for folder in folders
+    )
+
+
+def test_latest_points_at_the_newest_summary_and_is_replaced(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run.finish(tmp_path / name, {"run": name})
+        assert json.loads((tmp_path / "latest" / "summary.json").read_text()) == {"run": name}
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+        and (tmp_path / "latest").is_symlink()
+    )
+
+
+def _hold(path: str, held: Any, release: Any) -> None:
+    with run._locked(Path(path)):
+        held.set()
+        release.wait(30)
+
+
+def test_a_second_run_in_the_same_work_directory_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path), held, release))
+    other.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(run.BusyError, match="another run is using"), run._locked(tmp_path):
+            pass
+    finally:
+        release.set()
+        other.join(30)
+    with run._locked(tmp_path):
+        pass
+
+
+def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGREC_HOME", "before")
+    monkeypatch.delenv("LONGREC_OTHER", raising=False)
+    with run._environment(LONGREC_HOME="inside", LONGREC_OTHER="new"):
+        assert (run.os.environ["LONGREC_HOME"], run.os.environ["LONGREC_OTHER"]) == (
+            "inside",
+            "new",
+        )
+    assert run.os.environ["LONGREC_HOME"] == "before" and "LONGREC_OTHER" not in run.os.environ
+
+
+def test_the_planted_world_is_reused_for_equal_arguments_only(tmp_path: Path) -> None:
+    config = RunConfig(evaluate=EvaluateConfig(lengths=(5, 10), served_length=10))
+    world = {"num_users": 6, "events_per_user": 20}
+    path, is_new = run.planted_dataset(tmp_path, config, **world)
+    stamp = (path / "dataset.json").stat().st_mtime_ns
+    assert is_new and [
+        row["length"]
+        for row in json.loads((path / "dataset.json").read_text())["facts"]["bayes_auc"]
+    ] == [5, 10]
+    assert (
+        run.planted_dataset(tmp_path, config, **world) == (path, False)
+        and (path / "dataset.json").stat().st_mtime_ns == stamp
+    )
+    assert (
+        run.planted_dataset(tmp_path, RunConfig(seed=1, evaluate=config.evaluate), **world)[0]
+        != path
+    )
+
+
+def test_benchmarks_are_listed_by_their_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
+    found = run.benchmarks()
+    assert found["train"][0].is_file() and found["train"][1].startswith("One training step")
+
+
+def test_numbers_of_a_report_are_finite_flat_and_leave_lists_out() -> None:
+    import dataclasses
+
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        passed: bool
+        share: float
+
+    @dataclasses.dataclass(frozen=True)
+    class Report:
+        rows: int
+        inner: Inner
+        by_task: dict[str, dict[str, float]]
+        path: Path
+        nothing: float | None = None
+        undefined: float = float("nan")
+        many: tuple[Inner, ...] = ()
+
+    report = Report(
+        3, Inner(True, 0.5), {"click": {"auc": 0.7}}, Path("x"), many=(Inner(False, 1.0),)
+    )
+    assert numbers(report) == {
+        "rows": 3.0,
+        "inner.passed": 1.0,
+        "inner.share": 0.5,
+        "by_task.click.auc": 0.7,
+    }
+    assert facts(report)["path"] == "x" and facts(report)["many"] == [
+        {"passed": False, "share": 1.0}
+    ]
