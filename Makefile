@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@
 
-run: $(STAMP) ## run the whole pipeline on a planted world (DATA: ARGS='--data DIR')
+run: $(STAMP) ## run the whole pipeline on a synthetic dataset (DATA: ARGS='--data DIR')
 	$(BIN)/longrec run --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## run the fast tests

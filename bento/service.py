@@ -104,27 +104,27 @@ REFUSED_FILE = "LONGREC_REFUSED_FILE"
 MAKE_ONE = "Make one with: longrec run"
 
 
-def _moment_ms(value: Any) -> Any:
+def _request_time_ms(value: Any) -> Any:
     """Returns a time of a request as int ms since 1970 UTC; ISO 8601 texts are rounded down to the
     millisecond.
     """
     if not isinstance(value, str):
         return value
     try:
-        moment = datetime.datetime.fromisoformat(value)
+        request_time = datetime.datetime.fromisoformat(value)
     except ValueError as error:
         raise ValueError(
             "should be ISO 8601 with a time zone, or an integer of milliseconds since 1970 UTC"
         ) from error
-    if moment.tzinfo is None:
+    if request_time.tzinfo is None:
         raise ValueError("has no time zone; for UTC add Z")
-    return (moment - EPOCH) // datetime.timedelta(milliseconds=1)
+    return (request_time - EPOCH) // datetime.timedelta(milliseconds=1)
 
 
 Id = Annotated[int, Field(ge=-INT64, le=INT64 - 1)]
 Moment = Annotated[
     int,
-    BeforeValidator(_moment_ms),
+    BeforeValidator(_request_time_ms),
     Field(ge=FIRST_MS, le=LAST_MS),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}),
 ]
@@ -149,7 +149,7 @@ class Asked:
     Args:
         user_id: whose history is read.
         candidates: int64 [m].
-        moment_ms: its time, None for now.
+        request_time_ms: its time, None for now.
         length: most recent events used, None for the served length.
         timeout_ms: within which it is to be answered, None for the default.
         caller: who asks.
@@ -158,7 +158,7 @@ class Asked:
 
     user_id: int
     candidates: npt.NDArray[np.int64]
-    moment_ms: int | None
+    request_time_ms: int | None
     length: int | None
     timeout_ms: int | None
     caller: str
@@ -457,8 +457,8 @@ class Ranker:
         """Refuses to start, in one line and before any worker, when model and feature store are not
         there or do not fit.
         """
-        home = os.environ["LONGREC_HOME"] = str(
-            _home()
+        workdir = os.environ["LONGREC_HOME"] = str(
+            _workdir()
         )  # for the workers, which start in another folder
         os.environ.setdefault(
             "OMP_WAIT_POLICY", "PASSIVE"
@@ -470,7 +470,7 @@ class Ranker:
         atexit.register(_exit_refused, Path(refused))
         try:
             Tokens(os.environ)
-            _check_schemas(Path(MODEL.resolve().path_of(registry.BUNDLE)), home)
+            _check_schemas(Path(MODEL.resolve().path_of(registry.BUNDLE)), workdir)
         except LongrecError as error:
             raise bentoml.exceptions.BentoMLException(str(error)) from error
 
@@ -491,15 +491,15 @@ class Ranker:
         from longrec.serving.reader import StoreReader
 
         parallel.share(NUM_THREADS)
-        home, own, bundle = (
-            _home(),
+        workdir, own, bundle = (
+            _workdir(),
             str(self.model.tag.version),
             Path(self.model.path_of(registry.BUNDLE)),
         )
         schema = Schema.load(bundle / "bundle.json")
         self._metrics = Metrics(schema.task_names)
         self._reader = StoreReader(
-            lambda: OnlineStore(home, _feature_repo(), schema=schema),
+            lambda: OnlineStore(workdir, _feature_repo(), schema=schema),
             schema,
             timeout_seconds=STORE_SECONDS,
         )
@@ -508,7 +508,7 @@ class Ranker:
         # loaded after it, and can go
         gc.freeze()
         self._versions = Versions(
-            home,
+            workdir,
             own,
             lambda version: _engine(bundle if version == own else None, version, schema),
             score=_scores,
@@ -517,8 +517,8 @@ class Ranker:
             note=self._metrics,
             is_pinned=IS_PINNED,
         )
-        self._log = RequestLog(home, LOG_SHARE)
-        WEB.source = Source(home, self._reader, self._versions.lease)
+        self._log = RequestLog(workdir, LOG_SHARE)
+        WEB.source = Source(workdir, self._reader, self._versions.lease)
         self._versions.start()
         logger.info("serving %s with %d threads", self._versions.version, NUM_THREADS)
 
@@ -578,7 +578,9 @@ class Ranker:
         from longrec.scoring.scorer import RequestRows
         from longrec.serving.engine import Query
 
-        moment = time.time_ns() // 1_000_000 if asked.moment_ms is None else asked.moment_ms
+        request_time = (
+            time.time_ns() // 1_000_000 if asked.request_time_ms is None else asked.request_time_ms
+        )
         with self._metrics.timed("fetch"):
             fetched = await self._reader.fetch(
                 asked.user_id, FETCH_SHARE * (deadline - time.monotonic())
@@ -590,7 +592,9 @@ class Ranker:
             )
         if fetched.degraded:
             self._metrics.degraded(fetched.rows.history.num_rows)
-        rows = RequestRows(fetched.rows.history, fetched.rows.features, moment, asked.candidates)
+        rows = RequestRows(
+            fetched.rows.history, fetched.rows.features, request_time, asked.candidates
+        )
         return fetched, Query(
             rows, asked.length, asked.user_id if asked.bring is None else None, deadline
         )
@@ -617,7 +621,7 @@ class Ranker:
             )
             self._log.add(
                 fetched.rows.user_id,
-                query.rows.moment_ms,
+                query.rows.request_time_ms,
                 query.rows.candidates.tolist(),
                 scores,
                 history_length=ranked.num_events,
@@ -756,23 +760,23 @@ def _caller_of(request: Request) -> str:
     return request.headers.get("x-caller") or (request.client.host if request.client else "")
 
 
-def _check_schemas(bundle: Path, home: str) -> None:
-    """Raises LongrecError when nothing is published at `home`, or it was published for another
+def _check_schemas(bundle: Path, workdir: str) -> None:
+    """Raises LongrecError when nothing is published at `workdir`, or it was published for another
     schema than the bundle's.
     """
     from longrec.data.store.versions import Published
     from longrec.schema import Schema
 
-    wanted, published = Schema.load(bundle / "bundle.json"), Published.open(home)
+    wanted, published = Schema.load(bundle / "bundle.json"), Published.open(workdir)
     if lines := wanted.differences(published.schema):
         raise SchemaMismatch(
-            f"the feature store at {home} was published for another schema than the model's",
+            f"the feature store at {workdir} was published for another schema than the model's",
             found="; ".join(lines),
             fix="Set LONGREC_HOME to the feature store of the model, or publish its features.",
         )
 
 
-def _home() -> Path:
+def _workdir() -> Path:
     """Returns LONGREC_HOME, in a checkout by default its .longrec."""
     named = os.environ.get("LONGREC_HOME")
     if named:

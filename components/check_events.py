@@ -15,12 +15,12 @@ def check_events(
     before_key: str,
     code_key: str,
     checks: dict,
-    home: str,
+    workdir: str,
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
     """Writes the report on events, targets, items and users of all shards, and on the drift against
-    the version published in `home`.
+    the version published in `workdir`.
     """
     from longrec.config import ChecksConfig, build
     from longrec.data.files import write_json
@@ -31,7 +31,7 @@ def check_events(
         [each.path for each in profiles],
         report.path,
         build(ChecksConfig, checks, where="checks"),
-        home,
+        workdir,
     )
     for name, value in numbers(result).items():
         metrics.log_metric(name, value)

@@ -8,8 +8,8 @@ from components import component
 
 
 @component
-def drift(drift_config: dict, home: str, report: Output[HTML], metrics: Output[Metrics]):
-    """Writes the report on scores and features of the requests logged in `home` against the
+def drift(drift_config: dict, workdir: str, report: Output[HTML], metrics: Output[Metrics]):
+    """Writes the report on scores and features of the requests logged in `workdir` against the
     evaluation of the version that answered.
     """
     from longrec.config import DriftConfig, build
@@ -17,7 +17,7 @@ def drift(drift_config: dict, home: str, report: Output[HTML], metrics: Output[M
     from longrec.release.monitoring import check_drift
     from longrec.reporting.summary import numbers
 
-    result = check_drift(home, report.path, build(DriftConfig, drift_config, where="drift"))
+    result = check_drift(workdir, report.path, build(DriftConfig, drift_config, where="drift"))
     for name, value in numbers(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

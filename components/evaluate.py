@@ -13,7 +13,7 @@ def evaluate(
     histories: Input[Dataset],
     code_key: str,
     champion: str,
-    home: str,
+    workdir: str,
     evaluation_config: dict,
     gate: dict,
     served_length: int,
@@ -43,7 +43,7 @@ def evaluate(
         config,
         build(GateConfig, gate, where="gate"),
         seed,
-        champion_dir=comparable(home, store_dir(), champion),
+        champion_dir=comparable(workdir, store_dir(), champion),
     )
     shutil.copyfile(f"{evaluation.path}/report.html", report.path)
     for name, value in numbers(result).items():

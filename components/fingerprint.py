@@ -8,7 +8,7 @@ from components import component
 
 
 @component
-def fingerprint(data_uri: str, home: str, repo_dir: str, gate: dict = {}) -> NamedTuple(
+def fingerprint(data_uri: str, workdir: str, repo_dir: str, gate: dict = {}) -> NamedTuple(
     "Keys",
     data=str,
     before=str,
@@ -36,10 +36,10 @@ def fingerprint(data_uri: str, home: str, repo_dir: str, gate: dict = {}) -> Nam
     from longrec.release.registry import read
     from longrec.runs.fingerprint import of_steps
 
-    champion = build(GateConfig, gate, where="gate").against_champion and read(home).champion
+    champion = build(GateConfig, gate, where="gate").against_champion and read(workdir).champion
     return (
         of_dataset(data_uri),
-        version_before(home, data_uri),
+        version_before(workdir, data_uri),
         champion or "",
         *of_steps(repo_dir).values(),
     )

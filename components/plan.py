@@ -9,4 +9,4 @@ def plan(study: str, code_key: str) -> list:
     from longrec.study.runner import parse
     from longrec.study.runner import plan as cells_of
 
-    return [cell.to_dict() for cell in cells_of(parse(study))]
+    return [trial.to_dict() for trial in cells_of(parse(study))]

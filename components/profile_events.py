@@ -14,7 +14,7 @@ def profile_events(
     before_key: str,
     code_key: str,
     shard: str,
-    home: str,
+    workdir: str,
     profile: Output[Artifact],
     metrics: Output[Metrics],
 ):
@@ -29,7 +29,7 @@ def profile_events(
 
     part = Shard.parse(shard)
     with opened(data_uri, part) as dataset:
-        result = measure(dataset, profile.path, home, part)
+        result = measure(dataset, profile.path, workdir, part)
     for name, value in numbers(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

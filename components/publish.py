@@ -9,7 +9,7 @@ from components import component
 def publish(
     features: Input[Dataset],
     code_key: str,
-    home: str,
+    workdir: str,
     repo_dir: str,
     published: Output[Artifact],
     metrics: Output[Metrics],
@@ -21,7 +21,7 @@ def publish(
     from longrec.data.store.publish import publish as publish_features
     from longrec.reporting.summary import facts, numbers
 
-    report = publish_features(features.path, home, repo_dir, key=code_key)
+    report = publish_features(features.path, workdir, repo_dir, key=code_key)
     published.metadata.update(facts(report))
     write_json(published.path, published.metadata)
     for name, value in numbers(report).items():

@@ -12,7 +12,7 @@ def retrieve(
     code_key: str,
     shard: str,
     published: str,
-    home: str,
+    workdir: str,
     repo_dir: str,
     data: dict,
     seed: int,
@@ -31,7 +31,7 @@ def retrieve(
 
     part, config = Shard.parse(shard), build(DataConfig, data, where="data")
     with opened(data_uri, part) as dataset:
-        report = retrieve_histories(dataset, home, repo_dir, histories.path, config, seed, part)
+        report = retrieve_histories(dataset, workdir, repo_dir, histories.path, config, seed, part)
     for name, value in numbers(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

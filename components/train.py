@@ -28,7 +28,7 @@ def train(
     from longrec.reporting.summary import numbers
     from longrec.training.train import train as train_ranker
 
-    law, settings = (
+    length_sampler, settings = (
         build(LengthConfig, lengths, where="lengths"),
         build(TrainConfig, training, where="train"),
     )
@@ -36,7 +36,7 @@ def train(
         histories.path,
         bundle.path,
         build(ModelConfig, model, where="model"),
-        law,
+        length_sampler,
         settings,
         served_length,
         seed,

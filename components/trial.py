@@ -10,7 +10,7 @@ def trial(
     histories: Input[Dataset],
     histories_report: Input[HTML],
     code_key: str,
-    cell: dict,
+    trial: dict,
     result: Output[Dataset],
 ):
     """Trains and measures one cell on the checked histories; the result names the report of the
@@ -18,5 +18,5 @@ def trial(
     """
     from longrec.study.runner import run_one
 
-    row = run_one(histories.path, result.path, cell)
+    row = run_one(histories.path, result.path, trial)
     result.metadata.update({"id": row["id"], "checked_by": histories_report.uri})

@@ -3,7 +3,7 @@ value.
 
 Fields are made from the schema of the published feature tables
 (`LONGREC_HOME/features/schema.json`); where nothing was
-published yet, from the planted world's. Only declarations belong here: `feast apply` imports every
+published yet, from the synthetic dataset's. Only declarations belong here: `feast apply` imports every
 .py file below this folder.
 """
 
@@ -18,17 +18,19 @@ from feast.data_source import DataSource
 from feast.types import Bytes, Float64, Int64, PrimitiveFeastType, String
 from feast.value_type import ValueType
 
-from longrec.schema import Feature, Schema, planted
+from longrec.schema import Feature, Schema, synthetic_schema
 
-HOME = Path(
+WORKDIR = Path(
     os.environ.get("LONGREC_HOME") or Path(__file__).resolve().parents[1] / ".longrec"
 ).resolve()
-TABLES = (HOME / "features").resolve()
-SCHEMA = Schema.load(TABLES / "schema.json") if (TABLES / "schema.json").exists() else planted()
+TABLES = (WORKDIR / "features").resolve()
+SCHEMA = (
+    Schema.load(TABLES / "schema.json") if (TABLES / "schema.json").exists() else synthetic_schema()
+)
 TIMES = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created"}
 TAGS = {"schema": SCHEMA.fingerprint, "schema_name": SCHEMA.name}
 TYPES: dict[str, PrimitiveFeastType] = {"int64": Int64, "float64": Float64, "string": String}
-(HOME / "feast").mkdir(
+(WORKDIR / "feast").mkdir(
     parents=True, exist_ok=True
 )  # Feast makes only the last folder of a path itself
 

@@ -3,7 +3,7 @@ model; a run that fails says what moved.
 
     drift;   whatever happens: finish
 
-It reads nothing but the home: the log of requests, the published features, the registry and the
+It reads nothing but the work directory: the log of requests, the published features, the registry and the
 BentoML store.
 `python -m pipelines.drift` writes pipelines/compiled/drift.yaml.
 """
@@ -31,14 +31,14 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
     cluster has.
     """
-    home_path = (platform or PlatformConfig()).home
+    home_path = (platform or PlatformConfig()).workdir
 
     @dsl.pipeline(
         name=NAME, description="From the log of answered requests to a verdict on their drift."
     )
     def drifted(
         run_id: str = "",
-        home: str = home_path,
+        workdir: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         drift: dict = {},
@@ -47,7 +47,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
 
         Args:
             run_id: names the run in its outcome.
-            home: directory of the feature store (the volume that serving mounts too).
+            workdir: directory of the feature store (the volume that serving mounts too).
             repo_dir: as of every pipeline; nothing here reads it.
             webhook: http(s) address that is told how the run ended; empty for the platform's
                 secret, or for none.
@@ -62,7 +62,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             webhook=webhook,
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
-            place(check_drift(drift_config=drift, home=home), "drift", platform)
+            place(check_drift(drift_config=drift, workdir=workdir), "drift", platform)
 
     return drifted
 

@@ -1,7 +1,7 @@
 """Hands the training step to Kubeflow Trainer: a TrainJob whose nodes run `longrec train` under
 torchrun.
 
-The step and all nodes mount one volume, the home of the feature store. On it lies a folder per
+The step and all nodes mount one volume, the work directory of the feature store. On it lies a folder per
 training:
 
     HOME/train-jobs/<fingerprint>/histories/  config.yaml  bundle/
@@ -45,16 +45,16 @@ class TrainingJob:
     """One training on a cluster.
 
     Args:
-        home: the volume that step and nodes mount.
+        workdir: the volume that step and nodes mount.
         fingerprint: of histories and configuration.
     """
 
-    home: Path
+    workdir: Path
     fingerprint: str
 
     @property
     def folder(self) -> Path:
-        return self.home / FOLDER / self.fingerprint
+        return self.workdir / FOLDER / self.fingerprint
 
     @property
     def bundle(self) -> Path:
@@ -76,9 +76,9 @@ class TrainingJob:
             "--config",
             str(self.folder / "config.yaml"),
             "--checkpoint-dir",
-            str(self.home / "checkpoints"),
+            str(self.workdir / "checkpoints"),
             "--log-dir",
-            str(self.home / "tensorboard" / self.fingerprint),
+            str(self.workdir / "tensorboard" / self.fingerprint),
         ]
 
 
@@ -98,7 +98,7 @@ def run_training_job(
         out_dir: of the bundle, replaced at once.
         config: model, lengths, train, evaluate.served_length and seed say what is trained; platform
             says where. This process mounts
-            the volume `platform.home_volume` at `platform.home`, as the nodes do.
+            the volume `platform.workdir_volume` at `platform.workdir`, as the nodes do.
         client: a kubeflow.trainer.TrainerClient; None for one of the cluster that this process runs
             on.
         say: is told what happens.
@@ -159,7 +159,7 @@ def prepare(histories_dir: Path, config: RunConfig) -> TrainingJob:
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
     for path in sorted(histories_dir.iterdir()):
         digest.update(f"{path.name}:{files.sha256_of(path)}".encode())
-    job = TrainingJob(Path(config.platform.home), digest.hexdigest()[:12])
+    job = TrainingJob(Path(config.platform.workdir), digest.hexdigest()[:12])
     if not (job.folder / "histories").is_dir():
         with files.replacing(job.folder / "histories") as temporary:
             shutil.copytree(histories_dir, temporary)
@@ -252,11 +252,11 @@ def _placement(client: Any, platform: PlatformConfig) -> list[Any]:
 def _volumes(
     platform: PlatformConfig, shared_memory: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns (volumes of a pod, mounts of its container): the home, and shared memory."""
+    """Returns (volumes of a pod, mounts of its container): the work directory, and shared memory."""
     volumes: list[dict[str, Any]] = [
-        {"name": "home", "persistentVolumeClaim": {"claimName": platform.home_volume}}
+        {"name": "workdir", "persistentVolumeClaim": {"claimName": platform.workdir_volume}}
     ]
-    mounts: list[dict[str, Any]] = [{"name": "home", "mountPath": platform.home}]
+    mounts: list[dict[str, Any]] = [{"name": "workdir", "mountPath": platform.workdir}]
     if shared_memory:
         volumes.append(
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}

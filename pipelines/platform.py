@@ -8,7 +8,7 @@ from kfp import dsl
 
 from longrec.config import PlatformConfig, StepConfig
 
-HOME_STEPS = (
+WORKDIR_STEPS = (
     "fingerprint",
     "profile-events",
     "check-events",
@@ -20,7 +20,7 @@ HOME_STEPS = (
     "package",
     "drift",
 )
-"""Steps that use the home: the feature store, the checkpoints of trainings, the registry of models
+"""Steps that use the work directory: the feature store, the checkpoints of trainings, the registry of models
 and the BentoML store.
 """
 DATA_STEPS = ("fingerprint", "profile-events", "build-features", "retrieve")
@@ -66,8 +66,8 @@ def _set_container(
             backoff_max_duration="600s",
         )
     store = (
-        {"BENTOML_HOME": f"{platform.home}/bentoml"}
-        if platform.home_volume and step in HOME_STEPS
+        {"BENTOML_HOME": f"{platform.workdir}/bentoml"}
+        if platform.workdir_volume and step in WORKDIR_STEPS
         else {}
     )
     for name, value in (store | platform.env).items():
@@ -85,12 +85,12 @@ def _set_pod(
         kubernetes.empty_dir_mount(
             task,
             "shm",
-            "/dev/shm",
+            "/dev/shm",  # noqa: S108
             medium="Memory",
-            size_limit=settings.shared_memory,  # noqa: S108
+            size_limit=settings.shared_memory,
         )
     for volume, path, steps in (
-        (platform.home_volume, platform.home, HOME_STEPS),
+        (platform.workdir_volume, platform.workdir, WORKDIR_STEPS),
         (platform.data_volume, platform.data, DATA_STEPS),
     ):
         if volume and step in steps:

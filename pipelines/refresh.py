@@ -30,14 +30,14 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
     cluster has.
     """
-    home_path = (platform or PlatformConfig()).home
+    home_path = (platform or PlatformConfig()).workdir
 
     @dsl.pipeline(name=NAME, description="From new events to the feature store that serving reads.")
     def refresh(
         data_uri: str,
         shards: list = ["1/1"],
         run_id: str = "",
-        home: str = home_path,
+        workdir: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         data: dict = {},
@@ -51,7 +51,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             shards: of the dataset's users, each built, checked and retrieved on its own: for
                 example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
-            home: directory of the feature store (a volume that serving mounts too).
+            workdir: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
             webhook: http(s) address that is told how the run ended; empty for the platform's
                 secret, or for none.
@@ -67,7 +67,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(
-                fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir),
+                fingerprint(data_uri=data_uri, workdir=workdir, repo_dir=repo_dir),
                 "fingerprint",
                 platform,
             ).outputs
@@ -76,7 +76,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 platform,
                 data_uri=data_uri,
                 shards=shards,
-                home=home,
+                workdir=workdir,
                 repo_dir=repo_dir,
                 data=data,
                 checks=checks,

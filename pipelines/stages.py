@@ -25,7 +25,7 @@ def published_features(
     *,
     data_uri: Any,
     shards: Any,
-    home: Any,
+    workdir: Any,
     repo_dir: Any,
     data: Any,
     checks: Any,
@@ -47,7 +47,7 @@ def published_features(
             before_key=keys["before"],
             code_key=keys["profile_events"],
             shard=shard,
-            home=home,
+            workdir=workdir,
         )
         place(measured, "profile-events", platform)
     checked = check_events(
@@ -55,7 +55,7 @@ def published_features(
         before_key=keys["before"],
         code_key=keys["check_events"],
         checks=checks,
-        home=home,
+        workdir=workdir,
     )
     place(checked, "check-events", platform)
     with dsl.ParallelFor(
@@ -74,7 +74,9 @@ def published_features(
         shards=dsl.Collected(built.outputs["features"]), code_key=keys["join_features"]
     )
     features = place(joined, "join-features", platform).outputs["features"]
-    published = publish(features=features, code_key=keys["publish"], home=home, repo_dir=repo_dir)
+    published = publish(
+        features=features, code_key=keys["publish"], workdir=workdir, repo_dir=repo_dir
+    )
     return place(published, "publish", platform).outputs["Output"]
 
 
@@ -85,7 +87,7 @@ def checked_histories(
     published: Any,
     data_uri: Any,
     shards: Any,
-    home: Any,
+    workdir: Any,
     repo_dir: Any,
     data: Any,
     checks: Any,
@@ -107,7 +109,7 @@ def checked_histories(
             code_key=keys["retrieve"],
             shard=shard,
             published=published,
-            home=home,
+            workdir=workdir,
             repo_dir=repo_dir,
             data=data,
             seed=seed,

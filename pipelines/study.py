@@ -34,7 +34,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
     cluster has.
     """
-    home_path = (platform or PlatformConfig()).home
+    home_path = (platform or PlatformConfig()).workdir
 
     @dsl.pipeline(
         name=NAME,
@@ -45,7 +45,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         study: str,
         shards: list = ["1/1"],
         run_id: str = "",
-        home: str = home_path,
+        workdir: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         seed: int = 0,
@@ -61,7 +61,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             shards: of the dataset's users, each built, checked and retrieved on its own: for
                 example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
-            home: directory of the feature store (a volume that serving mounts too).
+            workdir: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
             webhook: http(s) address that is told how the run ended; empty for the platform's
                 secret, or for none.
@@ -78,7 +78,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(
-                fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir),
+                fingerprint(data_uri=data_uri, workdir=workdir, repo_dir=repo_dir),
                 "fingerprint",
                 platform,
             ).outputs
@@ -87,7 +87,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 platform,
                 data_uri=data_uri,
                 shards=shards,
-                home=home,
+                workdir=workdir,
                 repo_dir=repo_dir,
                 data=data,
                 checks=checks,
@@ -98,18 +98,18 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 published=published,
                 data_uri=data_uri,
                 shards=shards,
-                home=home,
+                workdir=workdir,
                 repo_dir=repo_dir,
                 data=data,
                 checks=checks,
                 seed=seed,
             )
-            cells = place(plan(study=study, code_key=keys["study"]), "plan", platform)
+            planned = place(plan(study=study, code_key=keys["study"]), "plan", platform)
             with dsl.ParallelFor(
-                cells.output, name="trials", parallelism=parallelism(platform)
-            ) as cell:
+                planned.output, name="trials", parallelism=parallelism(platform)
+            ) as item:
                 tried = trial(
-                    histories=histories, histories_report=report, code_key=keys["study"], cell=cell
+                    histories=histories, histories_report=report, code_key=keys["study"], trial=item
                 )
                 place(tried, "trial", platform)
             compared = collect(

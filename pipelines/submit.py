@@ -3,7 +3,7 @@ how a run stands, what a step wrote.
 
 Over the server's v2beta1 API by its generated client. `kfp.Client` is left aside: it waits half a
 minute for a token that is wrong, reads
-settings from the home directory, and prints.
+settings from the work directory directory, and prints.
 """
 
 import contextlib

@@ -40,7 +40,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
     cluster has.
     """
-    home_path = (platform or PlatformConfig()).home
+    home_path = (platform or PlatformConfig()).workdir
 
     @dsl.pipeline(
         name=NAME,
@@ -50,7 +50,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         data_uri: str,
         shards: list = ["1/1"],
         run_id: str = "",
-        home: str = home_path,
+        workdir: str = home_path,
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         seed: int = 0,
@@ -71,7 +71,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             shards: of the dataset's users, each built, checked and retrieved on its own: for
                 example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
-            home: directory of the feature store (a volume that serving mounts too).
+            workdir: directory of the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
             webhook: http(s) address that is told how the run ended; empty for the platform's
                 secret, or for none.
@@ -90,7 +90,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(
-                fingerprint(data_uri=data_uri, home=home, repo_dir=repo_dir, gate=gate),
+                fingerprint(data_uri=data_uri, workdir=workdir, repo_dir=repo_dir, gate=gate),
                 "fingerprint",
                 platform,
             ).outputs
@@ -99,7 +99,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 platform,
                 data_uri=data_uri,
                 shards=shards,
-                home=home,
+                workdir=workdir,
                 repo_dir=repo_dir,
                 data=data,
                 checks=checks,
@@ -110,14 +110,14 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 published=published,
                 data_uri=data_uri,
                 shards=shards,
-                home=home,
+                workdir=workdir,
                 repo_dir=repo_dir,
                 data=data,
                 checks=checks,
                 seed=seed,
             )
             step, trainer = _trainer(
-                platform, checkpoint_dir=f"{home}/checkpoints", log_dir=f"{home}/tensorboard"
+                platform, checkpoint_dir=f"{workdir}/checkpoints", log_dir=f"{workdir}/tensorboard"
             )
             trained = trainer(
                 histories=histories,
@@ -135,7 +135,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 histories=histories,
                 code_key=keys["evaluate"],
                 champion=keys["champion"],
-                home=home,
+                workdir=workdir,
                 evaluation_config=evaluate,
                 gate=gate,
                 served_length=served_length,
@@ -150,7 +150,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                     code_key=keys["package"],
                     gate=gate,
                     version="",
-                    home=home,
+                    workdir=workdir,
                     repo_dir=repo_dir,
                     seed=seed,
                 )

@@ -59,7 +59,7 @@ PATIENT = {
 
 @dataclasses.dataclass(frozen=True)
 class ServedWorld:
-    """A planted world, published with a real Feast, and a small ranker trained on it.
+    """A synthetic dataset, published with a real Feast, and a small ranker trained on it.
 
     Args:
         path: directory of all that follows: dataset, features, home, histories, bundle, evaluation,
@@ -71,7 +71,7 @@ class ServedWorld:
     path: Path
 
     @property
-    def home(self) -> Path:
+    def workdir(self) -> Path:
         return self.path / "home"
 
     @property
@@ -89,7 +89,7 @@ class ServedWorld:
             **inherited,
             "BENTOML_HOME": str(self.store),
             "BENTOML_DO_NOT_TRACK": "True",
-            "LONGREC_HOME": str(self.home),
+            "LONGREC_HOME": str(self.workdir),
         }
 
 
@@ -190,7 +190,7 @@ class Packaged:
         return found[0], found[1]
 
     @staticmethod
-    def again(world: ServedWorld, out: Path, *, home: Path) -> PackageReport:
+    def again(world: ServedWorld, out: Path, *, workdir: Path) -> PackageReport:
         """Packages the bundle of a world, as version run-1, into the store that BENTOML_HOME
         names.
         """
@@ -204,7 +204,7 @@ class Packaged:
             out,
             parity_path=out.parent / "parity.json",
             version="run-1",
-            home=home,
+            workdir=workdir,
             repo_dir=ROOT / "feature_repo",
             gate=GateConfig(),
             seed=0,
@@ -217,7 +217,7 @@ def packaged(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory
     before = os.environ.get("BENTOML_HOME")
     os.environ["BENTOML_HOME"] = str(folder / "store")
     try:
-        report = Packaged.again(served_world, folder / "bento", home=served_world.home)
+        report = Packaged.again(served_world, folder / "bento", workdir=served_world.workdir)
     finally:
         if before is None:
             del os.environ["BENTOML_HOME"]
@@ -233,7 +233,7 @@ def server(served_world: ServedWorld) -> Iterator[str]:
 
     with serving(
         "bento.service:Ranker",
-        home=served_world.home,
+        workdir=served_world.workdir,
         store=served_world.store,
         folder=ROOT,
         variables=PATIENT,

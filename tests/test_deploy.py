@@ -117,8 +117,10 @@ def test_the_models_are_where_the_pipeline_keeps_them(rendered) -> None:
     """
     (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
     given = {variable["name"]: variable.get("value") for variable in container["env"]}
-    (home,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "home")
-    assert given["LONGREC_HOME"] == home and given["BENTOML_HOME"] == f"{home}/bentoml"
+    (workdir,) = (
+        mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "home"
+    )
+    assert given["LONGREC_HOME"] == workdir and given["BENTOML_HOME"] == f"{workdir}/bentoml"
     steps = next(
         yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "training.yaml").read_text())
     )["deploymentSpec"]["executors"]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from longrec.data.dataset import DatasetWriter, part_of
-from longrec.schema import planted
+from longrec.schema import synthetic_schema
 
 START_MS, SPAN_MS = 1_700_000_000_000, 90 * 86_400_000
 NUM_ITEMS = 100_000
@@ -19,7 +19,7 @@ _TIME = pa.timestamp("ms", tz="UTC")
 
 
 def write(directory: Path, num_users: int, events_per_user: int, requests_per_user: int) -> None:
-    """Writes the dataset in the schema of the planted world; requests lie in the second half of the
+    """Writes the dataset in the schema of the synthetic dataset; requests lie in the second half of the
     time, one target each.
     """
     rng, everyone, num_parts = (
@@ -28,7 +28,11 @@ def write(directory: Path, num_users: int, events_per_user: int, requests_per_us
         max(num_users // USERS_PER_PART, 1),
     )
     with DatasetWriter(
-        directory, planted(), name="planted", source={"kind": "benchmark"}, num_parts=num_parts
+        directory,
+        synthetic_schema(),
+        name="synthetic",
+        source={"kind": "benchmark"},
+        num_parts=num_parts,
     ) as writer:
         for part in range(num_parts):
             mine = everyone[part_of(everyone, num_parts) == part]
@@ -58,7 +62,7 @@ def _events(users: np.ndarray, count: int, rng: np.random.Generator) -> pa.Table
 
 def _targets(users: np.ndarray, count: int, rng: np.random.Generator) -> pa.Table:
     size = len(users) * count
-    moments = (
+    request_times = (
         START_MS + np.sort(rng.integers(SPAN_MS // 2, SPAN_MS, (len(users), count)), axis=1).ravel()
     )
     owners = np.repeat(users, count)
@@ -66,7 +70,7 @@ def _targets(users: np.ndarray, count: int, rng: np.random.Generator) -> pa.Tabl
         {
             "request_id": owners * 1_000 + np.tile(np.arange(count), len(users)),
             "user_id": owners,
-            "timestamp": pa.array(moments, _TIME),
+            "timestamp": pa.array(request_times, _TIME),
             "item_id": rng.integers(0, NUM_ITEMS, size),
             "label": rng.integers(0, 2, size).astype(np.int8),
         }

@@ -13,7 +13,7 @@ from longrec.data.batch import RequestBatch
 from longrec.nn.flops import stca_flops
 from longrec.nn.fused_tokens import ALIGNMENT
 from longrec.nn.ranker import Ranker
-from longrec.schema import planted
+from longrec.schema import synthetic_schema
 from longrec.training import losses
 from longrec.training import optimizers as optim
 
@@ -25,7 +25,7 @@ NOW_MS, SPAN_MS = 1_700_000_000_000, 90 * 86_400_000
 def batch(
     num_requests: int, num_events: int, num_targets: int, device: torch.device
 ) -> RequestBatch:
-    """Returns a batch of equal requests in the schema of the planted world; one item in a hundred
+    """Returns a batch of equal requests in the schema of the synthetic dataset; one item in a hundred
     is drawn every fifth time.
     """
     generator = torch.Generator(device=device).manual_seed(0)
@@ -35,9 +35,9 @@ def batch(
         return torch.randint(0, high, shape, generator=generator, device=device)
 
     ages = indices(SPAN_MS, num_requests, num_events).sort(1, descending=True).values.flatten()
-    popular = torch.rand(events, generator=generator, device=device).pow(3).mul(NUM_ITEMS).long()
+    popularity = torch.rand(events, generator=generator, device=device).pow(3).mul(NUM_ITEMS).long()
     return RequestBatch(
-        event_items=popular.int(),
+        event_items=popularity.int(),
         event_features=indices(8, events, 1).int(),
         event_timestamps=NOW_MS - ages,
         event_offsets=torch.arange(num_requests + 1, device=device) * num_events,
@@ -54,7 +54,9 @@ def ranker(config: ModelConfig, device: torch.device, *, seed: int = 0) -> Ranke
     """Returns a ranker with a table of a million items."""
     torch.manual_seed(seed)
     items = torch.arange(NUM_ITEMS + 1)
-    return Ranker(config, planted(), SIZES, torch.stack([items, items % 64], dim=1)).to(device)
+    return Ranker(config, synthetic_schema(), SIZES, torch.stack([items, items % 64], dim=1)).to(
+        device
+    )
 
 
 def step(model: Ranker, requests: RequestBatch, *, mixed: bool = True) -> Callable[[], None]:

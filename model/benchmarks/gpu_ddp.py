@@ -32,7 +32,7 @@ import _world
 import loader
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.training import distributed
 from longrec.training.distributed import Ranks
@@ -58,7 +58,7 @@ def measured(directory: Path, ranks: Ranks, chosen: argparse.Namespace) -> Seen:
     lengths = LengthConfig("beta", 0, chosen.events // 2, chosen.events)
     stream = RequestStream.training(
         EncodedHistories.open(directory),
-        LengthLaw(lengths),
+        LengthSampler(lengths),
         token_budget=chosen.budget,
         max_requests=10_000,
         seed=0,

@@ -46,7 +46,7 @@ from longrec.config import ModelConfig
 from longrec.data import history
 from longrec.data.encoder import Encoder
 from longrec.nn.ranker import Ranker
-from longrec.schema import planted
+from longrec.schema import synthetic_schema
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.cuda_graphs import LEAST_EVENTS, LEAST_TARGETS, size_of
 from longrec.scoring.scorer import REPLAYS, RequestRows, Scorer
@@ -65,7 +65,7 @@ APART = {"cuda": 5e-3, "cpu": 1e-5}
 """Largest difference of a probability, of what is compared but for float32: roundings within
 bfloat16, in float32 another order of sums.
 """
-SCHEMA = planted()
+SCHEMA = synthetic_schema()
 Times = tuple[float, float, float]
 
 
@@ -136,7 +136,7 @@ class Case:
     def rank(self, cache: HistoryCache, first: int = 0) -> np.ndarray:
         """Returns the scores over the events from row `first` on."""
         wanted = Wanted(
-            "user", self.rows.history, first, first + self.num_events, self.rows.moment_ms
+            "user", self.rows.history, first, first + self.num_events, self.rows.request_time_ms
         )
         return self.scorer.score_kept([self.rows], cache.kept([wanted]))[0]
 
@@ -264,14 +264,14 @@ def stages(case: Case) -> str:
     scorer, cache = case.scorer, HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
     case.rank(cache)
     history = case.rows.history.slice(0, case.num_events)
-    wanted = [Wanted("user", case.rows.history, 0, case.num_events, case.rows.moment_ms)]
+    wanted = [Wanted("user", case.rows.history, 0, case.num_events, case.rows.request_time_ms)]
     kept, asked, captured = cache.kept(wanted), scorer._asked(case.rows), scorer.captured
     assert captured is not None
     parts = {
         "encode rows": lambda _: scorer.bundle.encoder.events(history),
         "look up": lambda _: cache.kept(wanted),
         "pack": lambda _: scorer._asked(case.rows),
-        "keys_values": lambda _: scorer.keys_values([history], [case.rows.moment_ms]),
+        "keys_values": lambda _: scorer.keys_values([history], [case.rows.request_time_ms]),
         "copy kept, replay, copy back": lambda _: captured.score_kept(
             kept[0].layers, kept[0].timestamps, asked
         ),
@@ -344,7 +344,7 @@ def rows_of(case: Case, repeats: int, missed: list[str]) -> list[dict[str, str]]
 def together(case: Case, repeats: int) -> Iterator[dict[str, str]]:
     """Yields the rows of several requests in one call."""
     kept = case.scorer.keys_values(
-        [case.rows.history.slice(0, case.num_events)], [case.rows.moment_ms]
+        [case.rows.history.slice(0, case.num_events)], [case.rows.request_time_ms]
     )
     for count in (2, 4, 8):
         for name, scorer in (

@@ -35,7 +35,7 @@ import torch
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
 from longrec.data.batch import RequestBatch
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream, moved, prefetch
 from longrec.training.trainer import Trainer
 
@@ -44,7 +44,7 @@ TARGETS, EVENT_BYTES = 32, 16
 
 
 def write(directory: Path, num_users: int, num_events: int, num_targets: int) -> None:
-    """Writes encoded histories of the planted world's schema: one request a user, all of equal
+    """Writes encoded histories of the synthetic dataset's schema: one request a user, all of equal
     size.
     """
     rng = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def open_stream(directory: Path, chosen: argparse.Namespace) -> RequestStream:
     encoded = EncodedHistories.open(directory)
     return RequestStream.training(
         encoded,
-        LengthLaw(LengthConfig("full")),
+        LengthSampler(LengthConfig("full")),
         token_budget=chosen.budget,
         max_requests=64,
         seed=0,

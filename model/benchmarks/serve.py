@@ -156,7 +156,7 @@ class Home:
         try:
             with serving(
                 "bento.service:Ranker",
-                home=self.path / "home",
+                workdir=self.path / "home",
                 store=self.path / "store",
                 folder=find_root(),
             ) as address:
@@ -241,7 +241,7 @@ async def post(
 async def send(
     address: tuple[str, int],
     messages: Iterator[bytes],
-    moments: list[float],
+    request_times: list[float],
     meanwhile: Callable[[float], None] | None = None,
 ) -> list[Answer]:
     """Returns the answers to requests sent at moments (seconds from now), whatever the answers
@@ -249,25 +249,25 @@ async def send(
     """
     connections: asyncio.Queue = asyncio.Queue()
     started, tasks = time.perf_counter() + 0.05, []
-    for moment, burst in itertools.groupby(moments):
+    for request_time, burst in itertools.groupby(request_times):
         written = [
             next(messages) for _ in burst
         ]  # before they are due: what it takes is not the server's
-        while (rest := started + moment - time.perf_counter()) > 0:
+        while (rest := started + request_time - time.perf_counter()) > 0:
             await asyncio.sleep(rest)
         tasks += [
-            asyncio.create_task(post(connections, address, message, started + moment))
+            asyncio.create_task(post(connections, address, message, started + request_time))
             for message in written
         ]
         if meanwhile is not None:
-            meanwhile(moment)
+            meanwhile(request_time)
     answers = list(await asyncio.gather(*tasks))
     while not connections.empty():
         connections.get_nowait()[1].close()
     return answers
 
 
-def cell(
+def trial(
     address: tuple[str, int], messages: Callable[[int], bytes], concurrency: int, seconds: float
 ) -> tuple[list[float], float]:
     """Returns (times in ms, requests/s while busy) of bursts, after a request of every user to
@@ -310,23 +310,23 @@ def row(claim: str, shape: str, times: list[float], notes: str) -> dict[str, str
     return found
 
 
-def grid(home: Home, chosen: argparse.Namespace) -> Iterator[dict[str, str]]:
+def grid(workdir: Home, chosen: argparse.Namespace) -> Iterator[dict[str, str]]:
     """Yields the table, each part beside a service that does nothing."""
-    empty = {c: nothing(home, c, 2 * chosen.seconds) for c in chosen.concurrency}
+    empty = {c: nothing(workdir, c, 2 * chosen.seconds) for c in chosen.concurrency}
     for c, times in empty.items():
         yield row("http empty", f"c{c}", times, f"{len(times)} requests")
-    cells = list(
+    trials = list(
         itertools.product(chosen.lengths, chosen.candidates, chosen.concurrency, chosen.forms)
     )
     for kind, megabytes in (("warm", "4096"), ("cold", "0")):
-        with home.served(
+        with workdir.served(
             **PATIENT, LONGREC_THREADS=chosen.threads, LONGREC_CACHE_MB=megabytes
         ) as address:
-            for length, candidates, c, form in cells:
-                times, rate = cell(
+            for length, candidates, c, form in trials:
+                times, rate = trial(
                     address,
                     functools.partial(
-                        home.message, length=length, candidates=candidates, form=form
+                        workdir.message, length=length, candidates=candidates, form=form
                     ),
                     c,
                     chosen.seconds,
@@ -344,40 +344,40 @@ def grid(home: Home, chosen: argparse.Namespace) -> Iterator[dict[str, str]]:
                 )
 
 
-def nothing(home: Home, concurrency: int, seconds: float) -> list[float]:
+def nothing(workdir: Home, concurrency: int, seconds: float) -> list[float]:
     """Returns the times in ms of a service that does nothing."""
-    with serving("empty:Empty", home=home.path, folder=home.path) as address:
-        return cell(address, lambda n: home.message(n, 10_000, 200), concurrency, seconds)[0]
+    with serving("empty:Empty", workdir=workdir.path, folder=workdir.path) as address:
+        return trial(address, lambda n: workdir.message(n, 10_000, 200), concurrency, seconds)[0]
 
 
-def alone(home: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
+def alone(workdir: Home, seconds: float, threads: str) -> Iterator[dict[str, str]]:
     """Yields 10,000 events x 200 candidates, one request at a time, beside a service that does
     nothing.
     """
-    empty = nothing(home, 1, 2 * seconds)
+    empty = nothing(workdir, 1, 2 * seconds)
     yield row("http empty", "c1", empty, f"{len(empty)} requests")
-    with home.served(**PATIENT, LONGREC_THREADS=threads, LONGREC_CACHE_MB="4096") as address:
-        yield from headline(home, address, empty, 5 * seconds)
+    with workdir.served(**PATIENT, LONGREC_THREADS=threads, LONGREC_CACHE_MB="4096") as address:
+        yield from headline(workdir, address, empty, 5 * seconds)
 
 
 def headline(
-    home: Home, address: tuple[str, int], empty: list[float], seconds: float
+    workdir: Home, address: tuple[str, int], empty: list[float], seconds: float
 ) -> Iterator[dict[str, str]]:
     """Yields 10,000 events x 200 candidates alone, warm and with one more event a request, and the
     growth with candidates.
     """
-    plain = cell(address, lambda n: home.message(n % 4, 10_000, 200), 1, seconds)[0]
+    plain = trial(address, lambda n: workdir.message(n % 4, 10_000, 200), 1, seconds)[0]
     above = quantiles(plain)[2] - quantiles(empty)[2]
     yield row(
         "http warm alone",
         "L10000 m200 c1",
         plain,
         f"{len(plain)} requests; p99 {above:.2f} ms above the empty service's (bound "
-        f"25); {home.num_distinct:,} different events of 10,000",
+        f"25); {workdir.num_distinct:,} different events of 10,000",
     )
-    grown = cell(address, lambda n: home.message(7, 10_000, 200, last=20_000 + n), 1, seconds / 2)[
-        0
-    ]
+    grown = trial(
+        address, lambda n: workdir.message(7, 10_000, 200, last=20_000 + n), 1, seconds / 2
+    )[0]
     yield row(
         "http append",
         "L10000 m200 c1",
@@ -389,7 +389,7 @@ def headline(
     medians = [
         float(
             np.median(
-                cell(address, lambda n, m=m: home.message(n % 4, 10_000, m), 1, seconds / 5)[0]
+                trial(address, lambda n, m=m: workdir.message(n % 4, 10_000, m), 1, seconds / 5)[0]
             )
         )
         for m in sizes
@@ -405,15 +405,15 @@ def headline(
     )
 
 
-def event(home: Home) -> Iterator[dict[str, str]]:
+def event(workdir: Home) -> Iterator[dict[str, str]]:
     """Yields what one new event costs the cache above an unchanged timeline, and its share of a
     cold encoding of 10,000: CPU time, one
     thread, nothing but the cache and its scorer."""
     torch.set_num_threads(1)
-    scorer = Scorer.load(home.path / "bundle")
+    scorer = Scorer.load(workdir.path / "bundle")
     timeline = (
-        OnlineStore(home.path / "home", find_root() / "feature_repo")
-        .fetch(home.users[:1])[0]
+        OnlineStore(workdir.path / "home", find_root() / "feature_repo")
+        .fetch(workdir.users[:1])[0]
         .history
     )
     asked = Wanted("user", timeline, 0, 10_000, 1 << 62)
@@ -442,16 +442,16 @@ def cpu_ms(cache: HistoryCache, asked: Wanted) -> float:
 
 
 def overload(
-    home: Home, seconds: float, redis: Redis | None, threads: str
+    workdir: Home, seconds: float, redis: Redis | None, threads: str
 ) -> Iterator[dict[str, str]]:
     """Yields a run at twice the capacity, and one in which the store is killed and comes back."""
     limit_ms = 1_000
-    with home.served(LONGREC_THREADS=threads, LONGREC_CALLER_REQUESTS="10000") as address:
+    with workdir.served(LONGREC_THREADS=threads, LONGREC_CALLER_REQUESTS="10000") as address:
         worker = max(
             psutil.Process().children(recursive=True), key=lambda process: process.memory_info().rss
         )
         messages = (
-            home.message(number, 2_000, 200, timeout_ms=limit_ms) for number in range(10**9)
+            workdir.message(number, 2_000, 200, timeout_ms=limit_ms) for number in range(10**9)
         )
         asyncio.run(send(address, messages, [0.1 * n for n in range(50)]))
         bursts = [asyncio.run(send(address, messages, [0.0] * 64)) for _ in range(5)]
@@ -460,11 +460,13 @@ def overload(
         )
         memory: list[int] = []
         random = np.random.default_rng(0)
-        moments = np.cumsum(
+        request_times = np.cumsum(
             random.exponential(1 / (2 * capacity), round(2 * capacity * seconds))
         ).tolist()
         answers = asyncio.run(
-            send(address, messages, moments, lambda _: memory.append(worker.memory_info().rss))
+            send(
+                address, messages, request_times, lambda _: memory.append(worker.memory_info().rss)
+            )
         )
         yield summary(
             "http overload",
@@ -475,17 +477,22 @@ def overload(
         )
         if redis is None:
             return
-        moments = np.cumsum(
+        request_times = np.cumsum(
             random.exponential(1 / (0.5 * capacity), round(0.5 * capacity * 45))
         ).tolist()
-        asked = [home.message(number % 16, 2_000, 200, timeout_ms=limit_ms) for number in range(16)]
+        asked = [
+            workdir.message(number % 16, 2_000, 200, timeout_ms=limit_ms) for number in range(16)
+        ]
         expected = [
             json.loads(a[2])["scores"]
             for a in asyncio.run(send(address, iter(asked), [0.2 * n for n in range(16)]))
         ]
         answers = asyncio.run(
             send(
-                address, (asked[n % 16] for n in range(10**9)), moments, redis.dies_between(10, 25)
+                address,
+                (asked[n % 16] for n in range(10**9)),
+                request_times,
+                redis.dies_between(10, 25),
             )
         )
         yield summary(
@@ -580,8 +587,8 @@ class Redis:
         """
         todo = [(first, self.stop), (last, self.start)]
 
-        def at(moment: float) -> None:
-            if todo and moment >= todo[0][0]:
+        def at(request_time: float) -> None:
+            if todo and request_time >= todo[0][0]:
                 todo.pop(0)[1]()
 
         return at
@@ -624,7 +631,7 @@ def main() -> None:
         "--items",
         type=int,
         default=4_000,
-        help="of the planted world; of 100000 hardly any comes twice in a history",
+        help="of the synthetic dataset; of 100000 hardly any comes twice in a history",
     )
     parser.add_argument("--out", type=Path, default=_rows.RESULTS, help="where rows go")
     parser.add_argument(
@@ -637,17 +644,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="longrec-bench-") as folder:
         redis = Redis(Path(folder) / "redis") if shutil.which("redis-server") else None
         try:
-            home = Home(Path(folder), redis.address if redis else "", chosen.device, chosen.items)
+            workdir = Home(
+                Path(folder), redis.address if redis else "", chosen.device, chosen.items
+            )
             parts = {
-                "alone": lambda: alone(home, chosen.seconds, chosen.threads),
-                "event": lambda: event(home),
-                "grid": lambda: grid(home, chosen),
-                "overload": lambda: overload(home, chosen.overload_seconds, redis, chosen.threads),
+                "alone": lambda: alone(workdir, chosen.seconds, chosen.threads),
+                "event": lambda: event(workdir),
+                "grid": lambda: grid(workdir, chosen),
+                "overload": lambda: overload(
+                    workdir, chosen.overload_seconds, redis, chosen.threads
+                ),
             }
             for name in named:
                 for found in parts[name]():
                     if not chosen.dry_run:
-                        _rows.append([found | home.where], chosen.out)
+                        _rows.append([found | workdir.where], chosen.out)
         finally:
             if redis:
                 redis.stop()

@@ -181,18 +181,18 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LengthConfig:
-    """The training-only length law (spec section 4): how many recent events of a request one
+    """The training-only training length distribution (spec section 4): how many recent events of a request one
     training step sees.
 
     Args:
-        law: `beta` (pinned mean, the paper's), `two_point` (HSTU's), `fixed`, `uniform`, `full`.
+        distribution: `beta` (pinned mean, the paper's), `two_point` (HSTU's), `fixed`, `uniform`, `full`.
         minimum, mean, maximum: L_min, L_avg, L_max in events.
         alpha: shape of `beta`; U-shaped below (mean - minimum) / (maximum - mean).
         multiple: lengths are rounded to a multiple of this.
         cut: which events stay: `suffix` (most recent), `random`, `prefix`.
     """
 
-    law: Literal["beta", "two_point", "fixed", "uniform", "full"] = "beta"
+    distribution: Literal["beta", "two_point", "fixed", "uniform", "full"] = "beta"
     minimum: int = 0
     mean: int = 2_000
     maximum: int = 10_000
@@ -202,7 +202,7 @@ class LengthConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "maximum", "multiple", "alpha")
-        if self.law != "full" and not 0 <= self.minimum <= self.mean <= self.maximum:
+        if self.distribution != "full" and not 0 <= self.minimum <= self.mean <= self.maximum:
             found = f"{self.minimum}, {self.mean}, {self.maximum}"
             raise ConfigError("lengths must be ordered minimum <= mean <= maximum", found=found)
 
@@ -315,7 +315,7 @@ class GateConfig:
         min_gain_over_popularity: least AUC gain over the popularity baseline of the same split.
         min_calibration, max_calibration: bounds of mean prediction over mean label.
         max_ece: largest expected calibration error; 1 for no bound.
-        against_champion: whether the model must also hold against the champion of the home
+        against_champion: whether the model must also hold against the champion of the work directory
             (`longrec models`), if it can be served there.
         metric: what is compared with the champion: `auc` or `gauc`.
         max_loss_to_champion: largest loss of that metric that the 95 % interval of the paired
@@ -502,7 +502,7 @@ class PlatformConfig:
         image: of every step (docs/kubeflow.md).
         image_pull_secrets: names of secrets that the registry asks for.
         service_account: of the pods; empty for the pipeline server's default.
-        home_volume, home: PersistentVolumeClaim of the feature store, and where it is mounted;
+        workdir_volume, workdir: PersistentVolumeClaim of the feature store, and where it is mounted;
             ReadWriteMany where nodes differ.
         data_volume, data: the same for datasets that lie on a volume; without one they are read
             from an object store.
@@ -518,8 +518,8 @@ class PlatformConfig:
     image: str = "longrec/python-ml:0.1.0"
     image_pull_secrets: tuple[str, ...] = ()
     service_account: str = ""
-    home_volume: str = "longrec-home"
-    home: str = "/var/lib/longrec"
+    workdir_volume: str = "longrec-home"
+    workdir: str = "/var/lib/longrec"
     data_volume: str = ""
     data: str = "/data"
     env: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -537,7 +537,7 @@ class PlatformConfig:
                 fix="kfp's local runner asks for it.",
             )
         names = {
-            "home_volume": [self.home_volume],
+            "workdir_volume": [self.workdir_volume],
             "data_volume": [self.data_volume],
             "webhook_secret": [self.webhook_secret],
             "service_account": [self.service_account],
@@ -551,7 +551,7 @@ class PlatformConfig:
                     found=", ".join(wrong),
                     expected="lower case letters, digits, - and .",
                 )
-        for name in ("home", "data"):
+        for name in ("workdir", "data"):
             if not getattr(self, name).startswith("/"):
                 raise ConfigError(
                     f"platform.{name} is no absolute path",

@@ -187,12 +187,12 @@ class Schema:
         return lines
 
 
-def planted() -> Schema:
-    """Returns the schema of the planted world (`longrec synth`), the default where no data set was
+def synthetic_schema() -> Schema:
+    """Returns the schema of the synthetic dataset (`longrec synth`), the default where no data set was
     named.
     """
     return Schema(
-        name="planted",
+        name="synthetic",
         item=(
             Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0),
             Feature("topic", "category", max_null_share=0.0),

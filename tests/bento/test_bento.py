@@ -37,16 +37,16 @@ def answers(host: str, port: int) -> list[dict]:
 def test_every_way_to_serve_a_bento_gives_the_same_scores_bit_for_bit(
     packaged: Packaged, served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = served_world.home
-    assert [change.action for change in registry.log(home)] == [
+    workdir = served_world.workdir
+    assert [change.action for change in registry.log(workdir)] == [
         "adopt"
     ]  # the first packaged model is the champion, no later one
-    with serving("longrec-ranker:run-1", home=home, store=packaged.store) as (host, port):
+    with serving("longrec-ranker:run-1", workdir=workdir, store=packaged.store) as (host, port):
         stored = answers(host, port)
     assert {answer["model_version"] for answer in stored} == {"run-1"} and len(
         {answer["scores"]["label"][0] for answer in stored}
     ) > 6
-    with serving("bento.service:Ranker", home=home, store=packaged.store, folder=ROOT) as (
+    with serving("bento.service:Ranker", workdir=workdir, store=packaged.store, folder=ROOT) as (
         host,
         port,
     ):
@@ -84,7 +84,10 @@ def test_every_way_to_serve_a_bento_gives_the_same_scores_bit_for_bit(
     for name in ("LONGREC_HOME", "LONGREC_FEATURE_REPO", "LONGREC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "nobody").mkdir()
-    with serving(unpacked, home=home, variables={"HOME": str(tmp_path / "nobody")}) as (host, port):
+    with serving(unpacked, workdir=workdir, variables={"HOME": str(tmp_path / "nobody")}) as (
+        host,
+        port,
+    ):
         assert answers(host, port) == stored
         assert httpx.get(f"http://{host}:{port}/readyz").status_code == 200
 
@@ -104,7 +107,9 @@ def test_a_bento_serves_its_own_model_although_the_store_has_a_later_one(
     }
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert (tmp_path / "store/models/longrec-ranker/latest").read_text() == "run-2"
-    with serving("longrec-ranker:run-1", home=served_world.home, store=tmp_path / "store") as (
+    with serving(
+        "longrec-ranker:run-1", workdir=served_world.workdir, store=tmp_path / "store"
+    ) as (
         host,
         port,
     ):

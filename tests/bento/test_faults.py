@@ -33,11 +33,15 @@ machine under load too.
 
 
 @contextlib.contextmanager
-def served(world: ServedWorld, home: Path) -> Iterator[httpx.Client]:
+def served(world: ServedWorld, workdir: Path) -> Iterator[httpx.Client]:
     variables = {**PATIENT, "LONGREC_STORE_TIMEOUT_MS": str(int(WAIT_SECONDS * 1e3))}
     with (
         serving(
-            "bento.service:Ranker", home=home, store=world.store, folder=ROOT, variables=variables
+            "bento.service:Ranker",
+            workdir=workdir,
+            store=world.store,
+            folder=ROOT,
+            variables=variables,
         ) as (host, port),
         httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
     ):
@@ -130,7 +134,7 @@ def test_sigterm_ends_what_was_accepted(served_world, body) -> None:
     """Requests under way are answered, all of them; the process ends by itself, with nothing left
     behind.
     """
-    with served(served_world, served_world.home) as client:
+    with served(served_world, served_world.workdir) as client:
         (process,) = (p for p in psutil.Process().children() if "bentoml" in p.cmdline())
         family = [process, *process.children(recursive=True)]
         large = {**body, "candidates": body["candidates"] * 170}

@@ -35,14 +35,14 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class World:
-    """A home and a store of their own, with the trained model, a changed one, a damaged one; and a
+    """A work directory and a store of their own, with the trained model, a changed one, a damaged one; and a
     service on them.
     """
 
     def __init__(self, served: ServedWorld, path: Path) -> None:
-        self.home, self.store = path / "home", path / "bentoml"
+        self.workdir, self.store = path / "home", path / "bentoml"
         shutil.copytree(
-            served.home, self.home, symlinks=True, ignore=shutil.ignore_patterns("models")
+            served.workdir, self.workdir, symlinks=True, ignore=shutil.ignore_patterns("models")
         )
         shutil.copytree(served.store, self.store)
         folder = self.store / "models" / registry.NAME
@@ -57,7 +57,7 @@ class World:
 
     def decide(self, action: str, *arguments: object) -> None:
         """Types a command of `longrec models`."""
-        options = ["--why", "test", "--workdir", str(self.home)]
+        options = ["--why", "test", "--workdir", str(self.workdir)]
         command = [
             sys.executable,
             "-m",
@@ -86,17 +86,17 @@ class World:
 @pytest.fixture(scope="module")
 def world(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world = World(served_world, tmp_path_factory.mktemp("operations"))
-    token = world.home / "token"
+    token = world.workdir / "token"
     token.write_text(TOKEN)
     with serving(
         "bento.service:Ranker",
-        home=world.home,
+        workdir=world.workdir,
         store=world.store,
         folder=ROOT,
         variables={**PATIENT, "LONGREC_TOKEN_FILE": str(token), "LONGREC_LOG_SHARE": "1"},
     ) as (host, port):
         world.url = f"http://{host}:{port}"
-        registry.promote(world.home, world.store, VERSION, by="test", why="start")
+        registry.promote(world.workdir, world.store, VERSION, by="test", why="start")
         eventually(lambda: world.ask()["model_version"] == VERSION)
         yield world
 
@@ -174,7 +174,7 @@ def test_promotion_and_rollback_lose_no_request_and_mix_no_versions(world: World
         version: json.loads(next(iter(found))) for version, found in callers[0].answers.items()
     }
     assert scores[VERSION] == [round(score, 4) for score in alone[VERSION]] != scores["better"]
-    assert [change.action for change in registry.log(world.home)] == [
+    assert [change.action for change in registry.log(world.workdir)] == [
         "promote",
         "promote",
         "rollback",
@@ -186,7 +186,7 @@ def test_promotion_and_rollback_lose_no_request_and_mix_no_versions(world: World
 def test_a_version_that_breaks_after_it_was_decided_keeps_the_old_one(world: World) -> None:
     good = registry.bundle_dir(world.store, "damaged") / "model.safetensors"
     content = good.read_bytes()
-    registry.promote(world.home, world.store, "damaged", by="test", why="looks good here")
+    registry.promote(world.workdir, world.store, "damaged", by="test", why="looks good here")
     good.write_bytes(
         content[:-1] + bytes([content[-1] ^ 1])
     )  # and breaks on its way to the service; it may have been quicker
@@ -195,12 +195,12 @@ def test_a_version_that_breaks_after_it_was_decided_keeps_the_old_one(world: Wor
             lambda: (
                 any(
                     "weights_sha256" in worker["refused"].get("damaged", "")
-                    for worker in rollout.workers(world.home)
+                    for worker in rollout.workers(world.workdir)
                 )
                 or world.ask()["model_version"] == "damaged"
             )
         )
-    registry.rollback(world.home, world.store, by="test", why="broken")
+    registry.rollback(world.workdir, world.store, by="test", why="broken")
     eventually(lambda: world.ask()["model_version"] == VERSION)
 
 
@@ -209,13 +209,13 @@ def test_a_challenger_is_compared_and_nobody_sees_its_answers(world: World) -> N
     eventually(
         lambda: any(
             (worker["shadow"] or {}).get("challenger") == "better"
-            for worker in rollout.workers(world.home)
+            for worker in rollout.workers(world.workdir)
         )
     )
     assert {world.ask(user_id=user)["model_version"] for user in range(30)} == {VERSION}
 
     def report() -> dict:
-        return rollout.shadow_report(world.home) or {"compared": 0, "dropped": 0}
+        return rollout.shadow_report(world.workdir) or {"compared": 0, "dropped": 0}
 
     eventually(lambda: report()["compared"] + report()["dropped"] >= 30)
     eventually(
@@ -228,7 +228,7 @@ def test_a_challenger_is_compared_and_nobody_sees_its_answers(world: World) -> N
         and -1 <= report["rank_correlation"] <= 1
         and report["latency_ratio"] > 0
     )
-    registry.unshadow(world.home, by="test", why="enough")
+    registry.unshadow(world.workdir, by="test", why="enough")
 
 
 def test_the_token_closes_what_reads_data_and_leaves_health_and_metrics_open(world: World) -> None:
@@ -322,7 +322,9 @@ def test_the_page_in_a_browser(world: World) -> None:
         expect(page.locator("#scores tr")).to_have_count(40)
         expect(page.locator("#drawn")).to_contain_text("48 events by topic")
         assert _painted(page) > 300
-        shown = [float(cell) for cell in page.locator("#scores td:nth-child(2)").all_inner_texts()]
+        shown = [
+            float(trial) for trial in page.locator("#scores td:nth-child(2)").all_inner_texts()
+        ]
         assert shown == sorted(shown, reverse=True) and shown[0] > shown[-1]
         before = _painted(page)
         page.click("#scores tr:first-child")
@@ -404,8 +406,8 @@ def test_every_metric_of_the_dashboard_is_one_of_the_service(world: World) -> No
 
 def test_answers_are_logged_for_the_drift_job(world: World) -> None:
     world.ask(user_id=3)
-    eventually(lambda: any((world.home / "requests").glob("*.parquet")))
-    rows = pq.read_table(next((world.home / "requests").glob("*.parquet")))
+    eventually(lambda: any((world.workdir / "requests").glob("*.parquet")))
+    rows = pq.read_table(next((world.workdir / "requests").glob("*.parquet")))
     assert {
         "request_id",
         "user_id",

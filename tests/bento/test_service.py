@@ -65,18 +65,18 @@ def rank(client: httpx.Client, **body: object) -> dict:
 
 
 def expected(
-    scorer: Scorer, user: tuple, moment: int, items: list[int], length: int | None = None
+    scorer: Scorer, user: tuple, request_time: int, items: list[int], length: int | None = None
 ) -> np.ndarray:
     """The first task's scores of the events strictly before the moment."""
-    cut = history.prefix_before(user[2], moment)
-    return scorer.score([RequestRows(cut, user[1], moment, np.array(items, np.int64))], length)[0][
-        :, 0
-    ]
+    cut = history.prefix_before(user[2], request_time)
+    return scorer.score(
+        [RequestRows(cut, user[1], request_time, np.array(items, np.int64))], length
+    )[0][:, 0]
 
 
 def test_an_answer_has_scores_per_task_in_the_order_asked_for(client, scorer, user, items) -> None:
-    moment = int(history.timestamps(user[2])[-1]) + 1
-    answer = rank(client, user_id=user[0], candidates=items, request_time=moment)
+    request_time = int(history.timestamps(user[2])[-1]) + 1
+    answer = rank(client, user_id=user[0], candidates=items, request_time=request_time)
     assert list(answer) == [
         "scores",
         "model_version",
@@ -96,7 +96,7 @@ def test_an_answer_has_scores_per_task_in_the_order_asked_for(client, scorer, us
         answer["history_length"] == min(LENGTH, user[2].num_rows) == LENGTH
     )  # longer than what is served
     np.testing.assert_allclose(
-        answer["scores"]["label"], expected(scorer, user, moment, items), atol=2e-6
+        answer["scores"]["label"], expected(scorer, user, request_time, items), atol=2e-6
     )
     assert np.ptp(answer["scores"]["label"]) > 1e-4, "all scores are the same: nothing was tested"
 
@@ -115,18 +115,18 @@ def test_the_order_of_candidates_and_repeated_ones(client, user, items) -> None:
 
 def test_an_event_at_the_request_time_is_not_in_the_history(client, scorer, user, items) -> None:
     times = history.timestamps(user[2])
-    moment = int(times[20])  # an event happens at this very moment
+    request_time = int(times[20])  # an event happens at this very moment
     at, after = (
         rank(client, user_id=user[0], candidates=items, request_time=when)
-        for when in (moment, moment + 1)
+        for when in (request_time, request_time + 1)
     )
-    assert at["history_length"] == int((times < moment).sum()) <= 20
-    assert after["history_length"] == int((times <= moment).sum()) > at["history_length"]
+    assert at["history_length"] == int((times < request_time).sum()) <= 20
+    assert after["history_length"] == int((times <= request_time).sum()) > at["history_length"]
     np.testing.assert_allclose(
-        at["scores"]["label"], expected(scorer, user, moment, items), atol=2e-6
+        at["scores"]["label"], expected(scorer, user, request_time, items), atol=2e-6
     )
     np.testing.assert_allclose(
-        after["scores"]["label"], expected(scorer, user, moment + 1, items), atol=2e-6
+        after["scores"]["label"], expected(scorer, user, request_time + 1, items), atol=2e-6
     )
     assert not np.allclose(at["scores"]["label"], after["scores"]["label"], atol=1e-5), (
         "the event makes no difference: nothing was tested"
@@ -134,16 +134,16 @@ def test_an_event_at_the_request_time_is_not_in_the_history(client, scorer, user
 
 
 def test_request_time_as_text_is_the_same_moment(client, user, items) -> None:
-    moment = int(history.timestamps(user[2])[10])
-    exact = rank(client, user_id=user[0], candidates=items, request_time=moment)
-    when = datetime.datetime.fromtimestamp(moment / 1000, datetime.UTC)
+    request_time = int(history.timestamps(user[2])[10])
+    exact = rank(client, user_id=user[0], candidates=items, request_time=request_time)
+    when = datetime.datetime.fromtimestamp(request_time / 1000, datetime.UTC)
     for text in (
         when.isoformat(timespec="milliseconds"),
-        when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment % 1000:03d}Z",
+        when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{request_time % 1000:03d}Z",
         when.astimezone(datetime.timezone(datetime.timedelta(hours=-7))).isoformat(
             timespec="milliseconds"
         ),
-        when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment % 1000:03d}999Z",
+        when.strftime("%Y-%m-%dT%H:%M:%S.") + f"{request_time % 1000:03d}999Z",
     ):
         assert rank(client, user_id=user[0], candidates=items, request_time=text) == exact, text
 
@@ -161,13 +161,17 @@ def test_without_a_request_time_it_is_now(client, scorer, user, items) -> None:
 
 
 def test_the_length_cuts_to_the_most_recent_events(client, scorer, user, items) -> None:
-    moment = int(history.timestamps(user[2])[-1]) + 1
+    request_time = int(history.timestamps(user[2])[-1]) + 1
     seen = set()
     for length, used in ((0, 0), (7, 7), (10**6, user[2].num_rows)):
-        answer = rank(client, user_id=user[0], candidates=items, request_time=moment, length=length)
+        answer = rank(
+            client, user_id=user[0], candidates=items, request_time=request_time, length=length
+        )
         assert answer["history_length"] == used
         np.testing.assert_allclose(
-            answer["scores"]["label"], expected(scorer, user, moment, items, length), atol=2e-6
+            answer["scores"]["label"],
+            expected(scorer, user, request_time, items, length),
+            atol=2e-6,
         )
         seen.add(round(answer["scores"]["label"][0], 5))
     assert len(seen) == 3
@@ -347,7 +351,7 @@ def test_the_interface_describes_itself(client) -> None:
 def test_an_unreadable_feature_store_gives_a_flagged_answer_and_mends_itself(
     client, served_world, user, items
 ) -> None:
-    link = served_world.home / "store" / "current"
+    link = served_world.workdir / "store" / "current"
     healthy, before = (
         rank(client, user_id=user[0], candidates=items, request_time=LATE),
         link.readlink(),
@@ -592,7 +596,7 @@ def test_a_feature_store_of_another_schema_is_told_in_one_line(served_world, tmp
     (other / "feast").mkdir()
     (other / "feast" / "feature_store.yaml").write_text("project: longrec\n")
     (other / "features" / "manifest.json").write_text("{}")
-    schema = json.loads((served_world.home / "features" / "schema.json").read_text())
+    schema = json.loads((served_world.workdir / "features" / "schema.json").read_text())
     (schema.get("schema") or schema)["user"][0]["name"] = "country"
     (other / "features" / "schema.json").write_text(json.dumps(schema))
     (tmp_path / "home" / "features").symlink_to(other / "features")

@@ -23,7 +23,7 @@ def test_the_step_declares_what_the_pipeline_gives_and_reads() -> None:
         "code_key",
         "gate",
         "version",
-        "home",
+        "workdir",
         "repo_dir",
         "seed",
     }
@@ -50,7 +50,7 @@ def test_the_step_leaves_bento_verdict_and_metrics(
         gate={"max_parity_error": 1e-5},
         code_key="0c0de0f",
         version="",
-        home=str(world / "home"),
+        workdir=str(world / "home"),
         repo_dir=str(ROOT / "feature_repo"),
         seed=1,
         **outputs,

@@ -62,7 +62,7 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
         lengths={"maximum": 64, "mean": 32},
         training={"max_steps": 3, "token_budget": 300, "device": "cpu", "tensorboard": False},
         platform={
-            "home": str(tmp_path / "home"),
+            "workdir": str(tmp_path / "home"),
             "trainer": {"engine": "kubeflow", "num_nodes": 2},
         },
         bundle=bundle,

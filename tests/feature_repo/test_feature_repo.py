@@ -20,7 +20,7 @@ from longrec.data import features, history
 from longrec.data.store.publish import publish
 from longrec.data.store.reader import OnlineStore
 from longrec.data.store.versions import environment
-from longrec.schema import planted
+from longrec.schema import synthetic_schema
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA
 
@@ -34,12 +34,12 @@ def feast(repo: Path, *arguments: str, **variables: str) -> str:
         for name, value in os.environ.items()
         if not name.startswith(("LONGREC_", "FEAST_"))
     }
-    home = repo.parents[1] / "home"
-    home.mkdir(exist_ok=True)
+    workdir = repo.parents[1] / "home"
+    workdir.mkdir(exist_ok=True)
     done = subprocess.run(
         [Path(sys.executable).with_name("feast"), *arguments],
         cwd=repo,
-        env={**clean, "HOME": str(home), **variables},
+        env={**clean, "HOME": str(workdir), **variables},
         capture_output=True,
         text=True,
     )
@@ -84,7 +84,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_feast_apply_works_by_itself_in_a_fresh_clone(clone: Path) -> None:
-    printed, home = feast(clone, "apply"), clone.parent / ".longrec"
+    printed, workdir = feast(clone, "apply"), clone.parent / ".longrec"
     for name in (
         "entity user",
         "entity item",
@@ -94,25 +94,31 @@ def test_feast_apply_works_by_itself_in_a_fresh_clone(clone: Path) -> None:
         "feature service ranker_v1",
     ):
         assert f"Created {name}" in printed
-    assert {path.name for path in (home / "feast").iterdir()} == {"registry.db", "online.db"}
+    assert {path.name for path in (workdir / "feast").iterdir()} == {"registry.db", "online.db"}
     assert {path.name for path in clone.parent.iterdir()} == {"feature_repo", ".longrec"}
-    assert tags_of(home) == {"schema": planted().fingerprint, "schema_name": "planted"}
+    assert tags_of(workdir) == {
+        "schema": synthetic_schema().fingerprint,
+        "schema_name": "synthetic",
+    }
 
 
 @pytest.mark.slow
 def test_a_fresh_clone_from_apply_over_publish_to_materialize(clone: Path, tmp_path: Path) -> None:
     """Publishing replaces what `feast apply` made; then the command works on what was published."""
     feast(clone, "apply")
-    home = clone.parent / ".longrec"
-    publish(build(tmp_path), home, clone)
-    assert tags_of(home) == {"schema": SCHEMA.fingerprint, "schema_name": "random"}
+    workdir = clone.parent / ".longrec"
+    publish(build(tmp_path), workdir, clone)
+    assert tags_of(workdir) == {"schema": SCHEMA.fingerprint, "schema_name": "random"}
     assert_nothing_to_do(feast(clone, "plan"))
-    before, online = OnlineStore(home).fetch(range(20)), (home / "feast" / "online.db").resolve()
+    before, online = (
+        OnlineStore(workdir).fetch(range(20)),
+        (workdir / "feast" / "online.db").resolve(),
+    )
     with contextlib.closing(sqlite3.connect(online)) as database:
         database.execute("delete from longrec_user_history")
         database.commit()
     feast(clone, "materialize", "1970-01-01T00:00:00", "2100-01-01T00:00:00")
-    for mine, theirs in zip(OnlineStore(home).fetch(range(20)), before, strict=True):
+    for mine, theirs in zip(OnlineStore(workdir).fetch(range(20)), before, strict=True):
         assert (
             history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
             and mine.features == theirs.features
@@ -120,12 +126,12 @@ def test_a_fresh_clone_from_apply_over_publish_to_materialize(clone: Path, tmp_p
     assert sum(answer.history.num_rows for answer in before) > 100
 
 
-def tags_of(home: Path) -> dict[str, str]:
+def tags_of(workdir: Path) -> dict[str, str]:
     """Returns the tags of the feature service in the registry file."""
     from feast.protos.feast.core.Registry_pb2 import Registry
 
     registry = Registry()
-    registry.ParseFromString((home / "feast" / "registry.db").read_bytes())
+    registry.ParseFromString((workdir / "feast" / "registry.db").read_bytes())
     return dict(registry.feature_services[0].spec.tags)
 
 

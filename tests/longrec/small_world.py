@@ -96,7 +96,7 @@ def write(
             users,
             *_requests(rng, liked, offsets, times, requests_per_user),
             items_table,
-            {"split_moment_ms": SPLIT_MS},
+            {"split_time_ms": SPLIT_MS},
         )
     return directory
 
@@ -107,13 +107,13 @@ def _requests(
     """Returns (requests, targets)."""
     num_users = len(liked)
     users = np.repeat(np.arange(num_users), count)
-    moments = SPLIT_MS + rng.integers(-8_000_000, 3_000_000, len(users))
-    order = np.argsort(moments, kind="stable")
-    users, moments = users[order], moments[order]
+    request_times = SPLIT_MS + rng.integers(-8_000_000, 3_000_000, len(users))
+    order = np.argsort(request_times, kind="stable")
+    users, request_times = users[order], request_times[order]
     ends = np.array(
         [
-            offsets[user] + np.searchsorted(times[offsets[user] : offsets[user + 1]], moment)
-            for user, moment in zip(users, moments, strict=True)
+            offsets[user] + np.searchsorted(times[offsets[user] : offsets[user + 1]], request_time)
+            for user, request_time in zip(users, request_times, strict=True)
         ]
     )
     sizes = rng.integers(1, 6, len(users))
@@ -132,13 +132,13 @@ def _requests(
             "buy": (clicked * (rng.random(len(topics)) < 0.3)).astype(np.int8),
         }
     )
-    splits = np.where(moments < SPLIT_MS, "train", "eval").astype("<U6")
+    splits = np.where(request_times < SPLIT_MS, "train", "eval").astype("<U6")
     splits[:5] = "warmup"
     requests = pa.table(
         {
             "request_id": 1000 + np.arange(len(users)),
             "user_row": users,
-            "timestamp": moments,
+            "timestamp": request_times,
             "event_start": offsets[users],
             "event_end": ends,
             "target_start": target_offsets[:-1],

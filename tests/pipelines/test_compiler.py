@@ -305,8 +305,8 @@ def test_the_image_holds_what_the_steps_name() -> None:
 PLATFORM = {
     "image": "registry.example/team/python-longrec:7",
     "image_pull_secrets": ["registry"],
-    "home": "/srv/longrec",
-    "home_volume": "rec-home",
+    "workdir": "/srv/longrec",
+    "workdir_volume": "rec-home",
     "data_volume": "logs",
     "data": "/logs",
     "env": {"AWS_ENDPOINT_URL": "http://minio.kubeflow:9000"},
@@ -383,7 +383,9 @@ def test_the_platform_gives_containers_what_it_says(
         and resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
     )
     assert "resources" not in containers["publish"]
-    assert spec["root"]["inputDefinitions"]["parameters"]["home"]["defaultValue"] == "/srv/longrec"
+    assert (
+        spec["root"]["inputDefinitions"]["parameters"]["workdir"]["defaultValue"] == "/srv/longrec"
+    )
 
 
 def test_the_platform_gives_steps_retries_and_caching(
@@ -420,17 +422,17 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(
         step: {(mount["constant"], mount["mountPath"]) for mount in pod.get("pvcMount", ())}
         for step, pod in pods.items()
     }
-    home, data = ("rec-home", "/srv/longrec"), ("logs", "/logs")
+    workdir, data = ("rec-home", "/srv/longrec"), ("logs", "/logs")
     assert mounts["retrieve"] == mounts["fingerprint"] == mounts["profile-events"] == {
-        home,
+        workdir,
         data,
     } and mounts["build-features"] == {data}
     assert (
-        mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {home}
+        mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {workdir}
         and mounts["check-histories"] == set()
     )
     assert (
-        mounts["check-events"] == {home}
+        mounts["check-events"] == {workdir}
         and mounts["join-features"] == mounts["join-histories"] == set()
     )
     for step, pod in pods.items():
@@ -488,11 +490,11 @@ def test_training_on_several_nodes_is_a_step_that_waits_for_a_job(tmp_path: Path
             "operator of a toleration is unknown; found Is; expected Exists, Equal",
         ),
         (
-            {"home_volume": "My_Home"},
-            r"platform\.home_volume is no name of Kubernetes; found My_Home",
+            {"workdir_volume": "My_Home"},
+            r"platform\.workdir_volume is no name of Kubernetes; found My_Home",
         ),
         ({"secrets": {"S3": {"a": "B"}}}, r"platform\.secrets is no name"),
-        ({"home": "relative"}, r"platform\.home is no absolute path"),
+        ({"workdir": "relative"}, r"platform\.workdir is no absolute path"),
     ],
 )
 def test_a_mistake_in_the_platform_is_named(platform: dict[str, Any], message: str) -> None:

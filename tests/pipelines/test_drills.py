@@ -24,7 +24,7 @@ from tests.pipelines.test_end_to_end import CONFIG
 
 ROOT = Path(__file__).parents[2]
 RETRYING = PlatformConfig(
-    home_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}}
+    workdir_volume="", steps={"all": {"retries": 3, "backoff_seconds": 0, "timeout_seconds": 0}}
 )
 MOMENT = 0.4
 """Share of a step's undisturbed CPU time after which it is killed: unlike a moment of the clock, it
@@ -111,7 +111,7 @@ def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.Monkey
         config,
         str(dataset),
         run_id="drill",
-        home=str(folder / "home"),
+        workdir=str(folder / "home"),
         repo_dir=str(ROOT / "feature_repo"),
     )
     return run(compiler.pipeline("training", RETRYING), arguments, folder / "run", killer)
@@ -142,7 +142,7 @@ def _results(done: LocalRun) -> dict[str, Any]:
         "bundle": read_json(path("train", "bundle") / "bundle.json")["version"],
         "metrics": {
             key: read_json(metrics / "metrics.json")[key]
-            for key in ("metrics", "popularity", "gain", "bayes", "num_requests")
+            for key in ("metrics", "popularity", "gain", "best_possible", "num_requests")
         },
         "tag": read_json(path("package", "packaged"))["tag"],
         "outcome": read_json(path("finish", "outcome"))["state"],

@@ -116,7 +116,7 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     printed, summary = json.loads(answer.stdout), place.summary()
     assert printed == summary
     assert (
-        summary["dataset"]["name"] == "planted"
+        summary["dataset"]["name"] == "synthetic"
         and summary["seed"] == 3
         and "--users 60" in summary["command"]
     )
@@ -127,7 +127,7 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     assert summary["popularity"]["label"]["auc"] > 0
     assert [row["length"] for row in summary["lengths"]] == [4, 64]
     assert all(
-        0.4 < row["auc"] <= 1 and row["logloss"] > 0 and row["bayes_auc"] >= 0.5
+        0.4 < row["auc"] <= 1 and row["logloss"] > 0 and row["best_possible_auc"] >= 0.5
         for row in summary["lengths"]
     )
     assert summary["gate"]["passed"] and summary["gate"]["reasons"]
@@ -267,7 +267,7 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
     assert answer.returncode == 0, answer.stderr
     lines = answer.stderr.strip().splitlines()
     assert [line.split()[1] for line in lines] == ["synth", *STEPS, "package"], answer.stderr
-    assert lines[0].split()[0] == "cached", "an equal planted world is reused"
+    assert lines[0].split()[0] == "cached", "an equal synthetic dataset is reused"
     texts = (
         "served length 64",
         "one model, several served lengths",
@@ -356,7 +356,7 @@ def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) ->
 
 def test_the_gate_compares_with_the_champion_where_it_is_asked_to(place: Place) -> None:
     """A model of one step cannot show that it is as good as the champion, which is the first model
-    of the home.
+    of the work directory.
     """
     answer = place.run(
         "--users",

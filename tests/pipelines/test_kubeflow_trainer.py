@@ -34,7 +34,7 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_world.write(tmp_path_factory.mktemp("world") / "histories")
 
 
-def config(home: Path, **platform: Any) -> RunConfig:
+def config(workdir: Path, **platform: Any) -> RunConfig:
     value = {
         "seed": 3,
         "model": {
@@ -45,7 +45,7 @@ def config(home: Path, **platform: Any) -> RunConfig:
             "feature_dim": 4,
             "mixer_layers": 1,
         },
-        "lengths": {"law": "beta", "minimum": 0, "mean": 32, "maximum": 64},
+        "lengths": {"distribution": "beta", "minimum": 0, "mean": 32, "maximum": 64},
         "evaluate": {"served_length": 64},
         "train": {
             "max_steps": 6,
@@ -56,7 +56,7 @@ def config(home: Path, **platform: Any) -> RunConfig:
             "tensorboard": False,
         },
         "platform": {
-            "home": str(home),
+            "workdir": str(workdir),
             "trainer": {"engine": "kubeflow"},
             "steps": {"train": {"cpu": "1"}},
             **platform,
@@ -69,7 +69,7 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
     settings = config(
         tmp_path,
         image="registry/longrec-python-ml:7",
-        home_volume="home-claim",
+        workdir_volume="home-claim",
         env={"AWS_REGION": "x"},
         service_account="trainer",
         secrets={"s3": {"accesskey": "AWS_ACCESS_KEY_ID"}},
@@ -116,10 +116,10 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
     [patch] = spec["runtimePatches"]
     [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
-    assert [volume["name"] for volume in pod["volumes"]] == ["home", "shm"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["workdir", "shm"]
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "home-claim"}
     [container] = pod["containers"]
-    assert container["volumeMounts"][0] == {"name": "home", "mountPath": str(tmp_path)}
+    assert container["volumeMounts"][0] == {"name": "workdir", "mountPath": str(tmp_path)}
     assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "s3", "key": "accesskey"}
     assert pod["nodeSelector"] == {"pool": "gpu"} and pod["serviceAccountName"] == "trainer"
     assert pod["imagePullSecrets"] == [{"name": "pull"}]

@@ -241,9 +241,9 @@ def test_a_stopped_run_stops_its_step(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
-import test_local
+import test_local_runner
 from pathlib import Path
-test_local.run(test_local.fake, {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}, Path("{tmp_path}/run"), test_local.Heard())
+test_local_runner.run(test_local_runner.fake, {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}, Path("{tmp_path}/run"), test_local_runner.Heard())
 """
     process, step = subprocess.Popen([sys.executable, "-c", code]), 0
     try:

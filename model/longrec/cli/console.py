@@ -124,7 +124,9 @@ def show_dataset(report: Mapping[str, Any]) -> None:
         for name in ("events", "users", "items", "requests", "targets")
     )
     console.print(f"rows      {counts}")
-    console.print(f"time      {' .. '.join(str(moment) for moment in facts['time_range'])}")
+    console.print(
+        f"time      {' .. '.join(str(request_time) for request_time in facts['time_range'])}"
+    )
     for name, title in (
         ("events_per_user", "events of a user"),
         ("history_length", "history of a request"),
@@ -143,10 +145,12 @@ def show_dataset(report: Mapping[str, Any]) -> None:
             console.print(f"          {count:>9,}  {reason}")
     for note in facts.get("notes", ()):
         console.print(f"note      {note}")
-    if facts.get("bayes_auc"):
-        rows = "  ".join(f"{row['length']:,}: {row['auc']:.4f}" for row in facts["bayes_auc"])
+    if facts.get("best_possible_auc"):
+        rows = "  ".join(
+            f"{row['length']:,}: {row['auc']:.4f}" for row in facts["best_possible_auc"]
+        )
         console.print(
-            f"best possible AUC by history length  {rows}  (all events: {facts['bayes_auc_full']:.4f})"
+            f"best possible AUC by history length  {rows}  (all events: {facts['best_possible_auc_full']:.4f})"
         )
 
 
@@ -265,7 +269,7 @@ def _metrics(summary: Mapping[str, Any]) -> Table:
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]]) -> Table:
-    knows_bayes = any(row.get("bayes_auc") is not None for row in rows)
+    knows_bayes = any(row.get("best_possible_auc") is not None for row in rows)
     table = _table(
         "one model, several served lengths",
         "length",
@@ -274,6 +278,6 @@ def _lengths(rows: Sequence[Mapping[str, Any]]) -> Table:
         "log loss",
     )
     for row in rows:
-        best = (number(row.get("bayes_auc")),) if knows_bayes else ()
+        best = (number(row.get("best_possible_auc")),) if knows_bayes else ()
         table.add_row(f"{row['length']:,}", number(row["auc"]), *best, number(row["logloss"]))
     return table

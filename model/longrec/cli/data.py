@@ -420,13 +420,13 @@ def synth(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Make a planted world: labels depend on rare, old events, so a longer history provably helps.
+    """Make a synthetic dataset: labels depend on rare, old events, so a longer history provably helps.
 
     Prints the best AUC that any model can reach at each history length.
 
     \b
     Examples:
-      longrec synth --out data/planted
+      longrec synth --out data/synthetic
       longrec synth --out data/large --users 2000 --events 10000 --requests 20
     """
     from longrec.data.importers.synthetic import synthesize

@@ -119,11 +119,15 @@ def run(
     sets: Sets = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A dataset: directory, s3:// or gs://; without it one is planted."),
+        typer.Option(
+            help="A dataset: directory, s3:// or gs://; without it a synthetic one is made."
+        ),
     ] = None,
-    users: Annotated[int | None, typer.Option(min=1, help="Users of the planted world.")] = None,
+    users: Annotated[
+        int | None, typer.Option(min=1, help="Users of the synthetic dataset.")
+    ] = None,
     events: Annotated[
-        int | None, typer.Option(min=1, help="Most events of one user of the planted world.")
+        int | None, typer.Option(min=1, help="Most events of one user of the synthetic dataset.")
     ] = None,
     workdir: Workdir = DEFAULT_WORKDIR,
     cache: Annotated[
@@ -152,7 +156,7 @@ def run(
 
     settings = configuration.load(config, sets or [])
     with console.StepProgress() as progress:
-        dataset = data or str(_planted(settings, workdir, users, events, progress))
+        dataset = data or str(_synthetic(settings, workdir, users, events, progress))
         summary = runs.run(
             settings,
             dataset,
@@ -355,14 +359,14 @@ def main() -> None:
     app(prog_name="longrec")
 
 
-def _planted(
+def _synthetic(
     settings: RunConfig,
     workdir: Path,
     users: int | None,
     events: int | None,
     progress: StepProgress,
 ) -> Path:
-    from longrec.runs.run import planted_dataset
+    from longrec.runs.run import synthetic_dataset
 
     world = {
         name: value
@@ -370,7 +374,7 @@ def _planted(
         if value is not None
     }
     started = time.perf_counter()
-    path, is_new = planted_dataset(workdir, settings, **world)
+    path, is_new = synthetic_dataset(workdir, settings, **world)
     progress.line("synth", time.perf_counter() - started, "done" if is_new else "cached")
     return path
 

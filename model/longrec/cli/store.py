@@ -79,11 +79,11 @@ def inspect_history(
     from longrec.data import history_plot
     from longrec.data.store.reader import OfflineStore, OnlineStore
 
-    moment = None if at is None else history_plot.moment_ms(at)
+    request_time = None if at is None else history_plot.request_time_ms(at)
     opened = OnlineStore(workdir) if door == "online" else OfflineStore(workdir)
-    events = opened.fetch([user], before_ms=moment, max_history=max_history)[0].history
+    events = opened.fetch([user], before_ms=request_time, max_history=max_history)[0].history
     title = f"user {user}, {door}" + (
-        "" if moment is None else f", before {timeline.words(moment)}"
+        "" if request_time is None else f", before {timeline.words(request_time)}"
     )
     if plot is not None:
         history_plot.draw(events, plot, title)
@@ -93,7 +93,7 @@ def inspect_history(
                 {
                     "user_id": user,
                     "door": door,
-                    "before_ms": moment,
+                    "before_ms": request_time,
                     "num_events": events.num_rows,
                     "events": history_plot.rows(events),
                 },

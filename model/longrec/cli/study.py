@@ -56,7 +56,7 @@ def study(
 
     \b
     Examples:
-      longrec study --config configs/study-planted.yaml --histories
+      longrec study --config configs/study-synthetic.yaml --histories
       .longrec/runs/RUN/artifacts/*/join-histories/histories --out OUT
       longrec study --config configs/study-dev-events.yaml --histories DIR --out OUT --workers 4
       --limit 480
@@ -74,7 +74,7 @@ def study(
     if as_json:
         value = {
             "name": report.name,
-            "num_cells": report.num_cells,
+            "num_cells": report.num_trials,
             "num_done": report.num_done,
             "recovery": report.recovery,
             "report": str(out / "report.html"),
@@ -94,7 +94,7 @@ def study(
         typer.echo(
             f"{row['variant'] + point:<40} AUC {'not defined' if row['auc'] is None else format(row['auc'], '.4f')}{around}"
         )
-    typer.echo(f"{report.num_done} of {report.num_cells} runs; {out / 'report.html'}")
+    typer.echo(f"{report.num_done} of {report.num_trials} runs; {out / 'report.html'}")
     for failure in report.failures:
         typer.echo(f"{failure['id']}: {failure['error']}", err=True)
     if report.failures:

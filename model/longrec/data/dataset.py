@@ -260,7 +260,7 @@ def by_known_time(events: pa.Table) -> tuple[Int64, Int64]:
 
 
 def history_lengths(
-    event_users: Int64, event_times: Int64, request_users: Int64, moments: Int64
+    event_users: Int64, event_times: Int64, request_users: Int64, request_times: Int64
 ) -> Int64:
     """Returns how many events of its user lie strictly before each request's moment, int64 [R].
 
@@ -276,7 +276,9 @@ def history_lengths(
     starts = low.copy()
     while np.any(undecided := low < high):
         middle = (low + high) // 2
-        earlier = undecided & (event_times[np.minimum(middle, len(event_times) - 1)] < moments)
+        earlier = undecided & (
+            event_times[np.minimum(middle, len(event_times) - 1)] < request_times
+        )
         low, high = np.where(earlier, middle + 1, low), np.where(undecided & ~earlier, middle, high)
     return (low - starts).astype(np.int64)
 
@@ -642,10 +644,10 @@ class _Tally:
         users, times = by_known_time(events)
         starts = group_starts(users)
         self.users.append(np.diff(np.append(starts, len(users))))
-        owners, moments = int64_of(targets, USER_ID), int64_of(targets, TIMESTAMP)
+        owners, request_times = int64_of(targets, USER_ID), int64_of(targets, TIMESTAMP)
         first = group_starts(int64_of(targets, REQUEST_ID))
         lengths = np.bincount(
-            history_lengths(users, times, owners[first], moments[first]),
+            history_lengths(users, times, owners[first], request_times[first]),
             minlength=len(self.histories),
         )
         lengths[: len(self.histories)] += self.histories

@@ -129,11 +129,11 @@ class Histories:
         return int(self.batch_starts[-1])
 
     @property
-    def split_moment_ms(self) -> int:
+    def split_time_ms(self) -> int:
         """The first moment of the evaluation requests; every training request is strictly before
         it.
         """
-        return int(self.manifest["split_moment_ms"])
+        return int(self.manifest["split_time_ms"])
 
     def event_batches(self) -> Iterator[pa.RecordBatch]:
         """Yields the timelines, whole users one after another, as views."""
@@ -341,25 +341,29 @@ class HistoriesWriter:
         )
 
 
-def split_moments(moments: Int64, warmup_fraction: float, eval_fraction: float) -> tuple[int, int]:
+def split_times(
+    request_times: Int64, warmup_fraction: float, eval_fraction: float
+) -> tuple[int, int]:
     """Returns (first moment after the warm-up, first moment of the evaluation), ms, for requests
     with these sorted moments.
 
     Requests of one moment are always on the same side; so the shares hold up to the requests of two
     moments.
     """
-    num_warmup = int(len(moments) * warmup_fraction)
-    num_before_eval = min(len(moments) - round(len(moments) * eval_fraction), len(moments) - 1)
+    num_warmup = int(len(request_times) * warmup_fraction)
+    num_before_eval = min(
+        len(request_times) - round(len(request_times) * eval_fraction), len(request_times) - 1
+    )
     if eval_fraction == 0:
-        return int(moments[num_warmup]), int(moments[-1]) + 1
-    return int(moments[num_warmup]), int(moments[num_before_eval])
+        return int(request_times[num_warmup]), int(request_times[-1]) + 1
+    return int(request_times[num_warmup]), int(request_times[num_before_eval])
 
 
-def split_names(moments: Int64, warmup_end: int, split_moment: int) -> Sequence[str]:
-    """Returns the split of each request: warmup before `warmup_end`, eval from `split_moment` on,
+def split_names(request_times: Int64, warmup_end: int, split_time: int) -> Sequence[str]:
+    """Returns the split of each request: warmup before `warmup_end`, eval from `split_time` on,
     train between.
     """
-    codes = np.where(moments >= split_moment, 2, np.where(moments < warmup_end, 0, 1))
+    codes = np.where(request_times >= split_time, 2, np.where(request_times < warmup_end, 0, 1))
     return [SPLITS[code] for code in codes.tolist()]
 
 

@@ -125,12 +125,12 @@ def timestamps(history: pa.RecordBatch) -> npt.NDArray[np.int64]:
     return values
 
 
-def prefix_before(history: pa.RecordBatch, moment_ms: int) -> pa.RecordBatch:
+def prefix_before(history: pa.RecordBatch, request_time_ms: int) -> pa.RecordBatch:
     """Returns the events strictly before a moment, as a slice.
 
     Events of one basket share a time, so they are all in it or all not.
     """
-    return history.slice(0, int(np.searchsorted(timestamps(history), moment_ms, side="left")))
+    return history.slice(0, int(np.searchsorted(timestamps(history), request_time_ms, side="left")))
 
 
 def most_recent(history: pa.RecordBatch, length: int) -> pa.RecordBatch:

@@ -23,7 +23,7 @@ COLORS = ("#3366aa", "#cc6633", "#33996b", "#996699", "#b8942b", "#5b6b7a")
 OTHERS = "all others"
 
 
-def moment_ms(text: str) -> int:
+def request_time_ms(text: str) -> int:
     """Returns a moment as ms since 1970 UTC: ISO 8601 (UTC where it names no zone), or the number
     itself.
 
@@ -33,15 +33,17 @@ def moment_ms(text: str) -> int:
     if text.lstrip("-").isdigit():
         return int(text)
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        request_time = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise DataError(
             "the moment cannot be read",
             found=repr(text),
             expected="ISO 8601 such as 2022-05-01T12:00:00, or ms",
         ) from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-    since = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    request_time = (
+        request_time if request_time.tzinfo else request_time.replace(tzinfo=datetime.UTC)
+    )
+    since = request_time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return since // datetime.timedelta(milliseconds=1)
 
 
@@ -50,12 +52,12 @@ def words(time_ms: int) -> str:
     reaches it.
     """
     try:
-        moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
+        request_time = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
             milliseconds=time_ms
         )
     except OverflowError:
         return str(time_ms)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return request_time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def rows(events: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -78,14 +80,14 @@ def table(events: pa.RecordBatch, last: int) -> list[str]:
     if not shown:
         return ["no events"]
     names = ["time", *(name for name in events.schema.names if name != TIMESTAMP)]
-    cells = [
+    trials = [
         names,
         *(["" if row[name] is None else str(row[name]) for name in names] for row in shown),
     ]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(names))]
+    widths = [max(len(line[place]) for line in trials) for place in range(len(names))]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+        "  ".join(trial.ljust(width) for trial, width in zip(line, widths, strict=True)).rstrip()
+        for line in trials
     ]
     skipped = events.num_rows - len(shown)
     return [lines[0], *([f"... {skipped} older events"] if skipped else []), *lines[1:]]

@@ -1,4 +1,4 @@
-"""The training-only length law: how many events of a request's history one training step sees, and
+"""The training-only training length distribution: how many events of a request's history one training step sees, and
 which ones.
 
 A draw is a pure function of (seed, epoch, request id): it does not depend on the order of batches,
@@ -29,7 +29,7 @@ cut.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LengthLaw:
+class LengthSampler:
     """Draws the events that a training step sees.
 
     `beta` (arXiv 2511.06077): s ~ Beta(alpha, beta) with beta = alpha (L_max - L_avg) / (L_avg -
@@ -66,13 +66,13 @@ class LengthLaw:
 
     def __post_init__(self) -> None:
         config = self.config
-        if config.law == "two_point" and not 0 < config.alpha <= 2:
+        if config.distribution == "two_point" and not 0 < config.alpha <= 2:
             raise ConfigError(
                 "lengths.alpha of the two_point law must be in (0, 2]",
                 found=config.alpha,
                 fix="HSTU uses 1.5 to 2.",
             )
-        if config.law in ("beta", "uniform", "fixed"):
+        if config.distribution in ("beta", "uniform", "fixed"):
             low, mean, high = self._bounds()
             if low > high:
                 raise ConfigError(
@@ -80,7 +80,7 @@ class LengthLaw:
                     found=f"{config.minimum}..{config.maximum}, multiple {config.multiple}",
                 )
             if (low, high) != (config.minimum, config.maximum) or (
-                config.law == "fixed" and mean != config.mean
+                config.distribution == "fixed" and mean != config.mean
             ):
                 log.warning(
                     "lengths rounded to multiples of %d: minimum %d, mean %g, maximum %d",
@@ -89,7 +89,7 @@ class LengthLaw:
                     mean,
                     high,
                 )
-            if config.law == "uniform" and 2 * config.mean != low + high:
+            if config.distribution == "uniform" and 2 * config.mean != low + high:
                 log.warning(
                     "lengths.mean %d is not used: the uniform law has mean %g",
                     config.mean,
@@ -126,16 +126,16 @@ class LengthLaw:
                 it.
             epoch: each epoch draws anew.
         """
-        if self.config.law == "full":
+        if self.config.distribution == "full":
             return available.copy()
-        if self.config.law == "fixed":
+        if self.config.distribution == "fixed":
             return np.full(len(request_ids), int(self._bounds()[1]), np.int64)
         shape = self._uniform(request_ids, epoch, _SHAPE)
-        if self.config.law == "two_point":
+        if self.config.distribution == "two_point":
             return self._two_point(np.minimum(available, self.config.maximum), shape)
         low, _, high = self._bounds()
         multiple = self.config.multiple
-        if self.config.law == "uniform":
+        if self.config.distribution == "uniform":
             return low + multiple * np.floor(shape * ((high - low) // multiple + 1)).astype(
                 np.int64
             )
@@ -174,7 +174,9 @@ class LengthLaw:
         mean = float(min(max(config.mean, low), high))
         return (
             low,
-            round(mean / config.multiple) * config.multiple if config.law == "fixed" else mean,
+            round(mean / config.multiple) * config.multiple
+            if config.distribution == "fixed"
+            else mean,
             high,
         )
 

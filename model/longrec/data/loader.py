@@ -2,7 +2,7 @@
 
 The timelines are encoded once into arrays that are mapped into memory. A request holds offsets into
 them, so a history is a
-slice; the one copy is the packing of a batch. The length law of training acts here and nowhere
+slice; the one copy is the packing of a batch. The training length distribution of training acts here and nowhere
 else; serving and evaluation
 take the most recent events instead. Batches are filled by a token budget (events), never padded.
 
@@ -32,7 +32,7 @@ from longrec.data import files
 from longrec.data.batch import RequestBatch, Whole
 from longrec.data.encoder import Encoder, Int32, Int64, int64_column
 from longrec.data.histories import SPLITS, Histories
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
@@ -298,7 +298,7 @@ class RequestStream:
     def training(
         cls,
         encoded: EncodedHistories,
-        law: LengthLaw,
+        length_sampler: LengthSampler,
         *,
         token_budget: int,
         max_requests: int,
@@ -317,7 +317,7 @@ class RequestStream:
         """
         requests = encoded.requests(split)
         requests = requests[np.random.default_rng([seed, epoch]).permutation(len(requests))]
-        starts, ends = law.cut(
+        starts, ends = length_sampler.cut(
             encoded.request_ids[requests],
             encoded.event_starts[requests],
             encoded.event_ends[requests],

@@ -95,8 +95,8 @@ class EvaluationReport:
     slices: tuple[Row, ...]
     extrapolation: Row
     champion: Row
-    bayes: tuple[Row, ...]
-    bayes_full: float | None
+    best_possible: tuple[Row, ...]
+    best_possible_full: float | None
     num_requests: int
     num_targets: int
     num_users: int
@@ -521,10 +521,10 @@ def _assemble(
         task: metrics.measure(sample.labels[:, k], scores[:, k], sample.resamples)
         for k, task in enumerate(tasks)
     }
-    popular = Popularity.of(histories, encoded, sample)
-    peers = {task: popular.best(sample, k) for k, task in enumerate(tasks)}
+    popularity = Popularity.of(histories, encoded, sample)
+    peers = {task: popularity.best(sample, k) for k, task in enumerate(tasks)}
     gains = {task: metrics.difference(measured[task], peers[task][1]) for task in tasks}
-    peer_scores = popular.rates[:, 0] if peers[tasks[0]][0] == "rate" else popular.counts
+    peer_scores = popularity.rates[:, 0] if peers[tasks[0]][0] == "rate" else popularity.counts
     slices = _slices(encoded, sample, scores[:, 0], peer_scores, champion, config)
     apart = champion.differences(measured, sample, gate.metric)
     parity = parity_error(scorer, histories, sample, scores, config.served_length, seed)
@@ -540,7 +540,7 @@ def _assemble(
         latency["p95"],
         unknown,
     )
-    bayes, bayes_full = _bayes(histories.manifest)
+    best_possible, best_possible_full = _best_possible(histories.manifest)
     return EvaluationReport(
         gate=gating.judge(evidence, gate),
         metrics={task: entry.to_dict() for task, entry in measured.items()},
@@ -552,8 +552,8 @@ def _assemble(
         slices=tuple(slices),
         extrapolation={},
         champion=_champion_facts(champion, apart, gate),
-        bayes=bayes,
-        bayes_full=bayes_full,
+        best_possible=best_possible,
+        best_possible_full=best_possible_full,
         num_requests=len(sample.requests),
         num_targets=len(sample.positions),
         num_users=sample.resamples.num_users,
@@ -581,7 +581,7 @@ def _slices(
     encoded: EncodedHistories,
     sample: Sample,
     scores: Array,
-    peer: Array,
+    baseline: Array,
     champion: Champion,
     config: EvaluateConfig,
 ) -> list[Row]:
@@ -597,7 +597,7 @@ def _slices(
             sample.resamples.users[inside], config.bootstrap_samples, sample.resamples.seed
         )
         found = metrics.measure(labels, scores[inside], resamples)
-        auc, other = found.estimate("auc"), metrics.auc(labels, peer[inside])
+        auc, other = found.estimate("auc"), metrics.auc(labels, baseline[inside])
         row = {
             "family": family,
             "name": name,
@@ -638,17 +638,19 @@ def _event_counts(histories: Histories, ids: Int) -> Int:
     counts = np.zeros(len(ids), np.int64)
     for batch in histories.event_batches():
         items = int64_column(batch, ITEM_ID)[
-            int64_column(batch, TIMESTAMP) < histories.split_moment_ms
+            int64_column(batch, TIMESTAMP) < histories.split_time_ms
         ]
         places = np.minimum(np.searchsorted(ids, items), len(ids) - 1)
         counts += np.bincount(places[ids[places] == items], minlength=len(ids))
     return counts
 
 
-def _bayes(manifest: Mapping[str, Any]) -> tuple[tuple[Row, ...], float | None]:
+def _best_possible(manifest: Mapping[str, Any]) -> tuple[tuple[Row, ...], float | None]:
     """Best possible AUC by length and at full length, where the facts of the data set hold them."""
     facts = manifest.get("dataset_facts", {})
-    return tuple(dict(row) for row in facts.get("bayes_auc", ())), facts.get("bayes_auc_full")
+    return tuple(dict(row) for row in facts.get("best_possible_auc", ())), facts.get(
+        "best_possible_auc_full"
+    )
 
 
 def _predictions(
@@ -726,7 +728,7 @@ def _training_curve(bundle_dir: Path) -> list[Row]:
 
 
 def _data_facts(histories: Histories) -> Row:
-    moments = int64_column(histories.requests, TIMESTAMP)
+    request_times = int64_column(histories.requests, TIMESTAMP)
     splits = histories.requests.column("split").value_counts().to_pylist()
     lengths = np.percentile(
         int64_column(histories.requests, "event_end")
@@ -744,14 +746,14 @@ def _data_facts(histories: Histories) -> Row:
         ),
         "events kept per request": histories.manifest.get("max_history"),
         "history length p50, p90, max": ", ".join(f"{length:,.0f}" for length in lengths),
-        "first request": _minute(moments[0]),
-        "evaluated from": _minute(histories.split_moment_ms),
-        "last request": _minute(moments[-1]),
+        "first request": _minute(request_times[0]),
+        "evaluated from": _minute(histories.split_time_ms),
+        "last request": _minute(request_times[-1]),
     }
 
 
-def _minute(moment_ms: int) -> str:
-    return str(np.datetime64(int(moment_ms), "ms").astype("datetime64[m]")).replace("T", " ")
+def _minute(request_time_ms: int) -> str:
+    return str(np.datetime64(int(request_time_ms), "ms").astype("datetime64[m]")).replace("T", " ")
 
 
 def _versions() -> dict[str, str]:

@@ -329,7 +329,7 @@ def _headline_section(facts: Facts) -> Html:
     headers = ["Task", "Rate", *(title for _, title in COLUMNS), "Popularity", "AUC gain"]
     rows = []
     for task, metrics in facts["metrics"].items():
-        popular, gain = facts["popularity"][task], facts["gain"][task]
+        popularity, gain = facts["popularity"][task], facts["gain"][task]
         values = [
             _stacked(metrics[name], metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
             for name, _ in COLUMNS
@@ -341,7 +341,7 @@ def _headline_section(facts: Facts) -> Html:
                 "–" if rate is None else f"{rate:.2%}",
                 *values,
                 Html(
-                    f"{interval(popular['auc'], None, None)}<br><span class=soft>{popular['name']}</span>"
+                    f"{interval(popularity['auc'], None, None)}<br><span class=soft>{popularity['name']}</span>"
                 ),
                 _stacked(gain["value"], gain["low"], gain["high"], "+.4f"),
             ]
@@ -384,18 +384,20 @@ def _length_section(facts: Facts) -> Html:
     rows = [row for row in facts["lengths"] if row["auc"] is not None]
     if not rows:
         return page.section("History length", note="The AUC is not defined on this sample.")
-    bayes: list[Point] = [(row["length"], row["auc"]) for row in facts.get("bayes", [])]
-    popular = facts["popularity"][task]["auc"]
+    best_possible: list[Point] = [
+        (row["length"], row["auc"]) for row in facts.get("best_possible", [])
+    ]
+    popularity = facts["popularity"][task]["auc"]
     points: list[Point] = [(row["length"], row["auc"]) for row in rows]
     banded = [row for row in rows if row["auc_low"] is not None]
     lows, highs = (
         [(row["length"], row["auc_low"]) for row in banded],
         [(row["length"], row["auc_high"]) for row in banded],
     )
-    levels = [value for _, value in (*points, *lows, *highs, *bayes)] + (
-        [popular] if popular is not None else []
+    levels = [value for _, value in (*points, *lows, *highs, *best_possible)] + (
+        [popularity] if popularity is not None else []
     )
-    lengths = sorted({length for length, _ in (*points, *bayes)})
+    lengths = sorted({length for length, _ in (*points, *best_possible)})
     ticks = nice_ticks(min(levels), max(levels))
     unit = next(
         (length for length in lengths if length), 1
@@ -416,26 +418,26 @@ def _length_section(facts: Facts) -> Html:
         f"{row['length']:,} events: AUC {interval(row['auc'], row['auc_low'], row['auc_high'])}"
         for row in rows
     ]
-    level = [(lengths[0], popular), (lengths[-1], popular)] if popular is not None else []
+    level = [(lengths[0], popularity), (lengths[-1], popularity)] if popularity is not None else []
     drawing = plot.draw(
         plot.band(lows, highs),
         plot.line(level, "s3 dash"),
-        plot.line(bayes, "s2 dash"),
+        plot.line(best_possible, "s2 dash"),
         plot.line(points, "s1"),
         plot.dots(
-            bayes,
+            best_possible,
             "f2",
-            [f"{length:,.0f} events: best possible {auc:.4f}" for length, auc in bayes],
+            [f"{length:,.0f} events: best possible {auc:.4f}" for length, auc in best_possible],
             2.6,
         ),
         plot.dots(points, "f1", texts),
     )
     entries = [("s1", "ranker, 95 % interval")] + (
-        [("s2 dash", "best possible (Bayes)")] if bayes else []
+        [("s2 dash", "best possible (Bayes)")] if best_possible else []
     )
     entries += (
         [("s3 dash", f"popularity ({facts['popularity'][task]['name']})")]
-        if popular is not None
+        if popularity is not None
         else []
     )
     longest = facts["longest_history"]
@@ -471,7 +473,7 @@ def _calibration_section(facts: Facts) -> Html:
 
 def _lengths_table(facts: Facts) -> Html:
     headers = ["Served length", "Mean events", "AUC", "Log loss", "Seconds", "Best possible AUC"]
-    best = {row["length"]: row["auc"] for row in facts.get("bayes", [])}
+    best = {row["length"]: row["auc"] for row in facts.get("best_possible", [])}
     rows = [
         [
             row["length"],

@@ -67,9 +67,11 @@ def item_ages(encoded: EncodedHistories, positions: Int, owners: Int) -> Int:
     num_items = int(max(encoded.event_items.max(initial=0), items.max(initial=0))) + 1
     first = np.full(num_items, np.iinfo(np.int64).max)
     np.minimum.at(first, encoded.event_items, encoded.event_timestamps)
-    moments = np.asarray(encoded.request_timestamps[owners], np.int64)
-    known = first[items] < moments
-    return np.where(known, (moments - np.where(known, first[items], moments)) // DAY_MS, -1)
+    request_times = np.asarray(encoded.request_timestamps[owners], np.int64)
+    known = first[items] < request_times
+    return np.where(
+        known, (request_times - np.where(known, first[items], request_times)) // DAY_MS, -1
+    )
 
 
 def activity(encoded: EncodedHistories, owners: Int) -> Int:

@@ -216,7 +216,9 @@ class FeatureEmbedding(nn.Module):
                 )
 
 
-def gap_buckets(moments: Int[Tensor, " T"], timestamps: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
+def gap_buckets(
+    request_times: Int[Tensor, " T"], timestamps: Int[Tensor, " T"]
+) -> Int[Tensor, " T"]:
     """Returns the bucket of each time gap, int64 [T]: 0 below one second, k from 2^(k-1) s to below
     2^k s, the last for all above.
 
@@ -226,8 +228,8 @@ def gap_buckets(moments: Int[Tensor, " T"], timestamps: Int[Tensor, " T"]) -> In
 
     Source: time gap of arXiv 2511.06077, log-bucketed.
     """
-    edges = 1_000 << torch.arange(NUM_GAP_BUCKETS - 1, device=moments.device)
-    return torch.bucketize(moments - timestamps, edges, right=True)
+    edges = 1_000 << torch.arange(NUM_GAP_BUCKETS - 1, device=request_times.device)
+    return torch.bucketize(request_times - timestamps, edges, right=True)
 
 
 def _table(sizes: Sequence[int], dim: int, *, std: float, sparse: bool) -> nn.Embedding | None:

@@ -81,7 +81,7 @@ def find(
     of_targets = requests.repeat_interleave(
         batch.target_offsets.diff(), output_size=batch.num_targets
     )
-    moments = batch.request_timestamps[of_targets]
+    request_times = batch.request_timestamps[of_targets]
     found = [
         _lookup(
             values[batch.event_items.long(), column],
@@ -99,7 +99,7 @@ def find(
         [batch.event_timestamps, batch.event_timestamps.new_zeros(1)]
     )  # for a batch without events
     gaps = [
-        torch.where(count > 0, gap_buckets(moments, times[last]), NUM_GAP_BUCKETS)
+        torch.where(count > 0, gap_buckets(request_times, times[last]), NUM_GAP_BUCKETS)
         for count, last in found
     ]
     return torch.stack(counts, dim=1), torch.stack(gaps, dim=1)

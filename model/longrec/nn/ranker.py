@@ -225,8 +225,10 @@ class Ranker(nn.Module):
         gaps = None
         if self.recency == "bias":
             gaps = [
-                gap_buckets(moment.expand(len(times)), times)
-                for moment, times in zip(batch.request_timestamps.split(1), timestamps, strict=True)
+                gap_buckets(request_time.expand(len(times)), times)
+                for request_time, times in zip(
+                    batch.request_timestamps.split(1), timestamps, strict=True
+                )
             ]
         counts = (
             batch.target_offsets.diff().tolist()
@@ -284,10 +286,10 @@ class Ranker(nn.Module):
         """Returns the time-gap bucket of each event, or None with `recency: none`."""
         if self.recency == "none":
             return None
-        moments = batch.request_timestamps.repeat_interleave(
+        request_times = batch.request_timestamps.repeat_interleave(
             batch.event_offsets.diff(), output_size=batch.num_events
         )
-        return gap_buckets(moments, batch.event_timestamps)
+        return gap_buckets(request_times, batch.event_timestamps)
 
     def item_tokens(self, items: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
         """Returns e of rows of the item table."""

@@ -50,15 +50,15 @@ Counts = npt.NDArray[np.int64]
 
 class RequestLog:
     """Writes a share of the answers to files of at most FILE_ROWS rows, of which the newest
-    MAX_FILES of a home stay.
+    MAX_FILES of a work directory stay.
 
     Args:
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         share: of the requests, 0 to 1.
     """
 
-    def __init__(self, home: str | Path, share: float) -> None:
-        self._folder, self._share = Path(home) / "requests", share
+    def __init__(self, workdir: str | Path, share: float) -> None:
+        self._folder, self._share = Path(workdir) / "requests", share
         self._rows: list[dict[str, Any]] = []
         self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
         self._random = random.Random(os.getpid())  # noqa: S311
@@ -70,7 +70,7 @@ class RequestLog:
     def add(
         self,
         user_id: int,
-        moment_ms: int,
+        request_time_ms: int,
         items: Sequence[int],
         scores: Mapping[str, Sequence[float]],
         **facts: Any,
@@ -92,7 +92,7 @@ class RequestLog:
             {
                 "request_id": request,
                 USER_ID: user_id,
-                TIMESTAMP: moment_ms,
+                TIMESTAMP: request_time_ms,
                 ITEM_ID: item,
                 **facts,
                 **{f"{task}_score": float(column[place]) for task, column in scores.items()},
@@ -184,17 +184,17 @@ class DriftReport:
 
 
 def drift(
-    home: str | Path,
+    workdir: str | Path,
     evaluation_dir: str | Path,
     bundle_dir: str | Path,
     report_html: str | Path,
     config: DriftConfig,
 ) -> DriftReport:
-    """Returns how far the logged requests of a home lie from the evaluation of a model, after
+    """Returns how far the logged requests of a work directory lie from the evaluation of a model, after
     writing the page.
 
     Args:
-        home: LONGREC_HOME: requests/ as RequestLog wrote them, features/ as published.
+        workdir: LONGREC_HOME: requests/ as RequestLog wrote them, features/ as published.
         evaluation_dir: of the model; its predictions.parquet is the reference.
         bundle_dir: of the model; its encoder tells values of features apart as the model does.
         report_html: where the page goes.
@@ -204,11 +204,11 @@ def drift(
         DataError: no request was logged, or a file is missing.
     """
     live, reference = (
-        _live(Path(home) / "requests", config),
+        _live(Path(workdir) / "requests", config),
         pq.read_table(Path(evaluation_dir) / "predictions.parquet"),
     )
     encoder = Encoder.load(Path(bundle_dir) / "encoder")
-    users = pq.read_table(Path(home) / "features" / "user_features.parquet")
+    users = pq.read_table(Path(workdir) / "features" / "user_features.parquet")
     compared = list(_compared(reference, live, encoder, users, config))
     report = _report(live, compared, config)
     with files.replacing(report_html) as temporary:
@@ -216,28 +216,28 @@ def drift(
     return report
 
 
-def check_drift(home: str | Path, report_html: str | Path, config: DriftConfig) -> DriftReport:
+def check_drift(workdir: str | Path, report_html: str | Path, config: DriftConfig) -> DriftReport:
     """Returns `drift` of the version that answered last, found in the BentoML store, from what
-    `package` left of its evaluation in `home`.
+    `package` left of its evaluation in `workdir`.
 
     Raises:
         CheckFailed: something has drifted; the page has been written.
-        DataError: no request was logged, or the version was not packaged for this home.
+        DataError: no request was logged, or the version was not packaged for this work directory.
     """
     version = str(
-        pq.read_table(_logged(Path(home) / "requests")[-1], columns=["model_version"])
+        pq.read_table(_logged(Path(workdir) / "requests")[-1], columns=["model_version"])
         .column(0)[-1]
         .as_py()
     )
-    reference = registry.reference_dir(home, version)
+    reference = registry.reference_dir(workdir, version)
     if not reference.is_dir():
         raise DataError(
             f"nothing is known of the evaluation of {version}",
             found=f"no {reference}",
-            fix="Package it again for this home: longrec run, or the training pipeline.",
+            fix="Package it again for this work directory: longrec run, or the training pipeline.",
         )
     report = drift(
-        home, reference, registry.bundle_dir(registry.store_dir(), version), report_html, config
+        workdir, reference, registry.bundle_dir(registry.store_dir(), version), report_html, config
     )
     if not report.passed:
         raise CheckFailed(

@@ -83,7 +83,7 @@ def package(
     *,
     parity_path: str | Path,
     version: str,
-    home: str | Path,
+    workdir: str | Path,
     repo_dir: str | Path,
     gate: GateConfig,
     seed: int,
@@ -92,7 +92,7 @@ def package(
     """Returns the report of a new bento: a folder at `out_dir`, and in the BentoML store
     (BENTOML_HOME) under its tag.
 
-    The predictions of its evaluation are copied to the home, where the drift of its requests is
+    The predictions of its evaluation are copied to the work directory, where the drift of its requests is
     measured against them.
 
     Args:
@@ -102,7 +102,7 @@ def package(
         version: of bento and model, never used twice; empty for one made of the fingerprints of
             bundle and code, under which the same
             bento may be made again.
-        home: LONGREC_HOME with the published features.
+        workdir: LONGREC_HOME with the published features.
         repo_dir: feature_repo of the checkout; pyproject.toml, model/ and bento/ are beside it.
         gate: its `max_parity_error` is the bound.
         seed: of the sample of requests.
@@ -135,7 +135,7 @@ def package(
         _bentoml(
             build_script,
             "build",
-            home=Path(scratch) / "store",
+            workdir=Path(scratch) / "store",
             tag=tag,
             bundle=str(Path(bundle_dir).resolve()),
             context=staged.path,
@@ -143,21 +143,26 @@ def package(
             out=str(folder.resolve()),
         )
         parity = check_parity(
-            bundle_dir, histories_dir, folder, home=home, bound=gate.max_parity_error, seed=seed
+            bundle_dir,
+            histories_dir,
+            folder,
+            workdir=workdir,
+            bound=gate.max_parity_error,
+            seed=seed,
         )
         files.write_json(parity_path, dataclasses.asdict(parity))
         _refuse_unequal(parity)
         _bentoml(build_script, "keep", tag=tag, folder=str(folder.resolve()), again=again)
-    with files.replacing(registry.reference_dir(home, tag.partition(":")[2])) as reference:
+    with files.replacing(registry.reference_dir(workdir, tag.partition(":")[2])) as reference:
         reference.mkdir()
         shutil.copy(Path(evaluation_dir) / "predictions.parquet", reference)
     if registry.adopt(
-        home,
+        workdir,
         registry.store_dir(),
         tag.partition(":")[2],
-        why="the first model packaged for this home and schema",
+        why="the first model packaged for this work directory and schema",
     ):
-        log.info("%s is the champion of %s, which had none that it could serve", tag, home)
+        log.info("%s is the champion of %s, which had none that it could serve", tag, workdir)
     seconds = time.perf_counter() - started
     log.info(
         "packaged %s in %.1f s, scores differ by at most %.2g",
@@ -422,15 +427,15 @@ def _build_options(labels: Mapping[str, str], wheel: str) -> dict[str, Any]:
     }
 
 
-def _bentoml(script: Path, verb: str, *, home: Path | None = None, **arguments: Any) -> None:
-    """Runs bento/build.py on the store in `home`, by default on BENTOML_HOME."""
+def _bentoml(script: Path, verb: str, *, workdir: Path | None = None, **arguments: Any) -> None:
+    """Runs bento/build.py on the store in `workdir`, by default on BENTOML_HOME."""
     environment = {
         **os.environ,
         "BENTOML_DO_NOT_TRACK": "True",
-        **({"BENTOML_HOME": str(home)} if home else {}),
+        **({"BENTOML_HOME": str(workdir)} if workdir else {}),
     }
-    if home:
-        home.mkdir()
+    if workdir:
+        workdir.mkdir()
     done = subprocess.run(
         [sys.executable, str(script), verb, json.dumps(arguments)],
         env=environment,

@@ -88,7 +88,7 @@ def check_parity(
     histories_dir: str | Path,
     bento_dir: str | Path,
     *,
-    home: str | Path,
+    workdir: str | Path,
     bound: float,
     seed: int,
 ) -> ParityReport:
@@ -100,7 +100,7 @@ def check_parity(
         histories_dir: requests of its split `eval` are used, each at its own moment.
         bento_dir: an exported bento; it is served on loopback, without a BentoML store, while this
             runs.
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         bound: largest difference of a probability.
         seed: of the sample.
     """
@@ -113,7 +113,7 @@ def check_parity(
     rows = [histories_rows(histories, request) for request in requests.tolist()]
     rows = [dataclasses.replace(row, candidates=row.candidates[:MAX_CANDIDATES]) for row in rows]
     started, length = time.perf_counter(), scorer.bundle.served_length
-    with serving(Path(bento_dir).resolve(), home=home, variables=_PATIENT) as (host, port):
+    with serving(Path(bento_dir).resolve(), workdir=workdir, variables=_PATIENT) as (host, port):
         ready = time.perf_counter() - started
         users = (
             histories.users.column("user_id")
@@ -121,7 +121,11 @@ def check_parity(
             .to_pylist()
         )
         bodies = [
-            {"user_id": user, "candidates": row.candidates.tolist(), "request_time": row.moment_ms}
+            {
+                "user_id": user,
+                "candidates": row.candidates.tolist(),
+                "request_time": row.request_time_ms,
+            }
             for user, row in zip(users, rows, strict=True)
         ]
         answers, seconds = zip(*(_timed_answer(host, port, body) for body in bodies), strict=True)
@@ -194,7 +198,7 @@ def training_forward(scorer: Any, histories: Histories, requests: npt.NDArray[np
 def serving(
     target: str | Path,
     *,
-    home: str | Path,
+    workdir: str | Path,
     store: str | Path | None = None,
     folder: str | Path | None = None,
     variables: Mapping[str, str] | None = None,
@@ -204,7 +208,7 @@ def serving(
 
     Args:
         target: an exported bento (an absolute path), a tag, or `module:Service`.
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         store: BENTOML_HOME; None for an empty one, so that a folder can only use what is in it.
         folder: where the command starts; None for an empty one.
         variables: of its environment, beside those of this process.
@@ -217,7 +221,7 @@ def serving(
         environment = {
             **os.environ,
             "BENTOML_HOME": str(store or f"{scratch}/bentoml"),
-            "LONGREC_HOME": str(Path(home).resolve()),
+            "LONGREC_HOME": str(Path(workdir).resolve()),
             "BENTOML_DO_NOT_TRACK": "True",
         }
         environment.pop("LONGREC_MODEL", None)

@@ -50,7 +50,7 @@ class Change:
     """One decision.
 
     Args:
-        generation: counts the decisions of a home from 1.
+        generation: counts the decisions of a work directory from 1.
         action: what was done.
         version: what it was done with; None where a shadow was ended.
         replaced: champion (of a shadow: challenger) before.
@@ -69,7 +69,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Registry:
-    """What holds in a home.
+    """What holds in a work directory.
 
     Args:
         champion: version that answers; None before the first model: a service takes its own one.
@@ -101,7 +101,7 @@ class Candidate:
         bundle: version of the bundle: equal ones give equal scores.
         labels: as packaged: fingerprints, `<task>.<metric>`.
         role: champion, previous, challenger or nothing.
-        problem: why it cannot be served from this home; nothing where it can.
+        problem: why it cannot be served from this work directory; nothing where it can.
     """
 
     version: str
@@ -113,18 +113,18 @@ class Candidate:
     problem: str
 
 
-def registry_path(home: str | Path) -> Path:
+def registry_path(workdir: str | Path) -> Path:
     """Returns the file that a service watches."""
-    return Path(home) / "models" / "registry.json"
+    return Path(workdir) / "models" / "registry.json"
 
 
-def read(home: str | Path) -> Registry:
-    """Returns what holds in a home, an empty registry where nothing was decided yet.
+def read(workdir: str | Path) -> Registry:
+    """Returns what holds in a work directory, an empty registry where nothing was decided yet.
 
     Raises:
         DataError: the file is damaged.
     """
-    path = registry_path(home)
+    path = registry_path(workdir)
     if not path.exists():
         return Registry()
     found = files.read_json(path)
@@ -141,14 +141,14 @@ def read(home: str | Path) -> Registry:
         ) from error
 
 
-def log(home: str | Path) -> list[Change]:
-    """Returns all decisions of a home, the oldest first."""
-    path = registry_path(home).with_name("log.jsonl")
+def log(workdir: str | Path) -> list[Change]:
+    """Returns all decisions of a work directory, the oldest first."""
+    path = registry_path(workdir).with_name("log.jsonl")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     changes = [
         Change(**json.loads(line)) for line in lines if line.endswith("}")
     ]  # a kill may leave half a line
-    last = read(home).last
+    last = read(workdir).last
     return (
         changes
         if last is None or (changes and changes[-1].generation >= last.generation)
@@ -161,11 +161,11 @@ def store_dir() -> Path:
     return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
 
 
-def reference_dir(home: str | Path, version: str) -> Path:
+def reference_dir(workdir: str | Path, version: str) -> Path:
     """Returns the folder in which `package` leaves predictions.parquet of a version's evaluation:
     what drift is measured against.
     """
-    return Path(home) / "models" / "reference" / version
+    return Path(workdir) / "models" / "reference" / version
 
 
 def bundle_dir(store: str | Path, version: str) -> Path:
@@ -184,22 +184,22 @@ def bundle_dir(store: str | Path, version: str) -> Path:
     return path
 
 
-def candidates(home: str | Path, store: str | Path) -> list[Candidate]:
-    """Returns the models of a store, the newest first, with their role in a home and whether they
+def candidates(workdir: str | Path, store: str | Path) -> list[Candidate]:
+    """Returns the models of a store, the newest first, with their role in a work directory and whether they
     could be served from it.
     """
-    registry = read(home)
+    registry = read(workdir)
     roles = {
         registry.previous: "previous",
         registry.challenger: "challenger",
         registry.champion: "champion",
     }
     folders = sorted((Path(store) / "models" / NAME).glob("*/model.yaml"))
-    found = [_candidate(home, store, path, roles) for path in folders]
+    found = [_candidate(workdir, store, path, roles) for path in folders]
     return sorted(found, key=lambda each: (each.created, each.version), reverse=True)
 
 
-def promote(home: str | Path, store: str | Path, version: str, *, by: str, why: str) -> Registry:
+def promote(workdir: str | Path, store: str | Path, version: str, *, by: str, why: str) -> Registry:
     """Returns the registry after making a version the champion; a challenger that is promoted
     leaves the shadow.
 
@@ -207,8 +207,8 @@ def promote(home: str | Path, store: str | Path, version: str, *, by: str, why: 
         ModelError: it is the champion already, or it is not in the store.
         SchemaMismatch, DataError: it is for another schema than the published features, or damaged.
     """
-    check(home, store, version)
-    with _changing(home) as before:
+    check(workdir, store, version)
+    with _changing(workdir) as before:
         if before.champion == version:
             raise ModelError(f"{version} is the champion already")
         shadow = (
@@ -217,7 +217,7 @@ def promote(home: str | Path, store: str | Path, version: str, *, by: str, why: 
             else (before.challenger, before.mirror_share)
         )
         return _decide(
-            home,
+            workdir,
             before,
             "promote",
             version,
@@ -228,7 +228,7 @@ def promote(home: str | Path, store: str | Path, version: str, *, by: str, why: 
         )
 
 
-def rollback(home: str | Path, store: str | Path, *, by: str, why: str) -> Registry:
+def rollback(workdir: str | Path, store: str | Path, *, by: str, why: str) -> Registry:
     """Returns the registry after champion and previous champion changed places; a second rollback
     undoes the first.
 
@@ -237,25 +237,27 @@ def rollback(home: str | Path, store: str | Path, *, by: str, why: str) -> Regis
         SchemaMismatch, DataError: it does not fit the published features any more, or it is
             damaged.
     """
-    with _changing(home) as before:
+    with _changing(workdir) as before:
         if before.previous is None:
             raise ModelError(
                 "there is no champion to go back to",
                 found=f"champion {before.champion}",
                 fix="See: longrec models list",
             )
-        check(home, store, before.previous)
+        check(workdir, store, before.previous)
         shadow = (
             (None, 0.0)
             if before.challenger == before.previous
             else (before.challenger, before.mirror_share)
         )
         after = Registry(before.previous, before.champion, *shadow)
-        return _decide(home, before, "rollback", before.previous, before.champion, by, why, after)
+        return _decide(
+            workdir, before, "rollback", before.previous, before.champion, by, why, after
+        )
 
 
 def shadow(
-    home: str | Path, store: str | Path, version: str, share: float, *, by: str, why: str
+    workdir: str | Path, store: str | Path, version: str, share: float, *, by: str, why: str
 ) -> Registry:
     """Returns the registry after sending a copy of a share of the requests to a version, whose
     answers are only compared.
@@ -270,50 +272,50 @@ def shadow(
             found=share,
             expected="above 0, at most 1",
         )
-    check(home, store, version)
-    with _changing(home) as before:
+    check(workdir, store, version)
+    with _changing(workdir) as before:
         if before.champion == version:
             raise ModelError(f"{version} is the champion: there is nothing to compare it with")
         after = dataclasses.replace(before, challenger=version, mirror_share=share)
-        return _decide(home, before, "shadow", version, before.challenger, by, why, after)
+        return _decide(workdir, before, "shadow", version, before.challenger, by, why, after)
 
 
-def unshadow(home: str | Path, *, by: str, why: str) -> Registry:
+def unshadow(workdir: str | Path, *, by: str, why: str) -> Registry:
     """Returns the registry after ending the shadow; its report stays until the next one.
 
     Raises:
         ModelError: no version runs in the shadow.
     """
-    with _changing(home) as before:
+    with _changing(workdir) as before:
         if before.challenger is None:
             raise ModelError("no version runs in the shadow")
         after = dataclasses.replace(before, challenger=None, mirror_share=0.0)
-        return _decide(home, before, "unshadow", None, before.challenger, by, why, after)
+        return _decide(workdir, before, "unshadow", None, before.challenger, by, why, after)
 
 
-def adopt(home: str | Path, store: str | Path, version: str, *, why: str) -> bool:
-    """Makes a version the champion of a home that has none; returns whether it did. For `package`:
+def adopt(workdir: str | Path, store: str | Path, version: str, *, why: str) -> bool:
+    """Makes a version the champion of a work directory that has none; returns whether it did. For `package`:
     the first model needs no decision.
 
     A champion for another schema than that of the published features counts for nothing: no service
-    could load it from this home.
+    could load it from this work directory.
     """
-    with _changing(home) as before:
-        if before.champion is not None and not _is_foreign(home, store, before.champion):
+    with _changing(workdir) as before:
+        if before.champion is not None and not _is_foreign(workdir, store, before.champion):
             return False
         after = dataclasses.replace(before, champion=version, challenger=None, mirror_share=0.0)
-        _decide(home, before, "adopt", version, before.champion, user(), why, after)
+        _decide(workdir, before, "adopt", version, before.champion, user(), why, after)
         return True
 
 
-def comparable(home: str | Path, store: str | Path, version: str) -> Path | None:
+def comparable(workdir: str | Path, store: str | Path, version: str) -> Path | None:
     """Returns the bundle of a version, a champion, for the gate to compare with; None where there
     is nothing to compare.
 
     That is so without a version, where the store does not hold it, and where it is for another
     schema than the published features.
     """
-    if not version or _is_foreign(home, store, version):
+    if not version or _is_foreign(workdir, store, version):
         return None
     try:
         return bundle_dir(store, version)
@@ -322,7 +324,7 @@ def comparable(home: str | Path, store: str | Path, version: str) -> Path | None
         return None
 
 
-def _is_foreign(home: str | Path, store: str | Path, version: str) -> bool:
+def _is_foreign(workdir: str | Path, store: str | Path, version: str) -> bool:
     """Returns whether a version of the store is for another schema than that of the published
     features.
     """
@@ -330,7 +332,7 @@ def _is_foreign(home: str | Path, store: str | Path, version: str) -> bool:
 
     try:
         check_schema(
-            bundle_dir(store, version), Published.open(home).path / "features" / "schema.json"
+            bundle_dir(store, version), Published.open(workdir).path / "features" / "schema.json"
         )
     except SchemaMismatch:
         return True
@@ -339,20 +341,22 @@ def _is_foreign(home: str | Path, store: str | Path, version: str) -> bool:
     return False
 
 
-def check(home: str | Path, store: str | Path, version: str) -> None:
-    """Raises when a version cannot be served from a home: everything that a service would find when
+def check(workdir: str | Path, store: str | Path, version: str) -> None:
+    """Raises when a version cannot be served from a work directory: everything that a service would find when
     it loads it.
 
     Raises:
         ModelError: the store has no such version.
         SchemaMismatch: it was trained for another schema than that of the published features.
         DataError: its files are damaged.
-        StoreError: nothing is published in the home.
+        StoreError: nothing is published in the work directory.
     """
     from longrec.data.store.versions import Published
     from longrec.scoring.bundle import Bundle
 
-    check_schema(bundle_dir(store, version), Published.open(home).path / "features" / "schema.json")
+    check_schema(
+        bundle_dir(store, version), Published.open(workdir).path / "features" / "schema.json"
+    )
     Bundle.load(bundle_dir(store, version))
 
 
@@ -378,14 +382,14 @@ def user() -> str:
 
 
 @contextlib.contextmanager
-def _changing(home: str | Path) -> Iterator[Registry]:
+def _changing(workdir: str | Path) -> Iterator[Registry]:
     """Yields the registry and keeps other decisions out until the block ends."""
-    path = registry_path(home)
+    path = registry_path(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(".lock"), "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        before = read(home)
-        _complete_log(path.with_name("log.jsonl"), log(home))
+        before = read(workdir)
+        _complete_log(path.with_name("log.jsonl"), log(workdir))
         yield before
 
 
@@ -404,7 +408,7 @@ def _append(path: Path, change: Change, start: str = "") -> None:
 
 
 def _decide(
-    home: str | Path,
+    workdir: str | Path,
     before: Registry,
     action: Action,
     version: str | None,
@@ -416,17 +420,17 @@ def _decide(
     """Returns the registry `after` as it was written: first the file that counts, then the log."""
     if not why.strip():
         raise ModelError("a decision needs a reason", fix="Say it with --why.")
-    moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    change = Change(before.generation + 1, action, version, replaced, by, why.strip(), moment)
+    request_time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    change = Change(before.generation + 1, action, version, replaced, by, why.strip(), request_time)
     after = dataclasses.replace(after, last=change)
-    path = registry_path(home)
+    path = registry_path(workdir)
     files.write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(after)})
     _append(path.with_name("log.jsonl"), change)
     return after
 
 
 def _candidate(
-    home: str | Path, store: str | Path, path: Path, roles: Mapping[str | None, str]
+    workdir: str | Path, store: str | Path, path: Path, roles: Mapping[str | None, str]
 ) -> Candidate:
     import yaml
 
@@ -438,7 +442,7 @@ def _candidate(
     try:
         meta = files.read_json(bundle_dir(store, version) / "bundle.json")
         check_schema(
-            bundle_dir(store, version), Published.open(home).path / "features" / "schema.json"
+            bundle_dir(store, version), Published.open(workdir).path / "features" / "schema.json"
         )
         problem = ""
     except LongrecError as error:

@@ -163,7 +163,7 @@ def summarize(
         )
     found = read_json(evaluation / "metrics.json")
     packaged = finished.output("package", "packaged")
-    bayes = {row["length"]: row["auc"] for row in found["bayes"]}
+    best_possible = {row["length"]: row["auc"] for row in found["best_possible"]}
     return {
         "run": folder.name,
         "name": config.name,
@@ -192,11 +192,11 @@ def summarize(
                     key: row[key]
                     for key in ("length", "auc", "auc_low", "auc_high", "logloss", "mean_events")
                 },
-                "bayes_auc": bayes.get(row["length"]),
+                "best_possible_auc": best_possible.get(row["length"]),
             }
             for row in found["lengths"]
         ],
-        "bayes_auc_full": found["bayes_full"],
+        "best_possible_auc_full": found["bayes_full"],
         "gate": {"passed": found["gate"]["passed"], "reasons": found["gate"]["reasons"]},
         "bento_tag": None if packaged is None else read_json(packaged)["tag"],
         "report": str(folder / "report.html"),
@@ -210,12 +210,12 @@ def summarize(
     }
 
 
-def planted_dataset(workdir: Path, config: RunConfig, **world: int) -> tuple[Path, bool]:
-    """Returns the directory of a planted world and whether it was made just now; equal arguments
+def synthetic_dataset(workdir: Path, config: RunConfig, **world: int) -> tuple[Path, bool]:
+    """Returns the directory of a synthetic dataset and whether it was made just now; equal arguments
     find the old one again.
 
     Args:
-        workdir: it goes to `<workdir>/data/planted-<digest of the arguments>`.
+        workdir: it goes to `<workdir>/data/synthetic_schema-<digest of the arguments>`.
         config: its seed, and its evaluation lengths, at which the best possible AUC is measured.
         world: arguments of `synthesize`.
     """
@@ -227,7 +227,7 @@ def planted_dataset(workdir: Path, config: RunConfig, **world: int) -> tuple[Pat
         "lengths": sorted(set(config.evaluate.lengths)),
     }
     digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
-    path = workdir / "data" / f"planted-{digest}"
+    path = workdir / "data" / f"synthetic-{digest}"
     if (path / "dataset.json").is_file():
         return path, False
     synthesize(path, **arguments)
@@ -389,7 +389,7 @@ def run_pipeline(
 
     Args:
         name: of the pipeline (`pipelines.compiler.PIPELINES`).
-        arguments: its parameters but `home`, `repo_dir` and `run_id`.
+        arguments: its parameters but `workdir`, `repo_dir` and `run_id`.
         title: part of the folder's name.
         workdir: the feature store lives in it (LONGREC_HOME); the run in `runs/<id>`.
         listener: hears of the progress (`pipelines.local_runner.Listener`).
@@ -415,7 +415,7 @@ def run_pipeline(
         given = {
             **arguments,
             "run_id": folder.name,
-            "home": str(workdir),
+            "workdir": str(workdir),
             "repo_dir": str(root / "feature_repo"),
         }
         finished = None

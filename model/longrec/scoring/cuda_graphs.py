@@ -53,7 +53,7 @@ class Asked:
     candidates [m].
     """
 
-    moment_ms: int
+    request_time_ms: int
     user: Int32
     items: Int32
 
@@ -133,12 +133,14 @@ class Captured:
                 for num_targets in _ladder(LEAST_TARGETS, MAX_TARGETS):
                     self._run(self._score_all, num_events, num_targets)
 
-    def keys_values(self, events: Events, moment_ms: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    def keys_values(
+        self, events: Events, request_time_ms: int
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Returns K | V of the events in each layer, M of [L, 2 D], their item rows and features,
         and times, on the device; for the caller
         to keep."""
         with self._at_work():
-            count = self._encode(events, moment_ms)
+            count = self._encode(events, request_time_ms)
             rows = self._rows
             encoded = torch.cat([rows.items[:count, None], rows.features[:count]], dim=1)
             return (
@@ -150,7 +152,7 @@ class Captured:
     def score(self, events: Events, asked: Asked) -> npt.NDArray[np.float32]:
         """Returns the probabilities of the candidates over the events, float32 [m, K]."""
         with self._at_work():
-            return self._score(self._encode(events, asked.moment_ms), asked)
+            return self._score(self._encode(events, asked.request_time_ms), asked)
 
     def score_kept(
         self, layers: Sequence[Tensor], timestamps: Tensor, asked: Asked
@@ -209,7 +211,7 @@ class Captured:
                 self._copied.synchronize()
             yield
 
-    def _encode(self, events: Events, moment_ms: int) -> int:
+    def _encode(self, events: Events, request_time_ms: int) -> int:
         """Writes K | V of the events; returns their number."""
         count, host, rows = len(events[0]), self._host, self._rows
         for values, staged, buffer in zip(
@@ -220,7 +222,7 @@ class Captured:
         ):
             staged.numpy()[:count] = values
             buffer[:count].copy_(staged[:count], non_blocking=True)
-        host.request[0] = moment_ms
+        host.request[0] = request_time_ms
         rows.request[:1].copy_(host.request[:1], non_blocking=True)
         if self._device.type == "cuda":
             self._copied.record(torch.cuda.current_stream(self._device))
@@ -232,7 +234,7 @@ class Captured:
         host, num_targets, first = self._host, len(asked.items), 3 + asked.user.size
         size = size_of(num_targets, LEAST_TARGETS)
         block = host.request.numpy()
-        block[:first] = asked.moment_ms, 0, count, *asked.user.flat
+        block[:first] = asked.request_time_ms, 0, count, *asked.user.flat
         block[first : first + num_targets] = asked.items
         self._rows.request[: first + size].copy_(host.request[: first + size], non_blocking=True)
         self._run(self._score_all, size_of(count, LEAST_EVENTS), size)

@@ -48,13 +48,13 @@ class RequestRows:
             Events at or after the moment are not used.
         user_features: value of each user feature by name (None or left out: missing); None for an
             unknown user.
-        moment_ms: the request's time, ms since 1970 UTC.
+        request_time_ms: the request's time, ms since 1970 UTC.
         candidates: int64 [m], item ids in the order of the scores wanted.
     """
 
     history: pa.RecordBatch
     user_features: Mapping[str, Any] | None
-    moment_ms: int
+    request_time_ms: int
     candidates: npt.NDArray[np.int64]
 
 
@@ -210,7 +210,7 @@ class Scorer:
         return self.bundle.config.kind == "stca"
 
     def keys_values(
-        self, histories: Sequence[pa.RecordBatch], moments_ms: Sequence[int]
+        self, histories: Sequence[pa.RecordBatch], request_times_ms: Sequence[int]
     ) -> list[KeptEvents]:
         """Returns the keys and values of histories that are in time order and before their moments;
         rows do not depend on each other.
@@ -229,9 +229,9 @@ class Scorer:
         if captured := self._captured(lengths, [0] * len(lengths)):
             return [
                 KeptEvents(*captured.keys_values(*part))
-                for part in zip(entries, moments_ms, strict=True)
+                for part in zip(entries, request_times_ms, strict=True)
             ]
-        batch = _events_only(entries, lengths, moments_ms)
+        batch = _events_only(entries, lengths, request_times_ms)
         with torch.inference_mode(), self._autocast():
             batch = batch if self.device.type == "cpu" else batch.to(self.device)
             layers = self.bundle.ranker.keys_values(batch, self._weights)
@@ -349,7 +349,7 @@ class Scorer:
     def _asked(self, request: RequestRows) -> Asked:
         encoder = self.bundle.encoder
         return Asked(
-            request.moment_ms,
+            request.request_time_ms,
             encoder.users(_user_table(encoder.schema, [request.user_features or {}])),
             encoder.item_rows(np.asarray(request.candidates, np.int64)),
         )
@@ -405,14 +405,14 @@ class Scorer:
         self, requests: Sequence[RequestRows], histories: Sequence[EncodedEvents]
     ) -> RequestBatch:
         encoder = self.bundle.encoder
-        moments = np.array([request.moment_ms for request in requests], np.int64)
+        request_times = np.array([request.request_time_ms for request in requests], np.int64)
         return loader.pack(
             histories,
             [encoder.item_rows(np.asarray(request.candidates, np.int64)) for request in requests],
             encoder.users(
                 _user_table(encoder.schema, [request.user_features or {} for request in requests])
             ),
-            moments,
+            request_times,
         )
 
     def _history(self, request: RequestRows, length: int) -> EncodedEvents:
@@ -422,13 +422,13 @@ class Scorer:
         timestamps = int64_column(request.history, TIMESTAMP)
         if (timestamps[1:] < timestamps[:-1]).any():
             raise DataError("a history is not in time order", expected="the oldest event first")
-        end = int(np.searchsorted(timestamps, request.moment_ms, side="left"))
+        end = int(np.searchsorted(timestamps, request.request_time_ms, side="left"))
         start = max(0, end - length)
         return self.bundle.encoder.events(request.history.slice(start, end - start))
 
 
 def _events_only(
-    entries: Sequence[EncodedEvents], lengths: Sequence[int], moments_ms: Sequence[int]
+    entries: Sequence[EncodedEvents], lengths: Sequence[int], request_times_ms: Sequence[int]
 ) -> RequestBatch:
     """Returns a batch that is only fit for encoding: no targets, and nothing is checked, for one
     new event is worth less than that.
@@ -445,7 +445,7 @@ def _events_only(
         targets,
         ends,
         users,
-        torch.from_numpy(np.array(moments_ms, np.int64)),
+        torch.from_numpy(np.array(request_times_ms, np.int64)),
         host_counts=(list(lengths), [0] * len(lengths)),
     )
 

@@ -482,9 +482,9 @@ class Engine:
         return list(ranked)
 
     def _wanted(self, query: Query) -> Wanted:
-        timeline, moment = query.rows.history, query.rows.moment_ms
-        end = history.prefix_before(timeline, moment).num_rows
-        return Wanted(query.key, timeline, max(0, end - self._length(query)), end, moment)
+        timeline, request_time = query.rows.history, query.rows.request_time_ms
+        end = history.prefix_before(timeline, request_time).num_rows
+        return Wanted(query.key, timeline, max(0, end - self._length(query)), end, request_time)
 
     def _score(
         self, queries: Sequence[Query], wanted: Sequence[Wanted], kept: Sequence[KeptEvents] | None

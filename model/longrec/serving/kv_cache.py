@@ -41,14 +41,14 @@ class Wanted:
         key: whose events they are; None for events that are not kept afterwards.
         timeline: events of the user as they are known now, in order (the history codec's columns).
         start, end: rows of the timeline that are wanted.
-        moment_ms: of the request.
+        request_time_ms: of the request.
     """
 
     key: Hashable
     timeline: pa.RecordBatch
     start: int
     end: int
-    moment_ms: int
+    request_time_ms: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -224,7 +224,7 @@ class HistoryCache:
             chosen = stretches[position:last]
             yield from self._scorer.keys_values(
                 [ask.timeline.slice(start, count) for ask, start, count in chosen],
-                [ask.moment_ms for ask, _, _ in chosen],
+                [ask.request_time_ms for ask, _, _ in chosen],
             )
             position = last
 
@@ -328,7 +328,7 @@ class HistoryCache:
             setattr(self.counts, kind, getattr(self.counts, kind) + 1)
 
     def _nothing(self, ask: Wanted) -> KeptEvents:
-        return self._scorer.keys_values([ask.timeline.slice(0, 0)], [ask.moment_ms])[0]
+        return self._scorer.keys_values([ask.timeline.slice(0, 0)], [ask.request_time_ms])[0]
 
 
 def _continues(

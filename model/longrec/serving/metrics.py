@@ -172,7 +172,7 @@ class Metrics:
             self._candidates.labels("yes").inc(len(answer.scores) - answer.num_unknown)
             self._candidates.labels("no").inc(answer.num_unknown)
             if answer.newest_ms is not None:
-                self._freshness.observe((query.rows.moment_ms - answer.newest_ms) / 1e3)
+                self._freshness.observe((query.rows.request_time_ms - answer.newest_ms) / 1e3)
             step = max(1, len(answer.scores) // SAMPLED_SCORES)
             for task, column in zip(self._tasks, answer.scores[::step].T.tolist(), strict=True):
                 for score in column[:SAMPLED_SCORES]:

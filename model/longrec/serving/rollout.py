@@ -1,4 +1,4 @@
-"""Versions in a running service: follows the registry of its home, swaps engines under load, compares the challenger in the shadow.
+"""Versions in a running service: follows the registry of its work directory, swaps engines under load, compares the challenger in the shadow.
 
     registry.json --looked at each second--> load aside --warm--> swap --> the old engine finishes what it began, then it is closed
                                                  \\-- refused: the old one stays, and the report says why
@@ -169,7 +169,7 @@ class Versions(Generic[Engine]):
     """The engines of one worker.
 
     Args:
-        home: LONGREC_HOME, whose registry is followed.
+        workdir: LONGREC_HOME, whose registry is followed.
         own: version that is served where the registry names none, or one that cannot be loaded
             here.
         load: returns a warm engine of a version, or raises LongrecError; called from another thread
@@ -184,7 +184,7 @@ class Versions(Generic[Engine]):
 
     def __init__(
         self,
-        home: str | Path,
+        workdir: str | Path,
         own: str,
         load: Callable[[str], Engine],
         *,
@@ -194,8 +194,8 @@ class Versions(Generic[Engine]):
         note: Note | None = None,
         is_pinned: bool = False,
     ) -> None:
-        self._home, self._own, self._load, self._score, self._close = (
-            Path(home),
+        self._workdir, self._own, self._load, self._score, self._close = (
+            Path(workdir),
             own,
             load,
             score,
@@ -213,7 +213,7 @@ class Versions(Generic[Engine]):
         self._random = random.Random(os.getpid())  # noqa: S311
         self._look_again_at, self._beat_at, self.num_swaps = float("inf"), 0.0, 0
         self._report = (
-            models.registry_path(home).parent
+            models.registry_path(workdir).parent
             / "workers"
             / f"{socket.gethostname()}-{os.getpid()}.json"
         )
@@ -290,7 +290,7 @@ class Versions(Generic[Engine]):
             return
         self._seen, self._look_again_at = stamp, float("inf")
         try:
-            registry = models.read(self._home)
+            registry = models.read(self._workdir)
         except LongrecError as error:
             return self._refuse("registry", error)
         self.refused.clear()
@@ -306,7 +306,7 @@ class Versions(Generic[Engine]):
         wanted = self._own
         if not self._is_pinned:
             try:
-                wanted = models.read(self._home).champion or self._own
+                wanted = models.read(self._workdir).champion or self._own
             except LongrecError as error:
                 self._refuse("registry", error)
         if wanted != self._own:
@@ -386,7 +386,7 @@ class Versions(Generic[Engine]):
                 if time.monotonic() >= self._beat_at:
                     self._write_report()
             except Exception:
-                log.exception("the registry of %s cannot be followed", self._home)
+                log.exception("the registry of %s cannot be followed", self._workdir)
 
     def _compare(self) -> None:
         while not self._stop.is_set():
@@ -413,7 +413,7 @@ class Versions(Generic[Engine]):
 
     def _stamp(self) -> tuple[int, int, int] | None:
         with contextlib.suppress(OSError):
-            found = models.registry_path(self._home).stat()
+            found = models.registry_path(self._workdir).stat()
             return found.st_mtime_ns, found.st_ino, found.st_size
         return None
 
@@ -421,7 +421,7 @@ class Versions(Generic[Engine]):
         threading.Thread(target=self._close, args=(engine,), name="close", daemon=True).start()
 
     def _write_report(self) -> None:
-        """Says what this worker serves; a home that cannot be written to is not needed for
+        """Says what this worker serves; a work directory that cannot be written to is not needed for
         serving.
         """
         self._beat_at = time.monotonic() + BEAT_SECONDS
@@ -442,12 +442,12 @@ class Versions(Generic[Engine]):
             self._beat_at = float("inf")
 
 
-def workers(home: str | Path) -> list[dict[str, Any]]:
-    """Returns what the workers of a home last said of themselves, those of the last week; older
+def workers(workdir: str | Path) -> list[dict[str, Any]]:
+    """Returns what the workers of a work directory last said of themselves, those of the last week; older
     reports are removed.
     """
     found = []
-    for path in sorted((models.registry_path(home).parent / "workers").glob("*.json")):
+    for path in sorted((models.registry_path(workdir).parent / "workers").glob("*.json")):
         with contextlib.suppress(LongrecError, OSError):
             if time.time() - path.stat().st_mtime > OLD_REPORT_SECONDS:
                 path.unlink()
@@ -461,7 +461,7 @@ def workers(home: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def shadow_report(home: str | Path) -> dict[str, Any] | None:
+def shadow_report(workdir: str | Path) -> dict[str, Any] | None:
     """Returns the comparison of the challenger with the champion, over all workers; None where no
     worker has compared.
 
@@ -471,8 +471,8 @@ def shadow_report(home: str | Path) -> dict[str, Any] | None:
     but without a queue.
     """
     registry, tallies = (
-        models.read(home),
-        [worker["shadow"] for worker in workers(home) if worker.get("shadow")],
+        models.read(workdir),
+        [worker["shadow"] for worker in workers(workdir) if worker.get("shadow")],
     )
     wanted = (registry.champion, registry.challenger)
     chosen = [
@@ -519,25 +519,25 @@ def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
 
 
-def summary(home: str | Path, store: str | Path) -> dict[str, Any]:
+def summary(workdir: str | Path, store: str | Path) -> dict[str, Any]:
     """Returns what `longrec models list` shows: the registry, the models of the store, the workers
     that are there, the last decisions.
     """
-    registry = models.read(home)
+    registry = models.read(workdir)
     return {
         "champion": registry.champion,
         "previous": registry.previous,
         "challenger": registry.challenger,
         "mirror_share": registry.mirror_share,
         "generation": registry.generation,
-        "models": [dataclasses.asdict(each) for each in models.candidates(home, store)],
+        "models": [dataclasses.asdict(each) for each in models.candidates(workdir, store)],
         "workers": [
             {
                 name: worker[name]
                 for name in ("host", "pid", "at", "serving", "pinned", "generation", "refused")
             }
-            for worker in workers(home)
+            for worker in workers(workdir)
             if worker["is_live"]
         ],
-        "log": [dataclasses.asdict(change) for change in models.log(home)[-10:]],
+        "log": [dataclasses.asdict(change) for change in models.log(workdir)[-10:]],
     }

@@ -60,12 +60,12 @@ class Source:
     """What the page is made of.
 
     Args:
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         reader: of the feature store.
         lease: gives the version and the engine that answer now, for as long as the block lasts.
     """
 
-    home: Path
+    workdir: Path
     reader: StoreReader
     lease: Callable[[], AbstractContextManager[tuple[str, Engine]]]
 
@@ -98,7 +98,9 @@ class Web:
         from longrec.data.store.versions import Published
 
         source = self._source()
-        users, moment = _some_users(Published.open(source.home).path / "features" / "user_history")
+        users, request_time = _some_users(
+            Published.open(source.workdir).path / "features" / "user_history"
+        )
         with source.lease() as (_version, engine):
             ids = engine.scorer.bundle.encoder.item_ids
         chosen = (
@@ -108,18 +110,18 @@ class Web:
         )
         return {
             "users": users,
-            "moment": moment,
+            "moment": request_time,
             "candidates": [str(each) for each in np.unique(chosen)],
         }
 
     async def _history(self, request: Any) -> dict[str, Any]:
         source, asked = self._source(), dict(request.query_params)
-        user, moment = _whole(asked, "user_id"), _whole(asked, "request_time")
+        user, request_time = _whole(asked, "user_id"), _whole(asked, "request_time")
         length = _whole(asked, "length") if "length" in asked else None
         rows = (await source.reader.fetch(user)).rows
         with source.lease() as (_version, engine):
             events = _used(
-                rows, moment, engine.scorer.bundle.served_length if length is None else length
+                rows, request_time, engine.scorer.bundle.served_length if length is None else length
             )
             return {
                 "user_known": rows.features is not None or rows.history.num_rows > 0,
@@ -131,7 +133,7 @@ class Web:
         from longrec.serving.engine import Query
 
         source, asked = self._source(), await _body(request)
-        user, moment, item = (
+        user, request_time, item = (
             _whole(asked, name) for name in ("user_id", "request_time", "item_id")
         )
         length = _whole(asked, "length") if "length" in asked else None
@@ -143,9 +145,9 @@ class Web:
         )
         rows = (await source.reader.fetch(user)).rows
         with source.lease() as (version, engine):
-            before = history.prefix_before(rows.history, moment)
+            before = history.prefix_before(rows.history, request_time)
             after = with_event(
-                before, item, moment - 1, asked.get("kind"), engine.scorer.bundle.encoder
+                before, item, request_time - 1, asked.get("kind"), engine.scorer.bundle.encoder
             )
             deadline = time.monotonic() + TIMEOUT_SECONDS
             ticket = engine.admit(
@@ -154,7 +156,9 @@ class Web:
             try:
                 ranked = await engine.rank(
                     Query(
-                        RequestRows(after, rows.features, moment, ids), length, deadline=deadline
+                        RequestRows(after, rows.features, request_time, ids),
+                        length,
+                        deadline=deadline,
                     ),
                     ticket,
                 )
@@ -259,11 +263,11 @@ def _one(value: Any, kind: pa.DataType) -> pa.Array:
     return pa.array([value], kind)
 
 
-def _used(rows: UserRows, moment: int, length: int) -> pa.RecordBatch:
+def _used(rows: UserRows, request_time: int, length: int) -> pa.RecordBatch:
     """Returns the events that a request at a moment uses."""
     if length < 0:
         raise DataError("length should not be negative", found=length)
-    return history.most_recent(history.prefix_before(rows.history, moment), length)
+    return history.most_recent(history.prefix_before(rows.history, request_time), length)
 
 
 def _first_category(features: tuple[Feature, ...]) -> int | None:

@@ -36,7 +36,7 @@ def render(facts: Facts) -> str:
     """
     data = facts["data"]
     subtitle = (
-        f"{facts['num_done']} of {facts['num_cells']} runs, {data['targets']:,} targets of {data['requests']:,} later requests by "
+        f"{facts['num_done']} of {facts['num_trials']} runs, {data['targets']:,} targets of {data['requests']:,} later requests by "
         f"{data['users']:,} users, the same for every run; data {data['name']}"
     )
     plots = Html(f'<div class="grid">{_curves(facts)}{_cost(facts)}</div>')
@@ -185,17 +185,21 @@ def _recovery(facts: Facts) -> Html:
 
 def _curves(facts: Facts) -> Html:
     rows = [row for row in facts["curves"] if row["auc"] is not None]
-    bayes = [(row["length"], row["auc"]) for row in facts["bayes"]]
+    best_possible = [(row["length"], row["auc"]) for row in facts["best_possible"]]
     series = {
         name: [(row["length"], row["auc"]) for row in some]
         for name, some in _drawn(facts, rows).items()
     }
     drawing = _drawing(
-        series, bayes, "events served, most recent (log scale)", "AUC", "AUC by served length"
+        series,
+        best_possible,
+        "events served, most recent (log scale)",
+        "AUC",
+        "AUC by served length",
     )
     note = "One model per line, the same requests at every length."
     return page.section(
-        "Served length", drawing, _legend(series, bayes), note=note + _left_out(facts)
+        "Served length", drawing, _legend(series, best_possible), note=note + _left_out(facts)
     )
 
 
@@ -216,12 +220,12 @@ def _cost(facts: Facts) -> Html:
 
 def _drawing(
     series: Mapping[str, Sequence[tuple[float, float]]],
-    bayes: Sequence[tuple[float, float]],
+    best_possible: Sequence[tuple[float, float]],
     x: str,
     y: str,
     title: str,
 ) -> Html:
-    points = [point for line in series.values() for point in line] + list(bayes)
+    points = [point for line in series.values() for point in line] + list(best_possible)
     if not points:
         return Html('<p class="note">No run has a defined AUC.</p>')
     levels = nice_ticks(min(level for _, level in points), max(level for _, level in points))
@@ -232,7 +236,7 @@ def _drawing(
         Axis(levels[0], levels[-1], levels, y),
         title,
     )
-    shapes = [plot.line(sorted(bayes), "s3 dash")]
+    shapes = [plot.line(sorted(best_possible), "s3 dash")]
     for style, (name, line) in zip(STYLES, series.items(), strict=False):
         texts = [f"{name}: {place:,.6g}, AUC {level:.4f}" for place, level in line]
         shapes += [
@@ -266,11 +270,11 @@ def _log_ticks(places: Sequence[float]) -> list[float]:
     ]
 
 
-def _legend(series: Mapping[str, Any], bayes: Sequence[Any]) -> Html:
+def _legend(series: Mapping[str, Any], best_possible: Sequence[Any]) -> Html:
     return legend(
         [
             *zip(STYLES, series, strict=False),
-            *([("s3 dash", "best possible (Bayes)")] if bayes else []),
+            *([("s3 dash", "best possible (Bayes)")] if best_possible else []),
         ]
     )
 
@@ -374,11 +378,11 @@ def _differences(facts: Facts) -> Html:
 
 def _difference(row: Facts) -> Html:
     low, high = row["auc_low"], row["auc_high"]
-    cell = _stacked(row, "auc", "+.4f")
+    trial = _stacked(row, "auc", "+.4f")
     return (
-        Html(f"<b>{cell}</b>")
+        Html(f"<b>{trial}</b>")
         if low is not None and high is not None and (low > 0 or high < 0)
-        else cell
+        else trial
     )
 
 

@@ -40,7 +40,7 @@ from longrec.config import RunConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.errors import ConfigError, DataError
 from longrec.evaluation import evaluate as evaluation
@@ -76,7 +76,7 @@ class StudyConfig:
         seeds: each cell runs once with every seed (weights, order, lengths); the evaluated requests
             are those of `base.seed`.
         reference: variant that the others are compared with; empty for the first.
-        train_events: events that a run may read, whatever its length law: as many epochs as that
+        train_events: events that a run may read, whatever its training length distribution: as many epochs as that
             takes; 0 for `train.epochs`.
         recovery: {"base": [variant, length], "full": [...], "extrapolated": [...]}: which share of
             the gain of `full` over `base` the
@@ -117,7 +117,7 @@ class StudyConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cell:
+class Trial:
     """One training of a study.
 
     Args:
@@ -147,7 +147,7 @@ class Cell:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Cell:
+    def from_dict(cls, value: Mapping[str, Any]) -> Trial:
         """Returns the cell of a JSON form, whose numbers may all be floats: so KFP carries them."""
         numbers = {name: int(value[name]) for name in ("seed", "train_events")}
         return cls(
@@ -171,7 +171,7 @@ class StudyReport:
     """
 
     name: str
-    num_cells: int
+    num_trials: int
     num_done: int
     runs: tuple[Row, ...]
     curves: tuple[Row, ...]
@@ -274,7 +274,7 @@ def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return configuration.build(RunConfig, plain)
 
 
-def plan(study: StudyConfig) -> list[Cell]:
+def plan(study: StudyConfig) -> list[Trial]:
     """Returns all cells, the first seed of everything before the second: a study that is stopped
     has whole comparisons.
     """
@@ -283,7 +283,7 @@ def plan(study: StudyConfig) -> list[Cell]:
         for values in itertools.product(*study.grid.values())
     ]
     return [
-        _cell(study, name, point, seed)
+        _trial(study, name, point, seed)
         for seed, point, name in itertools.product(study.seeds, points, study.variants)
     ]
 
@@ -309,35 +309,35 @@ def grid(
         limit_seconds: no run is started later than this after the call; 0 for no limit.
         on_run: called with each new result, the number of finished cells and of all.
     """
-    started, cells = time.perf_counter(), plan(study)
-    left = [cell for cell in cells if not (Path(out_dir) / RUNS / f"{cell.id}.json").exists()]
+    started, trials = time.perf_counter(), plan(study)
+    left = [trial for trial in trials if not (Path(out_dir) / RUNS / f"{trial.id}.json").exists()]
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     failures: list[Row] = []
     with _scratch(Path(out_dir) / "encoded") as cache:
         if left:
             prepare(histories_dir, cache)
         due = (
-            cell.to_dict()
-            for cell in left
+            trial.to_dict()
+            for trial in left
             if not limit_seconds or time.perf_counter() - started < limit_seconds
         )
-        number = len(cells) - len(left)
-        for cell, result in _results(
+        number = len(trials) - len(left)
+        for trial, result in _results(
             str(histories_dir), str(out_dir), due, str(cache), num_workers
         ):
             if isinstance(result, Exception):
-                log.error("the run %s failed: %s", cell["id"], result)
+                log.error("the run %s failed: %s", trial["id"], result)
                 failures.append(
                     {
-                        "id": cell["id"],
-                        "variant": cell["variant"],
+                        "id": trial["id"],
+                        "variant": trial["variant"],
                         "error": f"{type(result).__name__}: {result}",
                     }
                 )
                 continue
             number += 1
             if on_run is not None:
-                on_run(result, number, len(cells))
+                on_run(result, number, len(trials))
     _opened.cache_clear()
     return collect(out_dir, study, failures)
 
@@ -357,7 +357,7 @@ def _scratch(place: Path) -> Iterator[Path]:
 def run_one(
     histories_dir: str | Path,
     out_dir: str | Path,
-    cell: Mapping[str, Any],
+    trial: Mapping[str, Any],
     *,
     cache_dir: str | Path | None = None,
 ) -> Row:
@@ -367,7 +367,7 @@ def run_one(
     Args:
         histories_dir: made by `store.retrieve`.
         out_dir: of the study.
-        cell: `Cell.to_dict()`.
+        cell: `Trial.to_dict()`.
         cache_dir: where `prepare` was called for these histories; None to prepare for this cell
             alone.
 
@@ -375,7 +375,7 @@ def run_one(
         DataError: the histories cannot be used.
         LongrecError: the training failed.
     """
-    wanted = Cell.from_dict(cell)
+    wanted = Trial.from_dict(trial)
     path = Path(out_dir) / RUNS / f"{wanted.id}.json"
     if path.exists():
         return dict(files.read_json(path))
@@ -408,17 +408,17 @@ def collect(out_dir: str | Path, study: StudyConfig, failures: Sequence[Row] = (
     Raises:
         DataError: there is no result, or results were measured on different requests.
     """
-    out_dir, cells = Path(out_dir), plan(study)
+    out_dir, trials = Path(out_dir), plan(study)
     found = {
-        cell.id: files.read_json(path)
-        for cell in cells
-        if (path := out_dir / RUNS / f"{cell.id}.json").exists()
+        trial.id: files.read_json(path)
+        for trial in trials
+        if (path := out_dir / RUNS / f"{trial.id}.json").exists()
     }
     if not found:
         first = f"; the first failure: {failures[0]['error']}" if failures else ""
         raise DataError(
             f"{out_dir} holds no result of the study",
-            found=f"0 of {len(cells)} cells{first}",
+            found=f"0 of {len(trials)} cells{first}",
             fix="Run it: longrec study.",
         )
     if len(samples := {row["sample"] for row in found.values()}) > 1:
@@ -427,13 +427,13 @@ def collect(out_dir: str | Path, study: StudyConfig, failures: Sequence[Row] = (
             found=f"{len(samples)} samples",
             fix="Keep each histories directory in an output directory of its own.",
         )
-    groups = _groups([cell for cell in cells if cell.id in found], found)
+    groups = _groups([trial for trial in trials if trial.id in found], found)
     reference = study.reference or next(iter(study.variants))
     curves = [row for group in groups for row in group.curve()]
     runs = tuple(_flat(row) for row in found.values())
     report = StudyReport(
         study.name,
-        len(cells),
+        len(trials),
         len(found),
         runs,
         tuple(curves),
@@ -450,7 +450,7 @@ def collect(out_dir: str | Path, study: StudyConfig, failures: Sequence[Row] = (
         "reference": reference,
         "seeds": list(study.seeds),
         "train_events": study.train_events,
-        "bayes": next(iter(found.values()))["bayes"],
+        "best_possible": next(iter(found.values()))["best_possible"],
         "data": next(iter(found.values()))["data"],
         "base": study.base.to_dict(),
         "variants": {name: dict(values) for name, values in study.variants.items()},
@@ -557,12 +557,12 @@ def over_seeds(samples: Float) -> Float:
     return mean
 
 
-def _cell(study: StudyConfig, variant: str, point: Mapping[str, Any], seed: int) -> Cell:
+def _trial(study: StudyConfig, variant: str, point: Mapping[str, Any], seed: int) -> Trial:
     config = override(study.base, {**study.variants[variant], **point})
     text = json.dumps([_beside_defaults(config), seed, study.train_events], sort_keys=True)
     place = "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in point.items())
     slug = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{variant}{place}")
-    return Cell(
+    return Trial(
         f"{slug}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
         variant,
         dict(point),
@@ -591,11 +591,11 @@ def _results(
     this process.
     """
     if num_workers <= 1:
-        for cell in due:
+        for trial in due:
             try:
-                yield cell, run_one(histories_dir, out_dir, cell, cache_dir=cache_dir)
+                yield trial, run_one(histories_dir, out_dir, trial, cache_dir=cache_dir)
             except Exception as error:
-                yield cell, error
+                yield trial, error
         return
     yield from _side_by_side(
         functools.partial(run_one, histories_dir, out_dir, cache_dir=cache_dir), due, num_workers
@@ -611,8 +611,8 @@ def _side_by_side(
     for first in due:
         with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
             pending = {
-                _submit(pool, run, cell): cell
-                for cell in (first, *itertools.islice(due, num_workers - 1))
+                _submit(pool, run, trial): trial
+                for trial in (first, *itertools.islice(due, num_workers - 1))
             }
             while pending:
                 done = next(as_completed(pending))
@@ -622,12 +622,14 @@ def _side_by_side(
                     failure if isinstance(failure, Exception) else done.result(),
                 )
                 if not isinstance(failure, BrokenProcessPool):
-                    pending |= {_submit(pool, run, cell): cell for cell in itertools.islice(due, 1)}
+                    pending |= {
+                        _submit(pool, run, trial): trial for trial in itertools.islice(due, 1)
+                    }
 
 
-def _submit(pool: ProcessPoolExecutor, run: Callable[[Row], Row], cell: Row) -> Future[Row]:
+def _submit(pool: ProcessPoolExecutor, run: Callable[[Row], Row], trial: Row) -> Future[Row]:
     try:
-        return pool.submit(run, cell)
+        return pool.submit(run, trial)
     except BrokenProcessPool as error:
         failed: Future[Row] = Future()
         failed.set_exception(error)
@@ -642,18 +644,18 @@ def _opened(histories_dir: str, cache_dir: str) -> tuple[Histories, Encoder, Enc
 
 
 def _train_and_measure(
-    histories: Histories, encoder: Encoder, encoded: EncodedHistories, cell: Cell, out_dir: Path
+    histories: Histories, encoder: Encoder, encoded: EncodedHistories, trial: Trial, out_dir: Path
 ) -> Row:
-    started, config = time.perf_counter(), cell.config
-    settings = within_events(encoded, config, cell.train_events, cell.seed)
+    started, config = time.perf_counter(), trial.config
+    settings = within_events(encoded, config, trial.train_events, trial.seed)
     device, precision = training.choose_device(settings)
-    ranker = training.make_ranker(config.model, encoder, cell.seed).to(device)
+    ranker = training.make_ranker(config.model, encoder, trial.seed).to(device)
     trained, curve = training.fit(
         ranker,
         encoded,
         config.lengths,
         settings,
-        cell.seed,
+        trial.seed,
         out_dir,
         on_progress=lambda row, steps: None,
     )
@@ -674,7 +676,7 @@ def _train_and_measure(
     facts = histories.manifest.get("dataset_facts", {})
     served = next(entry for entry in lengths if entry["length"] == config.evaluate.served_length)
     return {
-        **cell.to_dict(),
+        **trial.to_dict(),
         "served_length": config.evaluate.served_length,
         "lengths": lengths,
         "training": dataclasses.asdict(trained),
@@ -690,7 +692,7 @@ def _train_and_measure(
         ),
         "curve": [[row.step, round(row.loss, DIGITS)] for row in curve],
         "sample": _sample_id(sample),
-        "bayes": [dict(row) for row in facts.get("bayes_auc", ())],
+        "best_possible": [dict(row) for row in facts.get("best_possible_auc", ())],
         "seconds": time.perf_counter() - started,
         "data": {
             "name": histories.manifest.get("dataset", histories.schema.name),
@@ -713,7 +715,7 @@ def within_events(
 
     Args:
         encoded: the histories.
-        config: of the run; its length law decides how many requests that is.
+        config: of the run; its training length distribution decides how many requests that is.
         train_events: events; 0 leaves the configuration as it is.
         seed: of the run.
     """
@@ -723,7 +725,7 @@ def within_events(
     for epoch in range(MAX_EPOCHS):
         stream = RequestStream.training(
             encoded,
-            LengthLaw(config.lengths, seed),
+            LengthSampler(config.lengths, seed),
             token_budget=settings.token_budget,
             max_requests=settings.max_requests_per_batch,
             seed=seed,
@@ -788,12 +790,14 @@ def _sample_id(sample: evaluation.Sample) -> str:
     ).hexdigest()[:16]
 
 
-def _groups(cells: Sequence[Cell], found: Mapping[str, Row]) -> list[Group]:
-    by_name: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_name.setdefault(json.dumps([cell.variant, cell.point], sort_keys=True), []).append(cell)
+def _groups(trials: Sequence[Trial], found: Mapping[str, Row]) -> list[Group]:
+    by_name: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_name.setdefault(json.dumps([trial.variant, trial.point], sort_keys=True), []).append(
+            trial
+        )
     return [
-        Group(some[0].variant, some[0].point, {cell.seed: found[cell.id] for cell in some})
+        Group(some[0].variant, some[0].point, {trial.seed: found[trial.id] for trial in some})
         for some in by_name.values()
     ]
 
@@ -808,16 +812,16 @@ def _differences(groups: Sequence[Group], reference: str) -> Iterator[Row]:
         if group.variant == reference
     }
     for group in groups:
-        peer = peers.get(json.dumps(group.point, sort_keys=True))
+        baseline = peers.get(json.dumps(group.point, sort_keys=True))
         if (
-            peer is None
-            or group is peer
-            or not (seeds := [seed for seed in group.rows if seed in peer.rows])
+            baseline is None
+            or group is baseline
+            or not (seeds := [seed for seed in group.rows if seed in baseline.rows])
         ):
             continue
         ours, theirs = (
             Group(side.variant, side.point, {seed: side.rows[seed] for seed in seeds})
-            for side in (group, peer)
+            for side in (group, baseline)
         )
         for length in (length for length in ours.lengths if length in theirs.lengths):
             row = {

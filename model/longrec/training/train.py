@@ -27,7 +27,7 @@ from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder, int64_column
 from longrec.data.histories import Histories
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream, moved, prefetch
 from longrec.errors import ConfigError, DataError, Stopped
 from longrec.nn.ranker import Ranker
@@ -64,7 +64,7 @@ class TrainReport:
         seconds: of the training loop alone, over all starts; total_seconds: of the last start, with
             fitting and encoding.
         events_per_second, targets_per_second: of the training loop.
-        mean_length: realised mean of events per request, after the length law.
+        mean_length: realised mean of events per request, after the training length distribution.
         first_loss, final_loss: mean loss of the first and of the last log_every steps.
         memory_bytes: most that the device (on a CPU: the process) held.
         mfu: share of the measured matrix peak `peak_flops` (FLOP/s), a lower bound (see CurveRow);
@@ -132,7 +132,7 @@ def train(
             terminal.
 
     Raises:
-        ConfigError: the device is not there, memory does not suffice, a length law cannot be, or
+        ConfigError: the device is not there, memory does not suffice, a training length distribution cannot be, or
             `out_dir` is being written already.
         DataError: the histories cannot be used, or have no training request.
         LongrecError: the loss is not finite; the batch is saved in
@@ -174,7 +174,7 @@ def train(
             "seed": seed,
             "lengths": dataclasses.asdict(lengths),
             "train": dataclasses.asdict(train),
-            "split_moment_ms": histories.split_moment_ms,
+            "split_time_ms": histories.split_time_ms,
             "torch": torch.__version__,
         }
         version = ranks.told(
@@ -228,7 +228,7 @@ def fit(
     _check_indices(ranker, encoded)
     if train.recompute:
         ranker.recompute()
-    streams = training_streams(encoded, LengthLaw(lengths, seed), train, seed, ranks)
+    streams = training_streams(encoded, LengthSampler(lengths, seed), train, seed, ranks)
     failed_batch = out_dir / (
         "failed_batch.safetensors"
         if ranks.is_lead
@@ -462,7 +462,7 @@ def fit_encoder(histories: Histories) -> Encoder:
     for name, change in (("target_start", 1), ("target_end", -1)):
         np.add.at(owned, int64_column(requests, name)[trained], change)
     window = (
-        batch.filter(pc.less(batch.column(TIMESTAMP), histories.split_moment_ms))
+        batch.filter(pc.less(batch.column(TIMESTAMP), histories.split_time_ms))
         for batch in histories.event_batches()
     )
     return Encoder.fit(
@@ -476,7 +476,7 @@ def fit_encoder(histories: Histories) -> Encoder:
 
 def training_streams(
     encoded: EncodedHistories,
-    law: LengthLaw,
+    length_sampler: LengthSampler,
     config: TrainConfig,
     seed: int,
     ranks: Ranks | None = None,
@@ -496,7 +496,7 @@ def training_streams(
     return [
         RequestStream.training(
             encoded,
-            law,
+            length_sampler,
             token_budget=config.token_budget,
             max_requests=config.max_requests_per_batch,
             seed=seed,

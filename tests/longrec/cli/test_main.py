@@ -142,7 +142,10 @@ def test_synth_prints_counts_and_the_best_possible_auc(tmp_path: Path) -> None:
         ["synth", "--out", str(tmp_path / "again"), "--users", "20", "--events", "40", "--json"],
     )
     report = json.loads(again.output)
-    assert report["num_users"] == 20 and report["bayes_auc"][0]["auc"] < report["bayes_auc_full"]
+    assert (
+        report["num_users"] == 20
+        and report["best_possible_auc"][0]["auc"] < report["best_possible_auc_full"]
+    )
     assert (
         report["content_hash"]
         == json.loads((tmp_path / "world" / "dataset.json").read_text())["facts"]["content_hash"]
@@ -222,7 +225,7 @@ def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:
         "x",
         "--config",
         str(_empty(tmp_path)),
-        HOME=str(tmp_path),
+        WORKDIR=str(tmp_path),
     )
     assert (
         answer.returncode == 1

@@ -25,23 +25,23 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     features.build(random_log.write(root / "data").path, root / "features", DataConfig())
     publish(root / "features", root / "home", REPO)
     return root / "home"
 
 
-def longrec(home: Path, *arguments: str) -> str:
-    answer = CliRunner().invoke(app, [*arguments, "--workdir", str(home)])
+def longrec(workdir: Path, *arguments: str) -> str:
+    answer = CliRunner().invoke(app, [*arguments, "--workdir", str(workdir)])
     assert answer.exit_code == 0, answer.output
     return answer.stdout
 
 
 def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
-    home: Path, tmp_path: Path
+    workdir: Path, tmp_path: Path
 ) -> None:
-    before = OnlineStore(home).fetch([3])[0].history.num_rows
+    before = OnlineStore(workdir).fetch([3])[0].history.num_rows
     event = {
         "user_id": 3,
         "item_id": 7,
@@ -53,25 +53,25 @@ def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
         "source": None,
     }
     (tmp_path / "live.jsonl").write_text(json.dumps(event) + "\n")
-    assert json.loads(longrec(home, "push", str(tmp_path / "live.jsonl"), "--json")) == {
+    assert json.loads(longrec(workdir, "push", str(tmp_path / "live.jsonl"), "--json")) == {
         "num_events": 1,
         "num_new": 1,
         "num_users": 1,
         "num_folds": 0,
     }
     assert (
-        longrec(home, "push", str(tmp_path / "live.jsonl"))
+        longrec(workdir, "push", str(tmp_path / "live.jsonl"))
         == "0 new of 1 events, 0 users, 0 folded\n"
     )
     shown = {}
     for door in ("online", "offline"):
         shown[door] = json.loads(
-            longrec(home, "inspect", "history", "--user", "3", "--door", door, "--json")
+            longrec(workdir, "inspect", "history", "--user", "3", "--door", door, "--json")
         )
         assert shown[door].pop("door") == door and shown[door]["num_events"] == before + 1
         earlier = json.loads(
             longrec(
-                home,
+                workdir,
                 "inspect",
                 "history",
                 "--user",
@@ -90,7 +90,15 @@ def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
         "time": "2020-09-13T12:26:50.000Z",
     }
     printed = longrec(
-        home, "inspect", "history", "--user", "3", "--last", "2", "--plot", str(tmp_path / "a.svg")
+        workdir,
+        "inspect",
+        "history",
+        "--user",
+        "3",
+        "--last",
+        "2",
+        "--plot",
+        str(tmp_path / "a.svg"),
     ).splitlines()
     assert (
         printed[0] == f"user 3, online: {before + 1} events"
@@ -103,21 +111,21 @@ def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
     )
 
 
-def test_mistakes_are_one_message(home: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("user_id,item_id\n1,2\n")
     for arguments, message in (
         (["push", str(tmp_path / "bad.csv")], "events lack the column 'timestamp'"),
         (["inspect", "history", "--user", "3", "--at", "soon"], "the moment cannot be read"),
         (["inspect", "history", "--user", "3", "--plot", "x.png"], "expected .svg, .html"),
     ):
-        answer = CliRunner().invoke(app, [*arguments, "--workdir", str(home)])
+        answer = CliRunner().invoke(app, [*arguments, "--workdir", str(workdir)])
         assert (
             answer.exit_code == 1
             and answer.stderr.startswith("longrec: ")
             and message in answer.stderr
         )
     assert "no events" in longrec(
-        home, "inspect", "history", "--user", "424242", "--plot", str(tmp_path / "none.html")
+        workdir, "inspect", "history", "--user", "424242", "--plot", str(tmp_path / "none.html")
     )
     assert "no events" in (tmp_path / "none.html").read_text()
 
@@ -186,6 +194,6 @@ def test_one_event_and_events_at_one_moment_are_drawn() -> None:
     ],
 )
 def test_moments(text: str, expected: int) -> None:
-    assert history_plot.moment_ms(text) == expected
+    assert history_plot.request_time_ms(text) == expected
     with pytest.raises(DataError, match="the moment cannot be read"):
-        history_plot.moment_ms(text + "?")
+        history_plot.request_time_ms(text + "?")

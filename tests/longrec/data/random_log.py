@@ -128,18 +128,18 @@ def _targets(
     rows, request = [], 1000
     for user in users:
         times = [row["timestamp"] for row in events if row["user_id"] == user] or [START_MS]
-        moments = sorted(
+        request_times = sorted(
             {int(rng.choice(times)) + int(rng.integers(-1, 2)) for _ in range(4)}
             | {max(times) + 1, min(times)}
         )
-        for moment in moments:
+        for request_time in request_times:
             request += 1
             for _ in range(int(rng.integers(1, 4))):
                 rows.append(
                     {
                         "request_id": request,
                         "user_id": user,
-                        "timestamp": moment,
+                        "timestamp": request_time,
                         "item_id": _item(int(rng.integers(0, NUM_ITEMS))),
                         "click": int(rng.integers(0, 2)),
                         "buy": int(rng.integers(0, 2)),

@@ -284,11 +284,14 @@ def test_history_lengths_count_strictly_earlier_events_of_the_user(
 ) -> None:
     events = sorted(events)
     users, stamps = (np.array([row[place] for row in events], np.int64) for place in (0, 1))
-    askers, moments = (np.array([row[place] for row in requests], np.int64) for place in (0, 1))
+    askers, request_times = (
+        np.array([row[place] for row in requests], np.int64) for place in (0, 1)
+    )
     expected = [
-        sum(user == asker and time < moment for user, time in events) for asker, moment in requests
+        sum(user == asker and time < request_time for user, time in events)
+        for asker, request_time in requests
     ]
-    assert history_lengths(users, stamps, askers, moments).tolist() == expected
+    assert history_lengths(users, stamps, askers, request_times).tolist() == expected
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))

@@ -366,8 +366,8 @@ def test_wrong_tables_are_refused() -> None:
 
 def test_timestamps_may_be_arrow_timestamps() -> None:
     batch = event_batch([7], ["view"], [1])
-    moment = pa.array([1_700_000_000_123], pa.timestamp("ms", tz="UTC"))
-    for column in (moment, moment.cast(pa.timestamp("us", tz="UTC"))):
+    request_time = pa.array([1_700_000_000_123], pa.timestamp("ms", tz="UTC"))
+    for column in (request_time, request_time.cast(pa.timestamp("us", tz="UTC"))):
         assert fitted().events(batch.set_column(1, "timestamp", column))[2].tolist() == [
             1_700_000_000_123
         ]

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrec.data import history
-from longrec.data.histories import Histories, HistoriesWriter, split_moments, split_names
+from longrec.data.histories import Histories, HistoriesWriter, split_names, split_times
 from longrec.errors import DataError, LongrecError, SchemaMismatch
 from tests.longrec.data.random_log import SCHEMA
 
@@ -89,13 +89,13 @@ def write(
     with HistoriesWriter(directory, SCHEMA) as writer:
         for actions, start in zip(texts, starts.tolist(), strict=True):
             assert writer.add(events_of(actions, start)) == (start, start + len(actions))
-        writer.finish(users, requests, targets, items, {"split_moment_ms": 2})
+        writer.finish(users, requests, targets, items, {"split_time_ms": 2})
     return directory
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     opened = Histories.open(write(tmp_path / "out"))
-    assert (opened.schema, opened.num_events, opened.num_requests, opened.split_moment_ms) == (
+    assert (opened.schema, opened.num_events, opened.num_requests, opened.split_time_ms) == (
         SCHEMA,
         9,
         5,
@@ -260,25 +260,28 @@ def test_other_directories_are_not_replaced(tmp_path: Path) -> None:
 def test_requests_of_one_moment_are_on_one_side(
     values: list[int], warmup: float, evaluation: float
 ) -> None:
-    moments = np.sort(np.array(values, np.int64))
-    warmup_end, split = split_moments(moments, warmup, evaluation)
-    names = split_names(moments, warmup_end, split)
+    request_times = np.sort(np.array(values, np.int64))
+    warmup_end, split = split_times(request_times, warmup, evaluation)
+    names = split_names(request_times, warmup_end, split)
     assert len(
-        {(moment, name) for moment, name in zip(moments.tolist(), names, strict=True)}
+        {
+            (request_time, name)
+            for request_time, name in zip(request_times.tolist(), names, strict=True)
+        }
     ) == len(set(values))
     order = {"warmup": 0, "train": 1, "eval": 2}
     assert [order[name] for name in names] == sorted(order[name] for name in names)
-    late = moments[np.array(names) == "eval"]
+    late = request_times[np.array(names) == "eval"]
     if evaluation:
         # what is too many shares the first evaluation moment with what had to be there
-        assert len(late) >= round(len(moments) * evaluation) and (late > split).sum() < max(
-            round(len(moments) * evaluation), 1
+        assert len(late) >= round(len(request_times) * evaluation) and (late > split).sum() < max(
+            round(len(request_times) * evaluation), 1
         )
     else:
         assert not len(late)
 
 
 def test_distinct_moments_are_split_by_their_shares() -> None:
-    moments = np.arange(100, dtype=np.int64) * 7
-    names = list(split_names(moments, *split_moments(moments, 0.1, 0.2)))
+    request_times = np.arange(100, dtype=np.int64) * 7
+    names = list(split_names(request_times, *split_times(request_times, 0.1, 0.2)))
     assert names == ["warmup"] * 10 + ["train"] * 70 + ["eval"] * 20

@@ -100,11 +100,13 @@ def test_what_is_hidden_under_nulls_does_not_reach_the_bytes() -> None:
 
 
 @given(st.lists(EVENT, max_size=40), st.integers(-1, 8))
-def test_a_prefix_holds_exactly_the_events_strictly_before(rows: list[Any], moment: int) -> None:
+def test_a_prefix_holds_exactly_the_events_strictly_before(
+    rows: list[Any], request_time: int
+) -> None:
     events = history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA)
-    prefix = history.prefix_before(events, moment)
+    prefix = history.prefix_before(events, request_time)
     assert prefix.column("event_seq").to_pylist() == [
-        row["event_seq"] for row in events.to_pylist() if row["timestamp"] < moment
+        row["event_seq"] for row in events.to_pylist() if row["timestamp"] < request_time
     ]
     baskets, later = (
         set(prefix.column("basket_id").to_pylist()),

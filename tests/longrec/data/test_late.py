@@ -68,12 +68,12 @@ def test_no_history_holds_what_was_not_known_yet(tmp_path: Path) -> None:
     built = histories(source, tmp_path / "out", DataConfig())
     users, known = np.asarray(rows["user_id"]), np.asarray(rows["came_in"])
     for user, events in built.items():
-        for moment in range(START - 1, START + 360):
-            expected = np.flatnonzero((users == user) & (known < moment))
+        for request_time in range(START - 1, START + 360):
+            expected = np.flatnonzero((users == user) & (known < request_time))
             seen = (
-                history.prefix_before(events, moment).column("event_seq").to_numpy() - 2
+                history.prefix_before(events, request_time).column("event_seq").to_numpy() - 2
             )  # the lines of the file, below its header
-            assert sorted(seen.tolist()) == expected.tolist(), (user, moment)
+            assert sorted(seen.tolist()) == expected.tolist(), (user, request_time)
     manifest = features.files.read_json(tmp_path / "out" / "manifest.json")
     assert manifest["counts"]["num_late"] == int((known > np.asarray(rows["timestamp"])).sum()) > 50
     assert source.facts["time_range_ms"] == [int(known.min()), int(known.max())]
@@ -108,7 +108,8 @@ def test_the_profile_counts_what_was_known(tmp_path: Path) -> None:
         for row in targets
     }
     lengths = [
-        int(((users == user) & (known < moment)).sum()) for user, moment in requests.values()
+        int(((users == user) & (known < request_time)).sum())
+        for user, request_time in requests.values()
     ]
     assert (
         list(drift.Profile.of(source).lengths)

@@ -1,4 +1,4 @@
-"""The length law: pinned mean, multiples, cuts, one seeded draw per request (spec section 7, test
+"""The training length distribution: pinned mean, multiples, cuts, one seeded draw per request (spec section 7, test
 10).
 """
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.config import LengthConfig
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.errors import ConfigError
 
 NUM = 200_000
@@ -23,7 +23,7 @@ PLENTY = np.full(NUM, 1_000_000, np.int64)
 def drawn(
     config: LengthConfig, *, seed: int = 0, epoch: int = 0, available: np.ndarray = PLENTY
 ) -> np.ndarray:
-    return LengthLaw(config, seed).lengths(IDS, available, epoch)
+    return LengthSampler(config, seed).lengths(IDS, available, epoch)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.25, 1.0, 5.0])
@@ -63,7 +63,7 @@ def test_uniform_covers_every_multiple_equally() -> None:
 
 def test_uniform_says_that_it_ignores_the_mean(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        LengthLaw(LengthConfig("uniform", 16, 56, 64))
+        LengthSampler(LengthConfig("uniform", 16, 56, 64))
     assert "not used" in caplog.text
 
 
@@ -94,14 +94,14 @@ def test_lengths_off_the_multiples_move_inwards_and_say_so(
 
 def test_impossible_laws_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiple"):
-        LengthLaw(LengthConfig("beta", 9, 10, 15))
+        LengthSampler(LengthConfig("beta", 9, 10, 15))
     with pytest.raises(ConfigError, match="two_point"):
-        LengthLaw(LengthConfig("two_point", alpha=2.5))
+        LengthSampler(LengthConfig("two_point", alpha=2.5))
 
 
 laws = st.builds(
     LengthConfig,
-    law=st.sampled_from(["beta", "two_point", "fixed", "uniform", "full"]),
+    distribution=st.sampled_from(["beta", "two_point", "fixed", "uniform", "full"]),
     minimum=st.just(8),
     mean=st.integers(8, 64),
     maximum=st.just(64),
@@ -120,25 +120,27 @@ requests = st.lists(
 def test_a_cut_is_one_slice_inside_the_history_and_its_own_draw(
     config, entries, seed, epoch
 ) -> None:
-    law = LengthLaw(config, seed)
+    length_sampler = LengthSampler(config, seed)
     ids, starts, sizes = (np.array(column, np.int64) for column in zip(*entries, strict=True))
     ends = starts + sizes
-    first, last = law.cut(ids, starts, ends, epoch)
+    first, last = length_sampler.cut(ids, starts, ends, epoch)
     assert (first >= starts).all() and (last <= ends).all() and (first <= last).all()
-    assert np.array_equal(last - first, np.minimum(sizes, law.lengths(ids, sizes, epoch)))
+    assert np.array_equal(
+        last - first, np.minimum(sizes, length_sampler.lengths(ids, sizes, epoch))
+    )
     if config.cut == "suffix":
         assert np.array_equal(last, ends)
     if config.cut == "prefix":
         assert np.array_equal(first, starts)
     for row in range(len(ids)):  # alone, in another order: the same draw
-        alone = law.cut(ids[[row]], starts[[row]], ends[[row]], epoch)
+        alone = length_sampler.cut(ids[[row]], starts[[row]], ends[[row]], epoch)
         assert (alone[0][0], alone[1][0]) == (first[row], last[row])
 
 
 def test_random_windows_are_spread_evenly() -> None:
-    law = LengthLaw(LengthConfig("fixed", 0, 8, 64, cut="random"))
+    length_sampler = LengthSampler(LengthConfig("fixed", 0, 8, 64, cut="random"))
     starts = np.zeros(NUM, np.int64)
-    first, _ = law.cut(IDS, starts, starts + 11, 0)
+    first, _ = length_sampler.cut(IDS, starts, starts + 11, 0)
     values, counts = np.unique(first, return_counts=True)
     assert values.tolist() == [0, 1, 2, 3]
     assert np.abs(counts / NUM - 1 / 4).max() < 0.005

@@ -21,14 +21,14 @@ from longrec.config import LengthConfig
 from longrec.data import loader
 from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.errors import DataError
 from longrec.training.train import fit_encoder
 from tests.longrec import small_world
 
-FULL = LengthLaw(LengthConfig("full"))
-SHORT = LengthLaw(LengthConfig("beta", 0, 16, 64), seed=3)
+FULL = LengthSampler(LengthConfig("full"))
+SHORT = LengthSampler(LengthConfig("beta", 0, 16, 64), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +109,13 @@ def test_a_batch_holds_what_the_files_say(directory: Path, encoded: EncodedHisto
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 40), st.sampled_from([FULL, SHORT]), st.integers(0, 3))
 def test_packing_equals_one_request_at_a_time(
-    encoded, budget: int, max_requests: int, law: LengthLaw, epoch: int
+    encoded, budget: int, max_requests: int, length_sampler: LengthSampler, epoch: int
 ) -> None:
     packed = RequestStream.training(
-        encoded, law, token_budget=budget, max_requests=max_requests, seed=7, epoch=epoch
+        encoded, length_sampler, token_budget=budget, max_requests=max_requests, seed=7, epoch=epoch
     )
     single = RequestStream.training(
-        encoded, law, token_budget=1, max_requests=1, seed=7, epoch=epoch
+        encoded, length_sampler, token_budget=1, max_requests=1, seed=7, epoch=epoch
     )
     assert by_request(packed) == by_request(single)
     assert len(single) == len(encoded.requests("train"))

@@ -57,12 +57,12 @@ def write_log(path: Path, *, num_users: int, per_user: int, seed: int) -> Datase
                 "seconds": rng.random(len(users)),
             }
         )
-        moments = pa.array([len(users) * 7] * num_users, pa.timestamp("ms", "UTC"))
+        request_times = pa.array([len(users) * 7] * num_users, pa.timestamp("ms", "UTC"))
         targets = pa.table(
             {
                 "request_id": np.arange(num_users),
                 "user_id": np.arange(num_users),
-                "timestamp": moments,
+                "timestamp": request_times,
                 "item_id": np.zeros(num_users, np.int64),
                 "label": np.zeros(num_users, np.int8),
             }

@@ -44,7 +44,9 @@ def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) 
     return [root / f"features-{number}" for number in range(count)]
 
 
-@pytest.fixture(params=["random", pytest.param("planted", marks=pytest.mark.slow)], scope="module")
+@pytest.fixture(
+    params=["random", pytest.param("synthetic", marks=pytest.mark.slow)], scope="module"
+)
 def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
@@ -127,7 +129,7 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
 
 
 @pytest.fixture(scope="module")
-def home(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
     features.build(source, root / "features", DATA)
     publish(root / "features", root / "home", REPO)
@@ -135,10 +137,10 @@ def home(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def retrieve_shards(
-    source: Path, home: Path, root: Path, count: int, data: DataConfig
+    source: Path, workdir: Path, root: Path, count: int, data: DataConfig
 ) -> list[Path]:
     for number, name in enumerate(shards(count)):
-        retrieve(source, home, REPO, root / f"histories-{number}", data, 3, Shard.parse(name))
+        retrieve(source, workdir, REPO, root / f"histories-{number}", data, 3, Shard.parse(name))
     return [root / f"histories-{number}" for number in range(count)]
 
 
@@ -153,12 +155,12 @@ def retrieve_shards(
     ],
 )
 def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
-    source: Path, home: Path, tmp_path: Path, count: int, max_requests: int
+    source: Path, workdir: Path, tmp_path: Path, count: int, max_requests: int
 ) -> None:
     """Of seven shards two are empty, for there are five parts."""
     data = dataclasses.replace(DATA, max_requests=max_requests)
-    expected = retrieve(source, home, REPO, tmp_path / "whole", data, 3)
-    found = retrieve_shards(source, home, tmp_path, count, data)
+    expected = retrieve(source, workdir, REPO, tmp_path / "whole", data, 3)
+    found = retrieve_shards(source, workdir, tmp_path, count, data)
     assert join(found[::-1], tmp_path / "joined", data, 3) == expected
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     assert (
@@ -177,12 +179,12 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
 
 @pytest.mark.parametrize("key", ["store_version", "dataset_hash"])
 def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
-    source: Path, home: Path, tmp_path: Path, key: str
+    source: Path, workdir: Path, tmp_path: Path, key: str
 ) -> None:
     """As where somebody published, or the dataset was replaced, between the retrievals of two
     shards.
     """
-    found = retrieve_shards(source, home, tmp_path, 2, DATA)
+    found = retrieve_shards(source, workdir, tmp_path, 2, DATA)
     manifest = files.read_json(found[1] / "manifest.json")
     files.write_json(found[1] / "manifest.json", {**manifest, key: "another"})
     with pytest.raises(DataError, match="not shards of one dataset"):
@@ -193,14 +195,16 @@ def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
 @pytest.mark.slow
 def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -> None:
     """Six parts in four shards: 2.8 million events, an item table larger than a page of Parquet."""
-    source, home, data = tmp_path / "data", tmp_path / "home", DataConfig(max_history=10_000)
+    source, workdir, data = tmp_path / "data", tmp_path / "home", DataConfig(max_history=10_000)
     real_logs.dev_events(source)
     features.build(source, tmp_path / "whole", data)
     features.join(build_shards(source, tmp_path, 4, data), tmp_path / "joined")
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
-    publish(tmp_path / "joined", home, REPO)
-    retrieve(source, home, REPO, tmp_path / "histories", data, 3)
-    join(retrieve_shards(source, home, tmp_path, 4, data), tmp_path / "joined-histories", data, 3)
+    publish(tmp_path / "joined", workdir, REPO)
+    retrieve(source, workdir, REPO, tmp_path / "histories", data, 3)
+    join(
+        retrieve_shards(source, workdir, tmp_path, 4, data), tmp_path / "joined-histories", data, 3
+    )
     assert files_of(tmp_path / "joined-histories") == files_of(tmp_path / "histories")
 
 
@@ -222,16 +226,18 @@ def said(check: Callable[[], checks.CheckReport]) -> object:
 
 @pytest.mark.parametrize("count", [2, 7])
 def test_a_dataset_is_checked_alike_in_shards(
-    source: Path, home: Path, tmp_path: Path, count: int
+    source: Path, workdir: Path, tmp_path: Path, count: int
 ) -> None:
     for number, name in enumerate(shards(count)):
-        checks.profile_events(source, tmp_path / f"profile-{number}", home, Shard.parse(name))
+        checks.profile_events(source, tmp_path / f"profile-{number}", workdir, Shard.parse(name))
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
     assert said(
-        lambda: checks.check_event_profiles(profiles[::-1], tmp_path / "joined.html", CHECKS, home)
-    ) == said(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, home))
+        lambda: checks.check_event_profiles(
+            profiles[::-1], tmp_path / "joined.html", CHECKS, workdir
+        )
+    ) == said(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, workdir))
     with pytest.raises(DataError, match="not all shards"):
-        checks.check_event_profiles(profiles[1:], tmp_path / "joined.html", CHECKS, home)
+        checks.check_event_profiles(profiles[1:], tmp_path / "joined.html", CHECKS, workdir)
 
 
 def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:

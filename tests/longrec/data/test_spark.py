@@ -118,7 +118,7 @@ def test_retrieval_by_spark_gives_the_same_histories(
     for overlay in ("", "spark"):
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", overlay)
         publish(tmp_path / "tables", tmp_path / f"home{overlay}", ROOT / "feature_repo")
-        home, out = tmp_path / f"home{overlay}", tmp_path / f"out{overlay}"
-        report = retrieve(source.path, home, ROOT / "feature_repo", out, DataConfig(), 0)
+        workdir, out = tmp_path / f"home{overlay}", tmp_path / f"out{overlay}"
+        report = retrieve(source.path, workdir, ROOT / "feature_repo", out, DataConfig(), 0)
         found.append((report, content(out)))
     assert found[0] == found[1] and len(found[0][1]) == 6

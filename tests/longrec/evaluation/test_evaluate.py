@@ -44,8 +44,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     manifest = read_json(path / "manifest.json")
     facts = {
-        "bayes_auc": [{"length": 4, "auc": 0.8}, {"length": 16, "auc": 0.9}],
-        "bayes_auc_full": 0.92,
+        "best_possible_auc": [{"length": 4, "auc": 0.8}, {"length": 16, "auc": 0.9}],
+        "best_possible_auc_full": 0.92,
     }
     write_json(path / "manifest.json", {**manifest, "dataset": "small", "dataset_facts": facts})
     return path
@@ -205,7 +205,7 @@ def test_popularity_equals_a_loop_and_is_the_better_of_two(
         for item, time in zip(
             batch.column("item_id").to_pylist(), batch.column("timestamp").to_pylist(), strict=True
         ):
-            if time < histories.split_moment_ms:
+            if time < histories.split_time_ms:
                 counts[item] = counts.get(item, 0) + 1
     items, labels = predictions["item_id"].to_pylist(), np.asarray(predictions["click_label"])
     rates = [
@@ -216,9 +216,9 @@ def test_popularity_equals_a_loop_and_is_the_better_of_two(
         "rate": roc_auc_score(labels, rates),
         "count": roc_auc_score(labels, [counts.get(item, 0) for item in items]),
     }
-    popular = result.popularity["click"]
-    assert popular["name"] == max(aucs, key=aucs.__getitem__)
-    assert popular["auc"] == pytest.approx(max(aucs.values()))
+    popularity = result.popularity["click"]
+    assert popularity["name"] == max(aucs, key=aucs.__getitem__)
+    assert popularity["auc"] == pytest.approx(max(aucs.values()))
     assert result.gain["click"]["value"] == pytest.approx(
         result.metrics["click"]["auc"] - max(aucs.values())
     )
@@ -266,7 +266,7 @@ def test_the_directory_holds_everything(result: evaluation.EvaluationReport) -> 
         parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
     )
     assert facts["metrics"]["click"]["auc"] == result.metrics["click"]["auc"]
-    assert facts["gate"]["passed"] is True and facts["bayes"] == [
+    assert facts["gate"]["passed"] is True and facts["best_possible"] == [
         {"length": 4, "auc": 0.8},
         {"length": 16, "auc": 0.9},
     ]
@@ -434,7 +434,7 @@ def test_popularity_looks_at_nothing_from_the_evaluation(
     last = histories.batches[-1]
     times = np.asarray(last.column("timestamp")).copy()
     items = np.asarray(last.column("item_id")).copy()
-    items[times >= histories.split_moment_ms] = small_world.FIRST_ID
+    items[times >= histories.split_time_ms] = small_world.FIRST_ID
     assert not np.array_equal(items, np.asarray(last.column("item_id")))
     changed = last.set_column(
         last.schema.get_field_index("item_id"), last.schema.field("item_id"), pa.array(items)

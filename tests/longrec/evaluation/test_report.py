@@ -228,11 +228,11 @@ def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
 def test_one_length_and_one_level_can_be_drawn(tmp_path: Path) -> None:
     facts = _facts()
     row = {**facts["lengths"][1], "auc": 0.5, "auc_low": None, "auc_high": None}
-    popular = {"name": "rate", **_metrics(0.5)}
+    popularity = {"name": "rate", **_metrics(0.5)}
     facts |= {
         "lengths": [row],
         "bayes": [],
-        "popularity": {"is_click": popular, "long_view": popular},
+        "popularity": {"is_click": popularity, "long_view": popularity},
     }
     assert "nan" not in _write(facts, tmp_path / "report.html")
 

@@ -46,8 +46,10 @@ def test_item_age_is_the_time_since_its_first_event(
         ):
             first[item] = min(time, first.get(item, time))
     expected = [
-        (moment - first[item]) // DAY_MS if first.get(item, moment) < moment else -1
-        for _, item, moment, _ in rows(histories)
+        (request_time - first[item]) // DAY_MS
+        if first.get(item, request_time) < request_time
+        else -1
+        for _, item, request_time, _ in rows(histories)
     ]
     np.testing.assert_array_equal(
         slices.item_ages(encoded, sample.positions, sample.owners), expected
@@ -61,10 +63,10 @@ def test_activity_counts_the_last_days(
     monkeypatch.setattr(slices, "DAY_MS", 100_000)
     expected = [
         sum(
-            time >= moment - 28 * 100_000
+            time >= request_time - 28 * 100_000
             for time in histories.history(place)["timestamp"].to_pylist()
         )
-        for place, _, moment, _ in rows(histories)
+        for place, _, request_time, _ in rows(histories)
     ]
     found = slices.activity(encoded, sample.owners)
     np.testing.assert_array_equal(found, expected)

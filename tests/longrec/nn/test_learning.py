@@ -14,7 +14,7 @@ import torch
 from longrec.config import ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.nn.ranker import Ranker
-from longrec.schema import planted
+from longrec.schema import synthetic_schema
 from longrec.training import losses
 from longrec.training import optimizers as optim
 
@@ -23,7 +23,7 @@ TOPIC = np.random.default_rng(0).permutation(np.arange(NUM_ITEMS) % NUM_TOPICS)
 
 
 def planted_batch(rng: np.random.Generator) -> RequestBatch:
-    """Returns requests of the planted world: a label is likely where the history has a like on the
+    """Returns requests of the synthetic dataset: a label is likely where the history has a like on the
     target's topic.
     """
     shape, like_rate = (NUM_REQUESTS, NUM_EVENTS), NUM_TOPICS * math.log(2) / NUM_EVENTS
@@ -35,10 +35,10 @@ def planted_batch(rng: np.random.Generator) -> RequestBatch:
     labels = rng.random(candidates.shape) < np.where(
         np.take_along_axis(liked, TOPIC[candidates], 1), 0.88, 0.12
     )
-    moments = torch.full((NUM_REQUESTS,), 1_700_000_000_000) + torch.from_numpy(
+    request_times = torch.full((NUM_REQUESTS,), 1_700_000_000_000) + torch.from_numpy(
         rng.integers(0, 10**9, NUM_REQUESTS)
     )
-    times = moments[:, None] - torch.from_numpy(
+    times = request_times[:, None] - torch.from_numpy(
         np.sort(rng.integers(1, 10**10, shape), axis=1)[:, ::-1].copy()
     )
     offsets = torch.arange(NUM_REQUESTS + 1)
@@ -50,7 +50,7 @@ def planted_batch(rng: np.random.Generator) -> RequestBatch:
         torch.from_numpy(candidates.ravel() + 1),
         offsets * NUM_TARGETS,
         torch.ones(NUM_REQUESTS, 1, dtype=torch.int64),
-        moments,
+        request_times,
         torch.from_numpy(labels.reshape(-1, 1).astype(np.float32)),
     )
 
@@ -60,7 +60,7 @@ def test_a_rare_event_is_found_within_sixty_steps(seed: int) -> None:
     torch.manual_seed(seed)
     table = np.stack([np.arange(NUM_ITEMS + 1) + 1, np.concatenate([[1], TOPIC + 2])], axis=1)
     sizes = {"item": (NUM_ITEMS + 2, NUM_TOPICS + 2), "user": (4,), "event": (5,)}
-    model = Ranker(ModelConfig(width=32), planted(), sizes, torch.from_numpy(table))
+    model = Ranker(ModelConfig(width=32), synthetic_schema(), sizes, torch.from_numpy(table))
     rng, config, seen = (
         np.random.default_rng(100 + seed),
         TrainConfig(learning_rate=3e-3),

@@ -76,8 +76,8 @@ class Literal:
             self.embed("items", self.schema.item, self.p["item_table"][row].astype(int).tolist()),
         )
 
-    def bucket(self, moment: int, time: int) -> int:
-        seconds = (moment - time) / 1000
+    def bucket(self, request_time: int, time: int) -> int:
+        seconds = (request_time - time) / 1000
         return 0 if seconds < 1 else min(31, 1 + math.floor(math.log2(seconds)))
 
     def event(self, row: int, features: list[int], bucket: int) -> Array:
@@ -158,14 +158,14 @@ class Literal:
     def logits(self, batch: RequestBatch) -> tuple[list[Array], list[Array]]:
         main, auxiliary = list[Array](), list[Array]()
         for r in range(batch.num_requests):
-            moment = int(batch.request_timestamps[r])
+            request_time = int(batch.request_timestamps[r])
             span = range(int(batch.event_offsets[r]), int(batch.event_offsets[r + 1]))
-            buckets = [self.bucket(moment, int(batch.event_timestamps[i])) for i in span]
+            buckets = [self.bucket(request_time, int(batch.event_timestamps[i])) for i in span]
             events = [
                 self.event(int(batch.event_items[i]), batch.event_features[i].tolist(), bucket)
                 for i, bucket in zip(span, buckets, strict=True)
             ]
-            when = datetime.datetime.fromtimestamp(moment / 1000, datetime.UTC)
+            when = datetime.datetime.fromtimestamp(request_time / 1000, datetime.UTC)
             context = (
                 self.p["hour.weight"][when.hour]
                 + self.p["day.weight"][(when.date() - datetime.date(1970, 1, 1)).days % 7]
@@ -494,9 +494,9 @@ def test_the_time_gap_matters_and_the_future_counts_as_now(recency: str) -> None
 def test_the_context_is_the_hour_and_the_day_and_nothing_else_of_the_time() -> None:
     model, whole = worlds.ranker(recency="none"), worlds.batch([25], [4])
 
-    def at(moment: int) -> torch.Tensor:
+    def at(request_time: int) -> torch.Tensor:
         logits: torch.Tensor = model(
-            dataclasses.replace(whole, request_timestamps=torch.tensor([moment]))
+            dataclasses.replace(whole, request_timestamps=torch.tensor([request_time]))
         ).logits
         return logits
 

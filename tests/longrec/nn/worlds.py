@@ -50,10 +50,10 @@ def batch(lengths: list[int], num_targets: list[int], *, seed: int = 0) -> Reque
     """Returns a random valid batch with the given history lengths and numbers of targets."""
     torch.manual_seed(seed)
     events, targets, requests = sum(lengths), sum(num_targets), len(lengths)
-    moments = NOW + torch.randint(0, 10**9, (requests,))
+    request_times = NOW + torch.randint(0, 10**9, (requests,))
     times = [
-        torch.sort(moment - torch.randint(1, 10**10, (length,))).values
-        for moment, length in zip(moments, lengths, strict=True)
+        torch.sort(request_time - torch.randint(1, 10**10, (length,))).values
+        for request_time, length in zip(request_times, lengths, strict=True)
     ]
     return RequestBatch(
         event_items=torch.randint(0, NUM_ITEMS + 1, (events,)),
@@ -65,7 +65,7 @@ def batch(lengths: list[int], num_targets: list[int], *, seed: int = 0) -> Reque
         target_items=torch.randint(0, NUM_ITEMS + 1, (targets,)),
         target_offsets=offsets(num_targets),
         user_features=torch.randint(0, SIZES["user"][0], (requests, 1)),
-        request_timestamps=moments,
+        request_timestamps=request_times,
         labels=torch.randint(0, 2, (targets, 2)).double(),
     ).validate(num_items=NUM_ITEMS + 1)
 

@@ -1,4 +1,4 @@
-"""The log of requests stays bounded; drift is found where it was planted and not where it was
+"""The log of requests stays bounded; drift is found where it was synthetic and not where it was
 not.
 """
 
@@ -30,14 +30,14 @@ def reference(served_world: ServedWorld) -> pa.Table:
 
 
 @pytest.fixture()
-def home(served_world: ServedWorld, tmp_path: Path) -> Path:
-    (tmp_path / "features").symlink_to((served_world.home / "features").resolve())
+def workdir(served_world: ServedWorld, tmp_path: Path) -> Path:
+    (tmp_path / "features").symlink_to((served_world.workdir / "features").resolve())
     return tmp_path
 
 
-def replay(home: Path, reference: pa.Table, change=lambda row: row, version: str = "v1") -> None:
+def replay(workdir: Path, reference: pa.Table, change=lambda row: row, version: str = "v1") -> None:
     """Logs the requests of the reference as if a service had answered them."""
-    log = RequestLog(home, 1.0)
+    log = RequestLog(workdir, 1.0)
     rows = reference.to_pylist()
     for request in dict.fromkeys(row["request_id"] for row in rows):
         mine = [change(dict(row)) for row in rows if row["request_id"] == request]
@@ -53,15 +53,17 @@ def replay(home: Path, reference: pa.Table, change=lambda row: row, version: str
     log.stop()
 
 
-def compare(world: ServedWorld, home: Path, config: DriftConfig = CONFIG) -> monitoring.DriftReport:
+def compare(
+    world: ServedWorld, workdir: Path, config: DriftConfig = CONFIG
+) -> monitoring.DriftReport:
     return drift(
-        home, world.path / "evaluation", world.path / "bundle", home / "report.html", config
+        workdir, world.path / "evaluation", world.path / "bundle", workdir / "report.html", config
     )
 
 
-def test_the_same_requests_have_not_drifted(served_world, home, reference) -> None:
-    replay(home, reference)
-    report = compare(served_world, home, DriftConfig(min_requests=20, window_hours=1e6))
+def test_the_same_requests_have_not_drifted(served_world, workdir, reference) -> None:
+    replay(workdir, reference)
+    report = compare(served_world, workdir, DriftConfig(min_requests=20, window_hours=1e6))
     assert (
         report.passed
         and report.is_enough
@@ -69,7 +71,7 @@ def test_the_same_requests_have_not_drifted(served_world, home, reference) -> No
         and report.num_scores == reference.num_rows
     )
     assert report.largest_score_psi == report.largest_feature_psi == 0.0
-    assert "no drift" in (home / "report.html").read_text() and numbers(report)["passed"] == 1.0
+    assert "no drift" in (workdir / "report.html").read_text() and numbers(report)["passed"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -81,17 +83,17 @@ def test_the_same_requests_have_not_drifted(served_world, home, reference) -> No
         ("user.region", lambda row: {**row, "user_id": 10**15}),
     ],
 )
-def test_what_was_planted_is_found(served_world, home, reference, name: str, change) -> None:
-    replay(home, reference, change)
-    report = compare(served_world, home, DriftConfig(min_requests=20, window_hours=1e6))
+def test_what_was_planted_is_found(served_world, workdir, reference, name: str, change) -> None:
+    replay(workdir, reference, change)
+    report = compare(served_world, workdir, DriftConfig(min_requests=20, window_hours=1e6))
     assert name in report.drifted and not report.passed
-    assert name in (home / "report.html").read_text()
-    assert compare(served_world, home, DriftConfig(min_requests=10**6)).passed  # too few to tell
+    assert name in (workdir / "report.html").read_text()
+    assert compare(served_world, workdir, DriftConfig(min_requests=10**6)).passed  # too few to tell
 
 
-def test_only_the_window_and_the_last_version_count(served_world, home, reference) -> None:
-    replay(home, reference)
-    log = RequestLog(home, 1.0)
+def test_only_the_window_and_the_last_version_count(served_world, workdir, reference) -> None:
+    replay(workdir, reference)
+    log = RequestLog(workdir, 1.0)
     last = int(max(reference.column("timestamp").to_pylist()).timestamp() * 1000)
     for _ in range(30):
         log.add(
@@ -104,36 +106,36 @@ def test_only_the_window_and_the_last_version_count(served_world, home, referenc
             degraded=True,
         )
     log.stop()
-    report = compare(served_world, home)
+    report = compare(served_world, workdir)
     assert (report.model_version, report.num_requests, report.degraded_share) == ("v2", 30, 1.0)
 
 
 def test_the_version_that_answered_is_compared_with_its_own_evaluation(
-    served_world, home, reference, monkeypatch
+    served_world, workdir, reference, monkeypatch
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(served_world.store))
     config = DriftConfig(min_requests=20, window_hours=1e6)
-    replay(home, reference, version=VERSION)
+    replay(workdir, reference, version=VERSION)
     with pytest.raises(
         DataError, match=f"nothing is known of the evaluation of {VERSION}.*Package it again"
     ):
-        monitoring.check_drift(home, home / "page.html", config)
-    shutil.copytree(served_world.path / "evaluation", registry.reference_dir(home, VERSION))
-    assert monitoring.check_drift(home, home / "page.html", config).passed
+        monitoring.check_drift(workdir, workdir / "page.html", config)
+    shutil.copytree(served_world.path / "evaluation", registry.reference_dir(workdir, VERSION))
+    assert monitoring.check_drift(workdir, workdir / "page.html", config).passed
     replay(
-        home,
+        workdir,
         reference,
         lambda row: {**row, "label_score": row["label_score"] * 0.5},
         version=VERSION,
     )
     with pytest.raises(CheckFailed, match=f"requests of {VERSION} have drifted; found score label"):
-        monitoring.check_drift(home, home / "page.html", config)
-    assert "score label" in (home / "page.html").read_text()
+        monitoring.check_drift(workdir, workdir / "page.html", config)
+    assert "score label" in (workdir / "page.html").read_text()
 
 
-def test_without_a_log_it_says_how_to_get_one(served_world, home) -> None:
+def test_without_a_log_it_says_how_to_get_one(served_world, workdir) -> None:
     with pytest.raises(DataError, match="LONGREC_LOG_SHARE"):
-        compare(served_world, home)
+        compare(served_world, workdir)
 
 
 def test_the_log_is_a_share_and_stays_bounded(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,18 +174,18 @@ def test_the_log_is_a_share_and_stays_bounded(tmp_path, monkeypatch: pytest.Monk
     log.stop()
 
 
-def test_a_scorers_answers_can_be_logged(served_world, home) -> None:
+def test_a_scorers_answers_can_be_logged(served_world, workdir) -> None:
     histories, scorer = (
         Histories.open(served_world.path / "histories"),
         Scorer.load(served_world.path / "bundle"),
     )
-    log = RequestLog(home, 1.0)
+    log = RequestLog(workdir, 1.0)
     items = histories.items.column("item_id").to_numpy()[:5]
     for row, user in enumerate(histories.users.to_pylist()[:25]):
         rows = RequestRows(histories.timeline(row), user, 1_720_000_000_000, items)
         log.add(
             user["user_id"],
-            rows.moment_ms,
+            rows.request_time_ms,
             items,
             {"label": scorer.score([rows])[0][:, 0]},
             history_length=48,
@@ -191,6 +193,6 @@ def test_a_scorers_answers_can_be_logged(served_world, home) -> None:
             degraded=False,
         )
     log.stop()
-    report = compare(served_world, home)
+    report = compare(served_world, workdir)
     assert report.num_requests == 25 and report.num_scores == 125
-    shutil.rmtree(home / "requests")
+    shutil.rmtree(workdir / "requests")

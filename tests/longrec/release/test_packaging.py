@@ -161,7 +161,7 @@ def test_labels_name_data_schema_bundle_and_metrics(
     )
     assert (
         labels["data"] == facts["content_hash"][:16]
-        and labels["dataset"] == "planted"
+        and labels["dataset"] == "synthetic"
         and labels["served_length"] == str(LENGTH)
     )
     assert float(labels["label.auc"]) == pytest.approx(metrics["metrics"]["label"]["auc"], rel=1e-4)
@@ -300,17 +300,17 @@ def test_parity_passes_only_equal_answers(
     asked: list[int] = []
 
     def answer(host: str, port: int, body: dict[str, Any]) -> dict[str, Any]:
-        user, moment = users[body["user_id"]], body["request_time"]
+        user, request_time = users[body["user_id"]], body["request_time"]
         rows = RequestRows(
-            histories.timeline(user["user_row"]), user, moment, np.array(body["candidates"])
+            histories.timeline(user["user_row"]), user, request_time, np.array(body["candidates"])
         )
-        events = int((np.asarray(rows.history.column("timestamp")) < moment).sum())
+        events = int((np.asarray(rows.history.column("timestamp")) < request_time).sum())
         found = {
             "scores": {"label": scorer.score([rows])[0][:, 0].tolist()},
             "history_length": min(events, LENGTH),
             "degraded": False,
         }
-        asked.append(moment)
+        asked.append(request_time)
         if len(asked) == 5:  # one answer of many
             FAULTS[fault](found)
         return found
@@ -323,7 +323,7 @@ def test_parity_passes_only_equal_answers(
         served_world.path / "bundle",
         served_world.path / "histories",
         tmp_path,
-        home=tmp_path,
+        workdir=tmp_path,
         bound=1e-4,
         seed=0,
     )
@@ -349,7 +349,7 @@ def test_a_bento_is_packaged_once(
     assert packaged.listed() == (["longrec-ranker:run-1"], ["longrec-ranker:run-1"])
     monkeypatch.setenv("BENTOML_HOME", str(packaged.store))
     with pytest.raises(PackagingError, match="a version is never used twice"):
-        packaged.again(served_world, tmp_path / "bento", home=served_world.home)
+        packaged.again(served_world, tmp_path / "bento", workdir=served_world.workdir)
     assert not (tmp_path / "bento").exists() and packaged.listed() == (
         ["longrec-ranker:run-1"],
         ["longrec-ranker:run-1"],
@@ -365,7 +365,7 @@ def test_nothing_is_left_of_a_bento_whose_scores_differ(
     )  # the same schema, other events of the same users
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
     with pytest.raises(GateRefused, match=r"the service used .* events, training"):
-        packaged.again(served_world, tmp_path / "out" / "bento", home=other.home)
+        packaged.again(served_world, tmp_path / "out" / "bento", workdir=other.workdir)
     verdict = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert not verdict["passed"] and verdict["http_error"] > 1e-3 and verdict["scorer_error"] < 1e-5
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["parity.json"]
@@ -387,7 +387,7 @@ def test_a_server_dies_with_the_process_that_started_it(
         "with serving(sys.argv[1], home=sys.argv[2]) as (host, port):\n    print(port, flush=True)\n    time.sleep(900)\n"
     )
     starter = subprocess.Popen(
-        [sys.executable, "-c", script, packaged.report.path, str(served_world.home)],
+        [sys.executable, "-c", script, packaged.report.path, str(served_world.workdir)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -403,12 +403,12 @@ def test_a_server_dies_with_the_process_that_started_it(
 
 
 def test_a_server_that_does_not_start_says_why(served_world: ServedWorld, tmp_path: Path) -> None:
-    target, home = "bento.service:Ranker", tmp_path / "nothing"
+    target, workdir = "bento.service:Ranker", tmp_path / "nothing"
     with (
         pytest.raises(
             PackagingError, match=r"did not start; found .*no feature store at .*nothing"
         ),
-        parity.serving(target, home=home, store=served_world.store, folder=ROOT),
+        parity.serving(target, workdir=workdir, store=served_world.store, folder=ROOT),
     ):
         pytest.fail("it started")
 

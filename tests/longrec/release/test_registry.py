@@ -20,10 +20,10 @@ from tests.conftest import VERSION, ServedWorld
 
 
 @pytest.fixture()
-def home(served_world: ServedWorld, tmp_path: Path) -> Path:
-    """A home with the published features of the served world, and no registry."""
+def workdir(served_world: ServedWorld, tmp_path: Path) -> Path:
+    """A work directory with the published features of the served world, and no registry."""
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "features").symlink_to((served_world.home / "features").resolve())
+    (tmp_path / "home" / "features").symlink_to((served_world.workdir / "features").resolve())
     return tmp_path / "home"
 
 
@@ -44,17 +44,17 @@ def store(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def test_promotion_and_rollback_and_who_decided(home: Path, store: Path) -> None:
-    assert registry.read(home) == Registry() and registry.log(home) == []
-    registry.promote(home, store, "v1", by="ann", why="first")
-    after = registry.promote(home, store, "v2", by="bob", why=" better ")
+def test_promotion_and_rollback_and_who_decided(workdir: Path, store: Path) -> None:
+    assert registry.read(workdir) == Registry() and registry.log(workdir) == []
+    registry.promote(workdir, store, "v1", by="ann", why="first")
+    after = registry.promote(workdir, store, "v2", by="bob", why=" better ")
     assert (after.champion, after.previous, after.generation) == ("v2", "v1", 2)
-    assert registry.read(home) == after
-    assert registry.rollback(home, store, by="ann", why="worse after all").champion == "v1"
-    assert registry.rollback(home, store, by="ann", why="no").champion == "v2"  # undoes it
+    assert registry.read(workdir) == after
+    assert registry.rollback(workdir, store, by="ann", why="worse after all").champion == "v1"
+    assert registry.rollback(workdir, store, by="ann", why="no").champion == "v2"  # undoes it
     told = [
         (change.generation, change.action, change.version, change.replaced, change.by, change.why)
-        for change in registry.log(home)
+        for change in registry.log(workdir)
     ]
     assert told == [
         (1, "promote", "v1", None, "ann", "first"),
@@ -62,155 +62,160 @@ def test_promotion_and_rollback_and_who_decided(home: Path, store: Path) -> None
         (3, "rollback", "v1", "v2", "ann", "worse after all"),
         (4, "rollback", "v2", "v1", "ann", "no"),
     ]
-    assert (home / "models" / "log.jsonl").read_text().count("\n") == 4
+    assert (workdir / "models" / "log.jsonl").read_text().count("\n") == 4
 
 
-def test_a_challenger_leaves_the_shadow_when_it_is_promoted(home: Path, store: Path) -> None:
-    registry.promote(home, store, "v1", by="ann", why="first")
-    after = registry.shadow(home, store, "v2", 0.25, by="ann", why="compare")
+def test_a_challenger_leaves_the_shadow_when_it_is_promoted(workdir: Path, store: Path) -> None:
+    registry.promote(workdir, store, "v1", by="ann", why="first")
+    after = registry.shadow(workdir, store, "v2", 0.25, by="ann", why="compare")
     assert (after.champion, after.challenger, after.mirror_share) == ("v1", "v2", 0.25)
-    after = registry.promote(home, store, "v2", by="ann", why="good")
+    after = registry.promote(workdir, store, "v2", by="ann", why="good")
     assert (after.challenger, after.mirror_share) == (None, 0.0)
-    registry.shadow(home, store, "v1", 1.0, by="ann", why="compare")
-    assert registry.rollback(home, store, by="ann", why="x").challenger is None
-    registry.shadow(home, store, "v2", 1.0, by="ann", why="compare")
-    assert registry.unshadow(home, by="ann", why="enough").challenger is None
+    registry.shadow(workdir, store, "v1", 1.0, by="ann", why="compare")
+    assert registry.rollback(workdir, store, by="ann", why="x").challenger is None
+    registry.shadow(workdir, store, "v2", 1.0, by="ann", why="compare")
+    assert registry.unshadow(workdir, by="ann", why="enough").challenger is None
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
         (
-            lambda home, store: registry.promote(home, store, "v9", by="a", why="b"),
+            lambda workdir, store: registry.promote(workdir, store, "v9", by="a", why="b"),
             ModelError,
             "no model longrec-ranker:v9",
         ),
         (
-            lambda home, store: registry.promote(home, store, "../x", by="a", why="b"),
+            lambda workdir, store: registry.promote(workdir, store, "../x", by="a", why="b"),
             ModelError,
             "no model",
         ),
         (
-            lambda home, store: registry.promote(home, store, "damaged", by="a", why="b"),
+            lambda workdir, store: registry.promote(workdir, store, "damaged", by="a", why="b"),
             DataError,
             "weights_sha256",
         ),
         (
-            lambda home, store: registry.promote(home, store, "foreign", by="a", why="b"),
+            lambda workdir, store: registry.promote(workdir, store, "foreign", by="a", why="b"),
             SchemaMismatch,
             "user.region",
         ),
         (
-            lambda home, store: registry.shadow(home, store, "foreign", 0.1, by="a", why="b"),
+            lambda workdir, store: registry.shadow(workdir, store, "foreign", 0.1, by="a", why="b"),
             SchemaMismatch,
             "user.region",
         ),
         (
-            lambda home, store: registry.promote(home, store, "v2", by="a", why="  "),
+            lambda workdir, store: registry.promote(workdir, store, "v2", by="a", why="  "),
             ModelError,
             "reason",
         ),
         (
-            lambda home, store: registry.promote(home, store, "v1", by="a", why="b"),
+            lambda workdir, store: registry.promote(workdir, store, "v1", by="a", why="b"),
             ModelError,
             "already",
         ),
         (
-            lambda home, store: registry.rollback(home, store, by="a", why="b"),
+            lambda workdir, store: registry.rollback(workdir, store, by="a", why="b"),
             ModelError,
             "no champion to go back to",
         ),
         (
-            lambda home, store: registry.shadow(home, store, "v1", 0.1, by="a", why="b"),
+            lambda workdir, store: registry.shadow(workdir, store, "v1", 0.1, by="a", why="b"),
             ModelError,
             "is the champion",
         ),
         (
-            lambda home, store: registry.shadow(home, store, "v2", 0.0, by="a", why="b"),
+            lambda workdir, store: registry.shadow(workdir, store, "v2", 0.0, by="a", why="b"),
             ModelError,
             "share",
         ),
         (
-            lambda home, store: registry.unshadow(home, by="a", why="b"),
+            lambda workdir, store: registry.unshadow(workdir, by="a", why="b"),
             ModelError,
             "no version runs",
         ),
     ],
 )
-def test_what_is_refused_changes_nothing(home: Path, store: Path, wrong, error, words: str) -> None:
-    before = registry.promote(home, store, "v1", by="ann", why="first")
+def test_what_is_refused_changes_nothing(
+    workdir: Path, store: Path, wrong, error, words: str
+) -> None:
+    before = registry.promote(workdir, store, "v1", by="ann", why="first")
     with pytest.raises(error, match=words):
-        wrong(home, store)
-    assert registry.read(home) == before and len(registry.log(home)) == 1
+        wrong(workdir, store)
+    assert registry.read(workdir) == before and len(registry.log(workdir)) == 1
 
 
-def test_the_first_model_is_adopted_and_no_other(home: Path, store: Path) -> None:
-    assert registry.adopt(home, store, "v1", why="the first")
-    assert not registry.adopt(home, store, "v2", why="the second")
-    assert (registry.read(home).champion, [change.action for change in registry.log(home)]) == (
+def test_the_first_model_is_adopted_and_no_other(workdir: Path, store: Path) -> None:
+    assert registry.adopt(workdir, store, "v1", why="the first")
+    assert not registry.adopt(workdir, store, "v2", why="the second")
+    assert (
+        registry.read(workdir).champion,
+        [change.action for change in registry.log(workdir)],
+    ) == (
         "v1",
         ["adopt"],
     )
 
 
 def test_a_champion_that_the_home_cannot_serve_any_more_gives_way_and_is_not_compared_with(
-    home: Path, store: Path
+    workdir: Path, store: Path
 ) -> None:
-    assert registry.adopt(home, store, "foreign", why="before other features were published")
-    assert registry.comparable(home, store, "foreign") is None
-    assert registry.adopt(home, store, "v1", why="the first of the new schema")
-    assert registry.log(home)[-1].replaced == "foreign"
-    assert registry.comparable(home, store, "v1") == registry.bundle_dir(store, "v1")
+    assert registry.adopt(workdir, store, "foreign", why="before other features were published")
+    assert registry.comparable(workdir, store, "foreign") is None
+    assert registry.adopt(workdir, store, "v1", why="the first of the new schema")
+    assert registry.log(workdir)[-1].replaced == "foreign"
+    assert registry.comparable(workdir, store, "v1") == registry.bundle_dir(store, "v1")
     assert (
-        registry.comparable(home, store, "gone") is None
-        and registry.comparable(home, store, "") is None
+        registry.comparable(workdir, store, "gone") is None
+        and registry.comparable(workdir, store, "") is None
     )
 
 
 def test_a_champion_that_another_machine_keeps_stays(
-    home: Path, store: Path, tmp_path: Path
+    workdir: Path, store: Path, tmp_path: Path
 ) -> None:
-    assert registry.adopt(home, store, "v1", why="the first")
-    assert not registry.adopt(home, tmp_path / "empty", "v2", why="a pod whose store is empty")
+    assert registry.adopt(workdir, store, "v1", why="the first")
+    assert not registry.adopt(workdir, tmp_path / "empty", "v2", why="a pod whose store is empty")
 
 
-def test_a_kill_between_file_and_log_is_made_good(home: Path, store: Path) -> None:
-    registry.promote(home, store, "v1", by="ann", why="first")
-    registry.promote(home, store, "v2", by="ann", why="second")
-    path = home / "models" / "log.jsonl"
+def test_a_kill_between_file_and_log_is_made_good(workdir: Path, store: Path) -> None:
+    registry.promote(workdir, store, "v1", by="ann", why="first")
+    registry.promote(workdir, store, "v2", by="ann", why="second")
+    path = workdir / "models" / "log.jsonl"
     first, second = path.read_text().splitlines()
     for left in (f"{first}\n", f"{first}\n{second[:20]}"):
         path.write_text(left)
-        assert [change.version for change in registry.log(home)] == [
+        assert [change.version for change in registry.log(workdir)] == [
             "v1",
             "v2",
         ]  # told although it is not written
-    registry.rollback(home, store, by="ann", why="third")
-    assert [change.generation for change in registry.log(home)] == [1, 2, 3]
+    registry.rollback(workdir, store, by="ann", why="third")
+    assert [change.generation for change in registry.log(workdir)] == [1, 2, 3]
 
 
-def test_decisions_at_the_same_time_follow_each_other(home: Path, store: Path) -> None:
+def test_decisions_at_the_same_time_follow_each_other(workdir: Path, store: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         adopted = list(
-            pool.map(lambda n: registry.adopt(home, store, f"v{n}", why="race"), range(16))
+            pool.map(lambda n: registry.adopt(workdir, store, f"v{n}", why="race"), range(16))
         )
-    assert sum(adopted) == 1 and len(registry.log(home)) == 1
+    assert sum(adopted) == 1 and len(registry.log(workdir)) == 1
 
 
 @pytest.mark.parametrize(
     "content",
     ["{", "[]", "{}", '{"format_version": 2}', '{"format_version": 1, "last": null, "what": 1}'],
 )
-def test_a_damaged_registry_is_told(home: Path, content: str) -> None:
-    registry.registry_path(home).parent.mkdir()
-    registry.registry_path(home).write_text(content)
+def test_a_damaged_registry_is_told(workdir: Path, content: str) -> None:
+    registry.registry_path(workdir).parent.mkdir()
+    registry.registry_path(workdir).write_text(content)
     with pytest.raises(DataError, match=r"registry\.json"):
-        registry.read(home)
+        registry.read(workdir)
 
 
-def test_the_models_of_the_store_with_what_is_wrong_with_them(home: Path, store: Path) -> None:
-    registry.promote(home, store, "v1", by="ann", why="first")
-    found = {each.version: each for each in registry.candidates(home, store)}
+def test_the_models_of_the_store_with_what_is_wrong_with_them(workdir: Path, store: Path) -> None:
+    registry.promote(workdir, store, "v1", by="ann", why="first")
+    found = {each.version: each for each in registry.candidates(workdir, store)}
     assert set(found) == {VERSION, "v1", "v2", "damaged", "foreign"}
     assert found["v1"].role == "champion" and found["v2"].role == ""
     assert (
@@ -219,7 +224,7 @@ def test_the_models_of_the_store_with_what_is_wrong_with_them(home: Path, store:
         and not found[VERSION].problem
     )
     assert "another schema" in found["foreign"].problem
-    assert registry.candidates(home, store / "nowhere") == []
+    assert registry.candidates(workdir, store / "nowhere") == []
 
 
 def longrec(*arguments: object) -> str:
@@ -228,10 +233,10 @@ def longrec(*arguments: object) -> str:
     return answer.stdout
 
 
-def test_the_command(home: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(workdir: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "ann")
     monkeypatch.setenv("BENTOML_HOME", str(store))
-    place = ("--workdir", home)
+    place = ("--workdir", workdir)
     assert "champion v1" in longrec("promote", "longrec-ranker:v1", "--why", "first", *place)
     assert (
         json.loads(longrec("promote", "v2", "--why", "second", "--by", "bob", "--json", *place))[
@@ -251,9 +256,9 @@ def test_the_command(home: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -
         and "champion" in table
     )
     assert json.loads(longrec("list", "--json", *place))["champion"] == "v1"
-    answer = CliRunner().invoke(app, ["models", "promote", "v2", "--workdir", str(home)])
+    answer = CliRunner().invoke(app, ["models", "promote", "v2", "--workdir", str(workdir)])
     assert answer.exit_code == 2 and "--why" in answer.output  # no decision without a reason
     answer = CliRunner().invoke(
-        app, ["models", "promote", "v9", "--why", "x", "--workdir", str(home)]
+        app, ["models", "promote", "v9", "--why", "x", "--workdir", str(workdir)]
     )
     assert answer.exit_code == 1 and isinstance(answer.exception, SystemExit | LongrecError)

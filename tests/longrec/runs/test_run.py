@@ -118,18 +118,18 @@ def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_planted_world_is_reused_for_equal_arguments_only(tmp_path: Path) -> None:
     config = RunConfig(evaluate=EvaluateConfig(lengths=(5, 10), served_length=10))
     world = {"num_users": 6, "events_per_user": 20}
-    path, is_new = run.planted_dataset(tmp_path, config, **world)
+    path, is_new = run.synthetic_dataset(tmp_path, config, **world)
     stamp = (path / "dataset.json").stat().st_mtime_ns
     assert is_new and [
         row["length"]
-        for row in json.loads((path / "dataset.json").read_text())["facts"]["bayes_auc"]
+        for row in json.loads((path / "dataset.json").read_text())["facts"]["best_possible_auc"]
     ] == [5, 10]
     assert (
-        run.planted_dataset(tmp_path, config, **world) == (path, False)
+        run.synthetic_dataset(tmp_path, config, **world) == (path, False)
         and (path / "dataset.json").stat().st_mtime_ns == stamp
     )
     assert (
-        run.planted_dataset(tmp_path, RunConfig(seed=1, evaluate=config.evaluate), **world)[0]
+        run.synthetic_dataset(tmp_path, RunConfig(seed=1, evaluate=config.evaluate), **world)[0]
         != path
     )
 

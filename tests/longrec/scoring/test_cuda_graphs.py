@@ -51,7 +51,7 @@ def request(num_events: int, num_targets: int, seed: int = 0) -> RequestRows:
 
 def both(scorer: Scorer, asked: RequestRows) -> tuple[np.ndarray, np.ndarray]:
     """Scores of a request whose events are encoded on the way, and kept first."""
-    kept = scorer.keys_values([asked.history], [asked.moment_ms])
+    kept = scorer.keys_values([asked.history], [asked.request_time_ms])
     return scorer.score([asked], 1_000)[0], scorer.score_kept([asked], kept)[0]
 
 
@@ -93,7 +93,7 @@ def test_what_lies_behind_a_request_has_no_weight(plain: Scorer) -> None:
     assert scorer.captured is not None
     with torch.inference_mode():
         scorer.captured._layers[:, 11:] = 50.0
-        scorer.captured._rows.timestamps[11:] = asked.moment_ms - 1
+        scorer.captured._rows.timestamps[11:] = asked.request_time_ms - 1
     for a, b in zip(before, both(scorer, asked), strict=True):
         assert np.array_equal(a, b)
 
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_scored_as_a_batch(
 def test_kept_rows_are_the_callers_own(plain: Scorer) -> None:
     scorer, asked = fixed(plain), request(20, 3)
     kept, same = (
-        each.keys_values([asked.history], [asked.moment_ms])[0] for each in (scorer, plain)
+        each.keys_values([asked.history], [asked.request_time_ms])[0] for each in (scorer, plain)
     )
     both(scorer, request(60, 16, 1))
     for a, b in zip(

@@ -140,13 +140,13 @@ def test_candidates_keep_their_order_and_do_not_change_each_other_through_the_or
 def test_events_at_or_after_the_moment_are_not_used(scorer, rows) -> None:
     request = max(rows[-60:], key=lambda request: request.history.num_rows)
     times = np.asarray(request.history.column("timestamp"))
-    moment = int(times[len(times) // 2])  # an event happens at this very moment
-    before = request.history.slice(0, int(np.searchsorted(times, moment, side="left")))
-    assert before.num_rows < int(np.searchsorted(times, moment, side="right"))
-    full = dataclasses.replace(request, moment_ms=moment)
+    request_time = int(times[len(times) // 2])  # an event happens at this very moment
+    before = request.history.slice(0, int(np.searchsorted(times, request_time, side="left")))
+    assert before.num_rows < int(np.searchsorted(times, request_time, side="right"))
+    full = dataclasses.replace(request, request_time_ms=request_time)
     cut = dataclasses.replace(full, history=before)
     assert np.array_equal(scorer.score([full])[0], scorer.score([cut])[0])
-    late = dataclasses.replace(request, moment_ms=int(times[-1]) + 1)
+    late = dataclasses.replace(request, request_time_ms=int(times[-1]) + 1)
     assert not np.array_equal(scorer.score([late], 64)[0], scorer.score([cut], 64)[0])
 
 
@@ -155,7 +155,7 @@ def test_unknown_users_and_items_and_no_candidates(scorer, rows) -> None:
     nobody = RequestRows(
         request.history.slice(0, 0),
         None,
-        request.moment_ms,
+        request.request_time_ms,
         np.array([small_world.FIRST_ID, -1, 999], np.int64),
     )
     bare = dataclasses.replace(nobody, history=pa.RecordBatch.from_pydict({}))
@@ -173,7 +173,7 @@ def test_the_length_changes_scores_but_no_weight(scorer, rows) -> None:
     request = max(
         rows, key=lambda request: request.history.num_rows if len(request.candidates) else 0
     )
-    request = dataclasses.replace(request, moment_ms=2**60)
+    request = dataclasses.replace(request, request_time_ms=2**60)
     scores = {length: scorer.score([request], length)[0] for length in (0, 8, 10_000)}
     assert not np.array_equal(scores[0], scores[8]) and not np.array_equal(
         scores[8], scores[10_000]

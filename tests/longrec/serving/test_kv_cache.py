@@ -39,8 +39,8 @@ def scorer(tmp_path_factory) -> Scorer:
 
 
 def wanted(key: object, request: RequestRows, length: int = SERVED) -> Wanted:
-    end = history.prefix_before(request.history, request.moment_ms).num_rows
-    return Wanted(key, request.history, max(0, end - length), end, request.moment_ms)
+    end = history.prefix_before(request.history, request.request_time_ms).num_rows
+    return Wanted(key, request.history, max(0, end - length), end, request.request_time_ms)
 
 
 def scores(
@@ -90,11 +90,15 @@ def test_any_course_of_events_scores_like_a_cold_computation(
             if rng.random() < 0.2:
                 user.append(1, late=True)
             past = rng.random() < 0.25 and user.rows
-            moment = int(user.rows[rng.integers(0, len(user.rows))][0]) if past else newest(user)
+            request_time = (
+                int(user.rows[rng.integers(0, len(user.rows))][0]) if past else newest(user)
+            )
             dropped = (
                 int(rng.integers(0, 10)) if rng.random() < 0.3 else 0
             )  # a store that keeps fewer
-            request = user.request(user.timeline().slice(dropped), moment, int(rng.integers(1, 6)))
+            request = user.request(
+                user.timeline().slice(dropped), request_time, int(rng.integers(1, 6))
+            )
             asked.append((int(number), request, int(rng.choice([SERVED, SERVED, 7, 90, 0]))))
         got = scores(any_scorer, cache, asked)
         for (_, request, length), found in zip(asked, got, strict=True):

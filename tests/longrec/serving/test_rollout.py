@@ -27,11 +27,11 @@ class Engine:
         return [np.array(asked) * (1 if self.version == "a" else -1)]
 
 
-def decide(home: Path, **changes: object) -> None:
+def decide(workdir: Path, **changes: object) -> None:
     """Writes the registry without looking at a store."""
-    with registry._changing(home) as before:
+    with registry._changing(workdir) as before:
         registry._decide(
-            home,
+            workdir,
             before,
             "promote",
             None,
@@ -43,8 +43,8 @@ def decide(home: Path, **changes: object) -> None:
 
 
 class World:
-    def __init__(self, home: Path) -> None:
-        self.home, self.engines, self.broken, self.taken = home, [], {"broken"}, []
+    def __init__(self, workdir: Path) -> None:
+        self.workdir, self.engines, self.broken, self.taken = workdir, [], {"broken"}, []
 
     def load(self, version: str) -> Engine:
         if version in self.broken:
@@ -56,7 +56,7 @@ class World:
 
     def versions(self, own: str = "a", **more: object) -> Versions[Engine]:
         return Versions(
-            self.home,
+            self.workdir,
             own,
             self.load,
             score=Engine.score,
@@ -81,7 +81,7 @@ def eventually(holds: object, seconds: float = 60.0) -> None:
 def test_a_swap_leaves_the_old_engine_to_those_who_hold_it(world: World) -> None:
     held = world.versions()
     with held.lease() as (version, engine):
-        decide(world.home, champion="b")
+        decide(world.workdir, champion="b")
         held.look()
         assert held.version == "b" and version == engine.version == "a"
         time.sleep(0.05)
@@ -110,7 +110,7 @@ def test_no_request_meets_a_closed_or_a_wrong_engine(world: World) -> None:
         thread.start()
     for turn in range(40):
         version, before = "ab"[turn % 2], counts["ab"[turn % 2]]
-        decide(world.home, champion=version)
+        decide(world.workdir, champion=version)
         held.look()
         eventually(lambda version=version, before=before: counts[version] > before or failures)
     stop.set()
@@ -127,10 +127,10 @@ def test_a_refused_version_keeps_the_old_one_and_is_told(
     world: World, version: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = world.versions()
-    decide(world.home, champion=version)
+    decide(world.workdir, champion=version)
     held.look()
     assert held.version == "a" and words in held.refused[version]
-    (worker,) = versions.workers(world.home)
+    (worker,) = versions.workers(world.workdir)
     assert worker["serving"] == "a" and words in worker["refused"][version] and worker["is_live"]
     world.broken.clear()
     held.look()
@@ -143,19 +143,19 @@ def test_a_refused_version_keeps_the_old_one_and_is_told(
 
 def test_a_damaged_registry_keeps_what_is_served(world: World) -> None:
     held = world.versions()
-    decide(world.home, champion="b")
+    decide(world.workdir, champion="b")
     held.look()
-    registry.registry_path(world.home).write_text("{")
+    registry.registry_path(world.workdir).write_text("{")
     held.look()
     assert held.version == "b" and "not JSON" in held.refused["registry"]
 
 
 def test_the_start_takes_the_champion_or_its_own_version(world: World) -> None:
     assert world.versions().version == "a"
-    decide(world.home, champion="b")
+    decide(world.workdir, champion="b")
     assert world.versions().version == "b"
     assert world.versions(is_pinned=True).version == "a"
-    decide(world.home, champion="broken")
+    decide(world.workdir, champion="broken")
     held = world.versions()
     assert held.version == "a" and "broken" in held.refused
     world.broken.add("a")
@@ -166,7 +166,7 @@ def test_the_start_takes_the_champion_or_its_own_version(world: World) -> None:
 def test_the_registry_is_followed_within_seconds(world: World) -> None:
     held = world.versions()
     held.start()
-    decide(world.home, champion="b")
+    decide(world.workdir, champion="b")
     eventually(lambda: held.version == "b")
     eventually(lambda: world.engines[0].is_closed)  # nobody held it
     held.stop()
@@ -175,7 +175,7 @@ def test_the_registry_is_followed_within_seconds(world: World) -> None:
 def test_the_shadow_compares_without_holding_up_anybody(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decide(world.home, champion="a", challenger="b", mirror_share=1.0)
+    decide(world.workdir, champion="a", challenger="b", mirror_share=1.0)
     held = world.versions()
     held.look()
     asked = [0.1, 0.2, 0.4]
@@ -183,10 +183,10 @@ def test_the_shadow_compares_without_holding_up_anybody(
     held.mirror(asked, "other", [np.array(asked)], 1e6)  # answered by a version that is gone
     held._compare_one(held._waiting.get())
     assert held._waiting.empty()
-    report = versions.shadow_report(world.home)
+    report = versions.shadow_report(world.workdir)
     assert report is not None and report["compared"] == 0  # not written yet
     held._write_report()
-    report = versions.shadow_report(world.home)
+    report = versions.shadow_report(world.workdir)
     assert (report["compared"], report["dropped"], report["failed"], report["is_enough"]) == (
         1,
         0,
@@ -210,7 +210,7 @@ def test_the_shadow_compares_without_holding_up_anybody(
 
 
 def test_the_share_of_mirrored_requests(world: World) -> None:
-    decide(world.home, champion="a", challenger="b", mirror_share=0.2)
+    decide(world.workdir, champion="a", challenger="b", mirror_share=0.2)
     held = world.versions()
     held.look()
     for _ in range(2_000):
@@ -221,22 +221,22 @@ def test_the_share_of_mirrored_requests(world: World) -> None:
 def test_a_promoted_challenger_is_taken_over_warm_and_an_ended_shadow_is_closed(
     world: World,
 ) -> None:
-    decide(world.home, champion="a", challenger="b", mirror_share=1.0)
+    decide(world.workdir, champion="a", challenger="b", mirror_share=1.0)
     held = world.versions()
     held.look()
     challenger = world.engines[-1]
     assert challenger not in world.taken  # it has answered nobody yet
-    decide(world.home, champion="b", challenger=None)
+    decide(world.workdir, champion="b", challenger=None)
     held.look()
     assert held.engine is challenger and challenger in world.taken and held.tally is None
     assert [engine.version for engine in world.engines] == ["a", "b"]
-    decide(world.home, challenger="c", mirror_share=1.0)
+    decide(world.workdir, challenger="c", mirror_share=1.0)
     held.look()
-    decide(world.home, challenger=None)
+    decide(world.workdir, challenger=None)
     held.look()
     eventually(lambda: world.engines[-1].is_closed)
     assert held.tally is None and not challenger.is_closed
-    assert versions.shadow_report(world.home)["challenger"] == "c"  # the report stays
+    assert versions.shadow_report(world.workdir)["challenger"] == "c"  # the report stays
 
 
 def test_rank_correlation_is_spearmans() -> None:

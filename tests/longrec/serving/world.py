@@ -106,6 +106,8 @@ class User:
         )
         return history.unpack(history.pack(events.combine_chunks(), schema), schema)
 
-    def request(self, timeline: pa.RecordBatch, moment: int, candidates: int = 5) -> RequestRows:
+    def request(
+        self, timeline: pa.RecordBatch, request_time: int, candidates: int = 5
+    ) -> RequestRows:
         items = small_world.FIRST_ID + self.rng.integers(0, 61, candidates)
-        return RequestRows(timeline, {"region": "north"}, moment, items.astype(np.int64))
+        return RequestRows(timeline, {"region": "north"}, request_time, items.astype(np.int64))

@@ -34,7 +34,7 @@ BASE = """
 name: small
 base:
   model: {width: 16, num_layers: 2, num_heads: 2, id_dim: 8, feature_dim: 4, mixer_layers: 1}
-  lengths: {law: full, maximum: 64}
+  lengths: {distribution: full, maximum: 64}
   train: {epochs: 1, token_budget: 600, max_requests_per_batch: 16, learning_rate: 0.005, device: cpu}
   evaluate: {lengths: [0, 4, 16], served_length: 64, bootstrap_samples: 30}
 variants:
@@ -95,7 +95,7 @@ def test_a_killed_study_goes_on_and_a_finished_run_is_never_run_again(
         on_run=lambda row, done, of: again.append(f"{row['id']} {done}/{of}"),
     )
     assert len(again) == 1 and again[0].endswith("4/4") and again[0].split()[0] not in seen
-    assert (report.num_done, report.num_cells) == (4, 4)
+    assert (report.num_done, report.num_trials) == (4, 4)
     monkeypatch.setattr(
         study.training, "fit", lambda *args, **kwargs: pytest.fail("a finished run was run again")
     )
@@ -110,37 +110,37 @@ def test_cells_are_ordered_by_seed_and_named_by_what_they_are(
     finished: tuple[StudyConfig, Path],
 ) -> None:
     config, out = finished
-    cells = plan(config)
-    assert [(cell.variant, cell.seed) for cell in cells] == [
+    trials = plan(config)
+    assert [(trial.variant, trial.seed) for trial in trials] == [
         ("stca", 0),
         ("mean", 0),
         ("stca", 1),
         ("mean", 1),
     ]
-    assert {cell.id for cell in cells} == set(results(out))
+    assert {trial.id for trial in trials} == set(results(out))
     other = plan(
         StudyConfig(
             "x", config.base, {"stca": {"model.width": 32}, "mean": config.variants["mean"]}
         )
     )
-    assert other[0].id != cells[0].id and other[1].id == cells[1].id
+    assert other[0].id != trials[0].id and other[1].id == trials[1].id
     explicit = plan(
         StudyConfig("x", config.base, {"stca": {"model.id_std": 0.05, "train.clip_norm": 1.0}})
     )
     assert (
-        explicit[0].id == cells[0].id
+        explicit[0].id == trials[0].id
     )  # so that a key that a later version adds, at its default, loses no result
-    assert study.Cell.from_dict(json.loads(json.dumps(cells[1].to_dict()))) == cells[1]
+    assert study.Trial.from_dict(json.loads(json.dumps(trials[1].to_dict()))) == trials[1]
 
 
 def test_one_cell_from_paths_and_plain_values_equals_the_grid(
     histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path
 ) -> None:
     config, out = finished
-    cell = json.loads(json.dumps(plan(config)[3].to_dict()))
-    row = run_one(str(histories), str(tmp_path), cell)
+    trial = json.loads(json.dumps(plan(config)[3].to_dict()))
+    row = run_one(str(histories), str(tmp_path), trial)
     assert [entry["samples"] for entry in row["lengths"]] == [
-        entry["samples"] for entry in results(out)[cell["id"]]["lengths"]
+        entry["samples"] for entry in results(out)[trial["id"]]["lengths"]
     ]
     assert collect(tmp_path, config).num_done == 1
 
@@ -295,15 +295,15 @@ def test_a_variant_that_is_not_served_as_long_is_shown_where_it_is(
     )
     found = results(finished[1])
     (tmp_path / "runs").mkdir()
-    for cell in plan(config):
+    for trial in plan(config):
         row = next(
             row
             for row in found.values()
-            if (row["variant"], row["seed"]) == (cell.variant, cell.seed)
+            if (row["variant"], row["seed"]) == (trial.variant, trial.seed)
         )
-        if cell.variant == "mean":
+        if trial.variant == "mean":
             row = {**row, "served_length": 16, "lengths": row["lengths"][1:3]}
-        (tmp_path / "runs" / f"{cell.id}.json").write_text(json.dumps(row))
+        (tmp_path / "runs" / f"{trial.id}.json").write_text(json.dumps(row))
     assert {row["length"] for row in collect(tmp_path, config).differences} == {4, 16}
     assert "mean (at 16)" in text_of(tmp_path / "report.html")
 
@@ -318,7 +318,7 @@ def test_no_run_starts_after_the_limit(
 def test_tables_are_those_of_the_results(finished: tuple[StudyConfig, Path]) -> None:
     config, out = finished
     rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
-    assert [row["id"] for row in rows] == [cell.id for cell in plan(config)]
+    assert [row["id"] for row in rows] == [trial.id for trial in plan(config)]
     found = results(out)
     for row in rows:
         served = found[row["id"]]["lengths"][3]
@@ -462,13 +462,13 @@ def test_recovery_is_the_share_of_the_gain(finished: tuple[StudyConfig, Path]) -
     assert found["full_gain"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("law", ["fixed", "beta", "uniform"])
+@pytest.mark.parametrize("distribution", ["fixed", "beta", "uniform"])
 def test_every_law_reads_equal_events_under_a_budget(
-    histories: Path, law: str, tmp_path: Path
+    histories: Path, distribution: str, tmp_path: Path
 ) -> None:
     text = BASE.replace(
-        "lengths: {law: full, maximum: 64}",
-        f"lengths: {{law: {law}, mean: 16, maximum: 32, alpha: 0.2}}",
+        "lengths: {distribution: full, maximum: 64}",
+        f"lengths: {{distribution: {length_sampler}, mean: 16, maximum: 32, alpha: 0.2}}",
     )
     config = study.load(
         written(tmp_path, text.replace("seeds: [0, 1]", "seeds: [0]\ntrain_events: 9000"))
@@ -541,10 +541,10 @@ def test_plots_show_the_reference_and_the_best(
     config = StudyConfig("many", finished[0].base, variants)
     (tmp_path / "runs").mkdir()
     row = next(iter(results(finished[1]).values()))
-    for place, cell in enumerate(plan(config)):
+    for place, trial in enumerate(plan(config)):
         lengths = [{**entry, "auc": 0.5 + 0.01 * place} for entry in row["lengths"]]
-        (tmp_path / "runs" / f"{cell.id}.json").write_text(
-            json.dumps({**row, "variant": cell.variant, "lengths": lengths})
+        (tmp_path / "runs" / f"{trial.id}.json").write_text(
+            json.dumps({**row, "variant": trial.variant, "lengths": lengths})
         )
     collect(tmp_path, config)
     legend = (

@@ -130,8 +130,10 @@ def assert_equal(bundle: Path, whole: Path) -> None:
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
-def start(directory: Path, out: Path, moment: str = "", number: int = 0) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", CHILD, str(directory), str(out), moment, str(number)]
+def start(
+    directory: Path, out: Path, request_time: str = "", number: int = 0
+) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", CHILD, str(directory), str(out), request_time, str(number)]
     return subprocess.Popen(
         arguments,
         stdout=subprocess.PIPE,
@@ -180,16 +182,16 @@ def test_killed_at_many_random_moments_it_ends_with_the_same_bytes(
     [
         "half of the tensors",
         *(
-            pytest.param(moment, marks=pytest.mark.slow)
-            for moment in ("no values yet", "not yet renamed", "old one not removed")
+            pytest.param(request_time, marks=pytest.mark.slow)
+            for request_time in ("no values yet", "not yet renamed", "old one not removed")
         ),
     ],
 )
 def test_killed_inside_a_write_it_ends_with_the_same_bytes(
-    directory: Path, whole: Path, tmp_path: Path, moment: str
+    directory: Path, whole: Path, tmp_path: Path, request_time: str
 ) -> None:
     out = tmp_path / "bundle"
-    with start(directory, out, moment, 3) as process:
+    with start(directory, out, request_time, 3) as process:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, errors
     assert not (out / "bundle.json").exists()

@@ -37,7 +37,7 @@ CONFIG = {
         "feature_dim": 4,
         "mixer_layers": 1,
     },
-    "lengths": {"law": "beta", "minimum": 0, "mean": 32, "maximum": 64},
+    "lengths": {"distribution": "beta", "minimum": 0, "mean": 32, "maximum": 64},
     "train": {
         "epochs": 1,
         "max_steps": 24,

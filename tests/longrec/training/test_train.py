@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
-from longrec.data.length_sampler import LengthLaw
+from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream, moved, prefetch
 from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.nn import stca
@@ -127,7 +127,7 @@ def test_the_loop_equals_a_page_of_plain_pytorch(directory: Path, tmp_path: Path
     encoded = EncodedHistories.make(histories, encoder, tmp_path / "encoded")
     optimizers = optim.build(ranker, BRIEF)
     stream = RequestStream.training(
-        encoded, LengthLaw(LENGTHS, 3), token_budget=300, max_requests=16, seed=3
+        encoded, LengthSampler(LENGTHS, 3), token_budget=300, max_requests=16, seed=3
     )
     for step in range(12):
         batch = stream.batch(step)
@@ -532,7 +532,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(directory: Path, tmp_path: Path) -> N
     histories = Histories.open(directory)
     encoder, encoded = training.encode(histories, tmp_path / "encoded")
     config = dataclasses.replace(BRIEF, device="cuda")
-    [stream, _] = training.training_streams(encoded, LengthLaw(LENGTHS, 3), config, 3)
+    [stream, _] = training.training_streams(encoded, LengthSampler(LENGTHS, 3), config, 3)
     ranker = training.make_ranker(MODEL, encoder, 3).cuda()
     trainer = Trainer(
         ranker, config, num_steps=50, precision="bfloat16", failed_batch=tmp_path / "failed"

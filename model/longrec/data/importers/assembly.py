@@ -174,20 +174,20 @@ class Spill:
         if last:
             self._path(part).unlink()
         users, sequence = (int64_of(table, name) for name in (USER_ID, EVENT_SEQ))
-        moments = {
+        request_times = {
             name: int64_of(table, name)
             for name in (TIMESTAMP, CREATED)
             if name in self._schema.names
         }
         if BASKET_ID in self._schema.names:
-            moments = {
+            request_times = {
                 name: _basket_times(users, int64_of(table, BASKET_ID), times)
-                for name, times in moments.items()
+                for name, times in request_times.items()
             }
-        for name, times in moments.items():
+        for name, times in request_times.items():
             values = pa.array(times).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)
             table = table.set_column(table.schema.get_field_index(name), name, values)
-        return table.take(pa.array(np.lexsort((sequence, moments[TIMESTAMP], users)))).cast(
+        return table.take(pa.array(np.lexsort((sequence, request_times[TIMESTAMP], users)))).cast(
             self._final
         )
 

@@ -96,7 +96,7 @@ def exposure_requests(
         rule: window and bounds.
         first_id: request ids count from here.
     """
-    users, moments, request, _ = _groups(events, schema, rule)
+    users, request_times, request, _ = _groups(events, schema, rule)
     kept = _sample(users, rule)
     rows = np.argsort(request, kind="stable")
     rows = rows[kept[request[rows]] & (_ranks(request[rows]) < rule.max_targets)]
@@ -105,7 +105,7 @@ def exposure_requests(
     columns = {
         REQUEST_ID: pa.array(ids),
         USER_ID: chosen[USER_ID],
-        TIMESTAMP: _times(moments[request[rows]]),
+        TIMESTAMP: _times(request_times[request[rows]]),
         ITEM_ID: chosen[ITEM_ID],
         **{task: chosen[task] for task in schema.task_names},
     }
@@ -195,7 +195,7 @@ def implicit_requests(
         first_id: request ids count from here.
         rng: of the draws.
     """
-    users, moments, request, items = _groups(
+    users, request_times, request, items = _groups(
         events, schema, dataclasses.replace(rule, max_targets=max(events.num_rows, 1))
     )
     kept = _sample(users, rule)
@@ -203,10 +203,10 @@ def implicit_requests(
         request[kept[request]] * len(catalogue.ids)
         + np.searchsorted(catalogue.ids, items[kept[request]])
     )
-    positives = keys if negatives.keep_new else keys[_is_old(keys, moments, catalogue)]
+    positives = keys if negatives.keep_new else keys[_is_old(keys, request_times, catalogue)]
     num_new = len(keys) - len(positives)
     positives = _at_most(positives, len(catalogue.ids), rule, rng)
-    drawn = _draw(positives, keys, moments, negatives.per_positive, catalogue, rng)
+    drawn = _draw(positives, keys, request_times, negatives.per_positive, catalogue, rng)
     targets = np.concatenate([positives, drawn])
     labels = np.repeat(np.array([1, 0], np.int8), [len(positives), len(drawn)])
     order = np.argsort(targets, kind="stable")
@@ -216,7 +216,7 @@ def implicit_requests(
         {
             REQUEST_ID: ids.astype(np.int64),
             USER_ID: users[row],
-            TIMESTAMP: _times(moments[row]),
+            TIMESTAMP: _times(request_times[row]),
             ITEM_ID: catalogue.ids[item],
             schema.task_names[0]: labels[order],
         }
@@ -246,9 +246,9 @@ def _groups(
     return users[first], times[first], request, items
 
 
-def _is_old(keys: Int64, moments: Int64, catalogue: Catalogue) -> Bools:
+def _is_old(keys: Int64, request_times: Int64, catalogue: Catalogue) -> Bools:
     row, item = np.divmod(keys, max(len(catalogue.ids), 1))
-    old: Bools = catalogue.first_times[item] < moments[row]
+    old: Bools = catalogue.first_times[item] < request_times[row]
     return old
 
 
@@ -261,7 +261,7 @@ def _at_most(keys: Int64, num_items: int, rule: RequestRule, rng: np.random.Gene
 def _draw(
     positives: Int64,
     excluded: Int64,
-    moments: Int64,
+    request_times: Int64,
     per_positive: int,
     catalogue: Catalogue,
     rng: np.random.Generator,
@@ -272,7 +272,9 @@ def _draw(
     num_items = max(len(catalogue.ids), 1)
     row, item = np.divmod(positives, num_items)
     group = catalogue.groups[item]
-    count = history_lengths(catalogue.sorted_groups, catalogue.sorted_times, group, moments[row])
+    count = history_lengths(
+        catalogue.sorted_groups, catalogue.sorted_times, group, request_times[row]
+    )
     row, start, count = (
         np.repeat(column, per_positive)
         for column in (row, np.searchsorted(catalogue.sorted_groups, group), count)

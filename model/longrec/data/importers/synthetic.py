@@ -1,4 +1,4 @@
-"""A planted world: a data set whose labels depend on rare, old events, with the best AUC that any
+"""A synthetic dataset: a data set whose labels depend on rare, old events, with the best AUC that any
 model can reach at each length.
 
 Every event is an item drawn uniformly; with a small probability (`like_rate`) it is a "like",
@@ -38,7 +38,7 @@ from longrec.data.dataset import (
     parts_for,
 )
 from longrec.errors import ConfigError
-from longrec.schema import planted
+from longrec.schema import synthetic_schema
 
 EVAL_FRACTION = 0.2
 START_MS = 1_704_067_200_000
@@ -64,8 +64,8 @@ class SynthReport:
         num_users, num_events, num_items, num_requests, num_targets: counts.
         like_rate: share of events that are likes.
         full_share: share of the measured targets whose user liked the topic before the request.
-        bayes_auc: rows {"length", "auc"}, by length.
-        bayes_auc_full: the best AUC that sees every event.
+        best_possible_auc: rows {"length", "auc"}, by length.
+        best_possible_auc_full: the best AUC that sees every event.
         facts: of dataset.json.
     """
 
@@ -77,8 +77,8 @@ class SynthReport:
     num_targets: int
     like_rate: float
     full_share: float
-    bayes_auc: list[dict[str, float]]
-    bayes_auc_full: float
+    best_possible_auc: list[dict[str, float]]
+    best_possible_auc_full: float
     facts: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class SynthReport:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class World:
-    """The rules of one planted world.
+    """The rules of one synthetic dataset.
 
     Args:
         topics: int64 [num_items], topic of item i (item ids are 0..num_items-1).
@@ -139,7 +139,7 @@ def synthesize(
     seed: int = 0,
     rows_per_part: int = ROWS_PER_PART,
 ) -> SynthReport:
-    """Writes a planted data set to `out_dir` (replacing it at once) and returns what is in it.
+    """Writes a synthetic data set to `out_dir` (replacing it at once) and returns what is in it.
 
     Args:
         out_dir: the dataset directory.
@@ -187,7 +187,7 @@ def synthesize(
     }
     users, collected = np.arange(num_users, dtype=np.int64), _Collected()
     with DatasetWriter(
-        out_dir, planted(), name="planted", source=source, num_parts=num_parts
+        out_dir, synthetic_schema(), name="synthetic", source=source, num_parts=num_parts
     ) as writer:
         for part in range(num_parts):
             mine = users[part_of(users, num_parts) == part]
@@ -208,8 +208,8 @@ def synthesize(
         num_targets=facts["num_targets"],
         like_rate=world.like_rate,
         full_share=facts["bayes_full_share"],
-        bayes_auc=facts["bayes_auc"],
-        bayes_auc_full=facts["bayes_auc_full"],
+        best_possible_auc=facts["best_possible_auc"],
+        best_possible_auc_full=facts["best_possible_auc_full"],
         facts=facts,
     )
 
@@ -227,20 +227,22 @@ class _Collected:
         """Returns the facts: Bayes AUC at each length and at full length, on the latest
         requests.
         """
-        requests, moments, topics, since, available, labels = (
+        requests, request_times, topics, since, available, labels = (
             np.concatenate(parts) for parts in zip(*self.rows, strict=True)
         )
         _, first = np.unique(requests, return_index=True)
-        latest = np.sort(moments[first])[-max(1, round(EVAL_FRACTION * len(first)))]
-        kept = moments >= latest
+        latest = np.sort(request_times[first])[-max(1, round(EVAL_FRACTION * len(first)))]
+        kept = request_times >= latest
         topics, since, available, labels = topics[kept], since[kept], available[kept], labels[kept]
 
         def auc(length: int) -> float:
             return _auc(labels, world.posterior(topics, since, available, length))
 
         return {
-            "bayes_auc": [{"length": int(length), "auc": auc(length)} for length in lengths],
-            "bayes_auc_full": auc(int(available.max())),
+            "best_possible_auc": [
+                {"length": int(length), "auc": auc(length)} for length in lengths
+            ],
+            "best_possible_auc_full": auc(int(available.max())),
             "bayes_num_targets": len(labels),
             "bayes_full_share": float(np.mean(since > 0)),
         }
@@ -264,14 +266,14 @@ def _part(
     )
     items = rng.integers(0, len(world.topics), len(owners))
     likes = rng.random(len(owners)) < world.like_rate
-    moments = (
+    request_times = (
         START_MS
         + DURATION_MS // 2
         + rng.integers(0, DURATION_MS // 2, (len(users), counts["requests_per_user"]))
     )
-    moments = np.sort(moments, axis=1).ravel()
+    request_times = np.sort(request_times, axis=1).ravel()
     askers = np.repeat(users, counts["requests_per_user"])
-    available = history_lengths(owners, times, askers, moments)
+    available = history_lengths(owners, times, askers, request_times)
     shape = (len(askers), counts["targets_per_request"])
     candidates = rng.integers(0, len(world.topics), shape)
     topics = world.topics[candidates]
@@ -288,7 +290,9 @@ def _part(
     ).astype(np.int8)
     requests = collected.num_requests + np.arange(len(askers), dtype=np.int64)
     sequence = collected.num_events + np.arange(len(owners), dtype=np.int64)
-    per_target = [np.repeat(column, shape[1]) for column in (requests, askers, moments, available)]
+    per_target = [
+        np.repeat(column, shape[1]) for column in (requests, askers, request_times, available)
+    ]
     collected.rows.append(
         (
             per_target[0],

@@ -100,7 +100,7 @@ def check_events(
     dataset_dir: str | Path,
     report_html: str | Path,
     checks: ChecksConfig,
-    home: str | Path | None = None,
+    workdir: str | Path | None = None,
 ) -> CheckReport:
     """Writes the report on a dataset: events, targets, items, users; and on its drift against the
     version that is published.
@@ -109,7 +109,7 @@ def check_events(
         dataset_dir: a dataset (docs/architecture.md).
         report_html: page to write, also when a check fails.
         checks: bounds; those of features and tasks are in the schema of the dataset.
-        home: LONGREC_HOME, where the version before was published; None for no comparison.
+        workdir: LONGREC_HOME, where the version before was published; None for no comparison.
 
     Raises:
         CheckFailed: an expectation of critical severity does not hold; the report has been written.
@@ -117,12 +117,12 @@ def check_events(
     """
     started = time.perf_counter()
     return _check_events(
-        [_profile_events(Path(dataset_dir), home, WHOLE)], report_html, checks, home, started
+        [_profile_events(Path(dataset_dir), workdir, WHOLE)], report_html, checks, workdir, started
     )
 
 
 def profile_events(
-    dataset_dir: str | Path, out_dir: str | Path, home: str | Path | None, shard: Shard
+    dataset_dir: str | Path, out_dir: str | Path, workdir: str | Path | None, shard: Shard
 ) -> ProfileReport:
     """Returns counts after writing what the checks need to know of a shard of a dataset: one row
     per user, and some numbers.
@@ -130,13 +130,13 @@ def profile_events(
     Args:
         dataset_dir: a dataset; its first shard reads items and users too.
         out_dir: the profile; replaced.
-        home: as of `check_events`.
+        workdir: as of `check_events`.
         shard: whose parts are read.
 
     Raises:
         DataError: the shard cannot be read at all.
     """
-    profile = _profile_events(Path(dataset_dir), home, shard)
+    profile = _profile_events(Path(dataset_dir), workdir, shard)
     profile.save(Path(out_dir))
     return ProfileReport(
         *(profile.tables[name].counts.get("num_rows", 0) for name in ("events", "targets"))
@@ -147,7 +147,7 @@ def check_event_profiles(
     profile_dirs: Sequence[str | Path],
     report_html: str | Path,
     checks: ChecksConfig,
-    home: str | Path | None = None,
+    workdir: str | Path | None = None,
 ) -> CheckReport:
     """Writes the report of `check_events` from the profiles of all shards, a directory each, in any
     order; rows are named with their shard.
@@ -159,7 +159,7 @@ def check_event_profiles(
         [found[place] for place in in_order([each.shard for each in found])],
         report_html,
         checks,
-        home,
+        workdir,
         started,
     )
 
@@ -289,9 +289,9 @@ class _Profile:
         )
 
 
-def _profile_events(directory: Path, home: str | Path | None, shard: Shard) -> _Profile:
+def _profile_events(directory: Path, workdir: str | Path | None, shard: Shard) -> _Profile:
     head = _read_head(directory / "dataset.json", "schema")
-    before = _before(head, home)[0]
+    before = _before(head, workdir)[0]
     with _duckdb() as connection:
         tables = suites.measure_dataset(
             directory, head, connection, shard, before.items() if before else None
@@ -306,7 +306,7 @@ def _check_events(
     shards: Sequence[_Profile],
     report_html: str | Path,
     checks: ChecksConfig,
-    home: str | Path | None,
+    workdir: str | Path | None,
     started: float,
 ) -> CheckReport:
     head, names = shards[0].head, dict.fromkeys(name for shard in shards for name in shard.tables)
@@ -316,7 +316,7 @@ def _check_events(
     }
     found, facts = suites.dataset_suites(tables, head, checks)
     results = _judge(found)
-    compared, extra = ([], NOTHING) if _broken(results) else _drift(shards, tables, checks, home)
+    compared, extra = ([], NOTHING) if _broken(results) else _drift(shards, tables, checks, workdir)
     facts = {**facts, **({"shards": len(shards)} if len(shards) > 1 else {})}
     return _conclude(
         f"Checks of the dataset {head.get('name', '')}",
@@ -332,14 +332,14 @@ def _drift(
     shards: Sequence[_Profile],
     tables: Mapping[str, Measured],
     checks: ChecksConfig,
-    home: str | Path | None,
+    workdir: str | Path | None,
 ) -> tuple[Results, page.Html]:
     """Findings against the version before, none where there is none, and the section of the report
     that says so.
     """
     if problems := [shard.problem for shard in shards if shard.problem]:
         raise DataError(problems[0])
-    before, why = _before(shards[0].head, home)
+    before, why = _before(shards[0].head, workdir)
     now = drift.Profile.merged([shard.drift for shard in shards if shard.drift])
     if before is None:
         return [], drift.section(now, before, why)
@@ -348,12 +348,12 @@ def _drift(
     ), drift.section(now, before, why)
 
 
-def _before(head: dict[str, Any], home: str | Path | None) -> tuple[drift.Before | None, str]:
+def _before(head: dict[str, Any], workdir: str | Path | None) -> tuple[drift.Before | None, str]:
     """The published version of the same data; or None, and why there is nothing to compare with."""
-    if home is None:
+    if workdir is None:
         return None, "No feature store was named: nothing to compare with."
     try:
-        published = Published.open(home)
+        published = Published.open(workdir)
     except StoreError:
         return None, "Nothing was published before: this is the first version."
     manifest, name = published.manifest, f"{published.manifest['name']} ({published.path.name})"
@@ -510,7 +510,7 @@ def _show(rule: Rule, value: Any) -> str:
     if rule.column.endswith("share") and number is not None:
         return f"{100 * number:.4g} %"
     return (
-        f"{_moment(number)} ({number})"
+        f"{_request_time(number)} ({number})"
         if rule.column.endswith("(ms)") and number
         else str(page.show(number))
     )
@@ -574,7 +574,7 @@ def _render(
     words = "passed" if not failed else f"{failed} failed"
     subtitle = f"{len(findings)} expectations, {failed} failed, {warned} warnings, {seconds:.1f} s, Great Expectations {_version()}"
     shown = {
-        name: _moment(value) if name.endswith("event") or name.endswith("moment") else value
+        name: _request_time(value) if name.endswith("event") or name.endswith("moment") else value
         for name, value in facts.items()
     }
     body = page.section("Data", page.facts(shown))
@@ -638,7 +638,7 @@ def _table(findings: Sequence[Finding], *, named: bool = False) -> page.Html:
     return page.table(headers, rows, classes)
 
 
-def _moment(value: Any) -> Any:
+def _request_time(value: Any) -> Any:
     if value is None:
         return None
     try:

@@ -280,8 +280,8 @@ def section(now: Profile, before: Before | None, why: str) -> page.Html:
 def _lengths(events: pa.Table, targets: pa.Table) -> Int:
     """Returns the events before each request of a part, int64 [R]."""
     starts = group_starts(*(int64_of(targets, name) for name in (USER_ID, REQUEST_ID)))
-    owners, moments = (int64_of(targets, name)[starts] for name in (USER_ID, TIMESTAMP))
-    return history_lengths(*by_known_time(events), owners, moments)
+    owners, request_times = (int64_of(targets, name)[starts] for name in (USER_ID, TIMESTAMP))
+    return history_lengths(*by_known_time(events), owners, request_times)
 
 
 def _rate(counts: tuple[int, int]) -> float:

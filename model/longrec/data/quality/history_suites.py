@@ -438,15 +438,17 @@ def _cut_facts(
     """Counts of wrong requests per user: of every kind that can be seen from the events beside the
     cut.
     """
-    start, end, moment = (cuts.columns[name] for name in ("event_start", "event_end", TIMESTAMP))
+    start, end, request_time = (
+        cuts.columns[name] for name in ("event_start", "event_end", TIMESTAMP)
+    )
     outside = (start < cuts.user_starts) | (end > cuts.user_ends) | (end < start)
     inside = cuts.named & ~outside
     filled, going_on = inside & (end > start), inside & (end < cuts.user_ends)
     last, following = (timelines.take(TIMESTAMP, offsets) for offsets in (end - 1, end))
     wrong = {
         "num_outside": cuts.named & outside,
-        "num_future": filled & (last >= moment),
-        "num_short": going_on & (following < moment),
+        "num_future": filled & (last >= request_time),
+        "num_short": going_on & (following < request_time),
         "num_too_long": inside & (end - start > max_history),
         "num_late_starts": inside & (start > cuts.user_starts) & (end - start < max_history),
     }
@@ -486,7 +488,7 @@ def _cut_suite(facts: UserFacts, has_baskets: bool) -> Suite:
 
 
 def _split_rules(row: Row, cuts: Cuts, checks: ChecksConfig) -> dict[str, int]:
-    moments = cuts.columns[TIMESTAMP]
+    request_times = cuts.columns[TIMESTAMP]
     counts = {split: int((cuts.splits == split).sum()) for split in SPLITS}
     row.add(
         "num_unknown_splits",
@@ -503,7 +505,10 @@ def _split_rules(row: Row, cuts: Cuts, checks: ChecksConfig) -> dict[str, int]:
         )
     for earlier, later in (("warmup", "train"), ("train", "eval"), ("warmup", "eval")):
         if counts[earlier] and counts[later]:
-            lead = int(moments[cuts.splits == later].min() - moments[cuts.splits == earlier].max())
+            lead = int(
+                request_times[cuts.splits == later].min()
+                - request_times[cuts.splits == earlier].max()
+            )
             row.add(
                 f"{earlier} to {later}: lead in ms",
                 f"every {earlier} request is before the first {later} request",

@@ -415,9 +415,9 @@ def _equal_rows(run_of: Int, time: Int, tie: Int, item: Int) -> tuple[Mask, Mask
     """Rows equal to another one of the same user in item, time and tie order; and in item and time
     with another tie order.
     """
-    moments = run_starts(run_of, time)
-    length = np.diff(np.append(moments, len(time)))
-    moment_of = np.repeat(np.arange(len(moments)), length)
+    request_times = run_starts(run_of, time)
+    length = np.diff(np.append(request_times, len(time)))
+    moment_of = np.repeat(np.arange(len(request_times)), length)
     tied = np.flatnonzero(length[moment_of] > 1)
     order = tied[np.lexsort((tie[tied], item[tied], moment_of[tied]))]
     same_item = (moment_of[order][1:] == moment_of[order][:-1]) & (

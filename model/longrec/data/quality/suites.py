@@ -355,12 +355,12 @@ def _event_columns(head: Mapping[str, Any]) -> tuple[Column, ...]:
     labels = tuple(Column(name, "int8", 1.0, 0, 1) for name in head.get("event_labels", ()))
     baskets = (Column(BASKET_ID, "int64"),) if schema.has_baskets else ()
     created = (Column(CREATED, "time", 0.0, 0, LATEST_MS),) if head.get("has_created") else ()
-    return (*_moment_columns(EVENT_SEQ), *baskets, *created, *map(Column.of, schema.event), *labels)
+    return (*_time_columns(EVENT_SEQ), *baskets, *created, *map(Column.of, schema.event), *labels)
 
 
 def _target_columns(schema: Schema) -> tuple[Column, ...]:
     return (
-        *_moment_columns(REQUEST_ID),
+        *_time_columns(REQUEST_ID),
         *(Column(task, "int8", 0.0, 0, 1) for task in schema.task_names),
     )
 
@@ -660,7 +660,7 @@ def _num_moved(events: UserFacts, targets: UserFacts) -> int:
     )
 
 
-def _moment_columns(order: str) -> tuple[Column, ...]:
+def _time_columns(order: str) -> tuple[Column, ...]:
     return (
         Column(USER_ID, "int64", 0.0, 0),
         Column(ITEM_ID, "int64", 0.0, 0),

@@ -5,7 +5,7 @@
                                      v                                                   v
                                  histories of all requests                           one user now
 
-    versions (what a home points to) <- tails (files of pushed rows) <- door (Feast) <- reader <- push <- publish
+    versions (what a work directory points to) <- tails (files of pushed rows) <- door (Feast) <- reader <- push <- publish
                                                                              ^------------------ retrieve
 
 Only `door` imports Feast, inside functions: it costs seconds.

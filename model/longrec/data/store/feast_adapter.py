@@ -163,11 +163,11 @@ class Door:
         """Returns one row per id, in their order, as of a moment, by default the end of the log."""
         import pandas as pd
 
-        moment = pd.Timestamp(
+        request_time = pd.Timestamp(
             self.log_end_us if moment_us is None else moment_us, unit="us", tz="UTC"
         )
         with feast_errors("the offline store cannot be read"):
-            rows = pd.DataFrame({key: ids, features.EVENT_TIME: moment})
+            rows = pd.DataFrame({key: ids, features.EVENT_TIME: request_time})
             with (
                 warnings.catch_warnings()
             ):  # Feast turns on warnings that are about its own libraries

@@ -1,5 +1,5 @@
 """Feature tables into a new version: copied, applied, materialized, read back, pushed events
-carried over; then the home points to it.
+carried over; then the work directory points to it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from longrec.schema import USER_ID, Schema
 logger = logging.getLogger(__name__)
 
 DEFAULT_HOME = "../.longrec"
-"""The home that feature_store.yaml names; paths below it are moved to the home in use."""
+"""The work directory that feature_store.yaml names; paths below it are moved to the work directory in use."""
 SLICE_BYTES = 256 << 20
 """Packed histories that one materialization holds in memory."""
 OVERLAY = "LONGREC_FEATURE_OVERLAY"
@@ -64,7 +64,7 @@ class PublishReport:
         num_carried: pushed events of the version before that the feature tables lack, and that were
             pushed again.
         digest: of the feature tables.
-        was_current: whether the home pointed to such a version already, and nothing was done.
+        was_current: whether the work directory pointed to such a version already, and nothing was done.
     """
 
     version: str
@@ -80,16 +80,16 @@ class PublishReport:
 
 
 def publish(
-    features_dir: str | Path, home: str | Path, repo_dir: str | Path, *, key: str = ""
+    features_dir: str | Path, workdir: str | Path, repo_dir: str | Path, *, key: str = ""
 ) -> PublishReport:
-    """Returns counts after making feature tables the ones that `home` serves, offline and online;
+    """Returns counts after making feature tables the ones that `workdir` serves, offline and online;
     all at once, by one rename.
 
     Args:
         features_dir: written by `features.build`.
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         repo_dir: the feature repository (feature_store.yaml, definitions.py).
-        key: names the code that publishes. Where `home` points to a version made of equal tables
+        key: names the code that publishes. Where `workdir` points to a version made of equal tables
             under this key, and its online store
             answers, that version stays and nothing is done; always published anew when empty.
 
@@ -97,13 +97,13 @@ def publish(
         DataError: the feature tables are incomplete or were changed.
         StoreError: the feature repository is missing, another publish is running, or Feast failed.
     """
-    tables, home = Path(features_dir), Path(home).resolve()
+    tables, workdir = Path(features_dir), Path(workdir).resolve()
     manifest = _checked_manifest(tables)
-    version = home / "store" / f"{manifest['version']}-{uuid.uuid4().hex[:6]}"
-    with locked(home):
-        if key and _is_current(home, manifest, key):
+    version = workdir / "store" / f"{manifest['version']}-{uuid.uuid4().hex[:6]}"
+    with locked(workdir):
+        if key and _is_current(workdir, manifest, key):
             return _publish_report(
-                home / "store" / str(current_version(home)), manifest, was_current=True
+                workdir / "store" / str(current_version(workdir)), manifest, was_current=True
             )
         try:
             with files.disk_errors(version):
@@ -111,7 +111,7 @@ def publish(
             _write_settings(Path(repo_dir), version)
             files.write_json(
                 version / "feast" / "key.json",
-                {**_key(key), "before": digest_before(home, manifest.get("dataset_hash"))},
+                {**_key(key), "before": digest_before(workdir, manifest.get("dataset_hash"))},
             )
             published = Published(
                 version, manifest, Schema.load(version / "features" / "schema.json")
@@ -122,11 +122,11 @@ def publish(
                 "Is the online store there, and may it be written? Then run it again.",
             ):
                 slices, verified = _fill(published, Path(repo_dir))
-                carried = _carry(home, published, Path(repo_dir))
+                carried = _carry(workdir, published, Path(repo_dir))
         except BaseException:
             _remove(version)
             raise
-        for old in switch(home, version):
+        for old in switch(workdir, version):
             _remove(old)
     return _publish_report(
         version, manifest, online_slices=slices, num_verified=verified, num_carried=carried
@@ -191,11 +191,11 @@ def _publish_report(
     )
 
 
-def _is_current(home: Path, manifest: Mapping[str, Any], key: str) -> bool:
-    """Returns whether `home` points to a whole version that was made of these feature tables under
+def _is_current(workdir: Path, manifest: Mapping[str, Any], key: str) -> bool:
+    """Returns whether `workdir` points to a whole version that was made of these feature tables under
     this key.
     """
-    version = home / "store" / (current_version(home) or "none")
+    version = workdir / "store" / (current_version(workdir) or "none")
     try:
         known, note = (
             files.read_json(version / "features" / "manifest.json"),
@@ -209,7 +209,7 @@ def _is_current(home: Path, manifest: Mapping[str, Any], key: str) -> bool:
             return all(
                 (version / "feast" / name).is_file() for name in ("online.db", "registry.db")
             )  # Feast costs seconds to ask
-        return _verify(Door(Published.open(home), None)) > 0
+        return _verify(Door(Published.open(workdir), None)) > 0
     except (OSError, DataError, StoreError):
         return False
 
@@ -298,7 +298,7 @@ def _materialize(door: Door) -> int:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            door.feast.materialize(_moment(start), _moment(stop), feature_views=[name])
+            door.feast.materialize(_request_time(start), _request_time(stop), feature_views=[name])
         logger.debug("materialized %s: %s", name, printed.getvalue())
     return len(jobs)
 
@@ -339,18 +339,18 @@ def _verify(door: Door) -> int:
     return num_verified
 
 
-def _moment(micros: int) -> datetime.datetime:
+def _request_time(micros: int) -> datetime.datetime:
     return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
         microseconds=micros
     )
 
 
-def _carry(home: Path, published: Published, repo_dir: Path) -> int:
+def _carry(workdir: Path, published: Published, repo_dir: Path) -> int:
     """Returns the number of events pushed to the version before that were pushed again, for the
     feature tables lack them.
     """
     try:
-        before = Published.open(home)
+        before = Published.open(workdir)
     except StoreError:
         return 0
     users = tails.users_pushed(before.path)

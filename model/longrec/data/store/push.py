@@ -44,8 +44,8 @@ class PushReport:
     num_folds: int
 
 
-def push(home: str | Path, repo_dir: str | Path | None, events: pa.Table) -> PushReport:
-    """Returns counts after adding live events to the histories that `home` serves, online and
+def push(workdir: str | Path, repo_dir: str | Path | None, events: pa.Table) -> PushReport:
+    """Returns counts after adding live events to the histories that `workdir` serves, online and
     offline.
 
     Events may come late, twice and in any order: what is stored in the end is the same. A push that
@@ -64,17 +64,17 @@ def push(home: str | Path, repo_dir: str | Path | None, events: pa.Table) -> Pus
             `pushed.conform`.
         StoreError: nothing was published, another push or publish does not end, or Feast failed.
     """
-    return Pusher(home, repo_dir).push(events)
+    return Pusher(workdir, repo_dir).push(events)
 
 
 class Pusher:
-    """Adds live events to what `home` serves, and follows it when a new version is published.
+    """Adds live events to what `workdir` serves, and follows it when a new version is published.
     Arguments and errors as of `push`.
     """
 
-    def __init__(self, home: str | Path, repo_dir: str | Path | None = None) -> None:
-        self._home, self._repo_dir = Path(home).resolve(), repo_dir
-        self._door = Door(Published.open(self._home), repo_dir)
+    def __init__(self, workdir: str | Path, repo_dir: str | Path | None = None) -> None:
+        self._workdir, self._repo_dir = Path(workdir).resolve(), repo_dir
+        self._door = Door(Published.open(self._workdir), repo_dir)
 
     @property
     def schema(self) -> Schema:
@@ -88,9 +88,9 @@ class Pusher:
 
     def push(self, events: pa.Table) -> PushReport:
         """Returns counts after adding events; see the function `push`."""
-        with locked(self._home, PUSH_WAIT_SECONDS):
-            if current_version(self._home) not in (None, self._door.published.path.name):
-                self._door = Door(Published.open(self._home), self._repo_dir)
+        with locked(self._workdir, PUSH_WAIT_SECONDS):
+            if current_version(self._workdir) not in (None, self._door.published.path.name):
+                self._door = Door(Published.open(self._workdir), self._repo_dir)
             self._door.check_online()
             return add_events(
                 self._door,

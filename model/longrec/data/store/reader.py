@@ -41,10 +41,10 @@ class UserRows:
 
 
 class OnlineStore:
-    """The online door, for serving. Follows `home` when a new version is published.
+    """The online door, for serving. Follows `workdir` when a new version is published.
 
     Args:
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         repo_dir: what relative paths in feature_store.yaml are relative to; None where there are
             none.
         schema: what the caller works with; None to take the published one as it is.
@@ -56,9 +56,13 @@ class OnlineStore:
     """
 
     def __init__(
-        self, home: str | Path, repo_dir: str | Path | None = None, *, schema: Schema | None = None
+        self,
+        workdir: str | Path,
+        repo_dir: str | Path | None = None,
+        *,
+        schema: Schema | None = None,
     ) -> None:
-        self._home, self._repo_dir, self._expected = Path(home), repo_dir, schema
+        self._workdir, self._repo_dir, self._expected = Path(workdir), repo_dir, schema
         self._door = self._open()
 
     @property
@@ -90,16 +94,16 @@ class OnlineStore:
             DataError: a stored history is corrupted.
             StoreError: the online store cannot be read.
         """
-        if current_version(self._home) not in (None, self.version):
+        if current_version(self._workdir) not in (None, self.version):
             self._door = self._open()
         stored = read_online(self._door, [int(user_id) for user_id in user_ids])
         return [row.cut(self.schema, before_ms, max_history) for row in stored]
 
     def _open(self) -> Door:
-        published = Published.open(self._home)
+        published = Published.open(self._workdir)
         if self._expected is not None and (lines := self._expected.differences(published.schema)):
             raise SchemaMismatch(
-                f"the feature store at {self._home} was published for another schema",
+                f"the feature store at {self._workdir} was published for another schema",
                 found="; ".join(lines),
                 fix="Publish the features of this dataset, or serve a model of the published one.",
             )
@@ -116,8 +120,8 @@ class OfflineStore:
     Args, Raises: as for `OnlineStore`.
     """
 
-    def __init__(self, home: str | Path, repo_dir: str | Path | None = None) -> None:
-        self._door = Door(Published.open(home), repo_dir)
+    def __init__(self, workdir: str | Path, repo_dir: str | Path | None = None) -> None:
+        self._door = Door(Published.open(workdir), repo_dir)
 
     @property
     def schema(self) -> Schema:

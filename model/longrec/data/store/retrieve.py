@@ -25,8 +25,8 @@ from longrec.data.histories import (
     SPLITS,
     Histories,
     HistoriesWriter,
-    split_moments,
     split_names,
+    split_times,
     target_schema,
     user_schema,
 )
@@ -52,7 +52,7 @@ class RetrieveReport:
         requests_without_history: requests with no event before them.
         requests_at_the_bound: requests with more events before them than are kept.
         longest_history: events of the longest history kept.
-        split_moment_ms: the first moment of the evaluation.
+        split_time_ms: the first moment of the evaluation.
     """
 
     num_requests: int
@@ -67,12 +67,12 @@ class RetrieveReport:
     requests_without_history: int
     requests_at_the_bound: int
     longest_history: int
-    split_moment_ms: int
+    split_time_ms: int
 
 
 def retrieve(
     dataset_dir: str | Path,
-    home: str | Path,
+    workdir: str | Path,
     repo_dir: str | Path,
     out_dir: str | Path,
     data: DataConfig,
@@ -102,7 +102,7 @@ def retrieve(
         SchemaMismatch: the store was published for another schema.
         StoreError: nothing, or another dataset, was published; or Feast lost a row.
     """
-    source, published = layout.Dataset.open(dataset_dir, shard), Published.open(home)
+    source, published = layout.Dataset.open(dataset_dir, shard), Published.open(workdir)
     _check_same(source, published)
     requests, names = _Requests.of(source), [ITEM_ID, *source.schema.task_names]
     if shard == layout.WHOLE:
@@ -183,28 +183,32 @@ def _finish(
     seed: int,
 ) -> RetrieveReport:
     """Returns counts after splitting the requests and writing all tables and the manifest."""
-    (rows, target_ends), moments = targets, requests.moments
-    warmup_end, split_moment = (
-        split_moments(moments, data.warmup_fraction, data.eval_fraction) if len(moments) else (0, 0)
+    (rows, target_ends), request_times = targets, requests.request_times
+    warmup_end, split_time = (
+        split_times(request_times, data.warmup_fraction, data.eval_fraction)
+        if len(request_times)
+        else (0, 0)
     )
-    splits = split_names(moments, warmup_end, split_moment)
+    splits = split_names(request_times, warmup_end, split_time)
     table = pa.table(
         {
             REQUEST_ID: requests.request_ids,
             "user_row": cut.user_rows,
-            TIMESTAMP: moments,
+            TIMESTAMP: request_times,
             "event_start": cut.starts,
             "event_end": cut.ends,
-            "target_start": np.append(0, target_ends[:-1])[: len(moments)],
+            "target_start": np.append(0, target_ends[:-1])[: len(request_times)],
             "target_end": target_ends,
             "split": pa.array(splits, pa.string()),
         }
     )
     manifest = {
         **head,
-        "time_range_ms": [int(moments[0]), int(moments[-1])] if len(moments) else [None, None],
+        "time_range_ms": [int(request_times[0]), int(request_times[-1])]
+        if len(request_times)
+        else [None, None],
         "warmup_end_ms": warmup_end,
-        "split_moment_ms": split_moment,
+        "split_time_ms": split_time,
         "max_history": data.max_history,
         "seed": seed,
         "splits": {name: splits.count(name) for name in SPLITS},
@@ -222,7 +226,7 @@ class _Requests:
 
     request_ids: Int64
     user_ids: Int64
-    moments: Int64
+    request_times: Int64
     parts: Int64
     starts: Int64
     ends: Int64
@@ -244,7 +248,7 @@ class _Requests:
         """Returns the requests of all shards; their targets are in the tables of the shards."""
         rows = []
         for number, shard in enumerate(shards):
-            ids, users, moments, starts, ends = (
+            ids, users, request_times, starts, ends = (
                 layout.int64_of(shard.requests, name)
                 for name in (REQUEST_ID, "user_row", TIMESTAMP, "target_start", "target_end")
             )
@@ -252,7 +256,7 @@ class _Requests:
                 (
                     ids,
                     layout.int64_of(shard.users, USER_ID)[users],
-                    moments,
+                    request_times,
                     np.full(len(ids), number),
                     starts,
                     ends,
@@ -269,7 +273,7 @@ class _Requests:
                 for column in zip((none,) * 6, *rows, strict=True)
             )
         )
-        return requests._take(np.lexsort((requests.request_ids, requests.moments)))
+        return requests._take(np.lexsort((requests.request_ids, requests.request_times)))
 
     def checked(self, where: str) -> _Requests:
         """Returns the requests after checking that there are some, each once."""
@@ -292,11 +296,13 @@ class _Requests:
         """Returns a seeded sample of at most `max_requests` requests, in the same order; all for
         0.
         """
-        if not 0 < max_requests < len(self.moments):
+        if not 0 < max_requests < len(self.request_times):
             return self
         return self._take(
             np.sort(
-                np.random.default_rng(seed).choice(len(self.moments), max_requests, replace=False)
+                np.random.default_rng(seed).choice(
+                    len(self.request_times), max_requests, replace=False
+                )
             )
         )
 
@@ -434,7 +440,7 @@ def _write_timelines(
         for row in range(start, end):
             mine, lower = by_user[lower : request_ends[row]], int(request_ends[row])
             own = times[offsets[row - start] : offsets[row - start + 1]]
-            before[mine] = np.searchsorted(own, requests.moments[mine], side="left")
+            before[mine] = np.searchsorted(own, requests.request_times[mine], side="left")
         offsets = offsets + writer.add(timelines)[0]
         spans = [np.arange(start, end), user_ids[start:end], offsets[:-1], offsets[1:]]
         tables.append(
@@ -534,5 +540,5 @@ def _retrieve_report(
         requests_without_history=int((kept == 0).sum()),
         requests_at_the_bound=int(cut.bounded.sum()),
         longest_history=int(kept.max(initial=0)),
-        split_moment_ms=manifest["split_moment_ms"],
+        split_time_ms=manifest["split_time_ms"],
     )

@@ -1,4 +1,4 @@
-"""Versions of the feature store: which one a home points to, the lock of its writers, the switch to
+"""Versions of the feature store: which one a work directory points to, the lock of its writers, the switch to
 a new one.
 
 A version is complete before `current` points to it: a kill at any moment, or a reader at work, sees
@@ -27,29 +27,29 @@ PUBLISH_FIRST = "Publish feature tables first (step publish of the pipeline)."
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Published:
-    """The version that a home points to: its directory (links resolved), manifest and schema."""
+    """The version that a work directory points to: its directory (links resolved), manifest and schema."""
 
     path: Path
     manifest: Mapping[str, Any]
     schema: Schema
 
     @classmethod
-    def open(cls, home: str | Path) -> Published:
-        """Returns the version of `home`.
+    def open(cls, workdir: str | Path) -> Published:
+        """Returns the version of `workdir`.
 
         Raises:
             StoreError: nothing was published there, or a part of it is gone.
         """
-        tables = (Path(home) / "features").resolve()
+        tables = (Path(workdir) / "features").resolve()
         if not (tables / "manifest.json").is_file() or not (tables / "schema.json").is_file():
             raise StoreError(
-                f"no feature store at {home}",
+                f"no feature store at {workdir}",
                 found=f"no feature tables in {tables}",
                 fix=PUBLISH_FIRST,
             )
         if not (tables.parent / "feast" / "feature_store.yaml").is_file():
             raise StoreError(
-                f"the feature store at {home} is incomplete",
+                f"the feature store at {workdir} is incomplete",
                 found=f"nothing in {tables.parent / 'feast'}",
                 fix=PUBLISH_FIRST,
             )
@@ -60,18 +60,18 @@ class Published:
         )
 
 
-def environment(home: str | Path) -> dict[str, str]:
-    """Returns the variables with which a `feast` process works on what was published to `home` (run
+def environment(workdir: str | Path) -> dict[str, str]:
+    """Returns the variables with which a `feast` process works on what was published to `workdir` (run
     it in the feature repository).
     """
-    home = Path(home).resolve()
+    workdir = Path(workdir).resolve()
     return {
-        "LONGREC_HOME": str(home),
-        "FEAST_FS_YAML_FILE_PATH": str(home / "feast" / "feature_store.yaml"),
+        "LONGREC_HOME": str(workdir),
+        "FEAST_FS_YAML_FILE_PATH": str(workdir / "feast" / "feature_store.yaml"),
     }
 
 
-def version_before(home: str | Path, data_uri: str) -> str:
+def version_before(workdir: str | Path, data_uri: str) -> str:
     """Returns what names the published version that a dataset is compared with by the checks of its
     events; empty for none.
 
@@ -79,28 +79,28 @@ def version_before(home: str | Path, data_uri: str) -> str:
     data is not done again for that.
 
     Args:
-        home: LONGREC_HOME.
+        workdir: LONGREC_HOME.
         data_uri: of the dataset.
 
     Raises:
         DataError: there is no dataset.
     """
     return digest_before(
-        Path(home).resolve(),
+        Path(workdir).resolve(),
         location.read_json(data_uri, "dataset.json").get("facts", {}).get("content_hash"),
     )
 
 
 @contextlib.contextmanager
-def locked(home: Path, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Holds the lock of the writers to a home, a publish or a push.
+def locked(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Holds the lock of the writers to a work directory, a publish or a push.
 
     Raises:
         StoreError: another one held it for `wait_seconds`.
     """
-    (home / "store").mkdir(parents=True, exist_ok=True)
+    (workdir / "store").mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
-    with open(home / "store" / ".lock", "w") as stream:
+    with open(workdir / "store" / ".lock", "w") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,25 +108,26 @@ def locked(home: Path, wait_seconds: float = 0.0) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     raise StoreError(
-                        f"another publish or push to {home} is running", fix="Wait for it to end."
+                        f"another publish or push to {workdir} is running",
+                        fix="Wait for it to end.",
                     ) from error
                 time.sleep(0.02)
         yield
 
 
-def current_version(home: Path) -> str | None:
-    """Returns the name of the version that `home` points to, None for none."""
+def current_version(workdir: Path) -> str | None:
+    """Returns the name of the version that `workdir` points to, None for none."""
     try:
-        return os.readlink(f"{home}/store/current")  # noqa: PTH115 - asked at each read, and a Path takes six times as long
+        return os.readlink(f"{workdir}/store/current")  # noqa: PTH115 - asked at each read, and a Path takes six times as long
     except OSError:
         return None
 
 
-def digest_before(home: Path, dataset_hash: str | None) -> str:
+def digest_before(workdir: Path, dataset_hash: str | None) -> str:
     """Returns the digest of the published version that is not of this dataset, or of the one before
     it; empty for none.
     """
-    version = home / "store" / (current_version(home) or "none")
+    version = workdir / "store" / (current_version(workdir) or "none")
     try:
         manifest = files.read_json(version / "features" / "manifest.json")
         if dataset_hash != manifest.get("dataset_hash"):
@@ -136,17 +137,17 @@ def digest_before(home: Path, dataset_hash: str | None) -> str:
         return ""
 
 
-def switch(home: Path, version: Path) -> list[Path]:
-    """Returns the versions that nobody needs any more, after pointing `home` to a version by one
+def switch(workdir: Path, version: Path) -> list[Path]:
+    """Returns the versions that nobody needs any more, after pointing `workdir` to a version by one
     rename: not it, nor the one before.
     """
-    previous = current_version(home)
-    _link(home / "store" / "current", version.name)
+    previous = current_version(workdir)
+    _link(workdir / "store" / "current", version.name)
     for name in ("features", "feast"):
-        _link(home / name, f"store/current/{name}")
+        _link(workdir / name, f"store/current/{name}")
     return [
         entry
-        for entry in (home / "store").iterdir()
+        for entry in (workdir / "store").iterdir()
         if entry.is_dir() and not entry.is_symlink() and entry.name not in (version.name, previous)
     ]
 

@@ -440,8 +440,8 @@ def test_implicit_log_draws_honest_negatives(tmp_path: Path) -> None:
         sorted(targets, key=lambda row: row["request_id"]), key=lambda row: row["request_id"]
     ):
         request = list(group)
-        user, moment = request[0]["user_id"], request[0]["timestamp"]
-        here = [row for row in rows if (row["who"], row["at"] * 1_000) == (user, moment)]
+        user, request_time = request[0]["user_id"], request[0]["timestamp"]
+        here = [row for row in rows if (row["who"], row["at"] * 1_000) == (user, request_time)]
         positives, drawn = (
             {row["item_id"] for row in request if row["label"] == label} for label in (1, 0)
         )
@@ -453,7 +453,7 @@ def test_implicit_log_draws_honest_negatives(tmp_path: Path) -> None:
         assert (
             positives
             and positives <= basket
-            and all(first[item] < moment for item in positives | drawn)
+            and all(first[item] < request_time for item in positives | drawn)
         )
         assert not drawn & positives and {repo[item] for item in drawn} <= {
             repo[item] for item in positives
@@ -514,9 +514,9 @@ def test_no_history_splits_a_basket_even_one_that_took_a_while(tmp_path: Path) -
         "a basket happens when its last item does"
     )
     for request in {row["request_id"] for row in targets}:
-        moment = next(row["timestamp"] for row in targets if row["request_id"] == request)
-        past = {row["basket_id"] for row in events if row["timestamp"] < moment}
-        rest = {row["basket_id"] for row in events if row["timestamp"] >= moment}
+        request_time = next(row["timestamp"] for row in targets if row["request_id"] == request)
+        past = {row["basket_id"] for row in events if row["timestamp"] < request_time}
+        rest = {row["basket_id"] for row in events if row["timestamp"] >= request_time}
         assert not past & rest
     drawn = {row["timestamp"] - T0: row["item_id"] for row in targets if not row["label"]}
     assert drawn.get(100) == 2 and drawn.get(200) == 3 and 50 not in drawn, (
@@ -721,8 +721,8 @@ def test_real_dev_events(tmp_path: Path) -> None:
     repos[dataset.items()["item_id"].to_numpy()] = dataset.items()["repo_id"].to_numpy()
     for part in range(dataset.num_parts):
         events, targets = dataset.events(part), dataset.targets(part).to_pandas()
-        moments = np.array(plain_times(dataset.targets(part)))
-        assert np.all(first[targets["item_id"]] < moments), "a target from the future"
+        request_times = np.array(plain_times(dataset.targets(part)))
+        assert np.all(first[targets["item_id"]] < request_times), "a target from the future"
         taken = set(
             zip(
                 events["user_id"].to_pylist(),
@@ -733,7 +733,9 @@ def test_real_dev_events(tmp_path: Path) -> None:
         )
         is_taken = [
             key in taken
-            for key in zip(targets["user_id"], moments.tolist(), targets["item_id"], strict=True)
+            for key in zip(
+                targets["user_id"], request_times.tolist(), targets["item_id"], strict=True
+            )
         ]
         assert all(
             taken_now
@@ -749,14 +751,14 @@ def test_real_dev_events(tmp_path: Path) -> None:
             events["user_id"].to_numpy(),
             np.array(plain_times(events)),
             targets["user_id"].to_numpy(),
-            moments,
+            request_times,
         )
         starts = np.searchsorted(events["user_id"].to_numpy(), targets["user_id"].to_numpy())
         baskets, times = events["basket_id"].to_numpy(), np.array(plain_times(events))
         inside = starts + lengths
         whole = (inside < len(times)) & (lengths > 0)
-        assert np.all(times[inside[whole]] >= moments[whole]) and np.all(
-            times[inside[whole] - 1] < moments[whole]
+        assert np.all(times[inside[whole]] >= request_times[whole]) and np.all(
+            times[inside[whole] - 1] < request_times[whole]
         )
         assert np.all(baskets[inside[whole] - 1] != baskets[inside[whole]]), (
             "a history ends inside a commit"

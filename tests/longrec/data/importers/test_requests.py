@@ -202,20 +202,22 @@ def test_drawn_requests_know_no_future_and_no_sibling(
         (rows[0]["user_id"], rows[0]["timestamp"]) for rows in requests.values()
     )
     for rows in requests.values():
-        user, moment = rows[0]["user_id"], rows[0]["timestamp"]
-        end = moment if baskets else moment + rule.window_ms
-        basket = {item for owner, time, item in history if owner == user and moment <= time <= end}
+        user, request_time = rows[0]["user_id"], rows[0]["timestamp"]
+        end = request_time if baskets else request_time + rule.window_ms
+        basket = {
+            item for owner, time, item in history if owner == user and request_time <= time <= end
+        }
         positives, drawn = (
             {row["item_id"] for row in rows if row["label"] == label} for label in (1, 0)
         )
         assert len(positives) + len(drawn) == len(rows), "an item is at most once in a request"
         assert positives and positives <= basket and len(positives) <= rule.max_targets
-        assert keep_new or all(first[item] < moment for item in positives)
-        assert all(first[item] < moment for item in drawn), "a negative from the future"
+        assert keep_new or all(first[item] < request_time for item in positives)
+        assert all(first[item] < request_time for item in drawn), "a negative from the future"
         assert not drawn & basket, "an item of the basket as a negative"
         if grouped:
             assert {item % 2 for item in drawn} <= {item % 2 for item in positives}
-        past = {item for item in first if first[item] < moment and item not in basket}
+        past = {item for item in first if first[item] < request_time and item not in basket}
         for group in (0, 1) if grouped else (None,):
             pool = [item for item in past if group is None or item % 2 == group]
             wanted = per_positive * sum(group is None or item % 2 == group for item in positives)
@@ -227,12 +229,12 @@ def test_drawn_requests_know_no_future_and_no_sibling(
             mine = {
                 sibling
                 for sibling, row in zip(events["basket_id"].to_pylist(), history, strict=True)
-                if row[:2] == (user, moment)
+                if row[:2] == (user, request_time)
             }
             past_baskets = {
                 sibling
                 for sibling, row in zip(events["basket_id"].to_pylist(), history, strict=True)
-                if row[0] == user and row[1] < moment
+                if row[0] == user and row[1] < request_time
             }
             assert len(mine) == 1 and not mine & past_baskets, (
                 "a sibling of the basket in the history"
@@ -278,7 +280,10 @@ def test_the_choice_of_requests_does_not_depend_on_the_partition() -> None:
         for part in (whole, pa.concat_tables(halves))
     ]
     assert pick[0] == pick[1] and len(pick[0]) == 24
-    chosen = {user: [moment for owner, moment in pick[0] if owner == user] for user in range(6)}
+    chosen = {
+        user: [request_time for owner, request_time in pick[0] if owner == user]
+        for user in range(6)
+    }
     assert any(
         chosen[first] != chosen[second] for first, second in itertools.combinations(range(6), 2)
     ), "users get different places"

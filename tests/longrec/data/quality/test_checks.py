@@ -1,4 +1,4 @@
-"""The checks find every planted fault, name it and who it concerns, pass clean data, and leave a
+"""The checks find every synthetic fault, name it and who it concerns, pass clean data, and leave a
 page that needs no network.
 """
 
@@ -63,12 +63,12 @@ def _events(users: np.ndarray, rng: np.random.Generator) -> pa.Table:
 def _targets(users: np.ndarray, rng: np.random.Generator) -> pa.Table:
     owners = np.repeat(users, REQUESTS * 4)
     requests = owners * 100 + np.tile(np.repeat(np.arange(REQUESTS), 4), len(users))
-    moments = START + (2 + requests % 100) * DAY
+    request_times = START + (2 + requests % 100) * DAY
     return pa.table(
         {
             "request_id": requests,
             "user_id": owners,
-            "timestamp": pa.array(moments, TIMESTAMP_TYPE),
+            "timestamp": pa.array(request_times, TIMESTAMP_TYPE),
             "item_id": np.tile(np.arange(4), len(owners) // 4)
             + rng.integers(0, 6, len(owners)) * 4,
             "click": np.tile(np.array([0, 1, 0, 1], np.int8), len(owners) // 4),
@@ -115,16 +115,16 @@ def histories(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     users = np.arange(NUM_USERS)
     events, targets = _events(users, rng), _targets(users, rng)
-    moments = np.asarray(targets["timestamp"].cast(pa.int64()))[::4]
+    request_times = np.asarray(targets["timestamp"].cast(pa.int64()))[::4]
     owners, times = (
         np.asarray(targets["user_id"])[::4],
         np.asarray(events["timestamp"].cast(pa.int64())),
     )
-    order = np.argsort(moments, kind="stable")
+    order = np.argsort(request_times, kind="stable")
     counts = np.array(
         [
-            (times[user * PER_USER : (user + 1) * PER_USER] < moment).sum()
-            for user, moment in zip(owners, moments, strict=True)
+            (times[user * PER_USER : (user + 1) * PER_USER] < request_time).sum()
+            for user, request_time in zip(owners, request_times, strict=True)
         ]
     )
     ends = (owners * PER_USER + counts)[order]
@@ -140,12 +140,12 @@ def histories(tmp_path: Path) -> Path:
             {
                 "request_id": np.asarray(targets["request_id"])[::4][order],
                 "user_row": owners[order],
-                "timestamp": moments[order],
+                "timestamp": request_times[order],
                 "event_start": np.maximum(owners[order] * PER_USER, ends - 12),
                 "event_end": ends,
                 "target_start": np.arange(len(order)) * 4,
                 "target_end": np.arange(1, len(order) + 1) * 4,
-                "split": np.where(moments[order] < START + 6 * DAY, "train", "eval"),
+                "split": np.where(request_times[order] < START + 6 * DAY, "train", "eval"),
             }
         )
         writer.finish(
@@ -153,7 +153,7 @@ def histories(tmp_path: Path) -> Path:
             requests,
             targets.take(np.concatenate([np.arange(4) + 4 * row for row in order])),
             _items(),
-            {"max_history": 12, "split_moment_ms": START + 6 * DAY},
+            {"max_history": 12, "split_time_ms": START + 6 * DAY},
         )
     return tmp_path / "histories"
 

@@ -99,8 +99,8 @@ def changed(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a home to which the first version was published, as far as the checks look at it."""
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a work directory to which the first version was published, as far as the checks look at it."""
     root = tmp_path_factory.mktemp("home")
     features.build(
         world(root / "data", seed=0).path, root / "store" / "v1" / "features", DataConfig()
@@ -127,21 +127,21 @@ def test_the_first_version_has_nothing_to_compare_with(tmp_path: Path) -> None:
 
 
 def test_another_sample_of_the_same_world_passes(
-    home: Path, sample: Dataset, tmp_path: Path
+    workdir: Path, sample: Dataset, tmp_path: Path
 ) -> None:
-    report = checks.check_events(sample.path, tmp_path / "report.html", CONFIG, home)
+    report = checks.check_events(sample.path, tmp_path / "report.html", CONFIG, workdir)
     text = text_of(tmp_path / "report.html")
     assert report.passed and not any("drift" in line for line in report.warnings)
-    assert "Compared with planted (v1)" in text and "history lengths: PSI" in text
+    assert "Compared with synthetic (v1)" in text and "history lengths: PSI" in text
 
 
-def test_other_data_are_not_compared(home: Path, tmp_path: Path) -> None:
+def test_other_data_are_not_compared(workdir: Path, tmp_path: Path) -> None:
     source = world(tmp_path / "data", seed=0, events=20)
     other = tmp_path / "other"
     with DatasetWriter(other, source.schema, name="other", source={}, num_parts=1) as writer:
         writer.write_part(0, source.events(0), source.targets(0))
         writer.write_entities(source.items(), source.users())
-    assert checks.check_events(other, tmp_path / "report.html", CONFIG, home).passed
+    assert checks.check_events(other, tmp_path / "report.html", CONFIG, workdir).passed
     assert "of other data or of another schema" in text_of(tmp_path / "report.html")
 
 
@@ -186,21 +186,24 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_drift_fails_and_names_at_most_ten_users(
-    home: Path, sample: Dataset, tmp_path: Path, fault: str
+    workdir: Path, sample: Dataset, tmp_path: Path, fault: str
 ) -> None:
     changes, column, who = FAULTS[fault]
     source = changed(sample, tmp_path / "new", **changes)
     config = dataclasses.replace(CONFIG, max_unknown_item_share=1.0, check_label_rates=False)
     with pytest.raises(CheckFailed) as caught:
-        checks.check_events(source.path, tmp_path / "report.html", config, home)
+        checks.check_events(source.path, tmp_path / "report.html", config, workdir)
     line = next(line for line in str(caught.value).split("; ") if column in line)
     assert 1 <= len(re.findall(who, line)) <= 10, line
     assert column in text_of(tmp_path / "report.html")
     only_warned = checks.check_events(
-        source.path, tmp_path / "report.html", dataclasses.replace(config, check_drift=False), home
+        source.path,
+        tmp_path / "report.html",
+        dataclasses.replace(config, check_drift=False),
+        workdir,
     )
     assert any(column in line for line in only_warned.warnings)
     loose = dataclasses.replace(
         config, max_psi=99.0, max_rate_change=99.0, max_coverage_loss=1.0, max_new_item_share=1.0
     )
-    assert checks.check_events(source.path, tmp_path / "report.html", loose, home).passed
+    assert checks.check_events(source.path, tmp_path / "report.html", loose, workdir).passed

@@ -51,7 +51,7 @@ def test_the_online_store_is_filled_in_slices(
     users = list(world.events())
     for mine, theirs in zip(
         OnlineStore(tmp_path / "home").fetch(users),
-        OnlineStore(world.home).fetch(users),
+        OnlineStore(world.workdir).fetch(users),
         strict=True,
     ):
         assert mine.history.num_rows and history.pack(mine.history, SCHEMA) == history.pack(
@@ -87,28 +87,30 @@ def test_a_publish_killed_at_any_step_changes_nothing(
     other = random_log.write(tmp_path / "other", seed=9)
     features.build(other.path, tmp_path / "other_features", SMALL)
     with killed(monkeypatch, step):
-        publish(tmp_path / "other_features", own_world.home, REPO)
+        publish(tmp_path / "other_features", own_world.workdir, REPO)
     assert (
-        Published.open(own_world.home).manifest["dataset_hash"]
+        Published.open(own_world.workdir).manifest["dataset_hash"]
         == world.source.facts["content_hash"]
     )
     users = list(world.events())
     for mine, expected in zip(
-        OnlineStore(own_world.home).fetch(users), OnlineStore(world.home).fetch(users), strict=True
+        OnlineStore(own_world.workdir).fetch(users),
+        OnlineStore(world.workdir).fetch(users),
+        strict=True,
     ):
         assert history.pack(mine.history, SCHEMA) == history.pack(expected.history, SCHEMA)
-    report = retrieve(world.source.path, own_world.home, REPO, tmp_path / "again", SMALL, 0)
+    report = retrieve(world.source.path, own_world.workdir, REPO, tmp_path / "again", SMALL, 0)
     assert report == world.report
     with killed(monkeypatch, step):
         publish(world.root / "features", tmp_path / "first", REPO)
     with pytest.raises(StoreError, match="no feature store"):
         OnlineStore(tmp_path / "first")
     assert (
-        publish(tmp_path / "other_features", own_world.home, REPO).num_verified > 0
+        publish(tmp_path / "other_features", own_world.workdir, REPO).num_verified > 0
     )  # and the next one works
     left = {
         path.name
-        for path in (own_world.home / "store").iterdir()
+        for path in (own_world.workdir / "store").iterdir()
         if path.is_dir() and not path.is_symlink()
     }
     assert len(left) == 2  # the new one and the one before
@@ -131,19 +133,19 @@ def test_a_publish_killed_while_it_switches_leaves_one_version(
         calls.clear()
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", counting)
-            publish(tmp_path / "other_features", own_world.home, REPO)
-        published, online = Published.open(own_world.home), OnlineStore(own_world.home)
+            publish(tmp_path / "other_features", own_world.workdir, REPO)
+        published, online = Published.open(own_world.workdir), OnlineStore(own_world.workdir)
         assert online.version == published.path.name and online.fetch([0])[0].history.num_rows > 0
         assert (
-            (own_world.home / "feast").resolve().parent
-            == (own_world.home / "features").resolve().parent
+            (own_world.workdir / "feast").resolve().parent
+            == (own_world.workdir / "features").resolve().parent
             == published.path
         )
 
 
 def test_two_publishes_at_once_are_refused(own_world: World) -> None:
-    with locked(own_world.home), pytest.raises(StoreError, match="another publish"):
-        publish(own_world.root / "features", own_world.home, REPO)
+    with locked(own_world.workdir), pytest.raises(StoreError, match="another publish"):
+        publish(own_world.root / "features", own_world.workdir, REPO)
 
 
 def test_changed_feature_tables_are_refused(world: World, tmp_path: Path) -> None:

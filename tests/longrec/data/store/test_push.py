@@ -46,7 +46,7 @@ class World:
     address: str | None = None
 
     @property
-    def home(self) -> Path:
+    def workdir(self) -> Path:
         return self.root / "home"
 
     def expected(
@@ -106,7 +106,7 @@ def same_at(
     """Compares both doors with the events sorted by hand, bit for bit, for random (user, moment)
     pairs.
     """
-    doors = OnlineStore(world.home), OfflineStore(world.home)
+    doors = OnlineStore(world.workdir), OfflineStore(world.workdir)
     whole = [{row.user_id: row.history for row in door.fetch(users)} for door in doors]
     for number in range(count):
         user, before, length = (
@@ -139,7 +139,7 @@ def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(
     order = np.concatenate(
         [rng.permutation(70), rng.integers(0, 70, 30)]
     )  # out of order, a third delivered twice
-    pusher, reports = Pusher(world.home), []
+    pusher, reports = Pusher(world.workdir), []
     for rows in np.array_split(order, 9):
         reports.append(
             pusher.push(
@@ -150,21 +150,23 @@ def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(
         sum(report.num_new for report in reports) == 70
         and sum(report.num_folds for report in reports) > 3
     )
-    assert len(list((world.home / "features" / "user_tail").iterdir())) <= 5
+    assert len(list((world.workdir / "features" / "user_tail").iterdir())) <= 5
     same_at(world, [events], [*users, 9, NOBODY], rng)
     again = pusher.push(events)
     assert (again.num_events, again.num_new, again.num_users, again.num_folds) == (70, 0, 0, 0)
-    assert OnlineStore(world.home).fetch([NEW_USER])[0].features is None
+    assert OnlineStore(world.workdir).fetch([NEW_USER])[0].features is None
 
 
 def test_features_of_users_are_the_same_in_both_doors_after_a_push(world: World) -> None:
-    push(world.home, None, live(np.random.default_rng(3), 20, [0, 1, 5]))
+    push(world.workdir, None, live(np.random.default_rng(3), 20, [0, 1, 5]))
     users = [*range(19), HUGE, NOBODY]
     for mine, theirs in zip(
-        OnlineStore(world.home).fetch(users), OfflineStore(world.home).fetch(users), strict=True
+        OnlineStore(world.workdir).fetch(users),
+        OfflineStore(world.workdir).fetch(users),
+        strict=True,
     ):
         assert mine.features == theirs.features and mine.user_id == theirs.user_id
-    assert OnlineStore(world.home).fetch([0])[0].features is not None
+    assert OnlineStore(world.workdir).fetch([0])[0].features is not None
 
 
 def test_a_publish_carries_pushed_events_that_its_log_lacks(
@@ -173,10 +175,10 @@ def test_a_publish_carries_pushed_events_that_its_log_lacks(
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(5), [0, 1, 2, NEW_USER]
     events = live(rng, 30, users)
-    push(world.home, None, events)
-    before = OnlineStore(world.home).version
-    first = publish(world.root / "features", world.home, REPO)
-    assert first.num_carried == 30 and OnlineStore(world.home).version != before
+    push(world.workdir, None, events)
+    before = OnlineStore(world.workdir).version
+    first = publish(world.root / "features", world.workdir, REPO)
+    assert first.num_carried == 30 and OnlineStore(world.workdir).version != before
     same_at(world, [events], users, rng, 20)
     # a log that holds half of them by now, and has lost some old events: what it lacks of the
     # pushed ones stays, nothing else does
@@ -188,9 +190,9 @@ def test_a_publish_carries_pushed_events_that_its_log_lacks(
     other = dataclasses.replace(world, events=log, root=tmp_path / "other")
     rewrite(world.root / "data", other.root / "data", log)
     features.build(other.root / "data", other.root / "features", DataConfig(shard_users=7))
-    assert publish(other.root / "features", world.home, REPO).num_carried == 30 - len(half)
+    assert publish(other.root / "features", world.workdir, REPO).num_carried == 30 - len(half)
     same_at(dataclasses.replace(other, root=world.root), [events], users, rng, 30)
-    third = publish(other.root / "features", world.home, REPO)
+    third = publish(other.root / "features", world.workdir, REPO)
     assert third.num_carried == 30 - len(half)  # and again
 
 
@@ -231,12 +233,12 @@ def test_materializing_after_pushes_gives_what_was_there(
     events = live(rng, 25, users)
     assert (
         sum(
-            push(world.home, None, part).num_folds
+            push(world.workdir, None, part).num_folds
             for part in (events.slice(0, 12), events.slice(12))
         )
         > 1
     )
-    feast = OnlineStore(world.home)._door.feast
+    feast = OnlineStore(world.workdir)._door.feast
     feast._get_provider().online_store.teardown(
         feast.config, feast.list_feature_views(), feast.list_entities()
     )
@@ -245,7 +247,7 @@ def test_materializing_after_pushes_gives_what_was_there(
         feast._get_provider().online_store.update(
             feast.config, [], feast.list_feature_views(), [], [], False
         )
-    assert all(value is None for value in OnlineStore(world.home)._door.online([0])[0].values())
+    assert all(value is None for value in OnlineStore(world.workdir)._door.online([0])[0].values())
     feast.materialize(
         datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC),
         datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC),
@@ -256,12 +258,12 @@ def test_materializing_after_pushes_gives_what_was_there(
 def test_another_schema_does_not_take_over_pushed_events(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    push(world.home, None, live(np.random.default_rng(5), 5, [0]))
+    push(world.workdir, None, live(np.random.default_rng(5), 5, [0]))
     other = random_log.write(
         tmp_path / "other", schema=dataclasses.replace(SCHEMA, event=SCHEMA.event[:1])
     )
     features.build(other.path, tmp_path / "other_features", DataConfig())
-    assert publish(tmp_path / "other_features", world.home, REPO).num_carried == 0
+    assert publish(tmp_path / "other_features", world.workdir, REPO).num_carried == 0
     assert "pushed events of 1 users are not carried over" in caplog.text
 
 
@@ -276,18 +278,18 @@ def test_a_push_killed_at_any_step_is_finished_by_the_next(
         live(rng, 20, users, seq=200_000),
         live(rng, 3, [3], seq=300_000),
     )
-    push(world.home, None, first)
+    push(world.workdir, None, first)
 
     def kill(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Door if step == "write" else tails, step, kill)
-        push(world.home, None, second)
-    push(world.home, None, third)  # by somebody else; the killed one is not repeated
+        push(world.workdir, None, second)
+    push(world.workdir, None, third)  # by somebody else; the killed one is not repeated
     complete = step != "add"
     same_at(world, [first, third, *([second] if complete else [])], [0, 1, 2, 3], rng, 20)
-    assert push(world.home, None, second).num_new == (0 if complete else 20)
+    assert push(world.workdir, None, second).num_new == (0 if complete else 20)
     same_at(world, [first, second, third], [0, 1, 2, 3], rng, 20)
 
 
@@ -296,9 +298,9 @@ def test_a_base_that_is_older_than_its_tail_is_read_again(
 ) -> None:
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng = np.random.default_rng(8)
-    door, old = OnlineStore(world.home)._door, OnlineStore(world.home)._door.online([0])
+    door, old = OnlineStore(world.workdir)._door, OnlineStore(world.workdir)._door.online([0])
     events = live(rng, 9, [0])
-    assert push(world.home, None, events).num_folds == 1
+    assert push(world.workdir, None, events).num_folds == 1
     original, reads = Door.online, []
 
     def torn(self: Any, users: list[int]) -> Any:
@@ -310,7 +312,7 @@ def test_a_base_that_is_older_than_its_tail_is_read_again(
 
     monkeypatch.setattr(Door, "online", torn)
     assert door is not None and OnlineStore.fetch
-    opened = OnlineStore(world.home)
+    opened = OnlineStore(world.workdir)
     reads.clear()
     found = opened.fetch([0, 1])[0].history
     assert reads == [[0, 1], [0]] and history.pack(found, SCHEMA) == world.expected(
@@ -325,28 +327,28 @@ def test_a_base_that_is_older_than_its_tail_is_read_again(
 
 def test_an_event_under_the_key_of_another_is_refused_and_nothing_is_written(world: World) -> None:
     events = live(np.random.default_rng(9), 3, [0])
-    push(world.home, None, events)
+    push(world.workdir, None, events)
     rows = events.to_pylist()
     changed = table_of([{**rows[0], "action": "other"}])
     with pytest.raises(
         DataError, match=r"an event of user 0 has the key of another event; found .*action='other'"
     ):
-        push(world.home, None, changed)
+        push(world.workdir, None, changed)
     with pytest.raises(DataError, match="has the key of another event"):
         push(
-            world.home,
+            world.workdir,
             None,
             pa.concat_tables(
                 [live(np.random.default_rng(1), 1, [8], seq=5), changed, events.slice(0, 1)]
             ),
         )
-    assert history.pack(OnlineStore(world.home).fetch([0])[0].history, SCHEMA) == world.expected(
+    assert history.pack(OnlineStore(world.workdir).fetch([0])[0].history, SCHEMA) == world.expected(
         [events], 0, 2**62, 10_000
     )
     stored = world.events.slice(0, 1).to_pylist()[0]
     with pytest.raises(DataError, match="events of one basket have different times"):
         push(
-            world.home,
+            world.workdir,
             None,
             table_of([{**stored, "timestamp": stored["timestamp"] + 1, "event_seq": 9_999}]),
         )
@@ -360,10 +362,10 @@ def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(
     world = make(tmp_path, "redis", redis, monkeypatch)
     host, port = redis.split(":")
     client, versions = client_library.Redis(host, int(port)), []
-    reader = OnlineStore(world.home)
+    reader = OnlineStore(world.workdir)
     for _ in range(3):
-        versions.append((world.home / "store" / "current").resolve())
-        publish(world.root / "features", world.home, REPO)
+        versions.append((world.workdir / "store" / "current").resolve())
+        publish(world.root / "features", world.workdir, REPO)
     counts = [
         sum(1 for _ in client.scan_iter(b"*" + _project_of(version).encode()))
         for version in versions
@@ -374,10 +376,10 @@ def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(
     with pytest.raises(
         StoreError, match=r"the address of the online store is not set; found .*Set LONGREC_REDIS"
     ):
-        OnlineStore(world.home)
+        OnlineStore(world.workdir)
     monkeypatch.setenv("LONGREC_REDIS", "127.0.0.1:1")
     with pytest.raises(StoreError, match="the online store cannot be read"):
-        OnlineStore(world.home)
+        OnlineStore(world.workdir)
 
 
 @pytest.mark.slow
@@ -395,7 +397,9 @@ def test_two_processes_that_push_at_once_both_arrive(
         "for row in range(0, table.num_rows, 5): pusher.push(table.slice(row, 5))"
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", code, world.home, tmp_path / f"{number}.parquet"])
+        subprocess.Popen(
+            [sys.executable, "-c", code, world.workdir, tmp_path / f"{number}.parquet"]
+        )
         for number in range(2)
     ]
     assert [process.wait(600) for process in running] == [0, 0]
@@ -408,11 +412,11 @@ def test_one_question_for_all_views_answers_as_feast_does_view_by_view(
     monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
     rng = np.random.default_rng(4)
     push(
-        world.home, None, live(rng, 30, [0, 1, 2, NEW_USER])
+        world.workdir, None, live(rng, 30, [0, 1, 2, NEW_USER])
     )  # folds, tails, a tail without a base
-    push(world.home, None, live(rng, 3, [3], seq=200_000))
+    push(world.workdir, None, live(rng, 3, [3], seq=200_000))
     opened, users = (
-        OnlineStore(world.home)._door,
+        OnlineStore(world.workdir)._door,
         [0, 1, 2, 3, 4, 3, *range(5, 19), HUGE, NEW_USER, NOBODY, -1, 2**63 - 1, -(2**63)],
     )
     views = [

@@ -82,32 +82,32 @@ def test_1000_pairs_are_equal_bit_for_bit(
         if kind == "redis":
             monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
             monkeypatch.setenv("LONGREC_REDIS", address)
-        source, home, rng = Dataset.open(log[0]), tmp_path / "home", np.random.default_rng(1)
-        publish(log[1], home, REPO)
-        push_all(home, log[2], rng)
-        check(source, home, log[3], rng)
+        source, workdir, rng = Dataset.open(log[0]), tmp_path / "home", np.random.default_rng(1)
+        publish(log[1], workdir, REPO)
+        push_all(workdir, log[2], rng)
+        check(source, workdir, log[3], rng)
 
 
-def push_all(home: Path, rest: pa.Table, rng: np.random.Generator) -> None:
+def push_all(workdir: Path, rest: pa.Table, rng: np.random.Generator) -> None:
     """Pushes events in random order, one in five of them twice."""
     order = rng.permutation(
         np.concatenate(
             [np.arange(rest.num_rows), rng.integers(0, rest.num_rows, rest.num_rows // 5)]
         )
     )
-    pusher = Pusher(home)
+    pusher = Pusher(workdir)
     reports = [pusher.push(rest.take(pa.array(rows))) for rows in np.array_split(order, 4)]
     assert sum(report.num_new for report in reports) == rest.num_rows > 1_000
 
 
-def check(source: Dataset, home: Path, share: int, rng: np.random.Generator) -> None:
+def check(source: Dataset, workdir: Path, share: int, rng: np.random.Generator) -> None:
     everyone = np.unique(
         np.concatenate([part["user_id"].to_numpy() for part in source.event_parts(["user_id"])])
     )
     everyone = everyone[everyone % share == 0]
     users = rng.choice(everyone, NUM_PAIRS if len(everyone) > 2_000 else NUM_PAIRS // 10)
     expected = of_users(source, users)
-    doors = OnlineStore(home), OfflineStore(home)
+    doors = OnlineStore(workdir), OfflineStore(workdir)
     num_pairs = num_pushed = 0
     for group in np.array_split(np.unique(users), 10):
         answers = [
@@ -116,18 +116,19 @@ def check(source: Dataset, home: Path, share: int, rng: np.random.Generator) -> 
         for user in group.tolist():
             times = history.timestamps(expected[user])
             for _ in range(int((users == user).sum()) * NUM_PAIRS // len(users)):
-                moment = int(rng.choice(times)) + int(rng.integers(0, 2))
-                wanted = history.pack(cut(expected[user], moment), source.schema)
+                request_time = int(rng.choice(times)) + int(rng.integers(0, 2))
+                wanted = history.pack(cut(expected[user], request_time), source.schema)
                 assert [
-                    history.pack(cut(answer[user], moment), source.schema) for answer in answers
-                ] == [wanted, wanted], (user, moment)
+                    history.pack(cut(answer[user], request_time), source.schema)
+                    for answer in answers
+                ] == [wanted, wanted], (user, request_time)
                 num_pairs += 1
             num_pushed += user % 7 == 0
     assert num_pairs == NUM_PAIRS and num_pushed > 5
 
 
-def cut(events: pa.RecordBatch, moment: int) -> pa.RecordBatch:
-    return history.most_recent(history.prefix_before(events, moment), MAX_HISTORY)
+def cut(events: pa.RecordBatch, request_time: int) -> pa.RecordBatch:
+    return history.most_recent(history.prefix_before(events, request_time), MAX_HISTORY)
 
 
 def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:

@@ -26,7 +26,7 @@ from tests.longrec.data.store.worlds import REPO, SMALL, World
 
 
 def test_online_histories_are_the_offline_ones_bit_for_bit(world: World) -> None:
-    opened, online = world.histories, OnlineStore(world.home)
+    opened, online = world.histories, OnlineStore(world.workdir)
     requests = opened.requests.to_pylist()
     users = [opened.users.column("user_id")[row["user_row"]].as_py() for row in requests]
     for number, (row, answer) in enumerate(zip(requests, online.fetch(users), strict=True)):
@@ -39,7 +39,7 @@ def test_online_histories_are_the_offline_ones_bit_for_bit(world: World) -> None
 def test_online_features_are_the_offline_ones(world: World) -> None:
     rows = world.histories.users.to_pylist()
     for row, answer in zip(
-        rows, OnlineStore(world.home).fetch([row["user_id"] for row in rows]), strict=True
+        rows, OnlineStore(world.workdir).fetch([row["user_id"] for row in rows]), strict=True
     ):
         values = {feature.name: row[feature.name] for feature in SCHEMA.user}
         assert answer.user_id == row["user_id"]
@@ -47,7 +47,7 @@ def test_online_features_are_the_offline_ones(world: World) -> None:
 
 
 def test_half_known_and_unknown_users_online(world: World) -> None:
-    no_events, no_features, nobody, again = OnlineStore(world.home).fetch(
+    no_events, no_features, nobody, again = OnlineStore(world.workdir).fetch(
         [NO_EVENTS, NO_FEATURES, 987_654_321, NO_EVENTS]
     )
     assert (
@@ -58,11 +58,11 @@ def test_half_known_and_unknown_users_online(world: World) -> None:
     assert no_features.history.num_rows > 0 and no_features.features is None
     assert nobody.history.equals(history.empty(SCHEMA)) and nobody.features is None
     assert again.features == no_events.features
-    assert OnlineStore(world.home).fetch([]) == []
+    assert OnlineStore(world.workdir).fetch([]) == []
 
 
 def test_many_users_are_asked_for_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    online, users = OnlineStore(world.home), [3, NOBODY, HUGE, 0, 3, *range(10), NO_EVENTS]
+    online, users = OnlineStore(world.workdir), [3, NOBODY, HUGE, 0, 3, *range(10), NO_EVENTS]
     whole = online.fetch(users)
     monkeypatch.setattr(feast_adapter, "ONLINE_USERS", 3)
     pieces = online.fetch(users)
@@ -75,14 +75,14 @@ def test_many_users_are_asked_for_in_pieces(world: World, monkeypatch: pytest.Mo
 
 
 def test_an_open_reader_follows_a_new_version(own_world: World, tmp_path: Path) -> None:
-    online = OnlineStore(own_world.home)
+    online = OnlineStore(own_world.workdir)
     before = {
         user: answer.history.num_rows
         for user, answer in zip(range(19), online.fetch(range(19)), strict=True)
     }
     other = random_log.write(tmp_path / "other", seed=9, num_users=10)
     features.build(other.path, tmp_path / "other_features", SMALL)
-    publish(tmp_path / "other_features", own_world.home, REPO)
+    publish(tmp_path / "other_features", own_world.workdir, REPO)
     after = {
         user: answer.history.num_rows
         for user, answer in zip(range(19), online.fetch(range(19)), strict=True)
@@ -92,7 +92,7 @@ def test_an_open_reader_follows_a_new_version(own_world: World, tmp_path: Path) 
         after[user] == 0 for user in range(9, 19)
     )  # users of the version before are gone, not stale
     with pytest.raises(StoreError, match="features of another dataset"):
-        retrieve(own_world.source.path, own_world.home, REPO, tmp_path / "x", SMALL, 0)
+        retrieve(own_world.source.path, own_world.workdir, REPO, tmp_path / "x", SMALL, 0)
     assert not (tmp_path / "x").exists()
 
 
@@ -104,21 +104,21 @@ def test_nothing_published_is_said(tmp_path: Path, world: World) -> None:
 
 
 def test_a_lost_online_store_or_registry_is_said(own_world: World) -> None:
-    feast = (own_world.home / "feast").resolve()
+    feast = (own_world.workdir / "feast").resolve()
     database = (feast / "online.db").read_bytes()
     (feast / "online.db").unlink()
     with pytest.raises(StoreError, match="the online store is gone"):
-        OnlineStore(own_world.home)
+        OnlineStore(own_world.workdir)
     assert not (feast / "online.db").exists()  # asking did not make an empty one
     (feast / "online.db").write_bytes(database[:4096])
     with pytest.raises(
         StoreError, match=r"online store cannot be read; found (Operational|Database)Error"
     ):
-        OnlineStore(own_world.home)
+        OnlineStore(own_world.workdir)
     (feast / "online.db").write_bytes(database)
     (feast / "registry.db").unlink()
     with pytest.raises(StoreError, match="cannot be opened; found"):
-        OnlineStore(own_world.home)
+        OnlineStore(own_world.workdir)
 
 
 def test_another_schema_is_refused(own_world: World, tmp_path: Path) -> None:
@@ -126,15 +126,15 @@ def test_another_schema_is_refused(own_world: World, tmp_path: Path) -> None:
     with pytest.raises(
         SchemaMismatch, match=r"event.seconds: unexpected; event.source: unexpected"
     ):
-        OnlineStore(own_world.home, schema=other)
-    assert OnlineStore(own_world.home, schema=SCHEMA).schema == SCHEMA
+        OnlineStore(own_world.workdir, schema=other)
+    assert OnlineStore(own_world.workdir, schema=SCHEMA).schema == SCHEMA
     source = random_log.write(tmp_path / "other", schema=other)
     with pytest.raises(SchemaMismatch, match=r"event.seconds: unexpected"):
-        retrieve(source.path, own_world.home, REPO, tmp_path / "out", SMALL, 0)
-    path = (own_world.home / "features" / "schema.json").resolve()
+        retrieve(source.path, own_world.workdir, REPO, tmp_path / "out", SMALL, 0)
+    path = (own_world.workdir / "features" / "schema.json").resolve()
     path.write_text(path.read_text().replace('"random"', '"changed"'))
     with pytest.raises(StoreError, match="the registry was made for another schema"):
-        OnlineStore(own_world.home)
+        OnlineStore(own_world.workdir)
 
 
 def test_a_miss_is_told_by_value_whatever_the_status_says(
@@ -153,7 +153,7 @@ def test_a_miss_is_told_by_value_whatever_the_status_says(
         return answer
 
     monkeypatch.setattr(FeatureStore, "get_online_features", present)
-    answer = OnlineStore(world.home).fetch([NOBODY])[0]
+    answer = OnlineStore(world.workdir).fetch([NOBODY])[0]
     assert answer.history.num_rows == 0 and answer.features is None
 
 
@@ -161,7 +161,7 @@ def test_a_corrupted_history_online_is_an_error_not_a_wrong_history(
     own_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.closing(
-        sqlite3.connect((own_world.home / "feast" / "online.db").resolve())
+        sqlite3.connect((own_world.workdir / "feast" / "online.db").resolve())
     ) as database:
         select = (
             "select rowid, value from longrec_user_history where feature_name = 'history' limit 1"
@@ -174,7 +174,7 @@ def test_a_corrupted_history_online_is_an_error_not_a_wrong_history(
         )
         database.commit()
     with pytest.raises(DataError, match="not readable"):
-        OnlineStore(own_world.home).fetch(list(own_world.events()))
+        OnlineStore(own_world.workdir).fetch(list(own_world.events()))
 
 
 def test_importing_the_store_is_cheap() -> None:

@@ -98,17 +98,17 @@ def test_users_and_items_come_back_exact(world: World) -> None:
 
 def test_the_split_is_in_time_and_complete(world: World) -> None:
     rows = world.histories.requests.to_pylist()
-    moments = {
+    request_times = {
         name: [row["timestamp"] for row in rows if row["split"] == name]
         for name in ("warmup", "train", "eval")
     }
-    assert max(moments["warmup"]) < min(moments["train"]) and max(moments["train"]) < min(
-        moments["eval"]
-    )
-    assert min(moments["eval"]) == world.histories.split_moment_ms == world.report.split_moment_ms
+    assert max(request_times["warmup"]) < min(request_times["train"]) and max(
+        request_times["train"]
+    ) < min(request_times["eval"])
+    assert min(request_times["eval"]) == world.histories.split_time_ms == world.report.split_time_ms
     report = world.report
     assert (report.num_warmup, report.num_train, report.num_eval) == tuple(
-        len(part) for part in moments.values()
+        len(part) for part in request_times.values()
     )
     assert report.num_requests == len(rows) == world.source.facts["num_requests"]
     assert report.num_targets == world.source.facts["num_targets"]
@@ -128,7 +128,7 @@ def test_a_sample_of_requests_is_seeded_and_keeps_their_order(world: World, tmp_
     data = dataclasses.replace(SMALL, max_requests=11)
     chosen = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        report = retrieve(world.source.path, world.home, REPO, tmp_path / name, data, seed)
+        report = retrieve(world.source.path, world.workdir, REPO, tmp_path / name, data, seed)
         opened = Histories.open(tmp_path / name)
         chosen.append(opened.requests.column("request_id").to_pylist())
         assert report.num_requests == 11 and opened.targets.num_rows == report.num_targets
@@ -176,7 +176,7 @@ def test_a_schema_without_user_and_item_features(tmp_path: Path) -> None:
     world = make(tmp_path, schema=bare)
     check_against_brute_force(world, SMALL)
     assert world.histories.items.schema.names == ["item_id"]
-    answer = OnlineStore(world.home).fetch([0])[0]
+    answer = OnlineStore(world.workdir).fetch([0])[0]
     assert answer.features is None and answer.history.num_rows == len(world.events()[0])
 
 
@@ -202,7 +202,7 @@ def test_a_row_that_feast_loses_is_noticed(
     with pytest.raises(
         StoreError, match="did not return one row per id; found 21 rows; expected 22 rows"
     ):
-        retrieve(world.source.path, world.home, REPO, tmp_path / "out", SMALL, 0)
+        retrieve(world.source.path, world.workdir, REPO, tmp_path / "out", SMALL, 0)
     assert not (tmp_path / "out").exists()
 
 
@@ -210,8 +210,8 @@ def test_the_same_tables_published_again_give_the_same_files(
     world: World, own_world: World, tmp_path: Path
 ) -> None:
     push(
-        own_world.home, None, live(np.random.default_rng(0), 5, [0, 1])
+        own_world.workdir, None, live(np.random.default_rng(0), 5, [0, 1])
     )  # is not in what is trained on
-    retrieve(world.source.path, own_world.home, REPO, tmp_path / "again", SMALL, 0)
+    retrieve(world.source.path, own_world.workdir, REPO, tmp_path / "again", SMALL, 0)
     for path in (world.root / "histories").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name

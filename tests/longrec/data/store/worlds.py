@@ -29,7 +29,7 @@ class World:
     report: RetrieveReport
 
     @property
-    def home(self) -> Path:
+    def workdir(self) -> Path:
         return self.root / "home"
 
     @property

@@ -1,4 +1,4 @@
-"""Histories of a planted world without a feature store: what `store.retrieve` writes of the same
+"""Histories of a synthetic dataset without a feature store: what `store.retrieve` writes of the same
 dataset, for studies on a bare machine.
 """
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from longrec.config import DataConfig
 from longrec.data import dataset as layout
-from longrec.data.histories import HistoriesWriter, split_moments, split_names
+from longrec.data.histories import HistoriesWriter, split_names, split_times
 from longrec.data.importers.synthetic import synthesize
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
@@ -44,14 +44,14 @@ def histories(dataset_dir: Path, out_dir: Path, data: DataConfig) -> None:
                 )
             )
             heads = layout.group_starts(layout.int64_of(asked, REQUEST_ID))
-            askers, moments = (
+            askers, request_times = (
                 layout.int64_of(asked, USER_ID)[heads],
                 layout.int64_of(asked, TIMESTAMP)[heads],
             )
             ends = (
                 start
                 + first[np.searchsorted(ids, askers)]
-                + layout.history_lengths(owners, times, askers, moments)
+                + layout.history_lengths(owners, times, askers, request_times)
             )
             begins = np.maximum(
                 start + first[np.searchsorted(ids, askers)], ends - data.max_history
@@ -62,7 +62,7 @@ def histories(dataset_dir: Path, out_dir: Path, data: DataConfig) -> None:
                     [
                         layout.int64_of(asked, REQUEST_ID)[heads],
                         askers,
-                        moments,
+                        request_times,
                         begins,
                         ends,
                         sizes,
@@ -88,13 +88,13 @@ def _finish(
     requests: np.ndarray,
     targets: pa.Table,
 ) -> None:
-    ids, askers, moments, begins, ends, sizes = requests
+    ids, askers, request_times, begins, ends, sizes = requests
     starts = np.cumsum(sizes) - sizes
-    order = np.lexsort((ids, moments))
+    order = np.lexsort((ids, request_times))
     rows = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in order])
     target_ends = np.cumsum(sizes[order])
-    warmup_end, split_moment = split_moments(
-        moments[order], data.warmup_fraction, data.eval_fraction
+    warmup_end, split_time = split_times(
+        request_times[order], data.warmup_fraction, data.eval_fraction
     )
     known = source.users().to_pydict()
     place = {user: row for row, user in enumerate(known[USER_ID])}
@@ -107,20 +107,20 @@ def _finish(
         {
             REQUEST_ID: ids[order],
             "user_row": by_id[np.searchsorted(np.asarray(users[USER_ID])[by_id], askers[order])],
-            TIMESTAMP: moments[order],
+            TIMESTAMP: request_times[order],
             "event_start": begins[order],
             "event_end": ends[order],
             "target_start": target_ends - sizes[order],
             "target_end": target_ends,
-            "split": split_names(moments[order], warmup_end, split_moment),
+            "split": split_names(request_times[order], warmup_end, split_time),
         }
     )
     manifest = {
         "dataset": source.name,
         "dataset_facts": source.facts,
-        "time_range_ms": [int(moments.min()), int(moments.max())],
+        "time_range_ms": [int(request_times.min()), int(request_times.max())],
         "warmup_end_ms": warmup_end,
-        "split_moment_ms": split_moment,
+        "split_time_ms": split_time,
         "max_history": data.max_history,
         "seed": 0,
     }
@@ -169,7 +169,7 @@ def main() -> None:
             {
                 "num_events": report.num_events,
                 "num_requests": report.num_requests,
-                "bayes_auc": report.bayes_auc,
+                "best_possible_auc": report.best_possible_auc,
             }
         )
     )
