@@ -36,7 +36,13 @@ def check(tag: str, again: bool = False) -> None:
                 )
 
 
-def build(tag: str, bundle: str, context: str, labels: dict[str, str], out: str) -> None:
+def build(
+    tag: str,
+    bundle: str,
+    context: str,
+    labels: dict[str, str],
+    out: str,
+) -> None:
     """Writes model and bento to the store and exports them to the folder `out`, which is made."""
     check(tag)
     with _all_or_nothing(tag):

@@ -251,7 +251,12 @@ class ExplainRequest(_UserRequest):
     )
 
     candidate: Id = Field(description="Item id.")
-    top: int = Field(10, ge=1, le=100, description="Events named per layer and head.")
+    top: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="Events named per layer and head.",
+    )
 
     def asked(self) -> Asked:
         """Returns the request."""
@@ -557,7 +562,12 @@ class Ranker:
             finally:
                 engine.leave(ticket)
 
-    def _admit(self, engine: Engine, asked: Asked, deadline: float) -> Ticket:
+    def _admit(
+        self,
+        engine: Engine,
+        asked: Asked,
+        deadline: float,
+    ) -> Ticket:
         """Returns a place in the engine for a request whose history is known by its last reading,
         or not at all.
         """
@@ -573,7 +583,12 @@ class Ranker:
             caller=asked.caller,
         )
 
-    async def _query(self, engine: Engine, asked: Asked, deadline: float) -> tuple[Fetched, Query]:
+    async def _query(
+        self,
+        engine: Engine,
+        asked: Asked,
+        deadline: float,
+    ) -> tuple[Fetched, Query]:
         """Returns what was read of the user, and the request with it."""
         from longrec.scoring.scorer import RequestRows
         from longrec.serving.engine import Query
@@ -799,7 +814,11 @@ def _reason(error: ValidationError) -> str:
     """Returns the first mistake in a request: field, what is wrong with it; and how many more there
     are.
     """
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    found = error.errors(
+        include_url=False,
+        include_context=False,
+        include_input=False,
+    )
     place = "".join(f"[{part}]" if isinstance(part, int) else part for part in found[0]["loc"])
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return f"{place or 'body'}: {found[0]['msg'].removeprefix('Value error, ')}{more}"

@@ -8,7 +8,12 @@ from components import component
 
 
 @component
-def drift(drift_config: dict, workdir: str, report: Output[HTML], metrics: Output[Metrics]):
+def drift(
+    drift_config: dict,
+    workdir: str,
+    report: Output[HTML],
+    metrics: Output[Metrics],
+):
     """Writes the report on scores and features of the requests logged in `workdir` against the
     evaluation of the version that answered.
     """

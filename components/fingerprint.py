@@ -8,7 +8,12 @@ from components import component
 
 
 @component
-def fingerprint(data_uri: str, workdir: str, repo_dir: str, gate: dict = {}) -> NamedTuple(
+def fingerprint(
+    data_uri: str,
+    workdir: str,
+    repo_dir: str,
+    gate: dict = {},
+) -> NamedTuple(
     "Keys",
     data=str,
     before=str,

@@ -39,8 +39,18 @@ def _source(name: str, path: str) -> DataSource:
     if os.environ.get("LONGREC_FEATURE_OVERLAY") == "spark":
         from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
-        return SparkSource(name=name, path=path, file_format="parquet", **TIMES)
-    return FileSource(name=name, path=path, file_format=ParquetFormat(), **TIMES)
+        return SparkSource(
+            name=name,
+            path=path,
+            file_format="parquet",
+            **TIMES,
+        )
+    return FileSource(
+        name=name,
+        path=path,
+        file_format=ParquetFormat(),
+        **TIMES,
+    )
 
 
 def _view(
@@ -61,26 +71,54 @@ def _view(
 
 def _fields(features: tuple[Feature, ...]) -> list[Field]:
     return [
-        Field(name=feature.name, dtype=TYPES[feature.stored_dtype], tags={"kind": feature.kind})
+        Field(
+            name=feature.name,
+            dtype=TYPES[feature.stored_dtype],
+            tags={"kind": feature.kind},
+        )
         for feature in features
     ]
 
 
 project = Project(name="longrec", description="Ranking with long user histories")
-user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
-item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
+user = Entity(
+    name="user",
+    join_keys=["user_id"],
+    value_type=ValueType.INT64,
+)
+item = Entity(
+    name="item",
+    join_keys=["item_id"],
+    value_type=ValueType.INT64,
+)
 
 # A history never expires (no ttl): its last event may be years old, and its user is still the same.
 history_fields = [
-    Field(name="history", dtype=Bytes, description="Arrow IPC stream, see longrec.data.history"),
-    Field(name="history_length", dtype=Int64, description="events in it"),
+    Field(
+        name="history",
+        dtype=Bytes,
+        description="Arrow IPC stream, see longrec.data.history",
+    ),
+    Field(
+        name="history_length",
+        dtype=Int64,
+        description="events in it",
+    ),
 ]
 user_history = _view("user_history", user, "user_history", history_fields, online=True)
 # Events that came after the publish, at most some hundreds: longrec.data.store.push writes them,
 # readers merge them with the history.
 tail_fields = [
-    Field(name="history_tail", dtype=Bytes, description="the codec of history"),
-    Field(name="history_tail_length", dtype=Int64, description="events in it"),
+    Field(
+        name="history_tail",
+        dtype=Bytes,
+        description="the codec of history",
+    ),
+    Field(
+        name="history_tail_length",
+        dtype=Int64,
+        description="events in it",
+    ),
     Field(
         name="history_tail_base", dtype=Int64, description="length of the history that it continues"
     ),

@@ -54,7 +54,12 @@ class StepFailed(LongrecError):
     is.
     """
 
-    def __init__(self, step: str, message: str, log: Path) -> None:
+    def __init__(
+        self,
+        step: str,
+        message: str,
+        log: Path,
+    ) -> None:
         super().__init__(
             f"step {step} failed: {message.rstrip('.')}", fix=f"Its full output is in {log}."
         )

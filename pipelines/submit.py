@@ -264,7 +264,12 @@ class Server:
             "--prefix --tail=-1",
         )
 
-    def _last_attempt(self, run_id: str, day: str, pods: Iterable[str]) -> Optional[str]:
+    def _last_attempt(
+        self,
+        run_id: str,
+        day: str,
+        pods: Iterable[str],
+    ) -> Optional[str]:
         """Returns the log of the last of the pods that has one, all up to it having one; None for
         none.
         """
@@ -276,9 +281,21 @@ class Server:
             last = text
         return last
 
-    def _log(self, run_id: str, day: str, pod: str) -> Optional[str]:
+    def _log(
+        self,
+        run_id: str,
+        day: str,
+        pod: str,
+    ) -> Optional[str]:
         for path in _LOGS:
-            text = self._text(path.format(run=run_id, pod=pod, namespace=self.namespace, day=day))
+            text = self._text(
+                path.format(
+                    run=run_id,
+                    pod=pod,
+                    namespace=self.namespace,
+                    day=day,
+                )
+            )
             if text is not None:
                 return text
         return None
@@ -351,7 +368,11 @@ class Server:
             self._recurring.recurring_run_service_list_recurring_runs,
         )
         while True:
-            answer = ask(experiment_id=experiment_id, page_size=PAGE, page_token=token)
+            answer = ask(
+                experiment_id=experiment_id,
+                page_size=PAGE,
+                page_token=token,
+            )
             found += answer.recurring_runs or []
             token = answer.next_page_token or ""
             if not token:

@@ -90,7 +90,12 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         )
         with dsl.ExitHandler(place(last, "finish", platform), name="run"):
             keys = place(
-                fingerprint(data_uri=data_uri, workdir=workdir, repo_dir=repo_dir, gate=gate),
+                fingerprint(
+                    data_uri=data_uri,
+                    workdir=workdir,
+                    repo_dir=repo_dir,
+                    gate=gate,
+                ),
                 "fingerprint",
                 platform,
             ).outputs

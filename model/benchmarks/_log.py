@@ -18,7 +18,12 @@ USERS_PER_PART = 200
 _TIME = pa.timestamp("ms", tz="UTC")
 
 
-def write(directory: Path, num_users: int, events_per_user: int, requests_per_user: int) -> None:
+def write(
+    directory: Path,
+    num_users: int,
+    events_per_user: int,
+    requests_per_user: int,
+) -> None:
     """Writes the dataset in the schema of the synthetic dataset; requests lie in the second half of the
     time, one target each.
     """

@@ -97,7 +97,12 @@ def written_flops(
     return 3.0 * num_requests * (num_events * per_event + query)
 
 
-def least_flops(config: ModelConfig, num_requests: int, num_events: int, num_targets: int) -> float:
+def least_flops(
+    config: ModelConfig,
+    num_requests: int,
+    num_events: int,
+    num_targets: int,
+) -> float:
     """Returns the same with everything at its cheapest exact order: the cheaper attention, and the
     fusion's first products taken of
     the embeddings themselves (longrec.nn.fused_tokens)."""

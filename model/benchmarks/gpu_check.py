@@ -257,7 +257,13 @@ def attention(
         kind: torch.dtype, attend: Callable[[AttentionInputs], Tensor]
     ) -> dict[str, Tensor]:
         own = {name: leaf.to(kind).clone().requires_grad_() for name, leaf in leaves.items()}
-        output = attend(AttentionInputs(**own, num_heads=heads, segments=segments))
+        output = attend(
+            AttentionInputs(
+                **own,
+                num_heads=heads,
+                segments=segments,
+            )
+        )
         output.backward(upstream.to(kind))
         return {
             "logits": output.detach(),
@@ -386,7 +392,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CHECKS,
+        default=list(CHECKS),
+    )
     parser.add_argument(
         "--worlds",
         nargs="+",

@@ -70,8 +70,16 @@ def measured(directory: Path, ranks: Ranks, chosen: argparse.Namespace) -> Seen:
         for host in (stream.batch(number) for number in range(min(len(stream), chosen.batches)))
     ]
     sharding = chosen.sharding if ranks.num_ranks > 1 else "data_parallel"
-    config = TrainConfig(device=ranks.device.type, log_every=1, embedding_sharding=sharding)
-    model = ModelConfig(width=chosen.width, num_layers=4, num_heads=chosen.heads)
+    config = TrainConfig(
+        device=ranks.device.type,
+        log_every=1,
+        embedding_sharding=sharding,
+    )
+    model = ModelConfig(
+        width=chosen.width,
+        num_layers=4,
+        num_heads=chosen.heads,
+    )
     trainer = Trainer(
         _world.ranker(model, ranks.device),
         config,

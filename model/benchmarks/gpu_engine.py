@@ -41,18 +41,33 @@ from longrec.nn.stca import STCA
 
 DEVICE = torch.device("cuda")
 EVENTS, TARGETS = 10_240, 32
-CONFIG = ModelConfig(width=256, num_layers=4, num_heads=8, ffn_ratio=2)
+CONFIG = ModelConfig(
+    width=256,
+    num_layers=4,
+    num_heads=8,
+    ffn_ratio=2,
+)
 Row = dict[str, str]
 
 
-def make(config: ModelConfig, requests: int, events: int, targets: int) -> Callable[[], None]:
+def make(
+    config: ModelConfig,
+    requests: int,
+    events: int,
+    targets: int,
+) -> Callable[[], None]:
     """Returns a training step."""
     return _world.step(
         _world.ranker(config, DEVICE), _world.batch(requests, events, targets, DEVICE)
     )
 
 
-def shape(requests: int, events: int, targets: int, width: int = CONFIG.width) -> str:
+def shape(
+    requests: int,
+    events: int,
+    targets: int,
+    width: int = CONFIG.width,
+) -> str:
     return f"R{requests} L{events} m{targets} d{width} h8 M4 r2"
 
 
@@ -351,7 +366,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=CLAIMS, default=list(CLAIMS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CLAIMS,
+        default=list(CLAIMS),
+    )
     warnings.simplefilter("ignore")  # PyTorch's remarks on sparse tensors
     parser.add_argument("--out", type=Path, default=_rows.RESULTS)
     arguments = parser.parse_args()

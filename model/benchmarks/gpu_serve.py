@@ -52,7 +52,13 @@ from longrec.scoring.cuda_graphs import LEAST_EVENTS, LEAST_TARGETS, size_of
 from longrec.scoring.scorer import REPLAYS, RequestRows, Scorer
 from longrec.serving.kv_cache import HistoryCache, Wanted
 
-CONFIG = ModelConfig(width=256, num_layers=4, num_heads=8, ffn_ratio=2, recency="bias")
+CONFIG = ModelConfig(
+    width=256,
+    num_layers=4,
+    num_heads=8,
+    ffn_ratio=2,
+    recency="bias",
+)
 EVENTS, TARGETS = [10_000, 1_000, 2_000, 32_000], [500, 2_048, 50]
 BARS = {
     ("cold", 10_000, 500): 5.0,
@@ -122,7 +128,12 @@ class Case:
     num_events: int
 
     @classmethod
-    def of(cls, scorer: Scorer, num_events: int, num_targets: int) -> Case:
+    def of(
+        cls,
+        scorer: Scorer,
+        num_events: int,
+        num_targets: int,
+    ) -> Case:
         num_items = scorer.bundle.encoder.num_items
         candidates = np.random.default_rng(3).integers(0, num_items, num_targets)
         return cls(
@@ -445,8 +456,18 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=_rows.RESULTS)
-    parser.add_argument("--events", type=int, nargs="+", default=EVENTS)
-    parser.add_argument("--targets", type=int, nargs="+", default=TARGETS)
+    parser.add_argument(
+        "--events",
+        type=int,
+        nargs="+",
+        default=EVENTS,
+    )
+    parser.add_argument(
+        "--targets",
+        type=int,
+        nargs="+",
+        default=TARGETS,
+    )
     for name, default in (
         ("repeats", 1_000),
         ("items", 1_000_000),
@@ -455,7 +476,12 @@ def _arguments() -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--cases", type=int, default=None, help="the first so many shapes")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=None,
+        help="the first so many shapes",
+    )
     return parser.parse_args()
 
 

@@ -65,7 +65,12 @@ VIDEO_COLUMNS = (
 )
 
 
-def generate(directory: Path, rows: int, videos: int, seed: int = 0) -> int:
+def generate(
+    directory: Path,
+    rows: int,
+    videos: int,
+    seed: int = 0,
+) -> int:
     """Writes the log, user and video files into a new directory and returns the bytes of the
     log.
     """
@@ -227,7 +232,12 @@ def child(source: Path, out: Path, rows_per_part: int) -> None:
     )
 
 
-def measure(rows: int, videos: int, rows_per_part: int, folder: Path) -> dict[str, float]:
+def measure(
+    rows: int,
+    videos: int,
+    rows_per_part: int,
+    folder: Path,
+) -> dict[str, float]:
     """Returns the costs of one import of generated files, which are removed afterwards."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="longrec-import-") as name:
         log_bytes = generate(Path(name) / "source", rows, videos)
@@ -239,7 +249,12 @@ def measure(rows: int, videos: int, rows_per_part: int, folder: Path) -> dict[st
             str(Path(name) / "out"),
             str(rows_per_part),
         ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         result = {"log_mib": round(log_bytes / 2**20), **json.loads(done.stdout)}
     print(json.dumps(result), flush=True)
     return result
@@ -259,8 +274,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rows", type=int, default=5_000_000, help="rows of the larger log (default 5,000,000)"
     )
-    parser.add_argument("--videos", type=int, default=0, help="videos; 0 for a tenth of the rows")
-    parser.add_argument("--rows-per-part", type=int, default=0, help="0 for the importer's own")
+    parser.add_argument(
+        "--videos",
+        type=int,
+        default=0,
+        help="videos; 0 for a tenth of the rows",
+    )
+    parser.add_argument(
+        "--rows-per-part",
+        type=int,
+        default=0,
+        help="0 for the importer's own",
+    )
     parser.add_argument(
         "--limit-mib", type=int, default=2_048, help="peak that fails the run (default 2048)"
     )
@@ -300,7 +325,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(peak > options.limit_mib)
 
 
-def _record(rows: int, videos: int, full: dict[str, float], found: dict[str, float]) -> None:
+def _record(
+    rows: int,
+    videos: int,
+    full: dict[str, float],
+    found: dict[str, float],
+) -> None:
     import _rows
 
     notes = (

@@ -39,11 +39,20 @@ from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream, moved, prefetch
 from longrec.training.trainer import Trainer
 
-ENGINE = ModelConfig(width=256, num_layers=4, num_heads=8)
+ENGINE = ModelConfig(
+    width=256,
+    num_layers=4,
+    num_heads=8,
+)
 TARGETS, EVENT_BYTES = 32, 16
 
 
-def write(directory: Path, num_users: int, num_events: int, num_targets: int) -> None:
+def write(
+    directory: Path,
+    num_users: int,
+    num_events: int,
+    num_targets: int,
+) -> None:
     """Writes encoded histories of the synthetic dataset's schema: one request a user, all of equal
     size.
     """
@@ -275,7 +284,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default 1 2)"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="epochs timed (default 5)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="epochs timed (default 5)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--directory",

@@ -111,7 +111,13 @@ def _key(user: int) -> Any:
     return EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user)])
 
 
-def measure(name: str, tables: Path, folder: Path, events: int, reads: int) -> None:
+def measure(
+    name: str,
+    tables: Path,
+    folder: Path,
+    events: int,
+    reads: int,
+) -> None:
     """Publishes to a store and adds its rows to results.csv."""
     publish(tables, folder / name, REPO)
     online = OnlineStore(folder / name)

@@ -45,7 +45,11 @@ def lengths(rows: dict[tuple[str, str], Row], axes: Any) -> str:
     axes.plot(
         events, [slope * length + constant for length in events], color="grey", label="fitted line"
     )
-    axes.set(xlabel="events of a history, L", ylabel="training step, ms", ylim=(0, None))
+    axes.set(
+        xlabel="events of a history, L",
+        ylabel="training step, ms",
+        ylim=(0, None),
+    )
     axes.set_title("8 requests x 32 targets, d=256, M=4")
     axes.legend(frameon=False)
     return str(devices[0])
@@ -95,7 +99,13 @@ def breakdown(rows: dict[tuple[str, str], Row], axes: Any, width: int) -> str:
         for (_, row), time in zip(found, times, strict=True)
     ]
     axes.barh(names, times, color="#9db7d5", label="measured")
-    axes.barh(names, floors, height=0.35, color="#1f4e8c", label="floor: FLOPs or bytes")
+    axes.barh(
+        names,
+        floors,
+        height=0.35,
+        color="#1f4e8c",
+        label="floor: FLOPs or bytes",
+    )
     axes.set(xlabel="ms a step")
     axes.set_title(f"64 requests of 10,240 events, 32 targets, d={width}")
     axes.legend(frameon=False, loc="lower right")

@@ -70,8 +70,16 @@ from longrec.serving.kv_cache import HistoryCache, Wanted
 LENGTHS, CANDIDATES, CONCURRENCY = (1_000, 2_000, 10_000, 32_000), (50, 200, 500, 2_048), (1, 8, 32)
 NUM_USERS, NUM_EVENTS = 8, 33_000
 MODELS = {
-    "cpu": ModelConfig(width=64, num_layers=2, num_heads=2),
-    "cuda": ModelConfig(width=256, num_layers=4, num_heads=8),
+    "cpu": ModelConfig(
+        width=64,
+        num_layers=2,
+        num_heads=2,
+    ),
+    "cuda": ModelConfig(
+        width=256,
+        num_layers=4,
+        num_heads=8,
+    ),
 }
 BUSY = 0.6
 PARTS = ["alone", "event", "grid", "overload"]
@@ -98,7 +106,13 @@ Answer = tuple[int, float, bytes]
 class Home:
     """A published feature store and a model for a device, in a folder of their own."""
 
-    def __init__(self, folder: Path, redis: str, device: str, num_items: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        redis: str,
+        device: str,
+        num_items: int,
+    ) -> None:
         self.path, self.device, root = folder, device, find_root()
         os.environ |= {"LONGREC_FEATURE_OVERLAY": "redis", "LONGREC_REDIS": redis} if redis else {}
         synthesize(
@@ -298,7 +312,12 @@ def quantiles(times: list[float]) -> tuple[float, float, float]:
     return p50, p95, p99
 
 
-def row(claim: str, shape: str, times: list[float], notes: str) -> dict[str, str]:
+def row(
+    claim: str,
+    shape: str,
+    times: list[float],
+    notes: str,
+) -> dict[str, str]:
     """Returns a row of results.csv; its quantiles are 50, 95 and 99 %, as the claim says."""
     notes += f"; load average {os.getloadavg()[0]:.1f}"
     found = _rows.row(f"{claim} p50 p95 p99", shape, "", quantiles(times), notes=notes)
@@ -356,7 +375,11 @@ def alone(workdir: Home, seconds: float, threads: str) -> Iterator[dict[str, str
     """
     empty = nothing(workdir, 1, 2 * seconds)
     yield row("http empty", "c1", empty, f"{len(empty)} requests")
-    with workdir.served(**PATIENT, LONGREC_THREADS=threads, LONGREC_CACHE_MB="4096") as address:
+    with workdir.served(
+        **PATIENT,
+        LONGREC_THREADS=threads,
+        LONGREC_CACHE_MB="4096",
+    ) as address:
         yield from headline(workdir, address, empty, 5 * seconds)
 
 
@@ -619,7 +642,13 @@ def main() -> None:
         ("candidates", CANDIDATES),
         ("concurrency", CONCURRENCY),
     ):
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=default, help="of the table")
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            nargs="+",
+            default=default,
+            help="of the table",
+        )
     parser.add_argument(
         "--forms",
         choices=sorted(FORMS),
@@ -633,7 +662,12 @@ def main() -> None:
         default=4_000,
         help="of the synthetic dataset; of 100000 hardly any comes twice in a history",
     )
-    parser.add_argument("--out", type=Path, default=_rows.RESULTS, help="where rows go")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=_rows.RESULTS,
+        help="where rows go",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the rows, do not append them to results.csv"
     )

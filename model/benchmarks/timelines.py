@@ -97,7 +97,11 @@ def arrays(folder: Path) -> int:
     from feast.types import Array, Int64, String
     from feast.value_type import ValueType
 
-    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+    user = Entity(
+        name="user",
+        join_keys=["user_id"],
+        value_type=ValueType.INT64,
+    )
     source = FileSource(path=str(folder / "arrays.parquet"), timestamp_field="event_timestamp")
     fields = [
         Field(name=name, dtype=Array(String if name == "actions" else Int64))
@@ -216,7 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--users", type=int, default=2_000)
-    parser.add_argument("--events", type=int, default=10_000, help="of each user")
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=10_000,
+        help="of each user",
+    )
     parser.add_argument("--requests", type=int, default=20_000)
     options = parser.parse_args(raw)
     import _log
@@ -231,7 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _record(users: int, events: int, requests: int, found: dict[str, dict[str, float]]) -> None:
+def _record(
+    users: int,
+    events: int,
+    requests: int,
+    found: dict[str, dict[str, float]],
+) -> None:
     import _rows
 
     ours = found["retrieve"]["seconds"] / requests

@@ -68,7 +68,12 @@ class StepProgress:
         if step.name not in QUIET or step.status == "failed":
             self.line(step.name, step.seconds, step.status)
 
-    def line(self, name: str, seconds: float, status: str = "done") -> None:
+    def line(
+        self,
+        name: str,
+        seconds: float,
+        status: str = "done",
+    ) -> None:
         """Prints the line of a finished step."""
         text, style = MARKS[status]
         total = time.perf_counter() - self._start
@@ -235,7 +240,15 @@ def number(value: Any, digits: int = 4) -> str:
 def _out() -> Console:
     """Returns the console for results; on a pipe lines are not bent to a terminal's width."""
     console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+    return (
+        console
+        if console.is_terminal
+        else Console(
+            highlight=False,
+            soft_wrap=True,
+            width=120,
+        )
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -32,7 +32,12 @@ MaxRequests = Annotated[
     int, typer.Option(min=0, help="Most requests of one user, a seeded choice; 0 for all.")
 ]
 Rejects = Annotated[
-    float, typer.Option(min=0, max=1, help="Largest share of bad rows; above it the import fails.")
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Largest share of bad rows; above it the import fails.",
+    ),
 ]
 Negatives = Annotated[int, typer.Option(min=1, help="Items drawn for each positive.")]
 KeepNew = Annotated[
@@ -446,7 +451,12 @@ def synth(
     _show({**facts, **report}, as_json)
 
 
-def _rule(window_ms: int, max_targets: int, max_requests_per_user: int, seed: int) -> RequestRule:
+def _rule(
+    window_ms: int,
+    max_targets: int,
+    max_requests_per_user: int,
+    seed: int,
+) -> RequestRule:
     from longrec.data.importers import RequestRule
 
     return RequestRule(window_ms, max_targets, max_requests_per_user, seed)

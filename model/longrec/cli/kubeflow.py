@@ -253,7 +253,12 @@ def logs(
     _say(as_json, {"run_id": run_id, "step": step, "log": text}, text.rstrip("\n"))
 
 
-def _server(host: str, namespace: str, token_file: Path | None, cookie_file: Path | None) -> Any:
+def _server(
+    host: str,
+    namespace: str,
+    token_file: Path | None,
+    cookie_file: Path | None,
+) -> Any:
     from longrec.runs.run import room
 
     secrets = {

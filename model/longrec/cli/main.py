@@ -411,7 +411,13 @@ def _program() -> str:
     )
 
 
-def _say(as_json: bool, value: dict[str, Any], text: str, *, err: bool = False) -> None:
+def _say(
+    as_json: bool,
+    value: dict[str, Any],
+    text: str,
+    *,
+    err: bool = False,
+) -> None:
     typer.echo(json.dumps(value, indent=2) if as_json else text, err=err and not as_json)
 
 

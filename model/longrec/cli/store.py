@@ -9,7 +9,11 @@ from typing import Annotated, Literal
 
 import typer
 
-inspect = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at what is stored.")
+inspect = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look at what is stored.",
+)
 
 Workdir = Annotated[Path, typer.Option(help="The feature store lives here.")]
 Json = Annotated[
@@ -48,7 +52,14 @@ def push(
 
 @inspect.command("history")
 def inspect_history(
-    user: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="Whose history.")],
+    user: Annotated[
+        int,
+        typer.Option(
+            min=-(2**63),
+            max=2**63 - 1,
+            help="Whose history.",
+        ),
+    ],
     at: Annotated[
         str | None,
         typer.Option(

@@ -568,7 +568,12 @@ class DatasetWriter:
                 raise
         self._replacing.__exit__(kind, error, trace)
 
-    def write_part(self, part: int, events: pa.Table, targets: pa.Table) -> None:
+    def write_part(
+        self,
+        part: int,
+        events: pa.Table,
+        targets: pa.Table,
+    ) -> None:
         """Writes one part of events/ and targets/; parts come in order, columns and sort order as
         in the layout.
 

@@ -530,7 +530,13 @@ def _one_chunk(column: Column) -> pa.Array:
     return column
 
 
-def _cast(column: pa.Array, kind: pa.DataType, name: str, *, safe: bool = True) -> pa.Array:
+def _cast(
+    column: pa.Array,
+    kind: pa.DataType,
+    name: str,
+    *,
+    safe: bool = True,
+) -> pa.Array:
     try:
         return column if column.type == kind else pc.cast(column, kind, safe=safe)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -256,7 +256,13 @@ def restored(column: pa.Array | pa.ChunkedArray, feature: Feature) -> pa.Array |
 class _HistoryWriter:
     """Writes packed users in files of bounded size; each holds users of one part of the dataset."""
 
-    def __init__(self, directory: Path, schema: Schema, shard_users: int, created: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        schema: Schema,
+        shard_users: int,
+        created: int,
+    ) -> None:
         self.directory, self.schema, self.shard_users, self.created = (
             directory,
             schema,
@@ -314,7 +320,13 @@ def wanted(schema: Schema, *, hold: bool) -> list[str]:
     return [USER_ID, *history.arrow_schema(schema).names, *([CREATED] if hold else [])]
 
 
-def packed_users(table: pa.Table, schema: Schema, path: Path, *, hold: bool) -> Iterator[Packed]:
+def packed_users(
+    table: pa.Table,
+    schema: Schema,
+    path: Path,
+    *,
+    hold: bool,
+) -> Iterator[Packed]:
     """Yields the packed timelines of whole users, after checking order, keys and baskets.
 
     A late event that is held has the time at which it became known, and its place in the timeline
@@ -393,7 +405,13 @@ def _ties(users: Int64, times: Int64, order: Int64) -> npt.NDArray[np.bool_]:
     return ties
 
 
-def _check_keys(path: Path, users: Int64, times: Int64, order: Int64, items: Int64) -> None:
+def _check_keys(
+    path: Path,
+    users: Int64,
+    times: Int64,
+    order: Int64,
+    items: Int64,
+) -> None:
     """Raises DataError where two events of a user have one key; the rows are sorted by it."""
     same = _ties(users, times, order) & (items[1:] == items[:-1])
     if same.any():
@@ -406,7 +424,12 @@ def _check_keys(path: Path, users: Int64, times: Int64, order: Int64, items: Int
         )
 
 
-def _check_baskets(path: Path, users: Int64, baskets: Int64, times: Int64) -> None:
+def _check_baskets(
+    path: Path,
+    users: Int64,
+    baskets: Int64,
+    times: Int64,
+) -> None:
     order = np.lexsort((times, baskets, users))
     users, baskets, times = users[order], baskets[order], times[order]
     split = (users[1:] == users[:-1]) & (baskets[1:] == baskets[:-1]) & (times[1:] != times[:-1])

@@ -115,7 +115,14 @@ class Histories:
             name: layout.read_table(path / f"{name}.parquet", expected)
             for name, expected in tables.items()
         }
-        histories = cls(path, schema, manifest, batches=batches, batch_starts=starts, **read)
+        histories = cls(
+            path,
+            schema,
+            manifest,
+            batches=batches,
+            batch_starts=starts,
+            **read,
+        )
         histories._check()
         return histories
 

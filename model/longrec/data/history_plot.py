@@ -142,7 +142,12 @@ def svg(events: pa.RecordBatch, title: str) -> str:
     return "".join([*parts, "</svg>\n"])
 
 
-def _lane(number: int, name: str, counts: np.ndarray, highest: int) -> str:
+def _lane(
+    number: int,
+    name: str,
+    counts: np.ndarray,
+    highest: int,
+) -> str:
     base, step = TOP + LANE * (number + 1) - 6, (WIDTH - LEFT - RIGHT) / BINS
     color = COLORS[number % len(COLORS)]
     bars = []
@@ -175,5 +180,12 @@ def _kinds(events: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
     return lanes[kinds], names if len(names) <= MAX_LANES else [*names[: MAX_LANES - 1], OTHERS]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    *,
+    anchor: str = "start",
+    size: int = 12,
+) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="#222">{html.escape(text)}</text>'

@@ -117,7 +117,12 @@ class LengthSampler:
         )
         return starts + place, starts + place + kept
 
-    def lengths(self, request_ids: Int64, available: Int64, epoch: int) -> Int64:
+    def lengths(
+        self,
+        request_ids: Int64,
+        available: Int64,
+        epoch: int,
+    ) -> Int64:
         """Returns the drawn length of each request, int64 [n]; it may be more than the request has.
 
         Args:
@@ -180,7 +185,12 @@ class LengthSampler:
             high,
         )
 
-    def _uniform(self, request_ids: Int64, epoch: int, which: int) -> Float64:
+    def _uniform(
+        self,
+        request_ids: Int64,
+        epoch: int,
+        which: int,
+    ) -> Float64:
         """Returns one number in (0, 1) per request."""
         key = splitmix64(splitmix64(np.array([self.seed], np.int64)) ^ np.uint64(3 * epoch + which))
         bits = splitmix64(splitmix64(request_ids.astype(np.int64)) ^ key)

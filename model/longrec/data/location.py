@@ -54,7 +54,12 @@ def opened(uri: str, shard: Shard = WHOLE) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _copy_shard(system: fs.FileSystem, root: str, folder: Path, shard: Shard) -> None:
+def _copy_shard(
+    system: fs.FileSystem,
+    root: str,
+    folder: Path,
+    shard: Shard,
+) -> None:
     with system.open_input_stream(f"{root}/dataset.json") as stream:
         head = json.loads(stream.read())
     parts = shard.parts(head["facts"]["num_parts"])

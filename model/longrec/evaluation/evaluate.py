@@ -399,7 +399,12 @@ class Popularity:
     counts: Array
 
     @classmethod
-    def of(cls, histories: Histories, encoded: EncodedHistories, sample: Sample) -> Popularity:
+    def of(
+        cls,
+        histories: Histories,
+        encoded: EncodedHistories,
+        sample: Sample,
+    ) -> Popularity:
         """Returns the scores from the histories' own training window."""
         ids, items = np.unique(int64_column(histories.targets, ITEM_ID), return_inverse=True)
         earlier = _earlier_targets(encoded)
@@ -456,7 +461,12 @@ def histories_rows(histories: Histories, request: int) -> RequestRows:
     )
 
 
-def _score(scorer: Scorer, encoded: EncodedHistories, sample: Sample, length: int) -> Array:
+def _score(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: Sample,
+    length: int,
+) -> Array:
     stream = RequestStream.serving(
         encoded,
         sample.requests,
@@ -467,7 +477,12 @@ def _score(scorer: Scorer, encoded: EncodedHistories, sample: Sample, length: in
     return np.concatenate(list(scorer.score_batches(stream)))
 
 
-def latency_ms(scorer: Scorer, histories: Histories, sample: Sample, length: int) -> Row:
+def latency_ms(
+    scorer: Scorer,
+    histories: Histories,
+    sample: Sample,
+    length: int,
+) -> Row:
     """Returns {"p50", "p95"}: milliseconds of scoring one request alone, of those with the longest
     histories, after a first try.
     """

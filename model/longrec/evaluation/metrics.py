@@ -62,7 +62,12 @@ class Resamples:
     seed: int
 
     @classmethod
-    def of(cls, user_ids: Array, num_samples: int, seed: int) -> Resamples:
+    def of(
+        cls,
+        user_ids: Array,
+        num_samples: int,
+        seed: int,
+    ) -> Resamples:
         """Returns the resamples of targets with these user ids (any integers), int [N]."""
         uniques, users = np.unique(user_ids, return_inverse=True)
         return cls(users.astype(np.int64), len(uniques), num_samples, seed)
@@ -213,7 +218,12 @@ def gauc(labels: Array, scores: Array, users: Array) -> float:
     return float((aucs * weights).sum() / weights.sum()) if weights.any() else math.nan
 
 
-def user_aucs(labels: Float, scores: Float, users: Int, num_users: int) -> tuple[Float, Float]:
+def user_aucs(
+    labels: Float,
+    scores: Float,
+    users: Int,
+    num_users: int,
+) -> tuple[Float, Float]:
     """Returns the AUC within each user and the targets of each user that has both labels (else 0
     and 0), float64 [U] each.
     """
@@ -247,7 +257,12 @@ class Ranking:
     starts: Int
 
     @classmethod
-    def of(cls, labels: Array, scores: Array, users: Int) -> Ranking:
+    def of(
+        cls,
+        labels: Array,
+        scores: Array,
+        users: Int,
+    ) -> Ranking:
         """Returns the ranking of N targets."""
         order = np.argsort(scores, kind="stable")
         return cls(users[order], np.asarray(labels)[order] > 0, _runs(np.asarray(scores)[order]))

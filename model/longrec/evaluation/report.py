@@ -290,7 +290,12 @@ def _limits(facts: Facts) -> list[str]:
     ]
 
 
-def interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
+def interval(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    digits: int = 4,
+) -> str:
     """Returns a value and its interval as text; a dash where it is not defined."""
     if value is None:
         return "–"
@@ -366,7 +371,12 @@ def _headline_section(facts: Facts) -> Html:
     )
 
 
-def _stacked(value: float | None, low: float | None, high: float | None, form: str = ".4f") -> Html:
+def _stacked(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    form: str = ".4f",
+) -> Html:
     """A value with its interval under it."""
     if value is None:
         return Html("–")

@@ -110,7 +110,12 @@ def _named(family: str, masks: dict[str, Mask]) -> Iterator[Slice]:
     yield from ((family, name, mask) for name, mask in masks.items() if mask.any())
 
 
-def _spans(family: str, values: Int, bounds: tuple[int, ...], unit: str) -> Iterator[Slice]:
+def _spans(
+    family: str,
+    values: Int,
+    bounds: tuple[int, ...],
+    unit: str,
+) -> Iterator[Slice]:
     for low, high in zip(bounds, (*bounds[1:], None), strict=True):
         inside = (values >= low) & (values < high if high is not None else True)
         if inside.any():

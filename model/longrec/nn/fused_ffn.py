@@ -187,7 +187,13 @@ class _Encode(torch.autograd.Function):
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_u: Tensor, w_v: Tensor, w_o_master: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w_u: Tensor,
+        w_v: Tensor,
+        w_o_master: Tensor,
+    ) -> Tensor:
         w_uv, w_o = x.new_empty((1, 2, *w_u.shape)), x.new_empty((1, *w_o_master.shape))
         torch._foreach_copy_(
             [*w_uv[0].unbind(), w_o[0]], [w_u, w_v, w_o_master]
@@ -260,7 +266,17 @@ def _normalized(
         kernels.gate_project(uv, w_o, xhat, rstd, eps=eps)
         return
     if xhat.shape[2] == WIDE:
-        kernels.gate_project(uv, w_o, xhat, rstd, eps=eps, h=h, block_t=64, block_h=32, stages=4)
+        kernels.gate_project(
+            uv,
+            w_o,
+            xhat,
+            rstd,
+            eps=eps,
+            h=h,
+            block_t=64,
+            block_h=32,
+            stages=4,
+        )
         return
     gated_rows = uv.new_empty((*uv.shape[:2], uv.shape[3]))
     kernels.gate(uv, gated_rows)

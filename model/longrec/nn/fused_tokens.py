@@ -179,7 +179,13 @@ class _Fused(torch.autograd.Function):
     """z B_e + gate(z W_uv) W_o."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, b_e: Tensor, w_uv: Tensor, w_o: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        b_e: Tensor,
+        w_uv: Tensor,
+        w_o: Tensor,
+    ) -> Tensor:
         b_e, w_uv, w_o = (weight.to(z.dtype) for weight in (b_e, w_uv, w_o))
         needs_grad = any(ctx.needs_input_grad)
         if fused_ffn.narrow(z, w_o.shape[1]):

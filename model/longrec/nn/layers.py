@@ -52,7 +52,13 @@ class SwiGLUFFN(nn.Module):
     Source: arXiv 2511.06077 (STCA's FFN); the gate is that of arXiv 2002.05202.
     """
 
-    def __init__(self, width: int, ratio: int, *, in_width: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        ratio: int,
+        *,
+        in_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.w_u, self.w_v = (linear(in_width or width, ratio * width) for _ in range(2))
         self.w_o = linear(ratio * width, width)
@@ -232,7 +238,13 @@ def gap_buckets(
     return torch.bucketize(request_times - timestamps, edges, right=True)
 
 
-def _table(sizes: Sequence[int], dim: int, *, std: float, sparse: bool) -> nn.Embedding | None:
+def _table(
+    sizes: Sequence[int],
+    dim: int,
+    *,
+    std: float,
+    sparse: bool,
+) -> nn.Embedding | None:
     if not sizes:
         return None
     table = nn.Embedding(sum(sizes), dim, sparse=sparse)

@@ -41,7 +41,12 @@ class Matches(nn.Module):
         feature_dim: width of one bucket's embedding.
     """
 
-    def __init__(self, num_columns: int, width: int, feature_dim: int) -> None:
+    def __init__(
+        self,
+        num_columns: int,
+        width: int,
+        feature_dim: int,
+    ) -> None:
         super().__init__()
         self.counts = nn.Embedding(num_columns * NUM_COUNT_BUCKETS, feature_dim)
         self.gaps = nn.Embedding(num_columns * (NUM_GAP_BUCKETS + 1), feature_dim)

@@ -20,7 +20,12 @@ class MixerBlock(nn.Module):
     Source: arXiv 2507.15551 (RankMixer), token mixing and per-token FFN.
     """
 
-    def __init__(self, num_tokens: int, width: int, ratio: int) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        width: int,
+        ratio: int,
+    ) -> None:
         super().__init__()
         hidden = ratio * width
         self.num_tokens = num_tokens
@@ -49,7 +54,13 @@ class MixerBlock(nn.Module):
 class RankMixer(nn.Module):
     """Mean over tokens after the blocks: float [N, D]. Source: arXiv 2507.15551."""
 
-    def __init__(self, num_layers: int, num_tokens: int, width: int, ratio: int) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        num_tokens: int,
+        width: int,
+        ratio: int,
+    ) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
             *(MixerBlock(num_tokens, width, ratio) for _ in range(num_layers))

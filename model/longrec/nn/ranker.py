@@ -349,7 +349,12 @@ class Ranker(nn.Module):
             z, b, self.fusion.w_u.weight, self.fusion.w_v.weight, self.fusion.w_o.weight
         )
 
-    def _output(self, batch: RequestBatch, targets: Tensor, z: Tensor) -> RankerOutput:
+    def _output(
+        self,
+        batch: RequestBatch,
+        targets: Tensor,
+        z: Tensor,
+    ) -> RankerOutput:
         """Returns the logits from z and the tokens of user, target and context."""
         hours = batch.request_timestamps.div(HOUR_MS, rounding_mode="floor")
         context = self.hour(hours.remainder(HOURS)) + self.day(

@@ -297,7 +297,12 @@ class STCA(nn.Module):
         normed: Tensor = z if self.out_norm is None else self.out_norm(z)
         return normed
 
-    def _fused(self, index: int, outputs: list[Tensor], targets: Tensor) -> Tensor:
+    def _fused(
+        self,
+        index: int,
+        outputs: list[Tensor],
+        targets: Tensor,
+    ) -> Tensor:
         if index == 0:
             return targets
         seen = outputs if self.query_fusion else outputs[-1:]

@@ -63,7 +63,11 @@ class RequestLog:
         self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
         self._random = random.Random(os.getpid())  # noqa: S311
         self.num_dropped = 0
-        self._thread = threading.Thread(target=self._run, name="requestlog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run,
+            name="requestlog",
+            daemon=True,
+        )
         if share > 0:
             self._thread.start()
 
@@ -332,7 +336,12 @@ def _codes(name: str, sides: Sequence[npt.NDArray[np.int32]], config: DriftConfi
     )
 
 
-def _one(name: str, bins: Sequence[str], sides: Sequence[Counts], bound: float) -> Compared:
+def _one(
+    name: str,
+    bins: Sequence[str],
+    sides: Sequence[Counts],
+    bound: float,
+) -> Compared:
     reference, live = sides
     counts = [tuple(side.tolist()) for side in sides]
     return Compared(

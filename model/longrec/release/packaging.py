@@ -152,7 +152,13 @@ def package(
         )
         files.write_json(parity_path, dataclasses.asdict(parity))
         _refuse_unequal(parity)
-        _bentoml(build_script, "keep", tag=tag, folder=str(folder.resolve()), again=again)
+        _bentoml(
+            build_script,
+            "keep",
+            tag=tag,
+            folder=str(folder.resolve()),
+            again=again,
+        )
     with files.replacing(registry.reference_dir(workdir, tag.partition(":")[2])) as reference:
         reference.mkdir()
         shutil.copy(Path(evaluation_dir) / "predictions.parquet", reference)
@@ -334,7 +340,12 @@ def build_wheel(root: Path, out_dir: Path) -> Path:
             str(out_dir),
             str(sources),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     wheels = sorted(out_dir.glob("longrec-*.whl"))
     if done.returncode or len(wheels) != 1:
         raise PackagingError(
@@ -427,7 +438,13 @@ def _build_options(labels: Mapping[str, str], wheel: str) -> dict[str, Any]:
     }
 
 
-def _bentoml(script: Path, verb: str, *, workdir: Path | None = None, **arguments: Any) -> None:
+def _bentoml(
+    script: Path,
+    verb: str,
+    *,
+    workdir: Path | None = None,
+    **arguments: Any,
+) -> None:
     """Runs bento/build.py on the store in `workdir`, by default on BENTOML_HOME."""
     environment = {
         **os.environ,

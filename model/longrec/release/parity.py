@@ -311,7 +311,12 @@ def _timed_answer(host: str, port: int, body: Mapping[str, Any]) -> tuple[dict[s
     return ask(host, port, body), time.perf_counter() - started
 
 
-def _wait_ready(process: subprocess.Popen[Any], host: str, port: int, output: Path) -> None:
+def _wait_ready(
+    process: subprocess.Popen[Any],
+    host: str,
+    port: int,
+    output: Path,
+) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -199,7 +199,14 @@ def candidates(workdir: str | Path, store: str | Path) -> list[Candidate]:
     return sorted(found, key=lambda each: (each.created, each.version), reverse=True)
 
 
-def promote(workdir: str | Path, store: str | Path, version: str, *, by: str, why: str) -> Registry:
+def promote(
+    workdir: str | Path,
+    store: str | Path,
+    version: str,
+    *,
+    by: str,
+    why: str,
+) -> Registry:
     """Returns the registry after making a version the champion; a challenger that is promoted
     leaves the shadow.
 
@@ -228,7 +235,13 @@ def promote(workdir: str | Path, store: str | Path, version: str, *, by: str, wh
         )
 
 
-def rollback(workdir: str | Path, store: str | Path, *, by: str, why: str) -> Registry:
+def rollback(
+    workdir: str | Path,
+    store: str | Path,
+    *,
+    by: str,
+    why: str,
+) -> Registry:
     """Returns the registry after champion and previous champion changed places; a second rollback
     undoes the first.
 
@@ -293,7 +306,13 @@ def unshadow(workdir: str | Path, *, by: str, why: str) -> Registry:
         return _decide(workdir, before, "unshadow", None, before.challenger, by, why, after)
 
 
-def adopt(workdir: str | Path, store: str | Path, version: str, *, why: str) -> bool:
+def adopt(
+    workdir: str | Path,
+    store: str | Path,
+    version: str,
+    *,
+    why: str,
+) -> bool:
     """Makes a version the champion of a work directory that has none; returns whether it did. For `package`:
     the first model needs no decision.
 
@@ -303,7 +322,12 @@ def adopt(workdir: str | Path, store: str | Path, version: str, *, why: str) -> 
     with _changing(workdir) as before:
         if before.champion is not None and not _is_foreign(workdir, store, before.champion):
             return False
-        after = dataclasses.replace(before, champion=version, challenger=None, mirror_share=0.0)
+        after = dataclasses.replace(
+            before,
+            champion=version,
+            challenger=None,
+            mirror_share=0.0,
+        )
         _decide(workdir, before, "adopt", version, before.champion, user(), why, after)
         return True
 

@@ -16,7 +16,12 @@ class Html(str):
     __slots__ = ()
 
 
-def page(title: str, subtitle: str, body: Html, verdict: tuple[bool, str] | None = None) -> str:
+def page(
+    title: str,
+    subtitle: str,
+    body: Html,
+    verdict: tuple[bool, str] | None = None,
+) -> str:
     """Returns the whole page.
 
     Args:

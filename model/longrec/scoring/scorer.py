@@ -99,8 +99,16 @@ class Scorer:
     max_requests: int = MAX_REQUESTS
     precision: torch.dtype = torch.float32
     replays: int | None = None
-    captured: Captured | None = dataclasses.field(init=False, repr=False, compare=False)
-    _weights: SideBySide | None = dataclasses.field(init=False, repr=False, compare=False)
+    captured: Captured | None = dataclasses.field(
+        init=False,
+        repr=False,
+        compare=False,
+    )
+    _weights: SideBySide | None = dataclasses.field(
+        init=False,
+        repr=False,
+        compare=False,
+    )
 
     def __post_init__(self) -> None:
         ranker, captured = self.bundle.ranker, None

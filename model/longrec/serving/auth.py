@@ -118,7 +118,12 @@ class Door:
     def __init__(self, app: App, tokens: Tokens | None = None) -> None:
         self._app, self._tokens = app, tokens or Tokens(os.environ)
 
-    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Any,
+        send: Send,
+    ) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if self._tokens.is_required and not _is_open(scope["path"]):
@@ -132,7 +137,12 @@ class Door:
                 )
         return await self._guarded(scope, receive, send)
 
-    async def _guarded(self, scope: Scope, receive: Any, send: Send) -> None:
+    async def _guarded(
+        self,
+        scope: Scope,
+        receive: Any,
+        send: Send,
+    ) -> None:
         has_begun = False
 
         async def sending(message: MutableMapping[str, Any]) -> None:

@@ -200,7 +200,12 @@ class _Pace:
     pair: float = 1e-8
     event: float = 1e-5
 
-    def estimate(self, num_targets: int, num_events: int, num_new: int) -> float:
+    def estimate(
+        self,
+        num_targets: int,
+        num_events: int,
+        num_new: int,
+    ) -> float:
         return self.request + self.pair * num_targets * num_events + self.event * num_new
 
     def learn(self, name: str, seconds: float) -> None:
@@ -249,7 +254,11 @@ class Engine:
         self._wake, self._closing = threading.Condition(), False
         self._callers: collections.Counter[str] = collections.Counter()
         self._outstanding_seconds, self._pace, self._mean_events = 0.0, _Pace(), 0.0
-        self._thread = threading.Thread(target=self._run, name="longrec-engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run,
+            name="longrec-engine",
+            daemon=True,
+        )
         self._started = concurrent.futures.Future[None]()
         self._thread.start()
         self._started.result()
@@ -341,7 +350,12 @@ class Engine:
         assert isinstance(answer, Ranked)
         return answer
 
-    async def explain(self, query: Query, top: int, ticket: Ticket | None = None) -> Explained:
+    async def explain(
+        self,
+        query: Query,
+        top: int,
+        ticket: Ticket | None = None,
+    ) -> Explained:
         """Returns the `top` events that each layer and head attends to most for the first
         candidate; raises as `rank` does.
         """
@@ -349,7 +363,12 @@ class Engine:
         assert isinstance(answer, Explained)
         return answer
 
-    async def _answered(self, query: Query, ticket: Ticket | None, top: int) -> _Answer:
+    async def _answered(
+        self,
+        query: Query,
+        ticket: Ticket | None,
+        top: int,
+    ) -> _Answer:
         future = asyncio.wrap_future(self.submit(query, ticket, top))
         try:
             return await asyncio.wait_for(

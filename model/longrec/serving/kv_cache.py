@@ -142,7 +142,12 @@ class HistoryCache:
         keep: fewest events kept of a user who has more; at least what is wanted at a time.
     """
 
-    def __init__(self, scorer: Scorer, max_bytes: int, keep: int | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        max_bytes: int,
+        keep: int | None = None,
+    ) -> None:
         self._scorer, self._max_bytes = scorer, max_bytes if scorer.is_cacheable else 0
         self._keep = scorer.bundle.served_length if keep is None else keep
         self._entries: collections.OrderedDict[Hashable, _Entry] = collections.OrderedDict()
@@ -254,7 +259,13 @@ class HistoryCache:
             self._store(ask.key, made)
         return made.view(0, ask.end - ask.start)
 
-    def _append(self, ask: Wanted, entry: _Entry, span: _Span, fresh: KeptEvents) -> KeptEvents:
+    def _append(
+        self,
+        ask: Wanted,
+        entry: _Entry,
+        span: _Span,
+        fresh: KeptEvents,
+    ) -> KeptEvents:
         """Returns the wanted rows after writing new ones behind those that are kept; requests under
         way do not look there.
         """
@@ -321,7 +332,12 @@ class HistoryCache:
     def _keep_of(self, ask: Wanted) -> int:
         return max(self._keep, ask.end - ask.start)
 
-    def _count(self, ask: Wanted, known: list[_Span], missing: list[tuple[int, int]]) -> None:
+    def _count(
+        self,
+        ask: Wanted,
+        known: list[_Span],
+        missing: list[tuple[int, int]],
+    ) -> None:
         self.counts.num_encoded += sum(count for _, count in missing)
         if ask.key is not None and ask.end > ask.start:
             kind = "hits" if not missing else "partial" if known else "misses"

@@ -221,7 +221,11 @@ class Versions(Generic[Engine]):
         self._take(self._current.engine)
         self._note.serving(self._current.version, None)
         self._threads = [
-            threading.Thread(target=work, name=name, daemon=True)
+            threading.Thread(
+                target=work,
+                name=name,
+                daemon=True,
+            )
             for work, name in ((self._follow, "versions"), (self._compare, "shadow"))
         ]
 
@@ -266,7 +270,13 @@ class Versions(Generic[Engine]):
             if is_last:
                 self._close_aside(held.engine)
 
-    def mirror(self, asked: Any, version: str, scores: Scores, milliseconds: float) -> None:
+    def mirror(
+        self,
+        asked: Any,
+        version: str,
+        scores: Scores,
+        milliseconds: float,
+    ) -> None:
         """Puts a copy of an answered request in front of the challenger, if it is one of the
         mirrored share; never waits.
         """
@@ -418,7 +428,12 @@ class Versions(Generic[Engine]):
         return None
 
     def _close_aside(self, engine: Engine) -> None:
-        threading.Thread(target=self._close, args=(engine,), name="close", daemon=True).start()
+        threading.Thread(
+            target=self._close,
+            args=(engine,),
+            name="close",
+            daemon=True,
+        ).start()
 
     def _write_report(self) -> None:
         """Says what this worker serves; a work directory that cannot be written to is not needed for

@@ -557,7 +557,12 @@ def over_seeds(samples: Float) -> Float:
     return mean
 
 
-def _trial(study: StudyConfig, variant: str, point: Mapping[str, Any], seed: int) -> Trial:
+def _trial(
+    study: StudyConfig,
+    variant: str,
+    point: Mapping[str, Any],
+    seed: int,
+) -> Trial:
     config = override(study.base, {**study.variants[variant], **point})
     text = json.dumps([_beside_defaults(config), seed, study.train_events], sort_keys=True)
     place = "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in point.items())

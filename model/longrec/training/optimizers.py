@@ -38,7 +38,12 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         ConfigError: lr or eps is not positive, or a parameter is not a table.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.05, eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.05,
+        eps: float = 1e-8,
+    ) -> None:
         if not (lr > 0 and eps > 0):
             raise ConfigError(
                 "row-wise Adagrad needs lr > 0 and eps > 0", found=f"lr {lr}, eps {eps}"
@@ -84,7 +89,12 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         return loss
 
 
-def _update_rows(table: Tensor, sums: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+def _update_rows(
+    table: Tensor,
+    sums: Tensor,
+    gradient: Tensor,
+    group: dict[str, Any],
+) -> None:
     rows, values = gradient.indices()[0], gradient.values()
     new_sums = sums[rows] + values.float().square().mean(1)
     sums[rows] = new_sums

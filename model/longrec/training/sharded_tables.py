@@ -53,7 +53,12 @@ class ShardedTable(nn.Module):
         ranks: that share the table.
     """
 
-    def __init__(self, table: nn.Embedding, learning_rate: float, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        table: nn.Embedding,
+        learning_rate: float,
+        ranks: Ranks,
+    ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.ranks = (
             table.num_embeddings,
@@ -68,7 +73,11 @@ class ShardedTable(nn.Module):
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         flat = indices.flatten()
-        features = KeyedJaggedTensor(keys=[KEY], values=flat, lengths=torch.ones_like(flat))
+        features = KeyedJaggedTensor(
+            keys=[KEY],
+            values=flat,
+            lengths=torch.ones_like(flat),
+        )
         rows: Tensor = self._hidden[0](features).wait()[KEY].values()
         return rows.view(*indices.shape, self.embedding_dim)
 

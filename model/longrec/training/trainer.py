@@ -307,7 +307,12 @@ class Trainer:
         )
         return state.curve[-1]
 
-    def _not_finite(self, batch: RequestBatch, loss: float, norm: float) -> LongrecError:
+    def _not_finite(
+        self,
+        batch: RequestBatch,
+        loss: float,
+        norm: float,
+    ) -> LongrecError:
         """Returns the error after saving the batch for inspection."""
         from safetensors.torch import save_file
 

@@ -209,7 +209,12 @@ def _spill(
         sequence += last
 
 
-def _items(path: Path, seen: Int64, ids: TextIds, rejects: Rejects) -> pa.Table:
+def _items(
+    path: Path,
+    seen: Int64,
+    ids: TextIds,
+    rejects: Rejects,
+) -> pa.Table:
     """Returns the items of the log with what the metadata says of them; those that it lacks are
     there with nulls.
     """
@@ -236,7 +241,12 @@ def _items(path: Path, seen: Int64, ids: TextIds, rejects: Rejects) -> pa.Table:
     )
 
 
-def _read_meta(path: Path, seen: Int64, ids: TextIds, rejects: Rejects) -> Iterator[Rows]:
+def _read_meta(
+    path: Path,
+    seen: Int64,
+    ids: TextIds,
+    rejects: Rejects,
+) -> Iterator[Rows]:
     """Yields the products that the log has, some thousand lines at a time."""
     first = 1
     with path.open(encoding="utf-8", errors="replace") as stream:

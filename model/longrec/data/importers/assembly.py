@@ -121,7 +121,12 @@ class Spill:
         num_parts: of the dataset.
     """
 
-    def __init__(self, directory: Path, schema: pa.Schema, num_parts: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        schema: pa.Schema,
+        num_parts: int,
+    ) -> None:
         self.num_parts, self.num_rows, self.directory = num_parts, 0, directory
         self._final = schema
         self._schema = pa.schema(

@@ -235,7 +235,13 @@ def _schema(name: str, mapping: EventMapping, first: Path) -> Schema:
             name=name,
             has_baskets=mapping.basket is not None,
             item=(
-                Feature(ITEM_ID, "id", min_count=5, num_oov=SHARED_ITEM_ROWS, max_null_share=0.0),
+                Feature(
+                    ITEM_ID,
+                    "id",
+                    min_count=5,
+                    num_oov=SHARED_ITEM_ROWS,
+                    max_null_share=0.0,
+                ),
                 *(_feature(text, item_types) for text in mapping.item_features),
             ),
             user=tuple(_feature(text, user_types) for text in mapping.user_features),
@@ -361,7 +367,12 @@ def _read_entities(
             )
 
 
-def _with_ids(batch: pa.RecordBatch, column: str, group: str, ids: TextIds) -> pa.RecordBatch:
+def _with_ids(
+    batch: pa.RecordBatch,
+    column: str,
+    group: str,
+    ids: TextIds,
+) -> pa.RecordBatch:
     """Returns the rows with the ids of the texts in a column."""
     place = batch.schema.get_field_index(column)
     texts = batch.column(place)

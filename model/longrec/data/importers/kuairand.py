@@ -96,7 +96,13 @@ def kuairand_schema(tasks: Sequence[str] = TASKS) -> Schema:
         ),
         event=(
             *(
-                Feature(name, "category", max_null_share=0.0, minimum=0, maximum=1)
+                Feature(
+                    name,
+                    "category",
+                    max_null_share=0.0,
+                    minimum=0,
+                    maximum=1,
+                )
                 for name in SIGNALS
             ),
             Feature("play_time_ms", "number", minimum=0),
@@ -175,7 +181,12 @@ def import_kuairand(
         )
 
 
-def _add_log(path: Path, spill: Spill, rejects: Rejects, sequence: int) -> int:
+def _add_log(
+    path: Path,
+    spill: Spill,
+    rejects: Rejects,
+    sequence: int,
+) -> int:
     """Spills the events of one log and returns the next event_seq."""
     require_columns(path, header_of(path), [field.source for field in _EVENT_FIELDS])
     last = sequence

@@ -146,7 +146,13 @@ def import_lastfm(
         )
 
 
-def _spill(path: Path, spill: Spill, items: ItemValues, ids: TextIds, rejects: Rejects) -> None:
+def _spill(
+    path: Path,
+    spill: Spill,
+    items: ItemValues,
+    ids: TextIds,
+    rejects: Rejects,
+) -> None:
     for rows in read_delimited(
         path, rejects, "events", delimiter="\t", quotes=False, names=_LOG_COLUMNS
     ):

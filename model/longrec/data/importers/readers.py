@@ -192,7 +192,11 @@ def header_of(path: Path, *, delimiter: str = ",", encoding: str = "utf-8-sig") 
         DataError: the file is missing or empty, or a name is there twice.
     """
     try:
-        with path.open(encoding=encoding, newline="", errors="replace") as stream:
+        with path.open(
+            encoding=encoding,
+            newline="",
+            errors="replace",
+        ) as stream:
             names = next(csv.reader(stream, delimiter=delimiter), [])
     except OSError as error:
         raise DataError(f"cannot read {path}", found=error.strerror) from error
@@ -572,7 +576,13 @@ class _Lines:
     several lines as one.
     """
 
-    def __init__(self, path: Path, rejects: Rejects, group: str, num_header: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rejects: Rejects,
+        group: str,
+        num_header: int,
+    ) -> None:
         self.path, self.rejects, self.group = path, rejects, group
         self.num_rows, self.first = 0, num_header + 1
         self.invalid: list[int] = []

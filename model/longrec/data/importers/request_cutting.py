@@ -48,7 +48,12 @@ class Cutter:
     choose: Callable[[pa.Table], pa.Table] | None = None
     num_new: int = 0
 
-    def __call__(self, events: pa.Table, first_id: int, part: int) -> pa.Table:
+    def __call__(
+        self,
+        events: pa.Table,
+        first_id: int,
+        part: int,
+    ) -> pa.Table:
         events = events if self.choose is None else self.choose(events)
         if self.negatives is None or self.catalogue is None:
             return exposure_requests(events, self.schema, self.rule, first_id)

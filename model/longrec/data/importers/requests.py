@@ -133,7 +133,12 @@ class Catalogue:
     first_times: Int64
 
     @classmethod
-    def of(cls, ids: Int64, first_times: Int64, groups: Int64 | None = None) -> Catalogue:
+    def of(
+        cls,
+        ids: Int64,
+        first_times: Int64,
+        groups: Int64 | None = None,
+    ) -> Catalogue:
         """Returns the catalogue of sorted `ids` first seen at `first_times`, negatives drawn within
         equal `groups`.
         """
@@ -252,7 +257,12 @@ def _is_old(keys: Int64, request_times: Int64, catalogue: Catalogue) -> Bools:
     return old
 
 
-def _at_most(keys: Int64, num_items: int, rule: RequestRule, rng: np.random.Generator) -> Int64:
+def _at_most(
+    keys: Int64,
+    num_items: int,
+    rule: RequestRule,
+    rng: np.random.Generator,
+) -> Int64:
     """Returns a random choice of at most `max_targets` keys of each request, sorted."""
     order = np.lexsort((rng.random(len(keys)), keys // max(num_items, 1)))
     return np.sort(keys[order][_ranks(keys[order] // max(num_items, 1)) < rule.max_targets])

@@ -147,7 +147,12 @@ def import_taobao(
         )
 
 
-def _spill(path: Path, spill: Spill, items: ItemValues, rejects: Rejects) -> None:
+def _spill(
+    path: Path,
+    spill: Spill,
+    items: ItemValues,
+    rejects: Rejects,
+) -> None:
     for rows in read_delimited(path, rejects, "events", quotes=False, names=_COLUMNS):
         batch, lines = convert(rows, _FIELDS, rejects, "events", path)
         unknown = ~np.asarray(pc.is_in(batch["behavior"], value_set=pa.array(BEHAVIORS)))

@@ -73,7 +73,13 @@ class TextIds:
         self._close()
         self._duckdb.close()
 
-    def of(self, group: str, column: pa.Array, *, keep: bool = True) -> pa.Array:
+    def of(
+        self,
+        group: str,
+        column: pa.Array,
+        *,
+        keep: bool = True,
+    ) -> pa.Array:
         """Returns the id of each text, int64, null for null; `keep` puts the new pairs into the
         table that `write` makes.
         """

@@ -70,7 +70,13 @@ def yambda_schema(mappings: Sequence[str] = ()) -> Schema:
         user=(),
         event=(
             Feature("event_type", "category", dtype="string", max_null_share=0.0),
-            Feature("is_organic", "category", max_null_share=0.0, minimum=0, maximum=1),
+            Feature(
+                "is_organic",
+                "category",
+                max_null_share=0.0,
+                minimum=0,
+                maximum=1,
+            ),
             Feature("played_ratio_pct", "number", minimum=0),
         ),
         tasks=(Task(TASK),),
@@ -172,7 +178,12 @@ def _exposures(events: pa.Table, threshold: int, recommended_only: bool) -> pa.T
     )
 
 
-def _spill(paths: Sequence[Path], spill: Spill, lengths: ItemValues, rejects: Rejects) -> None:
+def _spill(
+    paths: Sequence[Path],
+    spill: Spill,
+    lengths: ItemValues,
+    rejects: Rejects,
+) -> None:
     sequence = 0
     for path in paths:
         present = _columns(path)

@@ -591,7 +591,13 @@ class _Totals:
     positives: dict[str, npt.NDArray[np.float64]]
 
 
-def _target_totals(path: Path, schema: Schema, cuts: Cuts, num_targets: int, known: Int) -> _Totals:
+def _target_totals(
+    path: Path,
+    schema: Schema,
+    cuts: Cuts,
+    num_targets: int,
+    known: Int,
+) -> _Totals:
     codes = _split_of_targets(cuts, num_targets)
     totals = _Totals(
         0, 0, 0, dict.fromkeys(SPLITS, 0), {split: np.zeros(len(schema.tasks)) for split in SPLITS}

@@ -411,7 +411,12 @@ def _part(
     }
 
 
-def _equal_rows(run_of: Int, time: Int, tie: Int, item: Int) -> tuple[Mask, Mask]:
+def _equal_rows(
+    run_of: Int,
+    time: Int,
+    tie: Int,
+    item: Int,
+) -> tuple[Mask, Mask]:
     """Rows equal to another one of the same user in item, time and tie order; and in item and time
     with another tie order.
     """

@@ -163,7 +163,12 @@ class Stored:
     features: dict[str, Any] | None
 
     @classmethod
-    def of(cls, user_id: int, answer: dict[str, Any], schema: Schema) -> Stored:
+    def of(
+        cls,
+        user_id: int,
+        answer: dict[str, Any],
+        schema: Schema,
+    ) -> Stored:
         base, tail, tail_base = (
             answer.pop(name) for name in (features.HISTORY, features.TAIL, features.TAIL_BASE)
         )
@@ -175,7 +180,12 @@ class Stored:
             _features_of(answer, schema),
         )
 
-    def cut(self, schema: Schema, before_ms: int | None, max_history: int | None) -> UserRows:
+    def cut(
+        self,
+        schema: Schema,
+        before_ms: int | None,
+        max_history: int | None,
+    ) -> UserRows:
         """Returns base and tail as one history, of it what is before a moment, of that the end."""
         events = history.merged(self.base, self.tail, schema)
         events = events if before_ms is None else history.prefix_before(events, before_ms)

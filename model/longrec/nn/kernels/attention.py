@@ -24,7 +24,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def part(offsets, request, split, splits, BLOCK_L: tl.constexpr):
+def part(
+    offsets,
+    request,
+    split,
+    splits,
+    BLOCK_L: tl.constexpr,
+):
     """Returns the first event of one part of a request, and the number of its events (int32, which
     loops are pipelined over).
     """
@@ -422,7 +428,13 @@ def backward(
     return dq.sum(0).to(q.dtype), dkv, dbias
 
 
-def sum_by_bucket(dbias: Tensor, gaps: Tensor, num_buckets: int, *, block_l: int = 1024) -> Tensor:
+def sum_by_bucket(
+    dbias: Tensor,
+    gaps: Tensor,
+    num_buckets: int,
+    *,
+    block_l: int = 1024,
+) -> Tensor:
     """Returns the sums of [H, T] over the events of each bucket, [B, H]. gaps: int32 [T]."""
     heads, num_events = dbias.shape
     block_b, block_h = triton.next_power_of_2(num_buckets), triton.next_power_of_2(heads)

@@ -706,7 +706,14 @@ def rows_product(
 
 
 @triton.jit
-def _gate(uv, h, total, H: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def _gate(
+    uv,
+    h,
+    total,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FAST: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < total
     pair, column = at // H, at % H
@@ -716,7 +723,15 @@ def _gate(uv, h, total, H: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr
 
 
 @triton.jit
-def _gate_backward(dh, uv, duv, total, H: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def _gate_backward(
+    dh,
+    uv,
+    duv,
+    total,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FAST: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < total
     pair, column = at // H, at % H
@@ -737,7 +752,13 @@ def gate(uv: Tensor, h: Tensor, *, block: int = 2048) -> None:
     )
 
 
-def gate_backward(dh: Tensor, uv: Tensor, duv: Tensor, *, block: int = 2048) -> None:
+def gate_backward(
+    dh: Tensor,
+    uv: Tensor,
+    duv: Tensor,
+    *,
+    block: int = 2048,
+) -> None:
     """Writes the gradient of uv, and h = u swish(v) over dh. dh: [T, M, H]. uv, duv: [T, M, 2,
     H].
     """
@@ -794,7 +815,13 @@ def _normalize_backward(
     tl.store(dy + at, result, mask=inside)
 
 
-def normalize(y: Tensor, xhat: Tensor, rstd: Tensor, *, eps: float = 1e-5) -> None:
+def normalize(
+    y: Tensor,
+    xhat: Tensor,
+    rstd: Tensor,
+    *,
+    eps: float = 1e-5,
+) -> None:
     """Writes (y - mean) / deviation and 1/deviation of each row; xhat may be y. y, xhat: [T, M, D].
     rstd: float32 [T, M].
     """
@@ -806,7 +833,13 @@ def normalize(y: Tensor, xhat: Tensor, rstd: Tensor, *, eps: float = 1e-5) -> No
     )
 
 
-def normalize_backward(g: Tensor, xhat: Tensor, rstd: Tensor, layer: int, dy: Tensor) -> None:
+def normalize_backward(
+    g: Tensor,
+    xhat: Tensor,
+    rstd: Tensor,
+    layer: int,
+    dy: Tensor,
+) -> None:
     """Writes the gradient of one layer's rows before normalization into dy[:, layer].
 
     Args:

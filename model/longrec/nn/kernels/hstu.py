@@ -19,7 +19,12 @@ BLOCK = 128
 
 
 @triton.jit
-def _rows(offsets, BLOCK_M: tl.constexpr, H: tl.constexpr, K: tl.constexpr):
+def _rows(
+    offsets,
+    BLOCK_M: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+):
     """Returns (first row of the block, events of the request, offset of its first event and head in
     [T, H, K]).
     """
@@ -33,7 +38,13 @@ def _rows(offsets, BLOCK_M: tl.constexpr, H: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _block(pointer, rows, length, H: tl.constexpr, K: tl.constexpr):
+def _block(
+    pointer,
+    rows,
+    length,
+    H: tl.constexpr,
+    K: tl.constexpr,
+):
     return tl.load(
         pointer + rows[:, None] * (H * K) + tl.arange(0, K)[None, :],
         mask=(rows < length)[:, None],
@@ -42,7 +53,14 @@ def _block(pointer, rows, length, H: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _put(pointer, rows, length, values, H: tl.constexpr, K: tl.constexpr):
+def _put(
+    pointer,
+    rows,
+    length,
+    values,
+    H: tl.constexpr,
+    K: tl.constexpr,
+):
     tl.store(
         pointer + rows[:, None] * (H * K) + tl.arange(0, K)[None, :],
         values,
@@ -172,7 +190,13 @@ def _backward_events(
         _put(dv + base, events, length, dvalues / (length + 1), H, K)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    longest: int,
+) -> Tensor:
     """Returns A V, [T, H, K]. q, k, v: contiguous [T, H, K]. offsets: int64 [R+1]. longest: events
     of the longest history.
     """
@@ -203,7 +227,28 @@ def backward(
     heads, width = q.shape[1:]
     grid = (triton.cdiv(longest, BLOCK), heads, offsets.numel() - 1)
     fixed = {"scale": width**-0.5, "H": heads, "K": width, "FAST": not INTERPRETED, "num_warps": 4}
-    _backward_queries[grid](q, k, v, offsets, dout, dq, **fixed, BLOCK_M=BLOCK, BLOCK_L=64)
+    _backward_queries[grid](
+        q,
+        k,
+        v,
+        offsets,
+        dout,
+        dq,
+        **fixed,
+        BLOCK_M=BLOCK,
+        BLOCK_L=64,
+    )
     grid = (triton.cdiv(longest, 64), heads, offsets.numel() - 1)
-    _backward_events[grid](q, k, v, offsets, dout, dk, dv, **fixed, BLOCK_M=64, BLOCK_L=64)
+    _backward_events[grid](
+        q,
+        k,
+        v,
+        offsets,
+        dout,
+        dk,
+        dv,
+        **fixed,
+        BLOCK_M=64,
+        BLOCK_L=64,
+    )
     return dq, dk, dv

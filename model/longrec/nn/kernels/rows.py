@@ -215,7 +215,13 @@ def gather(
     return at
 
 
-def scatter(gradient: Tensor, at: Tensor, offset: int, num_table_rows: int, width: int) -> Tensor:
+def scatter(
+    gradient: Tensor,
+    at: Tensor,
+    offset: int,
+    num_table_rows: int,
+    width: int,
+) -> Tensor:
     """Returns the gradient of a table, float32 [rows, K], from that of the gathered matrix.
 
     Args:

@@ -241,7 +241,12 @@ def _keys_values(kv_LD2: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     return keys_HLK, values_HLK
 
 
-def _logits(queries_MD: Tensor, kv_LD2: Tensor, bias_HL: Tensor | None, num_heads: int) -> Tensor:
+def _logits(
+    queries_MD: Tensor,
+    kv_LD2: Tensor,
+    bias_HL: Tensor | None,
+    num_heads: int,
+) -> Tensor:
     logits_HML = _by_head(queries_MD, num_heads) @ _keys_values(kv_LD2, num_heads)[0].transpose(
         1, 2
     )

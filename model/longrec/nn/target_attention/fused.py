@@ -55,7 +55,12 @@ def usable(tensor: Tensor, num_heads: int) -> bool:
     )
 
 
-def takes_reordered(order: str, segments: Segments, width: int, num_heads: int) -> bool:
+def takes_reordered(
+    order: str,
+    segments: Segments,
+    width: int,
+    num_heads: int,
+) -> bool:
     """Returns whether the reordered kernel runs: where `order` says so and it can, or with `auto`
     where it is the faster one.
     """
