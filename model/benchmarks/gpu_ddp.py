@@ -35,7 +35,7 @@ from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.training import distributed
-from longrec.training.distributed import Ranks
+from longrec.training.distributed import DistributedContext
 from longrec.training.trainer import Trainer
 
 LOSS_BARS = {"cuda": 1e-2, "cpu": 1e-4}
@@ -53,7 +53,7 @@ class Seen:
     events: list[int]
 
 
-def measured(directory: Path, ranks: Ranks, chosen: argparse.Namespace) -> Seen:
+def measured(directory: Path, context: DistributedContext, chosen: argparse.Namespace) -> Seen:
     """Returns what a training by these ranks does on the first batches of the files."""
     lengths = LengthConfig("beta", 0, chosen.events // 2, chosen.events)
     stream = RequestStream.training(
@@ -62,16 +62,16 @@ def measured(directory: Path, ranks: Ranks, chosen: argparse.Namespace) -> Seen:
         token_budget=chosen.budget,
         max_requests=10_000,
         seed=0,
-        num_ranks=ranks.num_ranks,
-        rank=ranks.rank,
+        num_ranks=context.num_ranks,
+        rank=context.rank,
     )
     batches = [
-        (host, host.to(ranks.device))
+        (host, host.to(context.device))
         for host in (stream.batch(number) for number in range(min(len(stream), chosen.batches)))
     ]
-    sharding = chosen.sharding if ranks.num_ranks > 1 else "data_parallel"
+    sharding = chosen.sharding if context.num_ranks > 1 else "data_parallel"
     config = TrainConfig(
-        device=ranks.device.type,
+        device=context.device.type,
         log_every=1,
         embedding_sharding=sharding,
     )
@@ -81,25 +81,25 @@ def measured(directory: Path, ranks: Ranks, chosen: argparse.Namespace) -> Seen:
         num_heads=chosen.heads,
     )
     trainer = Trainer(
-        _world.ranker(model, ranks.device),
+        _world.ranker(model, context.device),
         config,
         num_steps=1_000,
-        ranks=ranks,
+        context=context,
         failed_batch=Path("failed"),
-        precision="bfloat16" if ranks.device.type == "cuda" else "float32",
+        precision="bfloat16" if context.device.type == "cuda" else "float32",
     )
     trainer.start()
     for host, batch in batches:
         trainer.step(host, batch)
-    trainer.settle()
+    trainer.flush()
     losses, again = [row.loss for row in trainer.state.curve], itertools.cycle(batches)
     times = _rows.timed(
         lambda: trainer.step(*next(again)),
-        ranks.device,
+        context.device,
         repeats=chosen.repeats * len(batches),
         warm=len(batches),
     )
-    trainer.settle()
+    trainer.flush()
     return Seen(losses, times, [batch.num_events for _, batch in batches])
 
 
@@ -140,25 +140,26 @@ def main() -> None:
     chosen, agree = _arguments(), True
     _world.NUM_ITEMS, _world.SIZES = chosen.items, {**_world.SIZES, "item": (chosen.items + 1, 64)}
     with (
-        distributed.joined(torch.device(chosen.device)) as ranks,
+        distributed.process_group(torch.device(chosen.device)) as context,
         tempfile.TemporaryDirectory() as folder,
     ):
-        if ranks.num_ranks == 1:
+        if context.num_ranks == 1:
             raise SystemExit("one process alone: start it with torchrun --nproc-per-node 2")
-        directory = Path(ranks.told(lambda: folder))
+        directory = Path(context.broadcast_object(lambda: folder))
         users = chosen.batches * (2 * chosen.budget // chosen.events + 1)
-        ranks.lead_first(
+        context.rank_zero_first(
             lambda: loader.write(directory, users, chosen.events, loader.TARGETS), lambda: None
         )
-        together = measured(directory, ranks, chosen)
+        together = measured(directory, context, chosen)
         gc.collect()
-        events: list[list[int]] = [[] for _ in range(ranks.num_ranks)]
-        torch.distributed.all_gather_object(events, together.events, ranks.host)
-        alone = ranks.lead_first(
-            lambda: measured(directory, Ranks(device=ranks.device), chosen), lambda: together
+        events: list[list[int]] = [[] for _ in range(context.num_ranks)]
+        torch.distributed.all_gather_object(events, together.events, context.host_group)
+        alone = context.rank_zero_first(
+            lambda: measured(directory, DistributedContext(device=context.device), chosen),
+            lambda: together,
         )
-        if ranks.is_lead:
-            found, agree = rows(alone, together, events, chosen, ranks.device.type)
+        if context.is_rank_zero:
+            found, agree = rows(alone, together, events, chosen, context.device.type)
             _rows.append(found, chosen.out)
             for row in found:
                 print(

@@ -48,9 +48,9 @@ from longrec.data.encoder import Encoder
 from longrec.nn.ranker import Ranker
 from longrec.schema import synthetic_schema
 from longrec.scoring.bundle import Bundle
-from longrec.scoring.cuda_graphs import LEAST_EVENTS, LEAST_TARGETS, size_of
-from longrec.scoring.scorer import REPLAYS, RequestRows, Scorer
-from longrec.serving.kv_cache import HistoryCache, Wanted
+from longrec.scoring.cuda_graphs import MIN_EVENT_BUCKET, MIN_TARGET_BUCKET, bucket_size
+from longrec.scoring.scorer import MAX_CUDA_GRAPH_REQUESTS, RequestRows, Scorer
+from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
 
 CONFIG = ModelConfig(
     width=256,
@@ -100,7 +100,7 @@ def make_scorer(
         Bundle(ranker, encoder, config, served_length, {}, "random"),
         device,
         precision=precision,
-        replays=REPLAYS,
+        max_cuda_graph_requests=MAX_CUDA_GRAPH_REQUESTS,
     )
 
 
@@ -144,17 +144,19 @@ class Case:
             num_events,
         )
 
-    def rank(self, cache: HistoryCache, first: int = 0) -> np.ndarray:
+    def rank(self, cache: HistoryKVCache, first: int = 0) -> np.ndarray:
         """Returns the scores over the events from row `first` on."""
-        wanted = Wanted(
+        wanted = HistorySlice(
             "user", self.rows.history, first, first + self.num_events, self.rows.request_time_ms
         )
-        return self.scorer.score_kept([self.rows], cache.kept([wanted]))[0]
+        return self.scorer.score_cached([self.rows], cache.get_or_encode([wanted]))[0]
 
     @property
     def eager(self) -> Case:
         """The same without captured graphs."""
-        return dataclasses.replace(self, scorer=dataclasses.replace(self.scorer, replays=0))
+        return dataclasses.replace(
+            self, scorer=dataclasses.replace(self.scorer, max_cuda_graph_requests=0)
+        )
 
     @property
     def has_bars(self) -> bool:
@@ -228,12 +230,12 @@ class Timed:
 
 def errors(case: Case) -> dict[str, float]:
     """Returns the largest differences of a probability."""
-    exact = dataclasses.replace(case.scorer, precision=torch.float32, replays=0)
+    exact = dataclasses.replace(case.scorer, precision=torch.float32, max_cuda_graph_requests=0)
     whole = dataclasses.replace(case.rows, history=case.rows.history.slice(1, case.num_events))
-    cache = HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
+    cache = HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events)
     case.rank(cache)
     appended, warm, eager = case.rank(cache, 1), case.rank(cache, 1), case.eager.rank(cache, 1)
-    cold = case.rank(HistoryCache(case.scorer, 1 << 34), 1)
+    cold = case.rank(HistoryKVCache(case.scorer, 1 << 34), 1)
     expected, alone = (
         exact.score([whole], case.num_events)[0],
         case.scorer.score([whole], case.num_events)[0],
@@ -250,10 +252,10 @@ def errors(case: Case) -> dict[str, float]:
 
 def works_of(case: Case, kind: str) -> dict[str, Callable[[int], object]]:
     """Returns what is timed, by name; `kind` goes before the names."""
-    cache = HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
+    cache = HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events)
     case.rank(cache)
     return {
-        f"{kind}cold": lambda _: case.rank(HistoryCache(case.scorer, 1 << 34)),
+        f"{kind}cold": lambda _: case.rank(HistoryKVCache(case.scorer, 1 << 34)),
         f"{kind}warm": lambda _: case.rank(cache),
         f"{kind}append": lambda number: case.rank(cache, 1 + number),
     }
@@ -272,31 +274,31 @@ def stages(case: Case) -> str:
     """Returns how long the parts of a request take, medians in ms; of a graph its time on the
     device.
     """
-    scorer, cache = case.scorer, HistoryCache(case.scorer, 1 << 34, keep=case.num_events)
+    scorer, cache = case.scorer, HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events)
     case.rank(cache)
     history = case.rows.history.slice(0, case.num_events)
-    wanted = [Wanted("user", case.rows.history, 0, case.num_events, case.rows.request_time_ms)]
-    kept, asked, captured = cache.kept(wanted), scorer._asked(case.rows), scorer.captured
-    assert captured is not None
+    wanted = [HistorySlice("user", case.rows.history, 0, case.num_events, case.rows.request_time_ms)]
+    kept, asked, cuda_graphs = cache.get_or_encode(wanted), scorer._asked(case.rows), scorer.cuda_graphs
+    assert cuda_graphs is not None
     parts = {
         "encode rows": lambda _: scorer.bundle.encoder.events(history),
-        "look up": lambda _: cache.kept(wanted),
+        "look up": lambda _: cache.get_or_encode(wanted),
         "pack": lambda _: scorer._asked(case.rows),
         "keys_values": lambda _: scorer.keys_values([history], [case.rows.request_time_ms]),
-        "copy kept, replay, copy back": lambda _: captured.score_kept(
+        "copy kept, replay, copy back": lambda _: cuda_graphs.score_cached(
             kept[0].layers, kept[0].timestamps, asked
         ),
     }
     found = [f"{name} {Timed.of(part, 50).quantiles[0]:.3f}" for name, part in parts.items()]
     sizes = (
-        size_of(case.num_events, LEAST_EVENTS),
-        size_of(len(case.rows.candidates), LEAST_TARGETS),
+        bucket_size(case.num_events, MIN_EVENT_BUCKET),
+        bucket_size(len(case.rows.candidates), MIN_TARGET_BUCKET),
     )
     for name, key in (
         ("graph of encode", ("_encode_all", sizes[0])),
         ("graph of score", ("_score_all", *sizes)),
     ):
-        if graph := captured._graphs.get(key):
+        if graph := cuda_graphs._graphs.get(key):
             found.append(f"{name} {_rows.timed(graph.replay, scorer.device, repeats=50)[1]:.3f}")
     return ", ".join(found)
 
@@ -359,11 +361,11 @@ def together(case: Case, repeats: int) -> Iterator[dict[str, str]]:
     )
     for count in (2, 4, 8):
         for name, scorer in (
-            ("replayed", dataclasses.replace(case.scorer, replays=count)),
+            ("replayed", dataclasses.replace(case.scorer, max_cuda_graph_requests=count)),
             ("eager", case.eager.scorer),
         ):
             times = Timed.of(
-                lambda _: scorer.score_kept([case.rows] * count, kept * count), repeats
+                lambda _: scorer.score_cached([case.rows] * count, kept * count), repeats
             ).quantiles
             row = _rows.row(
                 f"scorer {count} warm together {name} p50 p95 p99",
@@ -380,7 +382,7 @@ def promotion(case: Case, missed: list[str]) -> None:
     `missed` where scores move.
     """
     cache, stop, found = (
-        HistoryCache(case.scorer, 1 << 34, keep=case.num_events),
+        HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events),
         threading.Event(),
         list[tuple[float, float]](),
     )
@@ -389,7 +391,7 @@ def promotion(case: Case, missed: list[str]) -> None:
     def work() -> None:
         while not stop.is_set() or not found:
             started = time.perf_counter()
-            scores = case.rank(cache if len(found) % 2 else HistoryCache(case.scorer, 1 << 34))
+            scores = case.rank(cache if len(found) % 2 else HistoryKVCache(case.scorer, 1 << 34))
             found.append(
                 ((time.perf_counter() - started) * 1e3, float(np.abs(scores - expected).max()))
             )
@@ -430,9 +432,9 @@ def main() -> None:
         time.perf_counter(),
     )
     scorer.warm_up()
-    if device.type == "cuda" and scorer.captured is not None:
+    if device.type == "cuda" and scorer.cuda_graphs is not None:
         print(
-            f"{scorer.captured.num_graphs} graphs in {time.perf_counter() - started:.1f} s, "
+            f"{scorer.cuda_graphs.num_graphs} graphs in {time.perf_counter() - started:.1f} s, "
             f"{torch.cuda.memory_reserved() / 2**30:.2f} GiB reserved",
             flush=True,
         )

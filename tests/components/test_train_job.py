@@ -15,13 +15,13 @@ from longrec import config as configuration
 from longrec.scoring.bundle import Bundle
 from longrec.training.train import train
 from pipelines import kubeflow_trainer
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 
 def test_the_bundle_and_the_metrics_are_the_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    histories = small_world.write(tmp_path / "histories")
+    histories = small_histories.write(tmp_path / "histories")
     client = types.SimpleNamespace(
         list_jobs=lambda: [], get_job=lambda name: types.SimpleNamespace(status="Complete")
     )

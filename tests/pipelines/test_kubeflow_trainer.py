@@ -20,7 +20,7 @@ from longrec.errors import LongrecError
 from longrec.scoring.bundle import Bundle
 from longrec.training.train import train
 from pipelines import kubeflow_trainer
-from tests.longrec import small_world
+from tests.longrec import small_histories
 from tests.pipelines import trainer_cluster
 
 
@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_world.write(tmp_path_factory.mktemp("world") / "histories")
+    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
 
 
 def config(workdir: Path, **platform: Any) -> RunConfig:

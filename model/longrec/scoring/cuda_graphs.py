@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from longrec.data.batch import RequestBatch
-from longrec.nn.fused_stca import SideBySide
+from longrec.nn.fused_stca import StackedWeights
 from longrec.nn.ranker import Ranker
 from longrec.nn.target_attention import Segments
 
-LEAST_EVENTS, LEAST_TARGETS, MAX_TARGETS = 1_024, 64, 2_048
+MIN_EVENT_BUCKET, MIN_TARGET_BUCKET, MAX_TARGETS = 1_024, 64, 2_048
 MASKED = -1e30
 WARM_RUNS = 2
 """Runs before a capture: kernels are compiled and libraries set up in them."""
@@ -82,13 +82,13 @@ class _Rows:
         )
 
 
-class Captured:
+class CudaGraphScorer:
     """Scores one request at a time with a ranker; threads take turns, and all of them must be on
     the same stream.
 
     Args:
         ranker: STCA, without `matches`; in evaluation mode.
-        weights: its `side_by_side`.
+        weights: its `stack_weights`.
         device: where it is. Without CUDA the same is done in the same buffers, but nothing is
             captured.
         precision: of the matrix products.
@@ -98,7 +98,7 @@ class Captured:
     def __init__(
         self,
         ranker: Ranker,
-        weights: SideBySide | None,
+        weights: StackedWeights | None,
         device: torch.device,
         *,
         precision: torch.dtype,
@@ -110,7 +110,7 @@ class Captured:
             device,
             precision,
         )
-        self.max_events = size_of(max_events, LEAST_EVENTS)
+        self.max_events = bucket_size(max_events, MIN_EVENT_BUCKET)
         self._lock, self._graphs = (
             threading.Lock(),
             dict[tuple[object, ...], torch.cuda.CUDAGraph](),
@@ -128,9 +128,9 @@ class Captured:
     def warm_up(self) -> None:
         """Captures every size, so that no request pays for it."""
         with self._at_work():
-            for num_events in _ladder(LEAST_EVENTS, self.max_events):
+            for num_events in _ladder(MIN_EVENT_BUCKET, self.max_events):
                 self._run(self._encode_all, num_events)
-                for num_targets in _ladder(LEAST_TARGETS, MAX_TARGETS):
+                for num_targets in _ladder(MIN_TARGET_BUCKET, MAX_TARGETS):
                     self._run(self._score_all, num_events, num_targets)
 
     def keys_values(
@@ -154,7 +154,7 @@ class Captured:
         with self._at_work():
             return self._score(self._encode(events, asked.request_time_ms), asked)
 
-    def score_kept(
+    def score_cached(
         self, layers: Sequence[Tensor], timestamps: Tensor, asked: Asked
     ) -> npt.NDArray[np.float32]:
         """Returns the same over kept events: M of [L, 2 D] and int64 [L], on the device."""
@@ -226,18 +226,18 @@ class Captured:
         rows.request[:1].copy_(host.request[:1], non_blocking=True)
         if self._device.type == "cuda":
             self._copied.record(torch.cuda.current_stream(self._device))
-        self._run(self._encode_all, size_of(count, LEAST_EVENTS))
+        self._run(self._encode_all, bucket_size(count, MIN_EVENT_BUCKET))
         return count
 
     def _score(self, count: int, asked: Asked) -> npt.NDArray[np.float32]:
         """Returns the probabilities over the first `count` rows of K | V."""
         host, num_targets, first = self._host, len(asked.items), 3 + asked.user.size
-        size = size_of(num_targets, LEAST_TARGETS)
+        size = bucket_size(num_targets, MIN_TARGET_BUCKET)
         block = host.request.numpy()
         block[:first] = asked.request_time_ms, 0, count, *asked.user.flat
         block[first : first + num_targets] = asked.items
         self._rows.request[: first + size].copy_(host.request[: first + size], non_blocking=True)
-        self._run(self._score_all, size_of(count, LEAST_EVENTS), size)
+        self._run(self._score_all, bucket_size(count, MIN_EVENT_BUCKET), size)
         host.scores[:num_targets].copy_(self._rows.scores[:num_targets], non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
@@ -354,7 +354,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def size_of(count: int, least: int) -> int:
+def bucket_size(count: int, least: int) -> int:
     """Returns the smallest of least, 2 least, 4 least, ... that holds `count`."""
     return least << (max(count - 1, 0) // least).bit_length()
 

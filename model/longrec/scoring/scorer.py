@@ -21,20 +21,20 @@ from longrec.data.batch import RequestBatch
 from longrec.data.encoder import int64_column
 from longrec.data.loader import EncodedEvents
 from longrec.errors import ConfigError, DataError
-from longrec.nn.fused_stca import SideBySide
-from longrec.nn.target_attention.cached import SMALL, Repeats
+from longrec.nn.fused_stca import StackedWeights
+from longrec.nn.target_attention.cached import SMALL, DuplicateEvents
 from longrec.schema import TIMESTAMP, Feature, Schema
 from longrec.scoring.bundle import Bundle
-from longrec.scoring.cuda_graphs import Asked, Captured
+from longrec.scoring.cuda_graphs import Asked, CudaGraphScorer
 
 Scores = npt.NDArray[np.float32]
 TOKEN_BUDGET = 65_536
 MAX_REQUESTS = 64
-REPLAYS = 4
+MAX_CUDA_GRAPH_REQUESTS = 4
 """Requests up to which captured graphs score one after another on a CUDA device; eight are as fast
 as a batch (docs/engine.md).
 """
-DISTINCT = 0.8
+MAX_DISTINCT_SHARE = 0.8
 """Share of distinct events up to which finding the equal ones pays."""
 _ARROW_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 
@@ -59,7 +59,7 @@ class RequestRows:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class KeptEvents:
+class CachedEvents:
     """The events of one request as the model attends to them; `Scorer.keys_values` makes them, a
     cache may keep and join them.
 
@@ -98,24 +98,24 @@ class Scorer:
     token_budget: int = TOKEN_BUDGET
     max_requests: int = MAX_REQUESTS
     precision: torch.dtype = torch.float32
-    replays: int | None = None
-    captured: Captured | None = dataclasses.field(
+    max_cuda_graph_requests: int | None = None
+    cuda_graphs: CudaGraphScorer | None = dataclasses.field(
         init=False,
         repr=False,
         compare=False,
     )
-    _weights: SideBySide | None = dataclasses.field(
+    _weights: StackedWeights | None = dataclasses.field(
         init=False,
         repr=False,
         compare=False,
     )
 
     def __post_init__(self) -> None:
-        ranker, captured = self.bundle.ranker, None
+        ranker, cuda_graphs = self.bundle.ranker, None
         with torch.no_grad():
-            weights = ranker.side_by_side() if self.is_separable else None
+            weights = ranker.stack_weights() if self.is_separable else None
         if self._num_replays and self.is_separable and not self.bundle.config.matches:
-            captured = Captured(
+            cuda_graphs = CudaGraphScorer(
                 ranker,
                 weights,
                 self.device,
@@ -123,7 +123,7 @@ class Scorer:
                 max_events=self.bundle.served_length,
             )
         object.__setattr__(self, "_weights", weights)
-        object.__setattr__(self, "captured", captured)
+        object.__setattr__(self, "captured", cuda_graphs)
 
     @classmethod
     def load(
@@ -188,8 +188,8 @@ class Scorer:
         """Captures all graphs that requests of the served length will need; without a CUDA device
         there is nothing to do.
         """
-        if self.captured is not None and self.device.type == "cuda":
-            self.captured.warm_up()
+        if self.cuda_graphs is not None and self.device.type == "cuda":
+            self.cuda_graphs.warm_up()
 
     def score_batches(self, batches: Iterable[RequestBatch]) -> Iterator[Scores]:
         """Yields the probabilities of each batch, float32 [N, K] in the order of its targets;
@@ -219,7 +219,7 @@ class Scorer:
 
     def keys_values(
         self, histories: Sequence[pa.RecordBatch], request_times_ms: Sequence[int]
-    ) -> list[KeptEvents]:
+    ) -> list[CachedEvents]:
         """Returns the keys and values of histories that are in time order and before their moments;
         rows do not depend on each other.
 
@@ -234,9 +234,9 @@ class Scorer:
             for events in histories
         ]
         lengths = [events.num_rows for events in histories]
-        if captured := self._captured(lengths, [0] * len(lengths)):
+        if cuda_graphs := self._captured(lengths, [0] * len(lengths)):
             return [
-                KeptEvents(*captured.keys_values(*part))
+                CachedEvents(*cuda_graphs.keys_values(*part))
                 for part in zip(entries, request_times_ms, strict=True)
             ]
         batch = _events_only(entries, lengths, request_times_ms)
@@ -245,13 +245,13 @@ class Scorer:
             layers = self.bundle.ranker.keys_values(batch, self._weights)
         encoded = torch.cat([batch.event_items[:, None], batch.event_features], dim=1)
         if len(entries) == 1:
-            return [KeptEvents(layers, encoded, batch.event_timestamps)]
+            return [CachedEvents(layers, encoded, batch.event_timestamps)]
         parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
         columns = zip(encoded.split(lengths), batch.event_timestamps.split(lengths), strict=True)
-        return [KeptEvents(part, *column) for part, column in zip(parts, columns, strict=True)]
+        return [CachedEvents(part, *column) for part, column in zip(parts, columns, strict=True)]
 
-    def score_kept(
-        self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]
+    def score_cached(
+        self, requests: Sequence[RequestRows], kept: Sequence[CachedEvents]
     ) -> list[Scores]:
         """Returns the probabilities of each request over kept events, float32 [m, K]: what `score`
         returns for the same events.
@@ -260,11 +260,11 @@ class Scorer:
             requests: at least one, each with candidates; their histories are not looked at.
             kept: events of each.
         """
-        if captured := self._captured(
+        if cuda_graphs := self._captured(
             [len(part) for part in kept], [len(request.candidates) for request in requests]
         ):
             return [
-                captured.score_kept(part.layers, part.timestamps, self._asked(request))
+                cuda_graphs.score_cached(part.layers, part.timestamps, self._asked(request))
                 for request, part in zip(requests, kept, strict=True)
             ]
         batch = self._without_events(requests, kept)
@@ -283,7 +283,7 @@ class Scorer:
             scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
         return np.split(scores, np.cumsum([len(request.candidates) for request in requests])[:-1])
 
-    def attention(self, request: RequestRows, kept: KeptEvents) -> npt.NDArray[np.float32]:
+    def attention(self, request: RequestRows, kept: CachedEvents) -> npt.NDArray[np.float32]:
         """Returns how much each candidate attends to each event, float32 [M, H, m, L], rows that
         sum to 1: the softmax that scores it.
         """
@@ -299,7 +299,7 @@ class Scorer:
             )
         return weights
 
-    def _repeats(self, events: KeptEvents, num_targets: int) -> Repeats | None:
+    def _repeats(self, events: CachedEvents, num_targets: int) -> DuplicateEvents | None:
         """Returns which events are equal, where it pays to attend to them once: on a CPU, for many
         targets, where enough of them are.
         """
@@ -313,42 +313,46 @@ class Scorer:
             pa.binary(encoded[0].nbytes), len(events), [None, pa.py_buffer(encoded)]
         )
         found = rows.dictionary_encode()
-        if len(found.dictionary) > DISTINCT * len(events):
+        if len(found.dictionary) > MAX_DISTINCT_SHARE * len(events):
             return None
         kinds, first = (
             found.indices.to_numpy().astype(np.int64),
             np.empty(len(found.dictionary), np.int64),
         )
         first[kinds[::-1]] = np.arange(len(events) - 1, -1, -1)
-        return Repeats(torch.from_numpy(first), torch.from_numpy(kinds))
+        return DuplicateEvents(torch.from_numpy(first), torch.from_numpy(kinds))
 
     @property
     def _num_replays(self) -> int:
         return (
-            (REPLAYS if self.device.type == "cuda" else 0) if self.replays is None else self.replays
+            (MAX_CUDA_GRAPH_REQUESTS if self.device.type == "cuda" else 0)
+            if self.max_cuda_graph_requests is None
+            else self.max_cuda_graph_requests
         )
 
-    def _captured(self, num_events: Sequence[int], num_targets: Sequence[int]) -> Captured | None:
+    def _captured(
+        self, num_events: Sequence[int], num_targets: Sequence[int]
+    ) -> CudaGraphScorer | None:
         """Returns what scores requests of these sizes one after another, None where they are scored
         as a batch.
         """
-        captured = self.captured
+        cuda_graphs = self.cuda_graphs
         if (
-            captured is None
+            cuda_graphs is None
             or len(num_events) > self._num_replays
-            or not all(map(captured.fits, num_events, num_targets))
+            or not all(map(cuda_graphs.fits, num_events, num_targets))
         ):
             return None
-        return captured
+        return cuda_graphs
 
     def _scored(self, requests: Sequence[RequestRows], length: int) -> Sequence[Scores]:
         """Returns the probabilities of requests that all have candidates."""
         sizes = [len(request.candidates) for request in requests]
-        if self.captured is not None and len(requests) <= self._num_replays:
+        if self.cuda_graphs is not None and len(requests) <= self._num_replays:
             histories = [self._history(request, length) for request in requests]
-            if captured := self._captured([len(events[0]) for events in histories], sizes):
+            if cuda_graphs := self._captured([len(events[0]) for events in histories], sizes):
                 return [
-                    captured.score(events, self._asked(request))
+                    cuda_graphs.score(events, self._asked(request))
                     for events, request in zip(histories, requests, strict=True)
                 ]
         scores = np.concatenate(list(self.score_batches(self._batches(requests, length))))
@@ -368,7 +372,7 @@ class Scorer:
         return torch.autocast(self.device.type, self.precision)
 
     def _without_events(
-        self, requests: Sequence[RequestRows], kept: Sequence[KeptEvents]
+        self, requests: Sequence[RequestRows], kept: Sequence[CachedEvents]
     ) -> RequestBatch:
         """Returns the batch of requests that all have candidates, as if their histories were empty,
         but for what a model of

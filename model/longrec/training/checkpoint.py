@@ -30,7 +30,7 @@ from longrec.data import files
 from longrec.errors import DataError
 
 FORMAT_VERSION = 1
-KEPT = 2
+MAX_CHECKPOINTS = 2
 """Checkpoints that stay: the newest may turn out to be damaged."""
 TENSORS, VALUES = "state.safetensors", "state.json"
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Checkpoints:
             )
             files.sync(temporary)
         files.sync(self.folder)
-        for old in self._steps()[:-KEPT]:
+        for old in self._steps()[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 

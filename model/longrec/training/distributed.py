@@ -38,7 +38,7 @@ class RankLost(LongrecError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Ranks:
+class DistributedContext:
     """This process among those that train together.
 
     Args:
@@ -51,10 +51,10 @@ class Ranks:
     rank: int = 0
     num_ranks: int = 1
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-    host: dist.ProcessGroup | None = None
+    host_group: dist.ProcessGroup | None = None
 
     @property
-    def is_lead(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
     def wrap(self, ranker: nn.Module) -> nn.Module:
@@ -101,7 +101,7 @@ class Ranks:
         if self.num_ranks == 1:
             return claim
         held = torch.tensor([int(claim)])
-        dist.all_reduce(held, dist.ReduceOp.MAX, self.host)
+        dist.all_reduce(held, dist.ReduceOp.MAX, self.host_group)
         return bool(held)
 
     def exchange(self, tables: Iterable[Tensor]) -> None:
@@ -123,7 +123,7 @@ class Ranks:
                 torch.tensor(
                     [0 if gradient is None else gradient._nnz() for gradient in gradients]
                 ),
-                self.host,
+                self.host_group,
             )
         for table, gradient, lengths in zip(
             tables, gradients, torch.stack(counts, 1).tolist(), strict=True
@@ -140,34 +140,36 @@ class Ranks:
                 all_rows[None], all_values / self.num_ranks, table.shape, check_invariants=False
             )
 
-    def to_lead(self, rows: Tensor, num_rows: int) -> Tensor:
+    def gather_to_rank_zero(self, rows: Tensor, num_rows: int) -> Tensor:
         """Returns on the lead the rows of all ranks one after another, `num_rows` of them, in host
         memory; elsewhere an empty tensor.
         """
         padded = torch.zeros((-(-num_rows // self.num_ranks), *rows.shape[1:]), dtype=rows.dtype)
         padded[: rows.shape[0]] = rows.detach()
-        parts = [torch.empty_like(padded) for _ in range(self.num_ranks)] if self.is_lead else None
-        dist.gather(padded, parts, 0, self.host)
+        parts = (
+            [torch.empty_like(padded) for _ in range(self.num_ranks)] if self.is_rank_zero else None
+        )
+        dist.gather(padded, parts, 0, self.host_group)
         return torch.cat(parts)[:num_rows] if parts else padded[:0]
 
-    def told(self, make: Callable[[], T]) -> T:
+    def broadcast_object(self, make: Callable[[], T]) -> T:
         """Returns on every rank what `make` returned on the lead, the only one that calls it: a
         plain value.
         """
         if self.num_ranks == 1:
             return make()
-        values = [make() if self.is_lead else None]
-        dist.broadcast_object_list(values, 0, self.host)
+        values = [make() if self.is_rank_zero else None]
+        dist.broadcast_object_list(values, 0, self.host_group)
         return cast("T", values[0])
 
-    def told_checkpoint(self, read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    def broadcast_checkpoint(self, read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """Returns on every rank the checkpoint that `read` returned on the lead: only the lead
         needs to see the files.
         """
         if self.num_ranks == 1:
             return read()
-        mine = read() if self.is_lead else None
-        outline = self.told(
+        mine = read() if self.is_rank_zero else None
+        outline = self.broadcast_object(
             lambda: None if mine is None else (mine.step, mine.values, _outline(mine.tensors))
         )
         if outline is None:
@@ -179,21 +181,21 @@ class Ranks:
             else mine.tensors
         )
         for name, _, _ in shapes:
-            dist.broadcast(tensors[name], 0, self.host)
+            dist.broadcast(tensors[name], 0, self.host_group)
         return Checkpoint(step, tensors, values)
 
-    def lead_first(self, make: Callable[[], T], then: Callable[[], T]) -> T:
+    def rank_zero_first(self, make: Callable[[], T], then: Callable[[], T]) -> T:
         """Returns what `make` returned on the lead, and on the others what `then` returned after
         the lead was through.
         """
-        made = [make()] if self.is_lead else []
+        made = [make()] if self.is_rank_zero else []
         if self.num_ranks > 1:
-            dist.barrier(self.host)
+            dist.barrier(self.host_group)
         return made[0] if made else then()
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def process_group(device: torch.device) -> Iterator[DistributedContext]:
     """Yields the ranks that torchrun's environment names; one, on `device`, where the process was
     not started by torchrun.
 
@@ -208,7 +210,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
         or os.environ["WORLD_SIZE"] == "1"
     ):
-        yield Ranks(device=device)
+        yield DistributedContext(device=device)
         return
     if device.type == "cuda":
         device = _own_gpu(int(os.environ.get("LOCAL_RANK", "0")))
@@ -220,7 +222,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             "nccl" if device.type == "cuda" else "gloo",
             device_id=device if device.type == "cuda" else None,
         )
-        yield Ranks(
+        yield DistributedContext(
             dist.get_rank(),
             dist.get_world_size(),
             device,

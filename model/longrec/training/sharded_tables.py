@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from longrec.config import TrainConfig
 from longrec.errors import ConfigError
 from longrec.nn.layers import FeatureEmbedding
-from longrec.training.distributed import Ranks
+from longrec.training.distributed import DistributedContext
 
 KEY = "ids"
 EPS = 1e-8
@@ -57,15 +57,15 @@ class ShardedTable(nn.Module):
         self,
         table: nn.Embedding,
         learning_rate: float,
-        ranks: Ranks,
+        context: DistributedContext,
     ) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.ranks = (
+        self.num_embeddings, self.embedding_dim, self.context = (
             table.num_embeddings,
             table.embedding_dim,
-            ranks,
+            context,
         )
-        self._hidden = (_collection(table, learning_rate, ranks),)
+        self._hidden = (_collection(table, learning_rate, context),)
         self.load(table.weight, None)
 
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T F K"]:
@@ -93,12 +93,12 @@ class ShardedTable(nn.Module):
         """The whole table, on the lead, in host memory; an empty one elsewhere. Every rank asks for
         it together.
         """
-        return self.ranks.to_lead(self._rows()[0], self.num_embeddings)
+        return self.context.gather_to_rank_zero(self._rows()[0], self.num_embeddings)
 
     @property
     def row_sums(self) -> Float[Tensor, " rows"]:
         """The accumulators of the update, like `weight`."""
-        return self.ranks.to_lead(self._sums()[0], self.num_embeddings)
+        return self.context.gather_to_rank_zero(self._sums()[0], self.num_embeddings)
 
     def load(self, rows: Tensor | None, sums: Tensor | None) -> None:
         """Takes this rank's part of a whole table, or of its accumulators."""
@@ -172,23 +172,25 @@ class ShardedTables:
         left out (device `meta`).
         """
         for owner, table in zip(self.owners, self.tables, strict=True):
-            device, whole = table.ranks.device, table.weight
+            device, whole = table.context.device, table.weight
             plain = nn.Embedding(
                 table.num_embeddings, table.embedding_dim, sparse=True, device="meta"
             )
-            if table.ranks.is_lead:
+            if table.context.is_rank_zero:
                 plain.weight = nn.Parameter(whole.to(device))
             owner.ids = plain
 
 
-def shard(ranker: nn.Module, config: TrainConfig, ranks: Ranks) -> ShardedTables | None:
+def shard(
+    ranker: nn.Module, config: TrainConfig, context: DistributedContext
+) -> ShardedTables | None:
     """Returns the id tables of `ranker` after spreading their rows over the ranks, in place; None
     for one rank, which holds them whole.
 
     Raises:
         ConfigError: TorchRec is not installed.
     """
-    if ranks.num_ranks == 1:
+    if context.num_ranks == 1:
         log.warning(
             "train.embedding_sharding=row_wise needs several processes (torchrun): this one holds its id tables whole"
         )
@@ -201,12 +203,12 @@ def shard(ranker: nn.Module, config: TrainConfig, ranks: Ranks) -> ShardedTables
     for owner in owners:
         owner.ids = cast(
             "nn.Embedding",
-            ShardedTable(cast("nn.Embedding", owner.ids), config.embedding_learning_rate, ranks),
+            ShardedTable(cast("nn.Embedding", owner.ids), config.embedding_learning_rate, context),
         )
     return ShardedTables(owners)
 
 
-def _collection(table: nn.Embedding, learning_rate: float, ranks: Ranks) -> Any:
+def _collection(table: nn.Embedding, learning_rate: float, context: DistributedContext) -> Any:
     """Returns a sharded EmbeddingCollection of one table like `table`, its values not set."""
     try:
         import torchrec
@@ -218,7 +220,7 @@ def _collection(table: nn.Embedding, learning_rate: float, ranks: Ranks) -> Any:
         raise ConfigError(
             "train.embedding_sharding=row_wise needs TorchRec", found=str(error), fix=INSTALL
         ) from error
-    kind = ranks.device.type
+    kind = context.device.type
     config = torchrec.EmbeddingConfig(
         name=KEY,
         embedding_dim=table.embedding_dim,
@@ -237,15 +239,15 @@ def _collection(table: nn.Embedding, learning_rate: float, ranks: Ranks) -> Any:
         collection,
         {KEY: row_wise(compute_kernel="fused")},
         sharder,
-        local_size=ranks.num_ranks,
-        world_size=ranks.num_ranks,
+        local_size=context.num_ranks,
+        world_size=context.num_ranks,
         device_type=kind,
     )
     return sharder.shard(
         collection,
         plan,
         ShardingEnv.from_process_group(torch.distributed.group.WORLD),
-        ranks.device,
+        context.device,
     )
 
 

@@ -35,12 +35,12 @@ from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.scoring.bundle import Bundle
 from longrec.training import distributed
 from longrec.training.checkpoint import Checkpoint, Checkpoints
-from longrec.training.distributed import Ranks
+from longrec.training.distributed import DistributedContext
 from longrec.training.trainer import CurveRow, Listener, Trainer, enough_memory
 
 ENCODED, CHECKPOINTS, SOURCE = "encoded", "checkpoints", "source.json"
 SMALLER = "Lower model.width, model.id_dim, or max_size of the schema's ids."
-PACE = (
+NON_SEMANTIC_KEYS = (
     "precision",
     "device",
     "recompute",
@@ -141,14 +141,14 @@ def train(
     started, out_dir = time.perf_counter(), Path(out_dir)
     device, precision = choose_device(train)
     histories = Histories.open(histories_dir)
-    with distributed.joined(device) as ranks, _work_dir(out_dir, ranks) as work:
-        encoder, encoded = ranks.lead_first(
+    with distributed.process_group(device) as context, _work_dir(out_dir, context) as work:
+        encoder, encoded = context.rank_zero_first(
             lambda: encode(histories, work / ENCODED),
             lambda: _open_encoded(histories, work / ENCODED),
         )
         with enough_memory("the ranker", SMALLER):
-            ranker = make_ranker(model, encoder, seed).to(ranks.device)
-        identity = ranks.told(
+            ranker = make_ranker(model, encoder, seed).to(context.device)
+        identity = context.broadcast_object(
             lambda: _identity(work / ENCODED, model, lengths, train, precision, seed)
         )
         checkpoints = Checkpoints(Path(checkpoint_dir or work / CHECKPOINTS), identity)
@@ -166,7 +166,7 @@ def train(
             checkpoints=checkpoints,
             log_dir=logs,
             on_progress=on_progress,
-            ranks=ranks,
+            context=context,
         )
         report = dataclasses.replace(report, total_seconds=time.perf_counter() - started)
         facts = {
@@ -177,10 +177,10 @@ def train(
             "split_time_ms": histories.split_time_ms,
             "torch": torch.__version__,
         }
-        version = ranks.told(
+        version = context.broadcast_object(
             lambda: _write(out_dir, Bundle(ranker, encoder, model, served_length, facts), curve)
         )
-        if ranks.is_lead:
+        if context.is_rank_zero:
             checkpoints.remove()
     log.info(
         "trained %d steps in %.1f s, %.0f events/s, final loss %.4f",
@@ -203,7 +203,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     log_dir: Path | None = None,
     on_progress: Listener | None = None,
-    ranks: Ranks | None = None,
+    context: DistributedContext | None = None,
 ) -> tuple[TrainReport, list[CurveRow]]:
     """Returns what happened and the training curve, after training `ranker` where it is; it is left
     in evaluation mode.
@@ -224,15 +224,15 @@ def fit(
             training, or does not fit.
         LongrecError: the loss is not finite.
     """
-    (_, precision), ranks = choose_device(train), ranks or Ranks()
+    (_, precision), context = choose_device(train), context or DistributedContext()
     _check_indices(ranker, encoded)
     if train.recompute:
         ranker.recompute()
-    streams = training_streams(encoded, LengthSampler(lengths, seed), train, seed, ranks)
+    streams = training_streams(encoded, LengthSampler(lengths, seed), train, seed, context)
     failed_batch = out_dir / (
         "failed_batch.safetensors"
-        if ranks.is_lead
-        else f"failed_batch.rank{ranks.rank}.safetensors"
+        if context.is_rank_zero
+        else f"failed_batch.rank{context.rank}.safetensors"
     )
     with enough_memory("the optimizers' state", SMALLER):
         trainer = Trainer(
@@ -241,11 +241,11 @@ def fit(
             num_steps=_num_steps(streams, train),
             precision=precision,
             failed_batch=failed_batch,
-            ranks=ranks,
+            context=context,
         )
         if checkpoints is not None:
             resume(trainer, checkpoints)
-    if not ranks.is_lead:
+    if not context.is_rank_zero:
         on_progress, log_dir = lambda row, num_steps: None, None
     with (
         _reporting(on_progress) as report_row,
@@ -274,17 +274,17 @@ def loop(
         _left(streams, done), num_workers=config.num_workers, pin=trainer.device.type == "cuda"
     )
     trainer.start()
-    with contextlib.closing(batches), _told_to_stop() as told:
+    with contextlib.closing(batches), _stop_on_sigterm() as stop_requested:
         for step, (host, batch) in enumerate(
             moved(itertools.islice(batches, trainer.num_steps - done), trainer.device), done + 1
         ):
             rows = trainer.step(host, batch)
-            stop = trainer.ranks.any(told.is_set()) and step < trainer.num_steps
+            stop = trainer.context.any(stop_requested.is_set()) and step < trainer.num_steps
             due = stop or (
                 config.checkpoint_every and (step % config.checkpoint_every == 0 or step in ends)
             )
             if due or step == trainer.num_steps:
-                rows += trainer.settle()
+                rows += trainer.flush()
             for row, listener in itertools.product(rows, listeners):
                 listener(row, trainer.num_steps)
             if checkpoints is not None and due:
@@ -301,17 +301,17 @@ def loop(
 
 
 @contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
+def _stop_on_sigterm() -> Iterator[threading.Event]:
     """Yields what is set once this process gets SIGTERM, which does nothing else meanwhile; it is
     heard in the main thread only.
     """
-    told = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield stop_requested
         return
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: stop_requested.set())
     try:
-        yield told
+        yield stop_requested
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -322,11 +322,11 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
     Raises:
         DataError: the checkpoint is of another training, or does not fit.
     """
-    if trainer.ranks.is_lead:
+    if trainer.context.is_rank_zero:
         checkpoints.sweep()
-    if (checkpoint := trainer.ranks.told_checkpoint(checkpoints.latest)) is not None:
+    if (checkpoint := trainer.context.broadcast_checkpoint(checkpoints.latest)) is not None:
         trainer.restore(checkpoint)
-        level = logging.WARNING if trainer.ranks.is_lead else logging.DEBUG
+        level = logging.WARNING if trainer.context.is_rank_zero else logging.DEBUG
         log.log(
             level,
             "going on after step %d of %d, from %s",
@@ -341,7 +341,9 @@ def _save(checkpoints: Checkpoints, trainer: Trainer) -> None:
     step.
     """
     checkpoint = trainer.checkpoint()
-    trainer.ranks.lead_first(lambda: _write_checkpoint(checkpoints, checkpoint), lambda: None)
+    trainer.context.rank_zero_first(
+        lambda: _write_checkpoint(checkpoints, checkpoint), lambda: None
+    )
 
 
 def _write_checkpoint(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
@@ -479,7 +481,7 @@ def training_streams(
     length_sampler: LengthSampler,
     config: TrainConfig,
     seed: int,
-    ranks: Ranks | None = None,
+    context: DistributedContext | None = None,
 ) -> list[RequestStream]:
     """Returns one stream of batches per epoch; of several ranks, of this one's parts of them.
 
@@ -492,7 +494,7 @@ def training_streams(
             found=f"{encoded.num_requests} requests of other splits",
             fix="Lower data.eval_fraction or data.warmup_fraction, or use a larger log.",
         )
-    ranks = ranks or Ranks()
+    context = context or DistributedContext()
     return [
         RequestStream.training(
             encoded,
@@ -501,8 +503,8 @@ def training_streams(
             max_requests=config.max_requests_per_batch,
             seed=seed,
             epoch=epoch,
-            num_ranks=ranks.num_ranks,
-            rank=ranks.rank,
+            num_ranks=context.num_ranks,
+            rank=context.rank,
         )
         for epoch in range(config.epochs)
     ]
@@ -545,7 +547,9 @@ def _identity(
     changes its pace, seed.
     """
     decisive = {
-        name: value for name, value in dataclasses.asdict(train).items() if name not in PACE
+        name: value
+        for name, value in dataclasses.asdict(train).items()
+        if name not in NON_SEMANTIC_KEYS
     }
     data = files.read_json(encoded_dir / SOURCE)["digest"]
     return {
@@ -569,7 +573,7 @@ def _write(out_dir: Path, bundle: Bundle, curve: list[CurveRow]) -> str:
 
 
 @contextlib.contextmanager
-def _work_dir(out_dir: Path, ranks: Ranks) -> Iterator[Path]:
+def _work_dir(out_dir: Path, context: DistributedContext) -> Iterator[Path]:
     """Yields `.<name>.work` beside `out_dir`, which no other training holds; afterwards only
     checkpoints stay in it, if there are any.
 
@@ -579,7 +583,7 @@ def _work_dir(out_dir: Path, ranks: Ranks) -> Iterator[Path]:
         ConfigError: another training holds it.
     """
     work = out_dir.parent / f".{out_dir.name}.work"
-    if not ranks.is_lead:
+    if not context.is_rank_zero:
         yield work
         return
     work.mkdir(parents=True, exist_ok=True)

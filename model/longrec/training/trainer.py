@@ -24,9 +24,9 @@ from longrec.nn.flops import stca_flops
 from longrec.nn.ranker import Ranker
 from longrec.training import losses, optimizers, sharded_tables
 from longrec.training.checkpoint import Checkpoint
-from longrec.training.distributed import Ranks
+from longrec.training.distributed import DistributedContext
 
-UNREAD = 2
+LOSS_LAG = 2
 """Steps whose loss a CUDA device may still owe: the next ones are on their way before it is
 read.
 """
@@ -89,7 +89,7 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Done:
+class _PendingStep:
     """A step whose loss has not been read: its batch in host memory, [loss, gradient norm] there
     once `ready` has happened.
     """
@@ -120,7 +120,7 @@ class Trainer:
         num_steps: int,
         precision: str,
         failed_batch: Path,
-        ranks: Ranks | None = None,
+        context: DistributedContext | None = None,
     ) -> None:
         self.ranker, self.config, self.num_steps, self.precision = (
             ranker,
@@ -129,19 +129,19 @@ class Trainer:
             precision,
         )
         self.failed_batch, self.device = failed_batch, next(ranker.parameters()).device
-        self.ranks = ranks or Ranks()
+        self.context = context or DistributedContext()
         self.sharded = (
-            sharded_tables.shard(ranker, config, self.ranks)
+            sharded_tables.shard(ranker, config, self.context)
             if config.embedding_sharding == "row_wise"
             else None
         )
         self.optimizers = optimizers.build(ranker, config, self.sharded)
-        self.forward: nn.Module = self.ranks.wrap(ranker)
+        self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
         self.peak_flops = (
             _matmul_peak(self.device, precision) if ranker.config.kind == "stca" else 0.0
         )
-        self._unread: collections.deque[_Done] = collections.deque()
+        self._unread: collections.deque[_PendingStep] = collections.deque()
         self._clock, self._flops_of_last_row = time.perf_counter(), 0.0
 
     def start(self) -> None:
@@ -170,11 +170,11 @@ class Trainer:
             self.optimizers.start(scale)
             loss = self.loss(batch)
             torch.autograd.backward(loss)
-            self.ranks.exchange(self.optimizers.table_weights)
+            self.context.exchange(self.optimizers.table_weights)
             norm = self.optimizers.step(scale)
-            values = self.ranks.mean(torch.stack([loss.detach().float(), norm.float()]))
-        self._unread.append(_Done(host, *_to_host(values), scale))
-        return self.settle(UNREAD if self.device.type == "cuda" else 0)
+            values = self.context.mean(torch.stack([loss.detach().float(), norm.float()]))
+        self._unread.append(_PendingStep(host, *_to_host(values), scale))
+        return self.flush(LOSS_LAG if self.device.type == "cuda" else 0)
 
     def loss(self, batch: RequestBatch) -> Tensor:
         """Returns the loss of a batch on the device; of several ranks, the one whose mean over them
@@ -188,11 +188,11 @@ class Trainer:
             output = self.forward(batch)
         loss, weight = (
             losses.total(output, batch, self.config),
-            self.ranks.weight(batch, self.config),
+            self.context.weight(batch, self.config),
         )
         return loss if weight == 1 else loss * weight
 
-    def settle(self, unread: int = 0) -> list[CurveRow]:
+    def flush(self, unread: int = 0) -> list[CurveRow]:
         """Reads the losses of all steps but the last `unread`; returns the rows of the curve that
         became complete.
 
@@ -220,7 +220,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """Returns the state after the last step, as views; every loss must have been read
-        (`settle`).
+        (`flush`).
 
         Every rank calls it together; that of the lead is whole.
         """

@@ -25,7 +25,7 @@ from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.errors import DataError
 from longrec.training.train import fit_encoder
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 FULL = LengthSampler(LengthConfig("full"))
 SHORT = LengthSampler(LengthConfig("beta", 0, 16, 64), seed=3)
@@ -33,7 +33,7 @@ SHORT = LengthSampler(LengthConfig("beta", 0, 16, 64), seed=3)
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_world.write(tmp_path_factory.mktemp("world") / "histories")
+    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
 
 
 @pytest.fixture(scope="module")
@@ -334,9 +334,9 @@ def test_a_batch_that_does_not_fit_is_refused(
 ) -> None:
     requests = encoded.requests("train")[-4:]
     batch = encoded.batch(requests, encoded.event_starts[requests], encoded.event_ends[requests])
-    batch.validate(num_items=small_world.NUM_ITEMS + 1)
+    batch.validate(num_items=small_histories.NUM_ITEMS + 1)
     with pytest.raises(DataError, match=what) as caught:
-        _wounded(batch, wound).validate(num_items=small_world.NUM_ITEMS + 1)
+        _wounded(batch, wound).validate(num_items=small_histories.NUM_ITEMS + 1)
     assert "\n" not in str(caught.value)
 
 

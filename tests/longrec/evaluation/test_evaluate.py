@@ -30,7 +30,7 @@ from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import Scorer
 from longrec.training.train import make_ranker, train
-from tests.longrec import small_world
+from tests.longrec import small_histories
 from tests.longrec.pages import text_of
 
 CONFIG = EvaluateConfig(lengths=(0, 4, 16, 200, 1000), served_length=64, bootstrap_samples=40)
@@ -39,7 +39,7 @@ GATE = GateConfig(min_auc=0.6)
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = small_world.write(
+    path = small_histories.write(
         tmp_path_factory.mktemp("world") / "histories", num_users=60, requests_per_user=10
     )
     manifest = read_json(path / "manifest.json")
@@ -434,7 +434,7 @@ def test_popularity_looks_at_nothing_from_the_evaluation(
     last = histories.batches[-1]
     times = np.asarray(last.column("timestamp")).copy()
     items = np.asarray(last.column("item_id")).copy()
-    items[times >= histories.split_time_ms] = small_world.FIRST_ID
+    items[times >= histories.split_time_ms] = small_histories.FIRST_ID
     assert not np.array_equal(items, np.asarray(last.column("item_id")))
     changed = last.set_column(
         last.schema.get_field_index("item_id"), last.schema.field("item_id"), pa.array(items)
@@ -554,7 +554,7 @@ def test_the_gate_refuses_a_broken_encoder(
 def test_a_champion_of_another_schema_refuses_with_its_reason(
     directory: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:
-    other = small_world.write(tmp_path / "other")
+    other = small_histories.write(tmp_path / "other")
     manifest = read_json(other / "manifest.json")
     schema = {**manifest["schema"], "user": []}
     monkey = Bundle.load(bundle_dir)

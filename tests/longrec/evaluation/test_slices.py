@@ -11,7 +11,7 @@ from longrec.data.loader import EncodedHistories
 from longrec.evaluation import slices
 from longrec.evaluation.evaluate import Sample, draw
 from longrec.training.train import fit_encoder
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 DAY_MS = 86_400_000
 
@@ -19,7 +19,7 @@ DAY_MS = 86_400_000
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Histories, EncodedHistories, Sample]:
     folder = tmp_path_factory.mktemp("world")
-    histories = Histories.open(small_world.write(folder / "histories", num_users=30))
+    histories = Histories.open(small_histories.write(folder / "histories", num_users=30))
     encoded = EncodedHistories.make(histories, fit_encoder(histories), folder / "encoded")
     return histories, encoded, draw(encoded, EvaluateConfig(bootstrap_samples=2), 0)
 

@@ -25,7 +25,7 @@ from longrec.release import packaging, parity
 from longrec.release.parity import PackagingError, ParityReport
 from longrec.scoring.scorer import RequestRows, Scorer
 from tests.conftest import LENGTH, ROOT, Packaged, ServedWorld, make_world
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 REPO = ROOT / "feature_repo"
 
@@ -215,7 +215,7 @@ def test_a_wheel_that_cannot_be_built_is_told(tmp_path: Path) -> None:
 
 
 def test_the_sample_holds_the_longest_and_the_shortest_history(tmp_path: Path) -> None:
-    histories = Histories.open(small_world.write(tmp_path / "histories"))
+    histories = Histories.open(small_histories.write(tmp_path / "histories"))
     requests, split = histories.requests.to_pydict(), np.asarray(histories.requests.column("split"))
     lengths = np.asarray(requests["event_end"]) - np.asarray(requests["event_start"])
     for seed in range(5):

@@ -14,7 +14,7 @@ from longrec.errors import DataError, LongrecError, SchemaMismatch
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
 from longrec.training.train import fit_encoder, make_ranker
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
 
@@ -22,7 +22,7 @@ MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     encoder = fit_encoder(
-        Histories.open(small_world.write(tmp_path_factory.mktemp("world") / "histories"))
+        Histories.open(small_histories.write(tmp_path_factory.mktemp("world") / "histories"))
     )
     return Bundle(
         make_ranker(MODEL, encoder, 0), encoder, MODEL, 64, {"num_steps": 5, "device": "cpu"}
@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_round_trip_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:
     version = bundle.save(tmp_path / "bundle")
-    loaded = Bundle.load(tmp_path / "bundle", schema=small_world.SCHEMA)
+    loaded = Bundle.load(tmp_path / "bundle", schema=small_histories.SCHEMA)
     assert (loaded.version, loaded.served_length, loaded.config, dict(loaded.facts)) == (
         version,
         64,
@@ -39,7 +39,7 @@ def test_a_round_trip_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:
         dict(bundle.facts),
     )
     assert (
-        loaded.schema == small_world.SCHEMA
+        loaded.schema == small_histories.SCHEMA
         and loaded.encoder.fingerprint == bundle.encoder.fingerprint
     )
     before, after = bundle.ranker.state_dict(), loaded.ranker.state_dict()
@@ -62,7 +62,7 @@ def test_the_version_is_of_the_weights_and_what_is_served(bundle: Bundle, tmp_pa
 
 def test_another_schema_is_refused_with_its_fields(bundle: Bundle, tmp_path: Path) -> None:
     bundle.save(tmp_path / "bundle")
-    schema = small_world.SCHEMA
+    schema = small_histories.SCHEMA
     other = Schema(schema.name, schema.item, (), schema.event, schema.tasks)
     with pytest.raises(SchemaMismatch, match=r"user\.region"):
         Bundle.load(tmp_path / "bundle", schema=other)

@@ -16,7 +16,7 @@ from longrec.errors import LongrecError
 from longrec.scoring import cuda_graphs
 from longrec.scoring.scorer import RequestRows, Scorer
 from longrec.serving import engine
-from tests.longrec import small_world
+from tests.longrec import small_histories
 from tests.longrec.nn.test_ranker import Operations, Reads
 from tests.longrec.serving import world
 
@@ -27,8 +27,8 @@ LONGEST, MOST = 64, 16
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes of 8, 16, 32, 64 events (the served length is 40) and 4, 8, 16 candidates."""
-    monkeypatch.setattr(cuda_graphs, "LEAST_EVENTS", 8)
-    monkeypatch.setattr(cuda_graphs, "LEAST_TARGETS", 4)
+    monkeypatch.setattr(cuda_graphs, "MIN_EVENT_BUCKET", 8)
+    monkeypatch.setattr(cuda_graphs, "MIN_TARGET_BUCKET", 4)
     monkeypatch.setattr(cuda_graphs, "MAX_TARGETS", MOST)
 
 
@@ -37,9 +37,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return world.scorer(tmp_path_factory.mktemp("world"))
 
 
-def fixed(scorer: Scorer, replays: int = 4) -> Scorer:
+def fixed(scorer: Scorer, max_cuda_graph_requests: int = 4) -> Scorer:
     """The same scorer, in fixed buffers."""
-    return dataclasses.replace(scorer, replays=replays)
+    return dataclasses.replace(scorer, max_cuda_graph_requests=max_cuda_graph_requests)
 
 
 def request(num_events: int, num_targets: int, seed: int = 0) -> RequestRows:
@@ -52,7 +52,7 @@ def request(num_events: int, num_targets: int, seed: int = 0) -> RequestRows:
 def both(scorer: Scorer, asked: RequestRows) -> tuple[np.ndarray, np.ndarray]:
     """Scores of a request whose events are encoded on the way, and kept first."""
     kept = scorer.keys_values([asked.history], [asked.request_time_ms])
-    return scorer.score([asked], 1_000)[0], scorer.score_kept([asked], kept)[0]
+    return scorer.score([asked], 1_000)[0], scorer.score_cached([asked], kept)[0]
 
 
 @pytest.mark.parametrize("recency", ["bias", "none", "token"])
@@ -90,10 +90,10 @@ def test_fixed_buffers_score_as_a_batch_does_whoever_used_them_before(
 def test_what_lies_behind_a_request_has_no_weight(plain: Scorer) -> None:
     scorer, asked = fixed(plain), request(11, 3)
     before = both(scorer, asked)
-    assert scorer.captured is not None
+    assert scorer.cuda_graphs is not None
     with torch.inference_mode():
-        scorer.captured._layers[:, 11:] = 50.0
-        scorer.captured._rows.timestamps[11:] = asked.request_time_ms - 1
+        scorer.cuda_graphs._layers[:, 11:] = 50.0
+        scorer.cuda_graphs._rows.timestamps[11:] = asked.request_time_ms - 1
     for a, b in zip(before, both(scorer, asked), strict=True):
         assert np.array_equal(a, b)
 
@@ -101,7 +101,7 @@ def test_what_lies_behind_a_request_has_no_weight(plain: Scorer) -> None:
 def test_unknown_users_and_items_score_as_in_a_batch(plain: Scorer) -> None:
     scorer = fixed(plain)
     both(scorer, request(60, 16))
-    candidates = np.array([small_world.FIRST_ID, -1, 999], np.int64)
+    candidates = np.array([small_histories.FIRST_ID, -1, 999], np.int64)
     for features in (None, {}, {"region": "nowhere"}):
         asked = dataclasses.replace(request(20, 3), user_features=features, candidates=candidates)
         for found in both(scorer, asked):
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_scored_as_a_batch(
 ) -> None:
     scorer, asked, beside = fixed(plain), request(num_events, num_targets), request(12, 2, 1)
     both(scorer, request(60, 16, 2))
-    assert scorer.captured is not None and not scorer.captured.fits(num_events, num_targets)
+    assert scorer.cuda_graphs is not None and not scorer.cuda_graphs.fits(num_events, num_targets)
     for found, expected in zip(both(scorer, asked), both(plain, asked), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
     for found, expected in zip(
@@ -137,20 +137,23 @@ def test_kept_rows_are_the_callers_own(plain: Scorer) -> None:
     ):
         assert a.dtype == b.dtype and torch.allclose(a, b, atol=1e-6)
     np.testing.assert_allclose(
-        scorer.score_kept([asked], [kept])[0], plain.score([asked])[0], rtol=0, atol=2e-6
+        scorer.score_cached([asked], [kept])[0], plain.score([asked])[0], rtol=0, atol=2e-6
     )
 
 
 def test_few_requests_go_one_after_another_and_more_as_a_batch(
     plain: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer, asked = fixed(plain, replays=2), [request(10 + seed, 2, seed) for seed in range(3)]
+    scorer, asked = (
+        fixed(plain, max_cuda_graph_requests=2),
+        [request(10 + seed, 2, seed) for seed in range(3)],
+    )
     asked.insert(1, dataclasses.replace(asked[0], candidates=asked[0].candidates[:0]))
     alone = [plain.score([each])[0] for each in asked]
-    assert scorer.captured is not None
-    runs, run = list[tuple[int, ...]](), scorer.captured._run
+    assert scorer.cuda_graphs is not None
+    runs, run = list[tuple[int, ...]](), scorer.cuda_graphs._run
     monkeypatch.setattr(
-        scorer.captured, "_run", lambda work, *size: (runs.append(size), run(work, *size))
+        scorer.cuda_graphs, "_run", lambda work, *size: (runs.append(size), run(work, *size))
     )
     for few, expected in ((asked[:3], [(16,), (16, 4)] * 2), (asked, [])):
         runs.clear()
@@ -177,9 +180,9 @@ def test_threads_take_turns(plain: Scorer) -> None:
 
 
 def test_only_models_that_can_use_fixed_buffers_do(plain: Scorer, tmp_path: Path) -> None:
-    assert plain.captured is None and plain.warm_up() is None  # on a CPU a batch is faster
-    assert fixed(world.scorer(tmp_path / "a", matches=True)).captured is None
-    assert fixed(world.scorer(tmp_path / "b", "none", kind="din")).captured is None
+    assert plain.cuda_graphs is None and plain.warm_up() is None  # on a CPU a batch is faster
+    assert fixed(world.scorer(tmp_path / "a", matches=True)).cuda_graphs is None
+    assert fixed(world.scorer(tmp_path / "b", "none", kind="din")).cuda_graphs is None
 
 
 @pytest.mark.parametrize("broken", [0.01, float("nan"), 0.0])
@@ -188,9 +191,9 @@ def test_an_engine_does_not_start_with_graphs_that_score_otherwise(
 ) -> None:
     monkeypatch.setattr(engine, "WARM_EVENTS", 32)
     monkeypatch.setattr(engine, "WARM_CANDIDATES", MOST)
-    scorer, of = fixed(plain), cuda_graphs.Captured._score
+    scorer, of = fixed(plain), cuda_graphs.CudaGraphScorer._score
     monkeypatch.setattr(
-        cuda_graphs.Captured,
+        cuda_graphs.CudaGraphScorer,
         "_score",
         lambda self, count, asked: of(self, count, asked) + np.float32(broken),
     )
@@ -207,7 +210,7 @@ def test_an_engine_does_not_start_with_graphs_that_score_otherwise(
 @pytest.mark.parametrize("recency", ["bias", "token"])
 def test_what_is_captured_asks_the_device_for_no_value(tmp_path: Path, recency: str) -> None:
     """What would end a capture: a value read, or a tensor that is made on the host."""
-    found = fixed(world.scorer(tmp_path, recency)).captured
+    found = fixed(world.scorer(tmp_path, recency)).cuda_graphs
     assert found is not None
     with torch.inference_mode(), Reads() as reads, Operations() as operations:
         found._encode_all(16)
@@ -226,11 +229,11 @@ def test_graphs_score_as_a_batch_does(tmp_path: Path, precision: torch.dtype, bo
     on_cpu = world.scorer(tmp_path, width=64)
     bundle = dataclasses.replace(on_cpu.bundle, ranker=on_cpu.bundle.ranker.cuda())
     scorer = Scorer(bundle, torch.device("cuda"), precision=precision)
-    eager = dataclasses.replace(scorer, replays=0)
+    eager = dataclasses.replace(scorer, max_cuda_graph_requests=0)
     scorer.warm_up()
-    assert scorer.captured is not None and scorer.captured.num_graphs == 4 * (1 + 3)
+    assert scorer.cuda_graphs is not None and scorer.cuda_graphs.num_graphs == 4 * (1 + 3)
     for seed, (num_events, num_targets) in enumerate([(64, 16), (9, 5), (1, 1), (32, 9)]):
         asked = request(num_events, num_targets, seed)
         for found in both(scorer, asked):
             np.testing.assert_allclose(found, eager.score([asked], 1_000)[0], rtol=0, atol=bound)
-    assert scorer.captured.num_graphs == 16
+    assert scorer.cuda_graphs.num_graphs == 16

@@ -20,7 +20,7 @@ from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import RequestRows, Scorer
 from longrec.training.train import train
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
 TRAIN = TrainConfig(
@@ -30,7 +30,7 @@ TRAIN = TrainConfig(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_world.write(tmp_path_factory.mktemp("world") / "histories")
+    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_unknown_users_and_items_and_no_candidates(scorer, rows) -> None:
         request.history.slice(0, 0),
         None,
         request.request_time_ms,
-        np.array([small_world.FIRST_ID, -1, 999], np.int64),
+        np.array([small_histories.FIRST_ID, -1, 999], np.int64),
     )
     bare = dataclasses.replace(nobody, history=pa.RecordBatch.from_pydict({}))
     nothing = dataclasses.replace(request, candidates=np.array([], np.int64))
@@ -203,7 +203,7 @@ def test_mistakes_are_named(scorer, bundle_dir, rows) -> None:
         scorer.score([dataclasses.replace(request, user_features={"region": 5})])
     with pytest.raises(ConfigError, match="negative"):
         scorer.score([request], -1)
-    schema = small_world.SCHEMA
+    schema = small_histories.SCHEMA
     with pytest.raises(SchemaMismatch):
         Scorer.load(
             bundle_dir, schema=Schema(schema.name, schema.item, schema.user, (), schema.tasks)

@@ -16,7 +16,7 @@ from longrec.nn import parallel, ranker
 from longrec.nn.target_attention import cached as kept
 from longrec.scoring import scorer as scorer_module
 from longrec.scoring.scorer import RequestRows, Scorer
-from longrec.serving.kv_cache import HistoryCache, Wanted
+from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
 from tests.longrec.serving import world
 from tests.longrec.serving.world import SERVED, User
 
@@ -38,16 +38,16 @@ def scorer(tmp_path_factory) -> Scorer:
     return world.scorer(tmp_path_factory.mktemp("bias"))
 
 
-def wanted(key: object, request: RequestRows, length: int = SERVED) -> Wanted:
+def wanted(key: object, request: RequestRows, length: int = SERVED) -> HistorySlice:
     end = history.prefix_before(request.history, request.request_time_ms).num_rows
-    return Wanted(key, request.history, max(0, end - length), end, request.request_time_ms)
+    return HistorySlice(key, request.history, max(0, end - length), end, request.request_time_ms)
 
 
 def scores(
-    scorer: Scorer, cache: HistoryCache, asked: list[tuple[object, RequestRows, int]]
+    scorer: Scorer, cache: HistoryKVCache, asked: list[tuple[object, RequestRows, int]]
 ) -> list[np.ndarray]:
-    return scorer.score_kept(
-        [request for _, request, _ in asked], cache.kept([wanted(*ask) for ask in asked])
+    return scorer.score_cached(
+        [request for _, request, _ in asked], cache.get_or_encode([wanted(*ask) for ask in asked])
     )
 
 
@@ -67,7 +67,7 @@ def merging(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         saved.append(0 if found is None else len(events) - len(found.first))
         return found
 
-    for name, value in (("SMALL", 1), ("DISTINCT", 1.0)):
+    for name, value in (("SMALL", 1), ("MAX_DISTINCT_SHARE", 1.0)):
         monkeypatch.setattr(scorer_module, name, value)
     monkeypatch.setattr(Scorer, "_repeats", noted)
     return saved
@@ -79,7 +79,7 @@ def test_any_course_of_events_scores_like_a_cold_computation(
 ) -> None:
     rng, users = np.random.default_rng(seed), [User(seed * 100 + number) for number in range(5)]
     per_event = 3 * 2 * 32 * 4 + 12
-    cache = HistoryCache(
+    cache = HistoryKVCache(
         any_scorer, per_event * 260 * (seed + 1) // 2, keep=SERVED
     )  # room for two to five of them
     for _ in range(40 if any_scorer.is_cacheable else 10):
@@ -118,7 +118,7 @@ def test_any_course_of_events_scores_like_a_cold_computation(
 
 
 def test_only_new_events_are_encoded(scorer) -> None:
-    cache, user = HistoryCache(scorer, 1 << 30), User(1)
+    cache, user = HistoryKVCache(scorer, 1 << 30), User(1)
     user.append(60)
     for step, (change, encoded) in enumerate(
         [
@@ -144,7 +144,7 @@ def test_an_event_that_was_changed_is_not_taken_for_the_old_one(scorer) -> None:
     """The same key with another feature: a republished log may do that, and the user id and the
     time say nothing of it.
     """
-    cache, user = HistoryCache(scorer, 1 << 30), User(2)
+    cache, user = HistoryKVCache(scorer, 1 << 30), User(2)
     user.append(30)
     scores(scorer, cache, [("u", user.request(user.timeline(), newest(user)), SERVED)])
     time_ms, order, item, _, seconds = user.rows[12]
@@ -170,8 +170,8 @@ def test_work_shared_out_to_threads_scores_the_same(
     sizes = {
         "SMALL": (kept, 1),
         "EVENTS": (kept, 7),
-        "EVENTS_OF_A_PIECE": (ranker, 8),
-        "TARGETS_OF_A_PIECE": (ranker, 4),
+        "ENCODE_CHUNK_EVENTS": (ranker, 8),
+        "HEAD_CHUNK_TARGETS": (ranker, 4),
     }
     for name, (module, value) in sizes.items():
         monkeypatch.setattr(module, name, value)
@@ -183,7 +183,7 @@ def test_work_shared_out_to_threads_scores_the_same(
     expected = any_scorer.score([request for _, request, _ in asked], SERVED)
     parallel.share(num_threads)
     try:
-        found = scores(any_scorer, HistoryCache(any_scorer, 1 << 30), asked)
+        found = scores(any_scorer, HistoryKVCache(any_scorer, 1 << 30), asked)
     finally:
         parallel.share(1)
         torch.set_num_threads(threads)
@@ -199,15 +199,15 @@ def test_chosen_rows_are_those_attended_to_and_weighed() -> None:
         torch.tensor([0, 3, 4, 8]),
         torch.randn(2, 4),
     )
-    chosen = kept.KeptKeysValues([events], [bias], 2, [5], rows=[rows])
-    alone = kept.KeptKeysValues([events[rows]], [bias], 2, [5])
+    chosen = kept.CachedKeysValues([events], [bias], 2, [5], rows=[rows])
+    alone = kept.CachedKeysValues([events[rows]], [bias], 2, [5])
     assert torch.equal(chosen.attend(queries), alone.attend(queries)) and torch.equal(
         chosen.weights(queries)[0], alone.weights(queries)[0]
     )
 
 
 def test_requests_of_one_user_in_one_batch_encode_once(scorer) -> None:
-    cache, user = HistoryCache(scorer, 1 << 30), User(3)
+    cache, user = HistoryKVCache(scorer, 1 << 30), User(3)
     user.append(30)
     request = user.request(user.timeline(), newest(user))
     found = scores(scorer, cache, [("u", request, SERVED)] * 4)
@@ -223,7 +223,7 @@ def test_attention_is_the_softmax_that_scores(scorer) -> None:
     user = User(4)
     user.append(25)
     request = user.request(user.timeline(), newest(user), 3)
-    kept = HistoryCache(scorer, 0).kept([wanted(None, request)])[0]
+    kept = HistoryKVCache(scorer, 0).kept([wanted(None, request)])[0]
     weights = scorer.attention(request, kept)
     assert weights.shape == (3, 2, 3, 25)
     np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
@@ -265,10 +265,10 @@ def test_a_new_event_costs_next_to_nothing_beside_a_cold_encoding(
     user.append(10_060)
     torch.set_num_threads(1)
     try:
-        ask = Wanted("u", user.timeline(), 0, 10_000, newest(user))
-        cold = [_cpu_seconds(HistoryCache(scorer, 1 << 30), ask) for _ in range(5)]
-        cache, hits, appended = HistoryCache(scorer, 1 << 30, keep=10_000), [], []
-        cache.kept([ask])
+        ask = HistorySlice("u", user.timeline(), 0, 10_000, newest(user))
+        cold = [_cpu_seconds(HistoryKVCache(scorer, 1 << 30), ask) for _ in range(5)]
+        cache, hits, appended = HistoryKVCache(scorer, 1 << 30, keep=10_000), [], []
+        cache.get_or_encode([ask])
         for _ in range(50):
             ask = dataclasses.replace(ask, start=ask.start + 1, end=ask.end + 1)
             appended.append(_cpu_seconds(cache, ask))
@@ -284,7 +284,7 @@ def test_a_new_event_costs_next_to_nothing_beside_a_cold_encoding(
     assert event < np.median(cold) / share
 
 
-def _cpu_seconds(cache: HistoryCache, ask: Wanted) -> float:
+def _cpu_seconds(cache: HistoryKVCache, ask: HistorySlice) -> float:
     started = time.thread_time()
-    cache.kept([ask])
+    cache.get_or_encode([ask])
     return time.thread_time() - started

@@ -16,7 +16,7 @@ from longrec.data.store.reader import UserRows
 from longrec.errors import DataError, StoreError
 from longrec.serving import reader as module
 from longrec.serving.reader import StoreReader
-from tests.longrec import small_world
+from tests.longrec import small_histories
 from tests.longrec.serving.world import User
 
 
@@ -67,7 +67,7 @@ def store() -> FakeStore:
 @pytest.fixture
 def reader(store):
     """A reader that waits as long as a busy machine may need."""
-    reader = StoreReader(store.open, small_world.SCHEMA, timeout_seconds=60)
+    reader = StoreReader(store.open, small_histories.SCHEMA, timeout_seconds=60)
     yield reader
     store.release.set()
     reader.close()
@@ -76,7 +76,7 @@ def reader(store):
 @pytest.fixture
 def hasty(store):
     """A reader that hardly waits."""
-    reader = StoreReader(store.open, small_world.SCHEMA, timeout_seconds=0.1)
+    reader = StoreReader(store.open, small_histories.SCHEMA, timeout_seconds=0.1)
     yield reader
     store.release.set()
     reader.close()
@@ -162,14 +162,14 @@ def test_a_short_deadline_is_shorter_than_the_readers(reader, store) -> None:
 
 
 def test_what_is_kept_is_bounded(store) -> None:
-    reader = StoreReader(store.open, small_world.SCHEMA, timeout_seconds=60, keep_bytes=4_000)
+    reader = StoreReader(store.open, small_histories.SCHEMA, timeout_seconds=60, keep_bytes=4_000)
     fetch(reader, *range(1, 30))
     assert 0 < reader._known_bytes <= 4_000 and len(reader._known) < 29
-    assert history.empty(small_world.SCHEMA).num_rows == 0
+    assert history.empty(small_histories.SCHEMA).num_rows == 0
     reader.close()
 
 
 def test_a_store_that_cannot_be_opened_at_the_start_is_an_error(store) -> None:
     store.mood = "gone"
     with pytest.raises(StoreError, match="gone"):
-        StoreReader(store.open, small_world.SCHEMA)
+        StoreReader(store.open, small_histories.SCHEMA)

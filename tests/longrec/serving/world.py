@@ -15,17 +15,17 @@ from longrec.data.histories import Histories
 from longrec.nn.ranker import Ranker
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import RequestRows, Scorer
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 SERVED = 40
-START_MS = small_world.SPLIT_MS
+START_MS = small_histories.SPLIT_MS
 
 
 def scorer(directory: Path, recency: str = "bias", **options: object) -> Scorer:
     """A ranker with random weights on the small world's schema, every parameter that starts at zero
     included.
     """
-    histories = Histories.open(small_world.write(directory / "histories"))
+    histories = Histories.open(small_histories.write(directory / "histories"))
     encoder = Encoder.fit(
         histories.schema, histories.items, histories.users, histories.event_batches()
     )
@@ -76,14 +76,14 @@ class User:
                 if self.rng.random() < 0.1
                 else str(self.rng.choice(["view", "buy", "like", "new"]))
             )
-            item = int(small_world.FIRST_ID + self.rng.integers(0, 60))
+            item = int(small_histories.FIRST_ID + self.rng.integers(0, 60))
             if self.rows and self.rng.random() < 0.4:
                 item, action, seconds = self.rows[self.rng.integers(0, len(self.rows))][2:]
             self.rows.append((time, len(self.rows), item, action, seconds))
         self.rows.sort(key=lambda row: row[:3])
 
     def timeline(self) -> pa.RecordBatch:
-        schema = small_world.SCHEMA
+        schema = small_histories.SCHEMA
         names = ("timestamp", "event_seq", "item_id", "action", "seconds")
         columns = (
             {
@@ -109,5 +109,5 @@ class User:
     def request(
         self, timeline: pa.RecordBatch, request_time: int, candidates: int = 5
     ) -> RequestRows:
-        items = small_world.FIRST_ID + self.rng.integers(0, 61, candidates)
+        items = small_histories.FIRST_ID + self.rng.integers(0, 61, candidates)
         return RequestRows(timeline, {"region": "north"}, request_time, items.astype(np.int64))

@@ -27,7 +27,7 @@ from longrec.errors import ConfigError, DataError
 from longrec.nn.flops import forward_flops
 from longrec.study import runner as study
 from longrec.study.runner import Group, StudyConfig, collect, grid, plan, run_one
-from tests.longrec import small_world
+from tests.longrec import small_histories
 from tests.longrec.pages import text_of
 
 BASE = """
@@ -46,7 +46,7 @@ seeds: [0, 1]
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_world.write(
+    return small_histories.write(
         tmp_path_factory.mktemp("world") / "histories", num_users=40, requests_per_user=6
     )
 
@@ -468,7 +468,7 @@ def test_every_law_reads_equal_events_under_a_budget(
 ) -> None:
     text = BASE.replace(
         "lengths: {distribution: full, maximum: 64}",
-        f"lengths: {{distribution: {length_sampler}, mean: 16, maximum: 32, alpha: 0.2}}",
+        f"lengths: {{distribution: {distribution}, mean: 16, maximum: 32, alpha: 0.2}}",
     )
     config = study.load(
         written(tmp_path, text.replace("seeds: [0, 1]", "seeds: [0]\ntrain_events: 9000"))
@@ -489,7 +489,7 @@ def test_results_on_other_requests_are_not_mixed(
     histories: Path, finished: tuple[StudyConfig, Path], tmp_path: Path
 ) -> None:
     config, _ = finished
-    other = small_world.write(tmp_path / "other", num_users=40, requests_per_user=6, seed=9)
+    other = small_histories.write(tmp_path / "other", num_users=40, requests_per_user=6, seed=9)
     run_one(histories, tmp_path / "out", plan(config)[0].to_dict())
     run_one(other, tmp_path / "out", plan(config)[1].to_dict())
     with pytest.raises(DataError, match="different requests"):

@@ -29,7 +29,7 @@ from longrec.errors import ConfigError, DataError
 from longrec.training import train as training
 from longrec.training.checkpoint import Checkpoint, Checkpoints
 from longrec.training.trainer import CurveRow
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
 LENGTHS = LengthConfig("beta", 0, 32, 64)
@@ -49,9 +49,9 @@ CHILD = """
 import os, shutil, signal, sys
 from pathlib import Path
 import safetensors.torch
-from longrec import train as training
+from longrec.training import train as training
 from longrec.data import files
-from tests.longrec.test_checkpoint import LENGTHS, MODEL, TRAIN
+from tests.longrec.training.test_checkpoint import LENGTHS, MODEL, TRAIN
 
 moment, number, calls = sys.argv[3], int(sys.argv[4]), 0
 
@@ -88,7 +88,7 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_world.write(tmp_path_factory.mktemp("world") / "histories")
+    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_killed_at_many_random_moments_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    "moment",
+    "request_time",
     [
         "half of the tensors",
         *(

@@ -24,8 +24,8 @@ from longrec.nn.layers import FeatureEmbedding
 from longrec.schema import Feature
 from longrec.scoring.bundle import Bundle
 from longrec.training import sharded_tables
-from longrec.training.distributed import Ranks
-from tests.longrec import small_world
+from longrec.training.distributed import DistributedContext
+from tests.longrec import small_histories
 
 CONFIG = {
     "seed": 3,
@@ -52,7 +52,8 @@ CONFIG = {
 }
 DIES = """
 import os
-from longrec import cli, trainer
+from longrec.cli import main as cli
+from longrec.training import trainer
 
 rank, step, number = map(int, os.environ["DIES"].split())
 go, taken = trainer.Trainer.step, []
@@ -78,7 +79,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     (root / "dies.py").write_text(DIES)
     (root / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return small_world.write(root / "histories")
+    return small_histories.write(root / "histories")
 
 
 def command(
@@ -328,13 +329,16 @@ def test_without_torchrec_the_command_that_installs_it_is_named(
         ConfigError,
         match=r"needs TorchRec.*pip install --no-deps -c constraints.txt torchrec fbgemm-gpu-cpu",
     ):
-        sharded_tables.shard(features, config, Ranks(0, 2))
+        sharded_tables.shard(features, config, DistributedContext(0, 2))
 
 
 def test_one_process_says_that_it_shards_nothing(caplog: pytest.LogCaptureFixture) -> None:
     features = FeatureEmbedding([Feature("item_id", "id")], [5], id_dim=4, feature_dim=4)
     assert (
-        sharded_tables.shard(features, TrainConfig(embedding_sharding="row_wise"), Ranks()) is None
+        sharded_tables.shard(
+            features, TrainConfig(embedding_sharding="row_wise"), DistributedContext()
+        )
+        is None
     )
     assert not features.is_sharded and "this one holds its id tables whole" in caplog.text
 

@@ -29,7 +29,7 @@ from longrec.training import losses
 from longrec.training import optimizers as optim
 from longrec.training import train as training
 from longrec.training.trainer import CurveRow, Trainer
-from tests.longrec import small_world
+from tests.longrec import small_histories
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
 LENGTHS = LengthConfig("beta", 0, 32, 64)
@@ -50,7 +50,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_world.write(tmp_path_factory.mktemp("world") / "histories")
+    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +201,10 @@ def test_the_bundle_states_its_training(trained) -> None:
 def test_the_encoder_sees_the_training_window_only(directory: Path) -> None:
     histories = Histories.open(directory)
     encoder = training.fit_encoder(histories)
-    counts = np.zeros(small_world.NUM_ITEMS, np.int64)
+    counts = np.zeros(small_histories.NUM_ITEMS, np.int64)
     for batch in histories.event_batches():
         ids, times = (np.asarray(batch.column(name)) for name in ("item_id", "timestamp"))
-        np.add.at(counts, ids[times < small_world.SPLIT_MS] - small_world.FIRST_ID, 1)
+        np.add.at(counts, ids[times < small_histories.SPLIT_MS] - small_histories.FIRST_ID, 1)
     targets, requests = histories.targets.to_pydict(), histories.requests.to_pydict()
     for split, start, end in zip(
         requests["split"], requests["target_start"], requests["target_end"], strict=True
@@ -212,10 +212,10 @@ def test_the_encoder_sees_the_training_window_only(directory: Path) -> None:
         if split == "train":
             for item in targets["item_id"][start:end]:
                 if item != 42:
-                    counts[item - small_world.FIRST_ID] += 1
-    order = sorted(range(small_world.NUM_ITEMS), key=lambda item: (-counts[item], item))
+                    counts[item - small_histories.FIRST_ID] += 1
+    order = sorted(range(small_histories.NUM_ITEMS), key=lambda item: (-counts[item], item))
     known = [item for item in order if counts[item] >= 2]
-    expected = np.ones(small_world.NUM_ITEMS, np.int64)
+    expected = np.ones(small_histories.NUM_ITEMS, np.int64)
     expected[known] = 2 + np.arange(len(known))
     assert encoder.item_table[1:, 0].tolist() == expected.tolist()
 
@@ -273,7 +273,7 @@ def test_no_training_request_is_one_line(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    world = small_world.write(tmp_path / "histories")
+    world = small_histories.write(tmp_path / "histories")
     table = pq.read_table(world / "requests.parquet")
     position = table.schema.get_field_index("split")
     pq.write_table(
@@ -427,7 +427,7 @@ def test_another_runtime_error_keeps_its_name(
     [
         (
             "event_items",
-            small_world.NUM_ITEMS + 1,
+            small_histories.NUM_ITEMS + 1,
             r"event_items of the histories are outside the item table; found .*61; expected 0..60",
         ),
         ("target_items", -1, "target_items of the histories are outside the item table"),
@@ -547,5 +547,5 @@ def test_a_step_on_a_gpu_waits_for_nothing(directory: Path, tmp_path: Path) -> N
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert trainer.state.step == 6  # two losses are still owed
-    trainer.settle()
+    trainer.flush()
     assert trainer.state.step == 8
