@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from longrec.errors import LongrecError
     from longrec.nn.ranker import Ranker
     from longrec.schema import Feature, Schema, Task
-    from longrec.scoring.scorer import RequestRows, Scorer
+    from longrec.scoring.request import RequestRows
+    from longrec.scoring.scorer import Scorer
 
 __all__ = [
     "Dataset",
@@ -36,7 +37,7 @@ _HOMES = {
     "LongrecError": "longrec.errors",
     "Ranker": "longrec.nn.ranker",
     "RequestBatch": "longrec.data.batch",
-    "RequestRows": "longrec.scoring.scorer",
+    "RequestRows": "longrec.scoring.request",
     "RunConfig": "longrec.config",
     "Schema": "longrec.schema",
     "Scorer": "longrec.scoring.scorer",

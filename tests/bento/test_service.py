@@ -19,7 +19,8 @@ import pytest
 
 from longrec.data import history
 from longrec.data.histories import Histories
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 from tests.conftest import LENGTH, ROOT, VERSION, ServedWorld
 
 NOBODY, NOTHING = 2**62, -(2**63)

@@ -43,7 +43,8 @@ from longrec.evaluation import slices as slicing
 from longrec.evaluation.gate import Evidence, Verdict
 from longrec.evaluation.metrics import Estimate, Measurement, Resamples
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,7 @@
-"""Bundle: everything that scoring needs, in one directory: weights, configuration, schema, encoder,
-training facts.
+"""Bundle: one directory with all that scoring needs.
 
 DIR/model.safetensors    parameters and buffers of the ranker
-DIR/bundle.json          format version, version, model config, schema, fingerprints, served length,
-facts of the training
+DIR/bundle.json          format version, version, model, schema, fingerprints, training facts
 DIR/encoder/             the Encoder's own files
 """
 
@@ -19,7 +17,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from longrec import config as configuration
 from longrec.config import ModelConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
@@ -28,21 +25,34 @@ from longrec.nn.ranker import Ranker
 from longrec.schema import Schema
 
 FORMAT_VERSION = 1
-WEIGHTS, META, ENCODER = "model.safetensors", "bundle.json", "encoder"
+WEIGHTS_NAME = "model.safetensors"
+META_NAME = "bundle.json"
+ENCODER_NAME = "encoder"
+VERSIONED_KEYS = (
+    "format_version",
+    "schema_fingerprint",
+    "encoder_fingerprint",
+    "weights_sha256",
+    "served_length",
+    "model",
+)
+"""Keys of bundle.json that decide the scores; the version is a hash of them."""
+REQUIRED_KEYS = frozenset({*VERSIONED_KEYS, "version", "schema", "facts"})
+COPY_OR_TRAIN = "Copy the bundle again, or rebuild it: longrec train HISTORIES OUT."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bundle:
-    """A trained ranker with what it was trained for.
+    """A trained ranker with the encoder and the configuration that it was trained with.
 
     Args:
         ranker: the model.
-        encoder: of its inputs.
+        encoder: the encoder of its inputs.
         config: sizes and options of the model.
-        served_length: most recent events of a history that scoring uses by default.
-        facts: of the training; numbers and texts.
-        version: first 16 hex digits of a hash of weights, encoder, configuration and served length:
-            equal versions give equal scores.
+        served_length: default number of most recent events that scoring uses.
+        facts: JSON values about the training.
+        version: first 16 hex digits of a hash of weights, encoder, configuration and served length.
+            Equal versions give equal scores.
     """
 
     ranker: Ranker
@@ -54,85 +64,70 @@ class Bundle:
 
     @property
     def schema(self) -> Schema:
+        """The schema that the model was trained for."""
         return self.encoder.schema
 
     def save(self, directory: str | Path) -> str:
-        """Writes the bundle, replacing `directory` at once; returns its version."""
+        """Replace `directory` by the bundle in one step; return the version."""
         with files.replacing(directory) as temporary:
             temporary.mkdir()
             return self.write(temporary)
 
     def write(self, directory: Path) -> str:
-        """Writes the files of the bundle into an existing directory; returns the version."""
+        """Write the bundle's files into an existing directory; return the version."""
         from safetensors.torch import save_file
 
-        save_file(
-            {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in self.ranker.state_dict().items()
-            },
-            directory / WEIGHTS,
-        )
-        self.encoder.save(directory / ENCODER)
+        weights_path = directory / WEIGHTS_NAME
+        save_file(_host_tensors(self.ranker), weights_path)
+        self.encoder.save(directory / ENCODER_NAME)
         meta = {
             "format_version": FORMAT_VERSION,
             "schema_fingerprint": self.schema.fingerprint,
             "encoder_fingerprint": self.encoder.fingerprint,
-            "weights_sha256": files.sha256_of(directory / WEIGHTS),
+            "weights_sha256": files.sha256_of(weights_path),
             "served_length": self.served_length,
             "model": dataclasses.asdict(self.config),
             "schema": self.schema.to_dict(),
         }
         version = _version(meta)
-        files.write_json(directory / META, {"version": version, **meta, "facts": dict(self.facts)})
+        content = {"version": version, **meta, "facts": dict(self.facts)}
+        files.write_json(directory / META_NAME, content)
         return version
 
     @classmethod
     def load(
-        cls, directory: str | Path, device: str | torch.device = "cpu", schema: Schema | None = None
+        cls,
+        directory: str | Path,
+        device: str | torch.device = "cpu",
+        schema: Schema | None = None,
     ) -> Bundle:
-        """Returns the bundle in a directory, its ranker on `device` and in evaluation mode.
+        """Return the bundle in a directory, its ranker on `device` and in evaluation mode.
 
         Args:
-            directory: where it was saved.
-            device: of the ranker.
-            schema: what the caller works with; None to take the saved one as it is.
+            directory: a saved bundle.
+            device: device of the ranker.
+            schema: schema of the caller; None accepts the saved one.
 
         Raises:
             SchemaMismatch: the bundle was trained for another schema; lists the fields.
-            DataError: a file is missing, damaged, of another format or does not fit the others.
+            DataError: a file is missing or damaged, or has another format version.
         """
         directory = Path(directory)
         meta = _read_meta(directory)
-        saved = Schema.from_dict(meta["schema"])
-        if saved.fingerprint != meta["schema_fingerprint"]:
-            raise DataError(
-                f"{directory / META} is damaged",
-                found=f"schema {saved.fingerprint}",
-                expected=meta["schema_fingerprint"],
-            )
-        if schema is not None and (lines := schema.differences(saved)):
-            raise SchemaMismatch(
-                "the bundle was trained for another schema",
-                found="; ".join(lines),
-                fix="Train again on this schema.",
-            )
-        encoder = Encoder.load(directory / ENCODER, saved)
-        for name, found in (
-            ("encoder_fingerprint", encoder.fingerprint),
-            ("weights_sha256", _sha256(directory / WEIGHTS)),
-            ("version", _version(meta)),
-        ):
-            if meta[name] != found:
-                what = f"{directory} is damaged: {name} does not fit"
-                raise DataError(
-                    what, found=found, expected=meta[name], fix="Copy or train it again."
-                )
-        config = configuration.build(ModelConfig, meta["model"], where="model")
-        ranker = Ranker(config, saved, encoder.sizes, torch.from_numpy(encoder.item_table))
-        _load_weights(ranker, directory / WEIGHTS)
+        saved_schema = Schema.from_dict(meta["schema"])
+        _check_schema(directory, meta, saved_schema)
+        _check_same_schema(schema, saved_schema)
+        encoder = Encoder.load(directory / ENCODER_NAME, saved_schema)
+        _check_hashes(directory, meta, encoder)
+        from longrec.config_file import build  # Pydantic is loaded on first use only.
+
+        config = build(ModelConfig, meta["model"], where="model")
+        item_table = torch.from_numpy(encoder.item_table)
+        ranker = Ranker(config, saved_schema, encoder.sizes, item_table)
+        _load_weights(ranker, directory / WEIGHTS_NAME)
+        ranker = ranker.to(device).eval()
         return cls(
-            ranker.to(device).eval(),
+            ranker,
             encoder,
             config,
             meta["served_length"],
@@ -141,43 +136,90 @@ class Bundle:
         )
 
 
+def _host_tensors(ranker: Ranker) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, contiguous and in host memory."""
+    state = ranker.state_dict()
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
 def _version(meta: Mapping[str, Any]) -> str:
-    names = (
-        "format_version",
-        "schema_fingerprint",
-        "encoder_fingerprint",
-        "weights_sha256",
-        "served_length",
-        "model",
-    )
-    text = json.dumps({name: meta[name] for name in names}, sort_keys=True, separators=(",", ":"))
+    content = {key: meta[key] for key in VERSIONED_KEYS}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_meta(directory: Path) -> dict[str, Any]:
-    meta = files.read_json(directory / META)
-    if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
-        found = meta.get("format_version") if isinstance(meta, dict) else type(meta).__name__
+    """Return the content of bundle.json.
+
+    Raises:
+        DataError: the format version is unknown, or a key is missing.
+    """
+    path = directory / META_NAME
+    meta = files.read_json(path)
+    if not isinstance(meta, dict):
         raise DataError(
-            f"{directory / META} has another format", found=found, expected=FORMAT_VERSION
+            f"{path} is damaged",
+            found=type(meta).__name__,
+            expected="a JSON object",
+            fix=COPY_OR_TRAIN,
         )
-    expected = {
-        "version",
-        "schema_fingerprint",
-        "encoder_fingerprint",
-        "weights_sha256",
-        "served_length",
-        "model",
-        "schema",
-        "facts",
-    }
-    if missing := sorted(expected - meta.keys()):
+    if meta.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{directory / META} is incomplete",
+            f"{path} has an unknown format version",
+            found=meta.get("format_version"),
+            expected=FORMAT_VERSION,
+            fix="Rebuild the bundle with this version of longrec: longrec train HISTORIES OUT.",
+        )
+    missing = sorted(REQUIRED_KEYS - meta.keys())
+    if missing:
+        raise DataError(
+            f"{path} is incomplete",
             found=f"no {', '.join(missing)}",
-            fix="Copy or train it again.",
+            fix=COPY_OR_TRAIN,
         )
     return cast("dict[str, Any]", meta)
+
+
+def _check_schema(directory: Path, meta: Mapping[str, Any], schema: Schema) -> None:
+    """Refuse a stored schema that differs from its fingerprint."""
+    expected = meta["schema_fingerprint"]
+    if schema.fingerprint == expected:
+        return
+    raise DataError(
+        f"{directory / META_NAME} is damaged",
+        found=f"schema {schema.fingerprint}",
+        expected=expected,
+    )
+
+
+def _check_same_schema(schema: Schema | None, saved_schema: Schema) -> None:
+    """Refuse a bundle of another schema than the caller's, and list the fields."""
+    if schema is None:
+        return
+    differences = schema.differences(saved_schema)
+    if differences:
+        raise SchemaMismatch(
+            "the bundle was trained for another schema",
+            found="; ".join(differences),
+            fix="Train again on this schema.",
+        )
+
+
+def _check_hashes(directory: Path, meta: Mapping[str, Any], encoder: Encoder) -> None:
+    """Refuse files that differ from the hashes in bundle.json."""
+    hashes = {
+        "encoder_fingerprint": encoder.fingerprint,
+        "weights_sha256": _sha256(directory / WEIGHTS_NAME),
+        "version": _version(meta),
+    }
+    for key, found in hashes.items():
+        if meta[key] != found:
+            raise DataError(
+                f"{directory} is damaged: its {key} differs from the one in {META_NAME}",
+                found=found,
+                expected=meta[key],
+                fix=COPY_OR_TRAIN,
+            )
 
 
 def _sha256(path: Path) -> str:
@@ -187,7 +229,7 @@ def _sha256(path: Path) -> str:
         raise DataError(
             f"{path} does not exist",
             expected="the weights of a bundle",
-            fix="Copy or train it again.",
+            fix=COPY_OR_TRAIN,
         ) from error
 
 
@@ -196,10 +238,11 @@ def _load_weights(ranker: Ranker, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        state: dict[str, Tensor] = load_file(path)
-        ranker.load_state_dict(state)
+        ranker.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        first_line = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{path} does not fit the model", found=first, fix="Copy or train it again."
+            f"{path} does not fit the model",
+            found=first_line,
+            fix=COPY_OR_TRAIN,
         ) from error

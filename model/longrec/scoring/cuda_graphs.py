@@ -1,17 +1,24 @@
-"""Scoring in fixed buffers: on a CUDA device one captured graph does what takes hundreds of launches otherwise.
+"""Score in fixed buffers: on a CUDA device, one graph replaces hundreds of kernel launches.
 
     items, features, times   --copied--> [E events]     --encode--> K | V of every layer --+
-    kept K | V, times        --copied-----------------------------> the same               +--score--> probabilities
-    moment, user, candidates --copied--> [N candidates] -----------------------------------+
+    cached K | V, times      --copied-----------------------------> the same               |
+    time, user, candidates   --copied--> [N candidates] -----------------------------------+
+                                                                                           |
+                                                    probabilities  <--------score----------+
 
-There is a graph for each size: E of 1,024, 2,048, ... events, N of 64, 128, ... candidates. A request takes the smallest that holds it.
-The buffers of a size are the first rows of those of the largest, and all graphs share the memory of what they compute in between. Behind a
-request's own rows lies what others left there: the kernels of a CUDA device are told the length and do not read it, elsewhere a bias of
-MASKED takes all weight from it. A softmax of nothing but masks is a mean, so a request without events is none for here.
+There is one graph for each bucket: E of 1,024, 2,048, ... events, N of 64, 128, ... candidates. A
+request takes the smallest bucket that holds it. The buffers of a bucket are the first rows of the
+largest one's, and all graphs share the memory of their intermediate results.
 
-A graph reads the weights where they lay when it was captured: it belongs to one ranker as it is served, another version captures its own.
-Shape letters: E events and N candidates of a size, L events and m candidates of a request, D width, M layers, A action features of an
-event, U user features, K tasks.
+Rows behind a request's own hold data of earlier requests. The CUDA kernels get the length and do
+not read them; elsewhere a bias of MASK_BIAS removes their weight. A softmax over masks alone is a
+mean, so a request without events cannot be scored here.
+
+A graph reads the weights at the addresses that they had at its capture. It belongs to one ranker as
+it is served; another version captures its own.
+
+Shape letters: E events and N candidates of a bucket, L events and m candidates of a request, D
+width, M layers, A action features of an event, U user features, K tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,28 +36,37 @@ import torch
 from torch import Tensor
 
 from longrec.data.batch import RequestBatch
+from longrec.data.encoder import Int32
+from longrec.data.loader import EncodedEvents
 from longrec.nn.fused_stca import StackedWeights
 from longrec.nn.ranker import Ranker
 from longrec.nn.target_attention import Segments
+from longrec.scoring.cuda_buffers import (
+    NUM_REQUEST_FIELDS,
+    RequestBuffers,
+    allocate_layers,
+)
 
-MIN_EVENT_BUCKET, MIN_TARGET_BUCKET, MAX_TARGETS = 1_024, 64, 2_048
-MASKED = -1e30
-WARM_RUNS = 2
-"""Runs before a capture: kernels are compiled and libraries set up in them."""
+MIN_EVENT_BUCKET = 1_024
+MIN_TARGET_BUCKET = 64
+MAX_TARGETS = 2_048
+MASK_BIAS = -1e30
+NUM_WARMUP_RUNS = 2
+"""Runs before a capture: they compile the kernels and set up the libraries."""
 
-_capturing = threading.Lock()
+Float32: TypeAlias = npt.NDArray[np.float32]
 
-Int32 = npt.NDArray[np.int32]
-Events = tuple[Int32, Int32, npt.NDArray[np.int64]]
-"""(item rows [L], action features [L, A], timestamps [L] in ms) of one history, as the Encoder
-makes them.
-"""
+_capture_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
-    """What one request asks for: the moment in ms, the user's features [1, U], and item rows of the
-    candidates [m].
+class EncodedCandidates:
+    """The user and the candidates of one request, encoded.
+
+    Args:
+        request_time_ms: the request's time, ms since 1970 UTC.
+        user: int32 [1, U], user features.
+        items: int32 [m], candidates as rows of the item table.
     """
 
     request_time_ms: int
@@ -58,41 +74,17 @@ class Asked:
     items: Int32
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Rows:
-    """What is copied between host and device for a request; page-locked on a host that has a GPU.
-
-    Args:
-        items, features, timestamps: int32 [E], int32 [E, A], int64 [E].
-        request: int64 [3 + U + N]: moment, 0, number of events, user features, candidates.
-        scores: float32 [N, K].
-    """
-
-    items: Tensor
-    features: Tensor
-    timestamps: Tensor
-    request: Tensor
-    scores: Tensor
-
-    def pinned(self) -> _Rows:
-        """Returns the same on the host."""
-        tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return _Rows(
-            *(torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
-        )
-
-
 class CudaGraphScorer:
-    """Scores one request at a time with a ranker; threads take turns, and all of them must be on
-    the same stream.
+    """Scores one request at a time with a ranker.
+
+    Threads take turns, and all of them must use the same stream.
 
     Args:
         ranker: STCA, without `matches`; in evaluation mode.
-        weights: its `stack_weights`.
-        device: where it is. Without CUDA the same is done in the same buffers, but nothing is
-            captured.
+        weights: result of its `stack_weights`.
+        device: device of the ranker. Without CUDA the buffers are used, but nothing is captured.
         precision: of the matrix products.
-        max_events: the longest history that is to fit.
+        max_events: longest history that must fit.
     """
 
     def __init__(
@@ -104,264 +96,316 @@ class CudaGraphScorer:
         precision: torch.dtype,
         max_events: int,
     ) -> None:
-        self._ranker, self._weights, self._device, self._precision = (
-            ranker,
-            weights,
-            device,
-            precision,
-        )
         self.max_events = bucket_size(max_events, MIN_EVENT_BUCKET)
-        self._lock, self._graphs = (
-            threading.Lock(),
-            dict[tuple[object, ...], torch.cuda.CUDAGraph](),
-        )
+        self._ranker = ranker
+        self._weights = weights
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._precision = precision
+        self._lock = threading.Lock()
+        self._graphs: dict[tuple[object, ...], torch.cuda.CUDAGraph] = {}
 
     @property
     def num_graphs(self) -> int:
-        """Graphs captured so far."""
+        """Number of graphs captured so far."""
         return len(self._graphs)
 
     def fits(self, num_events: int, num_targets: int) -> bool:
-        """Returns whether a request of this size can be scored here."""
+        """Return whether a request of this size can be scored here."""
         return 0 < num_events <= self.max_events and num_targets <= MAX_TARGETS
 
     def warm_up(self) -> None:
-        """Captures every size, so that no request pays for it."""
-        with self._at_work():
-            for num_events in _ladder(MIN_EVENT_BUCKET, self.max_events):
-                self._run(self._encode_all, num_events)
-                for num_targets in _ladder(MIN_TARGET_BUCKET, MAX_TARGETS):
-                    self._run(self._score_all, num_events, num_targets)
+        """Capture the graphs of all buckets before the first request."""
+        with self._exclusive():
+            for num_events in _buckets(MIN_EVENT_BUCKET, self.max_events):
+                self._run(self._encode_bucket, num_events)
+                for num_targets in _buckets(MIN_TARGET_BUCKET, MAX_TARGETS):
+                    self._run(
+                        self._score_bucket,
+                        num_events,
+                        num_targets,
+                    )
 
     def keys_values(
-        self, events: Events, request_time_ms: int
+        self,
+        events: EncodedEvents,
+        request_time_ms: int,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Returns K | V of the events in each layer, M of [L, 2 D], their item rows and features,
-        and times, on the device; for the caller
-        to keep."""
-        with self._at_work():
+        """Return copies of the events' encodings, on the device.
+
+        Returns:
+            (K | V in each layer, M of [L, 2 D]; item rows and features, int32 [L, 1 + A]; times,
+            int64 [L] in ms).
+        """
+        with self._exclusive():
             count = self._encode(events, request_time_ms)
-            rows = self._rows
-            encoded = torch.cat([rows.items[:count, None], rows.features[:count]], dim=1)
+            buffers = self._buffers
+            items = buffers.items[:count, None]
+            features = buffers.features[:count]
+            layers = self._layers[:, :count].clone()
             return (
-                list(self._layers[:, :count].clone().unbind()),
-                encoded,
-                rows.timestamps[:count].clone(),
+                list(layers.unbind()),
+                torch.cat([items, features], dim=1),
+                buffers.timestamps[:count].clone(),
             )
 
-    def score(self, events: Events, asked: Asked) -> npt.NDArray[np.float32]:
-        """Returns the probabilities of the candidates over the events, float32 [m, K]."""
-        with self._at_work():
-            return self._score(self._encode(events, asked.request_time_ms), asked)
+    def score(
+        self,
+        events: EncodedEvents,
+        candidates: EncodedCandidates,
+    ) -> Float32:
+        """Return the probabilities of the candidates over the events, float32 [m, K]."""
+        with self._exclusive():
+            count = self._encode(events, candidates.request_time_ms)
+            return self._score(count, candidates)
 
     def score_cached(
-        self, layers: Sequence[Tensor], timestamps: Tensor, asked: Asked
-    ) -> npt.NDArray[np.float32]:
-        """Returns the same over kept events: M of [L, 2 D] and int64 [L], on the device."""
-        with self._at_work():
+        self,
+        layers: Sequence[Tensor],
+        timestamps: Tensor,
+        candidates: EncodedCandidates,
+    ) -> Float32:
+        """Return the probabilities of the candidates over cached events, float32 [m, K].
+
+        Args:
+            layers: M of [L, 2 D] on the device, K | V of the events in each layer.
+            timestamps: int64 [L] on the device, ms.
+            candidates: user and candidates of the request.
+        """
+        with self._exclusive():
             count = timestamps.shape[0]
-            torch._foreach_copy_([buffer[:count] for buffer in self._layers.unbind()], list(layers))
-            self._rows.timestamps[:count].copy_(timestamps)
-            return self._score(count, asked)
+            torch._foreach_copy_(self._layer_rows(count), list(layers))
+            self._buffers.timestamps[:count].copy_(timestamps)
+            return self._score(count, candidates)
 
     @functools.cached_property
-    def _rows(self) -> _Rows:
-        """The buffers that the graphs read and write."""
-        ranker, events, of = (
+    def _buffers(self) -> RequestBuffers:
+        """Buffers of the largest bucket on the device."""
+        return RequestBuffers.allocate(
             self._ranker,
             self.max_events,
-            functools.partial(torch.zeros, device=self._device),
-        )
-        num_features, num_user, num_tasks = (
-            len(ranker.actions.sizes),
-            len(ranker.users.sizes),
-            ranker.head.out_features,
-        )
-        return _Rows(
-            of(events, dtype=torch.int32),
-            of(events, num_features, dtype=torch.int32),
-            of(events, dtype=torch.int64),
-            of(3 + num_user + MAX_TARGETS, dtype=torch.int64),
-            of(MAX_TARGETS, num_tasks, dtype=torch.float32),
+            MAX_TARGETS,
+            self._device,
         )
 
     @functools.cached_property
-    def _host(self) -> _Rows:
-        return self._rows.pinned() if self._device.type == "cuda" else self._rows
+    def _host_buffers(self) -> RequestBuffers:
+        """Buffers in host memory; without CUDA the same as those of the device."""
+        if self._is_cuda:
+            return self._buffers.pinned_copy()
+        return self._buffers
 
     @functools.cached_property
     def _layers(self) -> Tensor:
         """K | V of the events, [M, E, 2 D]."""
-        config = self._ranker.config
-        return torch.zeros(
-            config.num_layers,
+        return allocate_layers(
+            self._ranker,
             self.max_events,
-            2 * config.width,
-            dtype=self._precision,
-            device=self._device,
+            self._precision,
+            self._device,
         )
 
+    def _layer_rows(self, count: int) -> list[Tensor]:
+        """Return the first `count` rows of K | V of each layer, M of [count, 2 D]."""
+        return [layer[:count] for layer in self._layers.unbind()]
+
     @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Within it the buffers are this thread's, and the host's side has been read by whatever
-        was copying it.
-        """
+    def _exclusive(self) -> Iterator[None]:
+        """Give this thread the buffers, once earlier copies have read the host's side."""
         with self._lock, torch.inference_mode():
-            if self._device.type == "cuda":
-                self._copied.synchronize()
+            if self._is_cuda:
+                self._copies_done.synchronize()
             yield
 
-    def _encode(self, events: Events, request_time_ms: int) -> int:
-        """Writes K | V of the events; returns their number."""
-        count, host, rows = len(events[0]), self._host, self._rows
-        for values, staged, buffer in zip(
-            events,
-            (host.items, host.features, host.timestamps),
-            (rows.items, rows.features, rows.timestamps),
-            strict=True,
-        ):
-            staged.numpy()[:count] = values
-            buffer[:count].copy_(staged[:count], non_blocking=True)
-        host.request[0] = request_time_ms
-        rows.request[:1].copy_(host.request[:1], non_blocking=True)
-        if self._device.type == "cuda":
-            self._copied.record(torch.cuda.current_stream(self._device))
-        self._run(self._encode_all, bucket_size(count, MIN_EVENT_BUCKET))
+    def _encode(self, events: EncodedEvents, request_time_ms: int) -> int:
+        """Write K | V of the events; return the number of events."""
+        count = len(events[0])
+        for name, values in zip(("items", "features", "timestamps"), events, strict=True):
+            host_buffer = getattr(self._host_buffers, name)
+            buffer = getattr(self._buffers, name)
+            host_buffer.numpy()[:count] = values
+            buffer[:count].copy_(host_buffer[:count], non_blocking=True)
+        host_request = self._host_buffers.request
+        host_request[0] = request_time_ms
+        self._buffers.request[:1].copy_(host_request[:1], non_blocking=True)
+        if self._is_cuda:
+            stream = torch.cuda.current_stream(self._device)
+            self._copies_done.record(stream)
+        bucket = bucket_size(count, MIN_EVENT_BUCKET)
+        self._run(self._encode_bucket, bucket)
         return count
 
-    def _score(self, count: int, asked: Asked) -> npt.NDArray[np.float32]:
-        """Returns the probabilities over the first `count` rows of K | V."""
-        host, num_targets, first = self._host, len(asked.items), 3 + asked.user.size
-        size = bucket_size(num_targets, MIN_TARGET_BUCKET)
-        block = host.request.numpy()
-        block[:first] = asked.request_time_ms, 0, count, *asked.user.flat
-        block[first : first + num_targets] = asked.items
-        self._rows.request[: first + size].copy_(host.request[: first + size], non_blocking=True)
-        self._run(self._score_all, bucket_size(count, MIN_EVENT_BUCKET), size)
-        host.scores[:num_targets].copy_(self._rows.scores[:num_targets], non_blocking=True)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
-        return host.scores[:num_targets].numpy().copy()
+    def _score(self, count: int, candidates: EncodedCandidates) -> Float32:
+        """Return the probabilities over the first `count` rows of K | V."""
+        num_targets = len(candidates.items)
+        num_events = bucket_size(count, MIN_EVENT_BUCKET)
+        bucket = bucket_size(num_targets, MIN_TARGET_BUCKET)
+        self._copy_request(count, candidates, bucket)
+        self._run(self._score_bucket, num_events, bucket)
+        host_scores = self._host_buffers.scores[:num_targets]
+        host_scores.copy_(self._buffers.scores[:num_targets], non_blocking=True)
+        if self._is_cuda:
+            stream = torch.cuda.current_stream(self._device)
+            stream.synchronize()
+        return host_scores.numpy().copy()
 
-    def _encode_all(self, num_events: int) -> None:
-        """Reads the event buffers, writes K | V; asks the device for nothing, so that it can be
-        captured.
-        """
-        rows = self._rows
+    def _copy_request(
+        self,
+        count: int,
+        candidates: EncodedCandidates,
+        bucket: int,
+    ) -> None:
+        """Copy time, number of events, user and candidates to the device."""
+        first = NUM_REQUEST_FIELDS + candidates.user.size
+        last = first + len(candidates.items)
+        host_request = self._host_buffers.request
+        values = host_request.numpy()
+        values[:first] = (
+            candidates.request_time_ms,
+            0,
+            count,
+            *candidates.user.flat,
+        )
+        values[first:last] = candidates.items
+        used = slice(first + bucket)
+        self._buffers.request[used].copy_(host_request[used], non_blocking=True)
+
+    def _encode_bucket(self, num_events: int) -> None:
+        """Read the event buffers and write K | V; never wait for the device: this is captured."""
+        buffers = self._buffers
         batch = RequestBatch(
-            rows.items[:num_events],
-            rows.features[:num_events],
-            rows.timestamps[:num_events],
-            self._offsets(num_events),
-            rows.items[:0],
-            self._offsets(0),
-            rows.request[None, 3:3],
-            rows.request[:1],
+            event_items=buffers.items[:num_events],
+            event_features=buffers.features[:num_events],
+            event_timestamps=buffers.timestamps[:num_events],
+            event_offsets=self._offsets(num_events),
+            target_items=buffers.items[:0],
+            target_offsets=self._offsets(0),
+            user_features=buffers.request[None, 3:3],
+            request_timestamps=buffers.request[:1],
             host_counts=([num_events], [0]),
         )
         torch._foreach_copy_(
-            [buffer[:num_events] for buffer in self._layers.unbind()],
+            self._layer_rows(num_events),
             self._ranker.keys_values(batch, self._weights),
         )
 
-    def _score_all(self, num_events: int, num_targets: int) -> None:
-        """Reads K | V, times and the request, writes the probabilities of all candidates; can be
-        captured too.
-        """
-        rows, first = self._rows, 3 + len(self._ranker.users.sizes)
-        targets, offsets = rows.request[first : first + num_targets], self._offsets(num_targets)
+    def _score_bucket(self, num_events: int, num_targets: int) -> None:
+        """Read K | V, times and the request, write all probabilities; captured as well."""
+        buffers = self._buffers
+        request = buffers.request
+        first = NUM_REQUEST_FIELDS + len(self._ranker.users.sizes)
+        target_offsets = self._offsets(num_targets)
         batch = RequestBatch(
-            rows.items[:0],
-            rows.features[:0],
-            rows.timestamps[:0],
-            self._offsets(0),
-            targets,
-            offsets,
-            rows.request[None, 3:first],
-            rows.request[:1],
+            event_items=buffers.items[:0],
+            event_features=buffers.features[:0],
+            event_timestamps=buffers.timestamps[:0],
+            event_offsets=self._offsets(0),
+            target_items=request[first : first + num_targets],
+            target_offsets=target_offsets,
+            user_features=request[None, NUM_REQUEST_FIELDS:first],
+            request_timestamps=request[:1],
             host_counts=([0], [num_targets]),
         )
-        segments = Segments(rows.request[1:3], offsets, [num_events], [num_targets])
-        layers = [buffer[:num_events] for buffer in self._layers.unbind()]
-        kept = self._ranker.kept([layers], [rows.timestamps[:num_events]], batch, segments)
-        masks = torch.where(
-            torch.arange(num_events, device=self._device) < rows.request[2], 0.0, MASKED
+        segments = Segments(
+            request[1:3],
+            target_offsets,
+            [num_events],
+            [num_targets],
         )
-        heads = masks.expand(self._ranker.config.num_heads, -1)
-        kept = [
-            dataclasses.replace(
-                memory, biases=[heads if bias is None else bias + masks for bias in memory.biases]
-            )
-            for memory in kept
-        ]
-        rows.scores[:num_targets] = torch.sigmoid(self._ranker.score(batch, kept).logits.float())
+        sources = self._ranker.kept(
+            [self._layer_rows(num_events)],
+            [buffers.timestamps[:num_events]],
+            batch,
+            segments,
+        )
+        masked = self._mask(sources, num_events)
+        logits = self._ranker.score(batch, masked).logits
+        buffers.scores[:num_targets] = torch.sigmoid(logits.float())
+
+    def _mask(self, sources: Sequence[Any], num_events: int) -> list[Any]:
+        """Add a bias to each attention source that removes rows behind the request's events."""
+        positions = torch.arange(num_events, device=self._device)
+        is_own = positions < self._buffers.request[2]
+        mask = torch.where(is_own, 0.0, MASK_BIAS)
+        mask_by_head = mask.expand(self._ranker.config.num_heads, -1)
+        masked = []
+        for source in sources:
+            biases = [mask_by_head if bias is None else bias + mask for bias in source.biases]
+            masked.append(dataclasses.replace(source, biases=biases))
+        return masked
 
     def _offsets(self, count: int) -> Tensor:
-        """Returns int64 [0, count], made on the device."""
+        """Return int64 [0, count], made on the device."""
         return torch.arange(2, device=self._device) * count
 
     def _run(self, work: Callable[..., None], *size: int) -> None:
-        """Does `work(*size)`; on a CUDA device by the graph of it, which is captured the first
-        time.
-        """
-        if self._device.type != "cuda":
+        """Do `work(*size)`; on a CUDA device replay its graph, captured at the first call."""
+        if not self._is_cuda:
             with self._autocast():
                 work(*size)
             return
         key = (work.__name__, *size)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(functools.partial(work, *size))
+            bound_work = functools.partial(work, *size)
+            self._graphs[key] = self._capture(bound_work)
         self._graphs[key].replay()
 
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph, aside = torch.cuda.CUDAGraph(), _stream(self._device)
-        with _capturing, torch.cuda.device(self._device), self._autocast():
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_RUNS):
+        """Return the graph of `work`, after a few runs of it."""
+        graph = torch.cuda.CUDAGraph()
+        capture_stream = _capture_stream(self._device)
+        with _capture_lock, torch.cuda.device(self._device), self._autocast():
+            capture_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(capture_stream):
+                for _ in range(NUM_WARMUP_RUNS):
                     work()
-            torch.cuda.current_stream().wait_stream(aside)
-            # thread_local: an engine that is at work meanwhile, in another thread, may allocate
+            torch.cuda.current_stream().wait_stream(capture_stream)
+            # thread_local: an engine that runs in another thread meanwhile may allocate
             with torch.cuda.graph(
-                graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"
+                graph,
+                pool=self._pool,
+                stream=capture_stream,
+                capture_error_mode="thread_local",
             ):
                 work()
         return graph
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Autocast that keeps no casts: one that was made outside of a graph would be gone when the
-        graph is replayed.
-        """
+        """Return autocast without a cache: a replay cannot read casts made outside of its graph."""
         if self._precision == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._precision, cache_enabled=False)
+        return torch.autocast(
+            self._device.type,
+            self._precision,
+            cache_enabled=False,
+        )
 
     @functools.cached_property
     def _pool(self) -> Any:
+        """Memory pool that all graphs share."""
         return torch.cuda.graph_pool_handle()
 
     @functools.cached_property
-    def _copied(self) -> torch.cuda.Event:
-        """Recorded behind the last copies that nobody waits for."""
+    def _copies_done(self) -> torch.cuda.Event:
+        """Event behind the last copies from host buffers that nobody waited for."""
         return torch.cuda.Event()
 
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Returns the stream that everything is captured on: libraries keep memory for each stream that
-    they have seen.
-    """
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of all captures: libraries hold memory for each stream they saw."""
     return torch.cuda.Stream(device)
 
 
-def bucket_size(count: int, least: int) -> int:
-    """Returns the smallest of least, 2 least, 4 least, ... that holds `count`."""
-    return least << (max(count - 1, 0) // least).bit_length()
+def bucket_size(count: int, smallest: int) -> int:
+    """Return the smallest of smallest, 2 smallest, 4 smallest, ... that holds `count`."""
+    full_buckets = max(count - 1, 0) // smallest
+    return smallest << full_buckets.bit_length()
 
 
-def _ladder(least: int, most: int) -> Iterator[int]:
-    """Yields least, 2 least, ... up to `most`."""
-    size = least
-    while size <= most:
+def _buckets(smallest: int, largest: int) -> Iterator[int]:
+    """Yield smallest, 2 smallest, ... up to `largest`."""
+    size = smallest
+    while size <= largest:
         yield size
         size *= 2

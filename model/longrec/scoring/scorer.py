@@ -1,81 +1,53 @@
-"""Scorer: rows in, probabilities out; evaluation, parity checks and the service all score through
-it.
+"""Scorer: requests in, probabilities out.
+
+Evaluation, parity checks and the service all score through it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from longrec.data import loader
 from longrec.data.batch import RequestBatch
-from longrec.data.encoder import int64_column
-from longrec.data.loader import EncodedEvents
-from longrec.errors import ConfigError, DataError
+from longrec.errors import ConfigError
 from longrec.nn.fused_stca import StackedWeights
-from longrec.nn.target_attention.cached import SMALL, DuplicateEvents
-from longrec.schema import TIMESTAMP, Feature, Schema
+from longrec.nn.target_attention.cached import DuplicateEvents
+from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
-from longrec.scoring.cuda_graphs import Asked, CudaGraphScorer
+from longrec.scoring.cuda_graphs import CudaGraphScorer, EncodedCandidates
+from longrec.scoring.duplicates import find_duplicates
+from longrec.scoring.request import (
+    CachedEvents,
+    RequestRows,
+    add_cached_items,
+    encode_candidates,
+    encode_events,
+    encode_history,
+    encode_users,
+    no_events,
+    pack_events,
+    pack_requests,
+)
 
-Scores = npt.NDArray[np.float32]
+Scores: TypeAlias = npt.NDArray[np.float32]
+"""Probabilities of each task, float32 [m, K]."""
 TOKEN_BUDGET = 65_536
 MAX_REQUESTS = 64
 MAX_CUDA_GRAPH_REQUESTS = 4
-"""Requests up to which captured graphs score one after another on a CUDA device; eight are as fast
-as a batch (docs/engine.md).
+"""Largest call that CUDA graphs score one request after another.
+
+Eight requests are as fast as one batch (docs/engine.md).
 """
-MAX_DISTINCT_SHARE = 0.8
-"""Share of distinct events up to which finding the equal ones pays."""
-_ARROW_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RequestRows:
-    """One request as the feature store answers it.
-
-    Args:
-        history: the history codec's columns, oldest event first; no rows for an unknown user.
-            Events at or after the moment are not used.
-        user_features: value of each user feature by name (None or left out: missing); None for an
-            unknown user.
-        request_time_ms: the request's time, ms since 1970 UTC.
-        candidates: int64 [m], item ids in the order of the scores wanted.
-    """
-
-    history: pa.RecordBatch
-    user_features: Mapping[str, Any] | None
-    request_time_ms: int
-    candidates: npt.NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CachedEvents:
-    """The events of one request as the model attends to them; `Scorer.keys_values` makes them, a
-    cache may keep and join them.
-
-    Args:
-        layers: M of [L, 2 D] on the scorer's device, keys and values of each event, oldest first.
-        encoded: int32 [L, 1 + F] on the scorer's device, row of the item table and features of each
-            event.
-        timestamps: int64 [L] on the scorer's device, ms.
-    """
-
-    layers: Sequence[torch.Tensor]
-    encoded: torch.Tensor
-    timestamps: torch.Tensor
-
-    def __len__(self) -> int:
-        return int(self.timestamps.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,14 +55,14 @@ class Scorer:
     """Scores requests with a bundle.
 
     Args:
-        bundle: what is served.
-        device: where its ranker is.
-        token_budget, max_requests: bounds of one batch, in events and requests; they change the
-            speed, not the scores.
-        precision: of the matrix products; float32, or bfloat16 for a GPU that serves.
-        replays: requests up to which a call scores them one after another in fixed buffers
-            (longrec.scoring.cuda_graphs) where they fit, rather than
-            as a batch; None for REPLAYS on a CUDA device and for none elsewhere.
+        bundle: the model and its encoder.
+        device: device of the ranker.
+        token_budget: most events of one batch. It changes the speed, not the scores.
+        max_requests: most requests of one batch. It changes the speed, not the scores.
+        precision: of the matrix products; float32, or bfloat16 for serving on a GPU.
+        max_cuda_graph_requests: largest call that is scored request by request in fixed buffers
+            (longrec.scoring.cuda_graphs). None for MAX_CUDA_GRAPH_REQUESTS on a CUDA device and for
+            0 elsewhere.
     """
 
     bundle: Bundle
@@ -111,19 +83,21 @@ class Scorer:
     )
 
     def __post_init__(self) -> None:
-        ranker, cuda_graphs = self.bundle.ranker, None
-        with torch.no_grad():
-            weights = ranker.stack_weights() if self.is_separable else None
-        if self._num_replays and self.is_separable and not self.bundle.config.matches:
+        weights = None
+        if self.is_separable:
+            with torch.no_grad():
+                weights = self.bundle.ranker.stack_weights()
+        cuda_graphs = None
+        if self._uses_cuda_graphs:
             cuda_graphs = CudaGraphScorer(
-                ranker,
+                self.bundle.ranker,
                 weights,
                 self.device,
                 precision=self.precision,
                 max_events=self.bundle.served_length,
             )
         object.__setattr__(self, "_weights", weights)
-        object.__setattr__(self, "captured", cuda_graphs)
+        object.__setattr__(self, "cuda_graphs", cuda_graphs)
 
     @classmethod
     def load(
@@ -136,7 +110,7 @@ class Scorer:
         max_requests: int = MAX_REQUESTS,
         precision: torch.dtype = torch.float32,
     ) -> Scorer:
-        """Returns the scorer of the bundle in a directory.
+        """Return the scorer of the bundle in a directory.
 
         Raises:
             ConfigError: `device` is a GPU and there is none.
@@ -150,8 +124,13 @@ class Scorer:
                 expected="cpu",
                 fix="Ask for device cpu.",
             )
+        bundle = Bundle.load(directory, device, schema)
         return cls(
-            Bundle.load(directory, device, schema), device, token_budget, max_requests, precision
+            bundle,
+            device,
+            token_budget,
+            max_requests,
+            precision,
         )
 
     @property
@@ -159,334 +138,297 @@ class Scorer:
         """Names of the K columns of the scores."""
         return self.bundle.schema.task_names
 
-    def score(self, requests: Sequence[RequestRows], length: int | None = None) -> list[Scores]:
-        """Returns the probabilities of each request, float32 [m, K] in the order of its candidates.
+    @property
+    def is_separable(self) -> bool:
+        """Whether histories are encoded apart from their targets, as `keys_values` needs."""
+        return self.bundle.config.kind == "stca"
 
-        Items that the encoder does not know are scored as the unknown item. Scores do not depend on
-        the other requests.
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether an event's keys and values never change.
+
+        With `recency: token` they depend on the request time.
+        """
+        return self.is_separable and self.bundle.config.recency != "token"
+
+    def score(
+        self,
+        requests: Sequence[RequestRows],
+        length: int | None = None,
+    ) -> list[Scores]:
+        """Return the probabilities of each request, float32 [m, K] in the order of its candidates.
+
+        Items that the encoder does not know are scored as the unknown item. The scores of a request
+        do not depend on the other requests.
 
         Args:
             requests: any number, in any order.
-            length: most recent events used; None for the length that the bundle is served at.
+            length: number of most recent events used; None for the bundle's served length.
 
         Raises:
             DataError: a history is not in time order, lacks a column, or has one of the wrong type.
         """
-        length = self.bundle.served_length if length is None else length
+        if length is None:
+            length = self.bundle.served_length
         if length < 0:
             raise ConfigError("the served length must not be negative", found=length)
-        asked = [position for position, request in enumerate(requests) if len(request.candidates)]
-        answers = [np.zeros((0, len(self.task_names)), np.float32) for _ in requests]
-        if asked:
-            for position, part in zip(
-                asked, self._scored([requests[position] for position in asked], length), strict=True
-            ):
-                answers[position] = part
-        return answers
+        no_scores = np.zeros((0, len(self.task_names)), np.float32)
+        scores = [no_scores.copy() for _ in requests]
+        positions = []
+        for position, request in enumerate(requests):
+            if len(request.candidates):
+                positions.append(position)
+        if positions:
+            nonempty = [requests[position] for position in positions]
+            parts = self._score_nonempty(nonempty, length)
+            for position, part in zip(positions, parts, strict=True):
+                scores[position] = part
+        return scores
 
     def warm_up(self) -> None:
-        """Captures all graphs that requests of the served length will need; without a CUDA device
-        there is nothing to do.
-        """
+        """Capture all CUDA graphs of the served length; without a CUDA device, do nothing."""
         if self.cuda_graphs is not None and self.device.type == "cuda":
             self.cuda_graphs.warm_up()
 
     def score_batches(self, batches: Iterable[RequestBatch]) -> Iterator[Scores]:
-        """Yields the probabilities of each batch, float32 [N, K] in the order of its targets;
-        labels are not looked at.
+        """Yield the probabilities of each batch, float32 [N, K] in the order of its targets.
+
+        Labels are ignored.
         """
         for batch in batches:
+            unlabelled = dataclasses.replace(batch, labels=None)
             with torch.inference_mode(), self._autocast():
-                logits = self.bundle.ranker(
-                    dataclasses.replace(batch, labels=None).to(self.device)
-                ).logits
-                scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
+                output = self.bundle.ranker(unlabelled.to(self.device))
+                scores = _probabilities(output.logits)
             yield scores
 
-    @property
-    def is_cacheable(self) -> bool:
-        """Whether an event's keys and values stay the same for ever; with `recency: token` they
-        depend on the request's moment.
-        """
-        return self.is_separable and self.bundle.config.recency != "token"
-
-    @property
-    def is_separable(self) -> bool:
-        """Whether histories are encoded apart from their targets: `keys_values` and what takes its
-        results work.
-        """
-        return self.bundle.config.kind == "stca"
-
     def keys_values(
-        self, histories: Sequence[pa.RecordBatch], request_times_ms: Sequence[int]
+        self,
+        histories: Sequence[pa.RecordBatch],
+        request_times_ms: Sequence[int],
     ) -> list[CachedEvents]:
-        """Returns the keys and values of histories that are in time order and before their moments;
-        rows do not depend on each other.
+        """Return keys and values of histories; each row depends on its own event only.
 
         Args:
-            histories: the history codec's columns, oldest event first.
-            moments_ms: of the requests; they matter only where the model is not `is_cacheable`.
+            histories: the history codec's columns, oldest event first, before their request times.
+            request_times_ms: time of each request; used only if the model is not `is_cacheable`.
         """
-        entries = [
-            self.bundle.encoder.events(events)
-            if events.num_rows
-            else _no_events(self.bundle.schema)
-            for events in histories
-        ]
-        lengths = [events.num_rows for events in histories]
-        if cuda_graphs := self._captured(lengths, [0] * len(lengths)):
-            return [
-                CachedEvents(*cuda_graphs.keys_values(*part))
-                for part in zip(entries, request_times_ms, strict=True)
-            ]
-        batch = _events_only(entries, lengths, request_times_ms)
+        encoder = self.bundle.encoder
+        encoded_histories = [encode_events(encoder, history) for history in histories]
+        lengths = [history.num_rows for history in histories]
+        no_targets = [0] * len(lengths)
+        cuda_graphs = self._cuda_graphs_for(lengths, no_targets)
+        if cuda_graphs is not None:
+            cached = []
+            pairs = zip(encoded_histories, request_times_ms, strict=True)
+            for events, request_time_ms in pairs:
+                encoding = cuda_graphs.keys_values(events, request_time_ms)
+                cached.append(CachedEvents(*encoding))
+            return cached
+        batch = pack_events(encoded_histories, lengths, request_times_ms)
         with torch.inference_mode(), self._autocast():
-            batch = batch if self.device.type == "cpu" else batch.to(self.device)
+            if self.device.type != "cpu":
+                batch = batch.to(self.device)
             layers = self.bundle.ranker.keys_values(batch, self._weights)
-        encoded = torch.cat([batch.event_items[:, None], batch.event_features], dim=1)
-        if len(entries) == 1:
-            return [CachedEvents(layers, encoded, batch.event_timestamps)]
-        parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
-        columns = zip(encoded.split(lengths), batch.event_timestamps.split(lengths), strict=True)
-        return [CachedEvents(part, *column) for part, column in zip(parts, columns, strict=True)]
+        return _split_events(layers, batch, lengths)
 
     def score_cached(
-        self, requests: Sequence[RequestRows], kept: Sequence[CachedEvents]
+        self,
+        requests: Sequence[RequestRows],
+        cached: Sequence[CachedEvents],
     ) -> list[Scores]:
-        """Returns the probabilities of each request over kept events, float32 [m, K]: what `score`
-        returns for the same events.
+        """Return the probabilities of each request over cached events, float32 [m, K].
+
+        They equal the result of `score` for the same events.
 
         Args:
-            requests: at least one, each with candidates; their histories are not looked at.
-            kept: events of each.
+            requests: at least one, each with candidates; their histories are not used.
+            cached: events of each request.
         """
-        if cuda_graphs := self._captured(
-            [len(part) for part in kept], [len(request.candidates) for request in requests]
-        ):
+        num_events = [len(events) for events in cached]
+        num_targets = [len(request.candidates) for request in requests]
+        cuda_graphs = self._cuda_graphs_for(num_events, num_targets)
+        if cuda_graphs is not None:
             return [
-                cuda_graphs.score_cached(part.layers, part.timestamps, self._asked(request))
-                for request, part in zip(requests, kept, strict=True)
+                cuda_graphs.score_cached(
+                    events.layers,
+                    events.timestamps,
+                    self._encode_candidates(request),
+                )
+                for request, events in zip(requests, cached, strict=True)
             ]
-        batch = self._without_events(requests, kept)
+        batch = self._pack_cached(requests, cached)
         with torch.inference_mode(), self._autocast():
-            repeats = [
-                self._repeats(part, len(request.candidates))
-                for part, request in zip(kept, requests, strict=True)
-            ]
-            memories = self.bundle.ranker.kept(
-                [part.layers for part in kept],
-                [part.timestamps for part in kept],
+            duplicates = []
+            for events, count in zip(cached, num_targets, strict=True):
+                duplicates.append(self._find_duplicates(events, count))
+            sources = self.bundle.ranker.kept(
+                [events.layers for events in cached],
+                [events.timestamps for events in cached],
                 batch,
-                repeats=repeats,
+                repeats=duplicates,
             )
-            logits = self.bundle.ranker.score(batch, memories).logits
-            scores: Scores = torch.sigmoid(logits.float()).cpu().numpy()
-        return np.split(scores, np.cumsum([len(request.candidates) for request in requests])[:-1])
+            logits = self.bundle.ranker.score(batch, sources).logits
+            scores = _probabilities(logits)
+        return _split_scores(scores, num_targets)
 
-    def attention(self, request: RequestRows, kept: CachedEvents) -> npt.NDArray[np.float32]:
-        """Returns how much each candidate attends to each event, float32 [M, H, m, L], rows that
-        sum to 1: the softmax that scores it.
+    def attention(self, request: RequestRows, cached: CachedEvents) -> npt.NDArray[np.float32]:
+        """Return the attention weights that score each candidate, float32 [M, H, m, L].
+
+        Rows sum to 1.
         """
-        batch = self._without_events([request], [kept])
+        ranker = self.bundle.ranker
+        batch = self._pack_cached([request], [cached])
+        weights: list[list[Tensor]] = []
         with torch.inference_mode(), self._autocast():
-            seen: list[list[torch.Tensor]] = []
-            memories = self.bundle.ranker.kept([kept.layers], [kept.timestamps], batch)
-            self.bundle.ranker.score(
-                batch, [dataclasses.replace(memory, seen=seen) for memory in memories]
-            )
-            weights: npt.NDArray[np.float32] = (
-                torch.stack([layer[0] for layer in seen]).cpu().numpy()
-            )
-        return weights
+            sources = ranker.kept([cached.layers], [cached.timestamps], batch)
+            recorded = [dataclasses.replace(source, seen=weights) for source in sources]
+            ranker.score(batch, recorded)
+            stacked = torch.stack([layer[0] for layer in weights])
+            attention: npt.NDArray[np.float32] = stacked.cpu().numpy()
+        return attention
 
-    def _repeats(self, events: CachedEvents, num_targets: int) -> DuplicateEvents | None:
-        """Returns which events are equal, where it pays to attend to them once: on a CPU, for many
-        targets, where enough of them are.
-        """
-        is_exact = (
-            self.device.type == "cpu" and self.precision == torch.float32 and self.is_cacheable
-        )
-        if not is_exact or len(events) * num_targets * self.bundle.config.width < SMALL:
-            return None
-        encoded = np.ascontiguousarray(events.encoded.numpy())
-        rows = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(encoded[0].nbytes), len(events), [None, pa.py_buffer(encoded)]
-        )
-        found = rows.dictionary_encode()
-        if len(found.dictionary) > MAX_DISTINCT_SHARE * len(events):
-            return None
-        kinds, first = (
-            found.indices.to_numpy().astype(np.int64),
-            np.empty(len(found.dictionary), np.int64),
-        )
-        first[kinds[::-1]] = np.arange(len(events) - 1, -1, -1)
-        return DuplicateEvents(torch.from_numpy(first), torch.from_numpy(kinds))
+    def to_batch(self, requests: Sequence[RequestRows], length: int) -> RequestBatch:
+        """Pack requests that all have candidates, with at most `length` events each."""
+        encoder = self.bundle.encoder
+        histories = [encode_history(encoder, request, length) for request in requests]
+        return pack_requests(encoder, requests, histories)
 
     @property
-    def _num_replays(self) -> int:
-        return (
-            (MAX_CUDA_GRAPH_REQUESTS if self.device.type == "cuda" else 0)
-            if self.max_cuda_graph_requests is None
-            else self.max_cuda_graph_requests
-        )
+    def _cuda_graph_limit(self) -> int:
+        """Largest call that is scored request by request."""
+        if self.max_cuda_graph_requests is not None:
+            return self.max_cuda_graph_requests
+        return MAX_CUDA_GRAPH_REQUESTS if self.device.type == "cuda" else 0
 
-    def _captured(
-        self, num_events: Sequence[int], num_targets: Sequence[int]
+    @property
+    def _uses_cuda_graphs(self) -> bool:
+        return self._cuda_graph_limit > 0 and self.is_separable and not self.bundle.config.matches
+
+    def _cuda_graphs_for(
+        self,
+        num_events: Sequence[int],
+        num_targets: Sequence[int],
     ) -> CudaGraphScorer | None:
-        """Returns what scores requests of these sizes one after another, None where they are scored
-        as a batch.
-        """
+        """Return the scorer for requests of these sizes; None if they are scored as a batch."""
         cuda_graphs = self.cuda_graphs
-        if (
-            cuda_graphs is None
-            or len(num_events) > self._num_replays
-            or not all(map(cuda_graphs.fits, num_events, num_targets))
-        ):
+        if cuda_graphs is None or len(num_events) > self._cuda_graph_limit:
             return None
-        return cuda_graphs
+        fits = map(cuda_graphs.fits, num_events, num_targets)
+        return cuda_graphs if all(fits) else None
 
-    def _scored(self, requests: Sequence[RequestRows], length: int) -> Sequence[Scores]:
-        """Returns the probabilities of requests that all have candidates."""
-        sizes = [len(request.candidates) for request in requests]
-        if self.cuda_graphs is not None and len(requests) <= self._num_replays:
-            histories = [self._history(request, length) for request in requests]
-            if cuda_graphs := self._captured([len(events[0]) for events in histories], sizes):
+    def _score_nonempty(
+        self,
+        requests: Sequence[RequestRows],
+        length: int,
+    ) -> Sequence[Scores]:
+        """Return the probabilities of requests that all have candidates."""
+        num_targets = [len(request.candidates) for request in requests]
+        if self.cuda_graphs is not None and len(requests) <= self._cuda_graph_limit:
+            encoder = self.bundle.encoder
+            histories = [encode_history(encoder, request, length) for request in requests]
+            num_events = [len(items) for items, _, _ in histories]
+            cuda_graphs = self._cuda_graphs_for(num_events, num_targets)
+            if cuda_graphs is not None:
                 return [
-                    cuda_graphs.score(events, self._asked(request))
+                    cuda_graphs.score(events, self._encode_candidates(request))
                     for events, request in zip(histories, requests, strict=True)
                 ]
-        scores = np.concatenate(list(self.score_batches(self._batches(requests, length))))
-        return np.split(scores, np.cumsum(sizes)[:-1])
+        batches = self._batches(requests, length)
+        scores = np.concatenate(list(self.score_batches(batches)))
+        return _split_scores(scores, num_targets)
 
-    def _asked(self, request: RequestRows) -> Asked:
-        encoder = self.bundle.encoder
-        return Asked(
-            request.request_time_ms,
-            encoder.users(_user_table(encoder.schema, [request.user_features or {}])),
-            encoder.item_rows(np.asarray(request.candidates, np.int64)),
+    def _batches(
+        self,
+        requests: Sequence[RequestRows],
+        length: int,
+    ) -> Iterator[RequestBatch]:
+        """Yield batches of requests with candidates.
+
+        One batch is encoded at a time: memory does not grow with the number of requests.
+        """
+        num_events = [min(request.history.num_rows, length) for request in requests]
+        bounds = loader.fill(
+            np.array(num_events, np.int64),
+            token_budget=self.token_budget,
+            max_requests=self.max_requests,
         )
+        starts = bounds[:-1].tolist()
+        ends = bounds[1:].tolist()
+        for start, end in zip(starts, ends, strict=True):
+            yield self.to_batch(requests[start:end], length)
+
+    def _pack_cached(
+        self,
+        requests: Sequence[RequestRows],
+        cached: Sequence[CachedEvents],
+    ) -> RequestBatch:
+        """Pack requests that all have candidates, without the histories that the cache holds."""
+        encoder = self.bundle.encoder
+        histories = [no_events(encoder.schema)] * len(requests)
+        batch = pack_requests(encoder, requests, histories).to(self.device)
+        if not self.bundle.config.matches:
+            return batch
+        num_targets = [len(request.candidates) for request in requests]
+        return add_cached_items(batch, cached, num_targets)
+
+    def _encode_candidates(self, request: RequestRows) -> EncodedCandidates:
+        encoder = self.bundle.encoder
+        return EncodedCandidates(
+            request.request_time_ms,
+            encode_users(encoder, [request]),
+            encode_candidates(encoder, request),
+        )
+
+    def _find_duplicates(
+        self,
+        events: CachedEvents,
+        num_targets: int,
+    ) -> DuplicateEvents | None:
+        """Return which events are equal, for exact scoring on a CPU."""
+        is_exact = self.device.type == "cpu" and self.precision == torch.float32
+        if not is_exact or not self.is_cacheable:
+            return None
+        work = len(events) * num_targets * self.bundle.config.width
+        return find_duplicates(events, work)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
-    def _without_events(
-        self, requests: Sequence[RequestRows], kept: Sequence[CachedEvents]
-    ) -> RequestBatch:
-        """Returns the batch of requests that all have candidates, as if their histories were empty,
-        but for what a model of
-        `matches` reads of the events: items and times."""
-        batch = self._pack(requests, [_no_events(self.bundle.schema)] * len(requests)).to(
-            self.device
+
+def _probabilities(logits: Tensor) -> Scores:
+    """Return the probabilities of logits in host memory, float32."""
+    probabilities = torch.sigmoid(logits.float())
+    scores: Scores = probabilities.cpu().numpy()
+    return scores
+
+
+def _split_scores(scores: Scores, num_targets: Sequence[int]) -> list[Scores]:
+    """Split packed scores [N, K] into one array per request."""
+    ends = np.cumsum(num_targets)
+    return np.split(scores, ends[:-1])
+
+
+def _split_events(
+    layers: Sequence[Tensor],
+    batch: RequestBatch,
+    lengths: Sequence[int],
+) -> list[CachedEvents]:
+    """Split the keys and values of a batch into one view per request."""
+    items = batch.event_items[:, None]
+    encoded = torch.cat([items, batch.event_features], dim=1)
+    if len(lengths) == 1:
+        return [CachedEvents(layers, encoded, batch.event_timestamps)]
+    sizes = list(lengths)
+    layers_by_request = zip(*(layer.split(sizes) for layer in layers), strict=True)
+    return [
+        CachedEvents(own_layers, own_rows, own_timestamps)
+        for own_layers, own_rows, own_timestamps in zip(
+            layers_by_request,
+            encoded.split(sizes),
+            batch.event_timestamps.split(sizes),
+            strict=True,
         )
-        if not self.bundle.config.matches:
-            return batch
-        counts = [len(events) for events in kept]
-        return dataclasses.replace(
-            batch,
-            event_items=torch.cat([events.encoded[:, 0] for events in kept]),
-            event_timestamps=torch.cat([events.timestamps for events in kept]),
-            event_features=batch.event_features.new_zeros(
-                (sum(counts), batch.event_features.shape[1])
-            ),
-            event_offsets=torch.tensor([0, *counts]).cumsum(0).to(self.device),
-            host_counts=(counts, [len(request.candidates) for request in requests]),
-        )
-
-    def _batches(self, requests: Sequence[RequestRows], length: int) -> Iterator[RequestBatch]:
-        """Yields batches of requests with candidates; encodes one batch at a time, so that memory
-        does not grow with their number.
-        """
-        num_events = np.array(
-            [min(request.history.num_rows, length) for request in requests], np.int64
-        )
-        bounds = loader.fill(
-            num_events, token_budget=self.token_budget, max_requests=self.max_requests
-        )
-        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            yield self.to_batch(requests[start:end], length)
-
-    def to_batch(self, requests: Sequence[RequestRows], length: int) -> RequestBatch:
-        """Returns the batch of requests that all have candidates, with at most `length` events
-        each.
-        """
-        return self._pack(requests, [self._history(request, length) for request in requests])
-
-    def _pack(
-        self, requests: Sequence[RequestRows], histories: Sequence[EncodedEvents]
-    ) -> RequestBatch:
-        encoder = self.bundle.encoder
-        request_times = np.array([request.request_time_ms for request in requests], np.int64)
-        return loader.pack(
-            histories,
-            [encoder.item_rows(np.asarray(request.candidates, np.int64)) for request in requests],
-            encoder.users(
-                _user_table(encoder.schema, [request.user_features or {} for request in requests])
-            ),
-            request_times,
-        )
-
-    def _history(self, request: RequestRows, length: int) -> EncodedEvents:
-        """Returns the encoded events strictly before the moment, the last `length` of them."""
-        if not request.history.num_rows:
-            return _no_events(self.bundle.schema)
-        timestamps = int64_column(request.history, TIMESTAMP)
-        if (timestamps[1:] < timestamps[:-1]).any():
-            raise DataError("a history is not in time order", expected="the oldest event first")
-        end = int(np.searchsorted(timestamps, request.request_time_ms, side="left"))
-        start = max(0, end - length)
-        return self.bundle.encoder.events(request.history.slice(start, end - start))
-
-
-def _events_only(
-    entries: Sequence[EncodedEvents], lengths: Sequence[int], request_times_ms: Sequence[int]
-) -> RequestBatch:
-    """Returns a batch that is only fit for encoding: no targets, and nothing is checked, for one
-    new event is worth less than that.
-    """
-    items, features, timestamps = (
-        torch.from_numpy(np.concatenate(parts)) for parts in zip(*entries, strict=True)
-    )
-    ends, (targets, users) = torch.from_numpy(np.array([0, *lengths]).cumsum()), _nothing()
-    return RequestBatch(
-        items,
-        features,
-        timestamps,
-        ends,
-        targets,
-        ends,
-        users,
-        torch.from_numpy(np.array(request_times_ms, np.int64)),
-        host_counts=(list(lengths), [0] * len(lengths)),
-    )
-
-
-@functools.cache
-def _nothing() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns no targets, and users without features."""
-    return torch.zeros(0, dtype=torch.int32), torch.zeros((0, 0), dtype=torch.int32)
-
-
-def _no_events(schema: Schema) -> EncodedEvents:
-    return np.zeros(0, np.int32), np.zeros((0, len(schema.event)), np.int32), np.zeros(0, np.int64)
-
-
-def _user_table(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Returns the user features of the rows as a table; what a row leaves out is null."""
-    columns = {
-        feature.name: _user_column(feature, [row.get(feature.name) for row in rows])
-        for feature in schema.user
-    }
-    return pa.table(columns) if columns else pa.table({"row": np.arange(len(rows))})
-
-
-def _user_column(feature: Feature, values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values, _ARROW_TYPES[feature.dtype])
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise DataError(
-            f"user feature '{feature.name}' has a value of the wrong type",
-            found=str(error),
-            expected=feature.dtype,
-        ) from error
+    ]

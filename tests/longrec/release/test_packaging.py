@@ -23,7 +23,8 @@ from longrec.data.histories import Histories
 from longrec.errors import GateRefused
 from longrec.release import packaging, parity
 from longrec.release.parity import PackagingError, ParityReport
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 from tests.conftest import LENGTH, ROOT, Packaged, ServedWorld, make_world
 from tests.longrec import small_histories
 

@@ -14,7 +14,8 @@ import torch
 
 from longrec.errors import LongrecError
 from longrec.scoring import cuda_graphs
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 from longrec.serving import engine
 from tests.longrec import small_histories
 from tests.longrec.nn.test_ranker import Operations, Reads
@@ -93,7 +94,7 @@ def test_what_lies_behind_a_request_has_no_weight(plain: Scorer) -> None:
     assert scorer.cuda_graphs is not None
     with torch.inference_mode():
         scorer.cuda_graphs._layers[:, 11:] = 50.0
-        scorer.cuda_graphs._rows.timestamps[11:] = asked.request_time_ms - 1
+        scorer.cuda_graphs._buffers.timestamps[11:] = asked.request_time_ms - 1
     for a, b in zip(before, both(scorer, asked), strict=True):
         assert np.array_equal(a, b)
 
@@ -213,8 +214,8 @@ def test_what_is_captured_asks_the_device_for_no_value(tmp_path: Path, recency: 
     found = fixed(world.scorer(tmp_path, recency)).cuda_graphs
     assert found is not None
     with torch.inference_mode(), Reads() as reads, Operations() as operations:
-        found._encode_all(16)
-        found._score_all(16, 4)
+        found._encode_bucket(16)
+        found._score_bucket(16, 4)
     assert not reads.seen
     assert not [
         line

@@ -18,7 +18,8 @@ from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.errors import ConfigError, DataError, SchemaMismatch
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 from longrec.training.train import train
 from tests.longrec import small_histories
 

@@ -14,7 +14,8 @@ from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
 from longrec.nn.ranker import Ranker
 from longrec.scoring.bundle import Bundle
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 from tests.longrec import small_histories
 
 SERVED = 40
