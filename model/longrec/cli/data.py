@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
-    from longrec.data.importers.readers import Unit
-    from longrec.data.importers.requests import RequestRule
+    from longrec.data.importers.reading.times import Unit
+    from longrec.data.importers.requests.grouping import RequestGrouping
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Turn a raw log into a dataset directory."
@@ -80,7 +80,7 @@ def kuairand(
     tasks, options = tuple(task) if task else TASKS, ImportOptions(max_reject_share)
     _show(
         import_kuairand(
-            src, out, tasks=tasks, variant=variant, rule=rule, options=options
+            src, out, tasks=tasks, variant=variant, grouping=rule, options=options
         ).to_dict(),
         as_json,
     )
@@ -110,7 +110,7 @@ def movielens(
     rule = _rule(window_ms, max_targets, max_requests_per_user, seed)
     _show(
         import_movielens(
-            src, out, threshold=threshold, rule=rule, options=ImportOptions(max_reject_share)
+            src, out, threshold=threshold, grouping=rule, options=ImportOptions(max_reject_share)
         ).to_dict(),
         as_json,
     )
@@ -145,11 +145,11 @@ def taobao(
       longrec import taobao UserBehavior.csv --out data/taobao-buy --positive buy --negatives 9
       --negatives-within category
     """
-    from longrec.data.importers import ImportOptions, NegativeRule, import_taobao
+    from longrec.data.importers import ImportOptions, NegativeSampling, import_taobao
 
     rule, drawn = (
         _rule(window_ms, max_targets, max_requests_per_user, seed),
-        NegativeRule(negatives, negatives_within, keep_new),
+        NegativeSampling(negatives, negatives_within, keep_new),
     )
     _show(
         import_taobao(
@@ -157,7 +157,7 @@ def taobao(
             out,
             positives=tuple(positive or ("pv",)),
             negatives=drawn,
-            rule=rule,
+            grouping=rule,
             options=ImportOptions(max_reject_share),
         ).to_dict(),
         as_json,
@@ -189,15 +189,15 @@ def lastfm(
       longrec import lastfm lastfm-dataset-1K --out data/lastfm-sessions --window-ms 1800000
       --negatives 9
     """
-    from longrec.data.importers import ImportOptions, NegativeRule, import_lastfm
+    from longrec.data.importers import ImportOptions, NegativeSampling, import_lastfm
 
     rule, drawn = (
         _rule(window_ms, max_targets, max_requests_per_user, seed),
-        NegativeRule(negatives, negatives_within, keep_new),
+        NegativeSampling(negatives, negatives_within, keep_new),
     )
     _show(
         import_lastfm(
-            src, out, negatives=drawn, rule=rule, options=ImportOptions(max_reject_share)
+            src, out, negatives=drawn, grouping=rule, options=ImportOptions(max_reject_share)
         ).to_dict(),
         as_json,
     )
@@ -236,7 +236,7 @@ def yambda(
             out,
             threshold=threshold,
             recommended_only=recommended_only,
-            rule=rule,
+            grouping=rule,
             options=ImportOptions(max_reject_share),
         ).to_dict(),
         as_json,
@@ -273,9 +273,9 @@ def amazon(
       longrec import amazon Toys_and_Games.csv --out data/toys --meta meta_Toys_and_Games.jsonl
       longrec import amazon Toys_and_Games.csv --out data/toys-next --negatives 4
     """
-    from longrec.data.importers import ImportOptions, NegativeRule, import_amazon
+    from longrec.data.importers import ImportOptions, NegativeSampling, import_amazon
 
-    drawn = NegativeRule(negatives, negatives_within, keep_new) if negatives else None
+    drawn = NegativeSampling(negatives, negatives_within, keep_new) if negatives else None
     rule = _rule(window_ms, max_targets, max_requests_per_user, seed)
     _show(
         import_amazon(
@@ -284,7 +284,7 @@ def amazon(
             meta=meta,
             threshold=threshold,
             negatives=drawn,
-            rule=rule,
+            grouping=rule,
             options=ImportOptions(max_reject_share),
         ).to_dict(),
         as_json,
@@ -375,7 +375,7 @@ def events(
           --feature action:category --items items.parquet --item-feature repo_id:category
           --negatives 4 --negatives-within repo_id
     """
-    from longrec.data.importers import EventMapping, ImportOptions, NegativeRule, import_events
+    from longrec.data.importers import EventMapping, ImportOptions, NegativeSampling, import_events
 
     unit = cast("Unit", timestamp_unit)  # checked by the mapping
     mapping = EventMapping(
@@ -396,14 +396,14 @@ def events(
         delimiter,
         quotes,
     )
-    drawn = NegativeRule(negatives, negatives_within, keep_new) if negatives else None
+    drawn = NegativeSampling(negatives, negatives_within, keep_new) if negatives else None
     rule, options = (
         _rule(window_ms, max_targets, max_requests_per_user, seed),
         ImportOptions(max_reject_share),
     )
     _show(
         import_events(
-            src, out, mapping, negatives=drawn, rule=rule, options=options, name=name
+            src, out, mapping, negatives=drawn, grouping=rule, options=options, name=name
         ).to_dict(),
         as_json,
     )
@@ -456,10 +456,10 @@ def _rule(
     max_targets: int,
     max_requests_per_user: int,
     seed: int,
-) -> RequestRule:
-    from longrec.data.importers import RequestRule
+) -> RequestGrouping:
+    from longrec.data.importers import RequestGrouping
 
-    return RequestRule(window_ms, max_targets, max_requests_per_user, seed)
+    return RequestGrouping(window_ms, max_targets, max_requests_per_user, seed)
 
 
 def _show(report: dict[str, Any], as_json: bool) -> None:

@@ -11,11 +11,11 @@ import pytest
 from longrec.data.importers import (
     EventMapping,
     ImportOptions,
-    NegativeRule,
+    NegativeSampling,
     import_events,
     import_kuairand,
 )
-from longrec.data.importers.requests import RequestRule
+from longrec.data.importers.requests.grouping import RequestGrouping
 
 
 def shared(name: str) -> Path:
@@ -32,7 +32,7 @@ def shared(name: str) -> Path:
 
 
 def kuairand(out: Path) -> None:
-    import_kuairand(shared("kuairand-pure-partial"), out, rule=RequestRule(max_requests_per_user=1))
+    import_kuairand(shared("kuairand-pure-partial"), out, grouping=RequestGrouping(max_requests_per_user=1))
 
 
 def dev_events(out: Path) -> None:
@@ -43,8 +43,8 @@ def dev_events(out: Path) -> None:
         shared("dev-events") / "events.parquet",
         out,
         mapping,
-        negatives=NegativeRule(1),
-        rule=RequestRule(max_targets=2, max_requests_per_user=1),
+        negatives=NegativeSampling(1),
+        grouping=RequestGrouping(max_targets=2, max_requests_per_user=1),
         options=ImportOptions(rows_per_part=500_000),
     )
 

@@ -14,7 +14,7 @@ import pytest
 from longrec.config import DataConfig
 from longrec.data import features, history
 from longrec.data.dataset import Dataset
-from longrec.data.importers import EventMapping, NegativeRule, import_events
+from longrec.data.importers import EventMapping, NegativeSampling, import_events
 from longrec.data.quality import drift
 from longrec.data.store import live_events
 from longrec.errors import DataError
@@ -51,7 +51,7 @@ def log(path: Path, rng: np.random.Generator, num_events: int = 400) -> pa.Table
 def imported(tmp_path: Path, mapping: EventMapping = MAPPING) -> tuple[Dataset, pa.Table]:
     rows = log(tmp_path / "log.csv", np.random.default_rng(0))
     import_events(
-        tmp_path / "log.csv", tmp_path / "data", mapping, negatives=NegativeRule(2, keep_new=True)
+        tmp_path / "log.csv", tmp_path / "data", mapping, negatives=NegativeSampling(2, keep_new=True)
     )
     return Dataset.open(tmp_path / "data"), rows
 

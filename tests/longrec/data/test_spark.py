@@ -16,7 +16,7 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, spark
-from longrec.data.importers import NegativeRule, import_events
+from longrec.data.importers import NegativeSampling, import_events
 from longrec.data.store.publish import publish
 from longrec.data.store.retrieve import retrieve
 from longrec.errors import DataError
@@ -80,7 +80,7 @@ def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Pat
         tmp_path / "log.parquet",
         tmp_path / "data",
         mapping,
-        negatives=NegativeRule(1, keep_new=True),
+        negatives=NegativeSampling(1, keep_new=True),
     )
     here = features.build(tmp_path / "data", tmp_path / "here", DataConfig())
     there = features.build(

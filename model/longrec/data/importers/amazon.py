@@ -1,16 +1,14 @@
-"""Amazon Reviews 2023 (Hou et al. 2024, arXiv 2403.03952): the pure-id ratings (.csv) and the item
-metadata (.jsonl).
+"""Amazon Reviews 2023 (Hou et al. 2024, arXiv 2403.03952): pure-id ratings (.csv) and metadata.
 
-A rating is both an event and a labelled target, as in MovieLens; with negatives it is only an item
-that was bought and rated. The
-`history` column of the `_w_his` files is not read: histories are made from the rows themselves.
+A rating is both an event and a labelled target, as in MovieLens. With drawn negatives, every
+rated item is a positive. The `history` column of the `_w_his` files is not read: histories are
+made from the rows themselves. The item metadata is a .jsonl file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,68 +18,80 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import int64_of, parts_for
-from longrec.data.importers.assembly import ImportOptions, ImportReport, Spill, assemble, spilling
-from longrec.data.importers.readers import (
-    Field,
-    Rejects,
-    Rows,
-    convert,
-    estimate_rows,
-    files_of,
-    read_entities,
-    read_rows,
-    reject,
-)
-from longrec.data.importers.request_cutting import UNKNOWN, Cutter, ItemValues, log_catalogue
-from longrec.data.importers.requests import NegativeRule, RequestRule
+from longrec.data.dataset import int64_of
+from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
+from longrec.data.importers.reading.entities import read_entities
+from longrec.data.importers.reading.fields import Field, convert
+from longrec.data.importers.reading.log_files import estimate_num_rows, list_log_files
+from longrec.data.importers.reading.log_reader import read_rows
+from longrec.data.importers.reading.rejects import LogBatch, LogFile
+from longrec.data.importers.reading.sequence_numbers import SequenceNumbers
+from longrec.data.importers.requests.builder import NegativeRequestBuilder, RequestBuilder
+from longrec.data.importers.requests.catalogue import catalogue_of_log
+from longrec.data.importers.requests.grouping import RequestGrouping
+from longrec.data.importers.requests.negatives import NegativeSampling
 from longrec.data.importers.text_ids import TextIds
+from longrec.data.importers.writing.dataset_builder import (
+    DatasetBuilder,
+    DatasetInfo,
+    ImportOptions,
+    dataset_builder,
+)
+from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema, Task
 
 LABEL = "label"
-_COLUMNS = ("user_id", "parent_asin", "rating", "timestamp")
-_FIELDS = (
-    Field("user", "user_id", "string", True),
-    Field("item", "parent_asin", "string", True),
-    Field("rating", "rating", "float64", True),
+MIN_RATING = 0
+MAX_RATING = 5
+COLUMNS = ("user_id", "parent_asin", "rating", "timestamp")
+FIELDS = (
+    Field("user", "user_id", "string", is_required=True),
+    Field("item", "parent_asin", "string", is_required=True),
+    Field("rating", "rating", "float64", is_required=True),
     Field(TIMESTAMP, "timestamp", "ms"),
 )
-_META = ("main_category", "category", "store", "price")
-_ITEM_FIELDS = (
-    Field(ITEM_ID, ITEM_ID, "int64", True),
-    *(Field(name, name, "string") for name in _META[:3]),
+META_COLUMNS = ("main_category", "category", "store", "price")
+ITEM_FIELDS = (
+    Field(ITEM_ID, ITEM_ID, "int64", is_required=True),
+    Field("main_category", "main_category", "string"),
+    Field("category", "category", "string"),
+    Field("store", "store", "string"),
     Field("price", "price", "float64"),
 )
-_LINES = 4_096
+META_FEATURES = (
+    Feature("main_category", "category", dtype="string"),
+    Feature("category", "category", dtype="string"),
+    Feature("store", "category", dtype="string", min_count=5),
+    Feature("price", "number", dtype="float64", minimum=0),
+)
+"""Item features of the metadata.
+
+average_rating and rating_number are not among them: they cover the whole period and would leak
+the future.
+"""
+RATING = Feature(
+    "rating",
+    "category",
+    dtype="float64",
+    max_null_share=0.0,
+    minimum=MIN_RATING,
+    maximum=MAX_RATING,
+)
+META_LINES_PER_BATCH = 4_096
+MAX_PRICE = 1e9
 
 Int64 = npt.NDArray[np.int64]
 
 
 def amazon_schema(*, with_meta: bool) -> Schema:
-    """Returns the schema of an imported category; only the metadata knows anything of its items.
-
-    average_rating and rating_number are not among the features: they are of the whole period, and
-    would tell the future.
-    """
-    known = (
-        Feature("main_category", "category", dtype="string"),
-        Feature("category", "category", dtype="string"),
-        Feature("store", "category", dtype="string", min_count=5),
-        Feature("price", "number", dtype="float64", minimum=0),
-    )
+    """Return the schema of an imported category; item features need the metadata."""
+    item_id = Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0)
     return Schema(
         name="amazon",
-        item=(
-            Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0),
-            *(known if with_meta else ()),
-        ),
+        item=(item_id, *META_FEATURES) if with_meta else (item_id,),
         user=(),
-        event=(
-            Feature(
-                "rating", "category", dtype="float64", max_null_share=0.0, minimum=0, maximum=5
-            ),
-        ),
+        event=(RATING,),
         tasks=(Task(LABEL),),
     )
 
@@ -92,234 +102,187 @@ def import_amazon(
     *,
     meta: str | Path | None = None,
     threshold: float = 4.0,
-    negatives: NegativeRule | None = None,
-    rule: RequestRule | None = None,
+    negatives: NegativeSampling | None = None,
+    grouping: RequestGrouping | None = None,
     options: ImportOptions | None = None,
 ) -> ImportReport:
-    """Writes the dataset of one category (or of several) and returns the report.
+    """Write the dataset of one or more categories; return the report.
 
-    `label` is rating >= threshold; with `negatives` it is 1 for every rated item and 0 for the
-    drawn ones. `ids.text_id` makes int64 of
-    the user ids and ASINs, and ids/users.parquet and ids/items.parquet say which text was which.
+    The label is rating >= threshold. With `negatives`, it is 1 for every rated item and 0 for the
+    drawn ones. `text_ids.text_id` converts user ids and ASINs to int64; ids/users.parquet and
+    ids/items.parquet map the ids back.
 
     Args:
         src: rating_only/CATEGORY.csv of 0core or 5core; or the train, valid and test files of a
-            split, as a pattern or directory.
+            split, as a pattern or a directory.
         out: the dataset directory.
-        meta: meta_CATEGORY.jsonl; items of the log only are taken from it.
-        threshold: least rating of a positive.
-        negatives: how negatives are drawn instead.
-        rule: how requests are cut: ratings of one user within a window.
-        options: bounds of the import.
+        meta: meta_CATEGORY.jsonl; only items of the log are taken from it.
+        threshold: smallest rating of a positive.
+        negatives: how negatives are drawn; None for labels by the threshold.
+        grouping: how ratings of one user are grouped into requests.
+        options: limits of the import.
 
     Raises:
         DataError: files or columns are missing, or too many rows are bad.
     """
-    started, rule, options, target = (
-        time.monotonic(),
-        rule or RequestRule(),
-        options or ImportOptions(),
-        Path(out),
-    )
-    paths, schema, seen = files_of(src), amazon_schema(with_meta=meta is not None), ItemValues()
-    if (
-        negatives
-        and negatives.within
-        and negatives.within not in {feature.name for feature in schema.item[1:]}
-    ):
-        raise DataError(
-            "negatives cannot be drawn within this column",
-            found=negatives.within,
-            expected="a column of --meta",
-        )
+    grouping = grouping or RequestGrouping()
+    paths = list_log_files(src)
+    schema = amazon_schema(with_meta=meta is not None)
+    if negatives:
+        columns = META_COLUMNS if meta is not None else ()
+        negatives.require_within(columns, "a column of --meta")
     if meta is not None and not Path(meta).is_file():
         raise DataError(f"{meta} does not exist", expected="meta_CATEGORY.jsonl")
-    source = {
-        "kind": "amazon",
-        "files": [path.name for path in paths],
-        "meta": Path(meta).name if meta else None,
-        "threshold": threshold,
-        "negatives": dataclasses.asdict(negatives) if negatives else None,
-        "requests": dataclasses.asdict(rule),
-    }
-    labels = () if negatives else (LABEL,)
-    num_parts = parts_for(sum(estimate_rows(path) for path in paths), options.rows_per_part)
     with (
-        Rejects(target, options.max_reject_share) as rejects,
-        spilling(target, schema, labels, num_parts) as spill,
-        TextIds(spill.directory, ("users", "items")) as ids,
-    ):
-        _spill(paths, threshold, spill, seen, ids, rejects)
-        items = None if meta is None else _items(Path(meta), seen.ids(), ids, rejects)
-        cutter = Cutter(
-            schema, rule, negatives, log_catalogue(spill, items, negatives) if negatives else None
-        )
-        return assemble(
-            target,
+        dataset_builder(
+            out,
             schema,
-            spill,
-            cutter,
-            rejects,
+            options or ImportOptions(),
+            num_events=sum(estimate_num_rows(path) for path in paths),
+            event_labels=() if negatives else (LABEL,),
+        ) as builder,
+        TextIds(builder.spill.directory, ("users", "items")) as ids,
+    ):
+        rated = _read_ratings(builder, paths, ids, threshold)
+        items = None
+        if meta is not None:
+            items = _read_items(builder.log_file(Path(meta), "items"), rated, ids)
+        requests = RequestBuilder(schema, grouping)
+        if negatives:
+            catalogue = catalogue_of_log(builder.spill, items, negatives.within)
+            requests = NegativeRequestBuilder(schema, grouping, negatives, catalogue)
+        source = {
+            "kind": "amazon",
+            "files": [path.name for path in paths],
+            "meta": Path(meta).name if meta else None,
+            "threshold": threshold,
+            "negatives": dataclasses.asdict(negatives) if negatives else None,
+            "requests": dataclasses.asdict(grouping),
+        }
+        info = DatasetInfo(
             name=f"amazon-{paths[0].name.split('.')[0]}",
             source=source,
-            event_labels=labels,
             items=items,
-            notes=cutter.notes,
-            extras=ids.write,
-            started=started,
+            write_extra_files=ids.write,
         )
+        return builder.write(requests, info)
 
 
-def _spill(
+def _read_ratings(
+    builder: DatasetBuilder,
     paths: Sequence[Path],
+    ids: TextIds,
     threshold: float,
-    spill: Spill,
-    seen: ItemValues,
-    ids: TextIds,
-    rejects: Rejects,
-) -> None:
-    sequence = 0
+) -> Int64:
+    """Add the ratings to the spill; return the ids of the rated items, sorted."""
+    rated = FirstKnownValues()
+    sequence = SequenceNumbers(num_header_lines=1)
     for path in paths:
-        last = 0
-        for rows in read_rows(path, rejects, "events", _COLUMNS):
-            batch, lines = convert(rows, _FIELDS, rejects, "events", path)
-            value = np.asarray(batch["rating"])
-            wrong = (value < 0) | (value > 5)
-            reject(rejects, "events", path, Rows(batch, lines), wrong, "rating is not from 0 to 5")
-            last = int(lines[-1]) - 1 if len(lines) else last
-            kept = pa.array(~wrong)
-            users, items = (
-                ids.of("users", batch["user"].filter(kept)),
-                ids.of("items", batch["item"].filter(kept)),
-            )
-            seen.add(np.asarray(items), np.full(len(items), UNKNOWN))
-            spill.add(
-                pa.RecordBatch.from_arrays(
-                    [
-                        users,
-                        items,
-                        batch["rating"].filter(kept),
-                        batch[TIMESTAMP].filter(kept),
-                        pa.array(sequence + lines - 2).filter(kept),
-                        pa.array((value >= threshold).astype(np.int8)).filter(kept),
-                    ],
-                    names=[USER_ID, ITEM_ID, "rating", TIMESTAMP, EVENT_SEQ, LABEL],
-                )
-            )
-        sequence += last
+        sequence.start_file()
+        for batch in read_rows(builder.log_file(path), COLUMNS):
+            rows = convert(batch, FIELDS)
+            ratings = np.asarray(rows.table["rating"])
+            is_wrong = (ratings < MIN_RATING) | (ratings > MAX_RATING)
+            rows.reject(is_wrong, "rating is not from 0 to 5")
+            table = rows.table.append_column(EVENT_SEQ, sequence.number(rows.lines))
+            labels = (ratings >= threshold).astype(np.int8)
+            table = table.append_column(LABEL, pa.array(labels)).filter(pa.array(~is_wrong))
+            items = ids.add("items", table["item"])
+            rated.add(np.asarray(items), np.full(len(items), UNKNOWN))
+            events = {
+                USER_ID: ids.add("users", table["user"]),
+                ITEM_ID: items,
+                **{name: table[name] for name in ("rating", TIMESTAMP, EVENT_SEQ, LABEL)},
+            }
+            builder.spill.add(pa.RecordBatch.from_pydict(events))
+    return rated.ids()
 
 
-def _items(
-    path: Path,
-    seen: Int64,
-    ids: TextIds,
-    rejects: Rejects,
-) -> pa.Table:
-    """Returns the items of the log with what the metadata says of them; those that it lacks are
-    there with nulls.
-    """
-    known = read_entities(
-        ((path, rows) for rows in _read_meta(path, seen, ids, rejects)),
-        _ITEM_FIELDS,
-        rejects,
-        "items",
-    )
-    missing = pa.array(np.setdiff1d(seen, int64_of(known, ITEM_ID)))
-    return (
-        pa.concat_tables(
-            [
-                known,
-                pa.table(
-                    [missing, *(pa.nulls(len(missing), kind) for kind in known.schema.types[1:])],
-                    schema=known.schema,
-                ),
-            ],
-            promote_options="none",
-        )
-        .unify_dictionaries()
-        .sort_by(ITEM_ID)
-    )
+def _read_items(file: LogFile, rated: Int64, ids: TextIds) -> pa.Table:
+    """Return the item table of the rated items; items without metadata have nulls."""
+    found = read_entities(_read_meta(file, rated, ids), ITEM_FIELDS)
+    missing = pa.array(np.setdiff1d(rated, int64_of(found, ITEM_ID)))
+    nulls = [pa.nulls(len(missing), kind) for kind in found.schema.types[1:]]
+    others = pa.table([missing, *nulls], schema=found.schema)
+    table = pa.concat_tables([found, others], promote_options="none")
+    return table.unify_dictionaries().sort_by(ITEM_ID)
 
 
-def _read_meta(
-    path: Path,
-    seen: Int64,
-    ids: TextIds,
-    rejects: Rejects,
-) -> Iterator[Rows]:
-    """Yields the products that the log has, some thousand lines at a time."""
+def _read_meta(file: LogFile, rated: Int64, ids: TextIds) -> Iterator[LogBatch]:
+    """Yield the metadata of the rated items, some thousand lines at a time."""
     first = 1
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        while lines := list(islice(stream, _LINES)):
-            rejects.num_read["items"] += len(lines)
-            products = [_product(line) for line in lines]
-            faults = [place for place, product in enumerate(products) if product is None]
-            rejects.add(
-                "items",
-                path,
-                [first + place for place in faults],
-                "not a JSON object with a parent_asin",
-                (lines[place].rstrip("\n") for place in faults),
+    with file.path.open(encoding="utf-8", errors="replace") as stream:
+        while lines := list(islice(stream, META_LINES_PER_BATCH)):
+            file.count_rows(len(lines))
+            products = [_parse_product(line) for line in lines]
+            is_bad = np.array([product is None for product in products])
+            _reject_lines(file, lines, np.flatnonzero(is_bad), first)
+            good = [product for product in products if product is not None]
+            item_ids = ids.encode(pa.array([product["asin"] for product in good], pa.string()))
+            columns = {ITEM_ID: item_ids}
+            for name in META_COLUMNS:
+                columns[name] = pa.array([product[name] for product in good], pa.string())
+            batch = LogBatch(
+                file,
+                pa.RecordBatch.from_pydict(columns),
+                first + np.flatnonzero(~is_bad),
             )
-            kept = [
-                (first + place, product)
-                for place, product in enumerate(products)
-                if product is not None
-            ]
-            numbers = ids.of(
-                "items", pa.array([product["asin"] for _, product in kept], pa.string()), keep=False
-            )
-            wanted = np.isin(np.asarray(numbers), seen)
-            columns = [
-                numbers,
-                *(pa.array([product[name] for _, product in kept], pa.string()) for name in _META),
-            ]
-            table = pa.RecordBatch.from_arrays(columns, names=[ITEM_ID, *_META]).filter(
-                pa.array(wanted)
-            )
-            yield Rows(table, np.array([line for line, _ in kept], np.int64)[wanted])
+            yield batch.filter(np.isin(np.asarray(item_ids), rated))
             first += len(lines)
 
 
-def _product(line: str) -> dict[str, str | None] | None:
-    """Returns what is used of a product, None when the line is none."""
+def _reject_lines(file: LogFile, lines: Sequence[str], places: Int64, first: int) -> None:
+    file.rejects.add(
+        file,
+        "not a JSON object with a parent_asin",
+        (first + places).tolist(),
+        (lines[place].rstrip("\n") for place in places),
+    )
+
+
+def _parse_product(line: str) -> dict[str, str | None] | None:
+    """Return the ASIN and the metadata of a product; None when the line is not a product."""
     try:
         value: Any = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(value, dict) or not _text(value.get("parent_asin")):
+    if not isinstance(value, dict):
         return None
-    path = value.get("categories")
-    path = [part for part in map(_text, path) if part] if isinstance(path, list) else []
-    price = value.get("price")
+    asin = _text(value.get("parent_asin"))
+    if asin is None:
+        return None
     return {
-        "asin": _text(value["parent_asin"]),
+        "asin": asin,
         "main_category": _text(value.get("main_category")),
         "store": _text(value.get("store")),
-        "category": path[min(1, len(path) - 1)] if path else None,
-        "price": _price(price),
+        "category": _subcategory(value.get("categories")),
+        "price": _price(value.get("price")),
     }
 
 
+def _subcategory(path: object) -> str | None:
+    """Return the second category of a path from general to special, or its only one."""
+    texts = map(_text, path) if isinstance(path, list) else []
+    names = [text for text in texts if text]
+    return names[:2][-1] if names else None
+
+
 def _text(value: object) -> str | None:
-    """Returns a text that UTF-8 can hold (JSON can escape half a surrogate pair); None for what is
-    none.
+    """Return a text that UTF-8 can hold; None for other values and blank text.
+
+    JSON can escape half a surrogate pair, which is replaced.
     """
-    return (
-        value.encode(errors="replace").decode()
-        if isinstance(value, str) and value.strip()
-        else None
-    )
+    if not isinstance(value, str) or not value.strip():
+        return None
+    return value.encode(errors="replace").decode()
 
 
 def _price(value: object) -> str | None:
-    """Returns a price as decimal text; what is not one (`from 14.99`, a dash) is unknown."""
+    """Return a price as decimal text; None for text such as `from 14.99` or a dash."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
     try:
-        number = (
-            float(value)
-            if isinstance(value, int | float | str) and not isinstance(value, bool)
-            else -1.0
-        )
+        number = float(value)
     except ValueError:
         return None
-    return repr(number) if 0 <= number < 1e9 else None
+    return repr(number) if 0 <= number < MAX_PRICE else None

@@ -1,48 +1,52 @@
-"""Last.fm 1K users (Celma 2010): who played which track when, tab-separated, ids as text. A log of
-plays; negatives are drawn.
+"""Last.fm 1K users (Celma 2010): who played which track when, tab-separated, ids as text.
+
+It is a log of plays, so negatives are drawn.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.dataset import parts_for
-from longrec.data.importers.assembly import ImportOptions, ImportReport, Spill, assemble, spilling
-from longrec.data.importers.readers import (
-    Field,
-    Rejects,
-    Rows,
-    convert,
-    estimate_rows,
-    read_delimited,
-    read_entities,
-    reject,
-)
-from longrec.data.importers.request_cutting import Cutter, ItemValues, log_catalogue
-from longrec.data.importers.requests import NegativeRule, RequestRule
+from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
+from longrec.data.importers.reading.entities import read_entities
+from longrec.data.importers.reading.fields import Field, convert
+from longrec.data.importers.reading.log_files import estimate_num_rows
+from longrec.data.importers.reading.rejects import LogBatch
+from longrec.data.importers.reading.text_files import read_delimited
+from longrec.data.importers.requests.builder import NegativeRequestBuilder
+from longrec.data.importers.requests.catalogue import catalogue_of_log
+from longrec.data.importers.requests.grouping import RequestGrouping
+from longrec.data.importers.requests.negatives import NegativeSampling
 from longrec.data.importers.text_ids import TextIds
+from longrec.data.importers.writing.dataset_builder import (
+    DatasetBuilder,
+    DatasetInfo,
+    ImportOptions,
+    dataset_builder,
+)
+from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema, Task
 
 LABEL = "label"
-LOG = "userid-timestamp-artid-artname-traid-traname.tsv"
-PROFILE = "userid-profile.tsv"
+LOG_FILE = "userid-timestamp-artid-artname-traid-traname.tsv"
+PROFILE_FILE = "userid-profile.tsv"
 ARTIST = "artist_id"
-_LOG_COLUMNS = ("userid", "timestamp", "artid", "artname", "traid", "traname")
-_PROFILE_COLUMNS = ("userid", "gender", "age", "country", "registered")
-_LOG_FIELDS = (
-    Field("userid", "userid", "string", True),
+LOG_COLUMNS = ("userid", "timestamp", "artid", "artname", "traid", "traname")
+PROFILE_COLUMNS = ("userid", "gender", "age", "country", "registered")
+LOG_FIELDS = (
+    Field("userid", "userid", "string", is_required=True),
     Field(TIMESTAMP, "timestamp", "iso"),
-    *(Field(name, name, "string") for name in _LOG_COLUMNS[2:]),
+    *(Field(name, name, "string") for name in LOG_COLUMNS[2:]),
 )
-_USER_FIELDS = (
-    Field(USER_ID, "userid", "int64", True),
+USER_FIELDS = (
+    Field(USER_ID, "userid", "int64", is_required=True),
     Field("gender", "gender", "string"),
     Field("age", "age", "int64"),
     Field("country", "country", "string"),
@@ -51,9 +55,7 @@ _USER_FIELDS = (
 
 
 def lastfm_schema() -> Schema:
-    """Returns the schema of an imported Last.fm log. A play has no features of its own: what was
-    played and when is all there is.
-    """
+    """Return the schema of an imported Last.fm log; a play has no features of its own."""
     return Schema(
         name="lastfm",
         item=(
@@ -75,171 +77,160 @@ def import_lastfm(
     src: str | Path,
     out: str | Path,
     *,
-    negatives: NegativeRule | None = None,
-    rule: RequestRule | None = None,
+    negatives: NegativeSampling | None = None,
+    grouping: RequestGrouping | None = None,
     options: ImportOptions | None = None,
 ) -> ImportReport:
-    """Writes the dataset of the Last.fm 1K files and returns the report; `label` is 1 for a track
-    that was played in the window.
+    """Write the dataset of the Last.fm 1K files; return the report.
 
-    A user is the number in `user_000639`. A track is its MusicBrainz id, or artist and title where
-    it has none; an artist likewise
-    its id or name. `ids.text_id` makes int64 of them, and ids/items.parquet and ids/artists.parquet
-    say which text was which.
+    The label is 1 for a track that was played in the window. A user id is the number in
+    `user_000639`. A track is its MusicBrainz id, or artist and title when it has none. An artist
+    is its MusicBrainz id or its name. `text_ids.text_id` converts both to int64;
+    ids/items.parquet and ids/artists.parquet map the ids back.
 
     Args:
         src: directory with the two .tsv files, or its parent; or the log itself.
         out: the dataset directory.
-        negatives: how negatives are drawn; 4 for each positive unless told. `within` may be
+        negatives: how negatives are drawn; by default 4 for each positive. `within` may be
             `artist_id`.
-        rule: how requests are cut: plays of one user within a window.
-        options: bounds of the import.
+        grouping: how plays of one user are grouped into requests.
+        options: limits of the import.
 
     Raises:
         DataError: the log is missing, or too many rows are bad.
     """
-    started, rule, options, target = (
-        time.monotonic(),
-        rule or RequestRule(),
-        options or ImportOptions(),
-        Path(out),
-    )
-    drawn, path, schema, items = (
-        negatives or NegativeRule(),
-        _find(Path(src)),
-        lastfm_schema(),
-        ItemValues(),
-    )
-    if drawn.within not in (None, ARTIST):
-        raise DataError(
-            "negatives cannot be drawn within this column", found=drawn.within, expected=ARTIST
-        )
-    source = {
-        "kind": "lastfm",
-        "files": [path.name],
-        "negatives": dataclasses.asdict(drawn),
-        "requests": dataclasses.asdict(rule),
-    }
-    num_parts = parts_for(estimate_rows(path), options.rows_per_part)
+    negatives = negatives or NegativeSampling()
+    grouping = grouping or RequestGrouping()
+    path = _find_log(Path(src))
+    negatives.require_within([ARTIST], ARTIST)
+    schema = lastfm_schema()
     with (
-        Rejects(target, options.max_reject_share) as rejects,
-        spilling(target, schema, (), num_parts) as spill,
-        TextIds(spill.directory, ("items", "artists")) as ids,
-    ):
-        users = _users(path.with_name(PROFILE), rejects)
-        _spill(path, spill, items, ids, rejects)
-        catalogue = pa.table({ITEM_ID: items.ids(), ARTIST: items.of(items.ids())})
-        cutter = Cutter(schema, rule, drawn, log_catalogue(spill, catalogue, drawn))
-        return assemble(
-            target,
+        dataset_builder(
+            out,
             schema,
-            spill,
-            cutter,
-            rejects,
-            name="lastfm-1k",
-            source=source,
-            items=catalogue,
-            users=users,
-            notes=cutter.notes,
-            extras=ids.write,
-            started=started,
-        )
-
-
-def _spill(
-    path: Path,
-    spill: Spill,
-    items: ItemValues,
-    ids: TextIds,
-    rejects: Rejects,
-) -> None:
-    for rows in read_delimited(
-        path, rejects, "events", delimiter="\t", quotes=False, names=_LOG_COLUMNS
+            options or ImportOptions(),
+            num_events=estimate_num_rows(path),
+        ) as builder,
+        TextIds(builder.spill.directory, ("items", "artists")) as ids,
     ):
-        batch, lines = convert(rows, _LOG_FIELDS, rejects, "events", path)
-        user = _user_number(batch["userid"])
-        artist = pc.coalesce(batch["artid"], batch["artname"])
-        track = pc.coalesce(
-            batch["traid"], pc.binary_join_element_wise(batch["artname"], batch["traname"], "\t")
+        users = _read_users(builder, path.with_name(PROFILE_FILE))
+        items = _read_events(builder, path, ids)
+        catalogue = catalogue_of_log(builder.spill, items, negatives.within)
+        info = DatasetInfo(
+            name="lastfm-1k",
+            source=_source(path, negatives, grouping),
+            items=items,
+            users=users,
+            write_extra_files=ids.write,
         )
-        strange, nameless = np.asarray(pc.is_null(user)), np.asarray(pc.is_null(track))
-        reject(
-            rejects, "events", path, Rows(batch, lines), strange, "userid is not user_ and a number"
-        )
-        reject(
-            rejects,
-            "events",
-            path,
-            Rows(batch, lines),
-            nameless & ~strange,
+        requests = NegativeRequestBuilder(schema, grouping, negatives, catalogue)
+        return builder.write(requests, info)
+
+
+def _read_events(builder: DatasetBuilder, path: Path, ids: TextIds) -> pa.Table:
+    """Add the plays to the spill; return the item table with the artist of each track."""
+    artists = FirstKnownValues()
+    file = builder.log_file(path)
+    for batch in read_delimited(file, delimiter="\t", has_quotes=False, names=LOG_COLUMNS):
+        rows = convert(batch, LOG_FIELDS)
+        plays = _plays(rows)
+        has_user = np.asarray(pc.is_valid(plays["user"]))
+        has_track = np.asarray(pc.is_valid(plays["track"]))
+        rows.reject(~has_user, "userid is not user_ and a number")
+        rows.reject(
+            has_user & ~has_track,
             "the track has neither an id nor artist and title",
         )
-        kept = pa.array(~strange & ~nameless)
-        track_ids, artist_ids = (
-            ids.of("items", track.filter(kept)),
-            ids.of("artists", artist.filter(kept)),
-        )
-        items.add(np.asarray(track_ids), np.asarray(pc.fill_null(artist_ids, -1), np.int64))
-        spill.add(
-            pa.RecordBatch.from_arrays(
-                [
-                    user.filter(kept),
-                    track_ids,
-                    batch[TIMESTAMP].filter(kept),
-                    pa.array(lines - 1).filter(kept),
-                ],
-                names=[USER_ID, ITEM_ID, TIMESTAMP, EVENT_SEQ],
-            )
-        )
+        plays = plays.filter(pa.array(has_user & has_track))
+        track_ids = ids.add("items", plays["track"])
+        artist_ids = pc.fill_null(ids.add("artists", plays["artist"]), UNKNOWN)
+        artists.add(np.asarray(track_ids), np.asarray(artist_ids, np.int64))
+        events = {
+            USER_ID: plays["user"],
+            ITEM_ID: track_ids,
+            TIMESTAMP: plays[TIMESTAMP],
+            EVENT_SEQ: plays[EVENT_SEQ],
+        }
+        builder.spill.add(pa.RecordBatch.from_pydict(events))
+    item_ids = artists.ids()
+    return pa.table({ITEM_ID: item_ids, ARTIST: artists.values_of(item_ids)})
 
 
-def _users(path: Path, rejects: Rejects) -> pa.Table | None:
-    """Returns the profiles, None where their file is missing; `#id`, the header that the published
-    file has, is understood.
+def _plays(rows: LogBatch) -> pa.RecordBatch:
+    """Return user, track and artist of each row; null where the row has none."""
+    table = rows.table
+    artist_and_title = pc.binary_join_element_wise(table["artname"], table["traname"], "\t")
+    columns = {
+        "user": _user_numbers(table["userid"]),
+        "track": pc.coalesce(table["traid"], artist_and_title),
+        "artist": pc.coalesce(table["artid"], table["artname"]),
+        TIMESTAMP: table[TIMESTAMP],
+        EVENT_SEQ: pa.array(rows.lines - 1),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _user_numbers(texts: pa.Array) -> pa.Array:
+    matches = pc.extract_regex(texts, r"^user_(?P<number>[0-9]{1,9})$")
+    return pc.struct_field(matches, "number").cast(pa.int64())
+
+
+def _read_users(builder: DatasetBuilder, path: Path) -> pa.Table | None:
+    """Return the user table; None when the file is missing.
+
+    The header of the published file, which begins with `#id`, is skipped.
     """
     if not path.is_file():
         return None
     with path.open("rb") as stream:
         has_header = stream.read(1) == b"#"
-    pieces = read_delimited(
-        path,
-        rejects,
-        "users",
+    batches = read_delimited(
+        builder.log_file(path, "users"),
         delimiter="\t",
-        quotes=False,
-        names=_PROFILE_COLUMNS,
-        skip=int(has_header),
+        has_quotes=False,
+        names=PROFILE_COLUMNS,
+        num_header_lines=int(has_header),
     )
-    return read_entities(
-        ((path, _profile(rows)) for rows in pieces), _USER_FIELDS, rejects, "users"
-    )
+    return read_entities((_profiles(batch) for batch in batches), USER_FIELDS)
 
 
-def _profile(rows: Rows) -> Rows:
-    """Returns the rows with the number of the user and the year of `Aug 13, 2006`; what is neither
-    stays to be rejected.
+def _profiles(batch: LogBatch) -> LogBatch:
+    """Return the rows with the number of the user and the year of a date like `Aug 13, 2006`.
+
+    Other text stays as it is and is rejected later.
     """
-    columns = {name: rows.table[name] for name in _PROFILE_COLUMNS}
+    columns = {name: batch.table[name] for name in PROFILE_COLUMNS}
     columns["userid"] = pc.replace_substring_regex(
-        columns["userid"], pattern=r"^user_([0-9]{1,9})$", replacement=r"\1"
+        columns["userid"],
+        pattern=r"^user_([0-9]{1,9})$",
+        replacement=r"\1",
     )
     columns["registered"] = pc.replace_substring_regex(
-        columns["registered"], pattern=r"^.*\b([0-9]{4})\s*$", replacement=r"\1"
+        columns["registered"],
+        pattern=r"^.*\b([0-9]{4})\s*$",
+        replacement=r"\1",
     )
-    return Rows(pa.RecordBatch.from_pydict(columns), rows.lines)
+    return batch.with_table(pa.RecordBatch.from_pydict(columns))
 
 
-def _user_number(texts: pa.Array) -> pa.Array:
-    return pc.struct_field(
-        pc.extract_regex(texts, r"^user_(?P<number>[0-9]{1,9})$"), "number"
-    ).cast(pa.int64())
-
-
-def _find(src: Path) -> Path:
+def _find_log(src: Path) -> Path:
     if src.is_file():
         return src
-    nested = sorted(path for path in src.iterdir() if path.is_dir()) if src.is_dir() else []
-    for directory in (src, *nested):
-        if (directory / LOG).is_file():
-            return directory / LOG
-    raise DataError(f"{src} holds no Last.fm log", expected=LOG)
+    entries = sorted(src.iterdir()) if src.is_dir() else []
+    for directory in (src, *(entry for entry in entries if entry.is_dir())):
+        if (directory / LOG_FILE).is_file():
+            return directory / LOG_FILE
+    raise DataError(f"{src} holds no Last.fm log", expected=LOG_FILE)
+
+
+def _source(
+    path: Path,
+    negatives: NegativeSampling,
+    grouping: RequestGrouping,
+) -> dict[str, Any]:
+    return {
+        "kind": "lastfm",
+        "files": [path.name],
+        "negatives": dataclasses.asdict(negatives),
+        "requests": dataclasses.asdict(grouping),
+    }

@@ -1,86 +1,91 @@
-"""MovieLens (Harper and Konstan 2015): 1M as .dat, 20M, 25M, 32M and latest as .csv. A rating is
-both an event and a labelled target.
+"""MovieLens (Harper and Konstan 2015): 1M as .dat; 20M, 25M, 32M and latest as .csv.
+
+A rating is both an event and a labelled target.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.dataset import parts_for
-from longrec.data.importers.assembly import ImportOptions, ImportReport, assemble, spilling
-from longrec.data.importers.readers import (
-    Field,
-    Rejects,
-    Rows,
-    convert,
-    estimate_rows,
-    read_entities,
-    read_rows,
-    read_separated,
-    reject,
+from longrec.data.importers.reading.entities import read_entities
+from longrec.data.importers.reading.fields import Field, convert
+from longrec.data.importers.reading.log_files import estimate_num_rows
+from longrec.data.importers.reading.log_reader import read_rows
+from longrec.data.importers.reading.rejects import LogBatch
+from longrec.data.importers.reading.text_files import read_separated
+from longrec.data.importers.requests.builder import RequestBuilder
+from longrec.data.importers.requests.grouping import RequestGrouping
+from longrec.data.importers.writing.dataset_builder import (
+    DatasetBuilder,
+    DatasetInfo,
+    ImportOptions,
+    dataset_builder,
 )
-from longrec.data.importers.requests import RequestRule, exposure_requests
+from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema, Task
 
 LABEL = "label"
-_COLUMNS = {
+MIN_RATING = 0.5
+MAX_RATING = 5
+COLUMNS = {
     "ratings": ("userId", "movieId", "rating", "timestamp"),
     "movies": ("movieId", "title", "genres"),
     "users": ("userId", "gender", "age", "occupation", "zip"),
 }
-_EVENT_FIELDS = (
-    Field(USER_ID, "userId", "int64", True),
-    Field(ITEM_ID, "movieId", "int64", True),
-    Field("rating", "rating", "float64", True),
+EVENT_FIELDS = (
+    Field(USER_ID, "userId", "int64", is_required=True),
+    Field(ITEM_ID, "movieId", "int64", is_required=True),
+    Field("rating", "rating", "float64", is_required=True),
     Field(TIMESTAMP, "timestamp", "s"),
 )
-_ITEM_FIELDS = (
-    Field(ITEM_ID, "movieId", "int64", True),
+ITEM_FIELDS = (
+    Field(ITEM_ID, "movieId", "int64", is_required=True),
     Field("title", "title", "string"),
     Field("genres", "genres", "string"),
 )
-_USER_FIELDS = (
-    Field(USER_ID, "userId", "int64", True),
+USER_FIELDS = (
+    Field(USER_ID, "userId", "int64", is_required=True),
     Field("gender", "gender", "string"),
     Field("age", "age", "int64"),
     Field("occupation", "occupation", "int64"),
     Field("zip", "zip", "string"),
 )
+ITEM_FEATURES = (
+    Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0),
+    Feature("genre", "category", dtype="string"),
+    Feature("genres", "category", dtype="string", min_count=2),
+    Feature("year", "number", minimum=1870, maximum=2100),
+)
+USER_FEATURES = (
+    Feature("gender", "category", dtype="string"),
+    Feature("age", "category"),
+    Feature("occupation", "category"),
+    Feature("zip", "category", dtype="string", min_count=2),
+)
+RATING = Feature(
+    "rating",
+    "category",
+    dtype="float64",
+    max_null_share=0.0,
+    minimum=MIN_RATING,
+    maximum=MAX_RATING,
+)
 
 
 def movielens_schema(*, with_users: bool) -> Schema:
-    """Returns the schema of an imported MovieLens log; only 1M knows anything of its users."""
-    users = (
-        (
-            Feature("gender", "category", dtype="string"),
-            Feature("age", "category"),
-            Feature("occupation", "category"),
-            Feature("zip", "category", dtype="string", min_count=2),
-        )
-        if with_users
-        else ()
-    )
+    """Return the schema of an imported MovieLens log; only 1M has user features."""
     return Schema(
         name="movielens",
-        item=(
-            Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0),
-            Feature("genre", "category", dtype="string"),
-            Feature("genres", "category", dtype="string", min_count=2),
-            Feature("year", "number", minimum=1870, maximum=2100),
-        ),
-        user=users,
-        event=(
-            Feature(
-                "rating", "category", dtype="float64", max_null_share=0.0, minimum=0.5, maximum=5
-            ),
-        ),
+        item=ITEM_FEATURES,
+        user=USER_FEATURES if with_users else (),
+        event=(RATING,),
         tasks=(Task(LABEL),),
     )
 
@@ -90,126 +95,93 @@ def import_movielens(
     out: str | Path,
     *,
     threshold: float = 4.0,
-    rule: RequestRule | None = None,
+    grouping: RequestGrouping | None = None,
     options: ImportOptions | None = None,
 ) -> ImportReport:
-    """Writes the dataset of a MovieLens directory and returns the report; `label` is rating >=
-    threshold.
+    """Write the dataset of a MovieLens directory; return the report.
+
+    The label of a target is rating >= threshold.
 
     Args:
-        src: directory with ratings.dat, movies.dat, users.dat or with ratings.csv, movies.csv, or
-            its parent.
+        src: directory with ratings.dat, movies.dat and users.dat, or with ratings.csv and
+            movies.csv; or its parent directory.
         out: the dataset directory.
-        threshold: least rating of a positive.
-        rule: how requests are cut: ratings of one user within a window.
-        options: bounds of the import.
+        threshold: smallest rating of a positive.
+        grouping: how ratings of one user are grouped into requests.
+        options: limits of the import.
 
     Raises:
         DataError: files or columns are missing, or too many rows are bad.
     """
-    started, rule, options, target = (
-        time.monotonic(),
-        rule or RequestRule(),
+    grouping = grouping or RequestGrouping()
+    directory, suffix = _find_log(Path(src))
+    with_users = suffix == ".dat" and (directory / "users.dat").is_file()
+    schema = movielens_schema(with_users=with_users)
+    ratings = directory / f"ratings{suffix}"
+    with dataset_builder(
+        out,
+        schema,
         options or ImportOptions(),
-        Path(out),
-    )
-    directory, suffix = _find(Path(src))
-    with_users = (directory / "users.dat").is_file() and suffix == ".dat"
-    schema, ratings = movielens_schema(with_users=with_users), directory / f"ratings{suffix}"
-    source = {
-        "kind": "movielens",
-        "files": [ratings.name],
-        "threshold": threshold,
-        "window_ms": rule.window_ms,
-        "max_targets": rule.max_targets,
-        "max_requests_per_user": rule.max_requests_per_user,
-        "seed": rule.seed,
-    }
-    num_parts = parts_for(estimate_rows(ratings), options.rows_per_part)
-    with (
-        Rejects(target, options.max_reject_share) as rejects,
-        spilling(target, schema, (LABEL,), num_parts) as spill,
-    ):
-        items = _items(
-            read_entities(
-                _read(directory, "movies", suffix, rejects, "items"), _ITEM_FIELDS, rejects, "items"
-            )
-        )
-        users = (
-            read_entities(
-                _read(directory, "users", suffix, rejects, "users"), _USER_FIELDS, rejects, "users"
-            )
-            if with_users
-            else None
-        )
-        for path, rows in _read(directory, "ratings", suffix, rejects, "events"):
-            batch, lines = convert(rows, _EVENT_FIELDS, rejects, "events", path)
-            value = np.asarray(batch["rating"])
-            reject(
-                rejects,
-                "events",
-                path,
-                Rows(batch, lines),
-                wrong := (value < 0.5) | (value > 5),
-                "rating is not from 0.5 to 5",
-            )
-            batch = batch.append_column(EVENT_SEQ, pa.array(lines)).append_column(
-                LABEL, pa.array((value >= threshold).astype(np.int8))
-            )
-            spill.add(batch.filter(pa.array(~wrong)))
-        return assemble(
-            target,
-            schema,
-            spill,
-            lambda events, first, part: exposure_requests(events, schema, rule, first),
-            rejects,
+        num_events=estimate_num_rows(ratings),
+        event_labels=(LABEL,),
+    ) as builder:
+        movies = _read(builder, directory / f"movies{suffix}", "items")
+        items = _item_table(read_entities(movies, ITEM_FIELDS))
+        users = None
+        if with_users:
+            users = read_entities(_read(builder, directory / "users.dat", "users"), USER_FIELDS)
+        _read_ratings(builder, ratings, threshold)
+        info = DatasetInfo(
             name=directory.resolve().name,
-            source=source,
-            event_labels=(LABEL,),
+            source=_source(ratings, threshold, grouping),
             items=items,
             users=users,
-            started=started,
         )
+        return builder.write(RequestBuilder(schema, grouping), info)
 
 
-def _read(
-    directory: Path, stem: str, suffix: str, rejects: Rejects, group: str
-) -> Iterator[tuple[Path, Rows]]:
-    path = directory / f"{stem}{suffix}"
-    if suffix == ".dat":
-        pieces = read_separated(
-            path, rejects, group, _COLUMNS[stem], separator="::", encoding="latin-1"
-        )
-    else:
-        pieces = read_rows(path, rejects, group, _COLUMNS[stem])
-    return ((path, rows) for rows in pieces)
+def _read_ratings(builder: DatasetBuilder, path: Path, threshold: float) -> None:
+    """Add the ratings to the spill."""
+    for batch in _read(builder, path, "events"):
+        rows = convert(batch, EVENT_FIELDS)
+        ratings = np.asarray(rows.table["rating"])
+        is_wrong = (ratings < MIN_RATING) | (ratings > MAX_RATING)
+        rows.reject(is_wrong, "rating is not from 0.5 to 5")
+        labels = (ratings >= threshold).astype(np.int8)
+        events = rows.table.append_column(EVENT_SEQ, pa.array(rows.lines))
+        events = events.append_column(LABEL, pa.array(labels))
+        builder.spill.add(events.filter(pa.array(~is_wrong)))
 
 
-def _items(movies: pa.Table) -> pa.Table:
-    """Returns item_id, first genre, combination of genres, year of the title."""
+def _read(builder: DatasetBuilder, path: Path, group: str) -> Iterator[LogBatch]:
+    file = builder.log_file(path, group)
+    columns = COLUMNS[path.stem]
+    if path.suffix == ".dat":
+        return read_separated(file, columns, separator="::", encoding="latin-1")
+    return read_rows(file, columns)
+
+
+def _item_table(movies: pa.Table) -> pa.Table:
+    """Return item id, first genre, all genres and the year in the title."""
     genres = movies["genres"].cast(pa.string())
-    genres = pc.if_else(
-        pc.match_substring_regex(genres, r"^\(no genres listed\)$"),
-        pa.scalar(None, pa.string()),
-        genres,
-    )
-    year = pc.struct_field(
-        pc.extract_regex(movies["title"].cast(pa.string()), r"\((?P<year>[0-9]{4})\)\s*$"), "year"
-    )
+    has_none = pc.match_substring_regex(genres, r"^\(no genres listed\)$")
+    genres = pc.if_else(has_none, pa.scalar(None, pa.string()), genres)
+    titles = movies["title"].cast(pa.string())
+    year = pc.extract_regex(titles, r"\((?P<year>[0-9]{4})\)\s*$")
     return pa.table(
         {
             ITEM_ID: movies[ITEM_ID],
             "genre": pc.replace_substring_regex(genres, pattern=r"\|.*$", replacement=""),
             "genres": genres,
-            "year": year.cast(pa.int64()),
+            "year": pc.struct_field(year, "year").cast(pa.int64()),
         }
     )
 
 
-def _find(src: Path) -> tuple[Path, str]:
-    """Returns the directory and the suffix of its files."""
-    nested = sorted(path for path in src.iterdir() if path.is_dir()) if src.is_dir() else []
-    for directory in (src, *nested):
+def _find_log(src: Path) -> tuple[Path, str]:
+    """Return the directory of the log and the suffix of its files."""
+    entries = sorted(src.iterdir()) if src.is_dir() else []
+    for directory in (src, *(entry for entry in entries if entry.is_dir())):
         for suffix in (".csv", ".dat"):
             if (directory / f"ratings{suffix}").is_file():
                 return directory, suffix
@@ -217,3 +189,15 @@ def _find(src: Path) -> tuple[Path, str]:
         f"{src} holds no MovieLens log",
         expected="ratings.dat (1M) or ratings.csv (20M, 25M, 32M, latest)",
     )
+
+
+def _source(ratings: Path, threshold: float, grouping: RequestGrouping) -> dict[str, Any]:
+    return {
+        "kind": "movielens",
+        "files": [ratings.name],
+        "threshold": threshold,
+        "window_ms": grouping.window_ms,
+        "max_targets": grouping.max_targets,
+        "max_requests_per_user": grouping.max_requests_per_user,
+        "seed": grouping.seed,
+    }

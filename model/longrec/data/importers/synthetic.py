@@ -1,27 +1,22 @@
-"""A synthetic dataset: a data set whose labels depend on rare, old events, with the best AUC that any
-model can reach at each length.
+"""Synthetic dataset with a known ground truth: labels depend on rare, old events.
 
-Every event is an item drawn uniformly; with a small probability (`like_rate`) it is a "like",
-otherwise a "view". An item has
-one topic. The label of a target is 1 with probability `p1` if its user liked any item of the
-target's topic strictly before
-the request, else with `p0` (both shifted by a small bias of the topic, on the logit scale). Nothing
-else matters. Likes are so
-rare that about half of the (user, topic) pairs have one in a full history: who sees only the last
-events is left guessing.
+Each event shows an item, drawn uniformly. With a small probability (`like_rate`) the event is a
+"like", otherwise a "view". Each item has one topic. The label of a target is 1 with probability
+`p1` if its user liked an item of the target's topic before the request, else with probability
+`p0`. A small bias of the topic shifts both, on the logit scale. Nothing else matters.
 
-What is best: given the last l of n events, with or without a like on the topic among them,
-P(y = 1) = p1 where there is one, else p1 - (p1 - p0) (1 - rho)^(n - l), rho = like_rate * share of
-the topic. Its AUC is exact
-up to the sampling of the labels it is measured on: the targets of the latest `EVAL_FRACTION` of the
-requests.
+Likes are rare: about half of the (user, topic) pairs have one in a full history. A model that
+sees only the last events must guess, so longer histories provably help.
+
+Because the probabilities are known, so is the best AUC that any model can reach at each history
+length (see `ground_truth`). It is measured on the targets of the latest requests, the share
+`EVAL_FRACTION` of all. It is exact up to the sampling of these labels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +32,45 @@ from longrec.data.dataset import (
     part_of,
     parts_for,
 )
+from longrec.data.importers.ground_truth import (
+    GroundTruth,
+    auc,
+    default_like_rate,
+    find_last_likes,
+)
 from longrec.errors import ConfigError
 from longrec.schema import synthetic_schema
 
 EVAL_FRACTION = 0.2
 START_MS = 1_704_067_200_000
-"""2024-01-01 UTC; timelines last `DURATION_MS` from it, requests lie in the second half."""
+"""2024-01-01 UTC, the start of all timelines."""
 DURATION_MS = 90 * 86_400_000
+"""Duration of a timeline; requests are in its second half."""
 NUM_REGIONS = 8
-TOPIC_BIAS = 0.4
-"""Standard deviation of the topics' biases, in logits."""
-
-_BOUNDS = {"num_topics": 100_000, "num_users": 100_000_000}
-"""Largest counts; 10 million for the others."""
+NUM_HALVINGS = 6
+"""Number of default lengths: the longest history, its half, and so on down to 1/32."""
+MAX_COUNT = 10_000_000
+MAX_COUNTS = {"num_topics": 100_000, "num_users": 100_000_000}
+"""Largest counts other than `MAX_COUNT`."""
+MAX_ROWS = 10_000_000_000
+ACTIONS = ["view", "like"]
 
 Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SynthReport:
-    """What `synthesize` wrote.
+class SyntheticReport:
+    """Contents of a synthetic dataset.
 
     Args:
         path: the dataset directory.
-        num_users, num_events, num_items, num_requests, num_targets: counts.
+        num_users, num_events, num_items, num_requests, num_targets: sizes.
         like_rate: share of events that are likes.
-        full_share: share of the measured targets whose user liked the topic before the request.
+        liked_topic_share: share of the measured targets whose user liked the topic before.
         best_possible_auc: rows {"length", "auc"}, by length.
-        best_possible_auc_full: the best AUC that sees every event.
-        facts: of dataset.json.
+        best_possible_auc_full: best possible AUC with every event.
+        facts: facts in dataset.json.
     """
 
     path: str
@@ -76,51 +80,14 @@ class SynthReport:
     num_requests: int
     num_targets: int
     like_rate: float
-    full_share: float
+    liked_topic_share: float
     best_possible_auc: list[dict[str, float]]
     best_possible_auc_full: float
     facts: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
+        """Return the JSON form."""
         return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class World:
-    """The rules of one synthetic dataset.
-
-    Args:
-        topics: int64 [num_items], topic of item i (item ids are 0..num_items-1).
-        shares: float64 [T], share of the items in each topic.
-        like_rate: share of events that are likes.
-        p1, p0: float64 [T], P(y = 1) with and without a like on the topic.
-    """
-
-    topics: Int64
-    shares: Float64
-    like_rate: float
-    p1: Float64
-    p0: Float64
-
-    def posterior(
-        self, topics: Int64, since_like: Int64, num_events: Int64, length: int
-    ) -> Float64:
-        """Returns P(y = 1 | the last `length` events, and how many there are), float64 [N].
-
-        Args:
-            topics: int64 [N], of the targets.
-            since_like: int64 [N], place from the end of the last like on the topic (1 = last
-                event); 0 where there is none.
-            num_events: int64 [N], events before the request.
-            length: events seen.
-        """
-        unseen = np.maximum(num_events - length, 0)
-        none_unseen = (1 - self.like_rate * self.shares[topics]) ** unseen
-        seen = (since_like > 0) & (since_like <= length)
-        return np.where(
-            seen, self.p1[topics], self.p1[topics] - (self.p1 - self.p0)[topics] * none_unseen
-        )
 
 
 def synthesize(
@@ -138,300 +105,318 @@ def synthesize(
     lengths: Sequence[int] | None = None,
     seed: int = 0,
     rows_per_part: int = ROWS_PER_PART,
-) -> SynthReport:
-    """Writes a synthetic data set to `out_dir` (replacing it at once) and returns what is in it.
+) -> SyntheticReport:
+    """Write a synthetic dataset to a directory, replaced at once; return its contents.
 
     Args:
         out_dir: the dataset directory.
-        num_users: users; each has between half of `events_per_user` and all of it, uniformly.
-        events_per_user: most events of one user.
-        num_items, num_topics: size of the catalogue.
-        requests_per_user: requests of each user, at uniform moments in the second half of the time.
-        targets_per_request: candidates of each, items drawn uniformly.
-        like_rate: share of events that are likes; None for the one that makes half of the full
-            histories hold one on a given topic.
-        p1, p0: P(y = 1) with and without a like on the topic, before the topics' biases.
-        lengths: where the Bayes AUC is measured; None for events_per_user halved down to 1/32.
-        seed: same seed and arguments, same files.
-        rows_per_part: events per part file.
+        num_users: number of users. Each has at least half of `events_per_user` events, uniformly.
+        events_per_user: largest number of events of one user.
+        num_items, num_topics: sizes of the catalogue.
+        requests_per_user: number of requests of each user, at uniform times.
+        targets_per_request: number of candidates of each request, drawn uniformly from the items.
+        like_rate: share of events that are likes; None for the rate at which half of the full
+            histories hold a like on a given topic.
+        p1, p0: probability of label 1 with and without a like, before the topic's bias.
+        lengths: history lengths at which the best possible AUC is measured; None for
+            events_per_user and its halves down to 1/32.
+        seed: the same seed and arguments give the same files.
+        rows_per_part: number of events per part file.
 
     Raises:
-        ConfigError: an argument is out of its bounds.
+        ConfigError: an argument is out of range.
     """
-    counts = {
-        "num_users": num_users,
-        "events_per_user": events_per_user,
-        "num_items": num_items,
-        "num_topics": num_topics,
-        "requests_per_user": requests_per_user,
-        "targets_per_request": targets_per_request,
-    }
-    _check(counts, like_rate, p1, p0, lengths)
-    world = _world(
+    sizes = _Sizes(
+        num_users=num_users,
+        events_per_user=events_per_user,
+        num_items=num_items,
+        num_topics=num_topics,
+        requests_per_user=requests_per_user,
+        targets_per_request=targets_per_request,
+    )
+    _check_probabilities(like_rate, p1, p0)
+    measured_lengths = _measured_lengths(lengths, events_per_user)
+    if like_rate is None:
+        like_rate = default_like_rate(events_per_user, num_topics)
+    truth = GroundTruth.draw(
         num_items,
         num_topics,
-        _like_rate(events_per_user, num_topics) if like_rate is None else like_rate,
-        p1,
-        p0,
-        seed,
+        like_rate=like_rate,
+        p1=p1,
+        p0=p0,
+        seed=seed,
     )
-    lengths = _halvings(events_per_user) if lengths is None else sorted(set(lengths))
-    num_parts = parts_for(num_users * events_per_user * 3 // 4, rows_per_part)
     source = {
         "kind": "synth",
-        **counts,
-        "like_rate": world.like_rate,
+        **dataclasses.asdict(sizes),
+        "like_rate": like_rate,
         "p1": p1,
         "p0": p0,
         "seed": seed,
     }
-    users, collected = np.arange(num_users, dtype=np.int64), _Collected()
+    num_parts = parts_for(num_users * events_per_user * 3 // 4, rows_per_part)
+    simulation = _Simulation(truth, sizes, seed)
     with DatasetWriter(
-        out_dir, synthetic_schema(), name="synthetic", source=source, num_parts=num_parts
+        out_dir,
+        synthetic_schema(),
+        name="synthetic",
+        source=source,
+        num_parts=num_parts,
     ) as writer:
-        for part in range(num_parts):
-            mine = users[part_of(users, num_parts) == part]
-            writer.write_part(
-                part, *_part(world, mine, counts, np.random.default_rng([seed, 1, part]), collected)
+        simulation.write(writer)
+        writer.extra_facts = simulation.best_possible_facts(measured_lengths)
+    return _report(out_dir, num_users, like_rate, writer.facts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Sizes of a synthetic dataset; see `synthesize`."""
+
+    num_users: int
+    events_per_user: int
+    num_items: int
+    num_topics: int
+    requests_per_user: int
+    targets_per_request: int
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            maximum = MAX_COUNTS.get(name, MAX_COUNT)
+            if not 1 <= value <= maximum:
+                raise ConfigError(
+                    f"{name} is out of range",
+                    found=value,
+                    expected=f"1 to {maximum:,}",
+                )
+        num_requests = self.num_users * self.requests_per_user
+        _check_num_rows("num_users x events_per_user", self.num_users * self.events_per_user)
+        _check_num_rows(
+            "num_users x requests_per_user x targets_per_request",
+            num_requests * self.targets_per_request,
+        )
+        if self.num_topics > self.num_items:
+            raise ConfigError(
+                "num_topics must not be above num_items",
+                found=f"{self.num_topics} topics, {self.num_items} items",
             )
-        items = pa.table({"item_id": np.arange(num_items, dtype=np.int64), "topic": world.topics})
-        regions = np.random.default_rng([seed, 2]).integers(0, NUM_REGIONS, num_users)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Events:
+    """Events of some users, sorted by (user, time): [E] each."""
+
+    users: Int64
+    times: Int64
+    items: Int64
+    is_like: Bools
+
+    def table(self, first_sequence: int) -> pa.Table:
+        """Return the part of events/."""
+        codes = pa.array(self.is_like.astype(np.int8))
+        actions = pa.DictionaryArray.from_arrays(codes, pa.array(ACTIONS))
+        columns = {
+            "user_id": self.users,
+            "item_id": self.items,
+            "timestamp": _timestamps(self.times),
+            "event_seq": first_sequence + np.arange(len(self.users), dtype=np.int64),
+            "action": actions.cast(pa.string()),
+        }
+        return pa.table(columns)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Targets:
+    """Targets of some requests and the facts that their best prediction needs: int64 [P] each.
+
+    Args:
+        requests, users, request_times: request, its user and its time.
+        items, topics: candidate and its topic.
+        num_events: number of events before the request.
+        last_likes: place of the last like on the topic, see `ground_truth.find_last_likes`.
+        labels: 0 or 1.
+    """
+
+    requests: Int64
+    users: Int64
+    request_times: Int64
+    items: Int64
+    topics: Int64
+    num_events: Int64
+    last_likes: Int64
+    labels: Int64
+
+    def table(self) -> pa.Table:
+        """Return the part of targets/."""
+        columns = {
+            "request_id": self.requests,
+            "user_id": self.users,
+            "timestamp": _timestamps(self.request_times),
+            "item_id": self.items,
+            "label": self.labels.astype(np.int8),
+        }
+        return pa.table(columns)
+
+    def filter(self, mask: Bools) -> _Targets:
+        """Return the masked targets."""
+        columns = [getattr(self, field.name)[mask] for field in dataclasses.fields(self)]
+        return _Targets(*columns)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[_Targets]) -> _Targets:
+        """Return the targets of all parts."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+class _Simulation:
+    """Draws users, events and requests, one part at a time, and collects their targets."""
+
+    def __init__(self, truth: GroundTruth, sizes: _Sizes, seed: int) -> None:
+        self.truth = truth
+        self.sizes = sizes
+        self.seed = seed
+        self.num_events = 0
+        self.num_requests = 0
+        self.targets: list[_Targets] = []
+
+    def write(self, writer: DatasetWriter) -> None:
+        """Write all parts, the items and the users."""
+        users = np.arange(self.sizes.num_users, dtype=np.int64)
+        for part in range(writer.num_parts):
+            rng = np.random.default_rng([self.seed, 1, part])
+            users_of_part = users[part_of(users, writer.num_parts) == part]
+            events = self._draw_events(users_of_part, rng)
+            targets = self._draw_targets(users_of_part, events, rng)
+            writer.write_part(part, events.table(self.num_events), targets.table())
+            self.num_events += len(events.users)
+            self.num_requests += len(users_of_part) * self.sizes.requests_per_user
+            self.targets.append(targets)
+        item_ids = np.arange(self.sizes.num_items, dtype=np.int64)
+        rng = np.random.default_rng([self.seed, 2])
+        regions = rng.integers(0, NUM_REGIONS, self.sizes.num_users)
+        items = pa.table({"item_id": item_ids, "topic": self.truth.topics})
         writer.write_entities(items, pa.table({"user_id": users, "region": regions}))
-        writer.extra_facts = collected.measure(world, lengths)
-    facts = writer.facts
-    return SynthReport(
+
+    def best_possible_facts(self, lengths: Sequence[int]) -> dict[str, Any]:
+        """Return the best possible AUC at each length and with every event."""
+        targets = _latest(_Targets.concatenate(self.targets))
+        by_length = [
+            {"length": int(length), "auc": self._auc(targets, length)} for length in lengths
+        ]
+        return {
+            "best_possible_auc": by_length,
+            "best_possible_auc_full": self._auc(targets, int(targets.num_events.max())),
+            "best_possible_num_targets": len(targets.labels),
+            "liked_topic_share": float(np.mean(targets.last_likes > 0)),
+        }
+
+    def _auc(self, targets: _Targets, length: int) -> float:
+        scores = self.truth.posterior(
+            targets.topics,
+            targets.last_likes,
+            targets.num_events,
+            length,
+        )
+        return auc(targets.labels, scores)
+
+    def _draw_events(self, users: Int64, rng: np.random.Generator) -> _Events:
+        most = self.sizes.events_per_user
+        least = -(-most // 2)
+        owners = np.repeat(users, rng.integers(least, most + 1, len(users)))
+        ages = rng.integers(0, DURATION_MS, len(owners))
+        # Sorting users and times as one number sorts the times of each user.
+        times = START_MS + np.sort(owners * DURATION_MS + ages) % DURATION_MS
+        return _Events(
+            users=owners,
+            times=times,
+            items=rng.integers(0, self.sizes.num_items, len(owners)),
+            is_like=rng.random(len(owners)) < self.truth.like_rate,
+        )
+
+    def _draw_targets(self, users: Int64, events: _Events, rng: np.random.Generator) -> _Targets:
+        per_user = self.sizes.requests_per_user
+        per_request = self.sizes.targets_per_request
+        half = DURATION_MS // 2
+        request_times = START_MS + half + rng.integers(0, half, (len(users), per_user))
+        request_times = np.sort(request_times, axis=1).ravel()
+        request_users = np.repeat(users, per_user)
+        num_events = history_lengths(events.users, events.times, request_users, request_times)
+        requests = self.num_requests + np.arange(len(request_users), dtype=np.int64)
+        num_targets = len(request_users) * per_request
+        items = rng.integers(0, self.sizes.num_items, num_targets)
+        topics = self.truth.topics[items]
+        target_users = np.repeat(request_users, per_request)
+        target_num_events = np.repeat(num_events, per_request)
+        last_likes = find_last_likes(
+            (events.users, self.truth.topics[events.items], events.is_like),
+            (target_users, topics, target_num_events),
+        )
+        p = np.where(last_likes > 0, self.truth.p1[topics], self.truth.p0[topics])
+        return _Targets(
+            requests=np.repeat(requests, per_request),
+            users=target_users,
+            request_times=np.repeat(request_times, per_request),
+            items=items,
+            topics=topics,
+            num_events=target_num_events,
+            last_likes=last_likes,
+            labels=(rng.random(num_targets) < p).astype(np.int64),
+        )
+
+
+def _latest(targets: _Targets) -> _Targets:
+    """Return the targets of the latest requests, the share `EVAL_FRACTION` of all."""
+    _, first = np.unique(targets.requests, return_index=True)
+    num_latest = max(1, round(EVAL_FRACTION * len(first)))
+    latest_times = np.sort(targets.request_times[first])[-num_latest:]
+    return targets.filter(targets.request_times >= latest_times[0])
+
+
+def _report(
+    out_dir: str | Path,
+    num_users: int,
+    like_rate: float,
+    facts: Mapping[str, Any],
+) -> SyntheticReport:
+    return SyntheticReport(
         path=str(out_dir),
         num_users=num_users,
         num_events=facts["num_events"],
-        num_items=num_items,
+        num_items=facts["num_items"],
         num_requests=facts["num_requests"],
         num_targets=facts["num_targets"],
-        like_rate=world.like_rate,
-        full_share=facts["bayes_full_share"],
+        like_rate=like_rate,
+        liked_topic_share=facts["liked_topic_share"],
         best_possible_auc=facts["best_possible_auc"],
         best_possible_auc_full=facts["best_possible_auc_full"],
-        facts=facts,
+        facts=dict(facts),
     )
 
 
-class _Collected:
-    """What the Bayes AUC needs of every target: moment, topic, place of the last like, events,
-    label.
-    """
-
-    def __init__(self) -> None:
-        self.num_events = self.num_requests = 0
-        self.rows: list[tuple[Int64, ...]] = []
-
-    def measure(self, world: World, lengths: Sequence[int]) -> dict[str, Any]:
-        """Returns the facts: Bayes AUC at each length and at full length, on the latest
-        requests.
-        """
-        requests, request_times, topics, since, available, labels = (
-            np.concatenate(parts) for parts in zip(*self.rows, strict=True)
-        )
-        _, first = np.unique(requests, return_index=True)
-        latest = np.sort(request_times[first])[-max(1, round(EVAL_FRACTION * len(first)))]
-        kept = request_times >= latest
-        topics, since, available, labels = topics[kept], since[kept], available[kept], labels[kept]
-
-        def auc(length: int) -> float:
-            return _auc(labels, world.posterior(topics, since, available, length))
-
-        return {
-            "best_possible_auc": [
-                {"length": int(length), "auc": auc(length)} for length in lengths
-            ],
-            "best_possible_auc_full": auc(int(available.max())),
-            "bayes_num_targets": len(labels),
-            "bayes_full_share": float(np.mean(since > 0)),
-        }
+def _measured_lengths(lengths: Sequence[int] | None, longest: int) -> list[int]:
+    """Return the lengths to measure, sorted; by default the longest and its halves."""
+    if lengths is None:
+        return sorted({max(1, longest >> halving) for halving in range(NUM_HALVINGS)})
+    if not lengths or min(lengths) < 0:
+        raise ConfigError("lengths must be one or more lengths of at least 0", found=list(lengths))
+    return sorted(set(lengths))
 
 
-def _part(
-    world: World,
-    users: Int64,
-    counts: dict[str, int],
-    rng: np.random.Generator,
-    collected: _Collected,
-) -> tuple[pa.Table, pa.Table]:
-    """Returns the events and the targets of some users, sorted as a part is."""
-    owners = np.repeat(
-        users,
-        rng.integers(-(-counts["events_per_user"] // 2), counts["events_per_user"] + 1, len(users)),
-    )
-    times = (
-        START_MS
-        + np.sort(owners * DURATION_MS + rng.integers(0, DURATION_MS, len(owners))) % DURATION_MS
-    )
-    items = rng.integers(0, len(world.topics), len(owners))
-    likes = rng.random(len(owners)) < world.like_rate
-    request_times = (
-        START_MS
-        + DURATION_MS // 2
-        + rng.integers(0, DURATION_MS // 2, (len(users), counts["requests_per_user"]))
-    )
-    request_times = np.sort(request_times, axis=1).ravel()
-    askers = np.repeat(users, counts["requests_per_user"])
-    available = history_lengths(owners, times, askers, request_times)
-    shape = (len(askers), counts["targets_per_request"])
-    candidates = rng.integers(0, len(world.topics), shape)
-    topics = world.topics[candidates]
-    since = _since_like(
-        owners,
-        world.topics[items],
-        likes,
-        np.repeat(askers, shape[1]),
-        topics.ravel(),
-        np.repeat(available, shape[1]),
-    )
-    labels = (
-        rng.random(shape) < np.where(since.reshape(shape) > 0, world.p1[topics], world.p0[topics])
-    ).astype(np.int8)
-    requests = collected.num_requests + np.arange(len(askers), dtype=np.int64)
-    sequence = collected.num_events + np.arange(len(owners), dtype=np.int64)
-    per_target = [
-        np.repeat(column, shape[1]) for column in (requests, askers, request_times, available)
-    ]
-    collected.rows.append(
-        (
-            per_target[0],
-            per_target[2],
-            topics.ravel(),
-            since,
-            per_target[3],
-            labels.ravel().astype(np.int64),
-        )
-    )
-    collected.num_requests, collected.num_events = (
-        collected.num_requests + len(askers),
-        collected.num_events + len(owners),
-    )
-    actions = pa.DictionaryArray.from_arrays(
-        pa.array(likes.astype(np.int8)), pa.array(["view", "like"])
-    ).cast(pa.string())
-    return (
-        pa.table(
-            {
-                "user_id": owners,
-                "item_id": items,
-                "timestamp": _times(times),
-                "event_seq": sequence,
-                "action": actions,
-            }
-        ),
-        pa.table(
-            {
-                "request_id": per_target[0],
-                "user_id": per_target[1],
-                "timestamp": _times(per_target[2]),
-                "item_id": candidates.ravel(),
-                "label": labels.ravel(),
-            }
-        ),
-    )
-
-
-def _since_like(
-    owners: Int64,
-    topics: Int64,
-    likes: npt.NDArray[np.bool_],
-    askers: Int64,
-    asked: Int64,
-    available: Int64,
-) -> Int64:
-    """Returns, per target, the place from the end of its last like on the topic within its history,
-    int64; 0 where there is none.
-
-    Args:
-        owners, topics, likes: user, topic and like of each event, sorted by (user, time).
-        askers, asked, available: user, topic and number of events before the request of each
-            target.
-    """
-    users = np.unique(askers)
-    places = np.arange(len(owners)) - np.searchsorted(owners, owners)
-    span = int(max(places.max(initial=0), available.max(initial=0))) + 1
-    num_topics = int(max(topics.max(initial=0), asked.max(initial=0))) + 1
-    keys = np.sort(((np.searchsorted(users, owners) * num_topics + topics) * span + places)[likes])
-    group = np.searchsorted(users, askers) * num_topics + asked
-    found = np.searchsorted(keys, group * span + available) - 1
-    last = keys[np.maximum(found, 0)] if len(keys) else np.full(len(group), -1)
-    hit = (found >= 0) & (last // span == group)
-    return np.where(hit, available - last % span, 0).astype(np.int64)
-
-
-def _world(
-    num_items: int, num_topics: int, like_rate: float, p1: float, p0: float, seed: int
-) -> World:
-    rng = np.random.default_rng([seed, 0])
-    topics = rng.permutation(np.arange(num_items, dtype=np.int64) % num_topics)
-    bias = rng.normal(0, TOPIC_BIAS, num_topics)
-    high, low = (1 / (1 + np.exp(-(math.log(p / (1 - p)) + bias))) for p in (p1, p0))
-    return World(
-        topics, np.bincount(topics, minlength=num_topics) / num_items, like_rate, high, low
-    )
-
-
-def _like_rate(events_per_user: int, num_topics: int) -> float:
-    """Returns the rate at which half of the histories of the latest requests hold a like on a given
-    topic.
-    """
-    return min(0.5, num_topics * math.log(2) / (0.7 * events_per_user))
-
-
-def _halvings(longest: int) -> list[int]:
-    return sorted({max(1, longest >> shift) for shift in range(6)})
-
-
-def _times(values: Int64) -> pa.Array:
-    return pa.array(values, pa.int64()).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)
-
-
-def _auc(labels: Int64, scores: Float64) -> float:
-    """Returns the AUC (ties count half); 0.5 where one class is absent."""
-    positives = int(labels.sum())
-    if positives in (0, len(labels)):
-        return 0.5
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    total = float(ranks[inverse][labels == 1].sum())
-    return (total - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
-
-
-def _check(
-    counts: dict[str, int],
-    like_rate: float | None,
-    p1: float,
-    p0: float,
-    lengths: Sequence[int] | None,
-) -> None:
-    for name, value in counts.items():
-        if not 1 <= value <= _BOUNDS.get(name, 10_000_000):
-            raise ConfigError(
-                f"{name} is out of its bounds",
-                found=value,
-                expected=f"1 to {_BOUNDS.get(name, 10_000_000):,}",
-            )
-    events, targets = (
-        counts["num_users"] * counts["events_per_user"],
-        counts["num_users"] * counts["requests_per_user"] * counts["targets_per_request"],
-    )
-    for name, value in (
-        ("num_users x events_per_user", events),
-        ("num_users x requests_per_user x targets_per_request", targets),
-    ):
-        if value > 10_000_000_000:
-            raise ConfigError(
-                f"{name} is too much to write", found=f"{value:,}", expected="at most 10^10"
-            )
-    if counts["num_topics"] > counts["num_items"]:
-        raise ConfigError(
-            "num_topics must not be above num_items",
-            found=f"{counts['num_topics']} topics, {counts['num_items']} items",
-        )
+def _check_probabilities(like_rate: float | None, p1: float, p0: float) -> None:
     if like_rate is not None and not 0 < like_rate < 1:
         raise ConfigError("like_rate must be between 0 and 1", found=like_rate)
     if not 0 < p0 < p1 < 1:
         raise ConfigError("p0 and p1 must be 0 < p0 < p1 < 1", found=f"p0 {p0}, p1 {p1}")
-    if lengths is not None and (not lengths or min(lengths) < 0):
-        raise ConfigError("lengths must be one or more lengths of at least 0", found=list(lengths))
+
+
+def _check_num_rows(name: str, num_rows: int) -> None:
+    if num_rows > MAX_ROWS:
+        raise ConfigError(
+            f"{name} is too much to write",
+            found=f"{num_rows:,}",
+            expected="at most 10^10",
+        )
+
+
+def _timestamps(times: Int64) -> pa.Array:
+    return pa.array(times, pa.int64()).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)

@@ -1,11 +1,8 @@
-"""Text ids to int64 ids: 63 bits of the MD5 of the text, the same on every machine and in every
-import, and checked for collisions.
+"""Text ids: int64 ids of users and items that a log names by text.
 
-A log names its users and items by text where it was made for people (MusicBrainz ids, ASINs). An id
-here is a pure function of the
-text, so a service needs no table to look it up, and imports of different files agree. Two texts
-with one id are refused. At 10 million
-texts the chance of that is about 5e-6.
+The id is 63 bits of the MD5 of the text. It is the same on every machine and in every import, so
+a service needs no table to look it up. Two texts with the same id are refused. With 10 million
+texts, the chance of such a collision is about 5e-6.
 """
 
 from __future__ import annotations
@@ -21,44 +18,45 @@ import pyarrow.parquet as pq
 
 from longrec.errors import DataError
 
-MASK = (1 << 63) - 1
-MEMORY = "512MB"
-FOLDER = "ids"
-_SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
+ID_MASK = (1 << 63) - 1
+DUCKDB_MEMORY = "512MB"
+IDS_FOLDER = "ids"
+IDS_QUERY = """
+SELECT (md5_number_lower(text) & 9223372036854775807)::BIGINT AS id, text FROM texts
+"""
+"""Query that computes `text_id` of each text; the number is `ID_MASK`."""
+PAIRS_SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
 
 
 def text_id(text: str) -> int:
-    """Returns the id of one text: the last 8 bytes of its MD5 (UTF-8), read as a little-endian
-    number, without the top bit.
-    """
-    return (
-        int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:], "little")
-        & MASK
-    )
+    """Return the id of a text: the last 8 bytes of its MD5 as a little-endian number, 63 bits."""
+    digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[8:], "little") & ID_MASK
 
 
 class TextIds:
-    """Gives ids to texts batch by batch; the pairs lie on disk until they are checked. Memory is
-    that of a batch and of DuckDB.
+    """Converts texts to ids batch by batch and writes the tables of ids and texts.
+
+    The pairs stay on disk until they are checked for collisions.
 
         with TextIds(directory, ("users", "items")) as ids:
-            column = ids.of("users", batch["user"])
+            column = ids.add("users", batch["user"])
             ids.write(dataset_directory)
 
     Args:
-        directory: for the temporary files; it exists.
-        groups: what ids are given to; a text has the same id in each.
+        directory: an existing directory for temporary files.
+        groups: tables to write, for example `users`; a text has the same id in each.
     """
 
     def __init__(self, directory: Path, groups: Sequence[str]) -> None:
         import duckdb
 
-        self._directory, self._groups = directory, tuple(groups)
-        self._duckdb: Any = duckdb.connect(
-            config={"memory_limit": MEMORY, "temp_directory": str(directory), "threads": 2}
-        )
+        self._directory = directory
+        self._groups = tuple(groups)
+        config = {"memory_limit": DUCKDB_MEMORY, "temp_directory": str(directory), "threads": 2}
+        self._duckdb: Any = duckdb.connect(config=config)
         self._writers = {
-            group: pq.ParquetWriter(self._path(group), _SCHEMA) for group in self._groups
+            group: pq.ParquetWriter(self._path(group), PAIRS_SCHEMA) for group in self._groups
         }
 
     def __enter__(self) -> TextIds:
@@ -73,29 +71,19 @@ class TextIds:
         self._close()
         self._duckdb.close()
 
-    def of(
-        self,
-        group: str,
-        column: pa.Array,
-        *,
-        keep: bool = True,
-    ) -> pa.Array:
-        """Returns the id of each text, int64, null for null; `keep` puts the new pairs into the
-        table that `write` makes.
-        """
-        coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        texts = pa.table({"text": coded.dictionary.cast(pa.string())})
-        self._duckdb.register("texts", texts)
-        found = self._duckdb.sql(
-            "SELECT (md5_number_lower(text) & 9223372036854775807)::BIGINT AS id, text FROM texts"
-        ).to_arrow_table()
-        pairs = found.combine_chunks().cast(_SCHEMA)
-        if keep and pairs.num_rows:
+    def add(self, group: str, texts: pa.Array) -> pa.Array:
+        """Return the id of each text, int64, null for null; add the texts to a table."""
+        ids, pairs = self._ids_and_pairs(texts)
+        if pairs.num_rows:
             self._writers[group].write_table(pairs)
-        return pairs["id"].combine_chunks().take(coded.indices)
+        return ids
+
+    def encode(self, texts: pa.Array) -> pa.Array:
+        """Return the id of each text, int64, null for null."""
+        return self._ids_and_pairs(texts)[0]
 
     def write(self, directory: Path) -> None:
-        """Writes ids/GROUP.parquet (id, text; sorted by id) of each group below a directory.
+        """Write ids/GROUP.parquet (id, text; sorted by id) of each group below a directory.
 
         Raises:
             DataError: two texts have the same id.
@@ -103,24 +91,21 @@ class TextIds:
         self._close()
         if not self._groups:
             return
-        (directory / FOLDER).mkdir()
+        (directory / IDS_FOLDER).mkdir()
         for group in self._groups:
             pairs = self._duckdb.read_parquet(str(self._path(group))).distinct()
-            doubled = (
-                pairs.aggregate("min(text), max(text), count(*) AS texts", "id")
-                .filter("texts > 1")
-                .limit(1)
-                .fetchall()
-            )
-            if doubled:
-                raise DataError(
-                    f"two different ids of {group} have the same number",
-                    found=" and ".join(doubled[0][:2]),
-                    fix="Rename one of them in the log.",
-                )
-            pairs.order("id").write_parquet(
-                str(directory / FOLDER / f"{group}.parquet"), compression="zstd"
-            )
+            _refuse_collisions(group, pairs)
+            path = directory / IDS_FOLDER / f"{group}.parquet"
+            pairs.order("id").write_parquet(str(path), compression="zstd")
+
+    def _ids_and_pairs(self, texts: pa.Array) -> tuple[pa.Array, pa.Table]:
+        is_encoded = pa.types.is_dictionary(texts.type)
+        encoded = texts if is_encoded else texts.dictionary_encode()
+        table = pa.table({"text": encoded.dictionary.cast(pa.string())})
+        self._duckdb.register("texts", table)
+        found = self._duckdb.sql(IDS_QUERY).to_arrow_table()
+        pairs = found.combine_chunks().cast(PAIRS_SCHEMA)
+        return pairs["id"].combine_chunks().take(encoded.indices), pairs
 
     def _close(self) -> None:
         for writer in self._writers.values():
@@ -128,3 +113,17 @@ class TextIds:
 
     def _path(self, group: str) -> Path:
         return self._directory / f"texts-{group}.parquet"
+
+
+def _refuse_collisions(group: str, pairs: Any) -> None:
+    """Raise a DataError when two texts of a DuckDB relation have the same id."""
+    by_id = pairs.aggregate("min(text), max(text), count(*) AS texts", "id")
+    collisions = by_id.filter("texts > 1").limit(1).fetchall()
+    if not collisions:
+        return
+    first, second, _ = collisions[0]
+    raise DataError(
+        f"two different ids of {group} have the same number",
+        found=f"{first} and {second}",
+        fix="Rename one of them in the log.",
+    )

@@ -1,82 +1,88 @@
 """Yambda (Ploshkin et al. 2025, arXiv 2505.22238): music listening, flat or sequential Parquet.
-Listens are exposures, liked or skipped.
 
-A listen says which track was played and how much of it, so it is an exposure with a label:
-`listened` is played_ratio_pct >= 50, the
-Listen+ of the paper. Likes, dislikes and their withdrawals are events of the histories and never
-targets.
+A listen tells which track was played and how much of it, so it is an exposure with a label:
+`listened` is played_ratio_pct >= 50, the Listen+ of the paper. Likes, dislikes and their
+withdrawals are events of the histories and never targets.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longrec.data.dataset import int64_of, parts_for
-from longrec.data.importers.assembly import ImportOptions, ImportReport, Spill, assemble, spilling
-from longrec.data.importers.readers import (
-    Field,
-    Rejects,
-    Rows,
-    arrow_types,
-    convert,
-    read_parquet,
-    reject,
-    require_columns,
+from longrec.data.dataset import int64_of
+from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
+from longrec.data.importers.reading.fields import Field, convert
+from longrec.data.importers.reading.log_files import column_types, require_columns
+from longrec.data.importers.reading.parquet_files import BATCH_ROWS, read_parquet
+from longrec.data.importers.reading.rejects import LogBatch, LogFile
+from longrec.data.importers.reading.sequence_numbers import SequenceNumbers
+from longrec.data.importers.requests.builder import RequestBuilder
+from longrec.data.importers.requests.grouping import RequestGrouping
+from longrec.data.importers.writing.dataset_builder import (
+    DatasetBuilder,
+    DatasetInfo,
+    ImportOptions,
+    dataset_builder,
 )
-from longrec.data.importers.request_cutting import UNKNOWN, Cutter, ItemValues
-from longrec.data.importers.requests import RequestRule
+from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema, Task
 
 TASK = "listened"
-MULTI = "multi_event.parquet"
-FILES = {
-    "listens.parquet": "listen",
+EVENT_TYPE = "event_type"
+TRACK_LENGTH = "track_length_seconds"
+ALL_EVENTS_FILE = "multi_event.parquet"
+LISTENS_FILE = "listens.parquet"
+EVENT_TYPES = {
+    LISTENS_FILE: "listen",
     "likes.parquet": "like",
     "dislikes.parquet": "dislike",
     "unlikes.parquet": "unlike",
     "undislikes.parquet": "undislike",
 }
-MAPPINGS = {"artist_id": "artist_item_mapping.parquet", "album_id": "album_item_mapping.parquet"}
+"""File of one type of events -> the type."""
+MAPPING_FILES = {
+    "artist_id": "artist_item_mapping.parquet",
+    "album_id": "album_item_mapping.parquet",
+}
 ORIGIN_MS = 946_684_800_000
-"""2000-01-01 UTC. The times of the log are seconds from a secret moment, in steps of 5; longrec's
-need a year.
+"""2000-01-01 UTC, where the times of the log begin.
+
+They are seconds from a secret time, in steps of 5; a dataset needs dates.
 """
 LATEST_S = 1_000_000_000
-_ALWAYS = ("uid", "timestamp", "item_id", "is_organic")
-_PLAYED = ("played_ratio_pct", "track_length_seconds")
-_BATCH = 1 << 18
+ORIGIN_NOTE = "times are counted from 2000-01-01: the log keeps its own beginning secret"
+KEY_COLUMNS = ("uid", "timestamp", "item_id", "is_organic")
+LISTEN_COLUMNS = ("played_ratio_pct", TRACK_LENGTH)
+
+Int64 = npt.NDArray[np.int64]
 
 
 def yambda_schema(mappings: Sequence[str] = ()) -> Schema:
-    """Returns the schema of an imported Yambda log, with those of artist_id and album_id whose
-    mapping is there.
+    """Return the schema of an imported Yambda log.
+
+    Args:
+        mappings: item features that come from a mapping file: `artist_id`, `album_id`.
     """
     return Schema(
         name="yambda",
         item=(
             Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0),
             *(Feature(name, "id", min_count=5) for name in mappings),
-            Feature("track_length_seconds", "number", minimum=0),
+            Feature(TRACK_LENGTH, "number", minimum=0),
         ),
         user=(),
         event=(
-            Feature("event_type", "category", dtype="string", max_null_share=0.0),
-            Feature(
-                "is_organic",
-                "category",
-                max_null_share=0.0,
-                minimum=0,
-                maximum=1,
-            ),
+            Feature(EVENT_TYPE, "category", dtype="string", max_null_share=0.0),
+            Feature("is_organic", "category", max_null_share=0.0, minimum=0, maximum=1),
             Feature("played_ratio_pct", "number", minimum=0),
         ),
         tasks=(Task(TASK),),
@@ -89,39 +95,32 @@ def import_yambda(
     *,
     threshold: int = 50,
     recommended_only: bool = False,
-    rule: RequestRule | None = None,
+    grouping: RequestGrouping | None = None,
     options: ImportOptions | None = None,
 ) -> ImportReport:
-    """Writes the dataset of one size of Yambda and returns the report; `listened` is
-    played_ratio_pct >= threshold.
+    """Write the dataset of one size of Yambda; return the report.
+
+    The label `listened` is played_ratio_pct >= threshold. The artist and album mappings are read
+    when they are in the directory of the log or up to two directories above.
 
     Args:
-        src: directory flat/SIZE or sequential/SIZE with multi_event.parquet (read alone where it is
-            there), or with listens.parquet
-            and any of likes, dislikes, unlikes, undislikes; or one such file. The artist and album
-            mappings are read where they
-            lie in it or up to two directories above.
+        src: directory flat/SIZE or sequential/SIZE with multi_event.parquet, which is then read
+            alone; or with listens.parquet and any of likes, dislikes, unlikes and undislikes; or
+            one such file.
         out: the dataset directory.
-        threshold: least percentage of the track that counts as listened.
-        recommended_only: whether targets are only the listens that a recommendation started
-            (is_organic = 0); histories keep all.
-        rule: how requests are cut: listens of one user within a window.
-        options: bounds of the import.
+        threshold: smallest percentage of a track that counts as listened.
+        recommended_only: whether only listens from recommendations (is_organic = 0) are targets.
+            All events stay in the histories.
+        grouping: how listens of one user are grouped into requests.
+        options: limits of the import.
 
     Raises:
         DataError: files or columns are missing, a file is truncated, or too many rows are bad.
     """
-    started, rule, options, target = (
-        time.monotonic(),
-        rule or RequestRule(),
-        options or ImportOptions(),
-        Path(out),
-    )
-    paths = _find(Path(src))
-    mappings = {
-        name: found for name, file in MAPPINGS.items() if (found := _above(paths[0].parent, file))
-    }
-    schema, lengths = yambda_schema(tuple(mappings)), ItemValues()
+    grouping = grouping or RequestGrouping()
+    paths = _find_log(Path(src))
+    mappings = _find_mappings(paths[0].parent)
+    schema = yambda_schema(tuple(mappings))
     source = {
         "kind": "yambda",
         "files": [path.name for path in paths],
@@ -129,206 +128,212 @@ def import_yambda(
         "threshold": threshold,
         "recommended_only": recommended_only,
         "origin_ms": ORIGIN_MS,
-        "requests": dataclasses.asdict(rule),
+        "requests": dataclasses.asdict(grouping),
     }
-    num_parts = parts_for(sum(_num_events(path) for path in paths), options.rows_per_part)
-    with (
-        Rejects(target, options.max_reject_share) as rejects,
-        spilling(target, schema, (), num_parts) as spill,
-    ):
-        _spill(paths, spill, lengths, rejects)
-        ids = lengths.ids()
-        catalogue = pa.table(
-            {
-                ITEM_ID: ids,
-                **{name: _first_of(name, path, ids, rejects) for name, path in mappings.items()},
-                "track_length_seconds": lengths.of(ids),
-            }
-        )
-        cutter = Cutter(
-            schema, rule, None, None, lambda events: _exposures(events, threshold, recommended_only)
-        )
-        return assemble(
-            target,
-            schema,
-            spill,
-            cutter,
-            rejects,
+    with dataset_builder(
+        out,
+        schema,
+        options or ImportOptions(),
+        num_events=sum(_num_events(path) for path in paths),
+    ) as builder:
+        track_lengths = _read_events(builder, paths)
+        info = DatasetInfo(
             name=f"yambda-{paths[0].resolve().parent.name}",
             source=source,
-            items=catalogue,
-            notes=lambda: [
-                "times are counted from 2000-01-01: the log keeps its own beginning secret"
-            ],
-            started=started,
+            items=_item_table(builder, mappings, track_lengths),
+            notes=[ORIGIN_NOTE],
         )
+        requests = RequestBuilder(
+            schema,
+            grouping,
+            lambda events: _exposures(events, threshold, recommended_only),
+        )
+        return builder.write(requests, info)
 
 
 def _exposures(events: pa.Table, threshold: int, recommended_only: bool) -> pa.Table:
-    """Returns the listens with their label; a listen without a ratio is none."""
-    chosen = pc.and_(
-        pc.equal(events["event_type"].cast(pa.string()), "listen"),
-        pc.is_valid(events["played_ratio_pct"]),
-    )
+    """Return the listens with their label; a listen without a ratio is no exposure."""
+    is_listen = pc.equal(events[EVENT_TYPE].cast(pa.string()), "listen")
+    is_chosen = pc.and_(is_listen, pc.is_valid(events["played_ratio_pct"]))
     if recommended_only:
-        chosen = pc.and_(chosen, pc.equal(events["is_organic"], 0))
-    events = events.filter(chosen)
-    return events.append_column(
-        TASK, pc.greater_equal(events["played_ratio_pct"], threshold).cast(pa.int8())
-    )
+        is_chosen = pc.and_(is_chosen, pc.equal(events["is_organic"], 0))
+    listens = events.filter(is_chosen)
+    labels = pc.greater_equal(listens["played_ratio_pct"], threshold)
+    return listens.append_column(TASK, labels.cast(pa.int8()))
 
 
-def _spill(
-    paths: Sequence[Path],
-    spill: Spill,
-    lengths: ItemValues,
-    rejects: Rejects,
-) -> None:
-    sequence = 0
+def _read_events(builder: DatasetBuilder, paths: Sequence[Path]) -> FirstKnownValues:
+    """Add the events of all files to the spill; return the length of each track."""
+    track_lengths = FirstKnownValues()
+    sequence = SequenceNumbers()
     for path in paths:
-        present = _columns(path)
-        plain = [name for name in (*_ALWAYS, *_PLAYED) if name in present]
-        fields = [
-            Field({"uid": USER_ID}.get(name, name), name, "int64", name in _ALWAYS)
-            for name in plain
-        ]
-        fields += [Field("event_type", "event_type", "string", True)] if path.name == MULTI else []
-        last = 0
-        for rows in _read(path, [field.source for field in fields], rejects):
-            batch, lines = convert(rows, fields, rejects, "events", path)
-            seconds = int64_of(batch, TIMESTAMP)
-            wrong = (seconds < 0) | (seconds > LATEST_S)
-            reject(
-                rejects,
-                "events",
-                path,
-                Rows(batch, lines),
-                wrong,
-                "timestamp is not in seconds from the beginning of the log",
-            )
-            last = int(lines[-1]) if len(lines) else last
-            batch = (
-                _complete(batch, path)
-                .append_column(EVENT_SEQ, pa.array(sequence + lines - 1))
-                .filter(pa.array(~wrong))
-            )
-            lengths.add(
-                int64_of(batch, ITEM_ID),
-                np.asarray(pc.fill_null(batch["track_length_seconds"], UNKNOWN), np.int64),
-            )
-            spill.add(batch)
-        sequence += last
+        fields = _event_fields(path)
+        sequence.start_file()
+        for batch in _read_flat(builder.log_file(path), [field.source for field in fields]):
+            rows = convert(batch, fields)
+            seconds = int64_of(rows.table, TIMESTAMP)
+            is_wrong = (seconds < 0) | (seconds > LATEST_S)
+            rows.reject(is_wrong, "timestamp is not in seconds from the beginning of the log")
+            table = _with_all_columns(rows.table, path.name)
+            table = table.append_column(EVENT_SEQ, sequence.number(rows.lines))
+            events = table.filter(pa.array(~is_wrong))
+            lengths = pc.fill_null(events[TRACK_LENGTH], UNKNOWN)
+            track_lengths.add(int64_of(events, ITEM_ID), np.asarray(lengths, np.int64))
+            builder.spill.add(events)
+    return track_lengths
 
 
-def _complete(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
-    """Returns the rows with times in ms and with all columns: likes were not played, and their
-    files do not say that they are likes.
+def _event_fields(path: Path) -> list[Field]:
+    """Return the fields of a file; only some files have the columns of listens."""
+    types = _column_types(path)
+    names = [name for name in (*KEY_COLUMNS, *LISTEN_COLUMNS) if name in types]
+    fields = [
+        Field(
+            name=USER_ID if name == "uid" else name,
+            source=name,
+            kind="int64",
+            is_required=name in KEY_COLUMNS,
+        )
+        for name in names
+    ]
+    if path.name == ALL_EVENTS_FILE:
+        fields.append(Field(EVENT_TYPE, EVENT_TYPE, "string", is_required=True))
+    return fields
+
+
+def _with_all_columns(table: pa.RecordBatch, file_name: str) -> pa.RecordBatch:
+    """Return the rows with times in ms and the columns that their file lacks.
+
+    Likes were not played, and a file of one type of events does not name the type.
     """
-    times = pa.array(np.asarray(batch[TIMESTAMP], np.int64) * 1_000 + ORIGIN_MS)
-    batch = batch.set_column(batch.schema.get_field_index(TIMESTAMP), TIMESTAMP, times)
-    for name in _PLAYED:
-        if name not in batch.schema.names:
-            batch = batch.append_column(name, pa.nulls(batch.num_rows, pa.int64()))
-    if "event_type" not in batch.schema.names:
-        batch = batch.append_column("event_type", pa.repeat(FILES[path.name], batch.num_rows))
-    return batch
+    times = np.asarray(table[TIMESTAMP], np.int64) * 1_000 + ORIGIN_MS
+    place = table.schema.get_field_index(TIMESTAMP)
+    table = table.set_column(place, TIMESTAMP, pa.array(times))
+    for name in LISTEN_COLUMNS:
+        if name not in table.schema.names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.int64()))
+    if EVENT_TYPE not in table.schema.names:
+        event_types = pa.repeat(EVENT_TYPES[file_name], table.num_rows)
+        table = table.append_column(EVENT_TYPE, event_types)
+    return table
 
 
-def _read(path: Path, columns: Sequence[str], rejects: Rejects) -> Iterator[Rows]:
-    """Yields the events of a file of either layout; of a sequential one a few users at a time."""
-    if _layout(path) == "flat":
-        yield from read_parquet(path, rejects, "events", columns)
+def _read_flat(file: LogFile, columns: Sequence[str]) -> Iterator[LogBatch]:
+    """Yield the events of a file of either layout; a sequential file a few users at a time."""
+    if _layout(file.path) == "flat":
+        yield from read_parquet(file, columns)
         return
-    with pq.ParquetFile(path) as file:
-        num_users = file.metadata.num_rows
+    with pq.ParquetFile(file.path) as reader:
+        num_users = reader.metadata.num_rows
+    users_per_batch = max(1, BATCH_ROWS * num_users // max(_num_events(file.path), 1))
     first = 1
-    for rows in read_parquet(
-        path,
-        rejects,
-        "events",
-        columns,
-        batch_size=max(1, _BATCH * num_users // max(_num_events(path), 1)),
-    ):
-        counts = [
-            np.asarray(pc.fill_null(pc.list_value_length(rows.table[name]), -1))
-            for name in columns
-            if name != "uid"
-        ]
-        uneven = np.any([count != counts[0] for count in counts], axis=0) | (counts[0] < 0)
-        reject(rejects, "events", path, rows, uneven, "the lists of a user differ in length")
-        users = rows.table.filter(pa.array(~uneven))
+    for batch in read_parquet(file, columns, batch_size=users_per_batch):
+        is_uneven = _has_uneven_lists(batch.table)
+        batch.reject(is_uneven, "the lists of a user differ in length")
+        users = batch.table.filter(pa.array(~is_uneven))
         owners = pc.list_parent_indices(users["timestamp"])
         flat = [
             users["uid"].take(owners) if name == "uid" else pc.list_flatten(users[name])
             for name in columns
         ]
-        rejects.num_read["events"] += len(owners) - users.num_rows
-        yield Rows(
-            pa.RecordBatch.from_arrays(flat, names=list(columns)),
-            np.arange(first, first + len(owners), dtype=np.int64),
-        )
-        first += len(owners)
+        file.count_rows(len(owners) - users.num_rows)
+        table = pa.RecordBatch.from_arrays(flat, names=list(columns))
+        end = first + len(owners)
+        yield LogBatch(file, table, np.arange(first, end, dtype=np.int64))
+        first = end
 
 
-def _columns(path: Path) -> dict[str, pa.DataType]:
-    found = arrow_types(path)
-    wanted = {
-        MULTI: (*_ALWAYS, "event_type", *_PLAYED),
-        "listens.parquet": (*_ALWAYS, *_PLAYED),
-    }.get(path.name, _ALWAYS)
-    require_columns(path, list(found), wanted)
-    return found
+def _has_uneven_lists(users: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Return whether the lists of a user differ in length or are missing, bool."""
+    lengths = [
+        np.asarray(pc.fill_null(pc.list_value_length(users[name]), -1))
+        for name in users.schema.names
+        if name != "uid"
+    ]
+    differs = [length != lengths[0] for length in lengths]
+    return np.asarray(np.any(differs, axis=0) | (lengths[0] < 0))
+
+
+def _column_types(path: Path) -> dict[str, pa.DataType]:
+    """Return the columns of a file; raise a DataError when it lacks a required one."""
+    required = {
+        ALL_EVENTS_FILE: (*KEY_COLUMNS, EVENT_TYPE, *LISTEN_COLUMNS),
+        LISTENS_FILE: (*KEY_COLUMNS, *LISTEN_COLUMNS),
+    }
+    types = column_types(path)
+    require_columns(path, list(types), required.get(path.name, KEY_COLUMNS))
+    return types
 
 
 def _layout(path: Path) -> str:
-    kind = _columns(path)["timestamp"]
-    return "sequential" if pa.types.is_list(kind) or pa.types.is_large_list(kind) else "flat"
+    kind = _column_types(path)["timestamp"]
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return "sequential" if is_list else "flat"
 
 
 def _num_events(path: Path) -> int:
-    """Returns the events of a file of either layout, from its footer."""
+    """Return the number of events of a file of either layout, from its footer."""
     with pq.ParquetFile(path) as file:
-        groups = (file.metadata.row_group(place) for place in range(file.metadata.num_row_groups))
-        columns = (group.column(place) for group in groups for place in range(group.num_columns))
-        return sum(
-            int(column.num_values)
-            for column in columns
-            if column.path_in_schema.split(".")[0] == "timestamp"
-        )
+        metadata = file.metadata
+    num_events = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] == "timestamp":
+                num_events += int(column.num_values)
+    return num_events
 
 
-def _first_of(
-    name: str, path: Path, ids: np.ndarray[tuple[int], np.dtype[np.int64]], rejects: Rejects
-) -> pa.Array:
-    """Returns the first artist or album of each item; a mapping has several rows for a track of
-    several artists.
+def _item_table(
+    builder: DatasetBuilder,
+    mappings: dict[str, Path],
+    track_lengths: FirstKnownValues,
+) -> pa.Table:
+    ids = track_lengths.ids()
+    columns = {ITEM_ID: pa.array(ids)}
+    for name, path in mappings.items():
+        columns[name] = _first_of(name, builder.log_file(path, "items"), ids)
+    columns[TRACK_LENGTH] = track_lengths.values_of(ids)
+    return pa.table(columns)
+
+
+def _first_of(name: str, file: LogFile, ids: Int64) -> pa.Array:
+    """Return the first artist or album of each item.
+
+    A mapping has several rows for a track of several artists.
     """
-    values, fields = (
-        ItemValues(),
-        (Field(ITEM_ID, ITEM_ID, "int64", True), Field(name, name, "int64", True)),
+    values = FirstKnownValues()
+    fields = (
+        Field(ITEM_ID, ITEM_ID, "int64", is_required=True),
+        Field(name, name, "int64", is_required=True),
     )
-    for rows in read_parquet(path, rejects, "items", [ITEM_ID, name]):
-        batch, _ = convert(rows, fields, rejects, "items", path)
-        values.add(int64_of(batch, ITEM_ID), int64_of(batch, name))
-    return values.of(ids)
+    for batch in read_parquet(file, [ITEM_ID, name]):
+        rows = convert(batch, fields)
+        values.add(int64_of(rows.table, ITEM_ID), int64_of(rows.table, name))
+    return values.values_of(ids)
 
 
-def _above(directory: Path, file: str) -> Path | None:
-    places = (directory, *directory.resolve().parents[:2])
-    return next((place / file for place in places if (place / file).is_file()), None)
+def _find_mappings(directory: Path) -> dict[str, Path]:
+    """Return item feature -> its mapping file, for those in the directory or two above it."""
+    directories = (directory, *directory.resolve().parents[:2])
+    found = {}
+    for name, file_name in MAPPING_FILES.items():
+        paths = [each / file_name for each in directories if (each / file_name).is_file()]
+        if paths:
+            found[name] = paths[0]
+    return found
 
 
-def _find(src: Path) -> list[Path]:
-    names = (MULTI, *FILES)
-    if src.is_file() and src.name in names:
+def _find_log(src: Path) -> list[Path]:
+    if src.is_file() and src.name in (ALL_EVENTS_FILE, *EVENT_TYPES):
         return [src]
-    if (src / MULTI).is_file():
-        return [src / MULTI]
-    found = [src / name for name in FILES if (src / name).is_file()]
-    if not found or not (src / "listens.parquet").is_file():
+    if (src / ALL_EVENTS_FILE).is_file():
+        return [src / ALL_EVENTS_FILE]
+    found = [src / name for name in EVENT_TYPES if (src / name).is_file()]
+    if src / LISTENS_FILE not in found:
         raise DataError(
             f"{src} holds no Yambda log",
             found=", ".join(path.name for path in found) or "nothing",
-            expected=f"{MULTI}, or listens.parquet and others, of flat/SIZE or sequential/SIZE",
+            expected=f"{ALL_EVENTS_FILE}, or {LISTENS_FILE} and others, "
+            "of flat/SIZE or sequential/SIZE",
         )
     return found

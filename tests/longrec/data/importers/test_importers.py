@@ -20,8 +20,8 @@ from longrec.data.dataset import Dataset, history_lengths
 from longrec.data.importers import (
     EventMapping,
     ImportOptions,
-    NegativeRule,
-    RequestRule,
+    NegativeSampling,
+    RequestGrouping,
     import_events,
     import_kuairand,
     import_movielens,
@@ -422,8 +422,8 @@ def test_implicit_log_draws_honest_negatives(tmp_path: Path) -> None:
         tmp_path / "log.parquet",
         tmp_path / "d",
         basket_mapping(tmp_path),
-        negatives=NegativeRule(3, "repo"),
-        rule=RequestRule(max_targets=4),
+        negatives=NegativeSampling(3, "repo"),
+        grouping=RequestGrouping(max_targets=4),
         options=ImportOptions(rows_per_part=700),
         name="commits",
     )
@@ -473,8 +473,8 @@ def test_implicit_log_draws_honest_negatives(tmp_path: Path) -> None:
         tmp_path / "log.parquet",
         tmp_path / "again",
         basket_mapping(tmp_path),
-        negatives=NegativeRule(3, "repo"),
-        rule=RequestRule(max_targets=4),
+        negatives=NegativeSampling(3, "repo"),
+        grouping=RequestGrouping(max_targets=4),
         options=ImportOptions(rows_per_part=700),
         name="commits",
     )
@@ -482,8 +482,8 @@ def test_implicit_log_draws_honest_negatives(tmp_path: Path) -> None:
         tmp_path / "log.parquet",
         tmp_path / "other",
         basket_mapping(tmp_path),
-        negatives=NegativeRule(3, "repo"),
-        rule=RequestRule(max_targets=4, seed=1),
+        negatives=NegativeSampling(3, "repo"),
+        grouping=RequestGrouping(max_targets=4, seed=1),
         options=ImportOptions(rows_per_part=700),
         name="commits",
     )
@@ -503,7 +503,7 @@ def test_no_history_splits_a_basket_even_one_that_took_a_while(tmp_path: Path) -
         tmp_path / "log.csv",
         tmp_path / "d",
         EventMapping(basket="order"),
-        negatives=NegativeRule(1, keep_new=True),
+        negatives=NegativeSampling(1, keep_new=True),
     )
     events, targets = load(tmp_path / "d")
     times = {
@@ -581,15 +581,15 @@ def test_directory_of_files_keeps_their_order_and_seq_column_wins(tmp_path: Path
             )
         )
     mapping, options = EventMapping(labels=(), features=()), ImportOptions(max_reject_share=0.5)
-    rule = RequestRule(window_ms=0)
+    rule = RequestGrouping(window_ms=0)
     for seq, order in ((None, [10, 20, 30, 40, 50]), ("n", [50, 40, 30, 20, 10])):
         mapping = EventMapping(seq=seq)
         import_events(
             tmp_path / "src",
             tmp_path / "d",
             mapping,
-            negatives=NegativeRule(1, keep_new=True),
-            rule=rule,
+            negatives=NegativeSampling(1, keep_new=True),
+            grouping=rule,
             options=options,
         )
         assert [row["item_id"] for row in load(tmp_path / "d")[0]] == order
@@ -617,7 +617,7 @@ def test_mapping_mistakes_are_named(tmp_path: Path, change: dict[str, Any], word
     (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp,x\n1,1,{T0},1\n")
     with pytest.raises(DataError, match=words):
         import_events(
-            tmp_path / "log.csv", tmp_path / "d", EventMapping(**change), negatives=NegativeRule(1)
+            tmp_path / "log.csv", tmp_path / "d", EventMapping(**change), negatives=NegativeSampling(1)
         )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.csv"]
 
@@ -626,11 +626,11 @@ def test_wrong_unit_of_time_fails_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + f"1,1,{T0 // 1_000}\n" * 5)
     with pytest.raises(DataError, match="timestamp is not a time from 1980 to 2099"):
         import_events(
-            tmp_path / "log.csv", tmp_path / "d", EventMapping(), negatives=NegativeRule(1)
+            tmp_path / "log.csv", tmp_path / "d", EventMapping(), negatives=NegativeSampling(1)
         )
     with pytest.raises(DataError, match="negatives cannot be drawn within"):
         import_events(
-            tmp_path / "log.csv", tmp_path / "d", EventMapping(), negatives=NegativeRule(1, "shelf")
+            tmp_path / "log.csv", tmp_path / "d", EventMapping(), negatives=NegativeSampling(1, "shelf")
         )
 
 
@@ -642,7 +642,7 @@ def test_truncated_parquet_log_imports_nothing(tmp_path: Path) -> None:
             tmp_path / "log.parquet",
             tmp_path / "d",
             basket_mapping(tmp_path),
-            negatives=NegativeRule(3),
+            negatives=NegativeSampling(3),
         )
     assert not (tmp_path / "d").exists() and not [
         entry for entry in tmp_path.iterdir() if entry.name.startswith(".")
@@ -702,8 +702,8 @@ def test_real_dev_events(tmp_path: Path) -> None:
         source / "events.parquet",
         tmp_path / "d",
         mapping,
-        negatives=NegativeRule(4, "repo_id"),
-        rule=RequestRule(max_targets=8, max_requests_per_user=50),
+        negatives=NegativeSampling(4, "repo_id"),
+        grouping=RequestGrouping(max_targets=8, max_requests_per_user=50),
         options=ImportOptions(rows_per_part=500_000),
     )
     assert (
@@ -835,7 +835,7 @@ def test_ids_that_are_text(tmp_path: Path, kind: str) -> None:
         item_features=("shelf:category",),
     )
     log = tmp_path / ("log.csv" if kind == "csv" else "log.parquet")
-    import_events(log, tmp_path / "d", mapping, negatives=NegativeRule(1, "shelf", keep_new=True))
+    import_events(log, tmp_path / "d", mapping, negatives=NegativeSampling(1, "shelf", keep_new=True))
     dataset = Dataset.open(tmp_path / "d")
     events = pa.concat_tables(dataset.event_parts()).sort_by("event_seq")
     assert events["user_id"].to_pylist() == [text_id(user) for user in users]
@@ -870,5 +870,5 @@ def test_text_ids_of_something_else_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="user_id is not a whole number"):
         import_events(
-            tmp_path / "log.parquet", tmp_path / "d", EventMapping(), negatives=NegativeRule(1)
+            tmp_path / "log.parquet", tmp_path / "d", EventMapping(), negatives=NegativeSampling(1)
         )

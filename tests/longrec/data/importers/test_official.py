@@ -19,14 +19,14 @@ import pytest
 from longrec.data.dataset import Dataset
 from longrec.data.importers import (
     ImportOptions,
-    NegativeRule,
-    RequestRule,
+    NegativeSampling,
+    RequestGrouping,
     import_amazon,
     import_lastfm,
     import_taobao,
     import_yambda,
 )
-from longrec.data.importers.request_cutting import ItemValues
+from longrec.data.importers.item_values import FirstKnownValues
 from longrec.data.importers.text_ids import TextIds, text_id
 from longrec.data.importers.yambda import ORIGIN_MS
 from longrec.errors import DataError
@@ -85,7 +85,7 @@ def test_taobao(tmp_path: Path) -> None:
     (tmp_path / "UserBehavior.csv").write_text("\n".join([*lines, *bad]) + "\n")
     with pytest.raises(DataError, match="5 of 14"):
         import_taobao(tmp_path, tmp_path / "d")
-    report = import_taobao(tmp_path, tmp_path / "d", negatives=NegativeRule(1), options=LENIENT)
+    report = import_taobao(tmp_path, tmp_path / "d", negatives=NegativeSampling(1), options=LENIENT)
     assert [(line, reason) for _, line, reason in sorted(rejected(tmp_path / "d"))] == [
         (10, "behavior_type is not one of pv, buy, cart, fav"),
         (11, "timestamp is not a time from 1980 to 2099"),
@@ -148,7 +148,7 @@ def test_taobao_purchases_keep_the_other_actions_in_the_history(tmp_path: Path) 
         tmp_path / "UserBehavior.csv",
         tmp_path / "d",
         positives=("buy",),
-        negatives=NegativeRule(2, "category"),
+        negatives=NegativeSampling(2, "category"),
     )
     events, targets = load(tmp_path / "d")
     bought = {(row["user_id"], row["item_id"]) for row in events if row["behavior"] == "buy"}
@@ -209,7 +209,7 @@ def test_lastfm(tmp_path: Path, header: bool) -> None:
     ]
     source = lastfm(tmp_path / "src" / "lastfm-dataset-1K", rows, header=header)
     report = import_lastfm(
-        source.parent, tmp_path / "d", negatives=NegativeRule(1, keep_new=True), options=LENIENT
+        source.parent, tmp_path / "d", negatives=NegativeSampling(1, keep_new=True), options=LENIENT
     )
     assert [(line, reason) for _, line, reason in sorted(rejected(tmp_path / "d"))] == [
         (4, "the track has neither an id nor artist and title"),
@@ -261,7 +261,7 @@ def test_lastfm(tmp_path: Path, header: bool) -> None:
         (639, 0),
     }
     again = import_lastfm(
-        source, tmp_path / "again", negatives=NegativeRule(1, keep_new=True), options=LENIENT
+        source, tmp_path / "again", negatives=NegativeSampling(1, keep_new=True), options=LENIENT
     )
     assert (
         Dataset.open(tmp_path / "again").facts["content_hash"] == dataset.facts["content_hash"]
@@ -272,15 +272,15 @@ def test_lastfm(tmp_path: Path, header: bool) -> None:
 def test_text_ids_are_the_same_everywhere_and_collisions_are_refused(tmp_path: Path) -> None:
     texts = ["", "a", "B00YQ6X8EO", "坂本龍一", "x" * 1_000, "a"]
     with TextIds(tmp_path, ("items",)) as ids:
-        found = ids.of("items", pa.array([*texts, None])).to_pylist()
+        found = ids.add("items", pa.array([*texts, None])).to_pylist()
         assert found == [*map(text_id, texts), None]
         assert text_id("a") == 7000413967451013937 and all(
             0 <= number < 2**63 for number in found[:-1]
         )
-        assert ids.of("items", pa.array(["kept out"]), keep=False).to_pylist() == [
+        assert ids.encode(pa.array(["kept out"])).to_pylist() == [
             text_id("kept out")
         ]
-        ids.of("items", pa.array(["b", "a"]))
+        ids.add("items", pa.array(["b", "a"]))
         ids.write(tmp_path)
     table = pq.read_table(tmp_path / "ids" / "items.parquet")
     assert (
@@ -289,7 +289,7 @@ def test_text_ids_are_the_same_everywhere_and_collisions_are_refused(tmp_path: P
     )
     (tmp_path / "other").mkdir()
     with TextIds(tmp_path / "other", ("items",)) as ids:
-        ids.of("items", pa.array(["a"]))
+        ids.add("items", pa.array(["a"]))
         ids._writers["items"].write_table(
             pa.table({"id": [text_id("a")], "text": ["b"]}).cast(ids._writers["items"].schema)
         )
@@ -298,8 +298,8 @@ def test_text_ids_are_the_same_everywhere_and_collisions_are_refused(tmp_path: P
 
 
 def test_item_values_keep_the_first_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrec.data.importers.request_cutting.COMPACT_ROWS", 50)
-    rng, values = np.random.default_rng(0), ItemValues()
+    monkeypatch.setattr("longrec.data.importers.item_values.COMPACT_ROWS", 50)
+    rng, values = np.random.default_rng(0), FirstKnownValues()
     expected: dict[int, int | None] = {}
     for _ in range(40):
         ids, found = rng.integers(0, 60, 20), rng.integers(-3, 5, 20)
@@ -308,8 +308,8 @@ def test_item_values_keep_the_first_that_is_known(monkeypatch: pytest.MonkeyPatc
             if expected.get(item) is None:
                 expected[item] = value if value >= 0 else None
     assert values.ids().tolist() == sorted(expected)
-    assert values.of(np.arange(70)).to_pylist() == [expected.get(item) for item in range(70)]
-    assert ItemValues().of(np.arange(2)).to_pylist() == [None, None]
+    assert values.values_of(np.arange(70)).to_pylist() == [expected.get(item) for item in range(70)]
+    assert FirstKnownValues().values_of(np.arange(2)).to_pylist() == [None, None]
 
 
 LISTENS = {
@@ -392,9 +392,9 @@ def yambda(directory: Path, layout: str, *, multi: bool) -> Path:
 @pytest.mark.parametrize("multi", [True, False])
 @pytest.mark.parametrize("layout", ["flat", "sequential"])
 def test_yambda(tmp_path: Path, layout: str, multi: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrec.data.importers.yambda._BATCH", 3)
+    monkeypatch.setattr("longrec.data.importers.yambda.BATCH_ROWS", 3)
     source = yambda(tmp_path / "yambda", layout, multi=multi)
-    report = import_yambda(source, tmp_path / "d", rule=RequestRule(window_ms=300_000))
+    report = import_yambda(source, tmp_path / "d", grouping=RequestGrouping(window_ms=300_000))
     events, targets = load(tmp_path / "d")
     assert [
         (
@@ -579,7 +579,7 @@ def test_amazon_with_negatives_and_without_metadata(tmp_path: Path) -> None:
     report = import_amazon(
         tmp_path / "Books.*.csv",
         tmp_path / "d",
-        negatives=NegativeRule(3),
+        negatives=NegativeSampling(3),
         options=ImportOptions(rows_per_part=100),
     )
     events, targets = load(tmp_path / "d")
@@ -592,7 +592,7 @@ def test_amazon_with_negatives_and_without_metadata(tmp_path: Path) -> None:
     )
     assert 0.2 < sum(row["label"] for row in targets) / len(targets) < 0.3
     with pytest.raises(DataError, match="cannot be drawn within"):
-        import_amazon(tmp_path / "Books.*.csv", tmp_path / "e", negatives=NegativeRule(3, "store"))
+        import_amazon(tmp_path / "Books.*.csv", tmp_path / "e", negatives=NegativeSampling(3, "store"))
     with pytest.raises(DataError, match="does not exist"):
         import_amazon(tmp_path / "Books.*.csv", tmp_path / "e", meta=tmp_path / "meta_Books.jsonl")
 

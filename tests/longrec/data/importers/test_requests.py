@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from longrec.data.dataset import TIMESTAMP_TYPE
 from longrec.data.importers.requests import (
     Catalogue,
-    NegativeRule,
-    RequestRule,
+    NegativeSampling,
+    RequestGrouping,
     exposure_requests,
     implicit_requests,
     window_starts,
@@ -45,7 +45,7 @@ LOG = st.lists(
     max_size=60,
 )
 RULES = st.builds(
-    RequestRule,
+    RequestGrouping,
     window_ms=st.integers(0, 4),
     max_targets=st.integers(1, 5),
     max_requests_per_user=st.integers(0, 3),
@@ -86,7 +86,7 @@ def rows_of(targets: pa.Table) -> dict[int, list[dict[str, int]]]:
 @given(LOG, RULES)
 @settings(max_examples=100, deadline=None)
 def test_windows_are_those_of_a_plain_loop(
-    log: list[tuple[int, int, int, int]], rule: RequestRule
+    log: list[tuple[int, int, int, int]], rule: RequestGrouping
 ) -> None:
     rows = sorted((user, time) for user, time, _, _ in log)
     starts: list[int] = []
@@ -105,7 +105,7 @@ def test_windows_are_those_of_a_plain_loop(
 @given(LOG, RULES)
 @settings(max_examples=100, deadline=None)
 def test_exposures_become_targets_once_at_the_moment_of_the_first(
-    log: list[tuple[int, int, int, int]], rule: RequestRule
+    log: list[tuple[int, int, int, int]], rule: RequestGrouping
 ) -> None:
     events = table(log)
     targets = exposure_requests(events, EXPOSED, rule, 10)
@@ -159,7 +159,7 @@ def test_a_basket_of_exposures_is_one_request() -> None:
     schema = Schema(
         name="e", item=EXPOSED.item, user=(), event=(), tasks=EXPOSED.tasks, has_baskets=True
     )
-    targets = exposure_requests(events, schema, RequestRule(), 0)
+    targets = exposure_requests(events, schema, RequestGrouping(), 0)
     assert targets["request_id"].to_pylist() == [0, 0, 1, 1, 2] and targets[
         "item_id"
     ].to_pylist() == [2, 4, 1, 3, 5]
@@ -170,7 +170,7 @@ def test_a_basket_of_exposures_is_one_request() -> None:
 @settings(max_examples=150, deadline=None)
 def test_drawn_requests_know_no_future_and_no_sibling(
     log: list[tuple[int, int, int, int]],
-    rule: RequestRule,
+    rule: RequestGrouping,
     per_positive: int,
     keep_new: bool,
     grouped: bool,
@@ -192,7 +192,7 @@ def test_drawn_requests_know_no_future_and_no_sibling(
     catalogue = Catalogue.of(
         ids, np.array([first[item] for item in ids]), groups if grouped else None
     )
-    negatives = NegativeRule(per_positive, "parity" if grouped else None, keep_new)
+    negatives = NegativeSampling(per_positive, "parity" if grouped else None, keep_new)
     targets, num_new = implicit_requests(
         events, schema, rule, negatives, catalogue, 100, np.random.default_rng(rule.seed)
     )
@@ -259,7 +259,7 @@ def test_negatives_are_uniform_over_what_was_there_before() -> None:
         }
     )
     targets, _ = implicit_requests(
-        events, BASKETS, RequestRule(), NegativeRule(2), catalogue, 0, np.random.default_rng(0)
+        events, BASKETS, RequestGrouping(), NegativeSampling(2), catalogue, 0, np.random.default_rng(0)
     )
     drawn = targets.filter(pa.compute.equal(targets["label"], 0))["item_id"].to_numpy()
     counts = np.bincount(drawn, minlength=20)
@@ -269,7 +269,7 @@ def test_negatives_are_uniform_over_what_was_there_before() -> None:
 
 def test_the_choice_of_requests_does_not_depend_on_the_partition() -> None:
     rows = [(user, 10 * place, place % 7, 1) for user in range(6) for place in range(20)]
-    rule = RequestRule(window_ms=0, max_requests_per_user=4, seed=3)
+    rule = RequestGrouping(window_ms=0, max_requests_per_user=4, seed=3)
     whole = exposure_requests(table(rows), EXPOSED, rule, 0)
     halves = [
         exposure_requests(table([row for row in rows if row[0] % 2 == half]), EXPOSED, rule, 0)
@@ -291,11 +291,11 @@ def test_the_choice_of_requests_does_not_depend_on_the_partition() -> None:
 
 def test_bounds_of_the_rules() -> None:
     for build in (
-        lambda: RequestRule(window_ms=-1),
-        lambda: RequestRule(max_targets=0),
-        lambda: RequestRule(max_requests_per_user=-1),
-        lambda: NegativeRule(0),
-        lambda: NegativeRule(10**6),
+        lambda: RequestGrouping(window_ms=-1),
+        lambda: RequestGrouping(max_targets=0),
+        lambda: RequestGrouping(max_requests_per_user=-1),
+        lambda: NegativeSampling(0),
+        lambda: NegativeSampling(10**6),
     ):
         with pytest.raises(DataError):
             build()

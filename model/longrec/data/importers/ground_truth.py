@@ -1,0 +1,162 @@
+"""Ground truth of the synthetic dataset: the probabilities that its labels are drawn from.
+
+A label depends on one fact: whether the user liked an item of the target's topic before the
+request. A model that sees only the last l of n events does not always know it. Its best possible
+prediction is the posterior probability
+
+    P(y = 1) = p1                                 with a like on the topic among the last l events
+    P(y = 1) = p1 - (p1 - p0) (1 - rho)^(n - l)   without one
+
+where rho = like_rate * share of the topic, the probability that an event is a like on it.
+
+Shape letters: I items, K topics, E events, P targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+TOPIC_BIAS = 0.4
+"""Standard deviation of the biases of the topics, in logits."""
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroundTruth:
+    """Probabilities behind one synthetic dataset.
+
+    Args:
+        topics: int64 [I], topic of each item; item ids are 0 to I - 1.
+        topic_shares: float64 [K], share of the items in each topic.
+        like_rate: share of events that are likes.
+        p1, p0: float64 [K], probability of label 1 with and without a like on the topic.
+    """
+
+    topics: Int64
+    topic_shares: Float64
+    like_rate: float
+    p1: Float64
+    p0: Float64
+
+    @classmethod
+    def draw(
+        cls,
+        num_items: int,
+        num_topics: int,
+        *,
+        like_rate: float,
+        p1: float,
+        p0: float,
+        seed: int,
+    ) -> GroundTruth:
+        """Return the ground truth of a seed.
+
+        Args:
+            num_items, num_topics: sizes of the catalogue.
+            like_rate: share of events that are likes.
+            p1, p0: probability of label 1 with and without a like, before the topic's bias.
+            seed: seed of topics and biases.
+        """
+        rng = np.random.default_rng([seed, 0])
+        topics = rng.permutation(np.arange(num_items, dtype=np.int64) % num_topics)
+        biases = rng.normal(0, TOPIC_BIAS, num_topics)
+        return cls(
+            topics=topics,
+            topic_shares=np.bincount(topics, minlength=num_topics) / num_items,
+            like_rate=like_rate,
+            p1=_shift_probability(p1, biases),
+            p0=_shift_probability(p0, biases),
+        )
+
+    def posterior(
+        self,
+        topics: Int64,
+        last_likes: Int64,
+        num_events: Int64,
+        length: int,
+    ) -> Float64:
+        """Return the best possible prediction of a model that sees the last events, float64 [P].
+
+        The model also knows the number of all events.
+
+        Args:
+            topics: int64 [P], topic of each target.
+            last_likes: int64 [P], place of the last like on the topic, counted from the end of
+                the history (1 is the last event); 0 without a like.
+            num_events: int64 [P], number of events before the request.
+            length: number of events that the model sees.
+        """
+        num_unseen = np.maximum(num_events - length, 0)
+        p_no_unseen_like = (1 - self.like_rate * self.topic_shares[topics]) ** num_unseen
+        sees_like = (last_likes > 0) & (last_likes <= length)
+        p1 = self.p1[topics]
+        p_without_seen_like = p1 - (self.p1 - self.p0)[topics] * p_no_unseen_like
+        return np.where(sees_like, p1, p_without_seen_like)
+
+
+def default_like_rate(events_per_user: int, num_topics: int) -> float:
+    """Return the rate at which half of the late histories hold a like on a given topic.
+
+    Late histories are those of the requests that the best possible AUC is measured on.
+    """
+    return min(0.5, num_topics * math.log(2) / (0.7 * events_per_user))
+
+
+def find_last_likes(
+    events: tuple[Int64, Int64, Bools],
+    targets: tuple[Int64, Int64, Int64],
+) -> Int64:
+    """Return the place of the last like on each target's topic, from the end of its history.
+
+    The result is int64 [P]: 1 for the last event of the history, 0 without a like.
+
+    Args:
+        events: user, topic and like of each event, [E] each, sorted by (user, time).
+        targets: user, topic and number of events before the request, int64 [P] each.
+    """
+    event_users, event_topics, is_like = events
+    target_users, target_topics, num_events = targets
+    users = np.unique(target_users)
+    places = np.arange(len(event_users)) - np.searchsorted(event_users, event_users)
+    num_places = max(_largest(places), _largest(num_events)) + 1
+    num_topics = max(_largest(event_topics), _largest(target_topics)) + 1
+    # Each like becomes one number that sorts by (user, topic, place).
+    event_groups = np.searchsorted(users, event_users) * num_topics + event_topics
+    likes = np.sort((event_groups * num_places + places)[is_like])
+    if not len(likes):
+        return np.zeros(len(target_users), np.int64)
+    groups = np.searchsorted(users, target_users) * num_topics + target_topics
+    previous = np.searchsorted(likes, groups * num_places + num_events) - 1
+    last = likes[np.maximum(previous, 0)]
+    has_like = (previous >= 0) & (last // num_places == groups)
+    return np.where(has_like, num_events - last % num_places, 0).astype(np.int64)
+
+
+def auc(labels: Int64, scores: Float64) -> float:
+    """Return the AUC, ties counted half; 0.5 when all labels are equal."""
+    num_positives = int(labels.sum())
+    num_negatives = len(labels) - num_positives
+    if not num_positives or not num_negatives:
+        return 0.5
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = float(ranks[inverse][labels == 1].sum())
+    smallest_sum = num_positives * (num_positives + 1) / 2
+    return (rank_sum - smallest_sum) / (num_positives * num_negatives)
+
+
+def _shift_probability(p: float, biases: Float64) -> Float64:
+    """Return a probability after adding biases to its logit."""
+    logits = math.log(p / (1 - p)) + biases
+    return 1 / (1 + np.exp(-logits))
+
+
+def _largest(values: Int64) -> int:
+    return int(values.max(initial=0))

@@ -1,0 +1,72 @@
+"""Entity files: tables of items or users with one row per id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longrec.data.importers.reading.fields import Field, convert
+from longrec.data.importers.reading.rejects import LogBatch
+
+Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+ARROW_TYPES = {
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.dictionary(pa.int32(), pa.string()),
+}
+
+
+def read_entities(batches: Iterable[LogBatch], fields: Sequence[Field]) -> pa.Table:
+    """Return a table with one row per id, sorted by id; reject later rows of the same id.
+
+    Args:
+        batches: rows of all files, in the order of reading.
+        fields: columns of the table, the id first; strings come out dictionary-encoded.
+    """
+    schema = pa.schema([(field.name, ARROW_TYPES[field.kind]) for field in fields])
+    tables = [schema.empty_table()]
+    converted = []
+    for batch in batches:
+        rows = convert(batch, fields)
+        tables.append(pa.Table.from_batches([rows.table]).cast(schema))
+        converted.append(rows)
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    ids = np.asarray(table.column(0))
+    order = np.argsort(ids, kind="stable")
+    is_repeated = _repeated_ids(ids, order)
+    if is_repeated.any():
+        _reject_repeated(table, converted, is_repeated, f"{fields[0].source} is there twice")
+    return table.take(pa.array(order[~is_repeated[order]]))
+
+
+def _repeated_ids(ids: Int64, order: Int64) -> Bools:
+    """Return whether an earlier row has the same id, bool [N]."""
+    sorted_ids = ids[order]
+    is_repeated = np.zeros(len(ids), bool)
+    is_repeated[order[1:]] = sorted_ids[1:] == sorted_ids[:-1]
+    return is_repeated
+
+
+def _reject_repeated(
+    table: pa.Table,
+    batches: Sequence[LogBatch],
+    is_repeated: Bools,
+    reason: str,
+) -> None:
+    start = 0
+    for batch in batches:
+        end = start + len(batch.lines)
+        columns = [_one_chunk(column) for column in table.slice(start, end - start).columns]
+        rows = batch.with_table(pa.RecordBatch.from_arrays(columns, names=table.column_names))
+        rows.reject(is_repeated[start:end], reason)
+        start = end
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)

@@ -1,0 +1,1 @@
+"""Requests of a dataset: which targets were ranked together, for whom and when."""

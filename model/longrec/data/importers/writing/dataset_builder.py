@@ -1,0 +1,266 @@
+"""Dataset builder: from the rows of a log to a dataset directory.
+
+    log -> batches -> EventSpill -> one sorted part at a time -> requests -> DatasetWriter
+
+Items and users are held in memory as a whole. Of the events, memory holds one batch or one part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longrec.data.dataset import (
+    ROWS_PER_PART,
+    DatasetWriter,
+    event_schema,
+    group_starts,
+    int64_of,
+    parts_for,
+    user_schema,
+)
+from longrec.data.importers.reading.rejects import LogFile, Rejects
+from longrec.data.importers.requests.builder import RequestBuilder
+from longrec.data.importers.writing.event_spill import EventSpill, spilled_events
+from longrec.data.importers.writing.import_report import ImportReport
+from longrec.errors import DataError
+from longrec.schema import ITEM_ID, REQUEST_ID, USER_ID, Schema
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("events", "items", "users")
+REJECTS_FILE = "rejects.csv"
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """Options of every importer.
+
+    Args:
+        max_reject_share: largest share of bad rows in the log, the item file and the user file.
+        rows_per_part: number of events that one part file should hold. It bounds the memory of
+            the import and of the readers of the dataset.
+    """
+
+    max_reject_share: float = 0.01
+    rows_per_part: int = ROWS_PER_PART
+
+    def __post_init__(self) -> None:
+        if self.rows_per_part < 1:
+            raise DataError("rows_per_part must be at least 1", found=self.rows_per_part)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """Everything of a dataset that does not come from its events.
+
+    Args:
+        name: name of the data.
+        source: JSON that tells people how the dataset was made.
+        items: the item table; None for the items of the log.
+        users: the user table, or None. Users of the log that it lacks are added with nulls.
+        notes: remarks for the import report.
+        write_extra_files: writes further files, given the directory of the new dataset.
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    items: pa.Table | None = None
+    users: pa.Table | None = None
+    notes: Sequence[str] = ()
+    write_extra_files: Callable[[Path], None] | None = None
+
+
+class DatasetBuilder:
+    """An import under way: it takes events, then writes the dataset.
+
+    Args:
+        out: the dataset directory.
+        schema: features and tasks.
+        event_labels: label columns of the events that are not event features.
+        rejects: takes the bad rows.
+        spill: takes the events.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        schema: Schema,
+        event_labels: Sequence[str],
+        *,
+        rejects: Rejects,
+        spill: EventSpill,
+    ) -> None:
+        self.out = out
+        self.schema = schema
+        self.event_labels = event_labels
+        self.rejects = rejects
+        self.spill = spill
+        self._started = time.monotonic()
+
+    def log_file(self, path: Path, group: str = "events") -> LogFile:
+        """Return a file to read, with its bad rows going to `rejects`."""
+        return LogFile(path, group, self.rejects)
+
+    def write(self, requests: RequestBuilder, info: DatasetInfo) -> ImportReport:
+        """Write the dataset from the spilled events; return the report.
+
+        Args:
+            requests: builds the targets of each part.
+            info: items, users and names.
+
+        Raises:
+            DataError: there are no events or no requests, or too many rows were rejected.
+        """
+        self.spill.close()
+        for group in GROUPS:
+            self.rejects.check_share(group)
+        if not self.spill.num_events:
+            raise DataError("the log has no events", fix="Check that these are the right files.")
+        with DatasetWriter(
+            self.out,
+            self.schema,
+            name=info.name,
+            source=info.source,
+            num_parts=self.spill.num_parts,
+            event_labels=self.event_labels,
+            has_created=self.spill.has_created,
+        ) as writer:
+            self._write_tables(writer, requests, info)
+            if info.write_extra_files is not None:
+                info.write_extra_files(writer.path)
+            has_rejects = self.rejects.move_to(writer.path / REJECTS_FILE)
+        notes = [*requests.notes(), *info.notes]
+        return self._report(info.name, writer.facts, notes, has_rejects)
+
+    def _write_tables(
+        self,
+        writer: DatasetWriter,
+        requests: RequestBuilder,
+        info: DatasetInfo,
+    ) -> None:
+        no_ids = np.zeros(0, np.int64)
+        users = [no_ids]
+        items = no_ids
+        num_requests = 0
+        for part in range(self.spill.num_parts):
+            part_ids = self._write_part(writer, requests, part, num_requests)
+            num_requests += part_ids.num_requests
+            users.append(part_ids.users)
+            if info.items is None:
+                items = np.union1d(items, part_ids.items)
+        if not num_requests:
+            raise DataError(
+                "no requests could be made of the log",
+                fix="See docs/data.md on how requests are cut.",
+            )
+        item_table = pa.table({ITEM_ID: items}) if info.items is None else info.items
+        user_table = _with_missing_users(info.users, np.concatenate(users), self.schema)
+        writer.write_entities(item_table, user_table)
+
+    def _write_part(
+        self,
+        writer: DatasetWriter,
+        requests: RequestBuilder,
+        part: int,
+        first_id: int,
+    ) -> _PartIds:
+        """Write one part; return its ids, the only data of it that stays in memory."""
+        events = self.spill.read(part)
+        self.spill.remove(part)
+        targets = requests.build(events, part, first_id)
+        writer.write_part(part, events, targets)
+        log.info("part %d of %d: %s events", part + 1, self.spill.num_parts, f"{len(events):,}")
+        users = int64_of(events, USER_ID)
+        return _PartIds(
+            num_requests=len(group_starts(int64_of(targets, REQUEST_ID))),
+            users=users[group_starts(users)],
+            items=np.unique(int64_of(events, ITEM_ID)),
+        )
+
+    def _report(
+        self,
+        name: str,
+        facts: Mapping[str, Any],
+        notes: list[str],
+        has_rejects: bool,
+    ) -> ImportReport:
+        return ImportReport(
+            path=str(self.out),
+            name=name,
+            rows_read=self.rejects.num_read["events"],
+            rows_rejected=self.rejects.num_rejected["events"],
+            reject_reasons=dict(self.rejects.reasons.most_common()),
+            num_events=facts["num_events"],
+            num_users=facts["num_users"],
+            num_items=facts["num_items"],
+            num_requests=facts["num_requests"],
+            num_targets=facts["num_targets"],
+            time_range=facts["time_range"],
+            events_per_user=facts["events_per_user"],
+            history_length=facts["history_length"],
+            label_rates=facts["label_rates"],
+            rejects_path=str(self.out / REJECTS_FILE) if has_rejects else None,
+            notes=notes,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _PartIds:
+    """Ids of one part: its users and items, int64, and its number of requests."""
+
+    num_requests: int
+    users: Int64
+    items: Int64
+
+
+@contextlib.contextmanager
+def dataset_builder(
+    out: str | Path,
+    schema: Schema,
+    options: ImportOptions,
+    *,
+    num_events: int,
+    event_labels: Sequence[str] = (),
+    has_created: bool = False,
+) -> Iterator[DatasetBuilder]:
+    """Yield a dataset builder; remove its temporary files at the end.
+
+    Args:
+        out: the dataset directory, replaced at once when the import succeeds.
+        schema: features and tasks.
+        options: limits of the import.
+        num_events: estimated number of events.
+        event_labels: label columns of the events that are not event features.
+        has_created: whether events have the time at which they became known.
+    """
+    target = Path(out)
+    num_parts = parts_for(num_events, options.rows_per_part)
+    columns = event_schema(schema, event_labels, has_created=has_created)
+    with (
+        Rejects(target, options.max_reject_share) as rejects,
+        spilled_events(target, columns, num_parts) as spill,
+    ):
+        yield DatasetBuilder(target, schema, event_labels, rejects=rejects, spill=spill)
+
+
+def _with_missing_users(users: pa.Table | None, ids: Int64, schema: Schema) -> pa.Table:
+    """Return the user table and a row of nulls for each user of the log that it lacks."""
+    columns = user_schema(schema)
+    known = columns.empty_table() if users is None else users.select(columns.names).cast(columns)
+    missing = pa.array(np.setdiff1d(ids, int64_of(known, USER_ID)))
+    nulls = [pa.nulls(len(missing), field.type) for field in list(columns)[1:]]
+    added = pa.Table.from_arrays([missing, *nulls], schema=columns)
+    return pa.concat_tables([known, added])
