@@ -146,11 +146,20 @@ def import_amazon(
         rated = _read_ratings(builder, paths, ids, threshold)
         items = None
         if meta is not None:
-            items = _read_items(builder.log_file(Path(meta), "items"), rated, ids)
+            items = _read_items(
+                builder.log_file(Path(meta), "items"),
+                rated,
+                ids,
+            )
         requests = RequestBuilder(schema, grouping)
         if negatives:
             catalogue = catalogue_of_log(builder.spill, items, negatives.within)
-            requests = NegativeRequestBuilder(schema, grouping, negatives, catalogue)
+            requests = NegativeRequestBuilder(
+                schema,
+                grouping,
+                negatives,
+                catalogue,
+            )
         source = {
             "kind": "amazon",
             "files": [path.name for path in paths],
@@ -198,7 +207,11 @@ def _read_ratings(
     return rated.ids()
 
 
-def _read_items(file: LogFile, rated: Int64, ids: TextIds) -> pa.Table:
+def _read_items(
+    file: LogFile,
+    rated: Int64,
+    ids: TextIds,
+) -> pa.Table:
     """Return the item table of the rated items; items without metadata have nulls."""
     found = read_entities(_read_meta(file, rated, ids), ITEM_FIELDS)
     missing = pa.array(np.setdiff1d(rated, int64_of(found, ITEM_ID)))
@@ -208,7 +221,11 @@ def _read_items(file: LogFile, rated: Int64, ids: TextIds) -> pa.Table:
     return table.unify_dictionaries().sort_by(ITEM_ID)
 
 
-def _read_meta(file: LogFile, rated: Int64, ids: TextIds) -> Iterator[LogBatch]:
+def _read_meta(
+    file: LogFile,
+    rated: Int64,
+    ids: TextIds,
+) -> Iterator[LogBatch]:
     """Yield the metadata of the rated items, some thousand lines at a time."""
     first = 1
     with file.path.open(encoding="utf-8", errors="replace") as stream:
@@ -231,7 +248,12 @@ def _read_meta(file: LogFile, rated: Int64, ids: TextIds) -> Iterator[LogBatch]:
             first += len(lines)
 
 
-def _reject_lines(file: LogFile, lines: Sequence[str], places: Int64, first: int) -> None:
+def _reject_lines(
+    file: LogFile,
+    lines: Sequence[str],
+    places: Int64,
+    first: int,
+) -> None:
     file.rejects.add(
         file,
         "not a JSON object with a parent_asin",

@@ -150,7 +150,11 @@ def _refuse_repeated(names: Sequence[str]) -> None:
         )
 
 
-def _require_both(group: str, path: str | Path | None, features: Sequence[str]) -> None:
+def _require_both(
+    group: str,
+    path: str | Path | None,
+    features: Sequence[str],
+) -> None:
     if bool(features) != bool(path):
         raise DataError(
             f"a file of {group}s and features of {group}s go together",
@@ -162,7 +166,11 @@ def _types_of(path: str | Path | None) -> dict[str, pa.DataType]:
     return column_types(list_log_files(path)[0]) if path else {}
 
 
-def _feature(text: str, types: Mapping[str, pa.DataType], labels: Sequence[str] = ()) -> Feature:
+def _feature(
+    text: str,
+    types: Mapping[str, pa.DataType],
+    labels: Sequence[str] = (),
+) -> Feature:
     """Return the feature that `name:kind` or `name:kind:dtype` describes.
 
     Args:
@@ -180,7 +188,12 @@ def _feature(text: str, types: Mapping[str, pa.DataType], labels: Sequence[str] 
         dtype = DEFAULT_DTYPES.get(kind) or _dtype_of(types.get(name, pa.string()))
         dtype = "int64" if name in labels else dtype
     min_count = 5 if kind == "id" else 1
-    return Feature(name, cast(Kind, kind), cast(Dtype, dtype), min_count=min_count)
+    return Feature(
+        name,
+        cast(Kind, kind),
+        cast(Dtype, dtype),
+        min_count=min_count,
+    )
 
 
 def _split_description(text: str) -> tuple[str, str, str]:

@@ -103,7 +103,12 @@ def import_events(
         requests = RequestBuilder(schema, grouping)
         if negatives:
             catalogue = catalogue_of_log(builder.spill, items, negatives.within)
-            requests = NegativeRequestBuilder(schema, grouping, negatives, catalogue)
+            requests = NegativeRequestBuilder(
+                schema,
+                grouping,
+                negatives,
+                catalogue,
+            )
         info = DatasetInfo(
             name=schema.name,
             source=_source(paths, mapping, negatives, grouping),
@@ -145,7 +150,11 @@ class _EventLog:
         """Return the item table; None when the mapping has none."""
         if self.mapping.items is None:
             return None
-        return self._read_entities("item", self.mapping.items, self.schema.item)
+        return self._read_entities(
+            "item",
+            self.mapping.items,
+            self.schema.item,
+        )
 
     def read_users(self) -> pa.Table | None:
         """Return the user table; None when the mapping has none."""
@@ -187,7 +196,12 @@ class _EventLog:
         features = [entry for entry in self.schema.event if entry.name not in mapping.labels]
         return [*fields, *(Field(entry.name, entry.name, entry.dtype) for entry in features)]
 
-    def _id_field(self, key: str, name: str, source: str) -> Field:
+    def _id_field(
+        self,
+        key: str,
+        name: str,
+        source: str,
+    ) -> Field:
         kind: FieldKind = "string" if key in self.mapping.text_ids else "int64"
         return Field(name, source, kind, is_required=True)
 
@@ -216,7 +230,11 @@ class _EventLog:
             )
         return read_entities(batches, fields)
 
-    def _read_rows(self, file: LogFile, fields: Sequence[Field]) -> Iterator[LogBatch]:
+    def _read_rows(
+        self,
+        file: LogFile,
+        fields: Sequence[Field],
+    ) -> Iterator[LogBatch]:
         return read_rows(
             file,
             [field.source for field in fields],
@@ -224,7 +242,12 @@ class _EventLog:
             has_quotes=self.mapping.quotes,
         )
 
-    def _with_ids(self, table: pa.RecordBatch, column: str, group: str) -> pa.RecordBatch:
+    def _with_ids(
+        self,
+        table: pa.RecordBatch,
+        column: str,
+        group: str,
+    ) -> pa.RecordBatch:
         """Return the rows with ids in place of the texts of a column."""
         place = table.schema.get_field_index(column)
         texts = table.column(place)

@@ -84,14 +84,28 @@ ITEM_FEATURES = (
     Feature("tag", "category", dtype="string"),
     Feature("video_type", "category", dtype="string"),
     Feature("upload_type", "category", dtype="string"),
-    Feature("video_duration", "number", dtype="float64", minimum=0),
+    Feature(
+        "video_duration",
+        "number",
+        dtype="float64",
+        minimum=0,
+    ),
 )
 USER_FEATURES = (
     *(Feature(name, "category", dtype="string") for name in USER_TEXT_FEATURES),
     *(Feature(name, "category") for name in USER_INT_FEATURES),
 )
 EVENT_FEATURES = (
-    *(Feature(name, "category", max_null_share=0.0, minimum=0, maximum=1) for name in SIGNALS),
+    *(
+        Feature(
+            name,
+            "category",
+            max_null_share=0.0,
+            minimum=0,
+            maximum=1,
+        )
+        for name in SIGNALS
+    ),
     Feature("play_time_ms", "number", minimum=0),
     Feature("tab", "category", minimum=0),
 )
@@ -158,7 +172,12 @@ def import_kuairand(
         options or ImportOptions(),
         num_events=sum(estimate_num_rows(path) for path in log.paths),
     ) as builder:
-        items = _read_entities(builder, log, "video_features_basic", "items")
+        items = _read_entities(
+            builder,
+            log,
+            "video_features_basic",
+            "items",
+        )
         users = _read_entities(builder, log, "user_features", "users")
         _read_events(builder, log.paths)
         info = DatasetInfo(
@@ -192,7 +211,12 @@ def _read_events(builder: DatasetBuilder, paths: Sequence[Path]) -> None:
             builder.spill.add(rows.table.append_column(EVENT_SEQ, numbers))
 
 
-def _read_entities(builder: DatasetBuilder, log: _Log, stem: str, group: str) -> pa.Table:
+def _read_entities(
+    builder: DatasetBuilder,
+    log: _Log,
+    stem: str,
+    group: str,
+) -> pa.Table:
     """Return the table of users or videos; the first row of an id stays."""
     paths = sorted(log.directory.glob(f"{stem}_{log.variant}*.csv"), key=natural_sort_key)
     if not paths:
@@ -211,8 +235,16 @@ def _read_entities(builder: DatasetBuilder, log: _Log, stem: str, group: str) ->
 def _with_first_tag(items: pa.Table) -> pa.Table:
     """Return the items with the first of their comma-separated tags."""
     tags = items["tag"].cast(pa.string())
-    first = pc.replace_substring_regex(tags, pattern=r",.*$", replacement="")
-    return items.set_column(items.schema.get_field_index("tag"), "tag", first)
+    first = pc.replace_substring_regex(
+        tags,
+        pattern=r",.*$",
+        replacement="",
+    )
+    return items.set_column(
+        items.schema.get_field_index("tag"),
+        "tag",
+        first,
+    )
 
 
 def _find_log(src: Path, variant: str | None) -> _Log:
@@ -227,7 +259,11 @@ def _find_log(src: Path, variant: str | None) -> _Log:
             fix=f"Name one: --variant {variants[0]}.",
         )
     chosen_paths = [path for path in paths if _name_parts(path).variant == chosen]
-    return _Log(directory, chosen, sorted(chosen_paths, key=_log_order))
+    return _Log(
+        directory,
+        chosen,
+        sorted(chosen_paths, key=_log_order),
+    )
 
 
 def _find_directory(src: Path) -> tuple[Path, list[Path]]:

@@ -123,15 +123,29 @@ def import_lastfm(
             users=users,
             write_extra_files=ids.write,
         )
-        requests = NegativeRequestBuilder(schema, grouping, negatives, catalogue)
+        requests = NegativeRequestBuilder(
+            schema,
+            grouping,
+            negatives,
+            catalogue,
+        )
         return builder.write(requests, info)
 
 
-def _read_events(builder: DatasetBuilder, path: Path, ids: TextIds) -> pa.Table:
+def _read_events(
+    builder: DatasetBuilder,
+    path: Path,
+    ids: TextIds,
+) -> pa.Table:
     """Add the plays to the spill; return the item table with the artist of each track."""
     artists = FirstKnownValues()
     file = builder.log_file(path)
-    for batch in read_delimited(file, delimiter="\t", has_quotes=False, names=LOG_COLUMNS):
+    for batch in read_delimited(
+        file,
+        delimiter="\t",
+        has_quotes=False,
+        names=LOG_COLUMNS,
+    ):
         rows = convert(batch, LOG_FIELDS)
         plays = _plays(rows)
         has_user = np.asarray(pc.is_valid(plays["user"]))
@@ -159,7 +173,11 @@ def _read_events(builder: DatasetBuilder, path: Path, ids: TextIds) -> pa.Table:
 def _plays(rows: LogBatch) -> pa.RecordBatch:
     """Return user, track and artist of each row; null where the row has none."""
     table = rows.table
-    artist_and_title = pc.binary_join_element_wise(table["artname"], table["traname"], "\t")
+    artist_and_title = pc.binary_join_element_wise(
+        table["artname"],
+        table["traname"],
+        "\t",
+    )
     columns = {
         "user": _user_numbers(table["userid"]),
         "track": pc.coalesce(table["traid"], artist_and_title),

@@ -140,7 +140,11 @@ def import_movielens(
         return builder.write(RequestBuilder(schema, grouping), info)
 
 
-def _read_ratings(builder: DatasetBuilder, path: Path, threshold: float) -> None:
+def _read_ratings(
+    builder: DatasetBuilder,
+    path: Path,
+    threshold: float,
+) -> None:
     """Add the ratings to the spill."""
     for batch in _read(builder, path, "events"):
         rows = convert(batch, EVENT_FIELDS)
@@ -153,11 +157,20 @@ def _read_ratings(builder: DatasetBuilder, path: Path, threshold: float) -> None
         builder.spill.add(events.filter(pa.array(~is_wrong)))
 
 
-def _read(builder: DatasetBuilder, path: Path, group: str) -> Iterator[LogBatch]:
+def _read(
+    builder: DatasetBuilder,
+    path: Path,
+    group: str,
+) -> Iterator[LogBatch]:
     file = builder.log_file(path, group)
     columns = COLUMNS[path.stem]
     if path.suffix == ".dat":
-        return read_separated(file, columns, separator="::", encoding="latin-1")
+        return read_separated(
+            file,
+            columns,
+            separator="::",
+            encoding="latin-1",
+        )
     return read_rows(file, columns)
 
 
@@ -171,7 +184,11 @@ def _item_table(movies: pa.Table) -> pa.Table:
     return pa.table(
         {
             ITEM_ID: movies[ITEM_ID],
-            "genre": pc.replace_substring_regex(genres, pattern=r"\|.*$", replacement=""),
+            "genre": pc.replace_substring_regex(
+                genres,
+                pattern=r"\|.*$",
+                replacement="",
+            ),
             "genres": genres,
             "year": pc.struct_field(year, "year").cast(pa.int64()),
         }
@@ -191,7 +208,11 @@ def _find_log(src: Path) -> tuple[Path, str]:
     )
 
 
-def _source(ratings: Path, threshold: float, grouping: RequestGrouping) -> dict[str, Any]:
+def _source(
+    ratings: Path,
+    threshold: float,
+    grouping: RequestGrouping,
+) -> dict[str, Any]:
     return {
         "kind": "movielens",
         "files": [ratings.name],

@@ -271,7 +271,12 @@ class _Targets:
 class _Simulation:
     """Draws users, events and requests, one part at a time, and collects their targets."""
 
-    def __init__(self, truth: GroundTruth, sizes: _Sizes, seed: int) -> None:
+    def __init__(
+        self,
+        truth: GroundTruth,
+        sizes: _Sizes,
+        seed: int,
+    ) -> None:
         self.truth = truth
         self.sizes = sizes
         self.seed = seed
@@ -287,7 +292,11 @@ class _Simulation:
             users_of_part = users[part_of(users, writer.num_parts) == part]
             events = self._draw_events(users_of_part, rng)
             targets = self._draw_targets(users_of_part, events, rng)
-            writer.write_part(part, events.table(self.num_events), targets.table())
+            writer.write_part(
+                part,
+                events.table(self.num_events),
+                targets.table(),
+            )
             self.num_events += len(events.users)
             self.num_requests += len(users_of_part) * self.sizes.requests_per_user
             self.targets.append(targets)
@@ -319,7 +328,11 @@ class _Simulation:
         )
         return auc(targets.labels, scores)
 
-    def _draw_events(self, users: Int64, rng: np.random.Generator) -> _Events:
+    def _draw_events(
+        self,
+        users: Int64,
+        rng: np.random.Generator,
+    ) -> _Events:
         most = self.sizes.events_per_user
         least = -(-most // 2)
         owners = np.repeat(users, rng.integers(least, most + 1, len(users)))
@@ -333,14 +346,24 @@ class _Simulation:
             is_like=rng.random(len(owners)) < self.truth.like_rate,
         )
 
-    def _draw_targets(self, users: Int64, events: _Events, rng: np.random.Generator) -> _Targets:
+    def _draw_targets(
+        self,
+        users: Int64,
+        events: _Events,
+        rng: np.random.Generator,
+    ) -> _Targets:
         per_user = self.sizes.requests_per_user
         per_request = self.sizes.targets_per_request
         half = DURATION_MS // 2
         request_times = START_MS + half + rng.integers(0, half, (len(users), per_user))
         request_times = np.sort(request_times, axis=1).ravel()
         request_users = np.repeat(users, per_user)
-        num_events = history_lengths(events.users, events.times, request_users, request_times)
+        num_events = history_lengths(
+            events.users,
+            events.times,
+            request_users,
+            request_times,
+        )
         requests = self.num_requests + np.arange(len(request_users), dtype=np.int64)
         num_targets = len(request_users) * per_request
         items = rng.integers(0, self.sizes.num_items, num_targets)
@@ -351,7 +374,11 @@ class _Simulation:
             (events.users, self.truth.topics[events.items], events.is_like),
             (target_users, topics, target_num_events),
         )
-        p = np.where(last_likes > 0, self.truth.p1[topics], self.truth.p0[topics])
+        p = np.where(
+            last_likes > 0,
+            self.truth.p1[topics],
+            self.truth.p0[topics],
+        )
         return _Targets(
             requests=np.repeat(requests, per_request),
             users=target_users,
@@ -402,7 +429,11 @@ def _measured_lengths(lengths: Sequence[int] | None, longest: int) -> list[int]:
     return sorted(set(lengths))
 
 
-def _check_probabilities(like_rate: float | None, p1: float, p0: float) -> None:
+def _check_probabilities(
+    like_rate: float | None,
+    p1: float,
+    p0: float,
+) -> None:
     if like_rate is not None and not 0 < like_rate < 1:
         raise ConfigError("like_rate must be between 0 and 1", found=like_rate)
     if not 0 < p0 < p1 < 1:

@@ -48,7 +48,12 @@ FIELDS = (
     Field(USER_ID, "user_id", "int64", is_required=True),
     Field(ITEM_ID, "item_id", "int64", is_required=True),
     Field(CATEGORY, "category_id", "int64"),
-    Field("behavior", "behavior_type", "string", is_required=True),
+    Field(
+        "behavior",
+        "behavior_type",
+        "string",
+        is_required=True,
+    ),
     Field(TIMESTAMP, "timestamp", "s"),
 )
 
@@ -62,7 +67,14 @@ def taobao_schema() -> Schema:
             Feature(CATEGORY, "category"),
         ),
         user=(),
-        event=(Feature("behavior", "category", dtype="string", max_null_share=0.0),),
+        event=(
+            Feature(
+                "behavior",
+                "category",
+                dtype="string",
+                max_null_share=0.0,
+            ),
+        ),
         tasks=(Task(LABEL),),
     )
 

@@ -48,12 +48,20 @@ class TextIds:
         groups: tables to write, for example `users`; a text has the same id in each.
     """
 
-    def __init__(self, directory: Path, groups: Sequence[str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        groups: Sequence[str],
+    ) -> None:
         import duckdb
 
         self._directory = directory
         self._groups = tuple(groups)
-        config = {"memory_limit": DUCKDB_MEMORY, "temp_directory": str(directory), "threads": 2}
+        config = {
+            "memory_limit": DUCKDB_MEMORY,
+            "temp_directory": str(directory),
+            "threads": 2,
+        }
         self._duckdb: Any = duckdb.connect(config=config)
         self._writers = {
             group: pq.ParquetWriter(self._path(group), PAIRS_SCHEMA) for group in self._groups

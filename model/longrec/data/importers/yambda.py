@@ -81,8 +81,19 @@ def yambda_schema(mappings: Sequence[str] = ()) -> Schema:
         ),
         user=(),
         event=(
-            Feature(EVENT_TYPE, "category", dtype="string", max_null_share=0.0),
-            Feature("is_organic", "category", max_null_share=0.0, minimum=0, maximum=1),
+            Feature(
+                EVENT_TYPE,
+                "category",
+                dtype="string",
+                max_null_share=0.0,
+            ),
+            Feature(
+                "is_organic",
+                "category",
+                max_null_share=0.0,
+                minimum=0,
+                maximum=1,
+            ),
             Feature("played_ratio_pct", "number", minimum=0),
         ),
         tasks=(Task(TASK),),
@@ -151,7 +162,11 @@ def import_yambda(
         return builder.write(requests, info)
 
 
-def _exposures(events: pa.Table, threshold: int, recommended_only: bool) -> pa.Table:
+def _exposures(
+    events: pa.Table,
+    threshold: int,
+    recommended_only: bool,
+) -> pa.Table:
     """Return the listens with their label; a listen without a ratio is no exposure."""
     is_listen = pc.equal(events[EVENT_TYPE].cast(pa.string()), "listen")
     is_chosen = pc.and_(is_listen, pc.is_valid(events["played_ratio_pct"]))
@@ -239,7 +254,11 @@ def _read_flat(file: LogFile, columns: Sequence[str]) -> Iterator[LogBatch]:
         file.count_rows(len(owners) - users.num_rows)
         table = pa.RecordBatch.from_arrays(flat, names=list(columns))
         end = first + len(owners)
-        yield LogBatch(file, table, np.arange(first, end, dtype=np.int64))
+        yield LogBatch(
+            file,
+            table,
+            np.arange(first, end, dtype=np.int64),
+        )
         first = end
 
 
@@ -261,7 +280,11 @@ def _column_types(path: Path) -> dict[str, pa.DataType]:
         LISTENS_FILE: (*KEY_COLUMNS, *LISTEN_COLUMNS),
     }
     types = column_types(path)
-    require_columns(path, list(types), required.get(path.name, KEY_COLUMNS))
+    require_columns(
+        path,
+        list(types),
+        required.get(path.name, KEY_COLUMNS),
+    )
     return types
 
 

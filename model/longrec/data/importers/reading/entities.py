@@ -40,7 +40,12 @@ def read_entities(batches: Iterable[LogBatch], fields: Sequence[Field]) -> pa.Ta
     order = np.argsort(ids, kind="stable")
     is_repeated = _repeated_ids(ids, order)
     if is_repeated.any():
-        _reject_repeated(table, converted, is_repeated, f"{fields[0].source} is there twice")
+        _reject_repeated(
+            table,
+            converted,
+            is_repeated,
+            f"{fields[0].source} is there twice",
+        )
     return table.take(pa.array(order[~is_repeated[order]]))
 
 

@@ -91,7 +91,11 @@ class LineCounter:
         rows = LogBatch(self.file, batch, self._line_numbers(numbers))
         is_blank = _blank_rows(batch)
         self.file.count_rows(int(np.sum(~is_blank)) + int(num_breaks.sum()))
-        rows.reject(num_breaks > 0, "a quoted field runs over several lines", num_breaks + 1)
+        rows.reject(
+            num_breaks > 0,
+            "a quoted field runs over several lines",
+            num_breaks + 1,
+        )
         self._reject_ragged(int(numbers[-1]) if len(numbers) else 0)
         is_good = ~is_blank & (num_breaks == 0)
         return rows if is_good.all() else rows.filter(is_good)
@@ -150,7 +154,7 @@ class LineCounter:
 
 def _blank_rows(batch: pa.RecordBatch) -> Bools:
     is_null = [np.asarray(pc.is_null(column)) for column in batch.columns]
-    return np.all(is_null, axis=0)
+    return np.asarray(np.all(is_null, axis=0))
 
 
 def _count_line_breaks(batch: pa.RecordBatch) -> Int64:

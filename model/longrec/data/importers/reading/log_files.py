@@ -69,7 +69,12 @@ def column_names(path: Path, delimiter: str | None = None) -> list[str]:
     return header_names(path, delimiter=delimiter or default_delimiter(path))
 
 
-def header_names(path: Path, *, delimiter: str = ",", encoding: str = "utf-8-sig") -> list[str]:
+def header_names(
+    path: Path,
+    *,
+    delimiter: str = ",",
+    encoding: str = "utf-8-sig",
+) -> list[str]:
     """Return the column names in the first line of a text file.
 
     Raises:
@@ -93,7 +98,11 @@ def default_delimiter(path: Path) -> str:
     return "\t" if path.suffix == ".tsv" else ","
 
 
-def require_columns(path: Path, found: Sequence[str], required: Iterable[str]) -> None:
+def require_columns(
+    path: Path,
+    found: Sequence[str],
+    required: Iterable[str],
+) -> None:
     """Raise a DataError when a file lacks a required column."""
     missing = [name for name in dict.fromkeys(required) if name not in found]
     if not missing:

@@ -35,7 +35,11 @@ def read_rows(
     if file.path.suffix == ".parquet":
         yield from read_parquet(file, columns)
         return
-    require_columns(file.path, column_names(file.path, delimiter), columns)
+    require_columns(
+        file.path,
+        column_names(file.path, delimiter),
+        columns,
+    )
     yield from read_delimited(
         file,
         delimiter=delimiter or default_delimiter(file.path),

@@ -92,7 +92,11 @@ def to_label(column: pa.Array) -> Converted:
 
 def keep_only(column: pa.Array, mask: Bools) -> pa.Array:
     """Return the column with null outside the mask."""
-    return pc.if_else(pa.array(mask), column, pa.scalar(None, column.type))
+    return pc.if_else(
+        pa.array(mask),
+        column,
+        pa.scalar(None, column.type),
+    )
 
 
 def _whole_numbers(converted: Converted) -> Converted:

@@ -26,7 +26,11 @@ def read_parquet(
         DataError: the file is missing or truncated, or lacks a column.
     """
     reader = open_parquet(file.path)
-    require_columns(file.path, reader.schema_arrow.names, columns)
+    require_columns(
+        file.path,
+        reader.schema_arrow.names,
+        columns,
+    )
     batches = reader.iter_batches(batch_size=batch_size, columns=list(dict.fromkeys(columns)))
     first = 1
     while True:
@@ -38,5 +42,9 @@ def read_parquet(
             return
         file.count_rows(batch.num_rows)
         end = first + batch.num_rows
-        yield LogBatch(file, batch, np.arange(first, end, dtype=np.int64))
+        yield LogBatch(
+            file,
+            batch,
+            np.arange(first, end, dtype=np.int64),
+        )
         first = end

@@ -177,7 +177,12 @@ class LogBatch:
     table: pa.RecordBatch
     lines: Int64
 
-    def reject(self, is_bad: Bools, reason: str, num_lines: Int64 | None = None) -> None:
+    def reject(
+        self,
+        is_bad: Bools,
+        reason: str,
+        num_lines: Int64 | None = None,
+    ) -> None:
         """Set bad rows aside; the batch itself stays as it is.
 
         Args:
@@ -198,7 +203,11 @@ class LogBatch:
 
     def filter(self, mask: Bools) -> LogBatch:
         """Return the batch with the masked rows only."""
-        return LogBatch(self.file, self.table.filter(pa.array(mask)), self.lines[mask])
+        return LogBatch(
+            self.file,
+            self.table.filter(pa.array(mask)),
+            self.lines[mask],
+        )
 
     def with_table(self, table: pa.RecordBatch) -> LogBatch:
         """Return the same lines with other columns."""

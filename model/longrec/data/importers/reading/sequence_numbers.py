@@ -17,7 +17,12 @@ class SequenceNumbers:
         first: number of the first row.
     """
 
-    def __init__(self, *, num_header_lines: int = 0, first: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        num_header_lines: int = 0,
+        first: int = 0,
+    ) -> None:
         self.num_header_lines = num_header_lines
         self.first = first
         self._num_rows_before = 0

@@ -83,7 +83,13 @@ def read_delimited(
         num_header_lines = 1
     else:
         _require_content(file.path, expected=delimiter.join(names))
-    text_format = TextFormat(names, num_header_lines, delimiter, encoding, has_quotes)
+    text_format = TextFormat(
+        names,
+        num_header_lines,
+        delimiter,
+        encoding,
+        has_quotes,
+    )
     yield from _read_text(file, text_format)
 
 

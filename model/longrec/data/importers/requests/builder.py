@@ -43,7 +43,12 @@ class RequestBuilder:
         self.grouping = grouping
         self.select_targets = select_targets
 
-    def build(self, events: pa.Table, part: int, first_id: int) -> pa.Table:
+    def build(
+        self,
+        events: pa.Table,
+        part: int,
+        first_id: int,
+    ) -> pa.Table:
         """Return the targets of one part.
 
         Args:
@@ -52,7 +57,12 @@ class RequestBuilder:
             first_id: id of the first request.
         """
         events = self.select_targets(events)
-        return exposure_requests(events, self.schema, self.grouping, first_id)
+        return exposure_requests(
+            events,
+            self.schema,
+            self.grouping,
+            first_id,
+        )
 
     def notes(self) -> list[str]:
         """Return remarks for the import report."""
@@ -82,10 +92,19 @@ class NegativeRequestBuilder(RequestBuilder):
         self.num_new_positives = 0
         self._sampler = NegativeSampler(schema, grouping, negatives, catalogue)
 
-    def build(self, events: pa.Table, part: int, first_id: int) -> pa.Table:
+    def build(
+        self,
+        events: pa.Table,
+        part: int,
+        first_id: int,
+    ) -> pa.Table:
         """Return the targets of one part; count the positives that are left out."""
         rng = np.random.default_rng([self.grouping.seed, part])
-        found = self._sampler.requests(self.select_targets(events), first_id, rng)
+        found = self._sampler.requests(
+            self.select_targets(events),
+            first_id,
+            rng,
+        )
         self.num_new_positives += found.num_new_positives
         return found.targets
 

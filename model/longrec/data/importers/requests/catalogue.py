@@ -40,7 +40,12 @@ class ItemCatalogue:
     sorted_times: Int64
 
     @classmethod
-    def of(cls, ids: Int64, first_times: Int64, groups: Int64 | None = None) -> ItemCatalogue:
+    def of(
+        cls,
+        ids: Int64,
+        first_times: Int64,
+        groups: Int64 | None = None,
+    ) -> ItemCatalogue:
         """Return the catalogue of some items.
 
         Args:
@@ -88,7 +93,11 @@ def catalogue_of_log(
         )
     if group_column is None or items is None or not len(ids):
         return ItemCatalogue.of(ids, first_times)
-    return ItemCatalogue.of(ids, first_times, _groups_of(ids, items, group_column))
+    return ItemCatalogue.of(
+        ids,
+        first_times,
+        _groups_of(ids, items, group_column),
+    )
 
 
 def _earliest(ids: Int64, times: Int64) -> tuple[Int64, Int64]:
@@ -98,7 +107,11 @@ def _earliest(ids: Int64, times: Int64) -> tuple[Int64, Int64]:
     return unique_ids, times[order][first]
 
 
-def _groups_of(ids: Int64, items: pa.Table, group_column: str) -> Int64:
+def _groups_of(
+    ids: Int64,
+    items: pa.Table,
+    group_column: str,
+) -> Int64:
     """Return a number for the group of each item, int64 [I]; `NO_GROUP` when it has none."""
     values = items[group_column]
     different_values = pc.unique(values.cast(value_type(values.type)))

@@ -69,7 +69,11 @@ class RequestGroups:
     request_of_event: Int64
 
 
-def group_events(events: pa.Table, schema: Schema, grouping: RequestGrouping) -> RequestGroups:
+def group_events(
+    events: pa.Table,
+    schema: Schema,
+    grouping: RequestGrouping,
+) -> RequestGroups:
     """Group the events of a part into requests: baskets where the schema has them, else windows."""
     users = int64_of(events, USER_ID)
     times = int64_of(events, TIMESTAMP)
@@ -84,7 +88,11 @@ def group_events(events: pa.Table, schema: Schema, grouping: RequestGrouping) ->
     )
 
 
-def window_starts(users: Int64, times: Int64, grouping: RequestGrouping) -> Int64:
+def window_starts(
+    users: Int64,
+    times: Int64,
+    grouping: RequestGrouping,
+) -> Int64:
     """Return the index of the first event of each window, int64 [R], ascending.
 
     Windows are greedy: a window takes its first event and the events of the same user up to
@@ -96,7 +104,12 @@ def window_starts(users: Int64, times: Int64, grouping: RequestGrouping) -> Int6
     """
     first = group_starts(users)
     ends = np.append(first[1:], len(users))
-    num_in_window = history_lengths(users, times, users, times + grouping.window_ms + 1)
+    num_in_window = history_lengths(
+        users,
+        times,
+        users,
+        times + grouping.window_ms + 1,
+    )
     window_ends = np.repeat(first, ends - first) + num_in_window
     next_starts = np.minimum(window_ends, np.arange(len(users)) + grouping.max_targets)
     starts = [np.zeros(0, np.int64)]
@@ -109,7 +122,11 @@ def window_starts(users: Int64, times: Int64, grouping: RequestGrouping) -> Int6
     return np.sort(np.concatenate(starts))
 
 
-def _group_baskets(users: Int64, times: Int64, baskets: Int64) -> RequestGroups:
+def _group_baskets(
+    users: Int64,
+    times: Int64,
+    baskets: Int64,
+) -> RequestGroups:
     by_basket = np.lexsort((times, baskets, users))
     starts = group_starts(users[by_basket], baskets[by_basket])
     sizes = np.diff(np.append(starts, len(users)))

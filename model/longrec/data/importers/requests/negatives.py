@@ -61,7 +61,11 @@ class NegativeSampling:
                 expected=f"1 to {MAX_PER_POSITIVE:,} for each positive",
             )
 
-    def require_within(self, columns: Collection[str], expected: str) -> None:
+    def require_within(
+        self,
+        columns: Collection[str],
+        expected: str,
+    ) -> None:
         """Raise a DataError when `within` is not one of the item columns of a log.
 
         Args:
@@ -140,19 +144,31 @@ class NegativeSampler:
         targets = self._targets(positives, negatives, groups, first_id)
         return ImplicitRequests(targets, num_new)
 
-    def _pairs_of_log(self, groups: RequestGroups, items: Int64) -> Int64:
+    def _pairs_of_log(
+        self,
+        groups: RequestGroups,
+        items: Int64,
+    ) -> Int64:
         """Return the different (request, item) pairs of the chosen requests, sorted."""
         is_chosen = sample_requests(groups.users, self.grouping)[groups.request_of_event]
         item_rows = np.searchsorted(self.catalogue.ids, items[is_chosen])
         requests = groups.request_of_event[is_chosen]
         return np.unique(requests * self.catalogue.num_items + item_rows)
 
-    def _was_seen_before(self, pairs: Int64, request_times: Int64) -> Bools:
+    def _was_seen_before(
+        self,
+        pairs: Int64,
+        request_times: Int64,
+    ) -> Bools:
         request, item = np.divmod(pairs, self.catalogue.num_items)
         was_seen: Bools = self.catalogue.first_times[item] < request_times[request]
         return was_seen
 
-    def _limit(self, pairs: Int64, rng: np.random.Generator) -> Int64:
+    def _limit(
+        self,
+        pairs: Int64,
+        rng: np.random.Generator,
+    ) -> Int64:
         """Return a random choice of at most `max_targets` pairs of each request, sorted."""
         requests = pairs // self.catalogue.num_items
         order = np.lexsort((rng.random(len(pairs)), requests))

@@ -113,7 +113,11 @@ class DatasetBuilder:
         """Return a file to read, with its bad rows going to `rejects`."""
         return LogFile(path, group, self.rejects)
 
-    def write(self, requests: RequestBuilder, info: DatasetInfo) -> ImportReport:
+    def write(
+        self,
+        requests: RequestBuilder,
+        info: DatasetInfo,
+    ) -> ImportReport:
         """Write the dataset from the spilled events; return the report.
 
         Args:
@@ -166,7 +170,11 @@ class DatasetBuilder:
                 fix="See docs/data.md on how requests are cut.",
             )
         item_table = pa.table({ITEM_ID: items}) if info.items is None else info.items
-        user_table = _with_missing_users(info.users, np.concatenate(users), self.schema)
+        user_table = _with_missing_users(
+            info.users,
+            np.concatenate(users),
+            self.schema,
+        )
         writer.write_entities(item_table, user_table)
 
     def _write_part(
@@ -181,7 +189,12 @@ class DatasetBuilder:
         self.spill.remove(part)
         targets = requests.build(events, part, first_id)
         writer.write_part(part, events, targets)
-        log.info("part %d of %d: %s events", part + 1, self.spill.num_parts, f"{len(events):,}")
+        log.info(
+            "part %d of %d: %s events",
+            part + 1,
+            self.spill.num_parts,
+            f"{len(events):,}",
+        )
         users = int64_of(events, USER_ID)
         return _PartIds(
             num_requests=len(group_starts(int64_of(targets, REQUEST_ID))),
@@ -253,10 +266,20 @@ def dataset_builder(
         Rejects(target, options.max_reject_share) as rejects,
         spilled_events(target, columns, num_parts) as spill,
     ):
-        yield DatasetBuilder(target, schema, event_labels, rejects=rejects, spill=spill)
+        yield DatasetBuilder(
+            target,
+            schema,
+            event_labels,
+            rejects=rejects,
+            spill=spill,
+        )
 
 
-def _with_missing_users(users: pa.Table | None, ids: Int64, schema: Schema) -> pa.Table:
+def _with_missing_users(
+    users: pa.Table | None,
+    ids: Int64,
+    schema: Schema,
+) -> pa.Table:
     """Return the user table and a row of nulls for each user of the log that it lacks."""
     columns = user_schema(schema)
     known = columns.empty_table() if users is None else users.select(columns.names).cast(columns)

@@ -37,7 +37,12 @@ class EventSpill:
         num_parts: number of parts of the dataset.
     """
 
-    def __init__(self, directory: Path, schema: pa.Schema, num_parts: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        schema: pa.Schema,
+        num_parts: int,
+    ) -> None:
         self.directory = directory
         self.num_parts = num_parts
         self.num_events = 0
@@ -45,7 +50,11 @@ class EventSpill:
         self._file_schema = _with_int64_times(schema)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         self._writers = [
-            pa.ipc.new_stream(self._path(part), self._file_schema, options=options)
+            pa.ipc.new_stream(
+                self._path(part),
+                self._file_schema,
+                options=options,
+            )
             for part in range(num_parts)
         ]
 
@@ -98,7 +107,11 @@ class EventSpill:
             }
         for name, values in times.items():
             column = pa.array(values).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)
-            table = table.set_column(table.schema.get_field_index(name), name, column)
+            table = table.set_column(
+                table.schema.get_field_index(name),
+                name,
+                column,
+            )
         order = np.lexsort((int64_of(table, EVENT_SEQ), times[TIMESTAMP], users))
         return table.take(pa.array(order)).cast(self._schema)
 
@@ -111,7 +124,11 @@ class EventSpill:
 
 
 @contextlib.contextmanager
-def spilled_events(out: Path, schema: pa.Schema, num_parts: int) -> Iterator[EventSpill]:
+def spilled_events(
+    out: Path,
+    schema: pa.Schema,
+    num_parts: int,
+) -> Iterator[EventSpill]:
     """Yield an event spill in a temporary directory beside `out`; remove it at the end.
 
     Args:
@@ -137,7 +154,11 @@ def _with_int64_times(schema: pa.Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _last_times_of_baskets(users: Int64, baskets: Int64, times: Int64) -> Int64:
+def _last_times_of_baskets(
+    users: Int64,
+    baskets: Int64,
+    times: Int64,
+) -> Int64:
     """Return the time of the last event of each event's basket, int64 ms."""
     if not len(times):
         return np.empty(0, np.int64)
