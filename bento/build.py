@@ -1,14 +1,11 @@
-"""Models and bentos in the BentoML store: python build.py check|build|keep JSON. Run by
-longrec.release.packaging, which knows no BentoML.
+"""Check, build and import bentos in the BentoML store: python build.py COMMAND JSON.
 
-    check  {"tag", "again"}                                  ends well when the store has neither
-    model nor bento of this tag, or may have
-    build  {"tag", "bundle", "context", "labels", "out"}     model and bento into the store, and
-    both as one folder to `out`
-    keep   {"tag", "folder", "again"}                        takes over a folder made by build, in
-    one go
+    check   {"tag"}                                        fail if the store has this tag already
+    build   {"tag", "bundle", "context", "labels", "out"}  build model and bento, export both to out
+    import  {"tag", "folder", "replace"}                   add an exported folder to the store
 
-A mistake ends in one line on stderr and exit code 1. BENTOML_HOME says which store.
+longrec.release.packaging runs it, and imports no BentoML itself. BENTOML_HOME names the store. A
+mistake ends in one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -20,20 +17,16 @@ import sys
 from collections.abc import Callable, Iterator
 
 import bentoml
+from bentoml.exceptions import BentoMLException, NotFound
 
 
-def check(tag: str, again: bool = False) -> None:
-    """Raises SystemExit when the store has a model or a bento of this tag; not where the tag names
-    its content (`again`).
-    """
-    if again:
-        return
+def check(tag: str) -> None:
+    """Exit with an error if the store has a model or a bento of this tag."""
     for kind, get in (("model", bentoml.models.get), ("bento", bentoml.bentos.get)):
-        with contextlib.suppress(bentoml.exceptions.NotFound):
+        with contextlib.suppress(NotFound):
             if str(get(tag).tag) == tag:
-                raise SystemExit(
-                    f"the BentoML store has a {kind} {tag} already; a version is never used twice"
-                )
+                message = f"the BentoML store has a {kind} {tag} already"
+                raise SystemExit(f"{message}; a version is never used twice")
 
 
 def build(
@@ -43,23 +36,24 @@ def build(
     labels: dict[str, str],
     out: str,
 ) -> None:
-    """Writes model and bento to the store and exports them to the folder `out`, which is made."""
+    """Add model and bento to the store and export them to the new folder `out`."""
     check(tag)
+    version = tag.partition(":")[2]
     with _all_or_nothing(tag):
         with bentoml.models.create(tag, labels=labels) as model:
             shutil.copytree(bundle, model.path_of("bundle"))
-        with contextlib.chdir(context):  # BentoML reads no file outside of the current directory
-            bento = bentoml.bentos.build_bentofile(build_ctx=context, version=tag.partition(":")[2])
+        # BentoML reads no file outside of the current directory.
+        with contextlib.chdir(context):
+            bento = bentoml.bentos.build_bentofile(build_ctx=context, version=version)
         bento.export(out, output_format="folder")
 
 
-def keep(tag: str, folder: str, again: bool = False) -> None:
-    """Copies the bento in a folder, and the model in it, to the store; with `again`, in place of
-    what has the tag.
-    """
-    check(tag, again)
-    if again:
-        _forget(tag)
+def import_folder(tag: str, folder: str, replace: bool) -> None:
+    """Add an exported bento and its model to the store; `replace` removes the tag first."""
+    if replace:
+        _delete(tag)
+    else:
+        check(tag)
     with _all_or_nothing(tag):
         bentoml.bentos.import_bento(folder, input_format="folder")
 
@@ -69,23 +63,29 @@ def _all_or_nothing(tag: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _forget(tag)
+        _delete(tag)
         raise
 
 
-def _forget(tag: str) -> None:
+def _delete(tag: str) -> None:
     for delete in (bentoml.bentos.delete, bentoml.models.delete):
-        with contextlib.suppress(bentoml.exceptions.NotFound):
+        with contextlib.suppress(NotFound):
             delete(tag)
 
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "check": check,
+    "build": build,
+    "import": import_folder,
+}
+
+
 def main() -> None:
-    """Runs the verb of the command line."""
-    _, verb, arguments = sys.argv
-    verbs: dict[str, Callable[..., None]] = {"check": check, "build": build, "keep": keep}
+    """Run the command of the command line."""
+    _, command, arguments = sys.argv
     try:
-        verbs[verb](**json.loads(arguments))
-    except bentoml.exceptions.BentoMLException as error:
+        COMMANDS[command](**json.loads(arguments))
+    except BentoMLException as error:
         raise SystemExit(str(error)) from error
 
 

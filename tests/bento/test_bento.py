@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from longrec.release import registry
-from longrec.release.parity import ask, serving
+from longrec.release.bento_server import post_rank, serve_bento
 from tests.conftest import ROOT, Packaged, ServedWorld
 
 pytestmark = pytest.mark.slow
@@ -31,22 +31,22 @@ REQUESTS = [
 
 
 def answers(host: str, port: int) -> list[dict]:
-    return [ask(host, port, body) for body in REQUESTS]
+    return [post_rank(host, port, body) for body in REQUESTS]
 
 
 def test_every_way_to_serve_a_bento_gives_the_same_scores_bit_for_bit(
     packaged: Packaged, served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir = served_world.workdir
-    assert [change.action for change in registry.log(workdir)] == [
+    assert [change.action for change in registry.read_decisions(workdir)] == [
         "adopt"
     ]  # the first packaged model is the champion, no later one
-    with serving("longrec-ranker:run-1", workdir=workdir, store=packaged.store) as (host, port):
+    with serve_bento("longrec-ranker:run-1", workdir=workdir, store=packaged.store) as (host, port):
         stored = answers(host, port)
     assert {answer["model_version"] for answer in stored} == {"run-1"} and len(
         {answer["scores"]["label"][0] for answer in stored}
     ) > 6
-    with serving("bento.service:Ranker", workdir=workdir, store=packaged.store, folder=ROOT) as (
+    with serve_bento("bento.service:Ranker", workdir=workdir, store=packaged.store, folder=ROOT) as (
         host,
         port,
     ):
@@ -84,7 +84,7 @@ def test_every_way_to_serve_a_bento_gives_the_same_scores_bit_for_bit(
     for name in ("LONGREC_HOME", "LONGREC_FEATURE_REPO", "LONGREC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "nobody").mkdir()
-    with serving(unpacked, workdir=workdir, variables={"HOME": str(tmp_path / "nobody")}) as (
+    with serve_bento(unpacked, workdir=workdir, variables={"HOME": str(tmp_path / "nobody")}) as (
         host,
         port,
     ):
@@ -107,13 +107,13 @@ def test_a_bento_serves_its_own_model_although_the_store_has_a_later_one(
     }
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert (tmp_path / "store/models/longrec-ranker/latest").read_text() == "run-2"
-    with serving(
+    with serve_bento(
         "longrec-ranker:run-1", workdir=served_world.workdir, store=tmp_path / "store"
     ) as (
         host,
         port,
     ):
-        assert ask(host, port, REQUESTS[0])["model_version"] == "run-1"
+        assert post_rank(host, port, REQUESTS[0])["model_version"] == "run-1"
 
 
 def test_a_bento_without_a_feature_store_says_so_in_one_line(

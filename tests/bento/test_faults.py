@@ -18,7 +18,7 @@ import pytest
 
 from longrec.data.histories import Histories
 from longrec.data.store.publish import publish
-from longrec.release.parity import serving
+from longrec.release.bento_server import serve_bento
 from tests.conftest import PATIENT, ROOT, ServedWorld
 from tests.longrec.data import redis_server
 
@@ -36,7 +36,7 @@ machine under load too.
 def served(world: ServedWorld, workdir: Path) -> Iterator[httpx.Client]:
     variables = {**PATIENT, "LONGREC_STORE_TIMEOUT_MS": str(int(WAIT_SECONDS * 1e3))}
     with (
-        serving(
+        serve_bento(
             "bento.service:Ranker",
             workdir=workdir,
             store=world.store,

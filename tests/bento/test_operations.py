@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longrec.release import registry
-from longrec.release.parity import serving
+from longrec.release import model_store, registry
+from longrec.release.bento_server import serve_bento
 from longrec.scoring.bundle import Bundle
 from longrec.serving import rollout
 from tests.conftest import PATIENT, ROOT, VERSION, ServedWorld
@@ -45,7 +45,7 @@ class World:
             served.workdir, self.workdir, symlinks=True, ignore=shutil.ignore_patterns("models")
         )
         shutil.copytree(served.store, self.store)
-        folder = self.store / "models" / registry.NAME
+        folder = self.store / "models" / model_store.MODEL_NAME
         for version in ("better", "damaged"):
             shutil.copytree(folder / VERSION, folder / version)
         changed = Bundle.load(folder / VERSION / "bundle")
@@ -88,7 +88,7 @@ def world(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -
     world = World(served_world, tmp_path_factory.mktemp("operations"))
     token = world.workdir / "token"
     token.write_text(TOKEN)
-    with serving(
+    with serve_bento(
         "bento.service:Ranker",
         workdir=world.workdir,
         store=world.store,
@@ -174,7 +174,7 @@ def test_promotion_and_rollback_lose_no_request_and_mix_no_versions(world: World
         version: json.loads(next(iter(found))) for version, found in callers[0].answers.items()
     }
     assert scores[VERSION] == [round(score, 4) for score in alone[VERSION]] != scores["better"]
-    assert [change.action for change in registry.log(world.workdir)] == [
+    assert [change.action for change in registry.read_decisions(world.workdir)] == [
         "promote",
         "promote",
         "rollback",
@@ -184,7 +184,7 @@ def test_promotion_and_rollback_lose_no_request_and_mix_no_versions(world: World
 
 
 def test_a_version_that_breaks_after_it_was_decided_keeps_the_old_one(world: World) -> None:
-    good = registry.bundle_dir(world.store, "damaged") / "model.safetensors"
+    good = model_store.bundle_dir(world.store, "damaged") / "model.safetensors"
     content = good.read_bytes()
     registry.promote(world.workdir, world.store, "damaged", by="test", why="looks good here")
     good.write_bytes(
@@ -228,7 +228,7 @@ def test_a_challenger_is_compared_and_nobody_sees_its_answers(world: World) -> N
         and -1 <= report["rank_correlation"] <= 1
         and report["latency_ratio"] > 0
     )
-    registry.unshadow(world.workdir, by="test", why="enough")
+    registry.stop_shadow(world.workdir, by="test", why="enough")
 
 
 def test_the_token_closes_what_reads_data_and_leaves_health_and_metrics_open(world: World) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from longrec.release.monitoring import RequestLog
+from longrec.release.request_log import RequestLog
 from tests.longrec.runs.test_outcome import Hook
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,7 @@
-"""gate: whether a model may be promoted; every bound is a key of `gate` in the configuration, every
-reason a sentence.
+"""Decide whether a model may be promoted.
 
-A refused model is kept where it was trained, with its evaluation; it is not packaged, and the
-champion stays what it was.
+Every bound is a key of `gate` in the configuration, and every reason is a sentence. A model that
+fails keeps its files and its evaluation. It is not packaged, and the champion stays.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from longrec.config import GateConfig
-from longrec.evaluation.metrics import Estimate, Measurement
+from longrec.evaluation.bootstrap import Estimate, TaskMetrics
 
 Row: TypeAlias = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a model may be packaged.
+    """The decision of the gate.
 
     Args:
-        passed: all criteria hold.
-        reasons: the sentences of the broken criteria, or of all when none is.
-        criteria: {"name", "value", "passed", "sentence"} each.
+        passed: whether all criteria passed.
+        reasons: sentences of the failed criteria, or of all criteria if none failed.
+        criteria: one {"name", "value", "passed", "sentence"} each.
     """
 
     passed: bool
@@ -34,73 +33,107 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the gate looks at, all of it on the same requests.
+    """The measurements that the gate reads, all on the same requests.
 
     Args:
         tasks: task -> metrics of the ranker at the served length.
         gains: task -> gain of its AUC over popularity.
-        parity: largest difference of a probability between the two ways to score; None when a score
-            is not finite.
-        slices: rows of the first task, {"family", "name", "num_targets", "auc", ...}, with
-            `difference`, `difference_low`,
-            `difference_high` against the champion where there is one.
-        champion: task -> main metric minus the champion's, paired; empty without a champion.
-        champion_problem: why the champion could not be compared.
-        latency_ms: 95th percentile of scoring one request alone.
+        parity_error: largest difference of a probability between batches and raw rows; None if a
+            score is not finite.
+        slices: rows of `measure_slices`.
+        champion_differences: task -> main metric minus the champion's, paired; empty without one.
+        champion_problem: why the champion could not be compared; empty if it could.
+        latency_p95_ms: 95th percentile of scoring one request alone; None if not measured.
         unknown_item_share: share of the targets whose item the encoder does not know.
     """
 
-    tasks: Mapping[str, Measurement]
+    tasks: Mapping[str, TaskMetrics]
     gains: Mapping[str, Estimate]
-    parity: float | None = None
+    parity_error: float | None = None
     slices: Sequence[Row] = ()
-    champion: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    champion_differences: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
     champion_problem: str = ""
-    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
     unknown_item_share: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bounds:
+    """The interval of values that pass; None for no bound."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def contain(self, value: float) -> bool:
+        """Return whether a value lies within the bounds."""
+        # Written so that nan lies within no bound.
+        is_high_enough = self.low is None or value >= self.low
+        is_low_enough = self.high is None or value <= self.high
+        return is_high_enough and is_low_enough
+
+    def __str__(self) -> str:
+        parts = []
+        if self.low is not None:
+            parts.append(f"at least {self.low:g}")
+        if self.high is not None:
+            parts.append(f"at most {self.high:g}")
+        return " and ".join(parts)
+
+
 def judge(evidence: Evidence, gate: GateConfig) -> Verdict:
-    """Returns the verdict; a metric that is not defined breaks its criterion."""
+    """Return the verdict; a metric that is not defined fails its criterion."""
     criteria = (
-        *_quality(evidence, gate),
-        *_against_champion(evidence, gate),
-        *_slices(evidence, gate),
-        *_serving(evidence, gate),
+        *_metric_criteria(evidence, gate),
+        *_champion_criteria(evidence, gate),
+        *_slice_criteria(evidence, gate),
+        *_serving_criteria(evidence, gate),
     )
-    broken = tuple(entry["sentence"] for entry in criteria if not entry["passed"])
-    return Verdict(not broken, broken or tuple(entry["sentence"] for entry in criteria), criteria)
+    failed = tuple(entry["sentence"] for entry in criteria if not entry["passed"])
+    reasons = failed or tuple(entry["sentence"] for entry in criteria)
+    return Verdict(not failed, reasons, criteria)
 
 
-def _quality(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
+def _metric_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
+    calibration = Bounds(gate.min_calibration, gate.max_calibration)
     for task, measured in evidence.tasks.items():
-        of = f" of {task}" if len(evidence.tasks) > 1 else ""
-        yield _criterion("min_auc", f"The AUC{of}", measured.estimate("auc"), low=gate.min_auc)
+        of_task = _of_task(task, evidence)
+        yield _criterion(
+            "min_auc",
+            f"The AUC{of_task}",
+            measured.estimate("auc"),
+            Bounds(low=gate.min_auc),
+        )
         yield _criterion(
             "min_gain_over_popularity",
-            f"The AUC gain{of} over popularity",
+            f"The AUC gain{of_task} over popularity",
             evidence.gains[task],
-            low=gate.min_gain_over_popularity,
+            Bounds(low=gate.min_gain_over_popularity),
         )
         yield _criterion(
             "calibration",
-            f"The calibration{of} (mean score over mean label)",
+            f"The calibration{of_task} (mean score over mean label)",
             measured.estimate("calibration"),
-            low=gate.min_calibration,
-            high=gate.max_calibration,
+            calibration,
         )
         if gate.max_ece < 1:
             yield _criterion(
                 "max_ece",
-                f"The expected calibration error{of}",
+                f"The expected calibration error{of_task}",
                 measured.estimate("ece"),
-                high=gate.max_ece,
+                Bounds(high=gate.max_ece),
             )
 
 
-def _against_champion(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
-    """The first task must exclude a loss (low end of the paired interval); a further one, which may
-    be rare, must not be clearly worse.
+def _of_task(task: str, evidence: Evidence) -> str:
+    """Return the words that name the task, if there are several."""
+    return f" of {task}" if len(evidence.tasks) > 1 else ""
+
+
+def _champion_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
+    """Yield the criteria against the champion.
+
+    The first task must exclude a loss: the low end of its paired interval is judged. A further task
+    may be rare and must not be clearly worse: the high end is judged.
     """
     if evidence.champion_problem:
         yield {
@@ -109,56 +142,59 @@ def _against_champion(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
             "passed": False,
             "sentence": f"The champion could not be compared: {evidence.champion_problem}.",
         }
-    for place, (task, difference) in enumerate(evidence.champion.items()):
-        end, bound = ("high", difference.high) if place else ("low", difference.low)
-        of = f" of {task}" if len(evidence.tasks) > 1 else ""
-        value = Estimate(
-            bound, reason=difference.reason
-        )  # a difference without an interval excludes no loss
-        what = (
-            f"The {end} end of the 95 % interval of {gate.metric.upper()}{of} minus the champion's"
-        )
-        yield _criterion("max_loss_to_champion", what, value, low=-gate.max_loss_to_champion)
+    bounds = Bounds(low=-gate.max_loss_to_champion)
+    metric = gate.metric.upper()
+    end = "low"
+    for task, difference in evidence.champion_differences.items():
+        judged = difference.low if end == "low" else difference.high
+        of_task = _of_task(task, evidence)
+        name = f"The {end} end of the 95 % interval of {metric}{of_task} minus the champion's"
+        # A difference without an interval excludes no loss: its end is None, which fails.
+        estimate = Estimate(judged, reason=difference.reason)
+        yield _criterion("max_loss_to_champion", name, estimate, bounds)
+        end = "high"
 
 
-def _slices(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
-    """Large slices of the first task: none may be bad in itself, none clearly worse than the
-    champion's.
+def _slice_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
+    """Yield the criteria of large slices of the first task.
+
+    None may have a low AUC, and none may be clearly worse than the champion.
     """
     for row in evidence.slices:
         if row["num_targets"] < gate.min_slice_targets:
             continue
-        where = f"{row['family']} {row['name']}"
+        where = f"where {row['family']} {row['name']}"
         if gate.min_slice_auc > 0 and row["auc"] is not None:
             yield _criterion(
                 "min_slice_auc",
-                f"The AUC where {where}",
+                f"The AUC {where}",
                 Estimate(row["auc"]),
-                low=gate.min_slice_auc,
+                Bounds(low=gate.min_slice_auc),
             )
-        if row.get("difference_high") is not None:
-            what = (
-                f"The high end of the 95 % interval of the AUC minus the champion's where {where}"
-            )
+        difference_high = row.get("difference_high")
+        if difference_high is not None:
             yield _criterion(
-                "max_slice_loss", what, Estimate(row["difference_high"]), low=-gate.max_slice_loss
+                "max_slice_loss",
+                f"The high end of the 95 % interval of the AUC minus the champion's {where}",
+                Estimate(difference_high),
+                Bounds(low=-gate.max_slice_loss),
             )
 
 
-def _serving(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
+def _serving_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
     yield _criterion(
         "max_parity_error",
         "The largest difference of a probability between batches and raw rows",
-        Estimate(evidence.parity, reason="a score is not finite"),
-        high=gate.max_parity_error,
+        Estimate(evidence.parity_error, reason="a score is not finite"),
+        Bounds(high=gate.max_parity_error),
         form=".2g",
     )
     if gate.max_latency_ms > 0:
         yield _criterion(
             "max_latency_ms",
             "The 95th percentile of scoring one request, ms",
-            Estimate(evidence.latency_ms, reason="it was not measured"),
-            high=gate.max_latency_ms,
+            Estimate(evidence.latency_p95_ms, reason="it was not measured"),
+            Bounds(high=gate.max_latency_ms),
             form=".1f",
         )
     if gate.max_unknown_item_share < 1:
@@ -166,39 +202,36 @@ def _serving(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
             "max_unknown_item_share",
             "The share of targets whose item the encoder does not know",
             Estimate(evidence.unknown_item_share),
-            high=gate.max_unknown_item_share,
+            Bounds(high=gate.max_unknown_item_share),
         )
 
 
 def _criterion(
     name: str,
-    what: str,
+    subject: str,
     estimate: Estimate,
+    bounds: Bounds,
     *,
-    low: float | None = None,
-    high: float | None = None,
     form: str = ".4f",
 ) -> Row:
-    bounds = [
-        f"at least {low:g}" if low is not None else "",
-        f"at most {high:g}" if high is not None else "",
-    ]
-    wanted = " and ".join(bound for bound in bounds if bound)
-    if estimate.value is None:
-        return {
-            "name": name,
-            "value": None,
-            "passed": False,
-            "sentence": f"{what} is not defined: {estimate.reason}; wanted {wanted}.",
-        }
-    passed = (low is None or estimate.value >= low) and (high is None or estimate.value <= high)
-    around = ""
-    if estimate.low is not None and estimate.high is not None:
-        around = f" (95 % interval {estimate.low:{form}} to {estimate.high:{form}})"
-    verb = "is" if passed else "is not"
-    return {
-        "name": name,
-        "value": estimate.value,
-        "passed": passed,
-        "sentence": f"{what}, {estimate.value:{form}}{around}, {verb} {wanted}.",
-    }
+    """Return one judged criterion.
+
+    Args:
+        name: key of the bound in the configuration.
+        subject: start of the sentence, for example `The AUC`.
+        estimate: the judged value.
+        bounds: values that pass.
+        form: format specification of the value.
+    """
+    value = estimate.value
+    if value is None:
+        passed = False
+        sentence = f"{subject} is not defined: {estimate.reason}; expected {bounds}."
+    else:
+        passed = bounds.contain(value)
+        shown = f"{value:{form}}"
+        if estimate.low is not None and estimate.high is not None:
+            shown += f" (95 % interval {estimate.low:{form}} to {estimate.high:{form}})"
+        verb = "is" if passed else "is not"
+        sentence = f"{subject}, {shown}, {verb} {bounds}."
+    return {"name": name, "value": value, "passed": passed, "sentence": sentence}

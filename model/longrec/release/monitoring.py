@@ -1,28 +1,18 @@
-"""Monitoring: a bounded log of what a service answered, and how far its scores and features lie
-from what the model was evaluated on.
+"""Measure how far live requests drifted from the requests that a model was evaluated on.
 
-    service --a share of the answers--> LONGREC_HOME/requests/*.parquet --+
-                          evaluation/predictions.parquet (the reference) --+--drift()--> report.html
+    service -> LONGREC_HOME/requests/*.parquet ------+
+    evaluation/predictions.parquet (the reference) --+-> measure_drift -> report.html
 
-A row of the log is one candidate of one answered request, with the columns of predictions.parquet
-(without labels), the model version and
-whether the answer was degraded. Compared are histograms, by PSI (longrec.data.quality.drift):
-nothing is learned, nothing leaves the machine.
+Histograms of scores and features are compared by the population stability index, PSI
+(longrec.data.quality.drift). Nothing is learned and nothing leaves the machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import random
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,118 +24,33 @@ from longrec.data import files
 from longrec.data.encoder import Encoder
 from longrec.data.quality.drift import LENGTH_EDGES, histogram, psi, psi_noise, quantile_edges
 from longrec.errors import CheckFailed, DataError
-from longrec.release import registry
+from longrec.release import model_store, registry
+from longrec.release.request_log import log_files
 from longrec.reporting import page
-from longrec.schema import ITEM_ID, TIMESTAMP, USER_ID
+from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
-log = logging.getLogger("bentoml.longrec.monitor")
-
-FILE_ROWS, FILE_SECONDS, MAX_FILES, MAX_PENDING = 20_000, 60.0, 64, 100_000
-MAX_LOGGED_CANDIDATES = 50
-NUM_VALUES = 20
+MAX_VALUE_BINS = 20
 """Most frequent values of a feature with a bin of their own; the others share one."""
+HOUR_MS = 3.6e6
+SCORE_PREFIX = "score "
+"""Start of the names of the compared scores; all other quantities are features."""
 
-Counts = npt.NDArray[np.int64]
-
-
-class RequestLog:
-    """Writes a share of the answers to files of at most FILE_ROWS rows, of which the newest
-    MAX_FILES of a work directory stay.
-
-    Args:
-        workdir: LONGREC_HOME.
-        share: of the requests, 0 to 1.
-    """
-
-    def __init__(self, workdir: str | Path, share: float) -> None:
-        self._folder, self._share = Path(workdir) / "requests", share
-        self._rows: list[dict[str, Any]] = []
-        self._lock, self._wake, self._is_ended = threading.Lock(), threading.Event(), False
-        self._random = random.Random(os.getpid())  # noqa: S311
-        self.num_dropped = 0
-        self._thread = threading.Thread(
-            target=self._run,
-            name="requestlog",
-            daemon=True,
-        )
-        if share > 0:
-            self._thread.start()
-
-    def add(
-        self,
-        user_id: int,
-        request_time_ms: int,
-        items: Sequence[int],
-        scores: Mapping[str, Sequence[float]],
-        **facts: Any,
-    ) -> None:
-        """Takes note of an answer, or not; never waits. At most MAX_LOGGED_CANDIDATES candidates,
-        the first ones.
-
-        Args:
-            scores: per task, in the order of the items.
-            facts: history_length, model_version, degraded.
-        """
-        if self._random.random() >= self._share:
-            return
-        if len(self._rows) > MAX_PENDING:
-            self.num_dropped += 1
-            return
-        request = uuid.uuid4().int >> 65
-        rows = [
-            {
-                "request_id": request,
-                USER_ID: user_id,
-                TIMESTAMP: request_time_ms,
-                ITEM_ID: item,
-                **facts,
-                **{f"{task}_score": float(column[place]) for task, column in scores.items()},
-            }
-            for place, item in enumerate(items[:MAX_LOGGED_CANDIDATES])
-        ]
-        with self._lock:
-            self._rows += rows
-        if len(self._rows) >= FILE_ROWS:
-            self._wake.set()
-
-    def stop(self) -> None:
-        """Writes what is left."""
-        self._is_ended = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._is_ended:
-            self._wake.wait(FILE_SECONDS)
-            self._wake.clear()
-            try:
-                self._write()
-            except OSError as error:
-                log.warning("the log of requests cannot be written: %s", error)
-
-    def _write(self) -> None:
-        with self._lock:
-            rows, self._rows = self._rows, []
-        if not rows:
-            return
-        name = f"{time.time_ns() // 1_000_000:015d}-{socket.gethostname()}-{os.getpid()}.parquet"
-        with files.replacing(self._folder / name) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows), temporary)
-        for old in sorted(self._folder.glob("*.parquet"))[:-MAX_FILES]:
-            old.unlink(missing_ok=True)
+Counts: TypeAlias = npt.NDArray[np.int64]
+Int: TypeAlias = npt.NDArray[np.int64]
+Codes: TypeAlias = npt.NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Compared:
-    """One quantity of reference and live requests.
+class DriftComparison:
+    """One quantity of the reference and of the live requests.
 
     Args:
-        name: `score <task>`, `history length`, `user.<feature>`, `item.<feature>`.
-        psi: population stability index; noise: what chance alone gives on average with these
-            numbers of rows.
-        bound: above which, noise added, it has drifted.
-        bins: names of the bins; reference, live: counts per bin.
+        name: `score <task>`, `history length`, `item known`, `user.<feature>`, `item.<feature>`.
+        psi: population stability index.
+        noise: mean index by chance alone at these numbers of rows.
+        bound: largest index, without the noise, that is no drift.
+        bins: names of the bins.
+        reference, live: counts per bin.
     """
 
     name: str
@@ -158,22 +63,27 @@ class Compared:
 
     @property
     def has_drifted(self) -> bool:
+        """Whether the index is above bound and noise."""
         return self.psi > self.bound + self.noise
+
+    @property
+    def is_score(self) -> bool:
+        """Whether the quantity is a score and not a feature."""
+        return self.name.startswith(SCORE_PREFIX)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DriftReport:
-    """How far live requests lie from the reference.
+    """How far live requests drifted from the reference.
 
     Args:
-        num_requests, num_scores: live ones that were compared: those of `model_version` within the
-            window.
+        num_requests, num_scores: compared live ones: of `model_version`, within the window.
         model_version: the last one in the log.
-        degraded_share: of the live requests.
+        degraded_share: share of the live requests with a degraded answer.
         largest_score_psi, largest_feature_psi: over the quantities of each kind.
-        drifted: names of quantities above their bound.
-        is_enough: whether there were `min_requests`; below it nothing is called drifted.
-        passed: nothing has drifted.
+        drifted: names of the quantities above their bound.
+        is_enough: whether there were `min_requests`; with fewer, nothing has drifted.
+        passed: whether nothing has drifted.
     """
 
     num_requests: int
@@ -187,245 +97,314 @@ class DriftReport:
     passed: bool
 
 
-def drift(
+def check_drift(workdir: str | Path, report_html: str | Path, config: DriftConfig) -> DriftReport:
+    """Measure the drift of the version that answered last; raise if there is any.
+
+    The model is found in the BentoML store, its reference in the work directory, where `package`
+    stored it.
+
+    Args:
+        workdir: LONGREC_HOME.
+        report_html: file for the page.
+        config: bounds and window.
+
+    Raises:
+        CheckFailed: something has drifted; the page has been written.
+        DataError: no request was logged, or the version was not packaged for this work directory.
+    """
+    version = _last_version(workdir)
+    reference = registry.reference_dir(workdir, version)
+    if not reference.is_dir():
+        raise DataError(
+            f"the evaluation of {version} is not in this work directory",
+            found=f"no {reference}",
+            fix="Package it again for this work directory: longrec run, or the training pipeline.",
+        )
+    bundle = model_store.bundle_dir(model_store.store_dir(), version)
+    report = measure_drift(workdir, reference, bundle, report_html, config)
+    if not report.passed:
+        raise CheckFailed(
+            f"{len(report.drifted)} quantities of the requests of {version} have drifted",
+            found=", ".join(report.drifted),
+            fix="See the report. Train again, or fix the input of the service; "
+            "drift.* holds the bounds.",
+        )
+    return report
+
+
+def measure_drift(
     workdir: str | Path,
     evaluation_dir: str | Path,
     bundle_dir: str | Path,
     report_html: str | Path,
     config: DriftConfig,
 ) -> DriftReport:
-    """Returns how far the logged requests of a work directory lie from the evaluation of a model, after
-    writing the page.
+    """Compare the logged requests with the evaluation of a model; write the page.
 
     Args:
-        workdir: LONGREC_HOME: requests/ as RequestLog wrote them, features/ as published.
+        workdir: LONGREC_HOME with requests/ and the published features/.
         evaluation_dir: of the model; its predictions.parquet is the reference.
-        bundle_dir: of the model; its encoder tells values of features apart as the model does.
-        report_html: where the page goes.
+        bundle_dir: of the model; its encoder makes the codes of feature values.
+        report_html: file for the page.
         config: bounds and window.
 
     Raises:
         DataError: no request was logged, or a file is missing.
     """
-    live, reference = (
-        _live(Path(workdir) / "requests", config),
-        pq.read_table(Path(evaluation_dir) / "predictions.parquet"),
-    )
+    live = _live_requests(workdir, config)
+    reference = pq.read_table(Path(evaluation_dir) / "predictions.parquet")
     encoder = Encoder.load(Path(bundle_dir) / "encoder")
     users = pq.read_table(Path(workdir) / "features" / "user_features.parquet")
-    compared = list(_compared(reference, live, encoder, users, config))
-    report = _report(live, compared, config)
+    comparisons = [
+        *_compare_scores(reference, live, encoder, config),
+        *_compare_requests(reference, live, encoder, users, config),
+        *_compare_items(reference, live, encoder, config),
+    ]
+    report = _summarize(live, comparisons, config)
+    text = _render(report, comparisons, reference.num_rows, config)
     with files.replacing(report_html) as temporary:
-        temporary.write_text(_page(report, compared, reference, config), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return report
 
 
-def check_drift(workdir: str | Path, report_html: str | Path, config: DriftConfig) -> DriftReport:
-    """Returns `drift` of the version that answered last, found in the BentoML store, from what
-    `package` left of its evaluation in `workdir`.
-
-    Raises:
-        CheckFailed: something has drifted; the page has been written.
-        DataError: no request was logged, or the version was not packaged for this work directory.
-    """
-    version = str(
-        pq.read_table(_logged(Path(workdir) / "requests")[-1], columns=["model_version"])
-        .column(0)[-1]
-        .as_py()
-    )
-    reference = registry.reference_dir(workdir, version)
-    if not reference.is_dir():
-        raise DataError(
-            f"nothing is known of the evaluation of {version}",
-            found=f"no {reference}",
-            fix="Package it again for this work directory: longrec run, or the training pipeline.",
-        )
-    report = drift(
-        workdir, reference, registry.bundle_dir(registry.store_dir(), version), report_html, config
-    )
-    if not report.passed:
-        raise CheckFailed(
-            f"{len(report.drifted)} quantities of the requests of {version} have drifted",
-            found=", ".join(report.drifted),
-            fix="See the report: train again, or mend what feeds the service; bounds are those of drift.*.",
-        )
-    return report
-
-
-def _logged(folder: Path) -> list[Path]:
-    """Returns the files of the log, oldest first."""
-    paths = sorted(folder.glob("*.parquet"))
+def _require_log_files(workdir: str | Path) -> list[Path]:
+    paths = log_files(workdir)
     if not paths:
         raise DataError(
             "no request was logged",
-            found=f"nothing in {folder}",
+            found=f"nothing in {Path(workdir) / 'requests'}",
             fix="Serve with LONGREC_LOG_SHARE above 0.",
         )
     return paths
 
 
-def _live(folder: Path, config: DriftConfig) -> pa.Table:
-    """Returns the rows of the last model version within the window before the last request."""
-    rows = pa.concat_tables(
-        [pq.read_table(path) for path in _logged(folder)], promote_options="permissive"
-    )
-    times, versions = (
-        rows.column(TIMESTAMP).to_numpy(),
-        rows.column("model_version").to_numpy(zero_copy_only=False),
-    )
-    is_recent = times >= times.max() - round(3.6e6 * config.window_hours)
-    return rows.filter(pa.array(is_recent & (versions == versions[-1])))
+def _last_version(workdir: str | Path) -> str:
+    """Return the model version of the last logged row."""
+    path = _require_log_files(workdir)[-1]
+    versions = pq.read_table(path, columns=["model_version"]).column(0)
+    return str(versions[-1].as_py())
 
 
-def _compared(
-    reference: pa.Table, live: pa.Table, encoder: Encoder, users: pa.Table, config: DriftConfig
-) -> Iterator[Compared]:
-    both = (reference, live)
+def _live_requests(workdir: str | Path, config: DriftConfig) -> pa.Table:
+    """Return the rows of the last model version, within the window before the last request."""
+    tables = [pq.read_table(path) for path in _require_log_files(workdir)]
+    rows = pa.concat_tables(tables, promote_options="permissive")
+    times = rows.column(TIMESTAMP).to_numpy()
+    versions = rows.column("model_version").to_numpy(zero_copy_only=False)
+    window_ms = round(HOUR_MS * config.window_hours)
+    is_recent = times >= times.max() - window_ms
+    is_last_version = versions == versions[-1]
+    return rows.filter(pa.array(is_recent & is_last_version))
+
+
+def _compare_scores(
+    reference: pa.Table,
+    live: pa.Table,
+    encoder: Encoder,
+    config: DriftConfig,
+) -> Iterator[DriftComparison]:
     for task in encoder.schema.task_names:
-        scores = [table.column(f"{task}_score").to_numpy() for table in both]
-        edges = quantile_edges(scores[0])
-        names = [f"up to {edge:.4g}" for edge in edges] + ["more"]
-        yield _one(
-            f"score {task}",
-            names,
-            [histogram(side, edges) for side in scores],
+        column = f"{task}_score"
+        expected = reference.column(column).to_numpy()
+        edges = quantile_edges(expected)
+        bins = [f"up to {edge:.4g}" for edge in edges] + ["more"]
+        yield _compare(
+            f"{SCORE_PREFIX}{task}",
+            bins,
+            histogram(expected, edges),
+            histogram(live.column(column).to_numpy(), edges),
             config.max_score_psi,
         )
-    requests = [table.take(pa.array(_firsts(table))) for table in both]
+
+
+def _compare_requests(
+    reference: pa.Table,
+    live: pa.Table,
+    encoder: Encoder,
+    users: pa.Table,
+    config: DriftConfig,
+) -> Iterator[DriftComparison]:
+    """Yield the history length and the user features, one row per request."""
+    reference = reference.take(pa.array(_first_rows(reference)))
+    live = live.take(pa.array(_first_rows(live)))
     lengths = [
-        histogram(table.column("history_length").to_numpy(), LENGTH_EDGES) for table in requests
+        histogram(table.column("history_length").to_numpy(), LENGTH_EDGES)
+        for table in (reference, live)
     ]
-    bins = ["0", *(f"up to {1 << power:,}" for power in range(21)), "more"]
-    yield _one("history length", bins, lengths, config.max_feature_psi)
-    found = [_rows_of(users, table.column(USER_ID).to_numpy()) for table in requests]
+    powers = [f"up to {1 << power:,}" for power in range(21)]
+    bins = ["0", *powers, "more"]
+    yield _compare("history length", bins, *lengths, config.max_feature_psi)
     codes = encoder.users(users)
+    reference_rows = _user_rows(users, reference.column(USER_ID).to_numpy())
+    live_rows = _user_rows(users, live.column(USER_ID).to_numpy())
     for place, feature in enumerate(encoder.schema.user):
-        yield _codes(
+        yield _compare_codes(
             f"user.{feature.name}",
-            [np.where(rows < 0, 0, codes[rows, place]) for rows in found],
+            np.where(reference_rows < 0, 0, codes[reference_rows, place]),
+            np.where(live_rows < 0, 0, codes[live_rows, place]),
             config,
         )
-    items = [
-        encoder.item_table[encoder.item_rows(table.column(ITEM_ID).to_numpy())] for table in both
-    ]
-    yield _codes(
+
+
+def _compare_items(
+    reference: pa.Table,
+    live: pa.Table,
+    encoder: Encoder,
+    config: DriftConfig,
+) -> Iterator[DriftComparison]:
+    """Yield whether the item is known and the item features, one row per candidate."""
+    reference_rows = encoder.item_rows(reference.column(ITEM_ID).to_numpy())
+    live_rows = encoder.item_rows(live.column(ITEM_ID).to_numpy())
+    yield _compare_codes(
         "item known",
-        [
-            (encoder.item_rows(table.column(ITEM_ID).to_numpy()) > 0).astype(np.int32)
-            for table in both
-        ],
+        (reference_rows > 0).astype(np.int32),
+        (live_rows > 0).astype(np.int32),
         config,
     )
     for place, feature in enumerate(encoder.schema.item):
-        if feature.name != ITEM_ID:
-            yield _codes(f"item.{feature.name}", [side[:, place] for side in items], config)
-
-
-def _codes(name: str, sides: Sequence[npt.NDArray[np.int32]], config: DriftConfig) -> Compared:
-    """Returns the comparison of encoded values; rare ones of the reference share a bin."""
-    values, counts = np.unique(sides[0], return_counts=True)
-    kept = values[np.argsort(-counts, kind="stable")[:NUM_VALUES]]
-    histograms = [
-        np.array(
-            [*(int((side == value).sum()) for value in kept), int((~np.isin(side, kept)).sum())]
+        if feature.name == ITEM_ID:
+            continue
+        codes = encoder.item_table[:, place]
+        yield _compare_codes(
+            f"item.{feature.name}",
+            codes[reference_rows],
+            codes[live_rows],
+            config,
         )
-        for side in sides
-    ]
-    return _one(
-        name, [*(f"code {value}" for value in kept), "others"], histograms, config.max_feature_psi
+
+
+def _compare_codes(
+    name: str,
+    reference: Codes,
+    live: Codes,
+    config: DriftConfig,
+) -> DriftComparison:
+    """Return the comparison of encoded values; rare values of the reference share a bin."""
+    values, counts = np.unique(reference, return_counts=True)
+    by_count = np.argsort(-counts, kind="stable")
+    frequent = values[by_count[:MAX_VALUE_BINS]]
+    return _compare(
+        name,
+        [*(f"code {value}" for value in frequent), "others"],
+        _count_values(reference, frequent),
+        _count_values(live, frequent),
+        config.max_feature_psi,
     )
 
 
-def _one(
+def _count_values(codes: Codes, values: Codes) -> Counts:
+    """Return how often each value occurs, and the number of other codes last."""
+    counts = [int((codes == value).sum()) for value in values]
+    num_others = len(codes) - sum(counts)
+    return np.array([*counts, num_others])
+
+
+def _compare(
     name: str,
     bins: Sequence[str],
-    sides: Sequence[Counts],
+    reference: Counts,
+    live: Counts,
     bound: float,
-) -> Compared:
-    reference, live = sides
-    counts = [tuple(side.tolist()) for side in sides]
-    return Compared(
-        name, psi(reference, live), psi_noise(reference, live), bound, tuple(bins), *counts
+) -> DriftComparison:
+    return DriftComparison(
+        name=name,
+        psi=psi(reference, live),
+        noise=psi_noise(reference, live),
+        bound=bound,
+        bins=tuple(bins),
+        reference=tuple(reference.tolist()),
+        live=tuple(live.tolist()),
     )
 
 
-def _firsts(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Returns one row of each request."""
-    return np.sort(np.unique(table.column("request_id").to_numpy(), return_index=True)[1])
+def _first_rows(table: pa.Table) -> Int:
+    """Return the first row of each request, int64, rising."""
+    _, first = np.unique(table.column(REQUEST_ID).to_numpy(), return_index=True)
+    return np.sort(first)
 
 
-def _rows_of(users: pa.Table, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Returns the row of each user, -1 for one without."""
+def _user_rows(users: pa.Table, user_ids: Int) -> Int:
+    """Return the row of each user in the feature table, int64; -1 for an unknown user."""
     known = users.column(USER_ID).to_numpy()
     order = np.argsort(known, kind="stable")
-    places = np.minimum(np.searchsorted(known[order], ids), len(known) - 1)
-    return np.where(known[order][places] == ids, order[places], -1)
+    sorted_ids = known[order]
+    places = np.minimum(np.searchsorted(sorted_ids, user_ids), len(known) - 1)
+    return np.where(sorted_ids[places] == user_ids, order[places], -1)
 
 
-def _report(live: pa.Table, compared: Sequence[Compared], config: DriftConfig) -> DriftReport:
-    firsts = _firsts(live)
-    is_enough = len(firsts) >= config.min_requests
-    drifted = tuple(each.name for each in compared if each.has_drifted) if is_enough else ()
-    largest = {
-        kind: max(
-            (each.psi for each in compared if each.name.startswith("score ") == kind), default=0.0
-        )
-        for kind in (True, False)
-    }
-    degraded = float(np.mean(live.column("degraded").to_numpy(zero_copy_only=False)[firsts]))
+def _summarize(
+    live: pa.Table,
+    comparisons: Sequence[DriftComparison],
+    config: DriftConfig,
+) -> DriftReport:
+    first_rows = _first_rows(live)
+    is_degraded = live.column("degraded").to_numpy(zero_copy_only=False)[first_rows]
+    is_enough = len(first_rows) >= config.min_requests
+    drifted: tuple[str, ...] = ()
+    if is_enough:
+        drifted = tuple(each.name for each in comparisons if each.has_drifted)
+    score_psi = [each.psi for each in comparisons if each.is_score]
+    feature_psi = [each.psi for each in comparisons if not each.is_score]
     return DriftReport(
-        len(firsts),
-        live.num_rows,
-        str(live.column("model_version")[0].as_py()),
-        degraded,
-        largest[True],
-        largest[False],
-        drifted,
-        is_enough,
-        not drifted,
+        num_requests=len(first_rows),
+        num_scores=live.num_rows,
+        model_version=str(live.column("model_version")[0].as_py()),
+        degraded_share=float(np.mean(is_degraded)),
+        largest_score_psi=max(score_psi, default=0.0),
+        largest_feature_psi=max(feature_psi, default=0.0),
+        drifted=drifted,
+        is_enough=is_enough,
+        passed=not drifted,
     )
 
 
-def _page(
-    report: DriftReport, compared: Sequence[Compared], reference: pa.Table, config: DriftConfig
+def _render(
+    report: DriftReport,
+    comparisons: Sequence[DriftComparison],
+    num_reference_scores: int,
+    config: DriftConfig,
 ) -> str:
-    verdict = (
-        (report.passed, "no drift" if report.passed else "drift")
-        if report.is_enough
-        else (False, "too few requests to tell")
-    )
-    rows = [[each.name, each.psi, each.noise, each.bound] for each in compared]
-    marks = ["bad" if each.name in report.drifted else "" for each in compared]
-    table = page.table(["quantity", "PSI", "by chance", "bound"], rows, marks)
-    facts = page.facts(
-        {
-            "live requests": report.num_requests,
-            "live scores": report.num_scores,
-            "reference scores": reference.num_rows,
-            "model version": report.model_version,
-            "degraded": f"{100 * report.degraded_share:.2f} %",
-        }
-    )
+    """Return the page."""
+    values = {
+        "live requests": report.num_requests,
+        "live scores": report.num_scores,
+        "reference scores": num_reference_scores,
+        "model version": report.model_version,
+        "degraded": f"{100 * report.degraded_share:.2f} %",
+    }
+    rows = [[each.name, each.psi, each.noise, each.bound] for each in comparisons]
+    classes = ["bad" if each.name in report.drifted else "" for each in comparisons]
+    table = page.table(["quantity", "PSI", "by chance", "bound"], rows, classes)
     note = (
         f"Requests of the {config.window_hours:g} hours before the last one. "
-        "PSI by custom: below 0.1 nothing happened, above 0.25 much did."
+        "Rule of thumb: a PSI below 0.1 is no change, above 0.25 a large one."
     )
-    parts = [page.section("Against the evaluation of the model", facts, table, note=note)]
-    parts += [_histogram(each) for each in sorted(compared, key=lambda each: -each.psi)]
-    subtitle = f"{len(report.drifted)} of {len(compared)} quantities have drifted"
-    return page.page("Drift of live requests", subtitle, page.Html("".join(parts)), verdict)
+    title = "Against the evaluation of the model"
+    sections = [page.section(title, page.tiles(values), table, note=note)]
+    for comparison in sorted(comparisons, key=lambda each: -each.psi):
+        sections.append(_histogram_section(comparison))
+    return page.document(
+        "Drift of live requests",
+        f"{len(report.drifted)} of {len(comparisons)} quantities have drifted",
+        page.Html("".join(sections)),
+        _verdict(report),
+    )
 
 
-def _histogram(each: Compared) -> page.Html:
-    totals = [max(sum(side), 1) for side in (each.reference, each.live)]
-    rows = [
-        [
-            name,
-            *(f"{100 * count / total:.2f} %" for count, total in zip(counts, totals, strict=True)),
-        ]
-        for name, *counts in zip(each.bins, each.reference, each.live, strict=True)
-        if any(counts)
-    ]
-    return page.section(
-        each.name, page.table(["", "reference", "live"], rows), note=f"PSI {each.psi:.4f}"
-    )
+def _verdict(report: DriftReport) -> tuple[bool, str]:
+    if not report.is_enough:
+        return False, "too few requests to tell"
+    return report.passed, "no drift" if report.passed else "drift"
+
+
+def _histogram_section(comparison: DriftComparison) -> page.Html:
+    num_reference = max(sum(comparison.reference), 1)
+    num_live = max(sum(comparison.live), 1)
+    rows = []
+    counts = zip(comparison.bins, comparison.reference, comparison.live, strict=True)
+    for name, reference, live in counts:
+        if reference or live:
+            shares = (reference / num_reference, live / num_live)
+            rows.append([name, *(f"{100 * share:.2f} %" for share in shares)])
+    table = page.table(["", "reference", "live"], rows)
+    return page.section(comparison.name, table, note=f"PSI {comparison.psi:.4f}")

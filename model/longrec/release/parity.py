@@ -1,24 +1,14 @@
-"""Parity: the three ways to score the same requests, and how far they are apart.
+"""Compare the three ways to score the same requests.
 
-    training forward   the ranker on the encoded stream, in evaluation mode
-    Scorer             raw rows of the histories
-    HTTP               POST /rank to an exported bento, served on loopback; its rows come from the
-    online feature store
-
-BentoML runs in a process of its own (`bentoml serve`); this module does not import it.
+training forward   the ranker on the encoded stream, in evaluation mode
+Scorer             raw rows of the histories
+HTTP               POST /rank to an exported bento, served on loopback; its rows come from the
+                   online feature store
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import http.client
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,45 +19,42 @@ import numpy as np
 import numpy.typing as npt
 
 from longrec.data.histories import Histories
-from longrec.errors import LongrecError
+from longrec.release.bento_server import PackagingError, post_rank, serve_bento
 
-PARITY_REQUESTS = 24
+NUM_PARITY_REQUESTS = 24
 MAX_CANDIDATES = 2_048
-"""Most candidates that the service takes in one request."""
-TOKEN_BUDGET, REQUESTS_PER_BATCH = 65_536, 64
-READY_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 300.0, 30.0, 90.0
-_PATIENT = {
+"""Most candidates that the service accepts in one request."""
+TOKEN_BUDGET = 65_536
+"""Events per batch of the training forward."""
+REQUESTS_PER_BATCH = 64
+SERVICE_VARIABLES = {
     "LONGREC_FOLLOW": "0",
     "LONGREC_TIMEOUT_MS": "60000",
     "LONGREC_STORE_TIMEOUT_MS": "20000",
     "LONGREC_DEVICE": "cpu",
 }
-"""Of the served bento: scores are compared, not times; a busy node shall not refuse a model, nor
-products in bfloat16.
+"""Environment of the served bento. Only scores are compared, so a busy machine may take its time,
+and the scores are float32.
 """
 
+Int: TypeAlias = npt.NDArray[np.int64]
 Scores: TypeAlias = list[npt.NDArray[np.float32]]
-
-
-class PackagingError(LongrecError):
-    """A bento cannot be made or served."""
+"""Probabilities of each request, float32 [m, K]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParityReport:
-    """How far the three ways to score are apart, as largest absolute differences of a probability
-    to the training forward.
+    """Largest absolute differences of a probability to the training forward.
 
     Args:
         num_requests, num_scores: compared.
         longest_history: events.
-        scorer_error: of the Scorer on rows.
-        http_error: of the served bento.
+        scorer_error: difference of the Scorer on raw rows.
+        http_error: difference of the served bento.
         bound: largest difference that passes.
-        problems: what else is wrong: answers that say they are degraded or used another number of
-            events.
-        passed: both errors are within the bound and there is no problem.
-        ready_seconds: start of the server until it was ready.
+        problems: degraded answers, and answers from another number of events.
+        passed: whether both errors are within the bound and there is no problem.
+        ready_seconds: time from the start of the server until it was ready.
         answer_ms: median time of an answer.
     """
 
@@ -83,6 +70,21 @@ class ParityReport:
     answer_ms: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Served:
+    """The answers of a served bento.
+
+    Args:
+        answers: JSON form, in the order of the requests.
+        seconds: time of each answer.
+        ready_seconds: time until the server was ready.
+    """
+
+    answers: tuple[Mapping[str, Any], ...]
+    seconds: tuple[float, ...]
+    ready_seconds: float
+
+
 def check_parity(
     bundle_dir: str | Path,
     histories_dir: str | Path,
@@ -92,284 +94,176 @@ def check_parity(
     bound: float,
     seed: int,
 ) -> ParityReport:
-    """Returns how far training forward, Scorer and the served bento are apart on a sample of
-    evaluation requests.
+    """Return how far training forward, Scorer and the served bento are apart.
 
     Args:
         bundle_dir: the ranker.
-        histories_dir: requests of its split `eval` are used, each at its own moment.
-        bento_dir: an exported bento; it is served on loopback, without a BentoML store, while this
-            runs.
+        histories_dir: requests of its split `eval` are sampled, each at its own request time.
+        bento_dir: an exported bento; it is served on loopback, without a BentoML store.
         workdir: LONGREC_HOME.
-        bound: largest difference of a probability.
+        bound: largest difference of a probability that passes.
         seed: of the sample.
     """
-    from longrec.evaluation.evaluate import histories_rows
+    from longrec.evaluation.serving_checks import request_rows
     from longrec.scoring.scorer import Scorer
 
-    scorer, histories = Scorer.load(bundle_dir), Histories.open(histories_dir)
+    scorer = Scorer.load(bundle_dir)
+    histories = Histories.open(histories_dir)
     requests = sample_requests(histories, seed)
-    forward = training_forward(scorer, histories, requests)
-    rows = [histories_rows(histories, request) for request in requests.tolist()]
-    rows = [dataclasses.replace(row, candidates=row.candidates[:MAX_CANDIDATES]) for row in rows]
-    started, length = time.perf_counter(), scorer.bundle.served_length
-    with serving(Path(bento_dir).resolve(), workdir=workdir, variables=_PATIENT) as (host, port):
-        ready = time.perf_counter() - started
-        users = (
-            histories.users.column("user_id")
-            .take(histories.requests.column("user_row").take(requests))
-            .to_pylist()
-        )
-        bodies = [
-            {
-                "user_id": user,
-                "candidates": row.candidates.tolist(),
-                "request_time": row.request_time_ms,
-            }
-            for user, row in zip(users, rows, strict=True)
-        ]
-        answers, seconds = zip(*(_timed_answer(host, port, body) for body in bodies), strict=True)
-    expected = [min(row.history.num_rows, length) for row in rows]
-    served = [
-        np.array([answer["scores"][task] for task in scorer.task_names], np.float32).T
-        for answer in answers
-    ]
-    errors = _largest_difference(forward, scorer.score(rows)), _largest_difference(forward, served)
-    problems = tuple(_problems(users, expected, answers))
+    rows = [_with_few_candidates(request_rows(histories, row)) for row in requests.tolist()]
+    users = _user_ids(histories, requests)
+    served = _rank_over_http(Path(bento_dir).resolve(), workdir, _bodies(users, rows))
+    expected = training_forward(scorer, histories, requests)
+    scorer_error = _largest_difference(expected, scorer.score(rows))
+    http_scores = _scores_of(served.answers, scorer.task_names)
+    http_error = _largest_difference(expected, http_scores)
+    served_length = scorer.bundle.served_length
+    num_events = [min(row.history.num_rows, served_length) for row in rows]
+    problems = tuple(_find_problems(users, num_events, served.answers))
+    is_close = max(scorer_error, http_error) <= bound
     return ParityReport(
         num_requests=len(rows),
-        num_scores=sum(scores.size for scores in forward),
-        longest_history=max(expected),
-        scorer_error=errors[0],
-        http_error=errors[1],
+        num_scores=sum(scores.size for scores in expected),
+        longest_history=max(num_events),
+        scorer_error=scorer_error,
+        http_error=http_error,
         bound=bound,
         problems=problems,
-        passed=max(errors) <= bound and not problems,
-        ready_seconds=round(ready, 2),
-        answer_ms=round(float(np.median(seconds)) * 1e3, 2),
+        passed=is_close and not problems,
+        ready_seconds=round(served.ready_seconds, 2),
+        answer_ms=round(float(np.median(served.seconds)) * 1e3, 2),
     )
 
 
-def sample_requests(
-    histories: Histories, seed: int, count: int = PARITY_REQUESTS
-) -> npt.NDArray[np.int64]:
-    """Returns rows of evaluation requests, int64, rising: a seeded sample, and always the longest
-    and the shortest history.
+def sample_requests(histories: Histories, seed: int, count: int = NUM_PARITY_REQUESTS) -> Int:
+    """Return rows of evaluation requests, int64, rising.
+
+    The sample is seeded and always holds the longest and the shortest history.
+
+    Args:
+        histories: with an evaluation split.
+        seed: of the sample.
+        count: size of the sample, without these two.
+
+    Raises:
+        PackagingError: the histories hold no evaluation request.
     """
-    requests = np.flatnonzero(np.asarray(histories.requests.column("split")) == "eval")
+    table = histories.requests
+    requests = np.flatnonzero(np.asarray(table.column("split")) == "eval")
     if not len(requests):
         raise PackagingError(
             "the histories hold no evaluation request",
             fix="Raise data.eval_fraction or use more requests.",
         )
-    start, end = (
-        np.asarray(histories.requests.column(name))[requests]
-        for name in ("event_start", "event_end")
-    )
-    extremes = requests[[np.argmax(end - start), np.argmin(end - start)]]
+    starts = np.asarray(table.column("event_start"))[requests]
+    ends = np.asarray(table.column("event_end"))[requests]
+    lengths = ends - starts
+    extremes = requests[[np.argmax(lengths), np.argmin(lengths)]]
     drawn = np.random.default_rng(seed).permutation(requests)[:count]
     return np.unique(np.concatenate([extremes, drawn])).astype(np.int64)
 
 
-def training_forward(scorer: Any, histories: Histories, requests: npt.NDArray[np.int64]) -> Scores:
-    """Returns the probabilities of each request, float32 [m, K] with m at most MAX_CANDIDATES, by
-    the ranker on the encoded stream.
+def training_forward(scorer: Any, histories: Histories, requests: Int) -> Scores:
+    """Return the probabilities that the ranker gives on the encoded stream.
+
+    Args:
+        scorer: with the bundle.
+        histories: raw rows.
+        requests: int64 [R], positions of the requests.
+
+    Returns:
+        float32 [m, K] of each request, with m at most MAX_CANDIDATES.
     """
     import torch
 
     from longrec.data.loader import EncodedHistories, RequestStream
 
-    ranker = scorer.bundle.ranker.eval()
+    bundle = scorer.bundle
+    ranker = bundle.ranker.eval()
     with tempfile.TemporaryDirectory(prefix="longrec-parity-") as cache, torch.no_grad():
-        encoded = EncodedHistories.make(histories, scorer.bundle.encoder, Path(cache) / "encoded")
+        encoded = EncodedHistories.make(histories, bundle.encoder, Path(cache) / "encoded")
         stream = RequestStream.serving(
             encoded,
             requests,
-            scorer.bundle.served_length,
+            bundle.served_length,
             token_budget=TOKEN_BUDGET,
             max_requests=REQUESTS_PER_BATCH,
         )
-        scores = np.concatenate([torch.sigmoid(ranker(batch).logits).numpy() for batch in stream])
+        batches = [torch.sigmoid(ranker(batch).logits).numpy() for batch in stream]
+        scores = np.concatenate(batches)
         owners = np.array(stream.target_requests)
     return [scores[owners == request][:MAX_CANDIDATES] for request in requests]
 
 
-@contextlib.contextmanager
-def serving(
-    target: str | Path,
-    *,
-    workdir: str | Path,
-    store: str | Path | None = None,
-    folder: str | Path | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> Iterator[tuple[str, int]]:
-    """Yields host and port of `bentoml serve`, ready to answer; it is gone afterwards, also after a
-    kill of us.
+def _with_few_candidates(row: Any) -> Any:
+    return dataclasses.replace(row, candidates=row.candidates[:MAX_CANDIDATES])
 
-    Args:
-        target: an exported bento (an absolute path), a tag, or `module:Service`.
-        workdir: LONGREC_HOME.
-        store: BENTOML_HOME; None for an empty one, so that a folder can only use what is in it.
-        folder: where the command starts; None for an empty one.
-        variables: of its environment, beside those of this process.
 
-    Raises:
-        PackagingError: it does not become ready.
-    """
-    host, port = "127.0.0.1", _free_port()
-    with tempfile.TemporaryDirectory(prefix="longrec-serve-") as scratch:
-        environment = {
-            **os.environ,
-            "BENTOML_HOME": str(store or f"{scratch}/bentoml"),
-            "LONGREC_HOME": str(Path(workdir).resolve()),
-            "BENTOML_DO_NOT_TRACK": "True",
+def _user_ids(histories: Histories, requests: Int) -> list[int]:
+    user_rows = histories.requests.column("user_row").take(requests)
+    ids: list[int] = histories.users.column("user_id").take(user_rows).to_pylist()
+    return ids
+
+
+def _bodies(users: Sequence[int], rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the JSON form of each request."""
+    bodies = []
+    for user, row in zip(users, rows, strict=True):
+        body = {
+            "user_id": user,
+            "candidates": row.candidates.tolist(),
+            "request_time": row.request_time_ms,
         }
-        environment.pop("LONGREC_MODEL", None)
-        environment |= variables or {}
-        command = [
-            sys.executable,
-            "-c",
-            _CHILD,
-            "serve",
-            str(target),
-            "--host",
-            host,
-            "--port",
-            str(port),
-        ]
-        with open(Path(scratch) / "log", "w+", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=folder or scratch,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                _wait_ready(process, host, port, Path(output.name))
-                yield host, port
-            finally:
-                stop(process)
+        bodies.append(body)
+    return bodies
 
 
-_CHILD = """
-import contextlib, ctypes, os, signal, sys
-with contextlib.suppress(AttributeError, OSError):
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-os.execv(sys.executable, [sys.executable, "-m", "bentoml", *sys.argv[1:]])
-"""
-"""Becomes the bentoml command, to be sent SIGTERM when the process that started it dies (Linux)."""
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    """Ends a `bentoml serve` and its workers: asked first, killed after STOP_SECONDS."""
-    import psutil  # type: ignore[import-untyped]
-
-    try:
-        family = psutil.Process(process.pid).children(
-            recursive=True
-        )  # workers have sessions of their own
-    except psutil.NoSuchProcess:
-        family = []
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-
-
-def ask(host: str, port: int, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the answer of a service to POST /rank.
-
-    Raises:
-        PackagingError: the status is not 200.
-    """
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
-    try:
-        connection.request("POST", "/rank", json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise PackagingError(
-                "the service refused a request",
-                found=f"{answer.status} {text.decode(errors='replace')}",
-                expected="200",
-            )
-        found: dict[str, Any] = json.loads(text)
-        return found
-    finally:
-        connection.close()
-
-
-def _timed_answer(host: str, port: int, body: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+def _rank_over_http(
+    bento_dir: Path,
+    workdir: str | Path,
+    bodies: Sequence[Mapping[str, Any]],
+) -> _Served:
+    """Serve a bento and return its answers to the requests."""
+    answers = []
+    seconds = []
     started = time.perf_counter()
-    return ask(host, port, body), time.perf_counter() - started
+    with serve_bento(bento_dir, workdir=workdir, variables=SERVICE_VARIABLES) as (host, port):
+        ready_seconds = time.perf_counter() - started
+        for body in bodies:
+            sent = time.perf_counter()
+            answers.append(post_rank(host, port, body))
+            seconds.append(time.perf_counter() - sent)
+    return _Served(tuple(answers), tuple(seconds), ready_seconds)
 
 
-def _wait_ready(
-    process: subprocess.Popen[Any],
-    host: str,
-    port: int,
-    output: Path,
-) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise PackagingError(
-                "the service did not start",
-                found=last_line(output.read_text(encoding="utf-8", errors="replace")),
-            )
-        connection = http.client.HTTPConnection(host, port, timeout=5)
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        connection.close()
-        time.sleep(0.2)
-    raise PackagingError(
-        f"the service was not ready after {READY_SECONDS:.0f} s",
-        found=last_line(output.read_text(encoding="utf-8", errors="replace")),
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _scores_of(answers: Sequence[Mapping[str, Any]], task_names: Sequence[str]) -> Scores:
+    scores = []
+    for answer in answers:
+        columns = [answer["scores"][task] for task in task_names]
+        scores.append(np.array(columns, np.float32).T)
+    return scores
 
 
 def _largest_difference(expected: Scores, found: Scores) -> float:
-    """Returns the largest absolute difference; infinite where a value is missing or not finite."""
-    if any(
-        a.shape != b.shape or not np.isfinite(b).all() for a, b in zip(expected, found, strict=True)
-    ):
-        return float("inf")
-    return max(
-        float(np.abs(a.astype(np.float64) - b).max(initial=0.0))
-        for a, b in zip(expected, found, strict=True)
-    )
+    """Return the largest absolute difference; infinite if a value is missing or not finite."""
+    largest = 0.0
+    for left, right in zip(expected, found, strict=True):
+        if left.shape != right.shape or not np.isfinite(right).all():
+            return float("inf")
+        differences = np.abs(left.astype(np.float64) - right)
+        largest = max(largest, float(differences.max(initial=0.0)))
+    return largest
 
 
-def _problems(
-    users: Sequence[int], expected: Sequence[int], answers: Sequence[Mapping[str, Any]]
+def _find_problems(
+    users: Sequence[int],
+    num_events: Sequence[int],
+    answers: Sequence[Mapping[str, Any]],
 ) -> Iterator[str]:
-    for user, events, answer in zip(users, expected, answers, strict=True):
+    """Yield a sentence for each answer that is degraded or used another number of events."""
+    for user, expected, answer in zip(users, num_events, answers, strict=True):
+        used = answer["history_length"]
         if answer["degraded"]:
             yield f"user {user}: the service could not read the feature store"
-        elif answer["history_length"] != events:
-            yield f"user {user}: the service used {answer['history_length']} events, training {events}"
-
-
-def last_line(text: str) -> str:
-    lines = [
-        line.strip()
-        for line in text.splitlines()
-        if line.strip() and not line.startswith(("nanobind:", " - "))
-    ]
-    return lines[-1] if lines else ""
+        elif used != expected:
+            yield f"user {user}: the service used {used} events, training {expected}"

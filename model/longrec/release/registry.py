@@ -1,17 +1,15 @@
-"""Versions: which packaged model answers, which did before, which one runs in its shadow; and who
-decided that, when and why.
+"""Record which packaged model is the champion, and who decided that, when and why.
 
-    LONGREC_HOME/models/registry.json    what holds now, replaced by one rename (Registry)
-    LONGREC_HOME/models/log.jsonl        one Change per line, only ever appended to
-    LONGREC_HOME/models/reference/       per version, predictions.parquet of its evaluation
-    (longrec.release.monitoring)
-    LONGREC_HOME/models/workers/*.json   what each worker of a service says of itself: version,
-    refusals, its part of the shadow's report
+    LONGREC_HOME/models/registry.json     the champion now: a ModelRegistry, replaced by one rename
+    LONGREC_HOME/models/log.jsonl         all decisions, one Decision per line, append-only
+    LONGREC_HOME/models/reference/        predictions.parquet of each version's evaluation
+                                          (longrec.release.monitoring)
+    LONGREC_HOME/models/workers/*.json    state of each worker of a service: version, refusals and
+                                          its part of the shadow report
 
-The models are those of the BentoML store (BENTOML_HOME); this module reads their folders and does
-not import BentoML. A service looks at
-registry.json once a second. Nothing is decided here by the clock or by a metric: a person or a
-pipeline decides, and says why.
+A service reads registry.json once a second. No clock and no metric decides: a person or a pipeline
+decides and gives a reason. The models themselves are in the BentoML store
+(longrec.release.model_store).
 """
 
 from __future__ import annotations
@@ -29,33 +27,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longrec.data import files
-from longrec.errors import DataError, LongrecError, SchemaMismatch
+from longrec.errors import DataError, LongrecError
+from longrec.release import model_store
+from longrec.release.model_store import MODEL_NAME, ModelError
 
-NAME = "longrec-ranker"
-"""Of model and bento in the BentoML store; a version is what stands behind the colon."""
-BUNDLE = "bundle"
-"""Folder of a model in the store that holds the bundle."""
 FORMAT_VERSION = 1
-PAIRS_WANTED = 100
-"""Mirrored requests below which a shadow's report says that it knows little."""
+"""Version of the format of registry.json."""
+MIN_SHADOW_PAIRS = 100
+"""Mirrored requests that a shadow report needs; with fewer it says that it knows little."""
+LOG_FILE = "log.jsonl"
 Action = Literal["adopt", "promote", "rollback", "shadow", "unshadow"]
 
-
-class ModelError(LongrecError):
-    """A version that cannot be promoted, rolled back to or run in the shadow."""
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Change:
-    """One decision.
+class Decision:
+    """A change of the registry.
 
     Args:
-        generation: counts the decisions of a work directory from 1.
-        action: what was done.
-        version: what it was done with; None where a shadow was ended.
-        replaced: champion (of a shadow: challenger) before.
-        by, why: who decided, and the reason given.
-        at: ISO 8601, UTC.
+        generation: number of the decision in its work directory, from 1.
+        action: kind of the change.
+        version: the version that it concerns; None for the end of a shadow.
+        replaced: the champion before; for a shadow, the challenger before.
+        by: who decided.
+        why: the reason given.
+        at: time, ISO 8601, UTC.
     """
 
     generation: int
@@ -68,40 +65,50 @@ class Change:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Registry:
-    """What holds in a work directory.
+class ModelRegistry:
+    """The content of registry.json: the champion and its challenger.
 
     Args:
-        champion: version that answers; None before the first model: a service takes its own one.
-        previous: champion before it, to which a rollback goes.
+        champion: version that answers; None before the first model, when a service uses its own.
+        previous: champion before it, the target of a rollback.
         challenger: version that gets a copy of some requests; nobody sees its answers.
         mirror_share: share of the requests that are copied, 0 to 1.
-        last: the decision that led here; None where there was none.
+        last: the latest decision; None before the first.
     """
 
     champion: str | None = None
     previous: str | None = None
     challenger: str | None = None
     mirror_share: float = 0.0
-    last: Change | None = None
+    last: Decision | None = None
 
     @property
     def generation(self) -> int:
+        """Number of decisions so far."""
         return 0 if self.last is None else self.last.generation
+
+    def with_champion(self, version: str) -> ModelRegistry:
+        """Return the registry with another champion, which is no challenger any more."""
+        after = dataclasses.replace(self, champion=version, previous=self.champion)
+        return after.without_challenger() if self.challenger == version else after
+
+    def without_challenger(self) -> ModelRegistry:
+        """Return the registry without a shadow."""
+        return dataclasses.replace(self, challenger=None, mirror_share=0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
-    """A model in the store.
+class StoredModel:
+    """A model in the BentoML store.
 
     Args:
         version: behind the colon of its tag.
         created: ISO 8601, as BentoML wrote it.
-        schema: fingerprint that it was trained for.
-        bundle: version of the bundle: equal ones give equal scores.
+        schema: fingerprint of the schema that it was trained for.
+        bundle: version of the bundle; equal ones give equal scores.
         labels: as packaged: fingerprints, `<task>.<metric>`.
-        role: champion, previous, challenger or nothing.
-        problem: why it cannot be served from this work directory; nothing where it can.
+        role: champion, previous, challenger or empty.
+        problem: why it cannot be served from this work directory; empty if it can.
     """
 
     version: str
@@ -114,89 +121,111 @@ class Candidate:
 
 
 def registry_path(workdir: str | Path) -> Path:
-    """Returns the file that a service watches."""
+    """Return the file that records the champion; services watch it."""
     return Path(workdir) / "models" / "registry.json"
 
 
-def read(workdir: str | Path) -> Registry:
-    """Returns what holds in a work directory, an empty registry where nothing was decided yet.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    path = registry_path(workdir)
-    if not path.exists():
-        return Registry()
-    found = files.read_json(path)
-    try:
-        if found.pop("format_version") != FORMAT_VERSION:
-            raise TypeError("another format version")
-        last = found.pop("last")
-        return Registry(**found, last=None if last is None else Change(**last))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is damaged",
-            found=str(error),
-            fix=f"Its last good state is the last line of {path.parent / 'log.jsonl'}.",
-        ) from error
-
-
-def log(workdir: str | Path) -> list[Change]:
-    """Returns all decisions of a work directory, the oldest first."""
-    path = registry_path(workdir).with_name("log.jsonl")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    changes = [
-        Change(**json.loads(line)) for line in lines if line.endswith("}")
-    ]  # a kill may leave half a line
-    last = read(workdir).last
-    return (
-        changes
-        if last is None or (changes and changes[-1].generation >= last.generation)
-        else [*changes, last]
-    )
-
-
-def store_dir() -> Path:
-    """Returns the BentoML store: BENTOML_HOME, by default ~/bentoml."""
-    return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
-
-
 def reference_dir(workdir: str | Path, version: str) -> Path:
-    """Returns the folder in which `package` leaves predictions.parquet of a version's evaluation:
-    what drift is measured against.
-    """
+    """Return the folder of a version's evaluation predictions, the reference of live drift."""
     return Path(workdir) / "models" / "reference" / version
 
 
-def bundle_dir(store: str | Path, version: str) -> Path:
-    """Returns the folder of a version's bundle.
+def read_registry(workdir: str | Path) -> ModelRegistry:
+    """Return the registry of a work directory; empty before the first decision.
 
     Raises:
-        ModelError: the store has no such version.
+        DataError: the file is damaged, or has an unknown format version.
     """
-    path = Path(store) / "models" / NAME / version / BUNDLE
-    if "/" in version or not path.is_dir():
-        raise ModelError(
-            f"there is no model {NAME}:{version} in the BentoML store",
-            found=f"nothing in {Path(store) / 'models'}",
-            fix="See: longrec models list",
+    path = registry_path(workdir)
+    if not path.exists():
+        return ModelRegistry()
+    content = files.read_json(path)
+    fix = f"The last line of {path.with_name(LOG_FILE)} is the latest decision."
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged", found=type(content).__name__, fix=fix)
+    format_version = content.pop("format_version", None)
+    if format_version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has an unknown format version",
+            found=format_version,
+            expected=FORMAT_VERSION,
+            fix="Use the longrec that wrote it, or remove the file and choose the champion again: "
+            "longrec models promote VERSION --why REASON.",
         )
-    return path
+    try:
+        last = content.pop("last")
+        decision = None if last is None else Decision(**last)
+        return ModelRegistry(**content, last=decision)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged", found=str(error), fix=fix) from error
 
 
-def candidates(workdir: str | Path, store: str | Path) -> list[Candidate]:
-    """Returns the models of a store, the newest first, with their role in a work directory and whether they
-    could be served from it.
-    """
-    registry = read(workdir)
+def read_decisions(workdir: str | Path) -> list[Decision]:
+    """Return all decisions of a work directory, oldest first."""
+    path = registry_path(workdir).with_name(LOG_FILE)
+    decisions = [Decision(**json.loads(line)) for line in _whole_lines(path)]
+    last = read_registry(workdir).last
+    if last is None:
+        return decisions
+    is_logged = bool(decisions) and decisions[-1].generation >= last.generation
+    return decisions if is_logged else [*decisions, last]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the complete lines of the log; a kill may leave half a line."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.endswith("}")]
+
+
+def list_models(workdir: str | Path, store: str | Path) -> list[StoredModel]:
+    """Return the models of a store, newest first, as seen from a work directory."""
+    registry = read_registry(workdir)
     roles = {
         registry.previous: "previous",
         registry.challenger: "challenger",
         registry.champion: "champion",
     }
-    folders = sorted((Path(store) / "models" / NAME).glob("*/model.yaml"))
-    found = [_candidate(workdir, store, path, roles) for path in folders]
-    return sorted(found, key=lambda each: (each.created, each.version), reverse=True)
+    found = []
+    for path in sorted((Path(store) / "models" / MODEL_NAME).glob("*/model.yaml")):
+        role = roles.get(path.parent.name, "")
+        found.append(_stored_model(workdir, store, path, role))
+    return sorted(found, key=lambda model: (model.created, model.version), reverse=True)
+
+
+def _stored_model(workdir: str | Path, store: str | Path, path: Path, role: str) -> StoredModel:
+    """Return one model of the store.
+
+    Args:
+        workdir: the work directory that would serve it.
+        store: the BentoML store.
+        path: model.yaml of the model.
+        role: its role in the work directory.
+    """
+    import yaml
+
+    version = path.parent.name
+    # BaseLoader makes every value a text and no objects.
+    text = path.read_text(encoding="utf-8")
+    description = yaml.load(text, yaml.BaseLoader)  # noqa: S506
+    bundle: dict[str, Any] = {}
+    problem = ""
+    try:
+        folder = model_store.bundle_dir(store, version)
+        bundle = files.read_json(folder / "bundle.json")
+        model_store.check_schema(folder, model_store.published_schema(workdir))
+    except LongrecError as error:
+        problem = str(error)
+    return StoredModel(
+        version=version,
+        created=str(description.get("creation_time", "")),
+        schema=str(bundle.get("schema_fingerprint", "")),
+        bundle=str(bundle.get("version", "")),
+        labels=dict(description.get("labels") or {}),
+        role=role,
+        problem=problem,
+    )
 
 
 def promote(
@@ -206,77 +235,83 @@ def promote(
     *,
     by: str,
     why: str,
-) -> Registry:
-    """Returns the registry after making a version the champion; a challenger that is promoted
-    leaves the shadow.
+) -> ModelRegistry:
+    """Make a version the champion; return the new registry.
+
+    A challenger that is promoted leaves the shadow.
 
     Raises:
         ModelError: it is the champion already, or it is not in the store.
         SchemaMismatch, DataError: it is for another schema than the published features, or damaged.
     """
-    check(workdir, store, version)
-    with _changing(workdir) as before:
+    model_store.check_servable(workdir, store, version)
+    with _locked_registry(workdir) as before:
         if before.champion == version:
             raise ModelError(f"{version} is the champion already")
-        shadow = (
-            (None, 0.0)
-            if before.challenger == version
-            else (before.challenger, before.mirror_share)
-        )
-        return _decide(
+        return _record(
             workdir,
             before,
-            "promote",
-            version,
-            before.champion,
-            by,
-            why,
-            Registry(version, before.champion, *shadow),
+            before.with_champion(version),
+            action="promote",
+            version=version,
+            replaced=before.champion,
+            by=by,
+            why=why,
         )
 
 
-def rollback(
-    workdir: str | Path,
-    store: str | Path,
-    *,
-    by: str,
-    why: str,
-) -> Registry:
-    """Returns the registry after champion and previous champion changed places; a second rollback
-    undoes the first.
+def rollback(workdir: str | Path, store: str | Path, *, by: str, why: str) -> ModelRegistry:
+    """Swap the champion and the previous one; return the new registry.
+
+    A second rollback undoes the first.
 
     Raises:
-        ModelError: there is no previous champion, or the store has it no more.
-        SchemaMismatch, DataError: it does not fit the published features any more, or it is
-            damaged.
+        ModelError: there is no previous champion, or it is no longer in the store.
+        SchemaMismatch, DataError: it no longer fits the published features, or it is damaged.
     """
-    with _changing(workdir) as before:
-        if before.previous is None:
+    with _locked_registry(workdir) as before:
+        version = before.previous
+        if version is None:
             raise ModelError(
                 "there is no champion to go back to",
                 found=f"champion {before.champion}",
                 fix="See: longrec models list",
             )
-        check(workdir, store, before.previous)
-        shadow = (
-            (None, 0.0)
-            if before.challenger == before.previous
-            else (before.challenger, before.mirror_share)
-        )
-        after = Registry(before.previous, before.champion, *shadow)
-        return _decide(
-            workdir, before, "rollback", before.previous, before.champion, by, why, after
+        model_store.check_servable(workdir, store, version)
+        return _record(
+            workdir,
+            before,
+            before.with_champion(version),
+            action="rollback",
+            version=version,
+            replaced=before.champion,
+            by=by,
+            why=why,
         )
 
 
-def shadow(
-    workdir: str | Path, store: str | Path, version: str, share: float, *, by: str, why: str
-) -> Registry:
-    """Returns the registry after sending a copy of a share of the requests to a version, whose
-    answers are only compared.
+def start_shadow(
+    workdir: str | Path,
+    store: str | Path,
+    version: str,
+    share: float,
+    *,
+    by: str,
+    why: str,
+) -> ModelRegistry:
+    """Send a copy of some requests to a challenger; return the new registry.
+
+    Its answers are only compared with those of the champion.
+
+    Args:
+        workdir: LONGREC_HOME.
+        store: the BentoML store.
+        version: the challenger.
+        share: share of the requests that are copied, above 0, at most 1.
+        by, why: who decides, and the reason.
 
     Raises:
-        ModelError: it is the champion, or it is not in the store, or the share is none.
+        ModelError: it is the champion, it is not in the store, or the share is out of range.
         SchemaMismatch, DataError: it is for another schema than the published features, or damaged.
     """
     if not 0 < share <= 1:
@@ -285,199 +320,150 @@ def shadow(
             found=share,
             expected="above 0, at most 1",
         )
-    check(workdir, store, version)
-    with _changing(workdir) as before:
+    model_store.check_servable(workdir, store, version)
+    with _locked_registry(workdir) as before:
         if before.champion == version:
             raise ModelError(f"{version} is the champion: there is nothing to compare it with")
-        after = dataclasses.replace(before, challenger=version, mirror_share=share)
-        return _decide(workdir, before, "shadow", version, before.challenger, by, why, after)
+        return _record(
+            workdir,
+            before,
+            dataclasses.replace(before, challenger=version, mirror_share=share),
+            action="shadow",
+            version=version,
+            replaced=before.challenger,
+            by=by,
+            why=why,
+        )
 
 
-def unshadow(workdir: str | Path, *, by: str, why: str) -> Registry:
-    """Returns the registry after ending the shadow; its report stays until the next one.
+def stop_shadow(workdir: str | Path, *, by: str, why: str) -> ModelRegistry:
+    """End the shadow and return the new registry; its report stays until the next one.
 
     Raises:
         ModelError: no version runs in the shadow.
     """
-    with _changing(workdir) as before:
+    with _locked_registry(workdir) as before:
         if before.challenger is None:
             raise ModelError("no version runs in the shadow")
-        after = dataclasses.replace(before, challenger=None, mirror_share=0.0)
-        return _decide(workdir, before, "unshadow", None, before.challenger, by, why, after)
-
-
-def adopt(
-    workdir: str | Path,
-    store: str | Path,
-    version: str,
-    *,
-    why: str,
-) -> bool:
-    """Makes a version the champion of a work directory that has none; returns whether it did. For `package`:
-    the first model needs no decision.
-
-    A champion for another schema than that of the published features counts for nothing: no service
-    could load it from this work directory.
-    """
-    with _changing(workdir) as before:
-        if before.champion is not None and not _is_foreign(workdir, store, before.champion):
-            return False
-        after = dataclasses.replace(
+        return _record(
+            workdir,
             before,
-            champion=version,
-            challenger=None,
-            mirror_share=0.0,
+            before.without_challenger(),
+            action="unshadow",
+            version=None,
+            replaced=before.challenger,
+            by=by,
+            why=why,
         )
-        _decide(workdir, before, "adopt", version, before.champion, user(), why, after)
+
+
+def adopt_first_champion(workdir: str | Path, store: str | Path, version: str, *, why: str) -> bool:
+    """Make a version the champion if the work directory has none; return whether it was made.
+
+    A champion for another schema than the published features does not count: no service could load
+    it from this work directory.
+    """
+    with _locked_registry(workdir) as before:
+        champion = before.champion
+        if champion is not None and not model_store.has_other_schema(workdir, store, champion):
+            return False
+        after = dataclasses.replace(before.without_challenger(), champion=version)
+        _record(
+            workdir,
+            before,
+            after,
+            action="adopt",
+            version=version,
+            replaced=champion,
+            by=current_user(),
+            why=why,
+        )
         return True
 
 
-def comparable(workdir: str | Path, store: str | Path, version: str) -> Path | None:
-    """Returns the bundle of a version, a champion, for the gate to compare with; None where there
-    is nothing to compare.
+def champion_bundle(workdir: str | Path, store: str | Path, version: str) -> Path | None:
+    """Return the bundle of the champion for the gate; None if there is nothing to compare.
 
-    That is so without a version, where the store does not hold it, and where it is for another
-    schema than the published features.
+    That is so without a version, if it is not in the store, or if it has another schema than the
+    published features.
+
+    Args:
+        workdir: LONGREC_HOME.
+        store: the BentoML store.
+        version: the champion's version; empty without one.
     """
-    if not version or _is_foreign(workdir, store, version):
+    if not version or model_store.has_other_schema(workdir, store, version):
         return None
     try:
-        return bundle_dir(store, version)
+        return model_store.bundle_dir(store, version)
     except ModelError as error:
-        logging.getLogger(__name__).warning("the gate compares with no champion: %s", error)
+        logger.warning("the gate compares with no champion: %s", error)
         return None
 
 
-def _is_foreign(workdir: str | Path, store: str | Path, version: str) -> bool:
-    """Returns whether a version of the store is for another schema than that of the published
-    features.
-    """
-    from longrec.data.store.versions import Published
-
-    try:
-        check_schema(
-            bundle_dir(store, version), Published.open(workdir).path / "features" / "schema.json"
-        )
-    except SchemaMismatch:
-        return True
-    except LongrecError:
-        return False  # it is not there, or nothing is published: then nothing is known
-    return False
-
-
-def check(workdir: str | Path, store: str | Path, version: str) -> None:
-    """Raises when a version cannot be served from a work directory: everything that a service would find when
-    it loads it.
-
-    Raises:
-        ModelError: the store has no such version.
-        SchemaMismatch: it was trained for another schema than that of the published features.
-        DataError: its files are damaged.
-        StoreError: nothing is published in the work directory.
-    """
-    from longrec.data.store.versions import Published
-    from longrec.scoring.bundle import Bundle
-
-    check_schema(
-        bundle_dir(store, version), Published.open(workdir).path / "features" / "schema.json"
-    )
-    Bundle.load(bundle_dir(store, version))
-
-
-def check_schema(bundle: Path, published: Path) -> None:
-    """Raises SchemaMismatch, with the fields, when a bundle is for another schema than the
-    published one.
-    """
-    from longrec.schema import Schema
-
-    if lines := Schema.load(bundle / "bundle.json").differences(Schema.load(published)):
-        raise SchemaMismatch(
-            "the model is for another schema than the feature store's",
-            found="; ".join(lines),
-            fix="Publish the features of the model, or train one on these.",
-        )
-
-
-def user() -> str:
-    """Returns who is asking: $USER, else the name of the process's user."""
+def current_user() -> str:
+    """Return who runs this process: $USER, else the name of its user."""
     with contextlib.suppress(OSError, KeyError, ImportError):
         return os.environ.get("USER") or getpass.getuser()
     return f"uid {os.getuid()}"
 
 
 @contextlib.contextmanager
-def _changing(workdir: str | Path) -> Iterator[Registry]:
-    """Yields the registry and keeps other decisions out until the block ends."""
+def _locked_registry(workdir: str | Path) -> Iterator[ModelRegistry]:
+    """Yield the registry; other decisions wait until the block ends."""
     path = registry_path(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(".lock"), "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        before = read(workdir)
-        _complete_log(path.with_name("log.jsonl"), log(workdir))
+        before = read_registry(workdir)
+        _complete_log(path.with_name(LOG_FILE), read_decisions(workdir))
         yield before
 
 
-def _complete_log(path: Path, changes: list[Change]) -> None:
-    """Appends the last decision where a kill came between its rename and its line."""
-    lines = path.read_text(encoding="utf-8") if path.exists() else ""
-    if len(changes) > len([line for line in lines.splitlines() if line.endswith("}")]):
-        _append(path, changes[-1], start="" if lines.endswith("\n") or not lines else "\n")
-
-
-def _append(path: Path, change: Change, start: str = "") -> None:
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(f"{start}{json.dumps(dataclasses.asdict(change), ensure_ascii=False)}\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _decide(
+def _record(
     workdir: str | Path,
-    before: Registry,
-    action: Action,
-    version: str | None,
-    replaced: str | None,
-    by: str,
-    why: str,
-    after: Registry,
-) -> Registry:
-    """Returns the registry `after` as it was written: first the file that counts, then the log."""
-    if not why.strip():
-        raise ModelError("a decision needs a reason", fix="Say it with --why.")
-    request_time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    change = Change(before.generation + 1, action, version, replaced, by, why.strip(), request_time)
-    after = dataclasses.replace(after, last=change)
+    before: ModelRegistry,
+    after: ModelRegistry,
+    **decision: Any,
+) -> ModelRegistry:
+    """Write the registry, then append to the log; return the registry as it was written.
+
+    Args:
+        workdir: LONGREC_HOME.
+        before: the registry until now.
+        after: the registry from now on, without its decision.
+        decision: action, version, replaced, by and why of the `Decision`.
+    """
+    why = decision.pop("why").strip()
+    if not why:
+        raise ModelError("a decision needs a reason", fix="Give it with --why.")
+    now = datetime.datetime.now(datetime.UTC)
+    last = Decision(
+        generation=before.generation + 1,
+        why=why,
+        at=now.isoformat(timespec="seconds"),
+        **decision,
+    )
+    after = dataclasses.replace(after, last=last)
     path = registry_path(workdir)
-    files.write_json(path, {"format_version": FORMAT_VERSION, **dataclasses.asdict(after)})
-    _append(path.with_name("log.jsonl"), change)
+    content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(after)}
+    files.write_json(path, content)
+    _append(path.with_name(LOG_FILE), last)
     return after
 
 
-def _candidate(
-    workdir: str | Path, store: str | Path, path: Path, roles: Mapping[str | None, str]
-) -> Candidate:
-    import yaml
+def _complete_log(path: Path, decisions: list[Decision]) -> None:
+    """Append the last decision if a kill came between writing the registry and the log."""
+    if len(decisions) <= len(_whole_lines(path)):
+        return
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    ends_in_half_a_line = bool(text) and not text.endswith("\n")
+    _append(path, decisions[-1], start="\n" if ends_in_half_a_line else "")
 
-    from longrec.data.store.versions import Published
 
-    version = path.parent.name
-    described = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506  every value a text; it makes no objects
-    meta: dict[str, Any] = {}
-    try:
-        meta = files.read_json(bundle_dir(store, version) / "bundle.json")
-        check_schema(
-            bundle_dir(store, version), Published.open(workdir).path / "features" / "schema.json"
-        )
-        problem = ""
-    except LongrecError as error:
-        problem = str(error)
-    fingerprint, bundle = (str(meta.get(name, "")) for name in ("schema_fingerprint", "version"))
-    return Candidate(
-        version,
-        str(described.get("creation_time", "")),
-        fingerprint,
-        bundle,
-        dict(described.get("labels") or {}),
-        roles.get(version, ""),
-        problem,
-    )
+def _append(path: Path, decision: Decision, start: str = "") -> None:
+    line = json.dumps(dataclasses.asdict(decision), ensure_ascii=False)
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(f"{start}{line}\n")
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from longrec.evaluation.report import Axis, Plot, interval, legend, nice_ticks, short
 from longrec.reporting import page
-from longrec.reporting.page import Html
+from longrec.reporting.charts import Axis, LineChart, legend, nice_ticks, short_number
+from longrec.reporting.page import Html, format_interval
 
 Facts: TypeAlias = Mapping[str, Any]
 STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
@@ -51,7 +51,7 @@ def render(facts: Facts) -> str:
         + _runs(facts)
         + _made(facts)
     )
-    return page.page(f"Study {facts['name']}", subtitle, Html(body))
+    return page.document(f"Study {facts['name']}", subtitle, Html(body))
 
 
 def files_of(facts: Facts) -> dict[str, str]:
@@ -59,7 +59,7 @@ def files_of(facts: Facts) -> dict[str, str]:
     rows = _with_intervals(facts)
     return {
         "report.html": render(facts),
-        **({"differences.svg": page.drawing(bars(rows))} if rows else {}),
+        **({"differences.svg": page.standalone_svg(bars(rows))} if rows else {}),
     }
 
 
@@ -159,7 +159,7 @@ def _stacked(row: Facts, metric: str, form: str = ".4f") -> Html:
     if value is None:
         return Html("–")
     under = (
-        f'<br><span class="soft keep">{low:{form}} to {high:{form}}</span>'
+        f'<br><span class="soft nowrap">{low:{form}} to {high:{form}}</span>'
         if low is not None and high is not None
         else ""
     )
@@ -171,16 +171,16 @@ def _recovery(facts: Facts) -> Html:
     if not found:
         return Html("")
     tiles = {
-        "gain recovered": interval(
+        "gain recovered": format_interval(
             found["recovered"], found["recovered_low"], found["recovered_high"], 3
         ),
-        "of the gain": interval(
+        "of the gain": format_interval(
             found["full_gain"], found["full_gain_low"], found["full_gain_high"]
         ),
         "events read against full length": f"{found['events_share']:.1%}",
     }
     note = "Trained on short windows, served long: the share of the gain of training at full length, and of the events it reads."
-    return page.section("Length extrapolation", page.facts(tiles), note=note)
+    return page.section("Length extrapolation", page.tiles(tiles), note=note)
 
 
 def _curves(facts: Facts) -> Html:
@@ -231,7 +231,7 @@ def _drawing(
     levels = nice_ticks(min(level for _, level in points), max(level for _, level in points))
     places = sorted({place for place, _ in points})
     unit = next((place for place in places if place), 1.0)
-    plot = Plot(
+    plot = LineChart(
         Axis(places[0], places[-1], _log_ticks(places), x, _scale(unit), _text),
         Axis(levels[0], levels[-1], levels, y),
         title,
@@ -247,7 +247,7 @@ def _drawing(
 
 
 def _text(value: float) -> str:
-    return short(value if value >= 1_000 else float(f"{value:.3g}"))
+    return short_number(value if value >= 1_000 else float(f"{value:.3g}"))
 
 
 def _scale(unit: float) -> Callable[[float], float]:
@@ -331,7 +331,7 @@ def bars(rows: Sequence[Facts]) -> Html:
     left = 24 + LETTER_WIDTH * max(len(_label(row)) for row in rows)
 
     def across(value: float) -> float:
-        return left + axis.share(value) * (BAR_WIDTH - left - 30)
+        return left + axis.fraction(value) * (BAR_WIDTH - left - 30)
 
     parts = [
         f'<line class="{"s3 dash" if tick == 0 else "axis"}" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="4" y2="{floor:g}"/>'

@@ -23,13 +23,16 @@ from longrec.data.files import read_json, write_json
 from longrec.data.histories import Histories
 from longrec.data.loader import EncodedHistories
 from longrec.errors import DataError
-from longrec.evaluation import evaluate as evaluation
-from longrec.evaluation import metrics
-from longrec.evaluation.evaluate import evaluate, histories_rows
+from longrec.evaluation import metrics, serving_checks
+from longrec.evaluation.evaluate import EvaluationReport, evaluate
+from longrec.evaluation.popularity import PRIOR_STRENGTH, PopularityScores
+from longrec.evaluation.sample import draw_sample
+from longrec.evaluation.serving_checks import request_rows
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import Scorer
-from longrec.training.train import make_ranker, train
+from longrec.training.loop import make_ranker
+from longrec.training.train import train
 from tests.longrec import small_histories
 from tests.longrec.pages import text_of
 
@@ -65,14 +68,22 @@ def bundle_dir(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         device="cpu",
         log_every=5,
     )
-    train(directory, out, model, LengthConfig("full", maximum=64), config, 64, 0)
+    train(
+        directory,
+        out,
+        model,
+        lengths=LengthConfig("full", maximum=64),
+        train=config,
+        served_length=64,
+        seed=0,
+    )
     return out
 
 
 @pytest.fixture(scope="module")
 def result(
     directory: Path, bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> evaluation.EvaluationReport:
+) -> EvaluationReport:
     return evaluate(
         bundle_dir,
         directory,
@@ -85,7 +96,7 @@ def result(
 
 
 @pytest.fixture(scope="module")
-def predictions(result: evaluation.EvaluationReport) -> pa.Table:
+def predictions(result: EvaluationReport) -> pa.Table:
     return pq.read_table(Path(result.path) / "predictions.parquet")
 
 
@@ -118,11 +129,11 @@ def test_predictions_are_the_evaluation_targets_in_time_order(
 
 
 def test_scores_are_those_of_the_scorer_at_the_served_length(
-    directory: Path, bundle_dir: Path, predictions: pa.Table, result: evaluation.EvaluationReport
+    directory: Path, bundle_dir: Path, predictions: pa.Table, result: EvaluationReport
 ) -> None:
     histories, scorer = Histories.open(directory), Scorer.load(bundle_dir)
     rows = np.flatnonzero(np.asarray(histories.requests["split"]) == "eval")
-    scores = np.concatenate(scorer.score([histories_rows(histories, int(row)) for row in rows], 64))
+    scores = np.concatenate(scorer.score([request_rows(histories, int(row)) for row in rows], 64))
     for column, task in enumerate(("click", "buy")):
         np.testing.assert_allclose(
             np.asarray(predictions[f"{task}_score"]), scores[:, column], atol=1e-6
@@ -131,7 +142,7 @@ def test_scores_are_those_of_the_scorer_at_the_served_length(
 
 
 def test_metrics_are_those_of_the_predictions(
-    predictions: pa.Table, result: evaluation.EvaluationReport
+    predictions: pa.Table, result: EvaluationReport
 ) -> None:
     users = np.asarray(predictions["user_id"])
     for task in ("click", "buy"):
@@ -150,7 +161,7 @@ def test_metrics_are_those_of_the_predictions(
 
 
 def test_the_curve_has_every_length_and_cuts_the_history(
-    directory: Path, bundle_dir: Path, predictions: pa.Table, result: evaluation.EvaluationReport
+    directory: Path, bundle_dir: Path, predictions: pa.Table, result: EvaluationReport
 ) -> None:
     histories, scorer = Histories.open(directory), Scorer.load(bundle_dir)
     rows = np.flatnonzero(np.asarray(histories.requests["split"]) == "eval")
@@ -162,7 +173,7 @@ def test_the_curve_has_every_length_and_cuts_the_history(
     for row in result.lengths[:3]:
         scores = np.concatenate(
             scorer.score(
-                [histories_rows(histories, int(position)) for position in rows], row["length"]
+                [request_rows(histories, int(position)) for position in rows], row["length"]
             )
         )[:, 0]
         assert row["auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
@@ -180,7 +191,7 @@ def test_the_curve_has_every_length_and_cuts_the_history(
 
 
 def test_a_trained_ranker_gains_from_history_and_beats_popularity(
-    result: evaluation.EvaluationReport,
+    result: EvaluationReport,
 ) -> None:
     assert result.metrics["click"]["auc"] > 0.7
     assert result.lengths[2]["auc"] > result.lengths[0]["auc"] + 0.08
@@ -189,7 +200,7 @@ def test_a_trained_ranker_gains_from_history_and_beats_popularity(
 
 
 def test_popularity_equals_a_loop_and_is_the_better_of_two(
-    directory: Path, predictions: pa.Table, result: evaluation.EvaluationReport
+    directory: Path, predictions: pa.Table, result: EvaluationReport
 ) -> None:
     histories = Histories.open(directory)
     shown: dict[int, list[int]] = {}
@@ -199,7 +210,7 @@ def test_popularity_equals_a_loop_and_is_the_better_of_two(
             for target in targets[request["target_start"] : request["target_end"]]:
                 shown.setdefault(target["item_id"], []).append(target["click"])
     prior = sum(map(sum, shown.values())) / sum(map(len, shown.values()))
-    strength = metrics.PRIOR_STRENGTH
+    strength = PRIOR_STRENGTH
     counts: dict[int, int] = {}
     for batch in histories.event_batches():
         for item, time in zip(
@@ -225,7 +236,7 @@ def test_popularity_equals_a_loop_and_is_the_better_of_two(
 
 
 def test_slices_part_the_targets_by_history(
-    predictions: pa.Table, result: evaluation.EvaluationReport
+    predictions: pa.Table, result: EvaluationReport
 ) -> None:
     lengths, labels = (
         np.asarray(predictions["history_length"]),
@@ -250,7 +261,7 @@ def test_slices_part_the_targets_by_history(
     assert row["calibration"] == pytest.approx(scores[inside].mean() / labels[inside].mean())
 
 
-def test_the_directory_holds_everything(result: evaluation.EvaluationReport) -> None:
+def test_the_directory_holds_everything(result: EvaluationReport) -> None:
     path = Path(result.path)
     assert sorted(entry.name for entry in path.iterdir()) == [
         "MODEL_CARD.md",
@@ -271,7 +282,7 @@ def test_the_directory_holds_everything(result: evaluation.EvaluationReport) -> 
         {"length": 16, "auc": 0.9},
     ]
     assert (
-        facts["bayes_full"] == 0.92
+        facts["best_possible_full"] == 0.92
         and len(facts["training_curve"]) > 3
         and facts["versions"]["torch"]
     )
@@ -297,7 +308,7 @@ def test_the_metrics_are_of_the_served_length_whatever_else_is_on_the_curve(
     assert "served at 64 events, but evaluated at 8" in caplog.text
     histories, scorer = Histories.open(directory), Scorer.load(bundle_dir)
     rows = np.flatnonzero(np.asarray(histories.requests["split"]) == "eval")
-    scores = np.concatenate(scorer.score([histories_rows(histories, int(row)) for row in rows], 8))
+    scores = np.concatenate(scorer.score([request_rows(histories, int(row)) for row in rows], 8))
     written = pq.read_table(tmp_path / "out" / "predictions.parquet")
     np.testing.assert_allclose(np.asarray(written["click_score"]), scores[:, 0], atol=1e-6)
     curve = {row["length"]: row["auc"] for row in report.lengths}
@@ -327,7 +338,7 @@ def test_equal_arguments_give_equal_results_and_the_seed_matters(
 
 
 def test_a_sample_larger_than_the_split_is_the_split(
-    directory: Path, bundle_dir: Path, result: evaluation.EvaluationReport, tmp_path: Path
+    directory: Path, bundle_dir: Path, result: EvaluationReport, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(CONFIG, max_requests=10**6, lengths=(4,))
     assert (
@@ -369,7 +380,7 @@ def test_labels_of_one_class_refuse_the_model_and_say_why(
         (tmp_path / "out" / "metrics.json").read_text(),
         parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
     )
-    assert "gate refused" in text_of(tmp_path / "out" / "report.html")
+    assert "gate failed" in text_of(tmp_path / "out" / "report.html")
 
 
 def test_scores_that_are_not_finite_refuse_the_model(
@@ -388,10 +399,10 @@ def test_scores_that_are_not_finite_refuse_the_model(
 def test_a_difference_between_the_two_ways_to_score_is_seen(
     directory: Path, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = evaluation.histories_rows
+    right = serving_checks.request_rows
     monkeypatch.setattr(
-        evaluation,
-        "histories_rows",
+        serving_checks,
+        "request_rows",
         lambda histories, request: dataclasses.replace(
             right(histories, request), history=histories.events(0, 0)
         ),
@@ -424,11 +435,11 @@ def test_popularity_looks_at_nothing_from_the_evaluation(
     """
     histories, scorer = Histories.open(directory), Scorer.load(bundle_dir)
     encoded = EncodedHistories.make(histories, scorer.bundle.encoder, tmp_path / "encoded")
-    sample = evaluation.draw(encoded, CONFIG, 0)
+    sample = draw_sample(encoded, CONFIG, 0)
     labels = np.array(encoded.labels)
-    labels[sample.positions] = 1 - labels[sample.positions]
-    before = evaluation.Popularity.of(histories, encoded, sample)
-    after = evaluation.Popularity.of(histories, dataclasses.replace(encoded, labels=labels), sample)
+    labels[sample.target_positions] = 1 - labels[sample.target_positions]
+    before = PopularityScores.compute(histories, encoded, sample)
+    after = PopularityScores.compute(histories, dataclasses.replace(encoded, labels=labels), sample)
     np.testing.assert_array_equal(before.rates, after.rates)
     assert before.rates.std() > 0 and before.counts.std() > 0
     last = histories.batches[-1]
@@ -441,7 +452,7 @@ def test_popularity_looks_at_nothing_from_the_evaluation(
     )
     moved = dataclasses.replace(histories, batches=(*histories.batches[:-1], changed))
     np.testing.assert_array_equal(
-        before.counts, evaluation.Popularity.of(moved, encoded, sample).counts
+        before.counts, PopularityScores.compute(moved, encoded, sample).counts
     )
 
 
@@ -582,7 +593,7 @@ def test_a_champion_of_another_schema_refuses_with_its_reason(
 
 
 def test_extrapolation_is_paired_with_the_trained_mean_length(
-    directory: Path, bundle_dir: Path, result: evaluation.EvaluationReport, tmp_path: Path
+    directory: Path, bundle_dir: Path, result: EvaluationReport, tmp_path: Path
 ) -> None:
     trained = round(Bundle.load(bundle_dir).facts["mean_length"])
     assert result.extrapolation["trained_length"] == trained
@@ -609,7 +620,7 @@ def test_extrapolation_is_paired_with_the_trained_mean_length(
 
 
 def test_the_card_is_written_from_what_was_measured(
-    result: evaluation.EvaluationReport, bundle_dir: Path
+    result: EvaluationReport, bundle_dir: Path
 ) -> None:
     card = (Path(result.path) / "MODEL_CARD.md").read_text()
     bundle = Bundle.load(bundle_dir)
@@ -618,7 +629,7 @@ def test_the_card_is_written_from_what_was_measured(
         bundle.schema.fingerprint,
         f"{result.metrics['click']['auc']:.4f}",
         f"{result.metrics['buy']['ece']:.3f}",
-        "the gate passed it",
+        "It passed the gate",
         *result.gate.reasons,
         f"longest history measured has {result.longest_history}",
         "seed",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from longrec.config import GateConfig
+from longrec.evaluation.bootstrap import Estimate, TaskMetrics
 from longrec.evaluation.gate import Evidence, judge
-from longrec.evaluation.metrics import Estimate, Measurement
 
 GATE = GateConfig(
     min_auc=0.6,
@@ -23,13 +23,13 @@ GATE = GateConfig(
 
 def measured(
     auc: float | None = 0.7, calibration: float | None = 1.0, ece: float = 0.01
-) -> Measurement:
+) -> TaskMetrics:
     values = {
         name: value
         for name, value in (("auc", auc), ("calibration", calibration), ("ece", ece))
         if value is not None
     }
-    return Measurement(values, {"auc": "all labels are 1"}, {}, 10, 5, 4, 3)
+    return TaskMetrics(values, {"auc": "all labels are 1"}, {}, 10, 5, 4, 3)
 
 
 def evidence(**changes: Any) -> Evidence:
@@ -37,7 +37,7 @@ def evidence(**changes: Any) -> Evidence:
         **{
             "tasks": {"click": measured()},
             "gains": {"click": Estimate(0.05)},
-            "parity": 1e-6,
+            "parity_error": 1e-6,
             **changes,
         }
     )
@@ -67,7 +67,7 @@ def test_bounds_of_the_model_alone(
     found = evidence(
         tasks={"click": measured(auc, calibration)},
         gains={"click": Estimate(gain, reason="no AUC")},
-        parity=parity,
+        parity_error=parity,
     )
     verdict = judge(found, GATE)
     assert verdict.passed == (not broken)
@@ -90,7 +90,9 @@ def test_every_task_is_judged_and_named() -> None:
 
 @pytest.mark.parametrize(("low", "passed"), [(-0.0051, False), (-0.0049, True), (0.001, True)])
 def test_a_loss_that_the_interval_does_not_exclude_refuses(low: float, passed: bool) -> None:
-    verdict = judge(evidence(champion={"click": Estimate(low + 0.004, low, low + 0.008)}), GATE)
+    verdict = judge(
+        evidence(champion_differences={"click": Estimate(low + 0.004, low, low + 0.008)}), GATE
+    )
     assert verdict.passed is passed
     assert any("minus the champion's" in entry["sentence"] for entry in verdict.criteria)
 
@@ -101,7 +103,7 @@ def test_a_further_task_refuses_only_when_it_is_clearly_worse(high: float, passe
     found = evidence(
         tasks={"click": measured(), "buy": measured()},
         gains={"click": Estimate(0.05), "buy": Estimate(0.05)},
-        champion=apart,
+        champion_differences=apart,
     )
     assert judge(found, GATE).passed is passed
 
@@ -109,7 +111,9 @@ def test_a_further_task_refuses_only_when_it_is_clearly_worse(high: float, passe
 def test_a_difference_without_an_interval_excludes_no_loss() -> None:
     verdict = judge(
         evidence(
-            champion={"click": Estimate(0.02, reason="there are too few users for an interval")}
+            champion_differences={
+                "click": Estimate(0.02, reason="there are too few users for an interval")
+            }
         ),
         GATE,
     )
@@ -143,8 +147,8 @@ def test_large_slices_are_judged(row: dict[str, Any], broken: int) -> None:
 @pytest.mark.parametrize(
     ("options", "changes", "name"),
     [
-        ({"max_latency_ms": 50.0}, {"latency_ms": 51.0}, "max_latency_ms"),
-        ({"max_latency_ms": 50.0}, {"latency_ms": None}, "max_latency_ms"),
+        ({"max_latency_ms": 50.0}, {"latency_p95_ms": 51.0}, "max_latency_ms"),
+        ({"max_latency_ms": 50.0}, {"latency_p95_ms": None}, "max_latency_ms"),
         ({"max_ece": 0.05}, {"tasks": {"click": measured(ece=0.06)}}, "max_ece"),
         ({"max_unknown_item_share": 0.1}, {"unknown_item_share": 0.11}, "max_unknown_item_share"),
     ],

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from longrec.evaluation import metrics
+from longrec.evaluation import bootstrap, metrics
+from longrec.evaluation.popularity import smoothed_rates
 
 
 def _pairs_auc(labels, scores, weights=None):
@@ -66,7 +67,7 @@ def test_weighted_auc_equals_repeated_users(targets, seed):
     labels, scores, users = targets
     uniques, dense = np.unique(users, return_inverse=True)
     weights = np.random.default_rng(seed).integers(0, 4, len(uniques)).astype(float)
-    got = metrics.Ranking.of(labels, scores, dense).auc(weights)
+    got = metrics.RankedTargets.sort(labels, scores, dense).auc(weights)
     np.testing.assert_allclose(got, _pairs_auc(labels, scores, weights[dense]), equal_nan=True)
 
 
@@ -74,8 +75,8 @@ def test_weighted_auc_equals_repeated_users(targets, seed):
 @given(_targets(), st.integers(0, 1000))
 def test_every_bootstrap_sample_equals_the_metric_of_the_expanded_targets(targets, seed):
     labels, scores, users = targets
-    resamples = metrics.Resamples.of(users, 3, seed)
-    got = metrics.measure(labels, scores, resamples)
+    resamples = bootstrap.Resamples.of_users(users, 3, seed)
+    got = bootstrap.measure(labels, scores, resamples)
     if resamples.num_users < 2:
         assert all(np.isnan(sample).all() for sample in got.samples.values())
         return
@@ -104,8 +105,8 @@ def test_point_metrics_equal_the_library_and_hand_values():
     generator = np.random.default_rng(0)
     scores = generator.random(500)
     labels = (generator.random(500) < scores).astype(int)
-    got = metrics.measure(
-        labels, scores, metrics.Resamples.of(generator.integers(0, 50, 500), 20, 0)
+    got = bootstrap.measure(
+        labels, scores, bootstrap.Resamples.of_users(generator.integers(0, 50, 500), 20, 0)
     )
     assert got.values["auc"] == pytest.approx(roc_auc_score(labels, scores))
     assert got.values["logloss"] == pytest.approx(log_loss(labels, scores))
@@ -121,55 +122,59 @@ def test_point_metrics_equal_the_library_and_hand_values():
 
 def test_equal_scores_share_one_bin():
     labels = np.repeat([0, 1], 50)
-    bins = metrics.reliability(labels, np.full(100, 0.5), 10)
+    bins = metrics.reliability_bins(labels, np.full(100, 0.5), 10)
     assert bins == [{"score": 0.5, "rate": 0.5, "num_targets": 100}]
     assert metrics.expected_calibration_error(labels, np.full(100, 0.5)) == 0
-    mixed = metrics.reliability(labels, np.where(np.arange(100) < 30, 0.1, 0.9), 10)
+    mixed = metrics.reliability_bins(labels, np.where(np.arange(100) < 30, 0.1, 0.9), 10)
     assert [entry["num_targets"] for entry in mixed] == [30, 70]
 
 
 def test_saturated_scores_have_a_finite_loss():
     got = metrics.logloss(np.array([0, 1]), np.array([1.0, 0.0]))
-    assert got == pytest.approx(-math.log(metrics.CLIP))
+    assert got == pytest.approx(-math.log(metrics.PROBABILITY_MARGIN))
 
 
 @pytest.mark.parametrize(
     ("labels", "scores", "undefined"),
     [
-        ([], [], set(metrics.METRICS)),
+        ([], [], set(bootstrap.METRICS)),
         ([0, 0, 0], [0.1, 0.2, 0.3], {"auc", "gauc", "ne", "calibration"}),
         ([1, 1, 1], [0.1, 0.2, 0.3], {"auc", "gauc", "ne"}),
-        ([0, 1, 1], [0.1, math.nan, 0.3], set(metrics.METRICS)),
+        ([0, 1, 1], [0.1, math.nan, 0.3], set(bootstrap.METRICS)),
     ],
 )
 def test_what_is_not_defined_says_why(labels, scores, undefined):
     users = np.arange(len(labels))
-    got = metrics.measure(np.array(labels), np.array(scores), metrics.Resamples.of(users, 10, 0))
+    got = bootstrap.measure(
+        np.array(labels), np.array(scores), bootstrap.Resamples.of_users(users, 10, 0)
+    )
     assert set(got.reasons) == undefined
-    assert set(got.values) == set(metrics.METRICS) - undefined
+    assert set(got.values) == set(bootstrap.METRICS) - undefined
     assert all(got.reasons.values())
     as_json = got.to_dict()
     assert all(as_json[metric] is None for metric in undefined)
     for metric in undefined:
         assert got.estimate(metric).reason
-        assert metrics.difference(got, got, metric).value is None
+        assert bootstrap.paired_difference(got, got, metric).value is None
 
 
 def test_gauc_needs_a_user_with_both_labels():
-    got = metrics.measure(
+    got = bootstrap.measure(
         np.array([0, 0, 1, 1]),
         np.array([0.1, 0.2, 0.3, 0.4]),
-        metrics.Resamples.of(np.array([1, 1, 2, 2]), 10, 0),
+        bootstrap.Resamples.of_users(np.array([1, 1, 2, 2]), 10, 0),
     )
     assert got.values["auc"] == 1 and got.num_ranked_users == 0
     assert got.reasons["gauc"] == "no user has both labels"
 
 
 def test_one_user_has_no_interval():
-    got = metrics.measure(
-        np.array([0, 1]), np.array([0.1, 0.2]), metrics.Resamples.of(np.array([7, 7]), 10, 0)
+    got = bootstrap.measure(
+        np.array([0, 1]),
+        np.array([0.1, 0.2]),
+        bootstrap.Resamples.of_users(np.array([7, 7]), 10, 0),
     )
-    assert got.estimate("auc") == metrics.Estimate(
+    assert got.estimate("auc") == bootstrap.Estimate(
         1.0, reason="there are too few users for an interval"
     )
 
@@ -192,9 +197,9 @@ def test_intervals_cover_the_true_auc():
     covered, widths = 0, []
     for seed in range(100):
         labels, scores, users = draw(150)
-        estimate = metrics.measure(labels, scores, metrics.Resamples.of(users, 200, seed)).estimate(
-            "auc"
-        )
+        estimate = bootstrap.measure(
+            labels, scores, bootstrap.Resamples.of_users(users, 200, seed)
+        ).estimate("auc")
         covered += estimate.low <= truth <= estimate.high
         widths.append(estimate.high - estimate.low)
     assert 85 <= covered <= 100
@@ -207,22 +212,22 @@ def test_paired_intervals_are_narrower_than_the_difference_of_two_models():
     scores = generator.random(1000)
     labels = (generator.random(1000) < scores).astype(int)
     worse = np.clip(scores + generator.normal(0, 0.05, 1000), 0, 1)
-    resamples = metrics.Resamples.of(users, 200, 0)
+    resamples = bootstrap.Resamples.of_users(users, 200, 0)
     ours, theirs = (
-        metrics.measure(labels, scores, resamples),
-        metrics.measure(labels, worse, resamples),
+        bootstrap.measure(labels, scores, resamples),
+        bootstrap.measure(labels, worse, resamples),
     )
-    paired = metrics.difference(ours, theirs)
+    paired = bootstrap.paired_difference(ours, theirs)
     alone = ours.estimate("auc")
     assert paired.value == pytest.approx(ours.values["auc"] - theirs.values["auc"])
     assert paired.low <= paired.value <= paired.high
     assert paired.high - paired.low < 0.5 * (alone.high - alone.low)
-    same = metrics.difference(ours, ours)
+    same = bootstrap.paired_difference(ours, ours)
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_resamples_are_the_same_at_every_reading():
-    resamples = metrics.Resamples.of(np.array([3, 3, 9, 12]), 5, 7)
+    resamples = bootstrap.Resamples.of_users(np.array([3, 3, 9, 12]), 5, 7)
     first, second = list(resamples), list(resamples)
     assert len(first) == 5
     np.testing.assert_array_equal(first, second)
@@ -230,6 +235,6 @@ def test_resamples_are_the_same_at_every_reading():
 
 
 def test_smoothed_rates_by_hand():
-    rates = metrics.smoothed_rates(np.array([0, 0, 0, 1]), np.array([1, 1, 0, 0]), 3, strength=2.0)
+    rates = smoothed_rates(np.array([0, 0, 0, 1]), np.array([1, 1, 0, 0]), 3, strength=2.0)
     np.testing.assert_allclose(rates, [(2 + 1) / 5, (0 + 1) / 3, 0.5])
-    assert metrics.smoothed_rates(np.array([], np.int64), np.array([]), 2).tolist() == [0.5, 0.5]
+    assert smoothed_rates(np.array([], np.int64), np.array([]), 2).tolist() == [0.5, 0.5]

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrec.evaluation import report
+from longrec.evaluation import model_card, report
+from longrec.reporting import charts, page
+from longrec.reporting.charts import nice_ticks
 from tests.longrec.pages import Page, text_of
 
 
@@ -82,8 +84,8 @@ def _facts() -> dict[str, Any]:
             for task in ("is_click", "long_view")
         },
         "lengths": lengths,
-        "bayes": [{"length": 500, "auc": 0.75}, {"length": 10_000, "auc": 0.9}],
-        "bayes_full": 0.9,
+        "best_possible": [{"length": 500, "auc": 0.75}, {"length": 10_000, "auc": 0.9}],
+        "best_possible_full": 0.9,
         "parity_error": 0.0,
         "slices": [
             {
@@ -155,7 +157,7 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
         "12,345 events",
         "as 10,000",
         "all labels are 0",
-        "best possible (Bayes)",
+        "best possible",
         "228,329",
         "abc123",
         "3.11.7",
@@ -174,8 +176,8 @@ def test_what_is_drawn_lies_in_the_drawing(tmp_path: Path) -> None:
     pairs += re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', source)
     assert len(pairs) > 250
     for x, y in pairs:
-        assert report.LEFT - 0.1 <= float(x) <= report.WIDTH - report.RIGHT + 0.1
-        assert report.TOP - 0.1 <= float(y) <= report.HEIGHT - report.BOTTOM + 0.1
+        assert charts.LEFT - 0.1 <= float(x) <= charts.WIDTH - charts.RIGHT + 0.1
+        assert charts.TOP - 0.1 <= float(y) <= charts.HEIGHT - charts.BOTTOM + 0.1
 
 
 def test_the_length_curve_is_where_its_values_are() -> None:
@@ -199,7 +201,7 @@ def test_a_refused_model_is_marked(tmp_path: Path) -> None:
         "criteria": [{"name": "min_auc", "value": 0.4, "passed": False, "sentence": "No."}],
     }
     text = _write(facts, tmp_path / "report.html")
-    assert "gate refused" in text and "broken" in text and "gate passed" not in text
+    assert "gate failed" in text and "failed" in text and "gate passed" not in text
 
 
 def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
     row = {**facts["lengths"][1], "auc": None, "auc_low": None, "auc_high": None, "logloss": None}
     facts |= {
         "metrics": {"is_click": _metrics(None)},
-        "bayes": [],
+        "best_possible": [],
         "training_curve": [],
         "training": {},
         "slices": [],
@@ -231,7 +233,7 @@ def test_one_length_and_one_level_can_be_drawn(tmp_path: Path) -> None:
     popularity = {"name": "rate", **_metrics(0.5)}
     facts |= {
         "lengths": [row],
-        "bayes": [],
+        "best_possible": [],
         "popularity": {"is_click": popularity, "long_view": popularity},
     }
     assert "nan" not in _write(facts, tmp_path / "report.html")
@@ -240,7 +242,7 @@ def test_one_length_and_one_level_can_be_drawn(tmp_path: Path) -> None:
 @given(st.floats(-1e6, 1e6), st.floats(1e-9, 1e6), st.integers(2, 8))
 def test_ticks_span_their_range_in_few_even_steps(low: float, width: float, num: int) -> None:
     high = low + width
-    ticks = report.nice_ticks(low, high, num)
+    ticks = nice_ticks(low, high, num)
     slack = 1e-6 * max(abs(low), abs(high), width) + 1e-9
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack
     if width > 1e-4 * max(1.0, abs(low)):
@@ -251,7 +253,7 @@ def test_ticks_span_their_range_in_few_even_steps(low: float, width: float, num:
 
 def test_values_for_people() -> None:
     shown = [
-        html.show(value)
+        page.format_value(value)
         for value in (None, True, 12_345, 0.123456789, 1016.0, 123_456.7, "x", 1e-7, math.inf)
     ]
     assert shown == ["–", "yes", "12,345", "0.12346", "1,016", "123,457", "x", "1e-07", "inf"]
@@ -259,11 +261,11 @@ def test_values_for_people() -> None:
 
 def test_text_is_escaped_everywhere() -> None:
     bad = '<b onclick="x">&'
-    body = html.Html(
-        html.section(bad, html.table([bad], [[bad]], [""]), html.facts({bad: bad}), note=bad)
-        + html.details(bad, bad)
+    body = page.Html(
+        page.section(bad, page.table([bad], [[bad]], [""]), page.tiles({bad: bad}), note=bad)
+        + page.details(bad, bad)
     )
-    parsed = Page(html.page(bad, bad, body, (False, bad)))
+    parsed = Page(page.document(bad, bad, body, (False, bad)))
     assert not any(name == "onclick" for name, _ in parsed.attributes) and parsed.open == []
     assert (
         "".join(parsed.text).count(bad) == 12
@@ -281,13 +283,13 @@ def test_the_card_names_limits_that_the_measurement_shows() -> None:
         "popularity_auc": 0.65,
     }
     facts["slices"] += [{**facts["slices"][0], **worse}]
-    card = report.card(facts)
+    card = model_card.render(facts)
     for expected in (
         "# Ranker abc123",
         "data d1",
         "schema f00d",
         "0.8125 (0.8025 to 0.8225)",
-        "the gate passed it",
+        "It passed the gate",
         "width 64",
         "`longrec run`",
         "Served at 500 events the AUC is 0.8300",

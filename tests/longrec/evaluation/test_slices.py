@@ -9,19 +9,21 @@ from longrec.config import EvaluateConfig
 from longrec.data.histories import Histories
 from longrec.data.loader import EncodedHistories
 from longrec.evaluation import slices
-from longrec.evaluation.evaluate import Sample, draw
-from longrec.training.train import fit_encoder
+from longrec.evaluation.sample import EvaluationSample, draw_sample
+from longrec.training.encoded_cache import fit_encoder
 from tests.longrec import small_histories
 
 DAY_MS = 86_400_000
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Histories, EncodedHistories, Sample]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Histories, EncodedHistories, EvaluationSample]:
     folder = tmp_path_factory.mktemp("world")
     histories = Histories.open(small_histories.write(folder / "histories", num_users=30))
     encoded = EncodedHistories.make(histories, fit_encoder(histories), folder / "encoded")
-    return histories, encoded, draw(encoded, EvaluateConfig(bootstrap_samples=2), 0)
+    return histories, encoded, draw_sample(encoded, EvaluateConfig(bootstrap_samples=2), 0)
 
 
 def rows(histories: Histories) -> list[tuple[int, int, int, int]]:
@@ -36,7 +38,7 @@ def rows(histories: Histories) -> list[tuple[int, int, int, int]]:
 
 
 def test_item_age_is_the_time_since_its_first_event(
-    world: tuple[Histories, EncodedHistories, Sample],
+    world: tuple[Histories, EncodedHistories, EvaluationSample],
 ) -> None:
     histories, encoded, sample = world
     first: dict[int, int] = {}
@@ -51,13 +53,11 @@ def test_item_age_is_the_time_since_its_first_event(
         else -1
         for _, item, request_time, _ in rows(histories)
     ]
-    np.testing.assert_array_equal(
-        slices.item_ages(encoded, sample.positions, sample.owners), expected
-    )
+    np.testing.assert_array_equal(slices.item_ages(encoded, sample), expected)
 
 
 def test_activity_counts_the_last_days(
-    world: tuple[Histories, EncodedHistories, Sample], monkeypatch: pytest.MonkeyPatch
+    world: tuple[Histories, EncodedHistories, EvaluationSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     histories, encoded, sample = world
     monkeypatch.setattr(slices, "DAY_MS", 100_000)
@@ -68,7 +68,7 @@ def test_activity_counts_the_last_days(
         )
         for place, _, request_time, _ in rows(histories)
     ]
-    found = slices.activity(encoded, sample.owners)
+    found = slices.user_activity(encoded, sample)
     np.testing.assert_array_equal(found, expected)
     assert (
         0
@@ -79,7 +79,7 @@ def test_activity_counts_the_last_days(
 
 
 def test_cold_start_is_what_training_did_not_see(
-    world: tuple[Histories, EncodedHistories, Sample],
+    world: tuple[Histories, EncodedHistories, EvaluationSample],
 ) -> None:
     histories, encoded, sample = world
     requests, targets = histories.requests.to_pylist(), histories.targets["item_id"].to_pylist()
@@ -100,16 +100,18 @@ def test_cold_start_is_what_training_did_not_see(
             if time <= last
         }
     known = set(histories.items["item_id"].to_pylist())
-    user, item = slices.trained(encoded, sample.positions, sample.owners)
+    user, item = slices.seen_in_training(encoded, sample)
     np.testing.assert_array_equal(user, [row[3] in users for row in rows(histories)])
     np.testing.assert_array_equal(
         item, [row[1] in items or (row[1] not in known and 42 in items) for row in rows(histories)]
     )
 
 
-def test_every_family_parts_the_targets(world: tuple[Histories, EncodedHistories, Sample]) -> None:
+def test_every_family_parts_the_targets(
+    world: tuple[Histories, EncodedHistories, EvaluationSample],
+) -> None:
     _, encoded, sample = world
-    found = list(slices.slices(encoded, sample.positions, sample.owners, 32))
+    found = list(slices.iterate_slices(encoded, sample, 32))
     for family in ("history", "item age", "activity"):
         masks = np.stack([mask for name, _, mask in found if name == family])
         assert (masks.sum(0) == 1).all()

@@ -15,10 +15,12 @@ import pytest
 from longrec.config import DriftConfig
 from longrec.data.histories import Histories
 from longrec.errors import CheckFailed, DataError
-from longrec.release import monitoring, registry
-from longrec.release.monitoring import RequestLog, drift
-from longrec.reporting.summary import numbers
-from longrec.scoring.scorer import RequestRows, Scorer
+from longrec.release import monitoring, registry, request_log
+from longrec.release.monitoring import measure_drift
+from longrec.release.request_log import RequestLog
+from longrec.reporting.summary import scalar_metrics
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import Scorer
 from tests.conftest import VERSION, ServedWorld
 
 CONFIG = DriftConfig(min_requests=20)
@@ -56,7 +58,7 @@ def replay(workdir: Path, reference: pa.Table, change=lambda row: row, version: 
 def compare(
     world: ServedWorld, workdir: Path, config: DriftConfig = CONFIG
 ) -> monitoring.DriftReport:
-    return drift(
+    return measure_drift(
         workdir, world.path / "evaluation", world.path / "bundle", workdir / "report.html", config
     )
 
@@ -71,7 +73,10 @@ def test_the_same_requests_have_not_drifted(served_world, workdir, reference) ->
         and report.num_scores == reference.num_rows
     )
     assert report.largest_score_psi == report.largest_feature_psi == 0.0
-    assert "no drift" in (workdir / "report.html").read_text() and numbers(report)["passed"] == 1.0
+    assert (
+        "no drift" in (workdir / "report.html").read_text()
+        and scalar_metrics(report)["passed"] == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,8 @@ def test_the_version_that_answered_is_compared_with_its_own_evaluation(
     config = DriftConfig(min_requests=20, window_hours=1e6)
     replay(workdir, reference, version=VERSION)
     with pytest.raises(
-        DataError, match=f"nothing is known of the evaluation of {VERSION}.*Package it again"
+        DataError,
+        match=f"the evaluation of {VERSION} is not in this work directory.*Package it again",
     ):
         monitoring.check_drift(workdir, workdir / "page.html", config)
     shutil.copytree(served_world.path / "evaluation", registry.reference_dir(workdir, VERSION))
@@ -139,7 +145,7 @@ def test_without_a_log_it_says_how_to_get_one(served_world, workdir) -> None:
 
 
 def test_the_log_is_a_share_and_stays_bounded(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitoring, "MAX_FILES", 3)
+    monkeypatch.setattr(request_log, "MAX_FILES", 3)
     nothing = RequestLog(tmp_path, 0.0)
     nothing.add(1, 1, [1], {"label": [0.5]})
     nothing.stop()
@@ -164,9 +170,9 @@ def test_the_log_is_a_share_and_stays_bounded(tmp_path, monkeypatch: pytest.Monk
     }
     assert 450 < len(requests) < 750  # half of 3 x 400
     assert all(
-        pq.read_metadata(path).num_rows % monitoring.MAX_LOGGED_CANDIDATES == 0 for path in paths
+        pq.read_metadata(path).num_rows % request_log.MAX_LOGGED_CANDIDATES == 0 for path in paths
     )
-    monkeypatch.setattr(monitoring, "MAX_PENDING", 10)
+    monkeypatch.setattr(request_log, "MAX_PENDING", 10)
     log = RequestLog(tmp_path, 1.0)
     for _ in range(10):
         log.add(1, 1, list(range(50)), {"label": np.full(50, 0.5)})

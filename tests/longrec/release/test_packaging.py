@@ -21,8 +21,10 @@ import pytest
 
 from longrec.data.histories import Histories
 from longrec.errors import GateRefused
-from longrec.release import packaging, parity
-from longrec.release.parity import PackagingError, ParityReport
+from longrec.release import bento_server, build_context, packaging, parity
+from longrec.release import wheel as wheels
+from longrec.release.bento_server import PackagingError
+from longrec.release.parity import ParityReport
 from longrec.scoring.request import RequestRows
 from longrec.scoring.scorer import Scorer
 from tests.conftest import LENGTH, ROOT, Packaged, ServedWorld, make_world
@@ -34,7 +36,7 @@ REPO = ROOT / "feature_repo"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = sorted(ROOT.iterdir())
-    wheel = packaging.build_wheel(ROOT, tmp_path_factory.mktemp("wheel") / "wheels")
+    wheel = wheels.build_wheel(ROOT, tmp_path_factory.mktemp("wheel") / "wheels")
     assert sorted(ROOT.iterdir()) == before, "building left something in the checkout"
     return wheel
 
@@ -42,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def staged(
     served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory
-) -> packaging.StagedBento:
+) -> build_context.StagedBento:
     return _stage(served_world, tmp_path_factory.mktemp("staged") / "context")
 
 
@@ -63,7 +65,7 @@ def test_the_wheel_holds_the_library_and_only_it(wheel: Path) -> None:
 
 
 def test_the_requirements_are_what_is_installed_here(wheel: Path) -> None:
-    pins = dict(line.split("==") for line in packaging.pinned_requirements(wheel))
+    pins = dict(line.split("==") for line in wheels.pinned_requirements(wheel))
     assert pins["torch"] == importlib.metadata.version("torch").partition("+")[0]
     assert pins["feast"] == importlib.metadata.version("feast")
     assert pins["redis"] == importlib.metadata.version("redis")  # by an extra of feast
@@ -84,7 +86,7 @@ def test_a_requirement_that_is_not_installed_stays_as_declared(tmp_path: Path) -
     metadata += 'Requires-Dist: left-out; extra == "other"\nRequires-Dist: only-elsewhere; sys_platform == "plan9"\n'
     with zipfile.ZipFile(tmp_path / "longrec-1-py3-none-any.whl", "w") as archive:
         archive.writestr("longrec-1.dist-info/METADATA", metadata)
-    pins = packaging.pinned_requirements(tmp_path / "longrec-1-py3-none-any.whl")
+    pins = wheels.pinned_requirements(tmp_path / "longrec-1-py3-none-any.whl")
     assert pins == ["no-such-thing<3,>=2", f"numpy=={importlib.metadata.version('numpy')}"]
 
 
@@ -99,17 +101,19 @@ def test_a_requirement_that_is_not_installed_stays_as_declared(tmp_path: Path) -
     ],
 )
 def test_a_version_is_written_as_a_tag_takes_it(version: str, clean: str) -> None:
-    assert packaging.clean_version(version) == clean
+    assert build_context.clean_version(version) == clean
 
 
 @pytest.mark.parametrize("version", ["", "///", "latest", "Latest"])
 def test_a_version_that_is_none_is_refused(version: str) -> None:
     with pytest.raises(PackagingError, match="a bento needs a version"):
-        packaging.clean_version(version)
+        build_context.clean_version(version)
 
 
-def _stage(world: ServedWorld, out: Path, evaluation: Path | None = None) -> packaging.StagedBento:
-    return packaging.stage(
+def _stage(
+    world: ServedWorld, out: Path, evaluation: Path | None = None
+) -> build_context.StagedBento:
+    return build_context.stage(
         world.path / "bundle",
         evaluation or world.path / "evaluation",
         out,
@@ -119,7 +123,7 @@ def _stage(world: ServedWorld, out: Path, evaluation: Path | None = None) -> pac
     )
 
 
-def test_a_build_context_holds_everything_but_the_model(staged: packaging.StagedBento) -> None:
+def test_a_build_context_holds_everything_but_the_model(staged: build_context.StagedBento) -> None:
     context = Path(staged.path)
     found = {path.relative_to(context).as_posix() for path in context.rglob("*") if path.is_file()}
     features = {
@@ -127,15 +131,21 @@ def test_a_build_context_holds_everything_but_the_model(staged: packaging.Staged
         for path in REPO.rglob("*")
         if path.is_file() and path.suffix in (".py", ".md", ".yaml")
     }
+    service = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "bento").glob("*.py")
+        if path.name != "build.py"
+    }
     assert found == {
         "bentofile.yaml",
-        "service.py",
+        *service,
         "release.json",
         "MODEL_CARD.md",
         "requirements.txt",
         f"wheels/{staged.wheel}",
         *features,
     }
+    assert "bento/service.py" in service
     assert {"feature_repo/definitions.py", "feature_repo/feature_store.yaml"} <= features
     options = json.loads((context / "bentofile.yaml").read_text())
     assert options["python"] == {
@@ -151,7 +161,7 @@ def test_a_build_context_holds_everything_but_the_model(staged: packaging.Staged
 
 
 def test_labels_name_data_schema_bundle_and_metrics(
-    staged: packaging.StagedBento, served_world: ServedWorld
+    staged: build_context.StagedBento, served_world: ServedWorld
 ) -> None:
     labels = staged.labels
     bundle = json.loads((served_world.path / "bundle" / "bundle.json").read_text())
@@ -200,19 +210,19 @@ def test_the_evaluation_of_another_bundle_is_refused(
         _stage(served_world, tmp_path / "context", other)
 
 
-def test_a_checkout_without_a_part_is_refused(tmp_path: Path) -> None:
+def test_a_project_without_a_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "feature_repo").mkdir()
     with pytest.raises(
-        PackagingError, match=r"not a checkout of longrec; found no pyproject\.toml"
+        PackagingError, match=r"not a project folder of longrec; found no bento/service\.py"
     ):
-        packaging.checkout(tmp_path / "feature_repo")
+        build_context.project_root(tmp_path / "feature_repo")
 
 
 def test_a_wheel_that_cannot_be_built_is_told(tmp_path: Path) -> None:
     (tmp_path / "root" / "model" / "longrec").mkdir(parents=True)
     (tmp_path / "root" / "pyproject.toml").write_text("[project]\nname = 'other'\nversion = '1'\n")
     with pytest.raises(PackagingError, match="wheel of longrec cannot be built"):
-        packaging.build_wheel(tmp_path / "root", tmp_path / "wheels")
+        wheels.build_wheel(tmp_path / "root", tmp_path / "wheels")
 
 
 def test_the_sample_holds_the_longest_and_the_shortest_history(tmp_path: Path) -> None:
@@ -254,9 +264,9 @@ FINE = ParityReport(3, 6, 9, 0.0, 1e-7, 1e-4, (), True, 1.0, 2.0)
     ],
 )
 def test_unequal_scores_are_refused(change: dict[str, Any], message: str) -> None:
-    packaging._refuse_unequal(FINE)
+    packaging._require_parity(FINE)
     with pytest.raises(GateRefused, match=message):
-        packaging._refuse_unequal(dataclasses.replace(FINE, passed=False, **change))
+        packaging._require_parity(dataclasses.replace(FINE, passed=False, **change))
 
 
 def test_the_training_forward_is_the_scores_of_the_evaluation(served_world: ServedWorld) -> None:
@@ -317,9 +327,9 @@ def test_parity_passes_only_equal_answers(
         return found
 
     monkeypatch.setattr(
-        parity, "serving", lambda *_, **__: contextlib.nullcontext(("127.0.0.1", 1))
+        parity, "serve_bento", lambda *_, **__: contextlib.nullcontext(("127.0.0.1", 1))
     )
-    monkeypatch.setattr(parity, "ask", answer)
+    monkeypatch.setattr(parity, "post_rank", answer)
     report = parity.check_parity(
         served_world.path / "bundle",
         served_world.path / "histories",
@@ -384,8 +394,8 @@ def test_a_server_dies_with_the_process_that_started_it(
     import psutil
 
     script = (
-        "import sys, time\nfrom longrec.release.parity import serving\n"
-        "with serving(sys.argv[1], home=sys.argv[2]) as (host, port):\n    print(port, flush=True)\n    time.sleep(900)\n"
+        "import sys, time\nfrom longrec.release.bento_server import serve_bento\n"
+        "with serve_bento(sys.argv[1], workdir=sys.argv[2]) as (host, port):\n    print(port, flush=True)\n    time.sleep(900)\n"
     )
     starter = subprocess.Popen(
         [sys.executable, "-c", script, packaged.report.path, str(served_world.workdir)],
@@ -409,7 +419,7 @@ def test_a_server_that_does_not_start_says_why(served_world: ServedWorld, tmp_pa
         pytest.raises(
             PackagingError, match=r"did not start; found .*no feature store at .*nothing"
         ),
-        parity.serving(target, workdir=workdir, store=served_world.store, folder=ROOT),
+        bento_server.serve_bento(target, workdir=workdir, store=served_world.store, folder=ROOT),
     ):
         pytest.fail("it started")
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from longrec.cli.main import app
 from longrec.errors import DataError, LongrecError, SchemaMismatch
-from longrec.release import registry
-from longrec.release.registry import ModelError, Registry
+from longrec.release import model_store, registry
+from longrec.release.model_store import ModelError
+from longrec.release.registry import ModelRegistry
 from tests.conftest import VERSION, ServedWorld
 
 
@@ -33,9 +34,11 @@ def store(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -
     one of another schema.
     """
     path = tmp_path_factory.mktemp("store") / "bentoml"
-    folder = path / "models" / registry.NAME
+    folder = path / "models" / model_store.MODEL_NAME
     for version in (VERSION, "v1", "v2", "damaged", "foreign"):
-        shutil.copytree(served_world.store / "models" / registry.NAME / VERSION, folder / version)
+        shutil.copytree(
+            served_world.store / "models" / model_store.MODEL_NAME / VERSION, folder / version
+        )
     weights = folder / "damaged" / "bundle" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     meta = json.loads((folder / "foreign" / "bundle" / "bundle.json").read_text())
@@ -45,16 +48,19 @@ def store(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_promotion_and_rollback_and_who_decided(workdir: Path, store: Path) -> None:
-    assert registry.read(workdir) == Registry() and registry.log(workdir) == []
+    assert (
+        registry.read_registry(workdir) == ModelRegistry()
+        and registry.read_decisions(workdir) == []
+    )
     registry.promote(workdir, store, "v1", by="ann", why="first")
     after = registry.promote(workdir, store, "v2", by="bob", why=" better ")
     assert (after.champion, after.previous, after.generation) == ("v2", "v1", 2)
-    assert registry.read(workdir) == after
+    assert registry.read_registry(workdir) == after
     assert registry.rollback(workdir, store, by="ann", why="worse after all").champion == "v1"
     assert registry.rollback(workdir, store, by="ann", why="no").champion == "v2"  # undoes it
     told = [
         (change.generation, change.action, change.version, change.replaced, change.by, change.why)
-        for change in registry.log(workdir)
+        for change in registry.read_decisions(workdir)
     ]
     assert told == [
         (1, "promote", "v1", None, "ann", "first"),
@@ -67,14 +73,14 @@ def test_promotion_and_rollback_and_who_decided(workdir: Path, store: Path) -> N
 
 def test_a_challenger_leaves_the_shadow_when_it_is_promoted(workdir: Path, store: Path) -> None:
     registry.promote(workdir, store, "v1", by="ann", why="first")
-    after = registry.shadow(workdir, store, "v2", 0.25, by="ann", why="compare")
+    after = registry.start_shadow(workdir, store, "v2", 0.25, by="ann", why="compare")
     assert (after.champion, after.challenger, after.mirror_share) == ("v1", "v2", 0.25)
     after = registry.promote(workdir, store, "v2", by="ann", why="good")
     assert (after.challenger, after.mirror_share) == (None, 0.0)
-    registry.shadow(workdir, store, "v1", 1.0, by="ann", why="compare")
+    registry.start_shadow(workdir, store, "v1", 1.0, by="ann", why="compare")
     assert registry.rollback(workdir, store, by="ann", why="x").challenger is None
-    registry.shadow(workdir, store, "v2", 1.0, by="ann", why="compare")
-    assert registry.unshadow(workdir, by="ann", why="enough").challenger is None
+    registry.start_shadow(workdir, store, "v2", 1.0, by="ann", why="compare")
+    assert registry.stop_shadow(workdir, by="ann", why="enough").challenger is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,9 @@ def test_a_challenger_leaves_the_shadow_when_it_is_promoted(workdir: Path, store
             "user.region",
         ),
         (
-            lambda workdir, store: registry.shadow(workdir, store, "foreign", 0.1, by="a", why="b"),
+            lambda workdir, store: registry.start_shadow(
+                workdir, store, "foreign", 0.1, by="a", why="b"
+            ),
             SchemaMismatch,
             "user.region",
         ),
@@ -121,17 +129,21 @@ def test_a_challenger_leaves_the_shadow_when_it_is_promoted(workdir: Path, store
             "no champion to go back to",
         ),
         (
-            lambda workdir, store: registry.shadow(workdir, store, "v1", 0.1, by="a", why="b"),
+            lambda workdir, store: registry.start_shadow(
+                workdir, store, "v1", 0.1, by="a", why="b"
+            ),
             ModelError,
             "is the champion",
         ),
         (
-            lambda workdir, store: registry.shadow(workdir, store, "v2", 0.0, by="a", why="b"),
+            lambda workdir, store: registry.start_shadow(
+                workdir, store, "v2", 0.0, by="a", why="b"
+            ),
             ModelError,
             "share",
         ),
         (
-            lambda workdir, store: registry.unshadow(workdir, by="a", why="b"),
+            lambda workdir, store: registry.stop_shadow(workdir, by="a", why="b"),
             ModelError,
             "no version runs",
         ),
@@ -143,15 +155,15 @@ def test_what_is_refused_changes_nothing(
     before = registry.promote(workdir, store, "v1", by="ann", why="first")
     with pytest.raises(error, match=words):
         wrong(workdir, store)
-    assert registry.read(workdir) == before and len(registry.log(workdir)) == 1
+    assert registry.read_registry(workdir) == before and len(registry.read_decisions(workdir)) == 1
 
 
 def test_the_first_model_is_adopted_and_no_other(workdir: Path, store: Path) -> None:
-    assert registry.adopt(workdir, store, "v1", why="the first")
-    assert not registry.adopt(workdir, store, "v2", why="the second")
+    assert registry.adopt_first_champion(workdir, store, "v1", why="the first")
+    assert not registry.adopt_first_champion(workdir, store, "v2", why="the second")
     assert (
-        registry.read(workdir).champion,
-        [change.action for change in registry.log(workdir)],
+        registry.read_registry(workdir).champion,
+        [change.action for change in registry.read_decisions(workdir)],
     ) == (
         "v1",
         ["adopt"],
@@ -161,22 +173,26 @@ def test_the_first_model_is_adopted_and_no_other(workdir: Path, store: Path) -> 
 def test_a_champion_that_the_home_cannot_serve_any_more_gives_way_and_is_not_compared_with(
     workdir: Path, store: Path
 ) -> None:
-    assert registry.adopt(workdir, store, "foreign", why="before other features were published")
-    assert registry.comparable(workdir, store, "foreign") is None
-    assert registry.adopt(workdir, store, "v1", why="the first of the new schema")
-    assert registry.log(workdir)[-1].replaced == "foreign"
-    assert registry.comparable(workdir, store, "v1") == registry.bundle_dir(store, "v1")
+    assert registry.adopt_first_champion(
+        workdir, store, "foreign", why="before other features were published"
+    )
+    assert registry.champion_bundle(workdir, store, "foreign") is None
+    assert registry.adopt_first_champion(workdir, store, "v1", why="the first of the new schema")
+    assert registry.read_decisions(workdir)[-1].replaced == "foreign"
+    assert registry.champion_bundle(workdir, store, "v1") == model_store.bundle_dir(store, "v1")
     assert (
-        registry.comparable(workdir, store, "gone") is None
-        and registry.comparable(workdir, store, "") is None
+        registry.champion_bundle(workdir, store, "gone") is None
+        and registry.champion_bundle(workdir, store, "") is None
     )
 
 
 def test_a_champion_that_another_machine_keeps_stays(
     workdir: Path, store: Path, tmp_path: Path
 ) -> None:
-    assert registry.adopt(workdir, store, "v1", why="the first")
-    assert not registry.adopt(workdir, tmp_path / "empty", "v2", why="a pod whose store is empty")
+    assert registry.adopt_first_champion(workdir, store, "v1", why="the first")
+    assert not registry.adopt_first_champion(
+        workdir, tmp_path / "empty", "v2", why="a pod whose store is empty"
+    )
 
 
 def test_a_kill_between_file_and_log_is_made_good(workdir: Path, store: Path) -> None:
@@ -186,20 +202,23 @@ def test_a_kill_between_file_and_log_is_made_good(workdir: Path, store: Path) ->
     first, second = path.read_text().splitlines()
     for left in (f"{first}\n", f"{first}\n{second[:20]}"):
         path.write_text(left)
-        assert [change.version for change in registry.log(workdir)] == [
+        assert [change.version for change in registry.read_decisions(workdir)] == [
             "v1",
             "v2",
         ]  # told although it is not written
     registry.rollback(workdir, store, by="ann", why="third")
-    assert [change.generation for change in registry.log(workdir)] == [1, 2, 3]
+    assert [change.generation for change in registry.read_decisions(workdir)] == [1, 2, 3]
 
 
 def test_decisions_at_the_same_time_follow_each_other(workdir: Path, store: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         adopted = list(
-            pool.map(lambda n: registry.adopt(workdir, store, f"v{n}", why="race"), range(16))
+            pool.map(
+                lambda n: registry.adopt_first_champion(workdir, store, f"v{n}", why="race"),
+                range(16),
+            )
         )
-    assert sum(adopted) == 1 and len(registry.log(workdir)) == 1
+    assert sum(adopted) == 1 and len(registry.read_decisions(workdir)) == 1
 
 
 @pytest.mark.parametrize(
@@ -210,12 +229,12 @@ def test_a_damaged_registry_is_told(workdir: Path, content: str) -> None:
     registry.registry_path(workdir).parent.mkdir()
     registry.registry_path(workdir).write_text(content)
     with pytest.raises(DataError, match=r"registry\.json"):
-        registry.read(workdir)
+        registry.read_registry(workdir)
 
 
 def test_the_models_of_the_store_with_what_is_wrong_with_them(workdir: Path, store: Path) -> None:
     registry.promote(workdir, store, "v1", by="ann", why="first")
-    found = {each.version: each for each in registry.candidates(workdir, store)}
+    found = {each.version: each for each in registry.list_models(workdir, store)}
     assert set(found) == {VERSION, "v1", "v2", "damaged", "foreign"}
     assert found["v1"].role == "champion" and found["v2"].role == ""
     assert (
@@ -224,7 +243,7 @@ def test_the_models_of_the_store_with_what_is_wrong_with_them(workdir: Path, sto
         and not found[VERSION].problem
     )
     assert "another schema" in found["foreign"].problem
-    assert registry.candidates(workdir, store / "nowhere") == []
+    assert registry.list_models(workdir, store / "nowhere") == []
 
 
 def longrec(*arguments: object) -> str:

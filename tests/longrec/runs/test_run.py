@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from longrec.config import EvaluateConfig, RunConfig
-from longrec.reporting.summary import facts, numbers
+from longrec.reporting.summary import as_dict, scalar_metrics
 from longrec.runs import run
 
 ROOT = Path(__file__).parents[3]
@@ -161,12 +161,12 @@ def test_numbers_of_a_report_are_finite_flat_and_leave_lists_out() -> None:
     report = Report(
         3, Inner(True, 0.5), {"click": {"auc": 0.7}}, Path("x"), many=(Inner(False, 1.0),)
     )
-    assert numbers(report) == {
+    assert scalar_metrics(report) == {
         "rows": 3.0,
         "inner.passed": 1.0,
         "inner.share": 0.5,
         "by_task.click.auc": 0.7,
     }
-    assert facts(report)["path"] == "x" and facts(report)["many"] == [
+    assert as_dict(report)["path"] == "x" and as_dict(report)["many"] == [
         {"passed": False, "share": 1.0}
     ]

@@ -512,7 +512,7 @@ def _show(rule: Rule, value: Any) -> str:
     return (
         f"{_request_time(number)} ({number})"
         if rule.column.endswith("(ms)") and number
-        else str(page.show(number))
+        else str(page.format_value(number))
     )
 
 
@@ -577,7 +577,7 @@ def _render(
         name: _request_time(value) if name.endswith("event") or name.endswith("moment") else value
         for name, value in facts.items()
     }
-    body = page.section("Data", page.facts(shown))
+    body = page.section("Data", page.tiles(shown))
     if failed or warned:
         body = page.Html(
             body
@@ -593,7 +593,7 @@ def _render(
         "Results as Great Expectations gave them (JSON)",
         json.dumps([result for _, result in results], indent=1),
     )
-    return page.page(title, subtitle, page.Html(body + raw), (not failed, words))
+    return page.document(title, subtitle, page.Html(body + raw), (not failed, words))
 
 
 def _table(findings: Sequence[Finding], *, named: bool = False) -> page.Html:
@@ -614,12 +614,12 @@ def _table(findings: Sequence[Finding], *, named: bool = False) -> page.Html:
                 f"{page.escape(says)}<br><span class=soft>{page.escape(', '.join(finding.culprits))}</span>"
             )
         state = (
-            page.mark(True, "held")
+            page.badge(True, "held")
             if finding.passed
             else page.Html('<span class="badge warn">warning</span>')
         )
         if not finding.passed and finding.severity == "critical":
-            state = page.mark(False, "failed")
+            state = page.badge(False, "failed")
         column = finding.expectation.partition(" ")[2]
         rows.append(
             [

@@ -1,0 +1,147 @@
+"""Measure the first task at several served lengths: the AUC curve and the extrapolation.
+
+All lengths see the same requests and the same bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from longrec.config import EvaluateConfig
+from longrec.data.loader import EncodedHistories
+from longrec.evaluation import bootstrap
+from longrec.evaluation.bootstrap import TaskMetrics
+from longrec.evaluation.sample import EvaluationSample, score_sample
+from longrec.scoring.scorer import Scorer
+
+log = logging.getLogger(__name__)
+
+Array: TypeAlias = npt.NDArray[Any]
+Row: TypeAlias = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LengthScores:
+    """The scores of a sample at one served length.
+
+    Args:
+        length: number of most recent events served.
+        mean_events: mean number of events that the requests then have.
+        same_as: shorter length with the same scores, if no history is cut differently; else None.
+        seconds: time of scoring.
+        scores: float32 [N, K].
+    """
+
+    length: int
+    mean_events: float
+    same_as: int | None
+    seconds: float
+    scores: Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LengthCurve:
+    """The first task at all served lengths.
+
+    Args:
+        served_scores: float32 [N, K], at the length of the metrics and the gate.
+        rows: `length`, `auc`, `auc_low`, `auc_high`, `logloss`, `mean_events`, `seconds`,
+            `same_as`, by rising length.
+        extrapolation: see `EvaluationReport`.
+    """
+
+    served_scores: Array
+    rows: tuple[Row, ...]
+    extrapolation: Row
+
+
+def score_lengths(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+    lengths: Iterable[int],
+) -> Iterator[LengthScores]:
+    """Yield the scores of the sample at each length, shortest first.
+
+    Scores are not computed again if a length leaves every history as the previous one did.
+    """
+    events = encoded.event_ends[sample.requests] - encoded.event_starts[sample.requests]
+    previous: LengthScores | None = None
+    for length in sorted(set(lengths)):
+        mean_events = float(np.minimum(events, length).mean())
+        if previous is not None and previous.mean_events == mean_events:
+            same_as = previous.length if previous.same_as is None else previous.same_as
+            current = LengthScores(length, mean_events, same_as, 0.0, previous.scores)
+        else:
+            started = time.perf_counter()
+            scores = score_sample(scorer, encoded, sample, length)
+            seconds = time.perf_counter() - started
+            current = LengthScores(length, mean_events, None, seconds, scores)
+        yield current
+        previous = current
+
+
+def measure_lengths(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+    config: EvaluateConfig,
+) -> LengthCurve:
+    """Return the curve of the first task and the scores at the served length."""
+    served_length = config.served_length
+    shown_lengths = {*config.lengths, served_length}
+    trained_length = _trained_length(scorer)
+    lengths = shown_lengths if trained_length is None else {*shown_lengths, trained_length}
+    served_scores = np.zeros((0, sample.labels.shape[1]), np.float32)
+    rows: list[Row] = []
+    measured: dict[int, TaskMetrics] = {}
+    mean_events: dict[int, float] = {}
+    for entry in score_lengths(scorer, encoded, sample, lengths):
+        if entry.same_as is None:
+            metrics = bootstrap.measure(sample.labels[:, 0], entry.scores[:, 0], sample.resamples)
+        else:
+            metrics = measured[entry.same_as]
+        measured[entry.length] = metrics
+        mean_events[entry.length] = entry.mean_events
+        if entry.length == served_length:
+            served_scores = entry.scores
+        if entry.length in shown_lengths:
+            rows.append(_curve_row(entry, metrics, is_first=not rows))
+    extrapolation: Row = {}
+    if trained_length is not None:
+        gain = bootstrap.paired_difference(measured[served_length], measured[trained_length])
+        cost = mean_events[served_length] / max(mean_events[trained_length], 1e-9)
+        extrapolation = dataclasses.asdict(gain)
+        extrapolation |= {"trained_length": trained_length, "cost": cost}
+    return LengthCurve(served_scores, tuple(rows), extrapolation)
+
+
+def _trained_length(scorer: Scorer) -> int | None:
+    """Return the mean history length of the bundle's training; None if it is not recorded."""
+    mean = scorer.bundle.facts.get("mean_length")
+    if isinstance(mean, (int, float)) and mean >= 1:
+        return round(mean)
+    return None
+
+
+def _curve_row(entry: LengthScores, metrics: TaskMetrics, *, is_first: bool) -> Row:
+    auc = metrics.estimate("auc")
+    log.info("served length %d: AUC %s, %.1f s", entry.length, auc.value, entry.seconds)
+    return {
+        "length": entry.length,
+        "auc": auc.value,
+        "auc_low": auc.low,
+        "auc_high": auc.high,
+        "logloss": metrics.estimate("logloss").value,
+        "mean_events": entry.mean_events,
+        # A curve that starts at the repeated length has no row to refer to.
+        "same_as": None if is_first else entry.same_as,
+        "seconds": entry.seconds,
+    }

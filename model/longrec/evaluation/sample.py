@@ -1,0 +1,135 @@
+"""Draw the evaluated requests and score them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from longrec.config import EvaluateConfig, GateConfig
+from longrec.data.histories import Histories
+from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.errors import DataError
+from longrec.evaluation.bootstrap import Resamples
+from longrec.scoring.scorer import Scorer
+
+Array: TypeAlias = npt.NDArray[Any]
+Int: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluationSample:
+    """The evaluated requests and their targets, in time order.
+
+    Shape letters: R requests, N targets, K tasks.
+
+    Args:
+        requests: int64 [R], positions of the requests in the encoded histories.
+        target_positions: int64 [N], positions of the targets.
+        target_requests: int64 [N], the request of each target.
+        labels: int8 [N, K].
+        history_lengths: int64 [N], events before the request of each target.
+        resamples: bootstrap resamples of the users of the targets.
+    """
+
+    requests: Int
+    target_positions: Int
+    target_requests: Int
+    labels: Array
+    history_lengths: Int
+    resamples: Resamples
+
+    @property
+    def request_lengths(self) -> Int:
+        """Events before each request, int64 [R]."""
+        _, first_target = np.unique(self.target_requests, return_index=True)
+        return self.history_lengths[first_target]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluationInputs:
+    """Everything that an evaluation reads.
+
+    Args:
+        scorer: of the evaluated bundle.
+        histories: raw rows.
+        encoded: the same histories, encoded by the bundle's encoder.
+        sample: evaluated requests.
+        config: lengths, sample size, resamples.
+        gate: bounds of the verdict.
+        seed: of the sample and of the resamples.
+    """
+
+    scorer: Scorer
+    histories: Histories
+    encoded: EncodedHistories
+    sample: EvaluationSample
+    config: EvaluateConfig
+    gate: GateConfig
+    seed: int
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the K tasks."""
+        return self.histories.schema.task_names
+
+
+def draw_sample(encoded: EncodedHistories, config: EvaluateConfig, seed: int) -> EvaluationSample:
+    """Return the evaluation requests; a seeded sample if there are more than `max_requests`.
+
+    Raises:
+        DataError: there is no evaluation request.
+    """
+    requests = encoded.requests("eval")
+    if not len(requests):
+        raise DataError(
+            "the histories hold no evaluation request",
+            fix="Raise data.eval_fraction or use more requests.",
+        )
+    if 0 < config.max_requests < len(requests):
+        generator = np.random.default_rng(seed)
+        requests = np.sort(generator.choice(requests, config.max_requests, replace=False))
+    stream = RequestStream.serving(
+        encoded,
+        requests,
+        config.served_length,
+        token_budget=1,
+        max_requests=1,
+    )
+    owners = stream.target_requests
+    lengths = encoded.event_ends[owners] - encoded.event_starts[owners]
+    user_ids = encoded.request_users[owners]
+    return EvaluationSample(
+        requests=requests,
+        target_positions=stream.target_positions,
+        target_requests=owners,
+        labels=encoded.labels[stream.target_positions],
+        history_lengths=np.asarray(lengths, np.int64),
+        resamples=Resamples.of_users(user_ids, config.bootstrap_samples, seed),
+    )
+
+
+def score_sample(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+    length: int,
+) -> Array:
+    """Return the probabilities of the targets, float32 [N, K].
+
+    Args:
+        scorer: of a bundle.
+        encoded: histories, encoded by that bundle's encoder.
+        sample: requests to score.
+        length: served length, the number of most recent events.
+    """
+    stream = RequestStream.serving(
+        encoded,
+        sample.requests,
+        length,
+        token_budget=scorer.token_budget,
+        max_requests=scorer.max_requests,
+    )
+    return np.concatenate(list(scorer.score_batches(stream)))
