@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from longrec.config import ModelConfig
-from longrec.nn import fused_ffn
+from longrec.nn import fused_swiglu
 
 PRODUCTS = (
     "aten::mm",
@@ -126,18 +126,18 @@ def costs(config: ModelConfig, events: int, targets: int) -> dict[str, Cost]:
         targets: m, of one request.
     """
     width, layers = config.width, config.num_layers
-    hidden, row, wide = config.ffn_ratio * width, 2.0 * events, width == fused_ffn.WIDE
+    hidden, row, wide = config.ffn_ratio * width, 2.0 * events, width == fused_swiglu.WIDE_WIDTH
     fusion = 1 if config.fusion else 0
     product, narrow = (
         2.0 * events * hidden * width,
-        2.0 * events * fused_ffn.NARROW * (2 * hidden + width),
+        2.0 * events * fused_swiglu.NARROW_INPUT_WIDTH * (2 * hidden + width),
     )
     attention = 2.0 * events * width * targets * layers
     return {
         "_gate_project": (layers * product, layers * row * ((3 if wide else 2) * hidden + width)),
         "_narrow_gate_project": (
             fusion * (product + narrow),
-            fusion * row * (fused_ffn.NARROW + width + (0 if wide else 2 * hidden)),
+            fusion * row * (fused_swiglu.NARROW_INPUT_WIDTH + width + (0 if wide else 2 * hidden)),
         ),
         "_project_normalize_backward": (layers * 4.0 * events * width**2, layers * row * 4 * width),
         "_project_gate_backward": (
@@ -147,7 +147,7 @@ def costs(config: ModelConfig, events: int, targets: int) -> dict[str, Cost]:
         "_wide_gate_backward": (
             layers * product + fusion * (product + narrow),
             layers * row * (4 * hidden + width)
-            + fusion * row * (3 * hidden + width + fused_ffn.NARROW),
+            + fusion * row * (3 * hidden + width + fused_swiglu.NARROW_INPUT_WIDTH),
         ),
         "_rows_product": (layers * 4.0 * events * width**2, layers * row * 3 * width),
         "_normalize_backward": (0.0, layers * row * 3 * width),

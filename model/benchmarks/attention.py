@@ -40,7 +40,7 @@ def orders(device: torch.device) -> dict[str, Attend]:
 
 
 def _fused(order: str, values: AttentionInputs) -> Tensor:
-    return fused.memory(values, order).attend(values.scaled_queries().flatten(1))
+    return fused.attention_source(values, order).attend(values.scaled_queries().flatten(1))
 
 
 def inputs(
@@ -144,7 +144,7 @@ def _row(
         flops=flops,
         num_bytes=moved,
         share=max(flops / matrix, moved / copy) * 1e3 / times[1],
-        notes=f"one layer; by FLOPs {target_attention.choose(targets, width, heads)}",
+        notes=f"one layer; by FLOPs {target_attention.cheaper_order(targets, width, heads)}",
     )
     if not values.tokens.is_cuda:
         row["device"] = _rows.cpu_name()

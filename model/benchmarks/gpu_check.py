@@ -30,11 +30,12 @@ import _rows
 
 from longrec.config import ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
-from longrec.nn import fused_ffn
+from longrec.nn import fused_paths
 from longrec.nn.baselines import hstu
 from longrec.nn.kernels import rows as row_kernels
 from longrec.nn.ranker import Ranker
-from longrec.nn.stca import STCA, Layer
+from longrec.nn.stca import STCA
+from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import AttentionInputs, Segments, fused, reference
 from longrec.schema import Feature, Schema, Task
 from longrec.training import losses
@@ -116,7 +117,7 @@ def ranker(**options: object) -> Ranker:
     table = torch.stack([torch.randint(0, size, (NUM_ITEMS + 1,)) for size in SIZES["item"]], dim=1)
     model = Ranker(ModelConfig(**options), SCHEMA, SIZES, table).to(DEVICE)  # type: ignore[arg-type]
     for layer in cast("STCA", model.stca).layers:
-        assert isinstance(layer, Layer)
+        assert isinstance(layer, STCALayer)
         if layer.gap_bias is not None:
             nn.init.normal_(layer.gap_bias)
         nn.init.normal_(layer.norm.weight, 1, 0.2)
@@ -150,7 +151,7 @@ def check_ranker() -> Iterator[Check]:
         model, drawn = ranker(**options), [batch(lengths, targets) for _ in range(BATCHES)]
         exact = copy.deepcopy(model).double()
         truth = together([run(exact, requests, mixed=False) for requests in drawn])
-        with fused_ffn.reference_only():
+        with fused_paths.reference_only():
             plain = together([run(model, requests, mixed=True) for requests in drawn])
         for recompute in (False, True) if options["width"] == 512 or number == 0 else (False,):
             cast("STCA", model.stca).recompute = recompute
@@ -271,7 +272,10 @@ def attention(
         }
 
     ours = results(
-        dtype, lambda inputs: fused.memory(inputs, order).attend(inputs.scaled_queries().flatten(1))
+        dtype,
+        lambda inputs: fused.attention_source(inputs, order).attend(
+            inputs.scaled_queries().flatten(1)
+        ),
     )
     truth = results(torch.float64, reference.attend)
     name = f"attention {order} {str(dtype).removeprefix('torch.')} d={width} h={heads} x{scale:g} L={lengths} m<={most}"
@@ -295,7 +299,7 @@ def check_tables() -> Iterator[Check]:
         twin.grad = torch.sparse_coo_tensor(
             rows[None], gradient, table.shape, check_invariants=False
         )
-        with fused_ffn.reference_only():
+        with fused_paths.reference_only():
             optimizer.step()
         sums = torch.zeros(5000, device=DEVICE)
         row_kernels.adagrad(ours.data, sums, rows, gradient, 0.05, 1e-8)
@@ -312,13 +316,13 @@ def check_hstu() -> Iterator[Check]:
 
     def results(kind: torch.dtype) -> dict[str, Tensor]:
         own = leaf.to(kind).clone().requires_grad_()
-        output = hstu.causal(own, segments)
+        output = hstu.causal_attention(own, segments)
         output.backward(upstream.to(kind))
         assert own.grad is not None
         return {"logits": output.detach(), "gradient": own.grad}
 
     ours = results(torch.bfloat16)
-    with fused_ffn.reference_only():
+    with fused_paths.reference_only():
         plain = results(torch.bfloat16)
     yield compare(f"hstu L={lengths}", ours, plain, results(torch.float64))
 

@@ -33,9 +33,9 @@ import _world
 
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
-from longrec.nn import fused_ffn
-from longrec.nn.baselines.causal_transformer import causal_transformer
+from longrec.nn import fused_paths
 from longrec.nn.baselines.hstu import hstu
+from longrec.nn.baselines.transformer import causal_transformer
 from longrec.nn.ranker import Ranker
 from longrec.nn.stca import STCA
 
@@ -318,7 +318,7 @@ def claim_reference() -> Iterator[Row]:
     any device.
     """
     work = make(CONFIG, 16, EVENTS, TARGETS)
-    with fused_ffn.reference_only():
+    with fused_paths.reference_only():
         times = _rows.timed(work, DEVICE, repeats=5, warm=2)
     yield _rows.row(
         "step of the readable twins",

@@ -1,64 +1,85 @@
-"""The weights of products in 16 bits, cast together under autocast: one operation each way, where
-autocast takes two for every weight.
+"""Cast weights to 16 bits together under autocast: one operation each way, not two per weight.
 
-Values and gradients are those of autocast, bit for bit: it too casts a weight once a pass and sums
-its gradients in 16 bits.
+Values and gradients equal those of autocast bit for bit. Autocast, too, casts a weight once a pass
+and sums its gradients in 16 bits.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+Slot: TypeAlias = tuple[nn.Module, str]
+"""Module and attribute that hold a parameter."""
+
+
+def parameter_slots(module: nn.Module, names: re.Pattern[str]) -> dict[str, Slot]:
+    """Return the slots of the parameters whose full name matches a pattern, by name."""
+    slots = {}
+    for name, _ in module.named_parameters():
+        if names.fullmatch(name):
+            path, _, attribute = name.rpartition(".")
+            slots[name] = (module.get_submodule(path), attribute)
+    return slots
+
 
 @contextlib.contextmanager
-def together(owners: Mapping[str, tuple[nn.Module, str]], device: torch.device) -> Iterator[None]:
-    """Within it the parameters are their casts, where autocast is on, as it must stay, and
-    gradients are wanted.
+def cast_weights_once(slots: Mapping[str, Slot], device: torch.device) -> Iterator[None]:
+    """Replace parameters by their 16-bit casts within the block.
 
-    Without gradients several threads may share a module, and nothing is changed in it.
+    Nothing changes unless autocast is on, gradients are wanted and all parameters are float32.
+    Without gradients several threads may share a module. Autocast must stay on within the block.
 
     Args:
-        owners: module and attribute of each parameter, which nothing but products may read.
-        device: of them.
+        slots: module and attribute of each parameter; only matrix products may read them.
+        device: of the parameters.
     """
-    places = list(owners.values())
-    weights = [module._parameters[name] for module, name in places]
-    if not (
-        torch.is_grad_enabled()
-        and torch.is_autocast_enabled(device.type)
-        and all(weight is not None and weight.dtype == torch.float32 for weight in weights)
-    ):
+    places = list(slots.values())
+    parameters = [module._parameters[name] for module, name in places]
+    weights = [weight for weight in parameters if weight is not None]
+    is_complete = len(weights) == len(parameters)
+    is_float32 = all(weight.dtype == torch.float32 for weight in weights)
+    is_autocast = torch.is_grad_enabled() and torch.is_autocast_enabled(device.type)
+    if not (is_autocast and is_complete and is_float32):
         yield
         return
-    cast = _Cast.apply(torch.get_autocast_dtype(device.type), *weights)  # type: ignore[no-untyped-call]
+    dtype = torch.get_autocast_dtype(device.type)
+    casts = _CastWeights.apply(dtype, *weights)  # type: ignore[no-untyped-call]
     try:
-        for (module, name), value in zip(places, cast, strict=True):
-            module._parameters[name] = value
+        _assign(places, casts)
         yield
     finally:
-        for (module, name), weight in zip(places, weights, strict=True):
-            module._parameters[name] = weight
+        _assign(places, weights)
 
 
-class _Cast(torch.autograd.Function):
+def _assign(places: Sequence[Slot], values: Iterable[Any]) -> None:
+    for (module, name), value in zip(places, values, strict=True):
+        module._parameters[name] = value
+
+
+class _CastWeights(torch.autograd.Function):
+    """Cast of all weights forward, and of all their gradients backward."""
+
     @staticmethod
-    def forward(ctx: Any, kind: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a weight that was not read has no gradient
-        ctx.kind = weights[0].dtype
-        return _cast(weights, kind)
+        ctx.weight_dtype = weights[0].dtype
+        return _cast(weights, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = iter(_cast([gradient for gradient in gradients if gradient is not None], ctx.kind))
-        return None, *(None if gradient is None else next(found) for gradient in gradients)
+        present = [gradient for gradient in gradients if gradient is not None]
+        casts = iter(_cast(present, ctx.weight_dtype))
+        by_weight = [None if gradient is None else next(casts) for gradient in gradients]
+        return None, *by_weight
 
 
-def _cast(tensors: Any, kind: torch.dtype) -> tuple[Tensor, ...]:
-    copies = [torch.empty_like(tensor, dtype=kind) for tensor in tensors]
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     torch._foreach_copy_(copies, list(tensors))
     return tuple(copies)

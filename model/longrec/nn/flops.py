@@ -1,5 +1,8 @@
-"""Counted FLOPs of the stack: matrix products of one forward pass of one request, two FLOPs a
-multiply-add.
+"""Counted FLOPs of the models: matrix products of one forward pass of one request.
+
+A multiply-add counts as two FLOPs.
+
+Formula letters: L events, m targets, d width, h heads, r FFN ratio, M layers.
 """
 
 from __future__ import annotations
@@ -7,19 +10,18 @@ from __future__ import annotations
 import dataclasses
 
 from longrec.config import ModelConfig
-from longrec.nn.target_attention import choose
+from longrec.nn.target_attention import cheaper_order
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flops:
-    """FLOPs of one request.
+    """FLOPs of one request through STCA.
 
     Args:
-        encode: history FFNs, 6 r L d^2 a layer; free of targets, shared by all of them.
-        attend: what attention spends in proportion to the events: 4 L d^2 + 4 L d m (plain) or 4 L
-            d h m (reordered) a layer.
-        query: everything else: query FFNs, projections, fusion, z; proportional to the targets,
-            free of the events.
+        encode: FFNs of the history, 6 r L d^2 a layer; shared by all targets.
+        attend: part of the attention that is proportional to the events: 4 L d^2 + 4 L d m (plain)
+            or 4 L d h m (reordered) a layer.
+        query: everything else (query FFNs, projections, fusion, z); proportional to the targets.
     """
 
     encode: int
@@ -28,86 +30,115 @@ class Flops:
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         return self.encode + self.attend + self.query
 
 
 def stca_flops(config: ModelConfig, num_events: int, num_targets: int) -> Flops:
-    """Returns the FLOPs of `num_targets` (m) targets that share a history of `num_events` (L).
+    """Return the FLOPs of targets that share one history.
+
+    Args:
+        config: of the model.
+        num_events, num_targets: L and m.
 
     Source: arXiv 2511.06077, order of computation; counted by torch.utils.flop_counter in tests.
     """
-    width, heads, depth, ffn = (
-        config.width,
-        config.num_heads,
-        config.num_layers,
-        6 * config.ffn_ratio * config.width**2,
-    )
-    plain = (
-        choose(num_targets, width, heads) if config.attention == "auto" else config.attention
-    ) == "plain"
-    per_event = 4 * width**2 + 4 * width * num_targets if plain else 4 * width * heads * num_targets
-    projections = 4 * width**2 if plain else 8 * width**2
-    fused = (
-        sum((number if config.query_fusion else 1) + 1 for number in range(1, depth)) + depth + 1
-    )
+    depth = config.num_layers
+    ffn = _ffn(config)
+    fused_inputs = depth + 1  # of z; then those of each query from the second on
+    for layer in range(1, depth):
+        fused_inputs += 1 + (layer if config.query_fusion else 1)
+    fusion = 2 * fused_inputs * config.width**2
+    attend_per_event = _attend_per_event(config, num_targets)
+    projections = _projections_per_target(config, num_targets)
     return Flops(
         encode=depth * num_events * ffn,
-        attend=depth * num_events * per_event,
-        query=num_targets * (depth * (ffn + projections) + ffn + 2 * fused * width**2),
+        attend=round(depth * num_events * attend_per_event),
+        query=num_targets * (depth * (ffn + projections) + ffn + fusion),
     )
 
 
 def forward_flops(config: ModelConfig, num_events: float, num_targets: float) -> float:
-    """Returns the FLOPs of one request through any `config.kind`: fusion of the event tokens and
-    what reads them, head and embeddings not.
+    """Return the FLOPs of one request through a model of any `config.kind`.
 
-    Causal attention counts as half of the full matrix.
+    They hold the fusion of the event tokens and the model that reads them, but no head and no
+    embeddings. Causal attention counts as half of the full matrix.
 
     Args:
         config: of the model.
-        num_events, num_targets: L and m; means give means, but for the quadratic kinds, which need
-            more than that at mean L.
+        num_events, num_targets: L and m. Means give means, except for the quadratic kinds, which
+            need more than that at mean L.
     """
-    width, ffn, rows = (
-        config.width,
-        6 * config.ffn_ratio * config.width**2,
-        num_events + num_targets,
-    )
-    fusion = num_events * (ffn + 4 * config.ffn_ratio * width**2) if config.fusion else 0.0
-    join = num_targets * (4 * width**2 + ffn)
-    plain = (
-        choose(num_targets, width, config.num_heads)
-        if config.attention == "auto"
-        else config.attention
-    ) == "plain"
-    attended = (
-        4 * width**2 + 4 * width * num_targets
-        if plain
-        else 4 * width * config.num_heads * num_targets
-    )
-    projected = num_targets * width**2 * (4 if plain else 8)
-    quadratic = config.num_layers * (
-        2 * num_events**2 * width + 4 * num_events * num_targets * width + 4 * num_targets * width
-    )
-    unit = num_events * num_targets * (9 * width**2 + width) + 2 * num_events * num_targets * width
-    retrieving = num_events * (4 * width**2 + 2 * width * num_targets) + num_targets * (
-        4 * width**2 + 2 * width * min(config.retrieved, num_events)
-    )
-    reading = {
-        "mean": num_events * width + join,
-        "din": unit + join,
-        "din_sum": unit + join,
-        "target_attention": num_events * attended + projected + join,
-        "sim": retrieving + join,
-        "transformer": config.num_layers * rows * (8 * width**2 + ffn) + quadratic,
-        "hstu": config.num_layers * rows * 10 * width**2 + quadratic,
-    }
-    return fusion + (
-        _stca(config, num_events, num_targets) if config.kind == "stca" else reading[config.kind]
-    )
+    fusion = 0.0
+    if config.fusion:
+        fusion = num_events * (_ffn(config) + 4 * config.ffn_ratio * config.width**2)
+    if config.kind == "stca":
+        return fusion + _stca_total(config, num_events, num_targets)
+    if config.kind in ("transformer", "hstu"):
+        return fusion + _causal(config, num_events, num_targets)
+    output = num_targets * (4 * config.width**2 + _ffn(config))
+    return fusion + (_pooling(config, num_events, num_targets) + output)
 
 
-def _stca(config: ModelConfig, num_events: float, num_targets: float) -> float:
-    """The total of `stca_flops` between whole numbers of events and targets."""
-    none, one = stca_flops(config, 0, round(num_targets)), stca_flops(config, 1, round(num_targets))
-    return none.total + num_events * (one.total - none.total)
+def _ffn(config: ModelConfig) -> int:
+    """Return the FLOPs of a SwiGLU FFN for one row."""
+    return 6 * config.ffn_ratio * config.width**2
+
+
+def _is_plain(config: ModelConfig, num_targets: float) -> bool:
+    if config.attention != "auto":
+        return config.attention == "plain"
+    return cheaper_order(num_targets, config.width, config.num_heads) == "plain"
+
+
+def _attend_per_event(config: ModelConfig, num_targets: float) -> float:
+    """Return the FLOPs of one layer's attention for one event."""
+    if _is_plain(config, num_targets):
+        return 4 * config.width**2 + 4 * config.width * num_targets
+    return 4 * config.width * config.num_heads * num_targets
+
+
+def _projections_per_target(config: ModelConfig, num_targets: float) -> int:
+    """Return the FLOPs of one layer's projections of one target."""
+    num_products = 4 if _is_plain(config, num_targets) else 8
+    return num_products * config.width**2
+
+
+def _stca_total(config: ModelConfig, num_events: float, num_targets: float) -> float:
+    """Return the total of `stca_flops` between whole numbers of events."""
+    targets = round(num_targets)
+    without_events = stca_flops(config, 0, targets).total
+    per_event = stca_flops(config, 1, targets).total - without_events
+    return without_events + num_events * per_event
+
+
+def _pooling(config: ModelConfig, num_events: float, num_targets: float) -> float:
+    """Return the FLOPs of a baseline that pools the events into one interest per target."""
+    width = config.width
+    num_pairs = num_events * num_targets
+    if config.kind == "mean":
+        return num_events * width
+    if config.kind in ("din", "din_sum"):
+        activation_unit = num_pairs * (9 * width**2 + width)
+        return activation_unit + 2 * num_pairs * width
+    if config.kind == "target_attention":
+        attention = num_events * _attend_per_event(config, num_targets)
+        return attention + num_targets * _projections_per_target(config, num_targets)
+    # sim: keys, values and scores of all events, then attention to the retrieved ones
+    retrieved = min(config.retrieved, num_events)
+    first_stage = num_events * (4 * width**2 + 2 * width * num_targets)
+    return first_stage + num_targets * (4 * width**2 + 2 * width * retrieved)
+
+
+def _causal(config: ModelConfig, num_events: float, num_targets: float) -> float:
+    """Return the FLOPs of a causal sequence model, targets as its last tokens."""
+    width = config.width
+    per_row = 10 * width**2
+    if config.kind == "transformer":
+        per_row = 8 * width**2 + _ffn(config)
+    rows = num_events + num_targets
+    history = 2 * num_events**2 * width
+    pairs = 4 * num_events * num_targets * width
+    own = 4 * num_targets * width
+    attention = config.num_layers * (history + pairs + own)
+    return config.num_layers * rows * per_row + attention

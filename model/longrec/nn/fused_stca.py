@@ -1,17 +1,16 @@
-"""The history's half of STCA on a CUDA device: raw event tokens in, what each layer's attention
-reads out; and keys and values to be kept.
+"""The history half of STCA, all layers at once: attention sources and keys and values.
 
-The layers' parameters stay where they are (longrec.nn.stca); here they are laid side by side, so
-that all layers share one
-product, and the scale of each norm goes into the weights that read its rows. Shape letters: T
-events, D width, M layers, H heads.
+The parameters stay in the layers (longrec.nn.stca_layer). Here they are stacked, so all layers
+share one product, and the scale of each norm goes into the weights that read its rows.
+
+Shape letters: T events, D width, M layers, H hidden width of the FFN.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -20,77 +19,60 @@ from torch.nn import functional
 
 from longrec.nn import fused_ffn
 from longrec.nn.layers import SwiGLUFFN
+from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import Segments, fused, keys_values_weight
 
-if TYPE_CHECKING:
-    from longrec.nn.stca import Layer
 
+def usable(layers: Sequence[STCALayer], events: Float[Tensor, "T D"]) -> bool:
+    """Return whether the kernels take these events and layers.
 
-def usable(layers: Sequence[Layer], events: Float[Tensor, "T D"]) -> bool:
-    """Returns whether the kernels take these events and layers; if not, the layers do the same sums
-    one after another.
+    If not, the layers compute the same sums one after another.
     """
-    if not isinstance(layers[0].ffn, SwiGLUFFN):
+    ffn = layers[0].ffn
+    if not isinstance(ffn, SwiGLUFFN):
         return False
-    hidden, width = layers[0].ffn.w_u.weight.shape
-    return fused_ffn.usable(events, width, hidden) and fused.usable(events, layers[0].num_heads)
+    hidden, width = ffn.w_u.weight.shape
+    return _kernels_usable(events, width, hidden, layers[0].num_heads)
 
 
-def memories(
-    layers: Sequence[Layer],
+def attention_sources(
+    layers: Sequence[STCALayer],
     events: Float[Tensor, "T D"],
     segments: Segments,
     gaps: Int[Tensor, " T"] | None,
     *,
     recompute: bool,
-) -> list[fused.KeysValues | fused.Tokens]:
-    """Returns what each layer's queries attend to: keys and values, or encoded events where the
-    reordered kernel is faster.
+) -> Sequence[fused.KeysValues | fused.EventTokens]:
+    """Return the attention source of each layer.
+
+    It holds keys and values, or encoded events where the reordered kernel is faster.
 
     Args:
         layers: of the stack.
         events: X, raw event tokens.
         segments: rows of each request.
         gaps: bucket of the time gap of each event, for `recency: bias`.
-        recompute: whether the backward pass computes the FFN's hidden rows again.
+        recompute: whether the backward pass computes the hidden rows of the FFN again.
     """
     w_uv, w_o = _ffn_weights(layers)
-    w_k, w_v = (
-        torch.stack([layer.w_k for layer in layers]),
-        torch.stack([layer.w_v for layer in layers]),
-    )
+    w_ks = torch.stack([layer.w_k for layer in layers])
+    w_vs = torch.stack([layer.w_v for layer in layers])
     scales = torch.stack([layer.norm.weight for layer in layers])[:, :, None]
-    shifts = (torch.stack([layer.norm.bias for layer in layers])[:, None] @ w_v)[:, 0].unbind()
-    tables: list[Tensor] = [
-        layer.gap_bias for layer in layers if layer.gap_bias is not None and gaps is not None
-    ]
-    biases = (
-        fused.gap_biases(torch.stack(tables), gaps)
-        if gaps is not None and tables
-        else [None] * len(layers)
-    )
-    heads, eps = layers[0].num_heads, layers[0].norm.eps
-    if fused.takes_reordered(layers[0].order, segments, events.shape[1], heads):
+    norm_shifts = torch.stack([layer.norm.bias for layer in layers])[:, None]
+    shifts = (norm_shifts @ w_vs)[:, 0].unbind()
+    biases = _gap_biases(layers, gaps)
+    heads = layers[0].num_heads
+    eps = layers[0].norm.eps
+    if fused.runs_reordered(layers[0].order, segments, events.shape[1], heads):
         tokens = fused_ffn.encode(events, w_uv, w_o, None, recompute=recompute, eps=eps)
-        return [
-            fused.Tokens(*parts[:3], heads, segments, *parts[3:])
-            for parts in zip(
-                tokens,
-                (scales * w_k).unbind(),
-                (scales * w_v).unbind(),
-                biases,
-                shifts,
-                strict=True,
-            )
-        ]
-    kvs = fused_ffn.encode(
-        events,
-        w_uv,
-        w_o,
-        scales * keys_values_weight(w_k, w_v, heads),
-        recompute=recompute,
-        eps=eps,
-    )
+        keys = (scales * w_ks).unbind()
+        values = (scales * w_vs).unbind()
+        sources = []
+        for x, w_k, w_v, bias, shift in zip(tokens, keys, values, biases, shifts, strict=True):
+            sources.append(fused.EventTokens(x, w_k, w_v, heads, segments, bias, shift))
+        return sources
+    w_kv = scales * keys_values_weight(w_ks, w_vs, heads)
+    kvs = fused_ffn.encode(events, w_uv, w_o, w_kv, recompute=recompute, eps=eps)
     return [
         fused.KeysValues(kv, heads, segments, bias, shift)
         for kv, bias, shift in zip(kvs, biases, shifts, strict=True)
@@ -98,15 +80,16 @@ def memories(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SideBySide:
-    """The weights that make keys and values of events, of all layers side by side: for a new event
-    calls cost more than sums.
+class StackedWeights:
+    """Weights that make keys and values of events, stacked over the layers.
+
+    For one new event calls cost more than sums, so all layers share the calls.
 
     Args:
-        w_uv: [M, 2, H, D], W_u and W_v of each layer's FFN; here H is its hidden width.
+        w_uv: [M, 2, H, D], W_u and W_v of each layer's FFN.
         w_o: [M, D, H].
         w_kv: [M, D, 2 D], scale of the norm included.
-        shift: [M, 1, 2 D], what the norm's shift adds.
+        shift: [M, 1, 2 D], shift of the norm times the weights of keys and values.
         eps: of the norms.
     """
 
@@ -117,56 +100,78 @@ class SideBySide:
     eps: float
 
     @classmethod
-    def of(cls, layers: Sequence[Layer]) -> SideBySide | None:
-        """Returns copies of the layers' weights as they are now, None where their FFN is not
-        SwiGLU.
-        """
+    def from_layers(cls, layers: Sequence[STCALayer]) -> StackedWeights | None:
+        """Return copies of the layers' current weights, or None if their FFN is not SwiGLU."""
         if not isinstance(layers[0].ffn, SwiGLUFFN):
             return None
         w_uv, w_o = _ffn_weights(layers)
         w_kv = torch.stack(
             [keys_values_weight(layer.w_k, layer.w_v, layer.num_heads) for layer in layers]
         )
-        scales, shifts = (
-            torch.stack(parts)
-            for parts in zip(
-                *((layer.norm.weight, layer.norm.bias) for layer in layers), strict=True
-            )
+        scales = torch.stack([layer.norm.weight for layer in layers])
+        shifts = torch.stack([layer.norm.bias for layer in layers])
+        return cls(
+            w_uv,
+            w_o,
+            scales[:, :, None] * w_kv,
+            shifts[:, None] @ w_kv,
+            layers[0].norm.eps,
         )
-        return cls(w_uv, w_o, scales[:, :, None] * w_kv, shifts[:, None] @ w_kv, layers[0].norm.eps)
 
     def keys_values(self, events: Float[Tensor, "T D"], num_heads: int) -> list[Tensor]:
-        """Returns keys and values of each layer, each [T, 2 D], shift of the norm included: rows
-        that were made here and rows that the
-        layers themselves made can be attended to together."""
-        layers, _, hidden, width = self.w_uv.shape
-        if fused_ffn.usable(events, width, hidden) and fused.usable(events, num_heads):
-            found = fused_ffn.encode(events, self.w_uv, self.w_o, self.w_kv, eps=self.eps)
+        """Return keys and values of each layer, M of [T, 2 D], shift of the norm included.
+
+        These rows and rows that the layers themselves made can be attended to together.
+        """
+        _, _, hidden, width = self.w_uv.shape
+        if _kernels_usable(events, width, hidden, num_heads):
+            without_shift = fused_ffn.encode(events, self.w_uv, self.w_o, self.w_kv, eps=self.eps)
             return [
                 rows.add_(shift[0].to(rows.dtype))
-                for rows, shift in zip(found, self.shift, strict=True)
+                for rows, shift in zip(without_shift, self.shift, strict=True)
             ]
-        u_TMH, v_TMH = (
-            functional.linear(events, self.w_uv.flatten(0, 2))
-            .unflatten(1, (layers, 2, hidden))
-            .unbind(2)
-        )
-        rows = torch.bmm((functional.silu(v_TMH) * u_TMH).transpose(0, 1), self.w_o.transpose(1, 2))
-        return list(
-            torch.baddbmm(
-                self.shift, functional.layer_norm(rows, (width,), eps=self.eps), self.w_kv
-            ).unbind()
-        )
+        return self.reference(events)
+
+    def reference(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
+        """Return the rows of `keys_values` on any device, with batched products."""
+        layers, _, hidden, width = self.w_uv.shape
+        uv = functional.linear(events, self.w_uv.flatten(0, 2))
+        u_TMH, v_TMH = uv.unflatten(1, (layers, 2, hidden)).unbind(2)
+        h_MTH = (functional.silu(v_TMH) * u_TMH).transpose(0, 1)
+        rows_MTD = torch.bmm(h_MTH, self.w_o.transpose(1, 2))
+        normed_MTD = functional.layer_norm(rows_MTD, (width,), eps=self.eps)
+        return list(torch.baddbmm(self.shift, normed_MTD, self.w_kv).unbind())
+
+
+def _kernels_usable(
+    events: Tensor,
+    width: int,
+    hidden: int,
+    num_heads: int,
+) -> bool:
+    """Return whether the kernels of FFN and attention both take these events."""
+    return fused_ffn.usable(events, width, hidden) and fused.usable(events, num_heads)
+
+
+def _gap_biases(
+    layers: Sequence[STCALayer],
+    gaps: Tensor | None,
+) -> Sequence[Tensor | None]:
+    """Return the bias of every event in each layer, M of float32 [heads, T], or None for each."""
+    tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None]
+    if gaps is None or not tables:
+        return [None] * len(layers)
+    return fused.gap_biases(torch.stack(tables), gaps)
 
 
 def _ffn_weights(
-    layers: Sequence[Layer],
+    layers: Sequence[STCALayer],
 ) -> tuple[Float[Tensor, "M 2 H D"], Float[Tensor, "M D H"]]:
-    """Returns W_u with W_v, and W_o, transposed as nn.Linear holds them, of layers whose FFN is
-    SwiGLU; here H is its hidden width.
-    """
+    """Return W_u with W_v, and W_o, as nn.Linear holds them, of layers with SwiGLU FFNs."""
     ffns = [cast("SwiGLUFFN", layer.ffn) for layer in layers]
-    w_uv = torch.stack(
-        [weight for ffn in ffns for weight in (ffn.w_u.weight, ffn.w_v.weight)]
-    ).unflatten(0, (-1, 2))
-    return w_uv, torch.stack([ffn.w_o.weight for ffn in ffns])
+    weights = []
+    for ffn in ffns:
+        weights += [ffn.w_u.weight, ffn.w_v.weight]
+    w_uv = torch.stack(weights).unflatten(0, (-1, 2))
+    w_o = torch.stack([ffn.w_o.weight for ffn in ffns])
+    return w_uv, w_o

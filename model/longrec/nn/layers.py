@@ -1,7 +1,7 @@
-"""Layers shared by the stack and the head: SwiGLU FFN, embeddings of encoded features, time-gap
-buckets.
+"""Layers that the stack and the head share: SwiGLU FFN, feature embeddings, time-gap buckets.
 
-Shape letters: T rows, D width, F features of a group, W width of their embeddings side by side.
+Shape letters: T rows, D width, In input width, F features of a group, W width of their embeddings
+side by side.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from torch.nn import functional
 
 from longrec.errors import DataError
 from longrec.nn import fused_ffn
-from longrec.nn.fused_tokens import Lookup
+from longrec.nn.fused_tokens import EmbeddingLookup
 from longrec.schema import Feature
 
 NUM_GAP_BUCKETS = 32
-ID_STD, FEATURE_STD = 0.05, 1.0
-"""Initial deviations of id and of other embeddings: a new model tells items apart by their content,
-ids grow as data shows them.
-"""
+ID_STD = 0.05
+"""Initial deviation of id embeddings: small, so ids grow as data shows them."""
+FEATURE_STD = 1.0
+"""Initial deviation of other embeddings: a new model tells items apart by their content."""
 
 
-def linear(in_width: int, width: int, *, bias: bool = False) -> nn.Linear:
-    """Returns a linear layer that keeps unit variance: weights of deviation in_width^-1/2, bias 0.
-    `in_width` 0 leaves the bias alone.
+def linear(
+    in_width: int,
+    width: int,
+    *,
+    bias: bool = False,
+) -> nn.Linear:
+    """Return a linear layer that keeps unit variance: weights of deviation in_width^-1/2, bias 0.
+
+    With `in_width` 0 only the bias remains.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that a layer without inputs has nothing to draw
+        # torch warns that a layer without inputs has nothing to draw.
+        warnings.simplefilter("ignore", UserWarning)
         layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, width, bias=bias)
     nn.init.normal_(layer.weight, std=max(in_width, 1) ** -0.5)
     if bias:
@@ -49,7 +54,7 @@ class SwiGLUFFN(nn.Module):
         ratio: hidden width over D.
         in_width: width of the input; None for D.
 
-    Source: arXiv 2511.06077 (STCA's FFN); the gate is that of arXiv 2002.05202.
+    Source: arXiv 2511.06077 (FFN of STCA); the gate is that of arXiv 2002.05202.
     """
 
     def __init__(
@@ -60,40 +65,57 @@ class SwiGLUFFN(nn.Module):
         in_width: int | None = None,
     ) -> None:
         super().__init__()
-        self.w_u, self.w_v = (linear(in_width or width, ratio * width) for _ in range(2))
-        self.w_o = linear(ratio * width, width)
+        hidden = ratio * width
+        self.w_u = linear(in_width or width, hidden)
+        self.w_v = linear(in_width or width, hidden)
+        self.w_o = linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "T In"]) -> Float[Tensor, "T D"]:
-        """Returns one row per row of `x`; each depends on its own row only."""
-        if fused_ffn.usable(x, *self.w_o.weight.shape):
-            return fused_ffn.gated(x, self.w_u.weight, self.w_v.weight, self.w_o.weight)
-        gated: Tensor = self.w_o(functional.silu(self.w_v(x)) * self.w_u(x))
-        return gated
+        """Return one row per row of `x`; each depends on its own row only."""
+        width, hidden = self.w_o.weight.shape
+        if fused_ffn.usable(x, width, hidden):
+            return fused_ffn.swiglu_ffn(x, self.w_u.weight, self.w_v.weight, self.w_o.weight)
+        return self.reference(x)
+
+    def reference(self, x: Float[Tensor, "T In"]) -> Float[Tensor, "T D"]:
+        """Return the rows of `forward` on any device: the reference of longrec.nn.fused_ffn."""
+        gate = functional.silu(self.w_v(x))
+        output: Tensor = self.w_o(gate * self.w_u(x))
+        return output
 
 
 class PlainFFN(nn.Module):
-    """PlainFFN(x) = gelu(x W_1) W_2 with hidden width 3/2 r D: as many parameters and FLOPs as
-    SwiGLUFFN, to compare with.
+    """PlainFFN(x) = gelu(x W_1) W_2 with hidden width 3/2 r D, for comparison.
+
+    It has as many parameters and FLOPs as SwiGLUFFN.
+
+    Args:
+        width: D.
+        ratio: r, as in SwiGLUFFN.
 
     Source: arXiv 1706.03762, equation 2, with GELU for ReLU.
     """
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.w_1, self.w_2 = (
-            linear(width, 3 * ratio * width // 2),
-            linear(3 * ratio * width // 2, width),
-        )
+        hidden = 3 * ratio * width // 2
+        self.w_1 = linear(width, hidden)
+        self.w_2 = linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Returns one row per row of `x`."""
-        row: Tensor = self.w_2(functional.gelu(self.w_1(x)))
-        return row
+        """Return one row per row of `x`."""
+        output: Tensor = self.w_2(functional.gelu(self.w_1(x)))
+        return output
 
 
 class ResidualFFN(nn.Module):
-    """ResidualFFN(x) = x + SwiGLUFFN(x): what an event is stays in its encoding, whatever the FFN
-    has learned yet. Ours.
+    """ResidualFFN(x) = x + SwiGLUFFN(x); ours.
+
+    An encoding then contains its event, whatever the FFN has learned so far.
+
+    Args:
+        width: D.
+        ratio: hidden width over D.
     """
 
     def __init__(self, width: int, ratio: int) -> None:
@@ -101,35 +123,36 @@ class ResidualFFN(nn.Module):
         self.inner = SwiGLUFFN(width, ratio)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Returns one row per row of `x`."""
-        row: Tensor = x + self.inner(x)
-        return row
+        """Return one row per row of `x`."""
+        output: Tensor = x + self.inner(x)
+        return output
 
 
 class FeatureEmbedding(nn.Module):
-    """Concatenated embeddings of the encoded features of one group (items, users or actions): ids
-    first, then the others.
+    """Concatenated embeddings of the features of one group: ids first, then the others.
 
-    All `id` features of the group share one table with sparse gradients, all others one dense
-    table; each feature owns the rows
-    from the sizes of the features before it on:
+    All `id` features of the group share one table with sparse gradients. All other features share
+    one dense table. Each feature owns a block of rows, in the order of the features:
 
         indices of the features   (item_id 7, author_id 2, topic 5), sizes (100, 30, 9)
         ids                       rows 7 and 100 + 2 of one table of 130 rows
         others                    row 5 of one table of 9 rows
 
     Args:
-        features: of the group, in the order of the index columns.
-        sizes: rows of each feature's own table.
+        features: of the group (items, users or actions), in the order of the index columns.
+        sizes: rows of each feature.
         id_dim, feature_dim: widths of one embedding of the two tables.
         id_std: initial deviation of ids.
+
+    Raises:
+        DataError: not one size per feature.
     """
 
     id_columns: Tensor
     id_starts: Tensor
     other_columns: Tensor
     other_starts: Tensor
-    nothing: Tensor
+    empty_row: Tensor
 
     def __init__(
         self,
@@ -147,95 +170,124 @@ class FeatureEmbedding(nn.Module):
                 found=f"{len(sizes)} sizes",
                 expected=f"{len(features)}, one per feature",
             )
-        self.names, self.sizes = [feature.name for feature in features], list(sizes)
+        self.names = [feature.name for feature in features]
+        self.sizes = list(sizes)
         ids = [i for i, feature in enumerate(features) if feature.kind == "id"]
         others = [i for i, feature in enumerate(features) if feature.kind != "id"]
         self.out_width = id_dim * len(ids) + feature_dim * len(others)
-        self.ids = _table([sizes[i] for i in ids], id_dim, std=id_std, sparse=True)
-        self.others = _table([sizes[i] for i in others], feature_dim, std=FEATURE_STD, sparse=False)
-        for name, columns in (("id", ids), ("other", others)):
-            self.register_buffer(
-                f"{name}_columns", torch.tensor(columns, dtype=torch.int64), persistent=False
-            )
-            self.register_buffer(
-                f"{name}_starts", _starts([sizes[i] for i in columns]), persistent=False
-            )
-        self.register_buffer("nothing", torch.zeros(1, 0), persistent=False)
+        id_sizes = [sizes[i] for i in ids]
+        other_sizes = [sizes[i] for i in others]
+        self.ids = _table(id_sizes, id_dim, std=id_std, sparse=True)
+        self.others = _table(other_sizes, feature_dim, std=FEATURE_STD, sparse=False)
+        self._register_constant("id_columns", torch.tensor(ids, dtype=torch.int64))
+        self._register_constant("id_starts", _starts(id_sizes))
+        self._register_constant("other_columns", torch.tensor(others, dtype=torch.int64))
+        self._register_constant("other_starts", _starts(other_sizes))
+        self._register_constant("empty_row", torch.zeros(1, 0))
+
+    def _register_constant(self, name: str, value: Tensor) -> None:
+        """Register a tensor that follows the device, but is no part of the saved state."""
+        self.register_buffer(name, value, persistent=False)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the ids' table lies on several ranks (longrec.training.sharded_tables): a step
-        reads it once, for reads update it.
+        """Whether the table of ids lies on several ranks (longrec.training.sharded_tables).
+
+        A step then reads it once only, since reads update it.
         """
         return self.ids is not None and not isinstance(self.ids, nn.Embedding)
 
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T W"]:
-        """Returns the embeddings side by side; [T, 0] for a group without features."""
+        """Return the embeddings side by side; [T, 0] for a group without features."""
         parts = []
-        for table, columns, starts in (
-            (self.ids, self.id_columns, self.id_starts),
-            (self.others, self.other_columns, self.other_starts),
-        ):
-            if table is not None:
-                parts.append(
-                    table(indices.index_select(1, columns) + starts).flatten(1)
-                )  # int64, as the starts are
-        return torch.cat(parts, dim=1) if parts else self.nothing.expand(indices.shape[0], 0)
+        for table, columns, starts in self._tables():
+            rows = indices.index_select(1, columns) + starts  # int64, as the starts are
+            parts.append(table(rows).flatten(1))
+        if not parts:
+            return self.empty_row.expand(indices.shape[0], 0)
+        return torch.cat(parts, dim=1)
 
     def lookups(
-        self, indices: Int[Tensor, "_ F"], items: Int[Tensor, " T"] | None = None
-    ) -> list[Lookup]:
-        """Returns what `forward` reads of `indices` (or of its rows `items`), for
-        longrec.nn.fused_tokens.
+        self,
+        indices: Int[Tensor, "_ F"],
+        items: Int[Tensor, " T"] | None = None,
+    ) -> list[EmbeddingLookup]:
+        """Return the table reads of `forward`, for longrec.nn.fused_tokens.
+
+        Args:
+            indices: as in `forward`.
+            items: rows of `indices` to read; None for all in order.
         """
-        parts = (
-            (self.ids, self.id_columns, self.id_starts),
-            (self.others, self.other_columns, self.other_starts),
-        )
         return [
-            Lookup(table.weight, table.sparse, indices, columns, starts, items)
-            for table, columns, starts in parts
-            if table is not None
+            EmbeddingLookup(
+                table.weight,
+                table.sparse,
+                indices,
+                columns,
+                starts,
+                items,
+            )
+            for table, columns, starts in self._tables()
         ]
 
-    def check(self, indices: Int[Tensor, "T F"], where: str) -> None:
-        """Passes when every index is within the table of its own feature; an index outside it would
-        read a neighbour's rows.
+    def _tables(self) -> list[tuple[nn.Embedding, Tensor, Tensor]]:
+        """Return the tables that have features, with their index columns and first rows."""
+        tables = []
+        if self.ids is not None:
+            tables.append((self.ids, self.id_columns, self.id_starts))
+        if self.others is not None:
+            tables.append((self.others, self.other_columns, self.other_starts))
+        return tables
+
+    def check(self, indices: Int[Tensor, "T F"], source: str) -> None:
+        """Check that every index is within the table of its own feature.
+
+        An index outside it would read the rows of another feature.
+
+        Args:
+            indices: of all features of the group.
+            source: origin of the indices, for the message.
 
         Raises:
-            DataError: naming the feature and `where` the indices come from.
+            DataError: an index is outside its table; the message names the feature and `source`.
         """
         if indices.shape[1] != len(self.sizes):
-            expected = f"{len(self.sizes)}: {self.names}"
             raise DataError(
-                f"{where} do not fit the schema",
+                f"{source} do not fit the schema",
                 found=f"{indices.shape[1]} columns",
-                expected=expected,
+                expected=f"{len(self.sizes)}: {self.names}",
             )
         for column, name, size in zip(indices.unbind(1), self.names, self.sizes, strict=True):
-            if column.numel() and (int(column.min()) < 0 or int(column.max()) >= size):
+            if column.numel() == 0:
+                continue
+            lowest = int(column.min())
+            highest = int(column.max())
+            if lowest < 0 or highest >= size:
                 raise DataError(
-                    f"{where}: an index of '{name}' is outside its table",
-                    found=f"{int(column.min())}..{int(column.max())}",
+                    f"{source}: an index of '{name}' is outside its table",
+                    found=f"{lowest}..{highest}",
                     expected=f"0..{size - 1}",
                     fix="Encode with the encoder that the model was built with.",
                 )
 
 
 def gap_buckets(
-    request_times: Int[Tensor, " T"], timestamps: Int[Tensor, " T"]
+    request_times: Int[Tensor, " T"],
+    timestamps: Int[Tensor, " T"],
 ) -> Int[Tensor, " T"]:
-    """Returns the bucket of each time gap, int64 [T]: 0 below one second, k from 2^(k-1) s to below
-    2^k s, the last for all above.
+    """Return the bucket of each time gap, int64 [T].
+
+    Bucket 0 holds gaps below one second, bucket k gaps from 2^(k-1) s to below 2^k s. The last one
+    holds all longer gaps.
 
     Args:
-        moments: int64 [T], time of the request of each event, ms.
-        timestamps: int64 [T], time of each event, ms; one after the moment counts as no gap.
+        request_times: int64 [T], time of the request of each event, ms.
+        timestamps: int64 [T], time of each event, ms; one after the request counts as no gap.
 
     Source: time gap of arXiv 2511.06077, log-bucketed.
     """
-    edges = 1_000 << torch.arange(NUM_GAP_BUCKETS - 1, device=request_times.device)
-    return torch.bucketize(request_times - timestamps, edges, right=True)
+    edges_ms = 1_000 << torch.arange(NUM_GAP_BUCKETS - 1, device=request_times.device)
+    return torch.bucketize(request_times - timestamps, edges_ms, right=True)
 
 
 def _table(
@@ -253,4 +305,5 @@ def _table(
 
 
 def _starts(sizes: Sequence[int]) -> Tensor:
+    """Return the first row of each feature in the shared table."""
     return torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)[:-1]

@@ -1,5 +1,6 @@
-"""RankMixer: the head that mixes the tokens of one target. Shape letters: N targets, S tokens, D
-width.
+"""RankMixer: the head that mixes the tokens of one target.
+
+Shape letters: N targets, S tokens, D width.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from torch.nn import functional
 
 
 class MixerBlock(nn.Module):
-    """S = LN(TokenMix(X) + X); X' = LN(PFFN(S) + S), with a two-layer GELU MLP of its own for each
-    token.
+    """S = LN(TokenMix(X) + X); X' = LN(PFFN(S) + S).
 
-    TokenMix splits each of S tokens in S heads and transposes: token s of the output is head s of
-    every token.
+    TokenMix splits each of S tokens into S heads and transposes: token s of the output is head s
+    of every token. PFFN is a two-layer GELU MLP with its own weights for each token.
+
+    Args:
+        num_tokens: S.
+        width: D; a multiple of S.
+        ratio: hidden width of the MLP over D.
 
     Source: arXiv 2507.15551 (RankMixer), token mixing and per-token FFN.
     """
@@ -29,30 +34,37 @@ class MixerBlock(nn.Module):
         super().__init__()
         hidden = ratio * width
         self.num_tokens = num_tokens
-        self.norm_mix, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.w_in, self.w_out = (
-            nn.Parameter(torch.empty(num_tokens, width, hidden)),
-            nn.Parameter(torch.empty(num_tokens, hidden, width)),
-        )
-        self.b_in, self.b_out = (
-            nn.Parameter(torch.zeros(num_tokens, 1, hidden)),
-            nn.Parameter(torch.zeros(num_tokens, 1, width)),
-        )
-        for weight in (self.w_in, self.w_out):
-            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        self.norm_mix = nn.LayerNorm(width)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.w_in = nn.Parameter(torch.empty(num_tokens, width, hidden))
+        self.w_out = nn.Parameter(torch.empty(num_tokens, hidden, width))
+        self.b_in = nn.Parameter(torch.zeros(num_tokens, 1, hidden))
+        self.b_out = nn.Parameter(torch.zeros(num_tokens, 1, width))
+        nn.init.normal_(self.w_in, std=width**-0.5)
+        nn.init.normal_(self.w_out, std=hidden**-0.5)
 
     def forward(self, tokens: Float[Tensor, "N S D"]) -> Float[Tensor, "N S D"]:
-        mixed = tokens.unflatten(2, (self.num_tokens, -1)).transpose(1, 2).flatten(2)
+        """Return the mixed tokens of each target."""
+        heads = tokens.unflatten(2, (self.num_tokens, -1))
+        mixed = heads.transpose(1, 2).flatten(2)
         state = self.norm_mix(mixed + tokens)
-        hidden = functional.gelu(torch.baddbmm(self.b_in, state.transpose(0, 1), self.w_in))
-        output: Tensor = self.norm_ffn(
-            torch.baddbmm(self.b_out, hidden, self.w_out).transpose(0, 1) + state
-        )
-        return output
+        # baddbmm batches over the tokens: each has its own weights.
+        inputs = state.transpose(0, 1)
+        hidden = functional.gelu(torch.baddbmm(self.b_in, inputs, self.w_in))
+        outputs = torch.baddbmm(self.b_out, hidden, self.w_out)
+        normed: Tensor = self.norm_ffn(outputs.transpose(0, 1) + state)
+        return normed
 
 
 class RankMixer(nn.Module):
-    """Mean over tokens after the blocks: float [N, D]. Source: arXiv 2507.15551."""
+    """Mean over the tokens after all blocks.
+
+    Args:
+        num_layers: blocks.
+        num_tokens, width, ratio: of each block.
+
+    Source: arXiv 2507.15551.
+    """
 
     def __init__(
         self,
@@ -62,10 +74,10 @@ class RankMixer(nn.Module):
         ratio: int,
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(
-            *(MixerBlock(num_tokens, width, ratio) for _ in range(num_layers))
-        )
+        blocks = [MixerBlock(num_tokens, width, ratio) for _ in range(num_layers)]
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, tokens: Float[Tensor, "N S D"]) -> Float[Tensor, "N D"]:
+        """Return one row per target."""
         mixed: Tensor = self.blocks(tokens)
         return mixed.mean(dim=1)

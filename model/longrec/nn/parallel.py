@@ -1,12 +1,10 @@
-"""Pieces of one forward pass on several cores of a process that serves: big work is shared out,
-small work stays on one thread.
+"""Chunks of one forward pass on several cores of a serving process.
 
-OpenMP cuts every operation into equal parts and waits for the last of them, some fifty times a
-request; on a core that has other work each
-wait costs more than the part was worth. After `share` torch has one thread, and whoever is free
-takes the next piece of what is worth
-cutting: attention over kept events, encoding of many, the head of many targets. A helper that does
-not get a core holds nobody up.
+OpenMP cuts every operation into equal parts and waits for the last, some fifty times a request.
+On a core that has other work, each wait costs more than its part was worth. After
+`set_num_threads` torch has one thread, and a free thread takes the next chunk of the large work:
+attention over cached events, encoding of many events, the head of many targets. Small work stays
+on one thread. A helper thread that does not get a core holds nobody up.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -28,104 +26,128 @@ from torch import Tensor
 from longrec.errors import ConfigError
 
 T = TypeVar("T")
-_helpers: ThreadPoolExecutor | None = None
-_helper_ids: dict[int, int] = {}
-"""Native ids of the helpers, and the core that each keeps off."""
+NO_CORE = -1
+_executor: ThreadPoolExecutor | None = None
+_avoided_cores: dict[int, int] = {}
+"""Core that each helper thread stays off, by the thread's native id."""
 _num_threads = 1
 
 
-def share(num_threads: int) -> None:
-    """From now on `run` has this many threads, its caller counted, and torch one in each; a setting
-    of the process, as torch's own is.
+def set_num_threads(num_threads: int) -> None:
+    """Set the number of threads that `run_chunks` uses, for the whole process.
+
+    torch itself gets one thread.
+
+    Args:
+        num_threads: threads, the caller's included.
 
     Raises:
         ConfigError: fewer than one.
     """
     if num_threads < 1:
         raise ConfigError("a forward pass needs a thread", found=num_threads, expected="1 or more")
-    global _helpers, _num_threads
-    if _helpers is not None:
-        _helpers.shutdown()
-    _helper_ids.clear()
+    global _executor, _num_threads
+    if _executor is not None:
+        _executor.shutdown()
+    _avoided_cores.clear()
     torch.set_num_threads(1)
-    _helpers = (
-        ThreadPoolExecutor(num_threads - 1, "longrec-piece", _begin) if num_threads > 1 else None
-    )
+    _executor = None
+    if num_threads > 1:
+        _executor = ThreadPoolExecutor(num_threads - 1, "longrec-chunk", _start_helper)
     _num_threads = num_threads
 
 
-def num_threads(rows: Tensor) -> int:
-    """Returns the threads that may share work on these rows; 1 before `share`, on another device,
-    and under autocast, a thread's own.
+def num_threads_for(rows: Tensor) -> int:
+    """Return the number of threads that may share work on these rows.
+
+    It is 1 before `set_num_threads`, off the CPU, and under autocast, which a thread has for
+    itself.
     """
-    return 1 if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu") else _num_threads
+    if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return 1
+    return _num_threads
 
 
-def run(pieces: Sequence[Callable[[], T]]) -> list[T]:
-    """Returns what each piece returns; they run in any order, at the same time where `share` was
-    called. Raises what a piece raises.
+def run_chunks(chunks: Sequence[Callable[[], T]]) -> list[T]:
+    """Call each chunk and return its result, in the order of the chunks.
+
+    After `set_num_threads` they run at the same time, in any order. An error of a chunk is raised
+    here.
     """
-    if len(pieces) == 1 or _helpers is None:
-        return [piece() for piece in pieces]
-    results, todo, is_inference = (
-        dict[int, T](),
-        deque(enumerate(pieces)),
-        torch.is_inference_mode_enabled(),
-    )
+    if len(chunks) == 1 or _executor is None:
+        return [chunk() for chunk in chunks]
+    results: dict[int, T] = {}
+    pending = deque(enumerate(chunks))
+    is_inference_mode = torch.is_inference_mode_enabled()
 
-    def work() -> None:
-        with torch.inference_mode(is_inference):
-            while todo:
+    def take_chunks() -> None:
+        with torch.inference_mode(is_inference_mode):
+            while pending:
                 try:
-                    index, piece = todo.popleft()
-                except IndexError:
+                    index, chunk = pending.popleft()
+                except IndexError:  # another thread took the last one
                     return
-                results[index] = piece()
+                results[index] = chunk()
 
-    _keep_off_this_core()
-    helping = [_helpers.submit(work) for _ in range(min(_num_threads, len(pieces)) - 1)]
+    _keep_helpers_off_this_core()
+    num_helpers = min(_num_threads, len(chunks)) - 1
+    helpers = [_executor.submit(take_chunks) for _ in range(num_helpers)]
     try:
-        work()
+        take_chunks()
     finally:
-        todo.clear()
-        under_way = [
-            helper for helper in helping if not helper.cancel()
-        ]  # one that has not begun is not waited for
-        errors = [helper.exception() for helper in under_way]
+        pending.clear()
+        errors = _wait_for(helpers)
     for error in errors:
         if error is not None:
             raise error
-    return [results[index] for index in range(len(pieces))]
+    return [results[index] for index in range(len(chunks))]
 
 
-def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    """Returns function(rows) of a function whose rows depend on their own row only, `size` rows a
-    piece.
+def map_rows(
+    function: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    chunk_rows: int,
+) -> Tensor:
+    """Return function(rows), computed in chunks of rows.
+
+    Args:
+        function: each row of its result depends on the same row only.
+        rows: [T, ...].
+        chunk_rows: rows of a chunk.
     """
-    if num_threads(rows) == 1 or len(rows) <= size:
+    if num_threads_for(rows) == 1 or len(rows) <= chunk_rows:
         return function(rows)
-    return torch.cat(run([functools.partial(function, part) for part in rows.split(size)]))
+    chunks = [functools.partial(function, part) for part in rows.split(chunk_rows)]
+    return torch.cat(run_chunks(chunks))
 
 
-def _begin() -> None:
+def _wait_for(helpers: list[Future[None]]) -> list[BaseException | None]:
+    """Return the errors of the helpers; one that has not begun is cancelled, not waited for."""
+    running = [helper for helper in helpers if not helper.cancel()]
+    return [helper.exception() for helper in running]
+
+
+def _start_helper() -> None:
     torch.get_num_threads()  # products of a new thread take all cores until torch is asked
-    _helper_ids[threading.get_native_id()] = -1
+    _avoided_cores[threading.get_native_id()] = NO_CORE
 
 
-def _keep_off_this_core() -> None:
-    """Lets helpers wake up on other cores than this thread's. Linux leaves a thread that is woken
-    after an idle time beside its waker, for
-    ten milliseconds and more, while another core does nothing: it goes by what it last knew of
-    their load (docs/log.md)."""
+def _keep_helpers_off_this_core() -> None:
+    """Let helper threads wake up on other cores than this thread's.
+
+    Linux wakes an idle thread on the core of its waker, and leaves it there for ten milliseconds
+    and more while another core is idle: it trusts an old record of their load (docs/log.md).
+    """
     if sys.platform != "linux":
         return
     core = _libc().sched_getcpu()
     others = os.sched_getaffinity(0) - {core}
-    for helper, kept_off in _helper_ids.items():
-        if others and kept_off != core:
-            with contextlib.suppress(OSError):  # a helper that has ended
-                os.sched_setaffinity(helper, others)
-            _helper_ids[helper] = core
+    for helper, avoided_core in _avoided_cores.items():
+        if not others or avoided_core == core:
+            continue
+        with contextlib.suppress(OSError):  # a helper that has ended
+            os.sched_setaffinity(helper, others)
+        _avoided_cores[helper] = core
 
 
 @functools.cache

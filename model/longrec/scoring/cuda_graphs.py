@@ -312,11 +312,11 @@ class CudaGraphScorer:
             [num_events],
             [num_targets],
         )
-        sources = self._ranker.kept(
+        sources = self._ranker.cached(
             [self._layer_rows(num_events)],
             [buffers.timestamps[:num_events]],
             batch,
-            segments,
+            segments=segments,
         )
         masked = self._mask(sources, num_events)
         logits = self._ranker.score(batch, masked).logits

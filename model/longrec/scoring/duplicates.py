@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from longrec.nn.target_attention.cached import SMALL, DuplicateEvents
+from longrec.nn.target_attention.cached import MIN_CHUNK_WORK, DuplicateEvents
 from longrec.scoring.request import CachedEvents
 
 MAX_DISTINCT_SHARE = 0.8
@@ -20,7 +20,7 @@ def find_duplicates(events: CachedEvents, work: int) -> DuplicateEvents | None:
         events: events in host memory, with any times.
         work: targets times events times width of the attention over them.
     """
-    if work < SMALL:
+    if work < MIN_CHUNK_WORK:
         return None
     encoded = np.ascontiguousarray(events.encoded.numpy())
     rows = pa.FixedSizeBinaryArray.from_buffers(

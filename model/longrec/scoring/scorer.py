@@ -262,11 +262,11 @@ class Scorer:
             duplicates = []
             for events, count in zip(cached, num_targets, strict=True):
                 duplicates.append(self._find_duplicates(events, count))
-            sources = self.bundle.ranker.kept(
+            sources = self.bundle.ranker.cached(
                 [events.layers for events in cached],
                 [events.timestamps for events in cached],
                 batch,
-                repeats=duplicates,
+                duplicates=duplicates,
             )
             logits = self.bundle.ranker.score(batch, sources).logits
             scores = _probabilities(logits)
@@ -281,8 +281,8 @@ class Scorer:
         batch = self._pack_cached([request], [cached])
         weights: list[list[Tensor]] = []
         with torch.inference_mode(), self._autocast():
-            sources = ranker.kept([cached.layers], [cached.timestamps], batch)
-            recorded = [dataclasses.replace(source, seen=weights) for source in sources]
+            sources = ranker.cached([cached.layers], [cached.timestamps], batch)
+            recorded = [dataclasses.replace(source, recorded_weights=weights) for source in sources]
             ranker.score(batch, recorded)
             stacked = torch.stack([layer[0] for layer in weights])
             attention: npt.NDArray[np.float32] = stacked.cpu().numpy()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from longrec.nn import fused_ffn
+from longrec.nn import fused_swiglu
 from longrec.nn.layers import NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
 from longrec.nn.target_attention import AttentionInputs, Segments
 from longrec.schema import Feature
@@ -103,7 +103,7 @@ def test_shapes_are_checked_in_tests() -> None:
         "w_k": torch.zeros(4, 4),
         "w_v": torch.zeros(4, 4),
         "num_heads": 2,
-        "segments": Segments.of(torch.tensor([0, 3]), torch.tensor([0, 2])),
+        "segments": Segments.from_offsets(torch.tensor([0, 3]), torch.tensor([0, 2])),
     }
     AttentionInputs(**inputs)
     with pytest.raises(Exception, match="Type-check"):
@@ -116,7 +116,7 @@ def test_shapes_are_checked_in_tests() -> None:
 def test_chunks_hold_every_row_once_and_no_chunk_too_many(
     num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_ffn, "CHUNK_ROWS", 1_024)
-    chunks = [range(num_rows)[rows] for rows in fused_ffn._chunks(num_rows)]
+    monkeypatch.setattr(fused_swiglu, "MAX_CHUNK_ROWS", 1_024)
+    chunks = [range(num_rows)[rows] for rows in fused_swiglu.row_chunks(num_rows)]
     assert [row for chunk in chunks for row in chunk] == list(range(num_rows))
     assert len(chunks) == max(1, -(-num_rows // 1_024)) and max(map(len, chunks)) <= 1_024

@@ -8,8 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +24,7 @@ from longrec.nn.ranker import Ranker
 from longrec.schema import Feature, Schema, Task
 from longrec.training import losses
 from longrec.training import optimizers as optim
-
-sys.path.insert(0, str(Path(__file__).parent))
-import worlds
+from tests.longrec.nn import builders
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -187,11 +183,11 @@ class Literal:
 def test_an_ablation_that_compares_a_model_with_itself_says_so(
     num_layers: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    batch, logits = worlds.batch([7, 3], [2, 1]), []
+    batch, logits = builders.batch([7, 3], [2, 1]), []
     for query_fusion in (True, False):
         with torch.no_grad():
             logits.append(
-                worlds.ranker(num_layers=num_layers, query_fusion=query_fusion)(batch).logits
+                builders.ranker(num_layers=num_layers, query_fusion=query_fusion)(batch).logits
             )
     assert bool(torch.equal(*logits)) == warned == ("changes nothing" in caplog.text)
 
@@ -210,14 +206,14 @@ def test_an_ablation_that_compares_a_model_with_itself_says_so(
 )
 def test_2_the_ranker_is_the_text(flags: dict[str, Any]) -> None:
     options = {"width": 16, "num_layers": 3, "num_heads": 4, "id_dim": 6, "feature_dim": 4, **flags}
-    model, whole = worlds.ranker(**options), worlds.batch([7, 0, 12], [2, 1, 3])
+    model, whole = builders.ranker(**options), builders.batch([7, 0, 12], [2, 1, 3])
     for parameter in model.parameters():  # no bias 0 and no gain 1: every term counts
         parameter.data += 0.1 * torch.randn_like(parameter)
     with torch.no_grad():
         output = model(whole)
-    main, auxiliary = Literal(model, ModelConfig(**options), worlds.SCHEMA, worlds.SIZES).logits(
-        whole
-    )
+    main, auxiliary = Literal(
+        model, ModelConfig(**options), builders.SCHEMA, builders.SIZES
+    ).logits(whole)
     np.testing.assert_allclose(output.logits.numpy(), np.stack(main), rtol=1e-10, atol=1e-10)
     if output.aux_logits is not None:
         np.testing.assert_allclose(
@@ -235,7 +231,7 @@ def bare(dtype: torch.dtype = torch.float64) -> tuple[Ranker, RequestBatch]:
     model = Ranker(ModelConfig(width=16, num_heads=2), schema, sizes, torch.arange(10)[:, None]).to(
         dtype
     )
-    whole = worlds.batch([5, 0, 9], [1, 2, 3])
+    whole = builders.batch([5, 0, 9], [1, 2, 3])
     return model, dataclasses.replace(
         whole,
         event_items=whole.event_items % 10,
@@ -263,15 +259,15 @@ def test_a_log_of_ids_alone_has_learned_constants_for_action_and_user(
 
 def test_stca_is_bias_free() -> None:
     names = [
-        name for name, _ in worlds.ranker(recency="none", share_ffn=False).stca.named_parameters()
+        name for name, _ in builders.ranker(recency="none", share_ffn=False).stca.named_parameters()
     ]
     assert all("norm" in name for name in names if name.endswith("bias"))
 
 
 def test_bfloat16_autocast_stays_near_float32_and_returns_float32() -> None:
     model, whole = (
-        worlds.ranker(aux_loss_weight=0.1).float(),
-        worlds.batch([300, 0, 100], [4, 2, 3]),
+        builders.ranker(aux_loss_weight=0.1).float(),
+        builders.batch([300, 0, 100], [4, 2, 3]),
     )
     exact = model(whole).logits
     with torch.autocast("cpu", torch.bfloat16):
@@ -349,11 +345,13 @@ def trained_once(model: Ranker, whole: RequestBatch) -> tuple[dict[str, torch.Te
 def test_casting_weights_together_changes_no_bit_and_casts_less(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, whole = worlds.ranker(**options).float(), worlds.batch([70, 0, 30], [4, 2, 3])
+    model, whole = builders.ranker(**options).float(), builders.batch([70, 0, 30], [4, 2, 3])
     ours, operations = trained_once(model, whole)
     weights = dict(model.named_parameters())
     model.zero_grad()
-    monkeypatch.setattr(casting, "together", lambda owners, device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        casting, "cast_weights_once", lambda slots, device: contextlib.nullcontext()
+    )
     theirs, more = trained_once(model, whole)
     assert ours.keys() == theirs.keys() and all(
         torch.equal(ours[name], theirs[name]) for name in theirs
@@ -362,7 +360,7 @@ def test_casting_weights_together_changes_no_bit_and_casts_less(
         line.startswith("aten._to_copy") for line in operations
     )
     assert there_and_back >= 2 * (
-        len(model._products) - 2
+        len(model._matmul_slots) - 2
     )  # a bias of an empty product and the like are not always read
     assert all(
         weights[name] is parameter for name, parameter in model.named_parameters()
@@ -377,9 +375,9 @@ def test_a_step_asks_the_device_for_no_value(options: dict[str, Any]) -> None:
     """What would make the host wait for a GPU: a value read, or a result whose size depends on
     values.
     """
-    whole = worlds.batch([70, 3, 30], [4, 2, 3])
+    whole = builders.batch([70, 3, 30], [4, 2, 3])
     whole = dataclasses.replace(whole, host_counts=([70, 3, 30], [4, 2, 3]))
-    model = worlds.ranker(**options).float()
+    model = builders.ranker(**options).float()
     with Reads() as reads:
         _, operations = trained_once(model, whole)
     waits = (
@@ -397,7 +395,7 @@ def test_a_step_asks_the_device_for_no_value(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("recency", ["bias", "none"])
 def test_scoring_kept_events_asks_the_device_for_no_value(recency: str) -> None:
-    model, whole = worlds.ranker(recency=recency), worlds.batch([70, 30], [4, 3])
+    model, whole = builders.ranker(recency=recency), builders.batch([70, 30], [4, 3])
     lengths, nothing = [70, 30], torch.zeros(3, dtype=torch.int64)
     parts = list(zip(*(layer.split(lengths) for layer in model.keys_values(whole)), strict=True))
     batch = dataclasses.replace(
@@ -410,7 +408,7 @@ def test_scoring_kept_events_asks_the_device_for_no_value(recency: str) -> None:
     )
     with Reads() as reads, torch.no_grad():
         scored = model.score(
-            batch, model.kept(parts, whole.event_timestamps.split(lengths), batch)
+            batch, model.cached(parts, whole.event_timestamps.split(lengths), batch)
         ).logits
     assert not reads.seen
     torch.testing.assert_close(
@@ -420,11 +418,11 @@ def test_scoring_kept_events_asks_the_device_for_no_value(recency: str) -> None:
 
 @pytest.mark.parametrize("ffn", ["swiglu", "plain"])
 def test_keys_and_values_of_all_layers_side_by_side_are_those_of_each(ffn: str) -> None:
-    model, whole = worlds.ranker(recency="bias", ffn=ffn), worlds.batch([25, 14], [4, 3])
+    model, whole = builders.ranker(recency="bias", ffn=ffn), builders.batch([25, 14], [4, 3])
     for layer in model.stca.layers:
         torch.nn.init.normal_(layer.norm.weight)
         torch.nn.init.normal_(layer.norm.bias)
-    tokens, weights = model.event_tokens(whole, None), model.side_by_side()
+    tokens, weights = model.event_tokens(whole, None), model.stack_weights()
     assert (weights is None) == (ffn == "plain")
     for found in (model.keys_values(whole), model.keys_values(whole, weights)):
         torch.testing.assert_close(
@@ -436,7 +434,7 @@ def test_logits_are_no_16_bit_numbers_where_products_run_in_16_bits() -> None:
     """Two scorings of one request that differ in the last bit of a 16-bit logit of 2 are 0.004 of a
     probability apart.
     """
-    model, whole = worlds.ranker().float(), worlds.batch([70, 30], [4, 3])
+    model, whole = builders.ranker().float(), builders.batch([70, 30], [4, 3])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = model(whole).logits
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
@@ -444,7 +442,7 @@ def test_logits_are_no_16_bit_numbers_where_products_run_in_16_bits() -> None:
 
 
 def test_indices_of_any_integer_type_give_the_same_scores() -> None:
-    model, whole = worlds.ranker(), worlds.batch([25, 4], [4, 2])
+    model, whole = builders.ranker(), builders.batch([25, 4], [4, 2])
     narrow = dataclasses.replace(
         whole,
         event_items=whole.event_items.int(),
@@ -457,7 +455,7 @@ def test_indices_of_any_integer_type_give_the_same_scores() -> None:
 
 def test_11_encode_then_score_equals_forward_with_gradients() -> None:
     for recency in ("token", "bias", "none"):
-        model, whole = worlds.ranker(recency=recency), worlds.batch([25, 0, 14], [4, 2, 3])
+        model, whole = builders.ranker(recency=recency), builders.batch([25, 0, 14], [4, 2, 3])
         direct, apart = model(whole).logits, model.score(whole, model.encode(whole)).logits
         assert torch.equal(direct, apart)
         torch.testing.assert_close(
@@ -470,7 +468,7 @@ def test_11_encode_then_score_equals_forward_with_gradients() -> None:
 
 def test_5_only_recency_token_makes_an_encoding_depend_on_the_moment() -> None:
     for recency, differs in (("token", True), ("bias", False), ("none", False)):
-        model, whole = worlds.ranker(recency=recency), worlds.batch([25, 14], [4, 3])
+        model, whole = builders.ranker(recency=recency), builders.batch([25, 14], [4, 3])
         later = dataclasses.replace(whole, request_timestamps=whole.request_timestamps + 10**10)
         pairs = list(zip(model.encode(whole), model.encode(later), strict=True))
         assert len(pairs) == 3
@@ -479,7 +477,7 @@ def test_5_only_recency_token_makes_an_encoding_depend_on_the_moment() -> None:
 
 @pytest.mark.parametrize("recency", ["token", "bias"])
 def test_the_time_gap_matters_and_the_future_counts_as_now(recency: str) -> None:
-    model, whole = worlds.ranker(recency=recency), worlds.batch([25], [4])
+    model, whole = builders.ranker(recency=recency), builders.batch([25], [4])
     older = dataclasses.replace(
         whole, event_timestamps=whole.event_timestamps - torch.arange(25) * 10**9
     )
@@ -492,7 +490,7 @@ def test_the_time_gap_matters_and_the_future_counts_as_now(recency: str) -> None
 
 
 def test_the_context_is_the_hour_and_the_day_and_nothing_else_of_the_time() -> None:
-    model, whole = worlds.ranker(recency="none"), worlds.batch([25], [4])
+    model, whole = builders.ranker(recency="none"), builders.batch([25], [4])
 
     def at(request_time: int) -> torch.Tensor:
         logits: torch.Tensor = model(
@@ -501,7 +499,7 @@ def test_the_context_is_the_hour_and_the_day_and_nothing_else_of_the_time() -> N
         return logits
 
     hour, week = 3_600_000, 7 * 86_400_000
-    start = worlds.NOW // hour * hour
+    start = builders.NOW_MS // hour * hour
     assert torch.equal(at(start), at(start + hour - 1))
     assert torch.equal(at(start), at(start + week))
     assert not torch.equal(at(start), at(start + hour))
@@ -526,24 +524,24 @@ def test_the_context_is_the_hour_and_the_day_and_nothing_else_of_the_time() -> N
         (lambda b: dataclasses.replace(b, event_features=b.event_features[:, :1]), "1 columns"),
         (lambda b: dataclasses.replace(b, user_features=b.user_features + 5), "'region'"),
         (
-            lambda b: dataclasses.replace(b, target_items=b.target_items + worlds.NUM_ITEMS + 1),
+            lambda b: dataclasses.replace(b, target_items=b.target_items + builders.NUM_ITEMS + 1),
             "target_items",
         ),
         (lambda b: dataclasses.replace(b, event_offsets=b.event_offsets + 1), "event_offsets"),
     ],
 )
 def test_an_index_outside_its_table_is_named_at_the_border(change: Any, named: str) -> None:
-    model, whole = worlds.ranker(), worlds.batch([25, 14], [4, 3])
+    model, whole = builders.ranker(), builders.batch([25, 14], [4, 3])
     model.check(whole)
     with pytest.raises(DataError, match=named):
         model.check(change(whole))
 
 
 def test_an_item_table_that_does_not_fit_its_sizes_is_refused() -> None:
-    table = torch.stack([torch.tensor([0, size - 1]) for size in worlds.SIZES["item"]], dim=1)
+    table = torch.stack([torch.tensor([0, size - 1]) for size in builders.SIZES["item"]], dim=1)
     config = ModelConfig(width=16)
-    Ranker(config, worlds.SCHEMA, worlds.SIZES, table)
+    Ranker(config, builders.SCHEMA, builders.SIZES, table)
     with pytest.raises(DataError, match="'topic'"):
-        Ranker(config, worlds.SCHEMA, worlds.SIZES, table + torch.tensor([0, 1, 0]))
+        Ranker(config, builders.SCHEMA, builders.SIZES, table + torch.tensor([0, 1, 0]))
     with pytest.raises(DataError, match="sizes do not fit"):
-        Ranker(config, worlds.SCHEMA, {**worlds.SIZES, "event": (4,)}, table)
+        Ranker(config, builders.SCHEMA, {**builders.SIZES, "event": (4,)}, table)

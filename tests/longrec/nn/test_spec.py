@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,14 +25,12 @@ from longrec.nn.target_attention import (
     AttentionInputs,
     Segments,
     attend,
-    choose,
+    cheaper_order,
     reference,
     reordered,
 )
 from longrec.training import losses
-
-sys.path.insert(0, str(Path(__file__).parent))
-import worlds
+from tests.longrec.nn import builders
 
 RECENCIES = ["token", "bias", "none"]
 
@@ -79,7 +75,7 @@ def test_1_reordered_equals_plain_with_all_gradients(
     if biased:
         tensors["bias"] = torch.randn((events, heads), dtype=torch.float64)
     upstream = torch.randn((rows, width), dtype=torch.float64)
-    segments = Segments.of(worlds.offsets(lengths), worlds.offsets([targets] * len(lengths)))
+    segments = builders.segments(lengths, [targets] * len(lengths))
     results = []
     for order in ("plain", "reordered"):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
@@ -101,9 +97,9 @@ def test_1_reordered_equals_plain_with_all_gradients(
 
 
 def test_1_the_choice_follows_the_break_even() -> None:
-    assert choose(36, 256, 8) == "reordered"
-    assert choose(37, 256, 8) == "plain"
-    assert choose(10**6, 256, 1) == "reordered"
+    assert cheaper_order(36, 256, 8) == "reordered"
+    assert cheaper_order(37, 256, 8) == "plain"
+    assert cheaper_order(10**6, 256, 1) == "reordered"
 
 
 # 2
@@ -179,7 +175,7 @@ def test_2_the_stack_is_the_text(recency: str, flags: dict[str, object], attenti
         "attention": attention,
         **flags,
     }
-    model, whole = worlds.ranker(**options), worlds.batch([9, 0, 33], [2, 3, 1])
+    model, whole = builders.ranker(**options), builders.batch([9, 0, 33], [2, 3, 1])
     config = ModelConfig(**{"id_dim": 6, "feature_dim": 4, **options})  # type: ignore[arg-type]
     gaps = gap_buckets(
         whole.request_timestamps.repeat_interleave(whole.event_offsets.diff()),
@@ -190,9 +186,8 @@ def test_2_the_stack_is_the_text(recency: str, flags: dict[str, object], attenti
             model.event_tokens(whole, model.gaps(whole)),
             model.item_tokens(whole.target_items),
         )
-        z = model.stca(
-            targets, events, whole.event_offsets, whole.target_offsets, model.gaps(whole)
-        )
+        segments = Segments.from_offsets(whole.event_offsets, whole.target_offsets)
+        z = model.stca(targets, events, segments, model.gaps(whole))
         for r in range(3):
             e, t = (
                 slice(*whole.event_offsets[r : r + 2].tolist()),
@@ -219,7 +214,7 @@ def test_2_gap_buckets_are_log2_of_seconds() -> None:
 
 # 3
 def test_3_an_empty_history_is_finite_and_learns() -> None:
-    model, whole = worlds.ranker(), worlds.batch([0, 0], [2, 1])
+    model, whole = builders.ranker(), builders.batch([0, 0], [2, 1])
     output = model(whole)
     output.logits.sum().backward()
     assert torch.isfinite(output.logits).all()
@@ -230,7 +225,7 @@ def test_3_an_empty_history_is_finite_and_learns() -> None:
 
 @pytest.mark.parametrize("attention", ["plain", "reordered"])
 def test_3_users_are_isolated_in_a_batch(attention: str) -> None:
-    model, whole = worlds.ranker(attention=attention), worlds.batch([12, 30, 0], [2, 4, 3])
+    model, whole = builders.ranker(attention=attention), builders.batch([12, 30, 0], [2, 4, 3])
     changed = dataclasses.replace(
         whole,
         event_items=torch.where(
@@ -245,7 +240,7 @@ def test_3_users_are_isolated_in_a_batch(attention: str) -> None:
 # 4
 @pytest.mark.parametrize("recency", RECENCIES)
 def test_4_order_of_events_does_not_matter(recency: str) -> None:
-    model, whole = worlds.ranker(recency=recency), worlds.batch([40], [5])
+    model, whole = builders.ranker(recency=recency), builders.batch([40], [5])
     order = torch.randperm(40)
     shuffled = dataclasses.replace(
         whole,
@@ -258,7 +253,7 @@ def test_4_order_of_events_does_not_matter(recency: str) -> None:
 
 # 5
 def test_5_encodings_know_no_target_and_bias_leaves_them_unchanged_in_time() -> None:
-    model, whole = worlds.ranker(recency="bias"), worlds.batch([20, 7], [3, 2])
+    model, whole = builders.ranker(recency="bias"), builders.batch([20, 7], [3, 2])
     later = dataclasses.replace(
         whole,
         target_items=whole.target_items.flip(0),
@@ -273,7 +268,7 @@ def test_5_encodings_know_no_target_and_bias_leaves_them_unchanged_in_time() -> 
 
 @pytest.mark.parametrize("attention", ["plain", "reordered"])
 def test_5_a_target_changes_only_its_own_score(attention: str) -> None:
-    model, whole = worlds.ranker(attention=attention), worlds.batch([25, 14], [4, 3])
+    model, whole = builders.ranker(attention=attention), builders.batch([25, 14], [4, 3])
     changed = dataclasses.replace(
         whole,
         target_items=torch.where(
@@ -287,8 +282,8 @@ def test_5_a_target_changes_only_its_own_score(attention: str) -> None:
 
 
 def test_5_order_of_candidates_and_company_do_not_matter() -> None:
-    model, whole = worlds.ranker(), worlds.batch([25, 14, 3], [4, 3, 2])
-    turned = scores(model, worlds.pick(whole, [1, 0], {0: [2, 0, 1], 1: [3]}))
+    model, whole = builders.ranker(), builders.batch([25, 14, 3], [4, 3, 2])
+    turned = scores(model, builders.pick(whole, [1, 0], {0: [2, 0, 1], 1: [3]}))
     before = scores(model, whole)
     close(turned, before[[6, 4, 5, 3]])
 
@@ -309,10 +304,10 @@ def gradients(model: Ranker, batch: object, objective: str) -> tuple[Tensor, dic
 @pytest.mark.parametrize("recency", RECENCIES)
 def test_6_rlb_equals_the_per_sample_expansion(attention: str, recency: str) -> None:
     model, whole = (
-        worlds.ranker(attention=attention, recency=recency, aux_loss_weight=0.1),
-        worlds.batch([25, 0, 40], [4, 4, 4]),
+        builders.ranker(attention=attention, recency=recency, aux_loss_weight=0.1),
+        builders.batch([25, 0, 40], [4, 4, 4]),
     )
-    alone = worlds.expanded(whole)
+    alone = builders.expanded(whole)
     assert alone.num_events == 4 * whole.num_events
     close(scores(model, whole), scores(model, alone))
     loss, ours = gradients(model, whole, "request")
@@ -327,9 +322,9 @@ def test_6_rlb_equals_the_per_sample_expansion(attention: str, recency: str) -> 
 
 
 def test_6_unequal_requests_weigh_the_same_by_request() -> None:
-    model, whole = worlds.ranker(), worlds.batch([25, 5], [6, 1])
+    model, whole = builders.ranker(), builders.batch([25, 5], [6, 1])
     loss, _ = gradients(model, whole, "request")
-    each = [gradients(model, worlds.pick(whole, [r]), "request")[0] for r in range(2)]
+    each = [gradients(model, builders.pick(whole, [r]), "request")[0] for r in range(2)]
     close(loss, torch.stack(each).mean())
 
 
@@ -371,10 +366,10 @@ def test_6_nothing_of_size_targets_times_events_times_width_is_made_or_saved(
     attention: str,
 ) -> None:
     lengths, targets, width, heads = [300, 200], [16, 16], 16, 4
-    model, whole = worlds.ranker(attention=attention), worlds.batch(lengths, targets)
+    model, whole = builders.ranker(attention=attention), builders.batch(lengths, targets)
     all_pairs = 16 * sum(lengths) * width
     assert (
-        largest_saved(model, worlds.expanded(whole)) >= all_pairs
+        largest_saved(model, builders.expanded(whole)) >= all_pairs
     )  # what must not be: a history for each target
     bound = max(sum(lengths) * 2 * width, 16 * max(lengths) * heads)
     assert largest_saved(model, whole) <= bound < all_pairs / 6
@@ -386,8 +381,11 @@ def test_6_nothing_of_size_targets_times_events_times_width_is_made_or_saved(
 # 7
 @pytest.mark.parametrize("attention", ["plain", "reordered"])
 def test_7_packing_equals_one_request_at_a_time(attention: str) -> None:
-    model, whole = worlds.ranker(attention=attention), worlds.batch([25, 0, 61, 8], [4, 1, 3, 2])
-    alone = torch.cat([scores(model, worlds.pick(whole, [r])) for r in range(4)])
+    model, whole = (
+        builders.ranker(attention=attention),
+        builders.batch([25, 0, 61, 8], [4, 1, 3, 2]),
+    )
+    alone = torch.cat([scores(model, builders.pick(whole, [r])) for r in range(4)])
     close(scores(model, whole), alone)
 
 
@@ -404,7 +402,10 @@ def test_1_the_order_is_chosen_by_the_targets_of_the_events(
                 taken.append(name) or real(inputs)
             ),
         )
-    model, whole = worlds.ranker(num_layers=1, attention="auto"), worlds.batch([200, 4], targets)
+    model, whole = (
+        builders.ranker(num_layers=1, attention="auto"),
+        builders.batch([200, 4], targets),
+    )
     scores(model, whole)
     assert taken == [
         "longrec.nn.target_attention." + ("reordered" if targets[0] == 1 else "reference")
@@ -412,7 +413,7 @@ def test_1_the_order_is_chosen_by_the_targets_of_the_events(
 
 
 def test_7_recomputation_keeps_no_hidden_row() -> None:
-    model, whole = worlds.ranker(), worlds.batch([300], [2])
+    model, whole = builders.ranker(), builders.batch([300], [2])
     before = largest_saved(model, whole)
     model.stca.recompute, model.fusion = (
         True,
@@ -422,10 +423,10 @@ def test_7_recomputation_keeps_no_hidden_row() -> None:
 
 
 def test_7_chunks_and_recomputation_equal_the_direct_pass() -> None:
-    model, whole = worlds.ranker(), worlds.batch([25, 0, 61], [4, 1, 3])
+    model, whole = builders.ranker(), builders.batch([25, 0, 61], [4, 1, 3])
     loss, direct = gradients(model, whole, "request")
     for chunk, recompute in ((7, False), (0, True), (7, True)):
-        model.stca.chunk, model.stca.recompute = chunk, recompute
+        model.stca.chunk_events, model.stca.recompute = chunk, recompute
         other, theirs = gradients(model, whole, "request")
         close(loss, other)
         for name, gradient in direct.items():
@@ -453,8 +454,7 @@ def test_9_counted_flops_follow_the_formula_and_are_linear(
             model(
                 torch.randn(targets, 64),
                 torch.randn(length, 64),
-                worlds.offsets([length]),
-                worlds.offsets([targets]),
+                builders.segments([length], [targets]),
             )
         counted[length] = counter.get_total_flops()
     for length in (500, 1000, 2000):
@@ -468,7 +468,7 @@ def test_9_counted_flops_follow_the_formula_and_are_linear(
 
 # 11
 def test_11_serving_length_is_no_weight_and_cached_encodings_score_the_same() -> None:
-    model, whole = worlds.ranker(recency="bias"), worlds.batch([60, 30], [3, 2])
+    model, whole = builders.ranker(recency="bias"), builders.batch([60, 30], [3, 2])
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for length in (60, 10, 0):
         keep = [torch.arange(max(end - length, start), end) for start, end in ((0, 60), (60, 90))]
@@ -478,7 +478,7 @@ def test_11_serving_length_is_no_weight_and_cached_encodings_score_the_same() ->
             event_items=whole.event_items[index],
             event_features=whole.event_features[index],
             event_timestamps=whole.event_timestamps[index],
-            event_offsets=worlds.offsets([len(part) for part in keep]),
+            event_offsets=builders.offsets([len(part) for part in keep]),
         )
         with torch.no_grad():
             # each event encoded on its own, at another time, as a cache holds it

@@ -615,7 +615,7 @@ def test_every_study_of_the_repository_loads() -> None:
 def test_counted_flops_follow_the_formula(kind: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tests.longrec.nn import worlds
+    from tests.longrec.nn import builders
 
     options = {
         "kind": kind,
@@ -626,9 +626,9 @@ def test_counted_flops_follow_the_formula(kind: str) -> None:
         "retrieved": 8,
         "attention": "plain",
     }
-    model, counted = worlds.ranker(**options), {}
+    model, counted = builders.ranker(**options), {}
     for length in (64, 128):
-        batch = worlds.batch([length], [5])
+        batch = builders.batch([length], [5])
         with FlopCounterMode(display=False) as counter:
             model(batch)
         counted[length] = counter.get_total_flops()

@@ -1,17 +1,18 @@
-"""DIN: a small network weighs every event against the target; the interest is the weighted sum of
-the event tokens.
+"""DIN: a small network weighs every event against the target, and the events are summed.
 
     w_ij = MLP([x_j | x_t | x_j - x_t | x_j * x_t]) (+ gap bias),  hidden widths d and d/2, SiLU
-    o_i = sum_j w_ij x_j  (`din_sum`, the paper's: no softmax, so that the intensity of an interest
-    survives)
-    o_i = sum_j softmax_j(w_ij) x_j  (`din`);  z = SwiGLUFFN([o | x_t] W_Z)
+    o_i = sum_j w_ij x_j              `din_sum`, the paper's: without a softmax the intensity of an
+                                      interest survives
+    o_i = sum_j softmax_j(w_ij) x_j   `din`
+    z = SwiGLUFFN([o | x_t] W_Z)
 
-The network runs for each (event, target) pair: 8 d^2 + d^2 + d FLOPs of a pair, hence no sharing
-between targets.
-Source: arXiv 1706.06978, section 4.3 and equation 3; the paper's PReLU or Dice is SiLU here, as
+The network runs for each (event, target) pair, so targets share nothing: 8 d^2 + d^2 + d FLOPs
+a pair.
+
+Source: arXiv 1706.06978, section 4.3 and equation 3. The paper's PReLU or Dice is SiLU here, as
 everywhere else in this model.
 
-Shape letters: T packed events, N packed targets, P pairs (target, event) of one request, D width.
+Shape letters: T packed events, N packed targets, P (target, event) pairs of one request, D width.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from longrec.config import ModelConfig
-from longrec.nn.baselines.join import Join
-from longrec.nn.layers import NUM_GAP_BUCKETS, linear
+from longrec.nn.baselines.output_projection import OutputProjection
+from longrec.nn.layers import linear
+from longrec.nn.stca_layer import gap_bias_of_events, gap_bias_table
 from longrec.nn.target_attention import Segments
 
 
 class DIN(nn.Module):
-    """z of every target; called like STCA. `config.kind` says whether weights pass a softmax."""
+    """z of every target; called like STCA. The kind `din` normalizes the weights by a softmax."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -40,70 +41,74 @@ class DIN(nn.Module):
             nn.SiLU(),
             linear(width // 2, 1, bias=True),
         )
-        self.gap_bias = (
-            nn.Parameter(torch.zeros(NUM_GAP_BUCKETS, 1)) if config.recency == "bias" else None
-        )
-        self.join, self.normalized = Join(config), config.kind == "din"
+        self.gap_bias = gap_bias_table(config, 1)
+        self.join = OutputProjection(config)
+        self.is_normalized = config.kind == "din"
 
     def forward(
         self,
         targets: Float[Tensor, "N D"],
         events: Float[Tensor, "T D"],
-        event_offsets: Int[Tensor, " R1"],
-        target_offsets: Int[Tensor, " R1"],
+        segments: Segments,
         gaps: Int[Tensor, " T"] | None = None,
-        counts: tuple[list[int], list[int]] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """Returns z; arguments as in STCA.forward."""
-        segments = Segments.of(event_offsets, target_offsets, counts)
-        of_pair = pairs(segments)
-        logits = self.weights(targets, events, of_pair)
-        if self.gap_bias is not None and gaps is not None:
-            logits = logits + functional.embedding(gaps, self.gap_bias)[of_pair[1], 0]
-        weights = softmax(logits, of_pair[0], targets.shape[0]) if self.normalized else logits
-        interest = torch.zeros_like(targets, dtype=weights.dtype).index_add(
-            0, of_pair[0], weights[:, None] * events[of_pair[1]]
-        )
+        """Return z; arguments as in STCA.forward."""
+        target_index, event_index = pairs(segments)
+        weights = self.activation_weights(targets[target_index], events[event_index])
+        bias = gap_bias_of_events(self.gap_bias, gaps)
+        if bias is not None:
+            weights = weights + bias[event_index, 0]
+        if self.is_normalized:
+            weights = softmax_by_target(weights, target_index, targets.shape[0])
+        zeros = torch.zeros_like(targets, dtype=weights.dtype)
+        weighted = weights[:, None] * events[event_index]
+        interest = zeros.index_add(0, target_index, weighted)
         z: Tensor = self.join(interest.to(targets.dtype), targets)
         return z
 
-    def weights(
+    def activation_weights(
         self,
-        targets: Float[Tensor, "N D"],
-        events: Float[Tensor, "T D"],
-        of_pair: tuple[Tensor, Tensor],
+        targets: Float[Tensor, "P D"],
+        events: Float[Tensor, "P D"],
     ) -> Float[Tensor, " P"]:
-        """Returns the activation unit's weight of every pair, at least float32."""
-        target, event = targets[of_pair[0]], events[of_pair[1]]
-        logits: Tensor = self.unit(
-            torch.cat([event, target, event - target, event * target], dim=1)
-        ).squeeze(1)
+        """Return the activation unit's weight of every pair, at least float32."""
+        inputs = [events, targets, events - targets, events * targets]
+        logits: Tensor = self.unit(torch.cat(inputs, dim=1)).squeeze(1)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def pairs(segments: Segments) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Returns (target, event) of every pair of one request, by target, int64 [P] each."""
-    num_events, num_targets = segments.event_offsets.diff(), segments.target_offsets.diff()
-    per_target = num_events.repeat_interleave(num_targets, output_size=sum(segments.num_targets))
-    first = segments.event_offsets[:-1].repeat_interleave(
-        num_targets, output_size=sum(segments.num_targets)
+    """Return the target and the event of every pair within a request, by target, int64 [P] each."""
+    num_targets = sum(segments.num_targets)
+    target_counts = segments.target_offsets.diff()
+    events_of_target = segments.event_offsets.diff().repeat_interleave(
+        target_counts,
+        output_size=num_targets,
     )
-    places = torch.arange(len(per_target), device=per_target.device)
-    target = places.repeat_interleave(per_target, output_size=segments.num_pairs)
-    starts = per_target.cumsum(0) - per_target
-    return target, torch.arange(segments.num_pairs, device=target.device) - starts[target] + first[
-        target
-    ]
+    first_event = segments.event_offsets[:-1].repeat_interleave(
+        target_counts,
+        output_size=num_targets,
+    )
+    device = events_of_target.device
+    target = torch.arange(num_targets, device=device).repeat_interleave(
+        events_of_target,
+        output_size=segments.num_pairs,
+    )
+    first_pair = events_of_target.cumsum(0) - events_of_target
+    pair = torch.arange(segments.num_pairs, device=device)
+    event = pair - first_pair[target] + first_event[target]
+    return target, event
 
 
-def softmax(
-    logits: Float[Tensor, " P"], target: Int[Tensor, " P"], num_targets: int
+def softmax_by_target(
+    logits: Float[Tensor, " P"],
+    target: Int[Tensor, " P"],
+    num_targets: int,
 ) -> Float[Tensor, " P"]:
-    """Returns the softmax over the pairs of each target."""
-    highest = (
-        logits.detach()
-        .new_full((num_targets,), -torch.inf)
-        .scatter_reduce(0, target, logits.detach(), "amax")
-    )
-    raised = (logits - highest[target]).exp()
-    return raised / torch.zeros_like(highest).index_add(0, target, raised)[target]
+    """Return the softmax over the pairs of each target."""
+    detached = logits.detach()
+    lowest = detached.new_full((num_targets,), -torch.inf)
+    maximum = lowest.scatter_reduce(0, target, detached, "amax")
+    exponentials = (logits - maximum[target]).exp()
+    sums = torch.zeros_like(maximum).index_add(0, target, exponentials)
+    return exponentials / sums[target]

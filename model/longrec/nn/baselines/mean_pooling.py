@@ -1,10 +1,10 @@
-"""Mean pooling: the interest of a request is the mean of its event tokens, the same for every
-target; cost L d.
+"""Mean pooling: the interest of a request is the mean of its event tokens, for every target.
 
-o = (1/L) sum_j x_j (zeros for an empty history);  z = SwiGLUFFN([o | x_t] W_Z).
+o = (1/L) sum_j x_j (zeros for an empty history);  z = SwiGLUFFN([o | x_t] W_Z). Cost L d.
+
 Source: the averaged history of the YouTube candidate model (Covington et al. 2016, section 3.2).
 
-Shape letters: T packed events, N packed targets, D width, R requests.
+Shape letters: T packed events, N packed targets, D width, R requests, L events of one request.
 """
 
 from __future__ import annotations
@@ -14,41 +14,47 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longrec.config import ModelConfig
-from longrec.nn.baselines.join import Join
+from longrec.nn.baselines.output_projection import OutputProjection
 from longrec.nn.target_attention import Segments
 
 
 class MeanPooling(nn.Module):
-    """z of every target; called like STCA (gaps are not used)."""
+    """z of every target; called like STCA, with gaps unused."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.join = Join(config)
+        self.join = OutputProjection(config)
 
     def forward(
         self,
         targets: Float[Tensor, "N D"],
         events: Float[Tensor, "T D"],
-        event_offsets: Int[Tensor, " R1"],
-        target_offsets: Int[Tensor, " R1"],
+        segments: Segments,
         gaps: Int[Tensor, " T"] | None = None,
-        counts: tuple[list[int], list[int]] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """Returns z; arguments as in STCA.forward."""
-        segments = Segments.of(event_offsets, target_offsets, counts)
-        means = mean(events, segments)
-        own = means.repeat_interleave(target_offsets.diff(), dim=0, output_size=targets.shape[0])
-        z: Tensor = self.join(own, targets)
+        """Return z; arguments as in STCA.forward."""
+        interest = mean_of_events(events, segments)
+        counts = segments.target_offsets.diff()
+        of_targets = interest.repeat_interleave(
+            counts,
+            dim=0,
+            output_size=targets.shape[0],
+        )
+        z: Tensor = self.join(of_targets, targets)
         return z
 
 
-def mean(events: Float[Tensor, "T D"], segments: Segments) -> Float[Tensor, "R D"]:
-    """Returns the mean of each request's events, at least float32; zeros for an empty history."""
-    kind, lengths = torch.promote_types(events.dtype, torch.float32), segments.event_offsets.diff()
-    requests = torch.arange(len(lengths), device=events.device).repeat_interleave(
-        lengths, output_size=events.shape[0]
+def mean_of_events(events: Float[Tensor, "T D"], segments: Segments) -> Float[Tensor, "R D"]:
+    """Return the mean of each request's events, at least float32; zeros for an empty history."""
+    num_events, width = events.shape
+    dtype = torch.promote_types(events.dtype, torch.float32)
+    lengths = segments.event_offsets.diff()
+    requests = torch.arange(len(lengths), device=events.device)
+    request_of_event = requests.repeat_interleave(lengths, output_size=num_events)
+    zeros = torch.zeros(
+        (len(lengths), width),
+        dtype=dtype,
+        device=events.device,
     )
-    sums = torch.zeros(len(lengths), events.shape[1], dtype=kind, device=events.device).index_add(
-        0, requests, events.to(kind)
-    )
+    sums = zeros.index_add(0, request_of_event, events.to(dtype))
     return sums / lengths.clamp(min=1)[:, None]

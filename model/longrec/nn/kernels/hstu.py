@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
-"""Kernels of HSTU's causal pointwise attention over packed histories: SiLU(Q K^T / sqrt(d_h)) V /
-n, forward and backward.
+"""Kernels of HSTU's causal pointwise attention over packed histories, forward and backward.
 
-Nothing of size events x events is written. Shape letters: T packed events, H heads, K head width, R
-requests.
+    out = SiLU(Q K^T / sqrt(d_h)) V / n, with n one more than the events of the history
+
+Nothing of size events x events is written.
+Shape letters: R requests, T packed events, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -13,47 +14,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longrec.nn.kernels.gated import INTERPRETED, sigmoid
+from longrec.nn.kernels.tiles import INTERPRETED, sigmoid
 
-BLOCK = 128
+BLOCK_QUERIES = 128
+BLOCK_EVENTS = 64
 
 
 @triton.jit
-def _rows(
+def _bounds(
     offsets,
-    BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Returns (first row of the block, events of the request, offset of its first event and head in
-    [T, H, K]).
-    """
+    """Return (first row of the block, events of the request, offset of its head in [T, H, K])."""
     request = tl.program_id(2)
-    start, end = tl.load(offsets + request), tl.load(offsets + request + 1)
-    return (
-        tl.program_id(0) * BLOCK_M,
-        (end - start).to(tl.int32),
-        start * (H * K) + tl.program_id(1) * K,
-    )
+    start = tl.load(offsets + request)
+    end = tl.load(offsets + request + 1)
+    first = tl.program_id(0) * BLOCK
+    length = (end - start).to(tl.int32)
+    base = start * (H * K) + tl.program_id(1) * K
+    return first, length, base
 
 
 @triton.jit
-def _block(
+def _load_rows(
     pointer,
     rows,
     length,
     H: tl.constexpr,
     K: tl.constexpr,
 ):
-    return tl.load(
-        pointer + rows[:, None] * (H * K) + tl.arange(0, K)[None, :],
-        mask=(rows < length)[:, None],
-        other=0.0,
-    )
+    """Return rows [BLOCK, K] of one head; zeros beyond the history."""
+    offsets = rows[:, None] * (H * K) + tl.arange(0, K)[None, :]
+    return tl.load(pointer + offsets, mask=(rows < length)[:, None], other=0.0)
 
 
 @triton.jit
-def _put(
+def _store_rows(
     pointer,
     rows,
     length,
@@ -61,11 +59,16 @@ def _put(
     H: tl.constexpr,
     K: tl.constexpr,
 ):
-    tl.store(
-        pointer + rows[:, None] * (H * K) + tl.arange(0, K)[None, :],
-        values,
-        mask=(rows < length)[:, None],
-    )
+    """Write rows [BLOCK, K] of one head, as far as the history goes."""
+    offsets = rows[:, None] * (H * K) + tl.arange(0, K)[None, :]
+    tl.store(pointer + offsets, values, mask=(rows < length)[:, None])
+
+
+@triton.jit
+def _silu_derivative(logits, FAST: tl.constexpr):
+    """Return the derivative of SiLU."""
+    s = sigmoid(logits, FAST)
+    return s * (1.0 + logits * (1.0 - s))
 
 
 @triton.jit
@@ -82,30 +85,22 @@ def _forward(
     BLOCK_L: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    first, length, base = _rows(offsets, BLOCK_M, H, K)
+    """Write the output of BLOCK_M queries of one head."""
+    first, length, base = _bounds(offsets, BLOCK_M, H, K)
     if first < length:
         rows = first + tl.arange(0, BLOCK_M)
-        queries = _block(q + base, rows, length, H, K)
+        queries = _load_rows(q + base, rows, length, H, K)
         acc = tl.zeros((BLOCK_M, K), tl.float32)
-        for at in tl.range(0, tl.minimum(first + BLOCK_M, length), BLOCK_L, num_stages=3):
-            events = at + tl.arange(0, BLOCK_L)
-            keys, values = (
-                _block(k + base, events, length, H, K),
-                _block(v + base, events, length, H, K),
-            )
+        last = tl.minimum(first + BLOCK_M, length)
+        for start in tl.range(0, last, BLOCK_L, num_stages=3):
+            events = start + tl.arange(0, BLOCK_L)
+            keys = _load_rows(k + base, events, length, H, K)
+            values = _load_rows(v + base, events, length, H, K)
             logits = tl.dot(queries, keys.T) * scale
-            weights = tl.where(
-                rows[:, None] >= events[None, :], logits * sigmoid(logits, FAST), 0.0
-            )
+            is_visible = rows[:, None] >= events[None, :]
+            weights = tl.where(is_visible, logits * sigmoid(logits, FAST), 0.0)
             acc = tl.dot(weights.to(values.dtype), values, acc)
-        _put(out + base, rows, length, acc / (length + 1), H, K)
-
-
-@triton.jit
-def _slope(logits, FAST: tl.constexpr):
-    """Derivative of SiLU."""
-    s = sigmoid(logits, FAST)
-    return s * (1.0 + logits * (1.0 - s))
+        _store_rows(out + base, rows, length, acc / (length + 1), H, K)
 
 
 @triton.jit
@@ -123,28 +118,24 @@ def _backward_queries(
     BLOCK_L: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    first, length, base = _rows(offsets, BLOCK_M, H, K)
+    """Write dq of BLOCK_M queries of one head."""
+    first, length, base = _bounds(offsets, BLOCK_M, H, K)
     if first < length:
         rows = first + tl.arange(0, BLOCK_M)
-        queries, upstream = (
-            _block(q + base, rows, length, H, K),
-            _block(dout + base, rows, length, H, K),
-        )
+        queries = _load_rows(q + base, rows, length, H, K)
+        doutput = _load_rows(dout + base, rows, length, H, K)
         acc = tl.zeros((BLOCK_M, K), tl.float32)
-        for at in tl.range(0, tl.minimum(first + BLOCK_M, length), BLOCK_L, num_stages=3):
-            events = at + tl.arange(0, BLOCK_L)
-            keys, values = (
-                _block(k + base, events, length, H, K),
-                _block(v + base, events, length, H, K),
-            )
+        last = tl.minimum(first + BLOCK_M, length)
+        for start in tl.range(0, last, BLOCK_L, num_stages=3):
+            events = start + tl.arange(0, BLOCK_L)
+            keys = _load_rows(k + base, events, length, H, K)
+            values = _load_rows(v + base, events, length, H, K)
             logits = tl.dot(queries, keys.T) * scale
-            dlogits = tl.where(
-                rows[:, None] >= events[None, :],
-                tl.dot(upstream, values.T) * _slope(logits, FAST),
-                0.0,
-            )
+            dweights = tl.dot(doutput, values.T)
+            is_visible = rows[:, None] >= events[None, :]
+            dlogits = tl.where(is_visible, dweights * _silu_derivative(logits, FAST), 0.0)
             acc = tl.dot(dlogits.to(keys.dtype), keys, acc)
-        _put(dq + base, rows, length, acc * scale / (length + 1), H, K)
+        _store_rows(dq + base, rows, length, acc * scale / (length + 1), H, K)
 
 
 @triton.jit
@@ -163,31 +154,28 @@ def _backward_events(
     BLOCK_L: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    first, length, base = _rows(offsets, BLOCK_L, H, K)
+    """Write dk and dv of BLOCK_L events of one head. Logits are held as [events, queries]."""
+    first, length, base = _bounds(offsets, BLOCK_L, H, K)
     if first < length:
         events = first + tl.arange(0, BLOCK_L)
-        keys, values = (
-            _block(k + base, events, length, H, K),
-            _block(v + base, events, length, H, K),
-        )
-        dkeys, dvalues = tl.zeros((BLOCK_L, K), tl.float32), tl.zeros((BLOCK_L, K), tl.float32)
-        for at in tl.range(first // BLOCK_M * BLOCK_M, length, BLOCK_M, num_stages=3):
-            rows = at + tl.arange(0, BLOCK_M)
-            queries, upstream = (
-                _block(q + base, rows, length, H, K),
-                _block(dout + base, rows, length, H, K),
-            )
+        keys = _load_rows(k + base, events, length, H, K)
+        values = _load_rows(v + base, events, length, H, K)
+        dkeys = tl.zeros((BLOCK_L, K), tl.float32)
+        dvalues = tl.zeros((BLOCK_L, K), tl.float32)
+        first_query = first // BLOCK_M * BLOCK_M
+        for start in tl.range(first_query, length, BLOCK_M, num_stages=3):
+            rows = start + tl.arange(0, BLOCK_M)
+            queries = _load_rows(q + base, rows, length, H, K)
+            doutput = _load_rows(dout + base, rows, length, H, K)
             logits = tl.dot(keys, queries.T) * scale
-            later = rows[None, :] >= events[:, None]
-            dvalues = tl.dot(
-                tl.where(later, logits * sigmoid(logits, FAST), 0.0).to(upstream.dtype),
-                upstream,
-                dvalues,
-            )
-            dlogits = tl.where(later, tl.dot(values, upstream.T) * _slope(logits, FAST), 0.0)
+            is_visible = rows[None, :] >= events[:, None]
+            weights = tl.where(is_visible, logits * sigmoid(logits, FAST), 0.0)
+            dvalues = tl.dot(weights.to(doutput.dtype), doutput, dvalues)
+            dweights = tl.dot(values, doutput.T)
+            dlogits = tl.where(is_visible, dweights * _silu_derivative(logits, FAST), 0.0)
             dkeys = tl.dot(dlogits.to(queries.dtype), queries, dkeys)
-        _put(dk + base, events, length, dkeys * scale / (length + 1), H, K)
-        _put(dv + base, events, length, dvalues / (length + 1), H, K)
+        _store_rows(dk + base, events, length, dkeys * scale / (length + 1), H, K)
+        _store_rows(dv + base, events, length, dvalues / (length + 1), H, K)
 
 
 def forward(
@@ -195,14 +183,19 @@ def forward(
     k: Tensor,
     v: Tensor,
     offsets: Tensor,
-    longest: int,
+    max_events: int,
 ) -> Tensor:
-    """Returns A V, [T, H, K]. q, k, v: contiguous [T, H, K]. offsets: int64 [R+1]. longest: events
-    of the longest history.
+    """Return A V, [T, H, K].
+
+    Args:
+        q, k, v: contiguous [T, H, K].
+        offsets: int64 [R+1], of the events.
+        max_events: events of the longest history.
     """
     out = torch.empty_like(q)
     heads, width = q.shape[1:]
-    _forward[(triton.cdiv(longest, BLOCK), heads, offsets.numel() - 1)](
+    grid = (triton.cdiv(max_events, BLOCK_QUERIES), heads, offsets.numel() - 1)
+    _forward[grid](
         q,
         k,
         v,
@@ -211,8 +204,8 @@ def forward(
         width**-0.5,
         H=heads,
         K=width,
-        BLOCK_M=BLOCK,
-        BLOCK_L=64,
+        BLOCK_M=BLOCK_QUERIES,
+        BLOCK_L=BLOCK_EVENTS,
         FAST=not INTERPRETED,
         num_warps=4,
     )
@@ -220,26 +213,44 @@ def forward(
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, dout: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_events: int,
+    dout: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of (q, k, v)."""
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    """Return the gradients of (q, k, v).
+
+    Args:
+        q, k, v, offsets, max_events: as in `forward`.
+        dout: [T, H, K], gradient of its result.
+    """
+    dq = torch.empty_like(q)
+    dk = torch.empty_like(k)
+    dv = torch.empty_like(v)
     heads, width = q.shape[1:]
-    grid = (triton.cdiv(longest, BLOCK), heads, offsets.numel() - 1)
-    fixed = {"scale": width**-0.5, "H": heads, "K": width, "FAST": not INTERPRETED, "num_warps": 4}
-    _backward_queries[grid](
+    num_requests = offsets.numel() - 1
+    options = {
+        "scale": width**-0.5,
+        "H": heads,
+        "K": width,
+        "BLOCK_L": BLOCK_EVENTS,
+        "FAST": not INTERPRETED,
+        "num_warps": 4,
+    }
+    _backward_queries[(triton.cdiv(max_events, BLOCK_QUERIES), heads, num_requests)](
         q,
         k,
         v,
         offsets,
         dout,
         dq,
-        **fixed,
-        BLOCK_M=BLOCK,
-        BLOCK_L=64,
+        BLOCK_M=BLOCK_QUERIES,
+        **options,
     )
-    grid = (triton.cdiv(longest, 64), heads, offsets.numel() - 1)
-    _backward_events[grid](
+    # Smaller blocks of queries: this kernel holds two accumulators.
+    _backward_events[(triton.cdiv(max_events, BLOCK_EVENTS), heads, num_requests)](
         q,
         k,
         v,
@@ -247,8 +258,7 @@ def backward(
         dout,
         dk,
         dv,
-        **fixed,
-        BLOCK_M=64,
-        BLOCK_L=64,
+        BLOCK_M=BLOCK_EVENTS,
+        **options,
     )
     return dq, dk, dv

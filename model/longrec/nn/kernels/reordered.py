@@ -1,14 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
-"""Kernels of the reordered attention over packed requests: keys and values are never formed, events
-are read once each way.
+"""Kernels of the reordered attention over packed requests; keys and values are never formed.
 
-Every (target, head) pair is a row u of full width; softmax(u X^T + bias) X is the same sum for all
-of them, so that one program
-takes up to BLOCK_M rows of a request and a part of its events. Best for few targets (rows) per
-request.
+Every (target, head) pair is a row u of full width, and softmax(u X^T + bias) X is the same sum for
+all of them. One program takes up to BLOCK_M rows of a request and one split of its events
+(longrec.nn.kernels.splits). Events are read once each way. Best for few rows per request.
 
-Shape letters: R requests, T packed events, N packed targets, D width, H heads, S splits. Logits in
-units of log2.
+Shape letters: R requests, T packed events, N packed targets, D width, H heads, S splits.
+Logits are in units of log2.
 """
 
 from __future__ import annotations
@@ -18,9 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longrec.nn.kernels.attention import LOG2E, join, part, precision
+from longrec.nn.kernels.splits import (
+    LOG2E,
+    attention_precision,
+    merge_splits,
+    split_bounds,
+    split_buffers,
+)
 
-BLOCK_M = 64
+MIN_BLOCK_M = 16
+MAX_BLOCK_M = 64
 
 
 @triton.jit
@@ -29,26 +34,30 @@ def _bias(
     events,
     inside,
     num_events,
-    row,
+    rows,
     H: tl.constexpr,
     HEADS: tl.constexpr,
     dtype: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Returns the bias [rows, events] of [H, T], as a product: row r picks head r % H; low parts
-    keep float32's digits.
+    """Return the bias [rows, events] of [H, T] as a product: row r picks head r % H.
+
+    The product runs in `dtype`. A second summand of low parts keeps the digits of float32.
     """
     j = tl.arange(0, 2 * HEADS)
     head = j % HEADS
-    pick = (head[None, :] == (row % H)[:, None]).to(dtype)
+    is_high_part = j < HEADS
+    row_head = rows % H
+    pick = (head[None, :] == row_head[:, None]).to(dtype)
     value = tl.load(
         bias + head[:, None] * num_events + events[None, :],
         mask=(head < H)[:, None] & inside[None, :],
         other=0.0,
     )
-    high = value.to(dtype)
-    low = (value - high.to(tl.float32)).to(dtype)
-    return tl.dot(pick, tl.where((j < HEADS)[:, None], high, low), input_precision=PRECISION)
+    high_part = value.to(dtype)
+    low_part = (value - high_part.to(tl.float32)).to(dtype)
+    parts = tl.where(is_high_part[:, None], high_part, low_part)
+    return tl.dot(pick, parts, input_precision=PRECISION)
 
 
 @triton.jit
@@ -59,9 +68,9 @@ def _forward(
     bias,
     event_offsets,
     target_offsets,
-    part_o,
-    part_m,
-    part_l,
+    split_outputs,
+    split_maxima,
+    split_sums,
     num_rows,
     num_events,
     splits,
@@ -74,31 +83,34 @@ def _forward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    split, request = tl.program_id(0), tl.program_id(2)
-    first, length = part(event_offsets, request, split, splits, BLOCK_L)
-    begin, last = (
-        tl.load(target_offsets + request) * H + tl.program_id(1) * BLOCK_M,
-        tl.load(target_offsets + request + 1) * H,
-    )
-    rows = begin + tl.arange(0, BLOCK_M)
+    """Write the softmax sums of BLOCK_M rows over one split."""
+    split = tl.program_id(0)
+    block = tl.program_id(1)
+    request = tl.program_id(2)
+    first, length = split_bounds(event_offsets, request, split, splits, BLOCK_L)
+    first_row = tl.load(target_offsets + request) * H + block * BLOCK_M
+    last_row = tl.load(target_offsets + request + 1) * H
+    rows = first_row + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, D)
-    known = rows < last
-    x_at, bias_at = x + first * stride, bias + first
-    if begin < last:
-        lifted = tl.load(u + rows[:, None] * D + columns[None, :], mask=known[:, None], other=0.0)
-        high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    is_row = rows < last_row
+    x_start = x + first * stride
+    bias_start = bias + first
+    if first_row < last_row:
+        u_offsets = rows[:, None] * D + columns[None, :]
+        lifted = tl.load(u + u_offsets, mask=is_row[:, None], other=0.0)
+        # The online softmax: a new maximum rescales all sums of earlier events.
+        maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, D), tl.float32)
-        for at in tl.range(0, length, BLOCK_L, num_stages=STAGES):
-            events = at + tl.arange(0, BLOCK_L)
+        for start in tl.range(0, length, BLOCK_L, num_stages=STAGES):
+            events = start + tl.arange(0, BLOCK_L)
             inside = events < length
-            tokens = tl.load(
-                x_at + events[:, None] * stride + columns[None, :], mask=inside[:, None], other=0.0
-            )
+            x_offsets = events[:, None] * stride + columns[None, :]
+            tokens = tl.load(x_start + x_offsets, mask=inside[:, None], other=0.0)
             logits = tl.dot(lifted, tokens.T, input_precision=PRECISION)
             if BIAS:
                 logits += _bias(
-                    bias_at,
+                    bias_start,
                     events,
                     inside,
                     num_events,
@@ -109,18 +121,22 @@ def _forward(
                     PRECISION,
                 )
             logits = tl.where(inside[None, :], logits * LOG2E, float("-inf"))
-            higher = tl.maximum(high, tl.max(logits, 1))
-            weights = tl.exp2(logits - higher[:, None])
-            shrink = tl.exp2(high - higher)
-            total = total * shrink + tl.sum(weights, 1)
+            new_maximum = tl.maximum(maximum, tl.max(logits, 1))
+            weights = tl.exp2(logits - new_maximum[:, None])
+            rescale = tl.exp2(maximum - new_maximum)
+            total = total * rescale + tl.sum(weights, 1)
             acc = tl.dot(
-                weights.to(tokens.dtype), tokens, acc * shrink[:, None], input_precision=PRECISION
+                weights.to(tokens.dtype),
+                tokens,
+                acc * rescale[:, None],
+                input_precision=PRECISION,
             )
-            high = higher
-        place = split.to(tl.int64) * num_rows + rows
-        tl.store(part_o + place[:, None] * D + columns[None, :], acc, mask=known[:, None])
-        tl.store(part_m + place, high, mask=known)
-        tl.store(part_l + place, total, mask=known)
+            maximum = new_maximum
+        split_rows = split.to(tl.int64) * num_rows + rows
+        matrix = split_rows[:, None] * D + columns[None, :]
+        tl.store(split_outputs + matrix, acc, mask=is_row[:, None])
+        tl.store(split_maxima + split_rows, maximum, mask=is_row)
+        tl.store(split_sums + split_rows, total, mask=is_row)
 
 
 @triton.jit
@@ -149,77 +165,95 @@ def _backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """du of each part (to be added up over parts), dx and dbias of each block of rows (to be added
-    up over blocks).
-    """
-    split, block, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first, length = part(event_offsets, request, split, splits, BLOCK_L)
-    begin, last = (
-        tl.load(target_offsets + request) * H + block * BLOCK_M,
-        tl.load(target_offsets + request + 1) * H,
-    )
-    rows = begin + tl.arange(0, BLOCK_M)
-    known = rows < last
-    columns, heads = tl.arange(0, D), tl.arange(0, HEADS)
-    x_at, bias_at = x + first * stride, bias + first
-    dx_at, dbias_at = (
-        dx + (block.to(tl.int64) * num_events + first) * D,
-        dbias + block.to(tl.int64) * H * num_events + first,
-    )
-    place = rows[:, None] * D + columns[None, :]
-    lifted = tl.load(u + place, mask=known[:, None], other=0.0)
-    upstream = tl.load(dout + place, mask=known[:, None], other=0.0)
-    delta = tl.sum(
-        upstream.to(tl.float32)
-        * tl.load(out + place, mask=known[:, None], other=0.0).to(tl.float32),
-        1,
-    )
-    norm = tl.load(lse + rows, mask=known, other=float("inf"))
+    """Write du of each split, and dx and dbias of each block of rows; the caller sums them."""
+    split = tl.program_id(0)
+    block = tl.program_id(1)
+    request = tl.program_id(2)
+    first, length = split_bounds(event_offsets, request, split, splits, BLOCK_L)
+    first_row = tl.load(target_offsets + request) * H + block * BLOCK_M
+    last_row = tl.load(target_offsets + request + 1) * H
+    rows = first_row + tl.arange(0, BLOCK_M)
+    is_row = rows < last_row
+    mask = is_row[:, None]
+    columns = tl.arange(0, D)
+    heads = tl.arange(0, HEADS)
+    x_start = x + first * stride
+    bias_start = bias + first
+    block_int64 = block.to(tl.int64)
+    dx_start = dx + (block_int64 * num_events + first) * D
+    dbias_start = dbias + block_int64 * H * num_events + first
+    u_offsets = rows[:, None] * D + columns[None, :]
+    lifted = tl.load(u + u_offsets, mask=mask, other=0.0)
+    doutput = tl.load(dout + u_offsets, mask=mask, other=0.0)
+    output = tl.load(out + u_offsets, mask=mask, other=0.0)
+    # The softmax's own part of the gradient: sum of output times its gradient, per row.
+    delta = tl.sum(doutput.to(tl.float32) * output.to(tl.float32), 1)
+    log_sum_exp = tl.load(lse + rows, mask=is_row, other=float("inf"))
     acc = tl.zeros((BLOCK_M, D), tl.float32)
-    for at in tl.range(0, length, BLOCK_L, num_stages=STAGES):
-        events = at + tl.arange(0, BLOCK_L)
+    for start in tl.range(0, length, BLOCK_L, num_stages=STAGES):
+        events = start + tl.arange(0, BLOCK_L)
         inside = events < length
-        tokens = tl.load(
-            x_at + events[:, None] * stride + columns[None, :], mask=inside[:, None], other=0.0
-        )
+        x_offsets = events[:, None] * stride + columns[None, :]
+        tokens = tl.load(x_start + x_offsets, mask=inside[:, None], other=0.0)
         logits = tl.dot(lifted, tokens.T, input_precision=PRECISION)
         if BIAS:
             logits += _bias(
-                bias_at, events, inside, num_events, rows, H, HEADS, u.dtype.element_ty, PRECISION
+                bias_start,
+                events,
+                inside,
+                num_events,
+                rows,
+                H,
+                HEADS,
+                u.dtype.element_ty,
+                PRECISION,
             )
-        weights = tl.where(inside[None, :], tl.exp2(logits * LOG2E - norm[:, None]), 0.0)
-        dlogits = weights * (tl.dot(upstream, tokens.T, input_precision=PRECISION) - delta[:, None])
-        low = dlogits.to(lifted.dtype)
-        acc = tl.dot(low, tokens, acc, input_precision=PRECISION)
-        dtokens = tl.dot(weights.to(lifted.dtype).T, upstream, input_precision=PRECISION)
-        dtokens = tl.dot(low.T, lifted, dtokens, input_precision=PRECISION)
+        weights = tl.exp2(logits * LOG2E - log_sum_exp[:, None])
+        weights = tl.where(inside[None, :], weights, 0.0)
+        dweights = tl.dot(doutput, tokens.T, input_precision=PRECISION)
+        dlogits = weights * (dweights - delta[:, None])
+        dlogits_cast = dlogits.to(lifted.dtype)
+        acc = tl.dot(
+            dlogits_cast,
+            tokens,
+            acc,
+            input_precision=PRECISION,
+        )
+        # A token is key and value: both gradients add up in one accumulator.
+        dtokens = tl.dot(weights.to(lifted.dtype).T, doutput, input_precision=PRECISION)
+        dtokens = tl.dot(
+            dlogits_cast.T,
+            lifted,
+            dtokens,
+            input_precision=PRECISION,
+        )
         tl.store(
-            dx_at + events[:, None] * D + columns[None, :],
+            dx_start + events[:, None] * D + columns[None, :],
             dtokens.to(dx.dtype.element_ty),
             mask=inside[:, None],
         )
         if BIAS:
-            pick = ((rows % H)[None, :] == heads[:, None]).to(tl.float32)
-            per_head = tl.dot(pick.to(lifted.dtype), low, input_precision=PRECISION)
+            row_head = rows % H
+            pick = (row_head[None, :] == heads[:, None]).to(tl.float32)
+            per_head = tl.dot(pick.to(lifted.dtype), dlogits_cast, input_precision=PRECISION)
             tl.store(
-                dbias_at + heads[:, None] * num_events + events[None, :],
+                dbias_start + heads[:, None] * num_events + events[None, :],
                 per_head,
                 mask=(heads < H)[:, None] & inside[None, :],
             )
-    tl.store(
-        du + (split.to(tl.int64) * num_rows + rows)[:, None] * D + columns[None, :],
-        acc,
-        mask=known[:, None],
-    )
+    du_rows = split.to(tl.int64) * num_rows + rows
+    tl.store(du + du_rows[:, None] * D + columns[None, :], acc, mask=mask)
 
 
-def _block_m(most_targets: int, heads: int) -> int:
-    return int(min(BLOCK_M, max(16, triton.next_power_of_2(most_targets * heads))))
+def _block_m(max_targets: int, heads: int) -> int:
+    """Return the rows that a program takes: a power of two from 16 to 64."""
+    enough = triton.next_power_of_2(max_targets * heads)
+    return int(min(MAX_BLOCK_M, max(MIN_BLOCK_M, enough)))
 
 
-def num_blocks(most_targets: int, heads: int) -> int:
-    """Returns the programs that share the rows of the request with the most targets."""
-    return int(triton.cdiv(most_targets * heads, _block_m(most_targets, heads)))
+def num_blocks(max_targets: int, heads: int) -> int:
+    """Return the number of programs that share the rows of the request with the most targets."""
+    return int(triton.cdiv(max_targets * heads, _block_m(max_targets, heads)))
 
 
 def forward(
@@ -228,54 +262,68 @@ def forward(
     bias: Tensor | None,
     event_offsets: Tensor,
     target_offsets: Tensor,
-    most_targets: int,
+    max_targets: int,
     splits: int,
     *,
     block_l: int = 32,
     warps: int = 4,
     stages: int = 4,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (softmax(u X^T + bias) X [N, H, D], log2 of the softmax sums float32 [N, H]); 0 for
-    an empty history.
+    """Return (softmax(u X^T + bias) X [N, H, D], log2-sum-exp float32 [N, H]).
+
+    The output is 0 for an empty history.
 
     Args:
-        u: [N, H, D], scaled. x: [T, D], rows of any stride. bias: float32 [H, T], or None.
-            most_targets: of one request.
+        u: [N, H, D], scaled.
+        x: [T, D], rows of any stride.
+        bias: float32 [H, T], or None.
+        event_offsets, target_offsets: int64 [R+1].
+        max_targets: most targets of one request.
+        splits: S.
+        block_l, warps, stages: launch parameters.
     """
-    (num_targets, heads, width), num_events = u.shape, x.shape[0]
-    num_rows, block_m = num_targets * heads, _block_m(most_targets, heads)
-    part_o = torch.empty((splits, num_rows, width), dtype=torch.float32, device=u.device)
-    part_m, part_l = (
-        torch.empty((splits, num_rows, 1), dtype=torch.float32, device=u.device) for _ in range(2)
+    num_targets, heads, width = u.shape
+    num_rows = num_targets * heads
+    split_outputs, split_maxima, split_sums = split_buffers((splits, num_rows, 1), width, u.device)
+    out = torch.empty_like(u)
+    lse = torch.empty(
+        (num_targets, heads),
+        dtype=torch.float32,
+        device=u.device,
     )
-    out, lse = (
-        torch.empty_like(u),
-        torch.empty((num_targets, heads), dtype=torch.float32, device=u.device),
-    )
-    _forward[(splits, num_blocks(most_targets, heads), event_offsets.numel() - 1)](
+    # Without a bias the kernel reads none, but needs some tensor: `lse` stands in.
+    _forward[(splits, num_blocks(max_targets, heads), event_offsets.numel() - 1)](
         u,
         x,
         x.stride(0),
-        bias if bias is not None else lse,
+        lse if bias is None else bias,
         event_offsets,
         target_offsets,
-        part_o,
-        part_m,
-        part_l,
+        split_outputs,
+        split_maxima,
+        split_sums,
         num_rows,
-        num_events,
+        x.shape[0],
         splits,
         H=heads,
         HEADS=max(8, triton.next_power_of_2(heads)),
         D=width,
-        BLOCK_M=block_m,
+        BLOCK_M=_block_m(max_targets, heads),
         BLOCK_L=block_l,
         BIAS=bias is not None,
-        PRECISION=precision(u),
+        PRECISION=attention_precision(u),
         STAGES=stages,
         num_warps=warps,
     )
-    join(part_o, part_m, part_l, out, lse, heads=1, head_width=width)
+    merge_splits(
+        split_outputs,
+        split_maxima,
+        split_sums,
+        out,
+        lse,
+        heads=1,
+        head_width=width,
+    )
     return out, lse
 
 
@@ -285,7 +333,7 @@ def backward(
     bias: Tensor | None,
     event_offsets: Tensor,
     target_offsets: Tensor,
-    most_targets: int,
+    max_targets: int,
     splits: int,
     out: Tensor,
     lse: Tensor,
@@ -295,22 +343,39 @@ def backward(
     warps: int = 4,
     stages: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns the gradients of (u, x, bias); arguments as in `forward`, with its results."""
-    (num_targets, heads, width), num_events = u.shape, x.shape[0]
-    num_rows, block_m = num_targets * heads, _block_m(most_targets, heads)
-    blocks = num_blocks(most_targets, heads)
-    du = torch.empty((splits, *u.shape), dtype=torch.float32, device=u.device)
-    dx = torch.empty((blocks, num_events, width), dtype=x.dtype, device=x.device)
-    dbias = (
-        None
-        if bias is None
-        else torch.empty((blocks, *bias.shape), dtype=torch.float32, device=u.device)
+    """Return the gradients of (u, x, bias).
+
+    Args:
+        u, x, bias, event_offsets, target_offsets, max_targets, splits: as in `forward`.
+        out, lse: results of `forward`.
+        dout: [N, H, D], gradient of out.
+        block_l, warps, stages: launch parameters.
+    """
+    num_targets, heads, width = u.shape
+    num_events = x.shape[0]
+    blocks = num_blocks(max_targets, heads)
+    du = torch.empty(
+        (splits, *u.shape),
+        dtype=torch.float32,
+        device=u.device,
     )
+    dx = torch.empty(
+        (blocks, num_events, width),
+        dtype=x.dtype,
+        device=x.device,
+    )
+    dbias = None
+    if bias is not None:
+        dbias = torch.empty(
+            (blocks, *bias.shape),
+            dtype=torch.float32,
+            device=u.device,
+        )
     _backward[(splits, blocks, event_offsets.numel() - 1)](
         u,
         x,
         x.stride(0),
-        bias if bias is not None else lse,
+        lse if bias is None else bias,
         event_offsets,
         target_offsets,
         out,
@@ -318,19 +383,20 @@ def backward(
         dout,
         du,
         dx,
-        dbias if dbias is not None else du,
-        num_rows,
+        du if dbias is None else dbias,
+        num_targets * heads,
         num_events,
         splits,
         H=heads,
         HEADS=max(16, triton.next_power_of_2(heads)),
         D=width,
-        BLOCK_M=block_m,
+        BLOCK_M=_block_m(max_targets, heads),
         BLOCK_L=block_l,
         BIAS=bias is not None,
-        PRECISION=precision(u),
+        PRECISION=attention_precision(u),
         STAGES=stages,
         num_warps=warps,
     )
-    one = dx[0] if blocks == 1 else dx.sum(0, dtype=torch.float32).to(x.dtype)
-    return du.sum(0).to(u.dtype), one, None if dbias is None else dbias.sum(0)
+    summed_dx = dx[0] if blocks == 1 else dx.sum(0, dtype=torch.float32).to(x.dtype)
+    summed_dbias = None if dbias is None else dbias.sum(0)
+    return du.sum(0).to(u.dtype), summed_dx, summed_dbias

@@ -1,11 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
-"""Kernels of embedding tables: gather of rows into one matrix, its gradients, and the row-wise
-Adagrad update.
+"""Kernels of embedding tables: gather into one matrix, its gradients, and row-wise Adagrad.
 
-Nothing here waits for the device: the number of distinct rows of a batch is never read on the host.
-Sums over the occurrences
-of one row are added atomically, so that equal batches give equal updates up to the order of float32
-additions.
+Nothing here waits for the device: the host never reads the number of distinct rows of a batch.
+Sums over the occurrences of one row are added atomically. Equal batches therefore give equal
+updates up to the order of float32 additions.
 
 Shape letters: T events, F index columns, n of them read from one table, K width of one row.
 """
@@ -17,8 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SMALL_TABLE = 128
-"""Rows of a table whose gradient is first summed on chip."""
+SMALL_TABLE_ROWS = 128
+"""Most rows of a table whose gradient is summed on chip first."""
+GATHER_ELEMENTS = 4096
+"""Elements that one program gathers."""
+SCATTER_ROWS = 128
+"""Events whose gradients one program scatters."""
+SUM_BLOCK_ROWS = 256
+"""Events of one product with a one-hot matrix."""
+MAX_SUM_PROGRAMS = 512
+"""Most programs that sum the gradient of a small table."""
+ADAGRAD_ELEMENTS = 2048
+"""Elements of one program of the Adagrad update."""
 
 
 @triton.jit
@@ -29,7 +37,7 @@ def _gather(
     starts,
     table,
     out,
-    at,
+    table_rows,
     num_rows,
     num_index_columns,
     out_width,
@@ -40,26 +48,29 @@ def _gather(
     BLOCK_T: tl.constexpr,
     INDIRECT: tl.constexpr,
 ):
-    rows, k = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(1)
+    """Copy the table rows of one index column; with INDIRECT `items` names the rows of `index`."""
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    k = tl.program_id(1)
     inside = rows < num_rows
-    source = rows.to(tl.int64)
+    rows_int64 = rows.to(tl.int64)
+    index_row = rows_int64
     if INDIRECT:
-        source = tl.load(items + rows, mask=inside, other=0).to(tl.int64)
-    place = tl.load(
-        index + source * num_index_columns + tl.load(columns + k), mask=inside, other=0
-    ).to(tl.int64) + tl.load(starts + k)
-    tl.store(at + rows.to(tl.int64) * n + k, place, mask=inside)
+        index_row = tl.load(items + rows, mask=inside, other=0).to(tl.int64)
+    index_offset = index_row * num_index_columns + tl.load(columns + k)
+    value_index = tl.load(index + index_offset, mask=inside, other=0).to(tl.int64)
+    table_row = value_index + tl.load(starts + k)
+    tl.store(table_rows + rows_int64 * n + k, table_row, mask=inside)
     column = tl.arange(0, BLOCK_K)
-    both = inside[:, None] & (column < K)[None, :]
-    values = tl.load(table + place[:, None] * K + column[None, :], mask=both, other=0.0)
-    spot = rows.to(tl.int64)[:, None] * out_width + offset + k * K + column[None, :]
-    tl.store(out + spot, values.to(out.dtype.element_ty), mask=both)
+    mask = inside[:, None] & (column < K)[None, :]
+    values = tl.load(table + table_row[:, None] * K + column[None, :], mask=mask, other=0.0)
+    out_offsets = rows_int64[:, None] * out_width + offset + k * K + column[None, :]
+    tl.store(out + out_offsets, values.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _scatter(
     gradient,
-    at,
+    table_rows,
     out,
     num_rows,
     width,
@@ -69,24 +80,24 @@ def _scatter(
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    rows, k = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(1)
-    inside, column = rows < num_rows, tl.arange(0, BLOCK_K)
-    both = inside[:, None] & (column < K)[None, :]
-    place = tl.load(at + rows.to(tl.int64) * n + k, mask=inside, other=0)
-    values = tl.load(
-        gradient + rows.to(tl.int64)[:, None] * width + offset + k * K + column[None, :],
-        mask=both,
-        other=0.0,
-    )
-    tl.atomic_add(
-        out + place[:, None] * K + column[None, :], values.to(tl.float32), mask=both, sem="relaxed"
-    )
+    """Add the gradients of BLOCK_T events to the rows of the table's gradient."""
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    k = tl.program_id(1)
+    inside = rows < num_rows
+    rows_int64 = rows.to(tl.int64)
+    column = tl.arange(0, BLOCK_K)
+    mask = inside[:, None] & (column < K)[None, :]
+    table_row = tl.load(table_rows + rows_int64 * n + k, mask=inside, other=0)
+    gradient_offsets = rows_int64[:, None] * width + offset + k * K + column[None, :]
+    values = tl.load(gradient + gradient_offsets, mask=mask, other=0.0)
+    destination = out + table_row[:, None] * K + column[None, :]
+    tl.atomic_add(destination, values.to(tl.float32), mask=mask, sem="relaxed")
 
 
 @triton.jit
 def _scatter_small(
     gradient,
-    at,
+    table_rows,
     out,
     num_rows,
     num_table_rows,
@@ -100,21 +111,31 @@ def _scatter_small(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The same for a table that fits on chip: rows are summed by a product with their one-hot
-    matrix.
-    """
-    k, column, table_row = tl.program_id(1), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_R)
+    """Do the same for a table that fits on chip: a product with a one-hot matrix sums the rows."""
+    k = tl.program_id(1)
+    column = tl.arange(0, BLOCK_K)
+    is_column = column < K
+    all_table_rows = tl.arange(0, BLOCK_R)
+    first = tl.program_id(0) * rows_per_program
     acc = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
     for start in range(0, rows_per_program, BLOCK_T):
-        rows = tl.program_id(0) * rows_per_program + start + tl.arange(0, BLOCK_T)
+        rows = first + start + tl.arange(0, BLOCK_T)
         inside = rows < num_rows
-        place = tl.load(at + rows.to(tl.int64) * n + k, mask=inside, other=-1)
-        spot = rows.to(tl.int64)[:, None] * width + offset + k * K + column[None, :]
-        values = tl.load(gradient + spot, mask=inside[:, None] & (column < K)[None, :], other=0.0)
-        one_hot = (table_row[:, None] == place[None, :]).to(values.dtype)
-        acc = tl.dot(one_hot, values, acc, input_precision=PRECISION)
-    both = (table_row < num_table_rows)[:, None] & (column < K)[None, :]
-    tl.atomic_add(out + table_row[:, None] * K + column[None, :], acc, mask=both, sem="relaxed")
+        rows_int64 = rows.to(tl.int64)
+        table_row = tl.load(table_rows + rows_int64 * n + k, mask=inside, other=-1)
+        gradient_offsets = rows_int64[:, None] * width + offset + k * K + column[None, :]
+        mask = inside[:, None] & is_column[None, :]
+        values = tl.load(gradient + gradient_offsets, mask=mask, other=0.0)
+        one_hot = (all_table_rows[:, None] == table_row[None, :]).to(values.dtype)
+        acc = tl.dot(
+            one_hot,
+            values,
+            acc,
+            input_precision=PRECISION,
+        )
+    mask = (all_table_rows < num_table_rows)[:, None] & is_column[None, :]
+    destination = out + all_table_rows[:, None] * K + column[None, :]
+    tl.atomic_add(destination, acc, mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -128,15 +149,16 @@ def _sum_segments(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    places = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside, column = places < num_values, tl.arange(0, BLOCK_K)
-    both = inside[:, None] & (column < K)[None, :]
-    source = tl.load(order + places, mask=inside, other=0).to(tl.int64)
-    row = tl.load(segment + places, mask=inside, other=0).to(tl.int64)
-    value = tl.load(values + source[:, None] * K + column[None, :], mask=both, other=0.0).to(
-        tl.float32
-    )
-    tl.atomic_add(out + row[:, None] * K + column[None, :], value, mask=both, sem="relaxed")
+    """Add up the gradients of each segment of equal keys."""
+    positions = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = positions < num_values
+    column = tl.arange(0, BLOCK_K)
+    mask = inside[:, None] & (column < K)[None, :]
+    value_row = tl.load(order + positions, mask=inside, other=0).to(tl.int64)
+    segment_row = tl.load(segment + positions, mask=inside, other=0).to(tl.int64)
+    value = tl.load(values + value_row[:, None] * K + column[None, :], mask=mask, other=0.0)
+    destination = out + segment_row[:, None] * K + column[None, :]
+    tl.atomic_add(destination, value.to(tl.float32), mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -153,24 +175,28 @@ def _adagrad(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """s <- s + mean(G^2), row <- row - lr G / (sqrt(s) + eps), once for each distinct key: where a
-    segment begins.
+    """Update each distinct key once, at the first position of its segment.
+
+    s <- s + mean(G^2), row <- row - lr G / (sqrt(s) + eps)
     """
-    places = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    positions = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_K)
-    row = tl.load(segment + places, mask=places < num_values, other=0)
-    before = tl.load(segment + places - 1, mask=(places < num_values) & (places > 0), other=-1)
-    begins = (places < num_values) & (row != before)
-    both = begins[:, None] & (column < K)[None, :]
-    key = tl.load(keys + places, mask=begins, other=0).to(tl.int64)
-    gradient = tl.load(
-        gradients + row.to(tl.int64)[:, None] * K + column[None, :], mask=both, other=0.0
-    )
-    total = tl.load(sums + key, mask=begins, other=0.0) + tl.sum(gradient * gradient, 1) / K
-    tl.store(sums + key, total, mask=begins)
-    spot = table + key[:, None] * K + column[None, :]
-    value = tl.load(spot, mask=both, other=0.0).to(tl.float32)
-    tl.store(spot, value - lr * gradient / (tl.sqrt(total) + eps)[:, None], mask=both)
+    inside = positions < num_values
+    segment_row = tl.load(segment + positions, mask=inside, other=0)
+    has_previous = inside & (positions > 0)
+    previous_row = tl.load(segment + positions - 1, mask=has_previous, other=-1)
+    is_first = inside & (segment_row != previous_row)
+    mask = is_first[:, None] & (column < K)[None, :]
+    key = tl.load(keys + positions, mask=is_first, other=0).to(tl.int64)
+    gradient_offsets = segment_row.to(tl.int64)[:, None] * K + column[None, :]
+    gradient = tl.load(gradients + gradient_offsets, mask=mask, other=0.0)
+    mean_square = tl.sum(gradient * gradient, 1) / K
+    total = tl.load(sums + key, mask=is_first, other=0.0) + mean_square
+    tl.store(sums + key, total, mask=is_first)
+    pointer = table + key[:, None] * K + column[None, :]
+    value = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+    deviation = tl.sqrt(total) + eps
+    tl.store(pointer, value - lr * gradient / deviation[:, None], mask=mask)
 
 
 def gather(
@@ -182,25 +208,37 @@ def gather(
     out: Tensor,
     offset: int,
 ) -> Tensor:
-    """Writes out[t, offset + k K:][:K] = table[index[t, columns[k]] + starts[k]]; returns those
-    table rows, int64 [T, n].
+    """Write out[t, offset + k K:][:K] = table[index[t, columns[k]] + starts[k]].
+
+    Returns the table rows that it read, int64 [T, n].
 
     Args:
-        items: [T], rows of `index` to read instead of row t, or None.
-        index: int [T or items, F]. columns, starts: int64 [n]. table: [rows, K]. out: [T, width].
+        items: [T], rows of `index` to read instead of row t; None for row t.
+        index: int [T or number of items, F].
+        columns: int64 [n], columns of `index` that this table serves.
+        starts: int64 [n], first table row of each column.
+        table: [rows, K].
+        out: [T, width].
+        offset: first column of `out` that is written.
     """
-    num_rows, n, width = out.shape[0], columns.numel(), table.shape[1]
-    at = torch.empty((num_rows, n), dtype=torch.int64, device=out.device)
+    num_rows = out.shape[0]
+    n = columns.numel()
+    width = table.shape[1]
+    table_rows = torch.empty(
+        (num_rows, n),
+        dtype=torch.int64,
+        device=out.device,
+    )
     block_k = triton.next_power_of_2(width)
-    block_t = max(16, 4096 // block_k)
+    block_t = max(16, GATHER_ELEMENTS // block_k)
     _gather[(triton.cdiv(num_rows, block_t), n)](
-        items if items is not None else index,
+        index if items is None else items,
         index,
         columns,
         starts,
         table,
         out,
-        at,
+        table_rows,
         num_rows,
         index.shape[1],
         out.shape[1],
@@ -212,45 +250,36 @@ def gather(
         INDIRECT=items is not None,
         num_warps=8,
     )
-    return at
+    return table_rows
 
 
 def scatter(
     gradient: Tensor,
-    at: Tensor,
+    table_rows: Tensor,
     offset: int,
     num_table_rows: int,
     width: int,
 ) -> Tensor:
-    """Returns the gradient of a table, float32 [rows, K], from that of the gathered matrix.
+    """Return the gradient of a table, float32 [rows, K], from that of the gathered matrix.
 
     Args:
-        gradient: [T, width of it]. at: int64 [T, n], as `gather` returned it.
+        gradient: [T, width of the gathered matrix].
+        table_rows: int64 [T, n], as `gather` returned it.
+        offset: first column of the table in `gradient`.
+        num_table_rows: rows of the table.
+        width: K.
     """
-    out = torch.zeros((num_table_rows, width), dtype=torch.float32, device=gradient.device)
-    (num_rows, n), block_k = at.shape, max(16, triton.next_power_of_2(width))
-    if num_table_rows <= SMALL_TABLE:
-        per_program = max(256, triton.cdiv(triton.cdiv(num_rows, 512), 256) * 256)
-        _scatter_small[(triton.cdiv(num_rows, per_program), n)](
+    num_rows, n = table_rows.shape
+    block_k = max(16, triton.next_power_of_2(width))
+    out = torch.zeros(
+        (num_table_rows, width),
+        dtype=torch.float32,
+        device=gradient.device,
+    )
+    if num_table_rows > SMALL_TABLE_ROWS:
+        _scatter[(triton.cdiv(num_rows, SCATTER_ROWS), n)](
             gradient,
-            at,
-            out,
-            num_rows,
-            num_table_rows,
-            gradient.shape[1],
-            offset,
-            n,
-            per_program,
-            K=width,
-            BLOCK_K=block_k,
-            BLOCK_T=256,
-            BLOCK_R=max(16, triton.next_power_of_2(num_table_rows)),
-            PRECISION="ieee" if gradient.dtype == torch.float32 else "tf32",
-        )
-    else:
-        _scatter[(triton.cdiv(num_rows, 128), n)](
-            gradient,
-            at,
+            table_rows,
             out,
             num_rows,
             gradient.shape[1],
@@ -258,29 +287,62 @@ def scatter(
             n,
             K=width,
             BLOCK_K=block_k,
-            BLOCK_T=128,
+            BLOCK_T=SCATTER_ROWS,
         )
+        return out
+    blocks = triton.cdiv(triton.cdiv(num_rows, MAX_SUM_PROGRAMS), SUM_BLOCK_ROWS)
+    rows_per_program = max(1, blocks) * SUM_BLOCK_ROWS
+    _scatter_small[(triton.cdiv(num_rows, rows_per_program), n)](
+        gradient,
+        table_rows,
+        out,
+        num_rows,
+        num_table_rows,
+        gradient.shape[1],
+        offset,
+        n,
+        rows_per_program,
+        K=width,
+        BLOCK_K=block_k,
+        BLOCK_T=SUM_BLOCK_ROWS,
+        BLOCK_R=max(16, triton.next_power_of_2(num_table_rows)),
+        PRECISION="ieee" if gradient.dtype == torch.float32 else "tf32",
+    )
     return out
 
 
 def adagrad(
-    table: Tensor, sums: Tensor, rows: Tensor, gradients: Tensor, lr: float, eps: float
+    table: Tensor,
+    sums: Tensor,
+    rows: Tensor,
+    gradients: Tensor,
+    lr: float,
+    eps: float,
 ) -> None:
-    """Updates the rows of a table and their accumulators in place; a row that comes several times
-    gets the sum of its gradients.
+    """Update the rows of a table and their accumulators in place.
+
+    A row that comes several times gets the sum of its gradients.
 
     Args:
-        table: [num_rows, K]. sums: float32 [num_rows]. rows: int64 [n]. gradients: [n, K].
+        table: [num_rows, K].
+        sums: float32 [num_rows], accumulators.
+        rows: int64 [n], rows to update.
+        gradients: [n, K].
+        lr: learning rate.
+        eps: added to the deviation.
     """
     count, width = gradients.shape
     if count == 0:
         return
-    keys, order = torch.sort(rows.to(torch.int32) if table.shape[0] < 2**31 else rows)
+    fits_int32 = table.shape[0] < 2**31
+    keys, order = torch.sort(rows.to(torch.int32) if fits_int32 else rows)
+    # Number of the segment of equal keys that each position belongs to.
     segment = torch.zeros_like(keys)
-    torch.cumsum(keys[1:] != keys[:-1], 0, dtype=segment.dtype, out=segment[1:])
+    is_new = keys[1:] != keys[:-1]
+    torch.cumsum(is_new, 0, dtype=segment.dtype, out=segment[1:])
     summed = torch.zeros((count, width), dtype=torch.float32, device=table.device)
     block_k = triton.next_power_of_2(width)
-    block_n = max(1, 2048 // block_k)
+    block_n = max(1, ADAGRAD_ELEMENTS // block_k)
     grid = (triton.cdiv(count, block_n),)
     _sum_segments[grid](
         gradients.contiguous(),

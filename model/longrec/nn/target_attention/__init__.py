@@ -1,9 +1,7 @@
-"""Target-to-history attention: every target of a request attends to that request's history and to
-nothing else.
+"""Target-to-history attention: every target attends to the history of its own request only.
 
-The orders of computation give equal results; `attend` takes the cheaper one. There is no padding
-and no tensor of all
-(target, event) pairs times the width.
+The orders of computation give equal results, and `attend` takes the cheaper one. There is no
+padding, and no tensor of all (target, event) pairs times the width.
 """
 
 from __future__ import annotations
@@ -19,32 +17,38 @@ from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_v
 Order = Literal["auto", "plain", "reordered"]
 
 
-def choose(num_targets: float, width: int, num_heads: int) -> Literal["plain", "reordered"]:
-    """Returns the order with fewer FLOPs for m targets on one history: reordered below m* =
-    d/(h-1).
+def cheaper_order(
+    num_targets: float,
+    width: int,
+    num_heads: int,
+) -> Literal["plain", "reordered"]:
+    """Return the order with fewer FLOPs for m targets on one history.
 
-    The length does not matter: both counts are proportional to it (4 L d^2 + 4 L d m against 4 L d
-    h m).
+    Reordered is cheaper below m* = d/(h-1). The length does not matter, since both counts are
+    proportional to it: 4 L d^2 + 4 L d m against 4 L d h m.
     """
     return "reordered" if num_targets * (num_heads - 1) < width else "plain"
 
 
 def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D"]:
-    """Returns the attention output of every target, heads side by side, before W_O; zeros for an
-    empty history.
+    """Return the attention output of every target before W_O; zeros for an empty history.
 
     Args:
         inputs: of one layer.
-        order: `auto` weighs the targets of each request by its events, which is where the cost is.
+        order: `auto` weighs the targets of each request by its events, since they are the cost.
 
     Source: arXiv 2511.06077; per head softmax(q W_Q (X W_K)^T / sqrt(d_h)) X W_V.
     """
     if fused.usable(inputs.tokens, inputs.num_heads):
-        return fused.memory(inputs, order).attend(inputs.scaled_queries().flatten(1))
+        source = fused.attention_source(inputs, order)
+        return source.attend(inputs.scaled_queries().flatten(1))
     if order == "auto":
-        mean_targets = inputs.segments.num_pairs / max(1, inputs.tokens.shape[0])
-        order = choose(mean_targets, inputs.queries.shape[1], inputs.num_heads)
-    return reference.attend(inputs) if order == "plain" else reordered.attend(inputs)
+        num_events = max(1, inputs.tokens.shape[0])
+        mean_targets = inputs.segments.num_pairs / num_events
+        order = cheaper_order(mean_targets, inputs.queries.shape[1], inputs.num_heads)
+    if order == "plain":
+        return reference.attend(inputs)
+    return reordered.attend(inputs)
 
 
 __all__ = [
@@ -52,7 +56,7 @@ __all__ = [
     "Order",
     "Segments",
     "attend",
-    "choose",
+    "cheaper_order",
     "fused",
     "keys_values_weight",
     "reference",

@@ -1,28 +1,25 @@
-"""Attention over kept keys and values: a cache holds them for every event of a user, and a request
-attends to a stretch of it.
+"""Attention over cached keys and values: a cache stores them for every event of a user.
 
-With kept events the plain order is the cheapest for every number of targets: 4 L d m FLOPs a layer,
-where the reordered one needs
-4 L d h m; forming K and V was paid once per event. Kept X_i would halve the bytes and cost h times
-as much, or 4 L d^2 again.
+With cached events the plain order is the cheapest for any number of targets: 4 L d m FLOPs a layer,
+where the reordered one takes 4 L d h m. K and V were paid for once per event. Caching X_i instead
+would halve the bytes, and cost h times as much or 4 L d^2 again.
 
-Equal events (same item, same features, other times) have equal keys and values, so their weights
-add up: a request attends to each kind of
-event once, its bias the logarithm of the sum of what theirs are raised to. Exact, and shorter by as
-much as a history repeats itself.
+Duplicate events (same item, same features, other times) have equal keys and values, so their
+weights add up. A request attends to each distinct event once, with the log-sum-exp of the
+duplicates' biases as its bias. This is exact, and shortens a history by its repetitions.
 
-Shape letters: R requests, T packed events, L events (U that differ) and m targets of one request, N
-packed targets, D width, H heads, K
-width of one.
+Shape letters: R requests, T packed events, N packed targets, L events (U distinct ones) and
+M targets of one request, C chunks, B layers times heads, G gap buckets, D width, H heads,
+K head width.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -33,63 +30,65 @@ from longrec.nn import parallel
 from longrec.nn.target_attention import fused
 from longrec.nn.target_attention.inputs import Segments, softmax
 
-EVENTS = 1_024
-"""Of a piece of attention: keys and values of so many stay in a core's cache while all targets pass
-over them.
-"""
-SMALL = 1 << 22
-"""Targets times events times width that a piece has at least: less is done before another thread
-has woken up.
-"""
+ATTENTION_CHUNK_EVENTS = 1_024
+"""Events of a chunk: their keys and values stay in a core's cache while all targets pass over."""
+MIN_CHUNK_WORK = 1 << 22
+"""Least targets times events times width of a chunk; less is done before a thread wakes up."""
+
+ChunkResult: TypeAlias = tuple[Tensor, Tensor]
+"""Attention to a chunk of events [H, M, K], and its log-sum-exp [H, M]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Repeats:
-    """Which events of a request are equal but for their times.
+class DuplicateEvents:
+    """Which events of a request are equal but for their times, named as by numpy.unique.
 
     Args:
-        first: int64 [U], row of the first event of each kind.
-        kinds: int64 [L], kind of each event.
+        first_index: int64 [U], row of the first of each group of duplicates.
+        inverse: int64 [L], group of each event.
     """
 
-    first: Int[Tensor, " U"]
-    kinds: Int[Tensor, " L"]
+    first_index: Int[Tensor, " U"]
+    inverse: Int[Tensor, " L"]
 
     def bias(
-        self, table: Float[Tensor, "B G"], gaps: Int[Tensor, " L"] | None
+        self,
+        table: Float[Tensor, "B G"],
+        gaps: Int[Tensor, " L"] | None,
     ) -> Float[Tensor, "B U"]:
-        """Returns the bias of each kind from that of each time gap: log sum_j exp(table[b,
-        gaps[j]]) over its events j.
+        """Return the bias of each distinct event: the log-sum-exp of its duplicates' biases.
 
         Args:
-            table: bias by gap; zeros where there is none.
-            gaps: bucket of the time gap of each event, None for 0.
+            table: bias by gap bucket; zeros for a model without.
+            gaps: gap bucket of each event, or None if all are in bucket 0.
         """
-        places = self.kinds * table.shape[1] if gaps is None else self.kinds * table.shape[1] + gaps
-        counts_UG = torch.bincount(places, minlength=len(self.first) * table.shape[1]).view(
-            -1, table.shape[1]
-        )
+        num_buckets = table.shape[1]
+        bins = self.inverse * num_buckets
+        if gaps is not None:
+            bins = bins + gaps
+        num_bins = len(self.first_index) * num_buckets
+        counts_UG = torch.bincount(bins, minlength=num_bins).view(-1, num_buckets)
+        # Counts by bucket turn the sum over duplicates into one small product.
         largest = table.max(dim=1, keepdim=True).values
         sums = torch.exp(table - largest) @ counts_UG.t().to(table.dtype)
-        return largest + torch.log(sums.clamp_min(torch.finfo(sums.dtype).tiny))
+        smallest = torch.finfo(sums.dtype).tiny
+        return largest + torch.log(sums.clamp_min(smallest))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class KeptKeysValues:
-    """Keys and values of each request's events in one layer, wherever they lie.
+class CachedKeysValues:
+    """Cached keys and values of each request's events in one layer, an attention source.
 
     Args:
         parts: R of [L, 2 D], keys and values of each event side by side in each head, [H, 2, K];
             rows may have any stride.
-        biases: R of [H, L], or of [H, U] where rows are chosen, added to the logits; None for none.
+        biases: R of [H, L], or of [H, U] with `rows`, added to the logits; None for no bias.
         num_heads: H.
-        num_targets: m of each request.
-        segments: of the parts side by side on their device, made once for all layers; None to make
-            them when they are needed.
-        rows: R of int64 [U], rows of the part that are attended to, None for all of them; None for
-            all of each.
-        seen: gets what `attend` weighs the events by, R of [H, m, L] each time; None to note
-            nothing.
+        num_targets: targets of each request.
+        segments: of the parts one after another, on their device; made once for all layers. None
+            makes them when they are needed.
+        rows: R of int64 [U], rows of each part to attend to; None for all of them.
+        recorded_weights: `attend` appends its weights, R of [H, M, L]; None records nothing.
     """
 
     parts: Sequence[Tensor]
@@ -98,146 +97,169 @@ class KeptKeysValues:
     num_targets: Sequence[int]
     segments: Segments | None = None
     rows: Sequence[Tensor | None] | None = None
-    seen: list[list[Tensor]] | None = None
+    recorded_weights: list[list[Tensor]] | None = None
 
     def attend(self, queries: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Returns softmax(q K^T + bias) V, heads side by side; zeros for an empty history. Queries
-        are q W_Q / sqrt(d_h).
+        """Return softmax(q K^T + bias) V, heads side by side; zeros for an empty history.
+
+        Args:
+            queries: [N, D], q W_Q / sqrt(d_h).
         """
-        if self.seen is not None:
-            self.seen.append(self.weights(queries))
+        if self.recorded_weights is not None:
+            self.recorded_weights.append(self.weights(queries))
         if fused.usable(queries, self.num_heads):
-            return self._on_device().attend(queries)
-        rows = self.rows or [None] * len(self.parts)
-        split = zip(
-            queries.split(list(self.num_targets)), self.parts, rows, self.biases, strict=True
+            return self._fused_source().attend(queries)
+        requests = zip(
+            queries.split(list(self.num_targets)),
+            self.parts,
+            self._rows(),
+            self.biases,
+            strict=True,
         )
-        cut = [_pieces(*part, self.num_heads) for part in split]
-        found = iter(parallel.run([piece for request in cut for piece in request]))
-        return torch.cat([_merged([next(found) for _ in request]) for request in cut])
+        chunks = [_attention_chunks(*request, self.num_heads) for request in requests]
+        results = iter(parallel.run_chunks([chunk for request in chunks for chunk in request]))
+        outputs = [_merge_chunks([next(results) for _ in request]) for request in chunks]
+        return torch.cat(outputs)
 
     def weights(self, queries: Float[Tensor, "N D"]) -> list[Tensor]:
-        """Returns what each target of each request attends to: the softmax itself, in float32, R of
-        [H, m, L or U].
+        """Return the attention weights of each request, R of float32 [H, M, L or U].
+
+        This is the readable reference of `attend`, up to the product with the values.
         """
+        requests = zip(
+            queries.split(list(self.num_targets)),
+            self._attended_parts(),
+            self.biases,
+            strict=True,
+        )
         return [
             softmax(_logits(query.float(), part.float(), bias, self.num_heads))
-            for query, part, bias in zip(
-                queries.split(list(self.num_targets)), self._chosen(), self.biases, strict=True
-            )
+            for query, part, bias in requests
         ]
 
-    def _chosen(self) -> list[Tensor]:
-        """Returns the rows of each request that are attended to."""
-        rows = self.rows or [None] * len(self.parts)
-        return [
-            part if chosen is None else part.index_select(0, chosen)
-            for part, chosen in zip(self.parts, rows, strict=True)
-        ]
+    def _rows(self) -> Sequence[Tensor | None]:
+        return self.rows or [None] * len(self.parts)
 
-    def _on_device(self) -> fused.KeysValues:
-        """Returns the same for the kernels of a CUDA device, which read one tensor; a single
-        request is not copied.
-        """
-        parts = self._chosen()
-        kv = parts[0] if len(parts) == 1 else torch.cat(parts)
-        segments = self.segments or Segments.counted(
-            [len(part) for part in parts], self.num_targets, kv.device
-        )
+    def _attended_parts(self) -> list[Tensor]:
+        """Return the keys and values of each request that are attended to."""
+        pairs = zip(self.parts, self._rows(), strict=True)
+        return [_select(part, rows) for part, rows in pairs]
+
+    def _fused_source(self) -> fused.KeysValues:
+        """Return the same source for the kernels of a CUDA device, which read one tensor."""
+        parts = self._attended_parts()
+        kv = parts[0] if len(parts) == 1 else torch.cat(parts)  # one request is not copied
+        segments = self.segments
+        if segments is None:
+            num_events = [len(part) for part in parts]
+            segments = Segments.from_counts(num_events, self.num_targets, kv.device)
         biases = [bias.float() for bias in self.biases if bias is not None]
-        bias = (
-            (biases[0] if len(biases) == 1 else torch.cat(biases, dim=1)).contiguous()
-            if biases
-            else None
-        )
+        bias = None
+        if biases:
+            joined = biases[0] if len(biases) == 1 else torch.cat(biases, dim=1)
+            bias = joined.contiguous()
         return fused.KeysValues(kv.contiguous(), self.num_heads, segments, bias)
 
 
-def _pieces(
+def _attention_chunks(
     queries_MD: Tensor,
     kv_LD2: Tensor,
     rows_U: Tensor | None,
     bias_HU: Tensor | None,
     num_heads: int,
-) -> list[Callable[[], tuple[Tensor, Tensor]]]:
-    """Returns the attention of one request in pieces, each `_attend` of all heads and targets to a
-    stretch of its events once run; many
-    more of them than threads, so that a core that is slow for a while takes fewer. The cut depends
-    on the request alone."""
-    queries_HMK, num_events = (
-        _by_head(queries_MD, num_heads),
-        kv_LD2.shape[0] if rows_U is None else rows_U.shape[0],
-    )
-    if not num_events:
-        return [
-            lambda: (torch.zeros_like(queries_HMK), queries_HMK.new_zeros(queries_HMK.shape[:2]))
-        ]
-    size = (
-        EVENTS * math.ceil(SMALL / (EVENTS * queries_MD.numel()))
-        if queries_MD.device.type == "cpu"
-        else num_events
-    )
-    stretches = (
-        zip(kv_LD2.split(size), itertools.repeat(None))
-        if rows_U is None
-        else zip(itertools.repeat(kv_LD2), rows_U.split(size))
-    )
-    biases = (
-        itertools.repeat(None)
-        if bias_HU is None
-        else bias_HU.to(queries_MD.dtype).split(size, dim=1)
-    )
-    return [
-        functools.partial(_attend, queries_HMK, *stretch, bias)
-        for stretch, bias in zip(stretches, biases, strict=False)
-    ]
+) -> list[Callable[[], ChunkResult]]:
+    """Return the attention of one request as tasks, one for each chunk of its events.
 
-
-def _attend(
-    queries_HMK: Tensor, kv_LD2: Tensor, rows_U: Tensor | None, bias_HU: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Returns the attention to a stretch of events, [H, m, K], and the logarithm of the sum of its
-    weights, [H, m]; 0 off the CPU, where a
-    stretch is all there is."""
-    keys_HUK, values_HUK = _keys_values(
-        kv_LD2 if rows_U is None else kv_LD2.index_select(0, rows_U), queries_HMK.shape[0]
-    )
-    mask = (
-        None if bias_HU is None else bias_HU[None, :, None].expand(1, -1, queries_HMK.shape[1], -1)
-    )
-    inputs = queries_HMK[None], keys_HUK[None], values_HUK[None]
-    if queries_HMK.device.type != "cpu":
-        return scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)[
-            0
-        ], queries_HMK.new_zeros(queries_HMK.shape[:2])
-    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *inputs, attn_mask=mask, scale=1.0
-    )  # the same, and the sums
-    return output[0], sums[0]
-
-
-def _merged(stretches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Returns the attention of one request, [m, D], from that to stretches of its events: their
-    mean by the sums of their weights.
+    There are many more chunks than threads, so a core that is slow for a while takes fewer. The
+    cut depends on the request alone.
     """
-    outputs_SHMK, sums_SHM = (torch.stack(parts) for parts in zip(*stretches, strict=True))
-    merged = (
-        outputs_SHMK[0]
-        if len(stretches) == 1
-        else (outputs_SHMK * torch.softmax(sums_SHM, 0)[..., None]).sum(0)
+    queries_HMK = _by_head(queries_MD, num_heads)
+    num_events = len(kv_LD2) if rows_U is None else len(rows_U)
+    if num_events == 0:
+        return [functools.partial(_attend_nothing, queries_HMK)]
+    chunk_events = num_events
+    if queries_MD.device.type == "cpu":
+        chunk_events = _chunk_events(queries_MD.numel())
+    if bias_HU is not None:
+        bias_HU = bias_HU.to(queries_MD.dtype)
+    chunks: list[Callable[[], ChunkResult]] = []
+    for start in range(0, num_events, chunk_events):
+        events = slice(start, start + chunk_events)
+        chunk = functools.partial(
+            _attend_chunk,
+            queries_HMK,
+            kv_LD2 if rows_U is not None else kv_LD2[events],
+            None if rows_U is None else rows_U[events],
+            None if bias_HU is None else bias_HU[:, events],
+        )
+        chunks.append(chunk)
+    return chunks
+
+
+def _chunk_events(query_elements: int) -> int:
+    """Return the events of a chunk: whole multiples of ATTENTION_CHUNK_EVENTS, enough work."""
+    work = ATTENTION_CHUNK_EVENTS * query_elements
+    return ATTENTION_CHUNK_EVENTS * math.ceil(MIN_CHUNK_WORK / work)
+
+
+def _attend_nothing(queries_HMK: Tensor) -> ChunkResult:
+    log_sum_exp_HM = queries_HMK.new_zeros(queries_HMK.shape[:2])
+    return torch.zeros_like(queries_HMK), log_sum_exp_HM
+
+
+def _attend_chunk(
+    queries_HMK: Tensor,
+    kv_LD2: Tensor,
+    rows_U: Tensor | None,
+    bias_HU: Tensor | None,
+) -> ChunkResult:
+    """Return the attention to one chunk of events, and its log-sum-exp.
+
+    The log-sum-exp is 0 off the CPU, where a request has a single chunk.
+    """
+    num_heads, num_targets, _ = queries_HMK.shape
+    keys_HUK, values_HUK = _keys_values(_select(kv_LD2, rows_U), num_heads)
+    mask = None
+    if bias_HU is not None:
+        mask = bias_HU[None, :, None].expand(1, -1, num_targets, -1)
+    inputs = (queries_HMK[None], keys_HUK[None], values_HUK[None])
+    if queries_HMK.device.type != "cpu":
+        output = scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)
+        return output[0], queries_HMK.new_zeros((num_heads, num_targets))
+    # The kernel behind scaled_dot_product_attention, called directly for its log-sum-exp.
+    output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *inputs,
+        attn_mask=mask,
+        scale=1.0,
     )
-    attended: Tensor = merged.to(outputs_SHMK.dtype).transpose(0, 1).flatten(1)
+    return output[0], log_sum_exp[0]
+
+
+def _merge_chunks(chunks: list[ChunkResult]) -> Tensor:
+    """Return the attention of one request, [M, D]: its chunks weighted by their softmax sums."""
+    outputs_CHMK = torch.stack([output for output, _ in chunks])
+    merged = outputs_CHMK[0]
+    if len(chunks) > 1:
+        log_sum_exps_CHM = torch.stack([log_sum_exp for _, log_sum_exp in chunks])
+        shares_CHM = torch.softmax(log_sum_exps_CHM, 0)
+        merged = (outputs_CHMK * shares_CHM[..., None]).sum(0)
+    attended: Tensor = merged.to(outputs_CHMK.dtype).transpose(0, 1).flatten(1)
     return attended
 
 
-def _by_head(rows: Tensor, num_heads: int) -> Tensor:
-    by_head: Tensor = rows.unflatten(1, (num_heads, -1)).transpose(0, 1)
+def _select(kv_LD2: Tensor, rows_U: Tensor | None) -> Tensor:
+    return kv_LD2 if rows_U is None else kv_LD2.index_select(0, rows_U)
+
+
+def _by_head(rows_MD: Tensor, num_heads: int) -> Tensor:
+    by_head: Tensor = rows_MD.unflatten(1, (num_heads, -1)).transpose(0, 1)
     return by_head
 
 
 def _keys_values(kv_LD2: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Returns keys and values, each [H, L, K]."""
-    keys_HLK, values_HLK = kv_LD2.unflatten(1, (num_heads, 2, -1)).permute(2, 1, 0, 3)
+    """Return keys and values, each [H, L, K]."""
+    by_head_LH2K = kv_LD2.unflatten(1, (num_heads, 2, -1))
+    keys_HLK, values_HLK = by_head_LH2K.permute(2, 1, 0, 3)
     return keys_HLK, values_HLK
 
 
@@ -247,7 +269,6 @@ def _logits(
     bias_HL: Tensor | None,
     num_heads: int,
 ) -> Tensor:
-    logits_HML = _by_head(queries_MD, num_heads) @ _keys_values(kv_LD2, num_heads)[0].transpose(
-        1, 2
-    )
+    keys_HLK, _ = _keys_values(kv_LD2, num_heads)
+    logits_HML = _by_head(queries_MD, num_heads) @ keys_HLK.transpose(1, 2)
     return logits_HML if bias_HL is None else logits_HML + bias_HL[:, None]

@@ -1,20 +1,19 @@
-"""Target-to-history attention on a CUDA device: ragged, split over the events, the history read
-once forward and once backward.
+"""Target-to-history attention on a CUDA device: ragged, and split over the events.
 
-Both orders are here, each with its kernel (longrec.nn.kernels); nothing of size targets x events is
-ever written.
+Both orders are here, each with its kernel (longrec.nn.kernels). The history is read once forward
+and once backward. Nothing of size targets x events is ever written.
 
-    KeysValues   plain       keys and values of every event; a program takes one head of one request
-    and a part of its events
-    Tokens       reordered   the events themselves; a program takes the (target, head) rows of one
-    request
+    KeysValues    plain       keys and values of every event; a program takes one head of one
+                              request and one split of its events
+    EventTokens   reordered   the events themselves; a program takes the (target, head) rows of
+                              one request and one split of its events
 
-The norm of the encoding can be left half done (longrec.nn.fused_ffn): its scale is then in the
-weights, and its shift, which
-the softmax weights hand on unchanged, is added to the output.
+The norm of the encoding can be left half done (longrec.nn.fused_ffn). Its scale is then in the
+weights. Its shift is added to the output, since softmax weights sum to 1. The reference
+implementations are target_attention.reference and target_attention.reordered.
 
 Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width, B gap
-buckets.
+buckets, M layers.
 """
 
 from __future__ import annotations
@@ -26,66 +25,76 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from longrec.nn.fused_ffn import apply, available
+from longrec.nn.fused_paths import apply_function, available
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
+from longrec.nn.target_attention.reordered import lift_queries, project_values
 
-PROGRAMS = 2048
-"""Programs that fill the device several times over: a history is split in parts until heads x
-requests x parts reach it.
-"""
-EVENTS_PER_PART = 256
-"""Fewest events worth a part of their own."""
+TARGET_PROGRAMS = 2048
+"""Programs that fill the device several times over; a history is split until there are as many."""
+MIN_EVENTS_PER_SPLIT = 256
+"""Fewest events that are worth a split of their own."""
+HEAD_WIDTHS = (16, 32, 64, 128)
+"""Head widths that the kernels take."""
 REORDERED_WIDTHS = (64, 128, 256)
-REORDERED_ROWS = 64
-"""Rows (targets x heads of a request) up to which the reordered kernel is faster than keys and
+MAX_REORDERED_ROWS = 64
+"""Most (target, head) rows of a request for which the reordered kernel is faster than keys and
 values; measured, docs/engine.md.
 """
+REORDERED_PROGRAMS_PER_BLOCK = 4
+"""Weight of a program of the reordered kernel in `num_splits`: it needs fewer splits."""
 
 
 def usable(tensor: Tensor, num_heads: int) -> bool:
-    """Returns whether the kernels take rows [*, D] like these: on a CUDA device, heads of 16, 32,
-    64 or 128 columns.
-    """
+    """Return whether the kernels take rows [*, D] like these, on their device."""
     head_width = tensor.shape[-1] // num_heads
-    return (
-        tensor.is_cuda
-        and tensor.dtype != torch.float64
-        and head_width in (16, 32, 64, 128)
-        and available()
-    )
+    is_supported = tensor.dtype != torch.float64 and head_width in HEAD_WIDTHS
+    return tensor.is_cuda and is_supported and available()
 
 
-def takes_reordered(
+def runs_reordered(
     order: str,
     segments: Segments,
     width: int,
     num_heads: int,
 ) -> bool:
-    """Returns whether the reordered kernel runs: where `order` says so and it can, or with `auto`
-    where it is the faster one.
+    """Return whether the reordered kernel runs.
+
+    It runs if it takes the width, and `order` asks for it or is `auto` and it is the faster one.
     """
+    if order == "plain" or width not in REORDERED_WIDTHS:
+        return False
     rows = max(segments.num_targets) * num_heads
-    return (
-        order != "plain"
-        and width in REORDERED_WIDTHS
-        and (order == "reordered" or rows <= REORDERED_ROWS)
-    )
+    return order == "reordered" or rows <= MAX_REORDERED_ROWS
 
 
-def memory(inputs: AttentionInputs, order: str) -> KeysValues | Tokens:
-    """Returns what the queries of one layer attend to."""
-    tokens, segments, heads = inputs.tokens, inputs.segments, inputs.num_heads
+def attention_source(inputs: AttentionInputs, order: str) -> KeysValues | EventTokens:
+    """Return the tensors that the queries of one layer attend to."""
+    tokens = inputs.tokens
+    segments = inputs.segments
+    heads = inputs.num_heads
     bias = None if inputs.bias is None else inputs.bias.t().float().contiguous()
-    if tokens.element_size() == 2 and takes_reordered(order, segments, tokens.shape[1], heads):
-        return Tokens(tokens, inputs.w_k, inputs.w_v, heads, segments, bias)
+    is_16_bit = tokens.element_size() == 2
+    if is_16_bit and runs_reordered(order, segments, tokens.shape[1], heads):
+        return EventTokens(
+            tokens,
+            inputs.w_k,
+            inputs.w_v,
+            heads,
+            segments,
+            bias,
+        )
+    kv = tokens @ keys_values_weight(inputs.w_k, inputs.w_v, heads)
     return KeysValues(
-        tokens @ keys_values_weight(inputs.w_k, inputs.w_v, heads), heads, segments, bias
+        kv,
+        heads,
+        segments,
+        bias,
     )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeysValues:
-    """Keys and values of every event, to be attended to.
+    """Keys and values of every event, an attention source.
 
     Args:
         kv: [T, 2 D], keys and values side by side in each head, [H, 2, K] (keys_values_weight).
@@ -102,18 +111,25 @@ class KeysValues:
     shift: Float[Tensor, " D"] | None = None
 
     def attend(self, queries: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Returns softmax(q K^T + bias) V, heads side by side; zeros for an empty history. Queries
-        are q W_Q / sqrt(d_h).
+        """Return softmax(q K^T + bias) V, heads side by side; zeros for an empty history.
+
+        Args:
+            queries: [N, D], q W_Q / sqrt(d_h).
         """
-        output: Tensor = apply(
-            _Plain, queries.to(self.kv.dtype), self.kv, self.bias, self.num_heads, self.segments
+        output: Tensor = apply_function(
+            _PlainAttention,
+            queries.to(self.kv.dtype),
+            self.kv,
+            self.bias,
+            self.num_heads,
+            self.segments,
         )
-        return _shifted(output, self.shift, self.segments)
+        return _add_shift(output, self.shift, self.segments)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tokens:
-    """Events of every request, to be attended to without keys and values.
+class EventTokens:
+    """Encoded events, an attention source without keys and values.
 
     Args:
         tokens: [T, D].
@@ -130,46 +146,55 @@ class Tokens:
     shift: Float[Tensor, " D"] | None = None
 
     def attend(self, queries: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Returns what KeysValues.attend returns."""
-        heads, kind = self.num_heads, self.tokens.dtype
-        keys_HKD = self.w_k.to(kind).unflatten(1, (heads, -1)).permute(1, 2, 0)
-        values_HDK = self.w_v.to(kind).unflatten(1, (heads, -1)).transpose(0, 1)
-        lifted_NHD = (
-            (queries.to(kind).unflatten(1, (heads, -1)).transpose(0, 1) @ keys_HKD)
-            .transpose(0, 1)
-            .contiguous()
+        """Return the output of KeysValues.attend."""
+        dtype = self.tokens.dtype
+        queries_NHK = queries.to(dtype).unflatten(1, (self.num_heads, -1))
+        lifted_NHD = lift_queries(queries_NHK, self.w_k.to(dtype)).contiguous()
+        mixed_NHD: Tensor = apply_function(
+            _ReorderedAttention,
+            lifted_NHD,
+            self.tokens,
+            self.bias,
+            self.segments,
         )
-        mixed_NHD: Tensor = apply(_Reordered, lifted_NHD, self.tokens, self.bias, self.segments)
-        output = (mixed_NHD.transpose(0, 1) @ values_HDK).transpose(0, 1).flatten(1)
-        return _shifted(output, self.shift, self.segments)
+        output = project_values(mixed_NHD, self.w_v.to(dtype))
+        return _add_shift(output, self.shift, self.segments)
 
 
 def gap_biases(tables: Float[Tensor, "M B H"], gaps: Int[Tensor, " T"]) -> tuple[Tensor, ...]:
-    """Returns the bias of every event in each layer, M of float32 [H, T]; the backward pass sums by
-    bucket without sorting.
+    """Return the bias of every event in each layer, M of float32 [H, T].
+
+    The backward pass sums by bucket without sorting.
     """
-    return tuple(apply(_GapBiases, tables, gaps))
+    return tuple(apply_function(_GapBiases, tables, gaps))
 
 
-def num_parts(segments: Segments, programs_per_request: int) -> int:
-    """Returns in how many parts every history is split."""
-    wanted = -(-PROGRAMS // (programs_per_request * len(segments.num_events)))
-    return max(1, min(wanted, -(-max(segments.num_events) // EVENTS_PER_PART)))
+def num_splits(segments: Segments, programs_per_request: int) -> int:
+    """Return in how many parts every history is split."""
+    num_programs = programs_per_request * len(segments.num_events)
+    to_fill_device = -(-TARGET_PROGRAMS // num_programs)
+    worthwhile = -(-max(segments.num_events) // MIN_EVENTS_PER_SPLIT)
+    return max(1, min(to_fill_device, worthwhile))
 
 
-def _shifted(output: Tensor, shift: Tensor | None, segments: Segments) -> Tensor:
+def _add_shift(output: Tensor, shift: Tensor | None, segments: Segments) -> Tensor:
+    """Return the output with the shift added for every target that has a history."""
     if shift is None:
         return output
+    shift = shift.to(output.dtype)
     if min(segments.num_events) > 0:
-        return output + shift.to(output.dtype)
-    counts = segments.target_offsets.diff()
-    known = (segments.event_offsets.diff() > 0).repeat_interleave(
-        counts, output_size=output.shape[0]
+        return output + shift
+    has_events = segments.event_offsets.diff() > 0
+    has_history = has_events.repeat_interleave(
+        segments.target_offsets.diff(),
+        output_size=output.shape[0],
     )
-    return output + known[:, None] * shift.to(output.dtype)
+    return output + has_history[:, None] * shift
 
 
-class _Plain(torch.autograd.Function):
+class _PlainAttention(torch.autograd.Function):
+    """softmax(q K^T + bias) V by the kernels of longrec.nn.kernels.attention."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -181,13 +206,14 @@ class _Plain(torch.autograd.Function):
     ) -> Tensor:
         from longrec.nn.kernels import attention as kernels
 
-        queries, kv = queries.contiguous(), kv.contiguous()
+        queries = queries.contiguous()
+        kv = kv.contiguous()
+        offsets = (segments.event_offsets, segments.target_offsets)
         block = kernels.block_n(segments.num_targets)
-        fixed = (segments.event_offsets, segments.target_offsets)
-        ctx.sizes = (num_heads, block, num_parts(segments, num_heads))
+        ctx.sizes = (num_heads, block, num_splits(segments, num_heads))
         ctx.once = max(segments.num_targets) <= block
-        out, lse = kernels.forward(queries, kv, bias, *fixed, *ctx.sizes)
-        ctx.save_for_backward(queries, kv, bias, *fixed, out, lse)
+        out, lse = kernels.forward(queries, kv, bias, *offsets, *ctx.sizes)
+        ctx.save_for_backward(queries, kv, bias, *offsets, out, lse)
         return out
 
     @staticmethod
@@ -195,36 +221,44 @@ class _Plain(torch.autograd.Function):
         from longrec.nn.kernels import attention as kernels
 
         queries, kv, bias, event_offsets, target_offsets, out, lse = ctx.saved_tensors
-        heads, block, parts = ctx.sizes
-        found = kernels.backward(
+        num_heads, block, splits = ctx.sizes
+        of_inputs = kernels.backward(
             queries,
             kv,
             bias,
             event_offsets,
             target_offsets,
-            heads,
+            num_heads,
             block,
-            parts,
+            splits,
             out,
             lse,
             gradients[0].contiguous(),
             once=ctx.once,
         )
-        return *found, None, None
+        return *of_inputs, None, None
 
 
-class _Reordered(torch.autograd.Function):
+class _ReorderedAttention(torch.autograd.Function):
+    """softmax(u X^T + bias) X by the kernels of longrec.nn.kernels.reordered."""
+
     @staticmethod
     def forward(
-        ctx: Any, lifted: Tensor, tokens: Tensor, bias: Tensor | None, segments: Segments
+        ctx: Any,
+        lifted: Tensor,
+        tokens: Tensor,
+        bias: Tensor | None,
+        segments: Segments,
     ) -> Tensor:
         from longrec.nn.kernels import reordered as kernels
 
-        most, heads = max(segments.num_targets), lifted.shape[1]
-        fixed = (segments.event_offsets, segments.target_offsets)
-        ctx.sizes = (most, num_parts(segments, 4 * kernels.num_blocks(most, heads)))
-        out, lse = kernels.forward(lifted, tokens, bias, *fixed, *ctx.sizes)
-        ctx.save_for_backward(lifted, tokens, bias, *fixed, out, lse)
+        max_targets = max(segments.num_targets)
+        blocks = kernels.num_blocks(max_targets, lifted.shape[1])
+        splits = num_splits(segments, REORDERED_PROGRAMS_PER_BLOCK * blocks)
+        offsets = (segments.event_offsets, segments.target_offsets)
+        ctx.sizes = (max_targets, splits)
+        out, lse = kernels.forward(lifted, tokens, bias, *offsets, *ctx.sizes)
+        ctx.save_for_backward(lifted, tokens, bias, *offsets, out, lse)
         return out
 
     @staticmethod
@@ -232,37 +266,40 @@ class _Reordered(torch.autograd.Function):
         from longrec.nn.kernels import reordered as kernels
 
         lifted, tokens, bias, event_offsets, target_offsets, out, lse = ctx.saved_tensors
-        most, parts = ctx.sizes
-        found = kernels.backward(
+        max_targets, splits = ctx.sizes
+        of_inputs = kernels.backward(
             lifted,
             tokens,
             bias,
             event_offsets,
             target_offsets,
-            most,
-            parts,
+            max_targets,
+            splits,
             out,
             lse,
             gradients[0].contiguous(),
         )
-        return *found, None
+        return *of_inputs, None
 
 
 class _GapBiases(torch.autograd.Function):
+    """Lookup of the gap bias in all layers; its gradient is summed by bucket."""
+
     @staticmethod
     def forward(ctx: Any, tables: Tensor, gaps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(gaps)
-        ctx.num_buckets, ctx.dtype = tables.shape[1], tables.dtype
+        ctx.num_buckets = tables.shape[1]
+        ctx.dtype = tables.dtype
         by_head = tables.float().transpose(1, 2).flatten(0, 1)
-        return tuple(by_head.index_select(1, gaps).split(tables.shape[2]))
+        num_heads = tables.shape[2]
+        return tuple(by_head.index_select(1, gaps).split(num_heads))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        from longrec.nn.kernels import attention as kernels
+        from longrec.nn.kernels.gap_buckets import sum_by_bucket
 
         gaps = ctx.saved_tensors[0].to(torch.int32)
         sums = [
-            kernels.sum_by_bucket(gradient.contiguous(), gaps, ctx.num_buckets)
-            for gradient in gradients
+            sum_by_bucket(gradient.contiguous(), gaps, ctx.num_buckets) for gradient in gradients
         ]
         return torch.stack(sums).to(ctx.dtype), None

@@ -1,5 +1,7 @@
-"""What every order of target-to-history attention reads. Shape letters: R requests, T packed
-events, N packed targets, D width, H heads.
+"""Inputs of every order of target-to-history attention.
+
+Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width,
+M layers.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segments:
-    """Which events and targets belong to which request (see longrec.data.batch for the picture).
+    """Events and targets of each request (longrec.data.batch draws them).
 
     Args:
         event_offsets, target_offsets: int64 [R+1].
-        num_events, num_targets: the same as counts per request, on the host: read once a batch, not
-            once a layer.
+        num_events, num_targets: counts of each request, on the host: read once a batch, not once a
+            layer.
     """
 
     event_offsets: Int[Tensor, " R1"]
@@ -29,42 +31,50 @@ class Segments:
     num_targets: list[int]
 
     @classmethod
-    def of(
+    def from_offsets(
         cls,
         event_offsets: Int[Tensor, " R1"],
         target_offsets: Int[Tensor, " R1"],
         counts: tuple[list[int], list[int]] | None = None,
     ) -> Segments:
-        """Returns the segments between the offsets; waits for the device once, unless the host
-        knows the counts already.
+        """Return the segments between the offsets.
+
+        Without `counts` the host waits for the device once.
+
+        Args:
+            event_offsets, target_offsets: int64 [R+1].
+            counts: events and targets of each request, if the host knows them.
         """
         if counts is not None:
             return cls(event_offsets, target_offsets, *counts)
-        num_events, num_targets = torch.stack(
-            [event_offsets.diff(), target_offsets.diff()]
-        ).tolist()
+        both = torch.stack([event_offsets.diff(), target_offsets.diff()])
+        num_events, num_targets = both.tolist()
         return cls(event_offsets, target_offsets, num_events, num_targets)
 
     @classmethod
-    def counted(
-        cls, num_events: Sequence[int], num_targets: Sequence[int], device: torch.device
+    def from_counts(
+        cls,
+        num_events: Sequence[int],
+        num_targets: Sequence[int],
+        device: torch.device,
     ) -> Segments:
-        """Returns the segments of these counts, all offsets in one copy to the device, which is not
-        waited for.
-        """
-        offsets = torch.tensor(
-            [[0, *itertools.accumulate(counts)] for counts in (num_events, num_targets)]
-        )
+        """Return the segments of these counts; one copy to the device, which nobody waits for."""
+        event_ends = itertools.accumulate(num_events)
+        target_ends = itertools.accumulate(num_targets)
+        offsets = torch.tensor([[0, *event_ends], [0, *target_ends]])
         events, targets = offsets.to(device, non_blocking=True).unbind()
-        return cls(events, targets, list(num_events), list(num_targets))
+        return cls(
+            events,
+            targets,
+            list(num_events),
+            list(num_targets),
+        )
 
     @property
     def num_pairs(self) -> int:
         """Number of (target, event) pairs within requests, sum of m L."""
-        return sum(
-            targets * events
-            for targets, events in zip(self.num_targets, self.num_events, strict=True)
-        )
+        counts = zip(self.num_targets, self.num_events, strict=True)
+        return sum(targets * events for targets, events in counts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,35 +100,39 @@ class AttentionInputs:
     bias: Float[Tensor, "T H"] | None = None
 
     def scaled_queries(self) -> Float[Tensor, "N H K"]:
-        """Returns q W_Q / sqrt(d_h) by head."""
+        """Return q W_Q / sqrt(d_h) by head."""
         head_width = self.queries.shape[1] // self.num_heads
-        by_head: Tensor = (self.queries @ self.w_q * head_width**-0.5).unflatten(
-            1, (self.num_heads, head_width)
-        )
+        scaled = self.queries @ self.w_q * head_width**-0.5
+        by_head: Tensor = scaled.unflatten(1, (self.num_heads, head_width))
         return by_head
 
     def biases(self) -> list[Tensor | None]:
-        """Returns the bias of each request's events as [H, L], or None for each."""
+        """Return the bias of each request's events, R of [H, L], or None for each."""
         if self.bias is None:
             return [None] * len(self.segments.num_events)
         return [part.t() for part in self.bias.split(self.segments.num_events)]
 
 
 def keys_values_weight(
-    w_k: Float[Tensor, "*M D D"], w_v: Float[Tensor, "*M D D"], num_heads: int
+    w_k: Float[Tensor, "*M D D"],
+    w_v: Float[Tensor, "*M D D"],
+    num_heads: int,
 ) -> Float[Tensor, "*M D D2"]:
-    """Returns W, so that rows @ W are keys and values side by side in each head, [H, 2, K]: what
-    one head of one event needs lies
-    together in memory, which on a GPU is a line of it at K = 32 in 16 bits."""
-    weight: Tensor = torch.stack(
-        [w.unflatten(-1, (num_heads, -1)) for w in (w_k, w_v)], dim=-2
-    ).flatten(-3)
+    """Return W with rows @ W = keys and values side by side in each head, [H, 2, K].
+
+    One head of one event then lies together in memory: one line of it on a GPU at K = 32 in 16
+    bits.
+    """
+    keys = w_k.unflatten(-1, (num_heads, -1))
+    values = w_v.unflatten(-1, (num_heads, -1))
+    weight: Tensor = torch.stack([keys, values], dim=-2).flatten(-3)
     return weight
 
 
 def softmax(logits: Float[Tensor, "... L"]) -> Float[Tensor, "... L"]:
-    """Returns the softmax over events, computed in at least float32; no events, no weights (an
-    empty sum is 0).
+    """Return the softmax over events, computed in at least float32.
+
+    An empty history has no weights, so its weighted sum is 0.
     """
-    kind = torch.promote_types(logits.dtype, torch.float32)
-    return torch.softmax(logits, dim=-1, dtype=kind).to(logits.dtype)
+    compute_dtype = torch.promote_types(logits.dtype, torch.float32)
+    return torch.softmax(logits, dim=-1, dtype=compute_dtype).to(logits.dtype)

@@ -1,0 +1,142 @@
+"""Match features of a target: how often its item and features occurred, and how long ago last.
+
+They are exact, whatever the embeddings have learned:
+
+    count   events of the request that share the target's value of a feature
+            -> bucket 0 (none), 1 + floor(log2 count), ...
+    gap     request time minus time of the last such event
+            -> log bucket; one more for none
+
+Attention has to learn such equality from embeddings, which say next to nothing about items that
+training never saw (docs/results.md, dev-events). Here events are sorted by (request, value) once,
+and every target looks its value up. This costs (T + N) log T and forms no pair of event and
+target. Only item indices are read, so the encoding of an event stays free of targets.
+
+Source: ours; the exact-match counts of search ranking, and the cross features of SIM's hard search
+(arXiv 2006.05639).
+
+Shape letters: T packed events, N packed targets, D width, I items, C compared columns (the item
+itself, then its features but the id).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from longrec.data.batch import RequestBatch
+from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, gap_buckets, linear
+
+NUM_COUNT_BUCKETS = 14
+"""None, 1, 2 to 3, ..., 4,096 and more."""
+
+
+class MatchFeatures(nn.Module):
+    """One row per target from the match features of its item and item features.
+
+    Args:
+        num_columns: C, columns of the item table.
+        width: D.
+        feature_dim: width of one bucket's embedding.
+    """
+
+    def __init__(
+        self,
+        num_columns: int,
+        width: int,
+        feature_dim: int,
+    ) -> None:
+        super().__init__()
+        self.counts = nn.Embedding(num_columns * NUM_COUNT_BUCKETS, feature_dim)
+        self.gaps = nn.Embedding(num_columns * (NUM_GAP_BUCKETS + 1), feature_dim)
+        nn.init.normal_(self.counts.weight, std=FEATURE_STD)
+        nn.init.normal_(self.gaps.weight, std=FEATURE_STD)
+        self.part = linear(2 * num_columns * feature_dim, width)
+
+    def forward(
+        self,
+        batch: RequestBatch,
+        item_table: Int[Tensor, "I C"],
+    ) -> Float[Tensor, "N D"]:
+        """Return the rows to add to the tokens of the targets."""
+        counts, gaps = match_buckets(batch, item_table)
+        columns = torch.arange(counts.shape[1], device=counts.device)
+        count_rows = self.counts(counts + columns * NUM_COUNT_BUCKETS)
+        gap_rows = self.gaps(gaps + columns * (NUM_GAP_BUCKETS + 1))
+        embedded = torch.cat([count_rows, gap_rows], dim=2)
+        row: Tensor = self.part(embedded.flatten(1))
+        return row
+
+
+def match_buckets(
+    batch: RequestBatch,
+    item_table: Int[Tensor, "I C"],
+) -> tuple[Int[Tensor, "N C"], Int[Tensor, "N C"]]:
+    """Return the count bucket and the gap bucket of every target and column, int64.
+
+    Row 0 of the item table is the unknown item, index 0 of a feature the missing value. They match
+    nothing.
+
+    Args:
+        batch: events and targets.
+        item_table: indices of the item features; column 0, the id, is replaced by the item itself.
+    """
+    device = item_table.device
+    items = torch.arange(item_table.shape[0], device=device)
+    values_IC = torch.cat([items[:, None], item_table[:, 1:].long()], dim=1)
+    event_values_TC = values_IC[batch.event_items.long()]
+    target_values_NC = values_IC[batch.target_items.long()]
+    requests = torch.arange(batch.num_requests, device=device)
+    event_requests = requests.repeat_interleave(
+        batch.event_offsets.diff(),
+        output_size=batch.num_events,
+    )
+    target_requests = requests.repeat_interleave(
+        batch.target_offsets.diff(),
+        output_size=batch.num_targets,
+    )
+    request_times = batch.request_timestamps[target_requests]
+    no_time = batch.event_timestamps.new_zeros(1)  # read in a batch without events only
+    event_times = torch.cat([batch.event_timestamps, no_time])
+    counts = []
+    gaps = []
+    for column in range(values_IC.shape[1]):
+        count, last_event = _count_matches(
+            event_values_TC[:, column],
+            event_requests,
+            target_values_NC[:, column],
+            target_requests,
+        )
+        bucket = gap_buckets(request_times, event_times[last_event])
+        counts.append(_count_bucket(count))
+        gaps.append(torch.where(count > 0, bucket, NUM_GAP_BUCKETS))
+    return torch.stack(counts, dim=1), torch.stack(gaps, dim=1)
+
+
+def _count_bucket(count: Tensor) -> Tensor:
+    """Return 0 for no match, else 1 + floor(log2 count), up to the last bucket."""
+    magnitude = count.clamp(min=1).log2().long()
+    return (count > 0) + magnitude.clamp(max=NUM_COUNT_BUCKETS - 2)
+
+
+def _count_matches(
+    event_values: Tensor,
+    event_requests: Tensor,
+    target_values: Tensor,
+    target_requests: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the number of matching events of each target, and the last of them, int64 [N] each.
+
+    An event matches if it belongs to the same request and has the same value.
+    """
+    span = int(torch.iinfo(torch.int32).max)
+    event_keys = event_requests * span + event_values
+    sorted_keys, order = event_keys.sort(stable=True)  # equal keys stay in time order
+    target_keys = target_requests * span + target_values
+    first = torch.searchsorted(sorted_keys, target_keys)
+    end = torch.searchsorted(sorted_keys, target_keys, right=True)
+    count = torch.where(target_values > 0, end - first, 0)
+    padded_order = torch.cat([order, order.new_zeros(1)])  # for a batch without events
+    last_event = padded_order[(end - 1).clamp(min=0)]
+    return count, last_event
