@@ -1,8 +1,7 @@
-"""The door of a service: an ASGI middleware that lets in who shows the token, and lets no stack
-trace out.
+"""Authentication: an ASGI middleware that requires a bearer token and hides stack traces.
 
-Open without a token, as clusters and browsers expect: health, metrics, the interface's description,
-and the page (which holds no data).
+These paths are open without a token, as clusters and browsers expect: health checks, metrics, the
+description of the interface, and the page, which holds no data.
 """
 
 from __future__ import annotations
@@ -17,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from longrec.errors import ConfigError
+from longrec.serving.file_version import FileVersion, file_version
 
-log = logging.getLogger("bentoml.longrec.door")
+log = logging.getLogger("bentoml.longrec.auth")
 
+Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
 
-OPEN = frozenset(
+OPEN_PATHS = frozenset(
     {
         "/",
         "/docs",
@@ -38,8 +40,8 @@ OPEN = frozenset(
     }
 )
 OPEN_FOLDERS = ("/static_content/",)
-SHORTEST = 16
-HEADERS = (
+MIN_TOKEN_CHARACTERS = 16
+SECURITY_HEADERS: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
@@ -47,76 +49,85 @@ HEADERS = (
 
 
 class Tokens:
-    """The tokens that open a service: LONGREC_TOKEN, or the lines of LONGREC_TOKEN_FILE, which is
-    read again when it changes.
+    """Accepted tokens: LONGREC_TOKEN, or the lines of LONGREC_TOKEN_FILE.
 
-    Several lines are several tokens: a new one is let in before the old one is taken away.
+    The file is read again when it changes. Each line is a token: during a rotation it holds the old
+    and the new one.
+
+    Args:
+        environment: of the process.
 
     Raises:
-        ConfigError: both variables are set, the file cannot be read, or a token is shorter than 16
-            characters.
+        ConfigError: both variables are set, the file cannot be read, or a token is too short.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        named, text = environment.get("LONGREC_TOKEN_FILE"), environment.get("LONGREC_TOKEN")
-        if named and text:
+        path = environment.get("LONGREC_TOKEN_FILE")
+        text = environment.get("LONGREC_TOKEN")
+        if path and text:
             raise ConfigError(
-                "LONGREC_TOKEN and LONGREC_TOKEN_FILE are both set", expected="one of them"
+                "LONGREC_TOKEN and LONGREC_TOKEN_FILE are both set",
+                expected="one of them",
             )
-        self._path = Path(named) if named else None
-        self._stamp: tuple[int, int, int] | None = None
-        self._digests = _digests(text or "", "LONGREC_TOKEN") if text is not None else ()
+        self._path = Path(path) if path else None
+        self._version: FileVersion | None = None
+        self._digests: tuple[bytes, ...] = ()
+        if text is not None:
+            self._digests = _digests(text, "LONGREC_TOKEN")
         if self._path is not None:
-            self._digests = self._read(self._path)
+            self._read(self._path)
 
     @property
     def is_required(self) -> bool:
-        """Whether a caller needs one."""
+        """Whether callers need a token."""
         return bool(self._digests)
 
     def allows(self, header: bytes) -> bool:
-        """Returns whether an Authorization header shows one of the tokens; the time does not depend
-        on how much of it is right.
+        """Return whether an Authorization header holds an accepted token.
+
+        The time of the comparison does not depend on the number of right characters.
         """
         self._refresh()
-        kind, _, shown = header.partition(b" ")
-        digest = hashlib.sha256(shown.strip()).digest()
-        matches = [
-            hmac.compare_digest(digest, known) for known in self._digests
-        ]  # all of them, whichever it is
-        return kind.lower() == b"bearer" and any(matches)
+        scheme, _, token = header.partition(b" ")
+        digest = hashlib.sha256(token.strip()).digest()
+        # Compare with every token: stopping early would tell callers which one matched.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
 
     def _refresh(self) -> None:
+        """Read the file again if it changed; keep the old tokens if it cannot be read."""
         if self._path is None:
             return
         try:
-            if _stamp(self._path) != self._stamp:
-                self._digests = self._read(self._path)
-        except (ConfigError, OSError) as error:  # half way through a rotation: the old ones hold
-            log.error("the tokens are not read again: %s", error)
+            if file_version(self._path) != self._version:
+                self._read(self._path)
+        except (ConfigError, OSError) as error:
+            log.error("the token file cannot be read, the old tokens stay valid: %s", error)
 
-    def _read(self, path: Path) -> tuple[bytes, ...]:
+    def _read(self, path: Path) -> None:
         try:
-            stamp, text = _stamp(path), path.read_text(encoding="utf-8")
+            version = file_version(path)
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(
-                "the file of LONGREC_TOKEN_FILE cannot be read", found=str(error)
+                "the file of LONGREC_TOKEN_FILE cannot be read",
+                found=str(error),
             ) from error
-        found = _digests(text, str(path))
-        self._stamp = stamp
-        return found
+        self._digests = _digests(text, str(path))
+        self._version = version
 
 
-class Door:
-    """The middleware.
+class AuthMiddleware:
+    """ASGI middleware that checks tokens, adds security headers and answers errors with 500.
 
     Args:
-        app: what is behind it.
-        tokens: None to read the environment now.
+        app: the application behind it.
+        tokens: accepted tokens; None to read the environment now.
     """
 
     def __init__(self, app: App, tokens: Tokens | None = None) -> None:
-        self._app, self._tokens = app, tokens or Tokens(os.environ)
+        self._app = app
+        self._tokens = tokens or Tokens(os.environ)
 
     async def __call__(
         self,
@@ -126,77 +137,81 @@ class Door:
     ) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        if self._tokens.is_required and not _is_open(scope["path"]):
-            shown = [value for name, value in scope["headers"] if name == b"authorization"]
-            if len(shown) != 1 or not self._tokens.allows(shown[0]):
-                return await _answer(
-                    send,
-                    401,
-                    "a token is needed: Authorization: Bearer TOKEN",
-                    ((b"www-authenticate", b"Bearer"),),
-                )
-        return await self._guarded(scope, receive, send)
+        if not self._is_allowed(scope):
+            return await _send_error(
+                send,
+                401,
+                "a token is needed: Authorization: Bearer TOKEN",
+                headers=((b"www-authenticate", b"Bearer"),),
+            )
+        return await self._call_app(scope, receive, send)
 
-    async def _guarded(
+    def _is_allowed(self, scope: Scope) -> bool:
+        if not self._tokens.is_required or _is_open(scope["path"]):
+            return True
+        headers = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(headers) == 1 and self._tokens.allows(headers[0])
+
+    async def _call_app(
         self,
         scope: Scope,
         receive: Any,
         send: Send,
     ) -> None:
-        has_begun = False
+        has_started = False
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
-            nonlocal has_begun
+        async def send_with_headers(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                has_begun = True
-                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+                has_started = True
+                headers = [*message.get("headers", []), *SECURITY_HEADERS]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
-            log.exception("unexpected, at %s", scope["path"])
-            if has_begun:
+            log.exception("unexpected error, at %s", scope["path"])
+            if has_started:
                 raise
-            await _answer(send, 500, "something went wrong here; it is in the log of the service")
+            await _send_error(send, 500, "internal error: see the log of the service")
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN or path.startswith(OPEN_FOLDERS)
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
-def _digests(text: str, where: str) -> tuple[bytes, ...]:
-    tokens = [line.strip() for line in text.splitlines() if line.strip()]
-    if not tokens or min(map(len, tokens)) < SHORTEST:
+def _digests(text: str, source: str) -> tuple[bytes, ...]:
+    """Return the SHA-256 digest of each token, one a line."""
+    lines = [line.strip() for line in text.splitlines()]
+    tokens = [line for line in lines if line]
+    shortest = min((len(token) for token in tokens), default=0)
+    if shortest < MIN_TOKEN_CHARACTERS:
         raise ConfigError(
-            f"{where} holds no good token",
-            found=f"{len(tokens)} tokens, the shortest of {min(map(len, tokens), default=0)}",
-            expected=f"tokens of {SHORTEST} characters or more, one a line",
+            f"{source} holds no valid token",
+            found=f"{len(tokens)} tokens, the shortest of {shortest} characters",
+            expected=f"tokens of {MIN_TOKEN_CHARACTERS} characters or more, one a line",
             fix="Make one: openssl rand -hex 32",
         )
     return tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-async def _answer(
-    send: Send, status: int, reason: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+async def _send_error(
+    send: Send,
+    status: int,
+    reason: str,
+    headers: tuple[Header, ...] = (),
 ) -> None:
     body = json.dumps({"error": reason}).encode()
     length = str(len(body)).encode()
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", length),
-                *headers,
-                *HEADERS,
-            ],
-        }
-    )
+    content_headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", length),
+    ]
+    start = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [*content_headers, *headers, *SECURITY_HEADERS],
+    }
+    await send(start)
     await send({"type": "http.response.body", "body": body})

@@ -1,9 +1,6 @@
-"""Metrics: what a service does, as Prometheus counts it. Every name begins with `longrec_`; units
-are base units and in the name.
+"""Metrics of a worker, as Prometheus counts them; what an engine does is reported to a MetricsSink.
 
-prometheus_client is imported when the metrics are made, which must be in the process that serves:
-BentoML names the directory of its
-workers' counters just before.
+Every name begins with `longrec_`. Units are base units and part of the name.
 """
 
 from __future__ import annotations
@@ -11,211 +8,331 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
-from longrec.serving.engine import Query, Ranked
 from longrec.serving.kv_cache import CacheCounts
+from longrec.serving.requests import EncodedRequest, RankResult
 
 STAGE_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 EVENTS = (0, 10, 100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
-AGES = (1, 10, 60, 600, 3_600, 6 * 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
+REQUESTS = (1, 2, 4, 8, 16, 32)
+MINUTE = 60
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+AGE_SECONDS = (
+    1,
+    10,
+    MINUTE,
+    10 * MINUTE,
+    HOUR,
+    6 * HOUR,
+    DAY,
+    7 * DAY,
+    30 * DAY,
+    365 * DAY,
+)
 SCORES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-SAMPLED_SCORES = 8
-"""Scores of a request that enter the distribution, evenly spread over its candidates; each costs
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+NUM_SAMPLED_SCORES = 8
+"""Scores of a request that enter the histogram, evenly spread over its candidates: each one costs
 microseconds.
 """
-DIFFERENCES = (1e-6, 1e-5, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-SHED = ("caller", "overload", "deadline", "closed")
+REJECTION_REASONS = ("caller", "overload", "deadline", "closed")
+SHADOW_OUTCOMES = ("compared", "dropped", "failed")
 
 
-class Metrics:
-    """Counters, gauges and histograms of one worker; a Meter of every engine in it.
+class MetricsSink(Protocol):
+    """Observes an engine; called from the engine's thread, so it must not wait."""
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Observe the time of a stage: `queue` of a request; `encode` and `score` of a batch."""
+
+    def observe_batch(
+        self,
+        requests: Sequence[EncodedRequest],
+        results: Sequence[RankResult],
+    ) -> None:
+        """Observe requests that were scored together."""
+
+    def observe_cache(
+        self,
+        change: CacheCounts,
+        *,
+        num_bytes: int,
+        num_users: int,
+        ages_seconds: Sequence[float],
+    ) -> None:
+        """Observe the cache after a batch.
+
+        Args:
+            change: counted during the batch.
+            num_bytes, num_users: size of the cache.
+            ages_seconds: times since the last encoding of the users found.
+        """
+
+
+class NullMetrics:
+    """A metrics sink that discards everything."""
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Discard the time of a stage."""
+
+    def observe_batch(
+        self,
+        requests: Sequence[EncodedRequest],
+        results: Sequence[RankResult],
+    ) -> None:
+        """Discard a batch."""
+
+    def observe_cache(
+        self,
+        change: CacheCounts,
+        *,
+        num_bytes: int,
+        num_users: int,
+        ages_seconds: Sequence[float],
+    ) -> None:
+        """Discard the state of the cache."""
+
+
+class PrometheusMetrics:
+    """Prometheus metrics of one worker: a MetricsSink and a RolloutListener.
+
+    prometheus_client is imported by the constructor, which must run in the serving process: BentoML
+    sets the directory of the worker's counters just before.
 
     Args:
         task_names: label values of the scores.
-        registry: a prometheus_client registry; None for the process's own.
+        registry: a prometheus_client registry; None for that of the process.
     """
 
     def __init__(self, task_names: Sequence[str], registry: Any = None) -> None:
-        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+        from prometheus_client import REGISTRY
 
-        where: dict[str, Any] = {"registry": registry or REGISTRY}
+        self._tasks = list(task_names)
+        self._options: dict[str, Any] = {"registry": registry or REGISTRY}
+        self._create_traffic_metrics()
+        self._create_score_metrics()
+        self._create_cache_metrics()
+        self._create_rollout_metrics()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Observe the time of a `with` block."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self.observe_stage(stage, perf_counter() - started)
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Observe the time of a stage."""
+        self._stages.labels(stage).observe(seconds)
+
+    def observe_batch(
+        self,
+        requests: Sequence[EncodedRequest],
+        results: Sequence[RankResult],
+    ) -> None:
+        """Observe requests that were scored together."""
+        self._batch.observe(len(results))
+        for request, result in zip(requests, results, strict=True):
+            num_known = len(result.scores) - result.num_unknown
+            self._history_length.observe(result.num_events)
+            self._candidates.labels("yes").inc(num_known)
+            self._candidates.labels("no").inc(result.num_unknown)
+            if result.newest_ms is not None:
+                age_ms = request.rows.request_time_ms - result.newest_ms
+                self._newest_event_age.observe(age_ms / 1e3)
+            self._observe_scores(result)
+
+    def observe_cache(
+        self,
+        change: CacheCounts,
+        *,
+        num_bytes: int,
+        num_users: int,
+        ages_seconds: Sequence[float],
+    ) -> None:
+        """Observe the cache after a batch."""
+        self._cache_requests.labels("hit").inc(change.hits)
+        self._cache_requests.labels("partial").inc(change.partial_hits)
+        self._cache_requests.labels("miss").inc(change.misses)
+        self._encoded_events.inc(change.num_encoded)
+        self._evictions.inc(change.evictions)
+        self._cache_bytes.set(num_bytes)
+        self._cache_users.set(num_users)
+        for age in ages_seconds:
+            self._cache_age.observe(age)
+
+    def count_degraded(self, num_events: int) -> None:
+        """Count an answer without the feature store, from cached or from no events."""
+        self._degraded.labels("cached" if num_events else "empty").inc()
+
+    def count_rejected(self, reason: str) -> None:
+        """Count a request that was not answered, for one of REJECTION_REASONS."""
+        self._rejected.labels(reason).inc()
+
+    def model_activated(self, version: str, replaced: str | None) -> None:
+        """Set the version that answers, and count the swap."""
+        self._workers.labels(version).set(1)
+        if replaced is not None:
+            self._workers.labels(replaced).set(0)
+            self._swaps.inc()
+
+    def load_failed(self) -> None:
+        """Count a failed attempt to load a version."""
+        self._load_failures.inc()
+
+    def request_mirrored(self, outcome: str, difference: float = 0.0) -> None:
+        """Count a mirrored request by one of SHADOW_OUTCOMES."""
+        self._mirrored.labels(outcome).inc()
+        if outcome == "compared":
+            self._difference.observe(difference)
+
+    def _observe_scores(self, result: RankResult) -> None:
+        step = max(1, len(result.scores) // NUM_SAMPLED_SCORES)
+        sample = result.scores[::step][:NUM_SAMPLED_SCORES]
+        for task, column in zip(self._tasks, sample.T.tolist(), strict=True):
+            histogram = self._scores.labels(task)
+            for score in column:
+                histogram.observe(score)
+
+    def _create_traffic_metrics(self) -> None:
+        from prometheus_client import Counter, Histogram
+
         self._stages = Histogram(
             "longrec_stage_seconds",
             "Time of a stage: fetch and queue of a request, encode and score of a batch.",
             ["stage"],
             buckets=STAGE_SECONDS,
-            **where,
-        )
-        self._length = Histogram(
-            "longrec_history_events",
-            "Events that a request was ranked by.",
-            buckets=EVENTS,
-            **where,
+            **self._options,
         )
         self._batch = Histogram(
             "longrec_batch_requests",
             "Requests scored together.",
-            buckets=(1, 2, 4, 8, 16, 32),
-            **where,
-        )
-        self._freshness = Histogram(
-            "longrec_newest_event_age_seconds",
-            "Request time minus the newest event used.",
-            buckets=AGES,
-            **where,
-        )
-        self._scores = Histogram(
-            "longrec_score", "Scores, a sample of each request.", ["task"], buckets=SCORES, **where
-        )
-        self._candidates = Counter(
-            "longrec_candidates_total",
-            "Candidates scored, by whether the model knows them.",
-            ["known"],
-            **where,
-        )
-        self._found = Counter(
-            "longrec_cache_requests_total",
-            "Requests whose events were all, partly or not kept.",
-            ["result"],
-            **where,
-        )
-        self._encoded = Counter(
-            "longrec_encoded_events_total", "Events that had to be encoded.", **where
-        )
-        self._evictions = Counter(
-            "longrec_cache_evictions_total", "Users dropped from the cache for others.", **where
-        )
-        self._bytes = Gauge(
-            "longrec_cache_bytes", "Bytes of kept histories.", multiprocess_mode="livesum", **where
-        )
-        self._users = Gauge(
-            "longrec_cache_users",
-            "Users whose histories are kept.",
-            multiprocess_mode="livesum",
-            **where,
-        )
-        self._age = Histogram(
-            "longrec_cache_age_seconds",
-            "Time since a kept history was last added to, when used.",
-            buckets=AGES,
-            **where,
+            buckets=REQUESTS,
+            **self._options,
         )
         self._degraded = Counter(
             "longrec_degraded_total",
-            "Answers without the feature store, by what they had instead.",
+            "Answers without the feature store, by the history used instead.",
             ["history"],
-            **where,
+            **self._options,
         )
-        self._shed = Counter(
-            "longrec_shed_total", "Requests not answered, by reason.", ["reason"], **where
+        self._rejected = Counter(
+            "longrec_rejected_requests_total",
+            "Requests that were not answered, by reason.",
+            ["reason"],
+            **self._options,
         )
+        _create_series(self._degraded, ("cached", "empty"))
+        _create_series(self._rejected, REJECTION_REASONS)
+
+    def _create_score_metrics(self) -> None:
+        from prometheus_client import Counter, Histogram
+
+        self._history_length = Histogram(
+            "longrec_history_events",
+            "Events used by a request.",
+            buckets=EVENTS,
+            **self._options,
+        )
+        self._newest_event_age = Histogram(
+            "longrec_newest_event_age_seconds",
+            "Request time minus the newest event used.",
+            buckets=AGE_SECONDS,
+            **self._options,
+        )
+        self._scores = Histogram(
+            "longrec_score",
+            "Scores, a sample of each request.",
+            ["task"],
+            buckets=SCORES,
+            **self._options,
+        )
+        self._candidates = Counter(
+            "longrec_candidates_total",
+            "Scored candidates, by whether the model knows them.",
+            ["known"],
+            **self._options,
+        )
+
+    def _create_cache_metrics(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self._cache_requests = Counter(
+            "longrec_cache_requests_total",
+            "Requests that found all, some or none of their events in the cache.",
+            ["result"],
+            **self._options,
+        )
+        self._encoded_events = Counter(
+            "longrec_encoded_events_total",
+            "Encoded events.",
+            **self._options,
+        )
+        self._evictions = Counter(
+            "longrec_cache_evictions_total",
+            "Users evicted from the cache for others.",
+            **self._options,
+        )
+        self._cache_bytes = Gauge(
+            "longrec_cache_bytes",
+            "Bytes of cached histories.",
+            multiprocess_mode="livesum",
+            **self._options,
+        )
+        self._cache_users = Gauge(
+            "longrec_cache_users",
+            "Users with a cached history.",
+            multiprocess_mode="livesum",
+            **self._options,
+        )
+        self._cache_age = Histogram(
+            "longrec_cache_age_seconds",
+            "Time since the last encoding of a cached history, when used.",
+            buckets=AGE_SECONDS,
+            **self._options,
+        )
+        _create_series(self._cache_requests, ("hit", "partial", "miss"))
+
+    def _create_rollout_metrics(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
         self._workers = Gauge(
             "longrec_model_workers",
             "Workers that answer with a version.",
             ["version"],
             multiprocess_mode="livesum",
-            **where,
+            **self._options,
         )
         self._swaps = Counter(
             "longrec_model_swaps_total",
-            "Times that a version took another one's place in a worker.",
-            **where,
+            "Replacements of one version by another in a worker.",
+            **self._options,
         )
-        self._refusals = Counter(
-            "longrec_model_refusals_total",
-            "Versions that could not be loaded, tries counted.",
-            **where,
+        self._load_failures = Counter(
+            "longrec_model_load_failures_total",
+            "Failed attempts to load a version.",
+            **self._options,
         )
         self._mirrored = Counter(
             "longrec_shadow_requests_total",
             "Requests copied to the challenger, by outcome.",
             ["outcome"],
-            **where,
+            **self._options,
         )
         self._difference = Histogram(
             "longrec_shadow_difference",
             "Mean absolute difference of the scores of a mirrored request.",
             buckets=DIFFERENCES,
-            **where,
+            **self._options,
         )
-        self._tasks = list(task_names)
-        for counter, values in (
-            (self._found, ("hit", "partial", "miss")),
-            (self._degraded, ("kept", "empty")),
-            (self._shed, SHED),
-            (self._mirrored, ("compared", "dropped", "failed")),
-        ):
-            for value in values:
-                counter.labels(
-                    value
-                )  # a series that is there from the start has a rate from the start
+        _create_series(self._mirrored, SHADOW_OUTCOMES)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Notes how long its body took."""
-        started = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds(stage, perf_counter() - started)
 
-    def seconds(self, stage: str, value: float) -> None:
-        """Notes the time of a stage."""
-        self._stages.labels(stage).observe(value)
-
-    def batch(self, queries: Sequence[Query], ranked: Sequence[Ranked]) -> None:
-        """Notes what was scored together."""
-        self._batch.observe(len(ranked))
-        for query, answer in zip(queries, ranked, strict=True):
-            self._length.observe(answer.num_events)
-            self._candidates.labels("yes").inc(len(answer.scores) - answer.num_unknown)
-            self._candidates.labels("no").inc(answer.num_unknown)
-            if answer.newest_ms is not None:
-                self._freshness.observe((query.rows.request_time_ms - answer.newest_ms) / 1e3)
-            step = max(1, len(answer.scores) // SAMPLED_SCORES)
-            for task, column in zip(self._tasks, answer.scores[::step].T.tolist(), strict=True):
-                for score in column[:SAMPLED_SCORES]:
-                    self._scores.labels(task).observe(score)
-
-    def cache(
-        self, change: CacheCounts, num_bytes: int, num_users: int, ages_seconds: Sequence[float]
-    ) -> None:
-        """Notes what a batch did to the cache."""
-        for result, count in (
-            ("hit", change.hits),
-            ("partial", change.partial),
-            ("miss", change.misses),
-        ):
-            self._found.labels(result).inc(count)
-        self._encoded.inc(change.num_encoded)
-        self._evictions.inc(change.evictions)
-        self._bytes.set(num_bytes)
-        self._users.set(num_users)
-        for age in ages_seconds:
-            self._age.observe(age)
-
-    def degraded(self, num_events: int) -> None:
-        """Counts an answer without the feature store."""
-        self._degraded.labels("kept" if num_events else "empty").inc()
-
-    def shed(self, reason: str) -> None:
-        """Counts a request that was not answered; the reasons are SHED."""
-        self._shed.labels(reason).inc()
-
-    def serving(self, version: str, before: str | None) -> None:
-        """Notes which version answers from now on, and which did."""
-        self._workers.labels(version).set(1)
-        if before is not None:
-            self._workers.labels(before).set(0)
-            self._swaps.inc()
-
-    def refused(self) -> None:
-        """Counts a version that could not be loaded."""
-        self._refusals.inc()
-
-    def mirrored(self, outcome: str, difference: float = 0.0) -> None:
-        """Counts a mirrored request: compared, dropped or failed."""
-        self._mirrored.labels(outcome).inc()
-        if outcome == "compared":
-            self._difference.observe(difference)
+def _create_series(counter: Any, label_values: Sequence[str]) -> None:
+    """Create the series of a counter: its rate is then known from the first increment on."""
+    for value in label_values:
+        counter.labels(value)

@@ -1,11 +1,9 @@
-"""StoreReader: rows of users within a time, whatever the feature store does: slow, gone, or full of
-garbage.
+"""StoreReader: rows of users within a time limit, even when the feature store is slow or down.
 
-One thread reads, all users that are asked for at the moment in one question. What was read last of
-a user is kept; when the store
-does not answer in time, or with an error, that is what the request gets, or an empty history, and
-it is told so. Nobody waits for a
-store that is known not to answer; it is opened anew until it does, so it mends itself.
+One thread reads the store, for all waiting users in one query. The last rows of each user are
+cached. When the store does not answer in time, a request gets those rows, or an empty history, and
+its answer is marked as degraded. While the store is known to be down, requests do not wait for it;
+the thread opens it again until it answers.
 """
 
 from __future__ import annotations
@@ -27,32 +25,33 @@ from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
 
-USERS_PER_READ = 64
+MAX_USERS_PER_READ = 64
 RETRY_SECONDS = 0.5
-"""Between two attempts at a store that failed; requests in between do not wait for it."""
+"""Time between two attempts at a failed store; requests in between do not wait for it."""
 ABANDON_SECONDS = 10.0
-"""After which a read is given up for good and another thread opens the store anew; such a thread
-may hang for ever.
-"""
+"""A longer read is abandoned: another thread opens the store again, this one may hang for ever."""
 MAX_ABANDONED = 8
+"""Threads that may be abandoned in the life of a reader."""
 LOG_SECONDS = 1.0
+"""Shortest time between two log lines about degraded answers."""
+OBJECT_BYTES = 256
+"""Estimated size of a cached user without the history."""
 
 
 class Store(Protocol):
-    """What is read: longrec.data.store.reader.OnlineStore."""
+    """A readable store: longrec.data.store.reader.OnlineStore."""
 
     def fetch(self, user_ids: Sequence[int]) -> list[UserRows]:
-        """Returns what is known of each user, in the order asked for."""
+        """Return the rows of each user, in the order of the ids."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Fetched:
-    """Rows of a user, and what is wrong with them.
+class FetchResult:
+    """Rows of a user, and whether they are fresh.
 
     Args:
-        rows: as the store gave them, now or, when degraded, before; or an empty history without
-            features.
-        degraded: why the store was not read, empty when it was.
+        rows: of the user. When degraded: the last ones read, or an empty history without features.
+        degraded: why the store was not read; empty when it was.
     """
 
     rows: UserRows
@@ -60,19 +59,20 @@ class Fetched:
 
 
 _Waiting = dict[int, concurrent.futures.Future[UserRows]]
+"""Users that requests wait for."""
 
 
 class StoreReader:
     """Reads users from a store that may fail.
 
     Args:
-        open_store: opens it; called in the thread that reads.
+        open_store: opens the store; called in the reading thread.
         schema: of empty histories.
         timeout_seconds: longest wait for the store.
-        keep_bytes: of the rows kept for when it fails.
+        cache_bytes: size of the cached rows.
 
     Raises:
-        LongrecError: the store cannot be opened now, at the start.
+        LongrecError: the store cannot be opened at the start.
     """
 
     def __init__(
@@ -81,161 +81,182 @@ class StoreReader:
         schema: Schema,
         *,
         timeout_seconds: float = 0.5,
-        keep_bytes: int = 64 << 20,
+        cache_bytes: int = 64 << 20,
     ) -> None:
-        self._open_store, self._schema, self._timeout, self._keep_bytes = (
-            open_store,
-            schema,
-            timeout_seconds,
-            keep_bytes,
-        )
-        self._wake, self._waiting, self._closed = threading.Condition(), _Waiting(), False
-        self._known: collections.OrderedDict[int, UserRows] = collections.OrderedDict()
-        self._known_bytes, self._num_abandoned, self._logged_at = 0, 0, 0.0
-        self._failed_at, self._failure, self._reader = -RETRY_SECONDS, "", 0
+        self._open_store = open_store
+        self._schema = schema
+        self._timeout_seconds = timeout_seconds
+        self._cache_bytes = cache_bytes
+        self._cached: collections.OrderedDict[int, UserRows] = collections.OrderedDict()
+        self._num_cached_bytes = 0
+        self._changed = threading.Condition()
+        self._waiting = _Waiting()
+        self._is_closed = False
+        self._current_thread = 0
+        self._num_abandoned = 0
         self._busy_since: float | None = None
-        opened = concurrent.futures.Future[None]()
-        self._start(opened)
-        opened.result()
+        self._failure = ""
+        self._failed_at = -RETRY_SECONDS
+        self._logged_at = 0.0
+        is_open = concurrent.futures.Future[None]()
+        self._start_thread(is_open)
+        is_open.result()
 
     def num_events(self, user_id: int) -> int | None:
-        """Returns the events of a user when last read, None for a user who was not."""
-        rows = self._known.get(user_id)
-        return None if rows is None else int(rows.history.num_rows)
+        """Return the number of events at the last read of a user, None for a user never read."""
+        rows = self._cached.get(user_id)
+        if rows is None:
+            return None
+        return int(rows.history.num_rows)
 
-    async def fetch(self, user_id: int, timeout_seconds: float | None = None) -> Fetched:
-        """Returns the rows of a user after `timeout_seconds` at most, by default those of the
-        reader; never fails.
+    async def fetch(self, user_id: int, timeout_seconds: float | None = None) -> FetchResult:
+        """Return the rows of a user in time; a failing store gives a degraded result.
+
+        Args:
+            user_id: of the user.
+            timeout_seconds: longest wait, if it is shorter than that of the reader.
         """
-        allowed = self._timeout if timeout_seconds is None else min(self._timeout, timeout_seconds)
-        if reason := self._known_trouble():
-            return self._fallback(user_id, reason)
+        timeout = self._timeout_seconds
+        if timeout_seconds is not None:
+            timeout = min(timeout, timeout_seconds)
+        reason = self._unavailable_reason()
+        if reason:
+            return self._degraded(user_id, reason)
+        rows = asyncio.shield(asyncio.wrap_future(self._enqueue(user_id)))
         try:
-            return Fetched(
-                await asyncio.wait_for(
-                    asyncio.shield(asyncio.wrap_future(self._ask(user_id))), allowed
-                )
-            )
+            return FetchResult(await asyncio.wait_for(rows, timeout))
         except TimeoutError:
-            return self._fallback(user_id, f"no answer within {allowed * 1e3:.0f} ms")
+            return self._degraded(user_id, f"no answer within {timeout * 1e3:.0f} ms")
         except (StoreError, DataError, SchemaMismatch) as error:
-            return self._fallback(user_id, str(error))
+            return self._degraded(user_id, str(error))
 
     def close(self) -> None:
-        """Reads nothing more."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
+        """Stop reading."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
-    def _known_trouble(self) -> str:
-        """Returns why asking the store is no use now, empty when it is worth trying; gives a reader
-        up that hangs.
+    def _unavailable_reason(self) -> str:
+        """Return why the store is unavailable, empty if a read is worth trying.
+
+        A read that hangs too long is abandoned here.
         """
-        now, since = time.monotonic(), self._busy_since
-        if since is None or now - since < self._timeout:
-            return self._failure if now - self._failed_at < RETRY_SECONDS else ""
-        if now - since > ABANDON_SECONDS and self._num_abandoned < MAX_ABANDONED:
+        now = time.monotonic()
+        busy_since = self._busy_since
+        if busy_since is None or now - busy_since < self._timeout_seconds:
+            has_just_failed = now - self._failed_at < RETRY_SECONDS
+            return self._failure if has_just_failed else ""
+        busy_seconds = now - busy_since
+        if busy_seconds > ABANDON_SECONDS and self._num_abandoned < MAX_ABANDONED:
             self._num_abandoned += 1
-            self._start(concurrent.futures.Future())
-        return f"no answer for {now - since:.1f} s"
+            self._start_thread(concurrent.futures.Future())
+        return f"no answer for {busy_seconds:.1f} s"
 
-    def _ask(self, user_id: int) -> concurrent.futures.Future[UserRows]:
-        with self._wake:
+    def _enqueue(self, user_id: int) -> concurrent.futures.Future[UserRows]:
+        with self._changed:
             if user_id not in self._waiting:
                 self._waiting[user_id] = concurrent.futures.Future()
-                self._wake.notify_all()
+                self._changed.notify_all()
             return self._waiting[user_id]
 
-    def _fallback(self, user_id: int, reason: str) -> Fetched:
-        if time.monotonic() - self._logged_at > LOG_SECONDS:
-            self._logged_at = time.monotonic()
+    def _degraded(self, user_id: int, reason: str) -> FetchResult:
+        """Return the cached rows of a user, or an empty history."""
+        now = time.monotonic()
+        if now - self._logged_at > LOG_SECONDS:
+            self._logged_at = now
             logger.error("degraded answers, the feature store cannot be read: %s", reason)
-        rows = self._known.get(user_id)
-        return Fetched(
-            UserRows(user_id, history.empty(self._schema), None) if rows is None else rows, reason
-        )
+        rows = self._cached.get(user_id)
+        if rows is None:
+            rows = UserRows(user_id, history.empty(self._schema), None)
+        return FetchResult(rows, reason)
 
-    def _start(self, opened: concurrent.futures.Future[None]) -> None:
-        with self._wake:
-            self._reader += 1
+    def _start_thread(self, is_open: concurrent.futures.Future[None]) -> None:
+        """Start another reading thread; the one before it ends as soon as it is free."""
+        with self._changed:
+            self._current_thread += 1
             self._busy_since = time.monotonic()
-        threading.Thread(
-            target=self._run, args=(self._reader, opened), name="longrec-reader", daemon=True
-        ).start()
+        thread = threading.Thread(
+            target=self._run,
+            args=(self._current_thread, is_open),
+            name="longrec-reader",
+            daemon=True,
+        )
+        thread.start()
 
-    def _run(self, number: int, opened: concurrent.futures.Future[None]) -> None:
+    def _run(self, number: int, is_open: concurrent.futures.Future[None]) -> None:
         store: Store | None = None
         try:
             store = self._open_store()
-            opened.set_result(None)
+            is_open.set_result(None)
         except BaseException as error:
-            opened.set_exception(error)
+            is_open.set_exception(error)
             if not isinstance(error, LongrecError):
                 return
-        while (users := self._next(number)) is not None:
+        while (users := self._next_users(number)) is not None:
             try:
                 store = store or self._open_store()
                 self._read(store, users)
             except Exception as error:
                 store = None
-                if (
-                    number == self._reader
-                ):  # what a reader that was given up finds in the end says nothing of now
-                    self._failure, self._failed_at = (
-                        f"{type(error).__name__}: {error}",
-                        time.monotonic(),
-                    )
-                self._fail(users, error)
+                self._report_failure(number, error)
+                _fail(users, error)
 
-    def _next(self, number: int) -> _Waiting | None:
-        """Returns users who are waited for; None when this thread is to end."""
-        with self._wake:
-            if number != self._reader:
+    def _next_users(self, number: int) -> _Waiting | None:
+        """Wait for users; return None when this thread must end."""
+        with self._changed:
+            if number != self._current_thread:
                 return None
             self._busy_since = None
-            while not self._waiting and not self._closed:
-                self._wake.wait()
-                if number != self._reader:
+            while not self._waiting and not self._is_closed:
+                self._changed.wait()
+                if number != self._current_thread:
                     return None
-            if self._closed:
+            if self._is_closed:
                 return None
             self._busy_since = time.monotonic()
-            return {
-                user_id: self._waiting.pop(user_id)
-                for user_id in list(self._waiting)[:USERS_PER_READ]
-            }
+            user_ids = list(self._waiting)[:MAX_USERS_PER_READ]
+            return {user_id: self._waiting.pop(user_id) for user_id in user_ids}
 
     def _read(self, store: Store, users: _Waiting) -> None:
         try:
             found = store.fetch(list(users))
-        except DataError as error:  # of one of them, perhaps
+        except DataError as error:
             if len(users) == 1:
-                self._fail(users, error)
+                _fail(users, error)
                 return
+            # The damaged rows may be those of one user: read each user alone.
             for user_id, future in users.items():
                 self._read(store, {user_id: future})
             return
         for rows, future in zip(found, users.values(), strict=True):
-            self._keep(rows)
+            self._cache(rows)
             future.set_result(rows)
 
-    def _fail(self, users: _Waiting, error: Exception) -> None:
-        known = (
-            error
-            if isinstance(error, LongrecError)
-            else StoreError("the online store cannot be read", found=repr(error))
-        )
-        for future in users.values():
-            if not future.done():
-                future.set_exception(known)
+    def _report_failure(self, number: int, error: Exception) -> None:
+        if number != self._current_thread:
+            return  # an abandoned thread knows nothing about the store of now
+        self._failure = f"{type(error).__name__}: {error}"
+        self._failed_at = time.monotonic()
 
-    def _keep(self, rows: UserRows) -> None:
-        before = self._known.pop(rows.user_id, None)
-        self._known[rows.user_id] = rows
-        self._known_bytes += _num_bytes(rows) - (0 if before is None else _num_bytes(before))
-        while self._known_bytes > self._keep_bytes and self._known:
-            self._known_bytes -= _num_bytes(self._known.popitem(last=False)[1])
+    def _cache(self, rows: UserRows) -> None:
+        before = self._cached.pop(rows.user_id, None)
+        if before is not None:
+            self._num_cached_bytes -= _num_bytes(before)
+        self._cached[rows.user_id] = rows
+        self._num_cached_bytes += _num_bytes(rows)
+        while self._num_cached_bytes > self._cache_bytes and self._cached:
+            _, oldest = self._cached.popitem(last=False)
+            self._num_cached_bytes -= _num_bytes(oldest)
+
+
+def _fail(users: _Waiting, error: Exception) -> None:
+    """Fail all requests that wait for these users."""
+    if not isinstance(error, LongrecError):
+        error = StoreError("the online store cannot be read", found=repr(error))
+    for future in users.values():
+        if not future.done():
+            future.set_exception(error)
 
 
 def _num_bytes(rows: UserRows) -> int:
-    return 256 + int(rows.history.get_total_buffer_size())
+    return OBJECT_BYTES + int(rows.history.get_total_buffer_size())

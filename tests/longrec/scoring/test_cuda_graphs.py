@@ -16,10 +16,11 @@ from longrec.errors import LongrecError
 from longrec.scoring import cuda_graphs
 from longrec.scoring.request import RequestRows
 from longrec.scoring.scorer import Scorer
-from longrec.serving import engine
+from longrec.serving import warm_up
+from longrec.serving.engine import Engine
 from tests.longrec import small_histories
 from tests.longrec.nn.test_ranker import Operations, Reads
-from tests.longrec.serving import world
+from tests.longrec.serving import small_scorer
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 LONGEST, MOST = 64, 16
@@ -35,7 +36,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return world.scorer(tmp_path_factory.mktemp("world"))
+    return small_scorer.make_scorer(tmp_path_factory.mktemp("world"))
 
 
 def fixed(scorer: Scorer, max_cuda_graph_requests: int = 4) -> Scorer:
@@ -44,9 +45,9 @@ def fixed(scorer: Scorer, max_cuda_graph_requests: int = 4) -> Scorer:
 
 
 def request(num_events: int, num_targets: int, seed: int = 0) -> RequestRows:
-    user = world.User(seed)
+    user = small_scorer.User(seed)
     user.append(num_events)
-    newest = user.rows[-1][0] if user.rows else world.START_MS
+    newest = user.rows[-1][0] if user.rows else small_scorer.START_MS
     return user.request(user.timeline(), newest + 1_000 * (1 + 40 * seed), num_targets)
 
 
@@ -63,7 +64,7 @@ def test_fixed_buffers_score_as_a_batch_does_whoever_used_them_before(
     """Sizes at the borders and between them, each after longer requests of other users and
     moments.
     """
-    eager = world.scorer(tmp_path, recency)
+    eager = small_scorer.make_scorer(tmp_path, recency)
     scorer = fixed(eager)
     for seed, (num_events, num_targets) in enumerate(
         [
@@ -182,16 +183,16 @@ def test_threads_take_turns(plain: Scorer) -> None:
 
 def test_only_models_that_can_use_fixed_buffers_do(plain: Scorer, tmp_path: Path) -> None:
     assert plain.cuda_graphs is None and plain.warm_up() is None  # on a CPU a batch is faster
-    assert fixed(world.scorer(tmp_path / "a", matches=True)).cuda_graphs is None
-    assert fixed(world.scorer(tmp_path / "b", "none", kind="din")).cuda_graphs is None
+    assert fixed(small_scorer.make_scorer(tmp_path / "a", matches=True)).cuda_graphs is None
+    assert fixed(small_scorer.make_scorer(tmp_path / "b", "none", kind="din")).cuda_graphs is None
 
 
 @pytest.mark.parametrize("broken", [0.01, float("nan"), 0.0])
 def test_an_engine_does_not_start_with_graphs_that_score_otherwise(
     plain: Scorer, broken: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "WARM_EVENTS", 32)
-    monkeypatch.setattr(engine, "WARM_CANDIDATES", MOST)
+    monkeypatch.setattr(warm_up, "WARM_EVENTS", 32)
+    monkeypatch.setattr(warm_up, "WARM_CANDIDATES", MOST)
     scorer, of = fixed(plain), cuda_graphs.CudaGraphScorer._score
     monkeypatch.setattr(
         cuda_graphs.CudaGraphScorer,
@@ -199,19 +200,19 @@ def test_an_engine_does_not_start_with_graphs_that_score_otherwise(
         lambda self, count, asked: of(self, count, asked) + np.float32(broken),
     )
     if broken == 0.0:
-        engine.Engine(scorer).close()
+        Engine(scorer).close()
         return
     with pytest.raises(
         LongrecError,
         match=r"captured graphs do not score as the model does; found .* differ by (0.01|nan)",
     ):
-        engine.Engine(scorer)
+        Engine(scorer)
 
 
 @pytest.mark.parametrize("recency", ["bias", "token"])
 def test_what_is_captured_asks_the_device_for_no_value(tmp_path: Path, recency: str) -> None:
     """What would end a capture: a value read, or a tensor that is made on the host."""
-    found = fixed(world.scorer(tmp_path, recency)).cuda_graphs
+    found = fixed(small_scorer.make_scorer(tmp_path, recency)).cuda_graphs
     assert found is not None
     with torch.inference_mode(), Reads() as reads, Operations() as operations:
         found._encode_bucket(16)
@@ -227,7 +228,7 @@ def test_what_is_captured_asks_the_device_for_no_value(tmp_path: Path, recency: 
 @ON_GPU
 @pytest.mark.parametrize(("precision", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-3)])
 def test_graphs_score_as_a_batch_does(tmp_path: Path, precision: torch.dtype, bound: float) -> None:
-    on_cpu = world.scorer(tmp_path, width=64)
+    on_cpu = small_scorer.make_scorer(tmp_path, width=64)
     bundle = dataclasses.replace(on_cpu.bundle, ranker=on_cpu.bundle.ranker.cuda())
     scorer = Scorer(bundle, torch.device("cuda"), precision=precision)
     eager = dataclasses.replace(scorer, max_cuda_graph_requests=0)

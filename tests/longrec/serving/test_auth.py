@@ -1,4 +1,4 @@
-"""The door: who is let in, what is open, what becomes of an error behind it."""
+"""Authentication: which tokens are accepted, which paths are open, how errors are answered."""
 
 from __future__ import annotations
 
@@ -10,37 +10,44 @@ from pathlib import Path
 import pytest
 
 from longrec.errors import ConfigError
-from longrec.serving.auth import Door, Tokens
+from longrec.serving.auth import AuthMiddleware, Tokens
 
-GOOD, OTHER = "a-token-of-some-length", "another-token-of-length"
+GOOD = "a-token-of-some-length"
+OTHER = "another-token-of-length"
 
 
-async def behind(scope, receive, send) -> None:
+async def app(scope, receive, send) -> None:
     if scope["path"] == "/breaks":
         raise RuntimeError("secret detail")
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]})
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]}
+    await send(start)
     await send({"type": "http.response.body", "body": b"inside"})
 
 
-def ask(
-    door: Door, path: str = "/rank", *authorization: str
+def get(
+    middleware: AuthMiddleware,
+    path: str = "/rank",
+    *authorization: str,
 ) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Return status, headers and body."""
     sent: list[dict] = []
 
     async def send(message) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "path": path,
-        "headers": [(b"authorization", each.encode("latin-1")) for each in authorization],
-    }
-    asyncio.run(door(scope, None, send))
+    headers = [(b"authorization", value.encode("latin-1")) for value in authorization]
+    scope = {"type": "http", "path": path, "headers": headers}
+    asyncio.run(middleware(scope, None, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
+@pytest.fixture
+def protected() -> AuthMiddleware:
+    return AuthMiddleware(app, Tokens({"LONGREC_TOKEN": GOOD}))
+
+
 @pytest.mark.parametrize(
-    ("shown", "status"),
+    ("authorization", "expected"),
     [
         ((f"Bearer {GOOD}",), 200),
         ((f"bearer  {GOOD} ",), 200),
@@ -55,12 +62,17 @@ def ask(
         (("Bearer \xff\xfe",), 401),
     ],
 )
-def test_only_the_token_opens(shown: tuple[str, ...], status: int) -> None:
-    found, headers, body = ask(Door(behind, Tokens({"LONGREC_TOKEN": GOOD})), "/rank", *shown)
-    assert found == status
-    assert (body == b"inside") == (status == 200)
-    if status == 401:
-        assert headers[b"www-authenticate"] == b"Bearer" and GOOD.encode() not in body
+def test_only_the_token_is_accepted(
+    protected: AuthMiddleware,
+    authorization: tuple[str, ...],
+    expected: int,
+) -> None:
+    status, headers, body = get(protected, "/rank", *authorization)
+    assert status == expected
+    assert (body == b"inside") == (expected == 200)
+    if expected == 401:
+        assert headers[b"www-authenticate"] == b"Bearer"
+        assert GOOD.encode() not in body
 
 
 @pytest.mark.parametrize(
@@ -76,8 +88,8 @@ def test_only_the_token_opens(shown: tuple[str, ...], status: int) -> None:
         "/static_content/swagger-ui.css",
     ],
 )
-def test_health_metrics_page_and_description_are_open(path: str) -> None:
-    assert ask(Door(behind, Tokens({"LONGREC_TOKEN": GOOD})), path)[0] == 200
+def test_health_metrics_page_and_description_are_open(protected: AuthMiddleware, path: str) -> None:
+    assert get(protected, path)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -95,46 +107,48 @@ def test_health_metrics_page_and_description_are_open(path: str) -> None:
         "/unknown",
     ],
 )
-def test_everything_else_is_closed(path: str) -> None:
-    assert ask(Door(behind, Tokens({"LONGREC_TOKEN": GOOD})), path)[0] == 401
+def test_everything_else_needs_a_token(protected: AuthMiddleware, path: str) -> None:
+    assert get(protected, path)[0] == 401
 
 
-def test_without_a_token_everything_is_open_and_no_stack_trace_gets_out(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    door = Door(behind, Tokens({}))
-    status, headers, _ = ask(door)
-    assert (
-        status == 200
-        and headers[b"x-own"] == b"1"
-        and headers[b"x-content-type-options"] == b"nosniff"
-    )
-    status, _, body = ask(door, "/breaks")
-    assert status == 500 and list(json.loads(body)) == ["error"] and b"secret" not in body
-    assert "secret detail" in caplog.text  # it is in the log
+def test_without_a_token_everything_is_open() -> None:
+    status, headers, _ = get(AuthMiddleware(app, Tokens({})))
+    assert status == 200
+    assert headers[b"x-own"] == b"1"
+    assert headers[b"x-content-type-options"] == b"nosniff"
 
 
-def test_tokens_of_a_file_are_read_again_when_they_change(tmp_path: Path) -> None:
+def test_a_stack_trace_is_logged_but_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    status, _, body = get(AuthMiddleware(app, Tokens({})), "/breaks")
+    assert status == 500
+    assert list(json.loads(body)) == ["error"]
+    assert b"secret" not in body
+    assert "secret detail" in caplog.text
+
+
+def accepts(tokens: Tokens, token: str) -> bool:
+    return tokens.allows(f"Bearer {token}".encode())
+
+
+def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(f"{GOOD}\n\n")
     tokens = Tokens({"LONGREC_TOKEN_FILE": str(path)})
-    assert tokens.allows(f"Bearer {GOOD}".encode()) and not tokens.allows(
-        f"Bearer {OTHER}".encode()
-    )
+    assert accepts(tokens, GOOD)
+    assert not accepts(tokens, OTHER)
     path.write_text(f"{GOOD}\n{OTHER}\n")  # both during a rotation
-    assert tokens.allows(f"Bearer {GOOD}".encode()) and tokens.allows(f"Bearer {OTHER}".encode())
+    assert accepts(tokens, GOOD)
+    assert accepts(tokens, OTHER)
     replacement = tmp_path / "new"
     replacement.write_text(OTHER)
     os.replace(replacement, path)
-    assert not tokens.allows(f"Bearer {GOOD}".encode()) and tokens.allows(
-        f"Bearer {OTHER}".encode()
-    )
+    assert not accepts(tokens, GOOD)
+    assert accepts(tokens, OTHER)
     path.unlink()
-    assert tokens.allows(
-        f"Bearer {OTHER}".encode()
-    )  # a file that is gone for a moment opens nothing and closes nothing
+    assert accepts(tokens, OTHER)  # a file that is gone for a moment changes nothing
     path.write_text("short")
-    assert tokens.allows(f"Bearer {OTHER}".encode()) and not tokens.allows(b"Bearer short")
+    assert accepts(tokens, OTHER)
+    assert not accepts(tokens, "short")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +161,6 @@ def test_tokens_of_a_file_are_read_again_when_they_change(tmp_path: Path) -> Non
         {"LONGREC_TOKEN": f"{GOOD}\nshort"},
     ],
 )
-def test_a_token_that_is_none_is_refused_at_the_start(environment: dict[str, str]) -> None:
+def test_a_bad_token_is_an_error_at_the_start(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         Tokens(environment)

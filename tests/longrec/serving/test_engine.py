@@ -1,4 +1,4 @@
-"""The engine: right answers under load, deadlines, shedding, an end that loses nothing."""
+"""The engine: right answers under load, deadlines, rejection, a close that loses nothing."""
 
 from __future__ import annotations
 
@@ -13,24 +13,19 @@ import pytest
 
 from longrec.errors import DataError
 from longrec.scoring.scorer import Scorer
-from longrec.serving.engine import (
-    DeadlineExceeded,
-    Engine,
-    EngineClosed,
-    Limits,
-    Overloaded,
-    Query,
-    TooManyRequests,
-)
-from tests.longrec.serving import world
-from tests.longrec.serving.world import SERVED, User
+from longrec.serving.admission import EngineClosed, Limits, TooManyRequests
+from longrec.serving.engine import DeadlineExceeded, Engine
+from longrec.serving.requests import EncodedRequest, RankResult
+from tests.longrec.serving import small_scorer
+from tests.longrec.serving.small_scorer import SERVED_LENGTH, User
 
-TOLERANCE, PATIENCE_SECONDS = 2e-6, 120
+TOLERANCE = 2e-6
+MAX_WAIT_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory) -> Scorer:
-    return world.scorer(tmp_path_factory.mktemp("engine"))
+    return small_scorer.make_scorer(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture
@@ -40,153 +35,150 @@ def engine(scorer):
     engine.close()
 
 
-def queries(count: int, seed: int = 0) -> list[Query]:
-    found = []
+def make_requests(count: int, seed: int = 0) -> list[EncodedRequest]:
+    """Return requests of seven users."""
+    requests = []
     for number in range(count):
-        user = User(seed + number % 7)
-        user.append(10 + 9 * (number % 7))
-        found.append(
-            Query(
-                user.request(user.timeline(), user.rows[-1][0] + 1, 1 + number % 5), key=number % 7
-            )
-        )
-    return found
+        user_id = number % 7
+        user = User(seed + user_id)
+        user.append(10 + 9 * user_id)
+        rows = user.request(user.timeline(), user.next_ms, 1 + number % 5)
+        requests.append(EncodedRequest(rows, key=user_id))
+    return requests
 
 
-class Blocked:
-    """A scorer's place in which requests gather: the engine's thread waits in it until told to go
-    on.
-    """
+def with_deadline(request: EncodedRequest, seconds: float) -> EncodedRequest:
+    return dataclasses.replace(request, deadline=time.monotonic() + seconds)
+
+
+def assert_scores(result: RankResult, scorer: Scorer, request: EncodedRequest) -> None:
+    """Assert that a request has the scores of a cold computation."""
+    expected = scorer.score([request.rows])[0]
+    np.testing.assert_allclose(result.scores, expected, atol=TOLERANCE)
+
+
+class Gate:
+    """Stops the engine's thread before each batch until opened; meanwhile requests gather."""
 
     def __init__(self, engine: Engine, monkeypatch) -> None:
-        self.gate, self.sizes, self.entered = concurrent.futures.Future(), [], threading.Event()
+        self._is_open = concurrent.futures.Future()
+        self.batch_sizes = []
+        self.is_reached = threading.Event()
         answer = engine._answer
 
-        def slow(jobs):
-            self.sizes.append(len(jobs))
-            self.entered.set()
-            self.gate.result(PATIENCE_SECONDS)
-            return answer(jobs)
+        def wait_and_answer(entries):
+            self.batch_sizes.append(len(entries))
+            self.is_reached.set()
+            self._is_open.result(MAX_WAIT_SECONDS)
+            return answer(entries)
 
-        monkeypatch.setattr(engine, "_answer", slow)
+        monkeypatch.setattr(engine, "_answer", wait_and_answer)
+
+    def wait(self) -> None:
+        assert self.is_reached.wait(MAX_WAIT_SECONDS)
+
+    def open(self) -> None:
+        self._is_open.set_result(None)
 
 
 def test_many_at_a_time_get_their_own_answers(engine, scorer) -> None:
-    asked = queries(60)
+    requests = make_requests(60)
 
-    async def all_of_them() -> list:
-        return await asyncio.gather(*(engine.rank(query) for query in asked))
+    async def rank_all() -> list:
+        return await asyncio.gather(*(engine.rank(request) for request in requests))
 
-    for query, ranked in zip(asked, asyncio.run(all_of_them()), strict=True):
-        np.testing.assert_allclose(ranked.scores, scorer.score([query.rows])[0], atol=TOLERANCE)
-        assert ranked.num_events == min(SERVED, query.rows.history.num_rows)
+    for request, result in zip(requests, asyncio.run(rank_all()), strict=True):
+        assert_scores(result, scorer, request)
+        assert result.num_events == min(SERVED_LENGTH, request.rows.history.num_rows)
 
 
-def test_what_gathers_is_scored_together_within_the_budget(scorer, monkeypatch) -> None:
+def test_gathered_requests_are_scored_together_within_the_limits(scorer, monkeypatch) -> None:
     engine = Engine(scorer, Limits(batch_events=100, batch_requests=3))
-    blocked = Blocked(engine, monkeypatch)
-    futures = [engine.submit(query) for query in queries(12)]
-    blocked.gate.set_result(None)
-    for query, future in zip(queries(12), futures, strict=True):
-        np.testing.assert_allclose(
-            future.result(PATIENCE_SECONDS).scores, scorer.score([query.rows])[0], atol=TOLERANCE
-        )
-    assert 1 < max(blocked.sizes) <= 3
+    gate = Gate(engine, monkeypatch)
+    requests = make_requests(12)
+    answers = [engine.submit(request) for request in requests]
+    gate.open()
+    for request, answer in zip(requests, answers, strict=True):
+        assert_scores(answer.result(MAX_WAIT_SECONDS), scorer, request)
+    assert 1 < max(gate.batch_sizes) <= 3
     engine.close()
 
 
-def test_one_bad_request_does_not_spoil_the_others(engine, scorer, monkeypatch) -> None:
-    blocked = Blocked(engine, monkeypatch)
-    good, bad = queries(3), queries(1)[0]
-    bad = dataclasses.replace(
-        bad, key=None, rows=dataclasses.replace(bad.rows, user_features={"region": 5})
-    )
+def test_one_bad_request_does_not_fail_the_others(engine, scorer, monkeypatch) -> None:
+    gate = Gate(engine, monkeypatch)
+    good = make_requests(3)
+    bad_rows = dataclasses.replace(good[0].rows, user_features={"region": 5})
+    bad = dataclasses.replace(good[0], key=None, rows=bad_rows)
     engine.submit(good[0])
-    assert blocked.entered.wait(PATIENCE_SECONDS)
-    futures = [engine.submit(query) for query in (good[0], good[1], bad, good[2])]
-    blocked.gate.set_result(None)
+    gate.wait()
+    requests = (good[0], good[1], bad, good[2])
+    answers = [engine.submit(request) for request in requests]
+    gate.open()
     with pytest.raises(DataError, match="region"):
-        futures[2].result(PATIENCE_SECONDS)
-    for query, future in zip(good, (futures[0], futures[1], futures[3]), strict=True):
-        np.testing.assert_allclose(
-            future.result(PATIENCE_SECONDS).scores, scorer.score([query.rows])[0], atol=TOLERANCE
-        )
-    assert blocked.sizes == [1, 4, 1, 1, 1, 1]
+        answers[2].result(MAX_WAIT_SECONDS)
+    for position in (0, 1, 3):
+        result = answers[position].result(MAX_WAIT_SECONDS)
+        assert_scores(result, scorer, requests[position])
+    assert gate.batch_sizes == [1, 4, 1, 1, 1, 1]
 
 
-def test_a_deadline_is_kept_by_the_queue_and_by_who_waits(engine, monkeypatch) -> None:
-    blocked = Blocked(engine, monkeypatch)
-    first = engine.submit(queries(1)[0])
-    assert blocked.entered.wait(PATIENCE_SECONDS)
-    late = engine.submit(dataclasses.replace(queries(1)[0], deadline=time.monotonic() + 0.05))
-    deadline = time.monotonic() + 0.1
+def test_a_deadline_holds_in_the_queue_and_for_the_caller(engine, monkeypatch) -> None:
+    gate = Gate(engine, monkeypatch)
+    request = make_requests(1)[0]
+    first = engine.submit(request)
+    gate.wait()
+    late = engine.submit(with_deadline(request, 0.05))
+    in_time = with_deadline(request, 0.1)
     with pytest.raises(DeadlineExceeded):  # while the engine is at work on the first
-        asyncio.run(engine.rank(dataclasses.replace(queries(1)[0], deadline=deadline)))
-    assert time.monotonic() >= deadline
-    blocked.gate.set_result(None)
-    assert first.result(PATIENCE_SECONDS).num_events
+        asyncio.run(engine.rank(in_time))
+    assert time.monotonic() >= in_time.deadline
+    gate.open()
+    assert first.result(MAX_WAIT_SECONDS).num_events
     with pytest.raises(DeadlineExceeded):
-        late.result(PATIENCE_SECONDS)
+        late.result(MAX_WAIT_SECONDS)
 
 
-def test_more_than_fits_is_shed_before_any_work(scorer) -> None:
-    engine = Engine(scorer, Limits(queue_requests=4, caller_requests=3, queue_seconds=1_000.0))
-    tickets = [engine.admit(5, 40, is_kept=True, caller="a") for _ in range(3)]
-    with pytest.raises(TooManyRequests) as shed:
-        engine.admit(5, 40, is_kept=True, caller="a")
-    assert shed.value.retry_after_seconds > 0
-    tickets.append(engine.admit(5, 40, is_kept=True, caller="b"))
-    with pytest.raises(Overloaded) as shed:
-        engine.admit(5, 40, is_kept=True, caller="c")
-    assert not isinstance(shed.value, TooManyRequests)
-    for ticket in tickets:
-        engine.leave(ticket)
-    assert engine.num_under_way == 0 and engine.outstanding_seconds == 0.0
-    big = [engine.admit(2_000, 10**9, is_kept=True)]  # alone it is tried, however large
-    with pytest.raises(Overloaded):
-        engine.admit(1, 1, is_kept=True, deadline=time.monotonic() + 5)
-    engine.leave(big[0])
-    engine.leave(engine.admit(1, 1, is_kept=True, deadline=time.monotonic() + 5))
+def test_an_engine_admits_requests_within_its_own_limits(scorer) -> None:
+    engine = Engine(scorer, Limits(caller_requests=1))
+    ticket = engine.admission.admit(5, 40, is_cached=True, caller="a")
+    with pytest.raises(TooManyRequests):
+        engine.admission.admit(5, 40, is_cached=True, caller="a")
+    engine.admission.release(ticket)
+    assert engine.admission.num_in_progress == 0
     engine.close()
 
 
-def test_closing_ends_what_was_admitted_and_takes_nothing_more(scorer, monkeypatch) -> None:
+def test_closing_finishes_admitted_requests_and_accepts_no_more(scorer, monkeypatch) -> None:
     engine = Engine(scorer)
-    blocked = Blocked(engine, monkeypatch)
-    ticket, asked = engine.admit(5, 40, is_kept=False), queries(2)
-    running = engine.submit(asked[0])
+    gate = Gate(engine, monkeypatch)
+    ticket = engine.admission.admit(5, 40, is_cached=False)
+    requests = make_requests(2)
+    running = engine.submit(requests[0])
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         closed = pool.submit(engine.close)
-        while not engine._closing:
+        while not engine.admission.is_closed:
             time.sleep(0.01)
         with pytest.raises(EngineClosed):
-            engine.admit(5, 40, is_kept=False)
+            engine.admission.admit(5, 40, is_cached=False)
         with pytest.raises(EngineClosed):
-            engine.submit(asked[1])
+            engine.submit(requests[1])
         assert not closed.done()
-        admitted = engine.submit(asked[1], ticket)  # it had its place before
-        blocked.gate.set_result(None)
-        np.testing.assert_allclose(
-            admitted.result(PATIENCE_SECONDS).scores,
-            scorer.score([asked[1].rows])[0],
-            atol=TOLERANCE,
-        )
-        assert running.result(PATIENCE_SECONDS).num_events and not closed.done()
-        engine.leave(ticket)
-        closed.result(PATIENCE_SECONDS)
+        admitted = engine.submit(requests[1], ticket)  # it was admitted before
+        gate.open()
+        assert_scores(admitted.result(MAX_WAIT_SECONDS), scorer, requests[1])
+        assert running.result(MAX_WAIT_SECONDS).num_events
+        assert not closed.done()
+        engine.admission.release(ticket)
+        closed.result(MAX_WAIT_SECONDS)
     assert not len(engine.cache)
 
 
-def test_explaining_names_the_events_attended_to_most(engine, scorer) -> None:
-    query = queries(1, seed=50)[0]
-    explained = asyncio.run(engine.explain(query, 4))
-    assert len(explained.attended) == 3 * 2
-    np.testing.assert_allclose(
-        explained.ranked.scores, scorer.score([query.rows])[0], atol=TOLERANCE
-    )
-    for part in explained.attended:
-        assert (
-            len(part.rows) == 4
-            and (np.diff(part.weights) <= 0).all()
-            and 0 < part.weights.sum() <= 1 + 1e-5
-        )
+def test_an_explanation_names_the_events_with_most_attention(engine, scorer) -> None:
+    request = make_requests(1, seed=50)[0]
+    explanation = asyncio.run(engine.explain(request, 4))
+    assert len(explanation.heads) == 3 * 2
+    assert_scores(explanation.result, scorer, request)
+    for head in explanation.heads:
+        assert len(head.rows) == 4
+        assert (np.diff(head.weights) <= 0).all()
+        assert 0 < head.weights.sum() <= 1 + 1e-5

@@ -1,4 +1,4 @@
-"""The reader answers in time whatever the store does, says so, and mends itself."""
+"""The reader answers in time whatever the store does, says so, and recovers by itself."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ import pytest
 from longrec.data import history
 from longrec.data.store.reader import UserRows
 from longrec.errors import DataError, StoreError
-from longrec.serving import reader as module
-from longrec.serving.reader import StoreReader
+from longrec.serving import reader as reader_module
+from longrec.serving.reader import FetchResult, StoreReader
 from tests.longrec import small_histories
-from tests.longrec.serving.world import User
+from tests.longrec.serving.small_scorer import User
+
+NEVER_SECONDS = 1_000.0
 
 
 class FakeStore:
-    """A store that does as `mood` says, whichever thread asks."""
+    """A store that behaves as `state` says, in any thread."""
 
     def __init__(self) -> None:
-        self.mood, self.opened, self.asked = "well", 0, []
-        self.hung, self.release, self.hung_thread = (
-            threading.Event(),
-            threading.Event(),
-            threading.current_thread(),
-        )
+        self.state = "well"
+        self.num_opened = 0
+        self.is_hanging = threading.Event()
+        self.release = threading.Event()
+        self.hanging_thread = threading.current_thread()
 
     def open(self) -> FakeStore:
-        self.opened += 1
-        if self.mood == "gone":
+        self.num_opened += 1
+        if self.state == "down":
             raise StoreError("the online store is gone")
         return self
 
     def fetch(self, user_ids) -> list[UserRows]:
-        self.asked.append(list(user_ids))
-        if self.mood == "hangs":
-            self.hung_thread = threading.current_thread()
-            self.hung.set()
+        if self.state == "hangs":
+            self.hanging_thread = threading.current_thread()
+            self.is_hanging.set()
             self.release.wait()
-        if self.mood == "gone":
+        if self.state == "down":
             raise StoreError("the online store cannot be read")
-        if self.mood == "odd":
+        if self.state == "odd":
             raise KeyError("odd")
-        if self.mood == "garbage" and 3 in user_ids:
+        if self.state == "damaged" and 3 in user_ids:
             raise DataError("a packed history is not readable")
         return [UserRows(user_id, timeline(user_id), {"region": "north"}) for user_id in user_ids]
 
 
 @functools.cache
-def timeline(count: int) -> pa.RecordBatch:
-    user = User(count)
-    user.append(count)
+def timeline(num_events: int) -> pa.RecordBatch:
+    user = User(num_events)
+    user.append(num_events)
     return user.timeline()
 
 
@@ -89,87 +89,110 @@ def eventually(holds: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def fetch(reader: StoreReader, *users: int, timeout: float | None = None) -> list:
-    async def together() -> list:
+def fetch(
+    reader: StoreReader,
+    *users: int,
+    timeout: float | None = None,
+) -> list[FetchResult]:
+    """Return the results of users that are fetched at the same time."""
+
+    async def fetch_all() -> list:
         return await asyncio.gather(*(reader.fetch(user, timeout) for user in users))
 
-    return asyncio.run(together())
+    return asyncio.run(fetch_all())
+
+
+def is_fresh(reader: StoreReader, user: int) -> bool:
+    return not fetch(reader, user)[0].degraded
 
 
 @pytest.mark.parametrize(
-    ("mood", "which"), [("gone", "reader"), ("odd", "reader"), ("hangs", "hasty")]
+    ("state", "reader_name"),
+    [("down", "reader"), ("odd", "reader"), ("hangs", "hasty")],
 )
-def test_a_store_in_trouble_gives_what_was_known_and_mends_itself(
-    request, store, monkeypatch, mood: str, which: str
+def test_a_failing_store_gives_cached_rows_until_it_recovers(
+    request,
+    store,
+    monkeypatch,
+    state: str,
+    reader_name: str,
 ) -> None:
-    reader = request.getfixturevalue(which)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 1_000.0)
-    monkeypatch.setattr(module, "ABANDON_SECONDS", 1_000.0)
-    eventually(lambda: not fetch(reader, 5)[0].degraded)
+    reader = request.getfixturevalue(reader_name)
+    monkeypatch.setattr(reader_module, "RETRY_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(reader_module, "ABANDON_SECONDS", NEVER_SECONDS)
+    eventually(lambda: is_fresh(reader, 5))
     (before,) = fetch(reader, 5)
     assert before.rows.history.num_rows == 5
-    store.mood = mood
-    known, unknown = fetch(
-        reader, 5, 6
-    )  # answered although the store hangs, until it is released below
-    assert (
-        known.degraded
-        and known.rows.history.equals(before.rows.history)
-        and known.rows.features == {"region": "north"}
-    )
-    assert unknown.degraded and unknown.rows.history.num_rows == 0 and unknown.rows.features is None
-    eventually(reader._known_trouble)
+    store.state = state
+    known, unknown = fetch(reader, 5, 6)  # answered even while the store hangs
+    assert known.degraded
+    assert known.rows.history.equals(before.rows.history)
+    assert known.rows.features == {"region": "north"}
+    assert unknown.degraded
+    assert unknown.rows.history.num_rows == 0
+    assert unknown.rows.history.equals(history.empty(small_histories.SCHEMA))
+    assert unknown.rows.features is None
+    eventually(reader._unavailable_reason)
     with monkeypatch.context() as patch:
-        patch.setattr(reader, "_ask", pytest.fail)  # nobody waits for it now
-        assert all(each.degraded for each in fetch(reader, 5, 6, 7))
-    store.mood = "well"
+        patch.setattr(reader, "_enqueue", pytest.fail)  # no request waits for it now
+        assert all(result.degraded for result in fetch(reader, 5, 6, 7))
+    store.state = "well"
     store.release.set()
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
-    eventually(lambda: not fetch(reader, 6)[0].degraded)
-    assert reader.num_events(6) == 6 and reader.num_events(7) is None
+    monkeypatch.setattr(reader_module, "RETRY_SECONDS", 0.0)
+    eventually(lambda: is_fresh(reader, 6))
+    assert reader.num_events(6) == 6
+    assert reader.num_events(7) is None
 
 
-def test_a_read_that_never_ends_is_given_up_and_changes_nothing_later(
-    hasty, store, monkeypatch
-) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 1_000.0)
-    eventually(lambda: not fetch(hasty, 5)[0].degraded)
-    store.mood, opened = "hangs", store.opened
-    assert fetch(hasty, 5)[0].degraded and store.hung.wait(60)
-    store.mood = "well"
-    monkeypatch.setattr(module, "ABANDON_SECONDS", 0.0)
-    eventually(hasty._known_trouble)  # which starts another thread
-    monkeypatch.setattr(module, "ABANDON_SECONDS", 1_000.0)
-    eventually(lambda: not fetch(hasty, 5)[0].degraded)
-    assert store.opened == opened + 1 and store.hung_thread.is_alive()
-    store.mood = "gone"
+def test_an_endless_read_is_abandoned_and_changes_nothing_later(hasty, store, monkeypatch) -> None:
+    monkeypatch.setattr(reader_module, "RETRY_SECONDS", NEVER_SECONDS)
+    eventually(lambda: is_fresh(hasty, 5))
+    store.state = "hangs"
+    num_opened = store.num_opened
+    assert fetch(hasty, 5)[0].degraded
+    assert store.is_hanging.wait(60)
+    store.state = "well"
+    monkeypatch.setattr(reader_module, "ABANDON_SECONDS", 0.0)
+    eventually(hasty._unavailable_reason)  # this starts another thread
+    monkeypatch.setattr(reader_module, "ABANDON_SECONDS", NEVER_SECONDS)
+    eventually(lambda: is_fresh(hasty, 5))
+    assert store.num_opened == num_opened + 1
+    assert store.hanging_thread.is_alive()
+    store.state = "down"
     store.release.set()
-    store.hung_thread.join(60)  # it ends, with an error
-    assert not store.hung_thread.is_alive() and not hasty._known_trouble()
+    store.hanging_thread.join(60)  # it ends, with an error
+    assert not store.hanging_thread.is_alive()
+    assert not hasty._unavailable_reason()
 
 
-def test_garbage_of_one_user_is_that_users_trouble(reader, store) -> None:
-    store.mood = "garbage"
-    answers = fetch(reader, 1, 2, 3, 4)
-    assert [bool(answer.degraded) for answer in answers] == [False, False, True, False]
-    assert [answer.rows.history.num_rows for answer in answers] == [1, 2, 0, 4]
+def test_damaged_rows_of_one_user_degrade_only_that_user(reader, store) -> None:
+    store.state = "damaged"
+    results = fetch(reader, 1, 2, 3, 4)
+    assert [bool(result.degraded) for result in results] == [False, False, True, False]
+    assert [result.rows.history.num_rows for result in results] == [1, 2, 0, 4]
 
 
-def test_a_short_deadline_is_shorter_than_the_readers(reader, store) -> None:
-    store.mood, started = "hangs", time.monotonic()
+def test_a_short_deadline_is_shorter_than_that_of_the_reader(reader, store) -> None:
+    store.state = "hangs"
+    started = time.monotonic()
     assert fetch(reader, 5, timeout=0.02)[0].degraded
     assert time.monotonic() - started < 30  # the reader's own is 60
 
 
-def test_what_is_kept_is_bounded(store) -> None:
-    reader = StoreReader(store.open, small_histories.SCHEMA, timeout_seconds=60, keep_bytes=4_000)
+def test_cached_rows_are_bounded(store) -> None:
+    reader = StoreReader(
+        store.open,
+        small_histories.SCHEMA,
+        timeout_seconds=60,
+        cache_bytes=4_000,
+    )
     fetch(reader, *range(1, 30))
-    assert 0 < reader._known_bytes <= 4_000 and len(reader._known) < 29
-    assert history.empty(small_histories.SCHEMA).num_rows == 0
+    assert 0 < reader._num_cached_bytes <= 4_000
+    assert len(reader._cached) < 29
     reader.close()
 
 
 def test_a_store_that_cannot_be_opened_at_the_start_is_an_error(store) -> None:
-    store.mood = "gone"
+    store.state = "down"
     with pytest.raises(StoreError, match="gone"):
         StoreReader(store.open, small_histories.SCHEMA)

@@ -1,0 +1,83 @@
+"""HTTP status and body of each error."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from longrec.errors import ConfigError, DataError, LongrecError
+
+CLOSED_RETRY_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HttpError:
+    """Why a request is not answered.
+
+    Args:
+        status: of the HTTP response.
+        reason: for the caller.
+        retry_after_seconds: when to try again, None for a request that must change first.
+        rejection: reason to count, one of longrec.serving.metrics.REJECTION_REASONS; empty for a
+            fault of the request.
+    """
+
+    status: int
+    reason: str
+    retry_after_seconds: float | None = None
+    rejection: str = ""
+
+    def to_response(self) -> JSONResponse:
+        """Return the response to send."""
+        headers = {}
+        if self.retry_after_seconds is not None:
+            headers["Retry-After"] = str(math.ceil(self.retry_after_seconds))
+        return JSONResponse({"error": self.reason}, self.status, headers)
+
+
+def http_error_of(error: LongrecError, timeout_ms: int | None) -> HttpError:
+    """Return the HTTP error of a request that failed.
+
+    Args:
+        error: 400 for a fault of the request; 408, 429, 503 and 504 where a retry may help.
+        timeout_ms: of the request; None for the default of the service.
+
+    Raises:
+        LongrecError: the error itself, if it is not one that a request can cause.
+    """
+    from longrec.serving.admission import EngineClosed, Overloaded, TooManyRequests
+    from longrec.serving.engine import DeadlineExceeded
+
+    reason = str(error)
+    if isinstance(error, TooManyRequests):
+        return HttpError(429, reason, error.retry_after_seconds, rejection="caller")
+    if isinstance(error, Overloaded):
+        return HttpError(503, reason, error.retry_after_seconds, rejection="overload")
+    if isinstance(error, EngineClosed):
+        reason = "the service stops: send the request to another one"
+        return HttpError(503, reason, CLOSED_RETRY_SECONDS, rejection="closed")
+    if isinstance(error, DeadlineExceeded):
+        status = 504 if timeout_ms is None else 408
+        return HttpError(status, reason, rejection="deadline")
+    if isinstance(error, (ConfigError, DataError)):
+        return HttpError(400, reason)
+    raise error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of a body as `field: reason`, and the number of others."""
+    problems = error.errors(
+        include_url=False,
+        include_context=False,
+        include_input=False,
+    )
+    first = problems[0]
+    parts = [f"[{part}]" if isinstance(part, int) else part for part in first["loc"]]
+    field = "".join(parts) or "body"
+    reason = first["msg"].removeprefix("Value error, ")
+    num_others = len(problems) - 1
+    others = f" (and {num_others} more)" if num_others else ""
+    return f"{field}: {reason}{others}"

@@ -1,0 +1,217 @@
+"""One request, from the decoded body to the answer: admit, read the user, rank, log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from bento.settings import SETTINGS
+from longrec.schema import ITEM_ID, TIMESTAMP
+from longrec.serving.inline_history import read_inline_history
+from longrec.serving.requests import EncodedRequest, RankRequest
+
+if TYPE_CHECKING:
+    from longrec.release.request_log import RequestLog
+    from longrec.serving.admission import Ticket
+    from longrec.serving.engine import Engine
+    from longrec.serving.metrics import PrometheusMetrics
+    from longrec.serving.reader import FetchResult, StoreReader
+    from longrec.serving.requests import Explanation, RankResult, TopEvents
+    from longrec.serving.rollout.model_manager import ModelManager
+
+MAX_FETCH_SHARE = 0.5
+"""Largest share of the deadline that reading the feature store may use."""
+Answer = dict[str, Any]
+"""JSON object of an answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestRanker:
+    """Answers requests of one worker.
+
+    Args:
+        models: gives the engine of the current version.
+        reader: reads users from the feature store.
+        metrics: observes requests.
+        log: takes a share of the answers.
+    """
+
+    models: ModelManager[Engine]
+    reader: StoreReader
+    metrics: PrometheusMetrics
+    log: RequestLog
+
+    async def rank(self, request: RankRequest) -> Answer:
+        """Return the scores of the candidates.
+
+        Raises:
+            LongrecError: the request is bad, rejected or too late (bento.errors).
+        """
+        deadline = _deadline(request)
+        # Another version may replace this one during the request.
+        with (
+            self.models.acquire() as (version, engine),
+            self._admitted(engine, request, deadline) as ticket,
+        ):
+            fetched, encoded = await self._read_user(engine, request, deadline)
+            started = time.perf_counter()
+            result = await engine.rank(encoded, ticket)
+            milliseconds = 1e3 * (time.perf_counter() - started)
+            self.models.shadow.mirror(encoded, version, result.scores.T, milliseconds)
+            answer = _answer(version, engine, fetched, result)
+            self._log(encoded, fetched, answer)
+            return answer
+
+    async def explain(self, request: RankRequest, num_top_events: int) -> Answer:
+        """Return the scores of one candidate, and the events that each head weighs most.
+
+        Raises:
+            LongrecError: the request is bad, rejected or too late (bento.errors).
+        """
+        deadline = _deadline(request)
+        with (
+            self.models.acquire() as (version, engine),
+            self._admitted(engine, request, deadline) as ticket,
+        ):
+            fetched, encoded = await self._read_user(engine, request, deadline)
+            explanation = await engine.explain(encoded, num_top_events, ticket)
+            answer = _answer(version, engine, fetched, explanation.result)
+            attention = _attention(explanation, encoded.rows.history)
+            return {**answer, "attention": attention}
+
+    @contextlib.contextmanager
+    def _admitted(
+        self,
+        engine: Engine,
+        request: RankRequest,
+        deadline: float,
+    ) -> Iterator[Ticket]:
+        """Yield a ticket of the engine, and release it.
+
+        How many events the request will use is guessed: as many as at the user's last read, or the
+        mean of other requests.
+        """
+        num_events = self.reader.num_events(request.user_id)
+        if num_events is None:
+            num_events = engine.mean_events
+        length = request.length
+        if length is None:
+            length = engine.scorer.bundle.served_length
+        is_stored_history = request.inline_history is None
+        ticket = engine.admission.admit(
+            len(request.candidates),
+            min(length, num_events),
+            is_cached=is_stored_history and request.user_id in engine.cache,
+            deadline=deadline,
+            caller=request.caller,
+        )
+        try:
+            yield ticket
+        finally:
+            engine.admission.release(ticket)
+
+    async def _read_user(
+        self,
+        engine: Engine,
+        request: RankRequest,
+        deadline: float,
+    ) -> tuple[FetchResult, EncodedRequest]:
+        """Return what was read of the user, and the request with it."""
+        from longrec.scoring.request import RequestRows
+
+        request_time_ms = request.request_time_ms
+        if request_time_ms is None:
+            request_time_ms = time.time_ns() // 1_000_000
+        timeout = MAX_FETCH_SHARE * (deadline - time.monotonic())
+        with self.metrics.timed("fetch"):
+            fetched = await self.reader.fetch(request.user_id, timeout)
+        if request.inline_history is not None:
+            schema = engine.scorer.bundle.schema
+            events = await asyncio.to_thread(read_inline_history, request.inline_history, schema)
+            rows = dataclasses.replace(fetched.rows, history=events)
+            fetched = dataclasses.replace(fetched, rows=rows)
+        if fetched.degraded:
+            self.metrics.count_degraded(fetched.rows.history.num_rows)
+        request_rows = RequestRows(
+            history=fetched.rows.history,
+            user_features=fetched.rows.features,
+            request_time_ms=request_time_ms,
+            candidates=request.candidates,
+        )
+        return fetched, EncodedRequest(
+            rows=request_rows,
+            length=request.length,
+            key=request.user_id if request.inline_history is None else None,
+            deadline=deadline,
+        )
+
+    def _log(
+        self,
+        request: EncodedRequest,
+        fetched: FetchResult,
+        answer: Mapping[str, Any],
+    ) -> None:
+        self.log.add(
+            fetched.rows.user_id,
+            request.rows.request_time_ms,
+            request.rows.candidates.tolist(),
+            answer["scores"],
+            history_length=answer["history_length"],
+            model_version=answer["model_version"],
+            degraded=answer["degraded"],
+        )
+
+
+def _deadline(request: RankRequest) -> float:
+    """Return the deadline of a request in monotonic seconds."""
+    timeout = SETTINGS.timeout_seconds
+    if request.timeout_ms is not None:
+        timeout = request.timeout_ms / 1e3
+    return time.monotonic() + timeout
+
+
+def _answer(
+    version: str,
+    engine: Engine,
+    fetched: FetchResult,
+    result: RankResult,
+) -> Answer:
+    """Return the JSON object of a result."""
+    columns = result.scores.T.tolist()
+    rows = fetched.rows
+    return {
+        "scores": dict(zip(engine.scorer.task_names, columns, strict=True)),
+        "model_version": version,
+        "user_known": rows.features is not None or rows.history.num_rows > 0,
+        "history_length": result.num_events,
+        "unknown_candidates": result.num_unknown,
+        "degraded": bool(fetched.degraded),
+    }
+
+
+def _attention(explanation: Explanation, timeline: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return the JSON form of the events that each head weighs most."""
+    used = timeline.slice(explanation.first_row, explanation.result.num_events)
+    return [
+        {
+            "layer": head.layer,
+            "head": head.head,
+            "events": _events(head, used),
+        }
+        for head in explanation.heads
+    ]
+
+
+def _events(head: TopEvents, used: pa.RecordBatch) -> list[dict[str, Any]]:
+    items = used.column(ITEM_ID).to_numpy()[head.rows]
+    times = used.column(TIMESTAMP).to_numpy()[head.rows]
+    columns = (head.rows, items, times, head.weights)
+    keys = ("row", "item_id", "timestamp", "weight")
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(keys, row, strict=True)) for row in values]

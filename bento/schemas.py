@@ -1,0 +1,307 @@
+"""Bodies of requests and answers, as the interface describes them.
+
+A body of a request decodes to a RankRequest, whatever its form; a bad one gives an HttpError.
+BentoML calls `from_http_request`. It would log a stack trace for each bad request itself.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any, ClassVar
+
+import bentoml
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+)
+from starlette.requests import Request
+
+from bento.errors import HttpError, first_problem
+from bento.settings import SETTINGS
+from longrec.errors import DataError
+from longrec.serving import arrow_codec
+from longrec.serving.requests import RankRequest
+
+ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+MAX_TIMEOUT_MS = 60_000
+MAX_INT64 = 2**63 - 1
+MIN_INT64 = -(2**63)
+MIN_TIME_MS = -62_135_596_800_000
+MAX_TIME_MS = 253_402_300_799_999
+"""The years 1 to 9999."""
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+def to_milliseconds(value: Any) -> Any:
+    """Return an ISO 8601 text as ms since 1970 UTC, rounded down; other values as they are.
+
+    Raises:
+        ValueError: the text is not a time, or has no time zone.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        time = datetime.datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(
+            "should be ISO 8601 with a time zone, or an integer of milliseconds since 1970 UTC"
+        ) from error
+    if time.tzinfo is None:
+        raise ValueError("has no time zone; for UTC add Z")
+    return (time - EPOCH) // datetime.timedelta(milliseconds=1)
+
+
+Int64 = Annotated[int, Field(ge=MIN_INT64, le=MAX_INT64)]
+RequestTime = Annotated[
+    int,
+    BeforeValidator(to_milliseconds),
+    Field(ge=MIN_TIME_MS, le=MAX_TIME_MS),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}),
+]
+
+
+class _JsonRequestBody(bentoml.IODescriptor):
+    """Fields of every JSON request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    user_id: Int64 = Field(
+        description="User to read the history of; an unknown user has an empty history.",
+    )
+    request_time: RequestTime | None = Field(
+        None,
+        description="ISO 8601 with a time zone, or milliseconds since 1970 UTC; default now.",
+    )
+    length: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_INT64,
+        description="Most recent events to use; default: as the model was evaluated.",
+    )
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description="The request is answered or rejected within this time.",
+    )
+    history: dict[str, list[Any]] | None = Field(
+        None,
+        description=(
+            "Events to use instead of the stored ones, as columns: item_id and timestamp (ms "
+            "since 1970 UTC), event_seq to order equal times, event features. They are not cached."
+        ),
+    )
+    _caller: str = PrivateAttr("")
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        """Return the body, or the HttpError of a bad one."""
+        content = await _read_content(request)
+        if isinstance(content, HttpError):
+            return content
+        try:
+            body = cls.model_validate_json(content)
+        except ValidationError as error:
+            return HttpError(400, first_problem(error))
+        body._caller = _identify_caller(request)
+        return body
+
+    def _to_request(self, candidates: list[int]) -> RankRequest:
+        return RankRequest(
+            user_id=self.user_id,
+            candidates=np.array(candidates, np.int64),
+            request_time_ms=self.request_time,
+            length=self.length,
+            timeout_ms=self.timeout_ms,
+            inline_history=self.history,
+            caller=self._caller,
+        )
+
+
+class RankRequestBody(_JsonRequestBody):
+    """Candidates to rank for a user; only events before the request time are used."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"user_id": 1, "candidates": [11, 12, 13]}}
+    )
+
+    candidates: list[Int64] = Field(
+        min_length=1,
+        max_length=SETTINGS.max_candidates,
+        description="Item ids, in the order of the scores.",
+    )
+
+    def to_request(self) -> RankRequest:
+        """Return the request."""
+        return self._to_request(self.candidates)
+
+
+class ExplainRequestBody(_JsonRequestBody):
+    """A candidate of a user, to be explained by the events that the model attends to."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"user_id": 1, "candidate": 11, "top": 3}}
+    )
+
+    candidate: Int64 = Field(description="Item id.")
+    top: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="Events to name for each layer and head.",
+    )
+
+    def to_request(self) -> RankRequest:
+        """Return the request, with one candidate."""
+        return self._to_request([self.candidate])
+
+
+class _ArrowBody(bentoml.IODescriptor):
+    """A binary body, described as bytes."""
+
+    media_type: ClassVar[str | None] = ARROW_MEDIA_TYPE
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the schema of bytes."""
+        return {
+            "title": cls.__name__,
+            "type": "string",
+            "format": "binary",
+            "description": cls.__doc__,
+        }
+
+
+class ArrowRequestBody(_ArrowBody):
+    """An Arrow IPC stream of one record batch with the int64 column item_id: the candidates.
+
+    The metadata of the schema holds, as texts, user_id and optionally request_time (ms since 1970
+    UTC), length and timeout_ms. A history packed by longrec.data.history may follow the stream.
+    """
+
+    _content: bytes = PrivateAttr(b"")
+    _caller: str = PrivateAttr("")
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
+        """Return the undecoded body, or the HttpError of one that is too large."""
+        content = await _read_content(request)
+        if isinstance(content, HttpError):
+            return content
+        body = cls()
+        body._content = content
+        body._caller = _identify_caller(request)
+        return body
+
+    def to_request(self) -> RankRequest:
+        """Return the request.
+
+        Raises:
+            DataError: the body is not a request, or a field is out of bounds.
+        """
+        request = arrow_codec.read_request(self._content, self._caller)
+        _check_bounds("user_id", request.user_id, MIN_INT64, MAX_INT64)
+        _check_bounds("request_time", request.request_time_ms, MIN_TIME_MS, MAX_TIME_MS)
+        _check_bounds("length", request.length, 0, MAX_INT64)
+        _check_bounds("timeout_ms", request.timeout_ms, 1, MAX_TIMEOUT_MS)
+        num_candidates = len(request.candidates)
+        _check_bounds("candidates", num_candidates, 1, SETTINGS.max_candidates)
+        return request
+
+
+RequestBody = RankRequestBody | ExplainRequestBody | ArrowRequestBody
+
+
+class RankResponse(bentoml.IODescriptor):
+    """Scores of the candidates, in the order of the request, and facts about them."""
+
+    scores: dict[str, list[float]] = Field(
+        description="One probability for each candidate and task.",
+    )
+    model_version: str
+    user_known: bool = Field(
+        description="Whether the feature store knows the user, or the request holds events.",
+    )
+    history_length: int = Field(description="Events used.")
+    unknown_candidates: int = Field(
+        description="Candidates unknown to the model; they are scored as the unknown item.",
+    )
+    degraded: bool = Field(
+        description=(
+            "True when the feature store could not be read: the history is the last one read, "
+            "or empty."
+        ),
+    )
+
+
+class ArrowResponse(_ArrowBody):
+    """An Arrow IPC stream of one record batch with a float32 column for each task.
+
+    The metadata of the schema holds the other keys of RankResponse.
+    """
+
+
+class AttendedEvent(BaseModel):
+    """An event and its attention weight in one head."""
+
+    row: int = Field(description="In the history used; 0 is the oldest event.")
+    item_id: int
+    timestamp: int = Field(description="Milliseconds since 1970 UTC.")
+    weight: float = Field(description="The weights of all events used sum to 1.")
+
+
+class HeadAttention(BaseModel):
+    """Events that one head weighs most, largest weight first."""
+
+    layer: int
+    head: int
+    events: list[AttendedEvent]
+
+
+class ExplainResponse(RankResponse):
+    """Scores of one candidate, and the events behind them."""
+
+    attention: list[HeadAttention]
+
+
+def _check_bounds(
+    name: str,
+    value: int | None,
+    lowest: int,
+    highest: int,
+) -> None:
+    """Raise DataError if a value is out of bounds; None is a missing value."""
+    if value is None or lowest <= value <= highest:
+        return
+    raise DataError(
+        f"{name}: out of bounds",
+        found=value,
+        expected=f"{lowest} to {highest}",
+    )
+
+
+async def _read_content(request: Request) -> bytes | HttpError:
+    """Return the body of a request, or an HttpError as soon as it is too large."""
+    chunks = []
+    num_bytes = 0
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        num_bytes += len(chunk)
+        if num_bytes > SETTINGS.max_body_bytes:
+            reason = f"the body is larger than {SETTINGS.max_body_bytes} bytes"
+            return HttpError(413, reason)
+    return b"".join(chunks)
+
+
+def _identify_caller(request: Request) -> str:
+    """Return the header x-caller, else the address of the client."""
+    name = request.headers.get("x-caller")
+    if name:
+        return name
+    return request.client.host if request.client else ""

@@ -1,0 +1,192 @@
+"""One batch of requests: slice the histories, encode what the cache lacks, score, count."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from longrec.data import history
+from longrec.errors import ConfigError
+from longrec.scoring.request import CachedEvents, RequestRows
+from longrec.scoring.scorer import Scorer, Scores
+from longrec.serving.admission import CostModel
+from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
+from longrec.serving.metrics import MetricsSink
+from longrec.serving.requests import EncodedRequest, Explanation, RankResult, TopEvents
+
+MEAN_WEIGHT = 0.2
+"""Weight of one batch in the moving average of events per request."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Batch:
+    """A scored batch.
+
+    Args:
+        slices: events that each request attended to.
+        events: their keys and values; None for a model without a KV cache.
+        results: of each request.
+    """
+
+    slices: Sequence[HistorySlice]
+    events: Sequence[CachedEvents] | None
+    results: list[RankResult]
+
+
+class BatchScorer:
+    """Scores requests together; for one thread at a time.
+
+    Args:
+        scorer: the model.
+        cache: its history KV cache.
+        costs: learns from the time of each batch.
+        metrics: observes each batch.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        cache: HistoryKVCache,
+        costs: CostModel,
+        metrics: MetricsSink,
+    ) -> None:
+        self.scorer = scorer
+        self.cache = cache
+        self.costs = costs
+        self.metrics = metrics
+        self.mean_events = 0.0
+
+    def rank(self, requests: Sequence[EncodedRequest]) -> list[RankResult]:
+        """Return the result of each request, equal to that of scoring it alone.
+
+        Raises:
+            DataError: a history does not fit the schema.
+        """
+        return self._run(requests).results
+
+    def explain(self, request: EncodedRequest, num_top_events: int) -> Explanation:
+        """Return the events that each layer and head weighs most for the first candidate.
+
+        Raises:
+            ConfigError: the model attends in another way than STCA.
+            DataError: the history does not fit the schema.
+        """
+        batch = self._run([request])
+        if batch.events is None:
+            raise ConfigError(
+                "this model cannot be explained",
+                found=f"model.kind {self.scorer.bundle.config.kind}",
+                expected="stca",
+            )
+        first_candidate = request.rows.candidates[:1]
+        rows = dataclasses.replace(request.rows, candidates=first_candidate)
+        weights = self.scorer.attention(rows, batch.events[0])[:, :, 0]
+        heads = []
+        for layer, head in np.ndindex(*weights.shape[:2]):
+            of_events = weights[layer, head]
+            order = np.argsort(-of_events, kind="stable")[:num_top_events]
+            heads.append(TopEvents(layer, head, order, of_events[order]))
+        return Explanation(batch.results[0], batch.slices[0].start, tuple(heads))
+
+    def num_events(self, request: EncodedRequest) -> int:
+        """Return the most events that a request can use."""
+        num_rows = int(request.rows.history.num_rows)
+        return min(num_rows, self._length(request))
+
+    def _run(self, requests: Sequence[EncodedRequest]) -> _Batch:
+        slices = [self._slice(request) for request in requests]
+        ages = [self.cache.age_seconds(piece.key) for piece in slices if piece.key is not None]
+        before = dataclasses.replace(self.cache.counts)
+        started = time.perf_counter()
+        events = self.cache.get_or_encode(slices) if self.scorer.is_separable else None
+        encoded = time.perf_counter()
+        scores = self._score(requests, slices, events)
+        results = [
+            self._result(request, piece, part)
+            for request, piece, part in zip(requests, slices, scores, strict=True)
+        ]
+        scored = time.perf_counter()
+        change = self.cache.counts.since(before)
+        self._learn(requests, results, scored - encoded)
+        self.costs.learn_encoding(change.num_encoded, encoded - started)
+        self.metrics.observe_stage("encode", encoded - started)
+        self.metrics.observe_stage("score", scored - encoded)
+        self.metrics.observe_batch(requests, results)
+        self.metrics.observe_cache(
+            change,
+            num_bytes=self.cache.num_bytes,
+            num_users=len(self.cache),
+            ages_seconds=[age for age in ages if age is not None],
+        )
+        return _Batch(slices, events, results)
+
+    def _slice(self, request: EncodedRequest) -> HistorySlice:
+        """Return the most recent events before the request time."""
+        timeline = request.rows.history
+        request_time_ms = request.rows.request_time_ms
+        end = history.prefix_before(timeline, request_time_ms).num_rows
+        start = max(0, end - self._length(request))
+        return HistorySlice(
+            key=request.key,
+            timeline=timeline,
+            start=start,
+            end=end,
+            request_time_ms=request_time_ms,
+        )
+
+    def _length(self, request: EncodedRequest) -> int:
+        if request.length is None:
+            return self.scorer.bundle.served_length
+        return request.length
+
+    def _score(
+        self,
+        requests: Sequence[EncodedRequest],
+        slices: Sequence[HistorySlice],
+        events: Sequence[CachedEvents] | None,
+    ) -> list[Scores]:
+        if events is not None:
+            return self.scorer.score_cached([request.rows for request in requests], events)
+        # The model does not encode histories apart from candidates: there is nothing to cache.
+        rows = [
+            _with_history(request.rows, piece)
+            for request, piece in zip(requests, slices, strict=True)
+        ]
+        return self.scorer.score(rows, max(piece.num_events for piece in slices))
+
+    def _result(
+        self,
+        request: EncodedRequest,
+        piece: HistorySlice,
+        scores: Scores,
+    ) -> RankResult:
+        newest_ms = None
+        if piece.num_events:
+            newest_ms = int(history.timestamps(piece.timeline)[piece.end - 1])
+        item_rows = self.scorer.bundle.encoder.item_rows(request.rows.candidates)
+        return RankResult(
+            scores=scores,
+            num_events=piece.num_events,
+            num_unknown=int((item_rows == 0).sum()),
+            newest_ms=newest_ms,
+        )
+
+    def _learn(
+        self,
+        requests: Sequence[EncodedRequest],
+        results: Sequence[RankResult],
+        seconds: float,
+    ) -> None:
+        """Update the cost of scoring, and the mean number of events."""
+        num_events = [result.num_events for result in results]
+        self.mean_events += MEAN_WEIGHT * (float(np.mean(num_events)) - self.mean_events)
+        num_candidates = [len(request.rows.candidates) for request in requests]
+        num_pairs = int(np.dot(num_candidates, num_events))
+        self.costs.learn_scoring(len(requests), num_pairs, seconds)
+
+
+def _with_history(rows: RequestRows, piece: HistorySlice) -> RequestRows:
+    return dataclasses.replace(rows, history=piece.events)

@@ -1,0 +1,109 @@
+"""Histories that come with a request, as columns (JSON) or packed (Arrow)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from longrec.data import history
+from longrec.errors import DataError, SchemaMismatch
+from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
+
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+InlineHistory: TypeAlias = Columns | bytes
+"""Columns by name, or a history packed by longrec.data.history.pack."""
+
+
+def read_inline_history(events: InlineHistory, schema: Schema) -> pa.RecordBatch:
+    """Return the events that came with a request, oldest first.
+
+    Raises:
+        DataError: see `unpack_history` and `history_of_columns`.
+    """
+    if isinstance(events, bytes):
+        return unpack_history(events, schema)
+    return history_of_columns(events, schema)
+
+
+def unpack_history(packed: bytes, schema: Schema) -> pa.RecordBatch:
+    """Return the events of a packed history.
+
+    Raises:
+        DataError: the history is damaged, or was packed for another schema.
+    """
+    try:
+        return history.unpack(packed, schema)
+    except (DataError, SchemaMismatch) as error:
+        raise DataError(
+            "history: not readable",
+            found=error.found,
+            expected=error.expected,
+        ) from error
+
+
+def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
+    """Return the events of columns, in the order of their keys.
+
+    Args:
+        columns: values by name. item_id and timestamp (ms since 1970 UTC) are required. event_seq
+            is the given order by default; missing event features are null.
+        schema: of the model.
+
+    Raises:
+        DataError: a column is unknown or missing, has another length, or a value of a wrong type.
+    """
+    fields = history.arrow_schema(schema)
+    _check_names(columns, fields)
+    num_events = len(columns[ITEM_ID])
+    _check_lengths(columns, num_events)
+    given = {EVENT_SEQ: range(num_events), **columns}
+    arrays = {field.name: _array(field, given.get(field.name), num_events) for field in fields}
+    order = [(name, "ascending") for name in (TIMESTAMP, EVENT_SEQ, ITEM_ID)]
+    events = pa.table(arrays).sort_by(order)
+    return history.conform(events, schema)
+
+
+def _check_names(columns: Columns, fields: pa.Schema) -> None:
+    expected = ", ".join(fields.names)
+    unknown = sorted(set(columns) - set(fields.names))
+    if unknown:
+        raise DataError(f"history: unknown column '{unknown[0]}'", expected=expected)
+    for field in fields:
+        is_required = not field.nullable and field.name != EVENT_SEQ
+        if is_required and field.name not in columns:
+            raise DataError(f"history: no column '{field.name}'", expected=expected)
+
+
+def _check_lengths(columns: Columns, num_events: int) -> None:
+    for name, values in columns.items():
+        if len(values) != num_events:
+            raise DataError(
+                f"history: column '{name}' has another length",
+                found=len(values),
+                expected=num_events,
+            )
+
+
+def _array(
+    field: pa.Field,
+    values: Sequence[Any] | None,
+    num_events: int,
+) -> pa.Array:
+    """Return the values of a column, nulls for a missing one."""
+    is_dictionary = pa.types.is_dictionary(field.type)
+    dtype = field.type.value_type if is_dictionary else field.type
+    if values is None:
+        return pa.nulls(num_events, dtype)
+    try:
+        array = pa.array(values, dtype)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"history: column '{field.name}' has a value of the wrong type",
+            found=str(error).splitlines()[0],
+            expected=str(dtype),
+        ) from error
+    if array.null_count and not field.nullable:
+        raise DataError(f"history: column '{field.name}' must not hold nulls")
+    return array

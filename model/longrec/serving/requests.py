@@ -1,0 +1,108 @@
+"""Requests and results, from the border of a service to its engine.
+
+HTTP body (JSON or Arrow) --decode--> RankRequest --read the user's rows--> EncodedRequest
+EncodedRequest --engine--> RankResult, or Explanation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from longrec.scoring.request import RequestRows
+    from longrec.scoring.scorer import Scores
+    from longrec.serving.inline_history import InlineHistory
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankRequest:
+    """A request as the caller sent it, decoded from JSON or Arrow.
+
+    Args:
+        user_id: user to read the history of.
+        candidates: int64 [m], item ids.
+        request_time_ms: ms since 1970 UTC; None for now.
+        length: most recent events to use; None for the served length.
+        timeout_ms: time for the answer; None for the service's default.
+        inline_history: events to use instead of the stored ones.
+        caller: name or address of the caller.
+    """
+
+    user_id: int
+    candidates: npt.NDArray[np.int64]
+    request_time_ms: int | None = None
+    length: int | None = None
+    timeout_ms: int | None = None
+    inline_history: InlineHistory | None = None
+    caller: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodedRequest:
+    """A request inside an engine: the rows of its user are read, in the form the encoder takes.
+
+    Args:
+        rows: of the user; the history may hold events after the request time.
+        length: most recent events to use; None for the served length.
+        key: user of the cache; None for a history that must not be cached.
+        deadline: monotonic seconds; later answers are of no use.
+    """
+
+    rows: RequestRows
+    length: int | None = None
+    key: Hashable = None
+    deadline: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankResult:
+    """Scores of one request.
+
+    Args:
+        scores: float32 [m, K], a probability for each candidate and task.
+        num_events: events used.
+        num_unknown: candidates unknown to the model.
+        newest_ms: timestamp of the newest event used, None without events.
+    """
+
+    scores: Scores
+    num_events: int
+    num_unknown: int
+    newest_ms: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TopEvents:
+    """Events that one attention head weighs most for a candidate.
+
+    Args:
+        layer, head: counted from 0.
+        rows: int64 [n], rows of the events used (0 is the oldest), largest weight first.
+        weights: float32 [n]; the weights of all events used sum to 1.
+    """
+
+    layer: int
+    head: int
+    rows: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Explanation:
+    """Scores of one candidate, and the events behind them.
+
+    Args:
+        result: scores of the candidate.
+        first_row: first row of the timeline that was used; `result.num_events` rows follow it.
+        heads: one for each layer and head.
+    """
+
+    result: RankResult
+    first_row: int
+    heads: tuple[TopEvents, ...]

@@ -1,0 +1,36 @@
+"""Observers of a rollout."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class RolloutListener(Protocol):
+    """Observes a rollout, for metrics; must not wait."""
+
+    def model_activated(self, version: str, replaced: str | None) -> None:
+        """Observe that a version answers from now on, and the version before it."""
+
+    def load_failed(self) -> None:
+        """Observe a version that could not be loaded."""
+
+    def request_mirrored(self, outcome: str, difference: float = 0.0) -> None:
+        """Observe a mirrored request.
+
+        Args:
+            outcome: compared, dropped or failed.
+            difference: mean absolute difference of its scores.
+        """
+
+
+class NullListener:
+    """A listener that ignores everything."""
+
+    def model_activated(self, version: str, replaced: str | None) -> None:
+        """Ignore a version."""
+
+    def load_failed(self) -> None:
+        """Ignore a version that could not be loaded."""
+
+    def request_mirrored(self, outcome: str, difference: float = 0.0) -> None:
+        """Ignore a mirrored request."""

@@ -1,0 +1,147 @@
+"""What the workers of a work directory report: `longrec models list` and `longrec models shadow`.
+
+Each worker writes models/workers/HOST-PID.json, at each change and every HEARTBEAT_SECONDS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longrec.data import files
+from longrec.errors import LongrecError
+from longrec.release import registry
+
+HEARTBEAT_SECONDS = 10.0
+"""Longest time between two reports of a worker."""
+LIVE_SECONDS = 3 * HEARTBEAT_SECONDS
+"""A worker with a younger report is live."""
+MAX_REPORT_AGE_SECONDS = 7 * 86_400
+"""Older reports are removed."""
+NUM_SHOWN_DECISIONS = 10
+
+Report = dict[str, Any]
+"""JSON object of a worker."""
+SHOWN_KEYS = (
+    "host",
+    "pid",
+    "at",
+    "serving",
+    "pinned",
+    "generation",
+    "refused",
+)
+SUMMED_KEYS = (
+    "compared",
+    "dropped",
+    "failed",
+    "ranked",
+    "rank_correlation",
+    "scores",
+    "difference",
+)
+
+
+def report_path(workdir: str | Path) -> Path:
+    """Return the report file of this process."""
+    name = f"{socket.gethostname()}-{os.getpid()}.json"
+    return _reports_dir(workdir) / name
+
+
+def workers(workdir: str | Path) -> list[Report]:
+    """Return the reports of the last week, each with `is_live`; remove older ones."""
+    reports = []
+    for path in sorted(_reports_dir(workdir).glob("*.json")):
+        with contextlib.suppress(LongrecError, OSError):
+            age_seconds = time.time() - path.stat().st_mtime
+            if age_seconds > MAX_REPORT_AGE_SECONDS:
+                path.unlink()
+                continue
+            report = files.read_json(path)
+            reports.append({**report, "is_live": age_seconds < LIVE_SECONDS})
+    return reports
+
+
+def shadow_report(workdir: str | Path) -> Report | None:
+    """Return the comparison of champion and challenger over all workers, None without one.
+
+    Without a challenger it is the last comparison. Latencies are medians over the last requests of
+    each worker. Their ratio is the extra cost of the challenger on the same requests and under the
+    same load, without a queue.
+    """
+    current = registry.read_registry(workdir)
+    comparisons = [worker["shadow"] for worker in workers(workdir) if worker.get("shadow")]
+    chosen = _current_comparisons(comparisons, current)
+    if not chosen:
+        return None
+    total = {key: sum(each[key] for each in chosen) for key in SUMMED_KEYS}
+    champion_ms = _median_of(chosen, "champion_ms")
+    challenger_ms = _median_of(chosen, "challenger_ms")
+    return {
+        "champion": chosen[0]["champion"],
+        "challenger": chosen[0]["challenger"],
+        "workers": len(chosen),
+        "compared": total["compared"],
+        "dropped": total["dropped"],
+        "failed": total["failed"],
+        "rank_correlation": _ratio(total["rank_correlation"], total["ranked"]),
+        "mean_difference": _ratio(total["difference"], total["scores"]),
+        "largest_difference": max(each["largest"] for each in chosen),
+        "champion_ms": champion_ms,
+        "challenger_ms": challenger_ms,
+        "latency_ratio": _ratio(challenger_ms, champion_ms),
+        "is_enough": total["compared"] >= registry.MIN_SHADOW_PAIRS,
+    }
+
+
+def rollout_summary(workdir: str | Path, store: str | Path) -> Report:
+    """Return the registry, the models of the store, the live workers and the last decisions."""
+    current = registry.read_registry(workdir)
+    stored_models = registry.list_models(workdir, store)
+    live = [worker for worker in workers(workdir) if worker["is_live"]]
+    decisions = registry.read_decisions(workdir)[-NUM_SHOWN_DECISIONS:]
+    return {
+        "champion": current.champion,
+        "previous": current.previous,
+        "challenger": current.challenger,
+        "mirror_share": current.mirror_share,
+        "generation": current.generation,
+        "models": [dataclasses.asdict(model) for model in stored_models],
+        "workers": [{key: worker[key] for key in SHOWN_KEYS} for worker in live],
+        "log": [dataclasses.asdict(decision) for decision in decisions],
+    }
+
+
+def _reports_dir(workdir: str | Path) -> Path:
+    return registry.registry_path(workdir).parent / "workers"
+
+
+def _current_comparisons(
+    comparisons: list[Report],
+    current: registry.ModelRegistry,
+) -> list[Report]:
+    """Return the comparisons of the current pair, else the last one."""
+    pair = (current.champion, current.challenger)
+    of_pair = [each for each in comparisons if (each["champion"], each["challenger"]) == pair]
+    return of_pair or comparisons[-1:]
+
+
+def _median_of(comparisons: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [value for comparison in comparisons for value in comparison[key]]
+    if not values:
+        return None
+    return float(np.median(values))
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    if a is None or not b:
+        return None
+    return a / b

@@ -1,0 +1,231 @@
+"""Routes of the page, in Starlette; this module knows no BentoML.
+
+    GET /                 page.html, one file that loads nothing else
+    GET /docs             the API, in the Swagger UI of BentoML, without its tracking
+    GET /page/examples    users with long histories, candidates, a time after the last event
+    GET /page/history     events of a user before a time, as columns to draw
+    POST /page/whatif     scores as if one more event had happened
+
+The last three serve the page alone and may change with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longrec.data import history
+from longrec.errors import ConfigError, DataError
+from longrec.serving.web.http import (
+    html_response,
+    int64_parameter,
+    json_endpoint,
+    optional_int64_parameter,
+    read_json_object,
+    to_int64,
+)
+from longrec.serving.web.page import DOCS_PAGE, main_page
+from longrec.serving.web.timeline_view import append_event, timeline_view
+
+if TYPE_CHECKING:
+    from longrec.serving.engine import Engine
+    from longrec.serving.reader import StoreReader
+    from longrec.serving.requests import EncodedRequest, RankResult
+
+NUM_EXAMPLE_USERS = 12
+NUM_EXAMPLE_CANDIDATES = 40
+NUM_EXAMINED_USERS = 20_000
+"""Users of the first published file among which examples are chosen."""
+MAX_CANDIDATES = 2_048
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PageSource:
+    """What the page reads.
+
+    Args:
+        workdir: LONGREC_HOME.
+        reader: of the feature store.
+        acquire: gives the current version and its engine for the time of a `with` block.
+    """
+
+    workdir: Path
+    reader: StoreReader
+    acquire: Callable[[], AbstractContextManager[tuple[str, Engine]]]
+
+
+class WebApp:
+    """The application to mount at `/`; the service sets `source` once it is ready."""
+
+    def __init__(self) -> None:
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
+        self.source: PageSource | None = None
+        self.app = Starlette(
+            routes=[
+                Route("/", self._page),
+                Route("/docs", self._docs),
+                Route("/page/examples", json_endpoint(self._examples)),
+                Route("/page/history", json_endpoint(self._history)),
+                Route("/page/whatif", json_endpoint(self._whatif), methods=["POST"]),
+            ]
+        )
+
+    async def _page(self, _: Any) -> Any:
+        return html_response(main_page())
+
+    async def _docs(self, _: Any) -> Any:
+        return html_response(DOCS_PAGE)
+
+    async def _examples(self, _: Any) -> dict[str, Any]:
+        from longrec.data.store.versions import Published
+
+        source = self._ready_source()
+        published = Published.open(source.workdir)
+        users, time_ms = _example_users(published.path / "features" / "user_history")
+        with source.acquire() as (_version, engine):
+            item_ids = engine.scorer.bundle.encoder.item_ids
+        return {
+            "users": users,
+            "moment": time_ms,
+            "candidates": [str(item) for item in _evenly_spread(item_ids)],
+        }
+
+    async def _history(self, request: Any) -> dict[str, Any]:
+        source = self._ready_source()
+        parameters = dict(request.query_params)
+        user_id = int64_parameter(parameters, "user_id")
+        time_ms = int64_parameter(parameters, "request_time")
+        length = optional_int64_parameter(parameters, "length")
+        rows = (await source.reader.fetch(user_id)).rows
+        with source.acquire() as (_version, engine):
+            bundle = engine.scorer.bundle
+            if length is None:
+                length = bundle.served_length
+            events = _events_used(rows.history, time_ms, length)
+            is_known = rows.features is not None or rows.history.num_rows > 0
+            return {"user_known": is_known, **timeline_view(events, bundle.encoder)}
+
+    async def _whatif(self, request: Any) -> dict[str, Any]:
+        from longrec.scoring.request import RequestRows
+        from longrec.serving.requests import EncodedRequest
+
+        source = self._ready_source()
+        body = await read_json_object(request)
+        user_id = int64_parameter(body, "user_id")
+        time_ms = int64_parameter(body, "request_time")
+        item = int64_parameter(body, "item_id")
+        length = optional_int64_parameter(body, "length")
+        candidates = _candidates(body)
+        rows = (await source.reader.fetch(user_id)).rows
+        with source.acquire() as (version, engine):
+            events = append_event(
+                history.prefix_before(rows.history, time_ms),
+                item,
+                time_ms - 1,
+                kind=body.get("kind"),
+                encoder=engine.scorer.bundle.encoder,
+            )
+            result = await _rank(
+                engine,
+                EncodedRequest(
+                    rows=RequestRows(events, rows.features, time_ms, candidates),
+                    length=length,
+                    deadline=time.monotonic() + TIMEOUT_SECONDS,
+                ),
+            )
+            columns = result.scores.T.tolist()
+            scores = dict(zip(engine.scorer.task_names, columns, strict=True))
+        return {
+            "scores": scores,
+            "model_version": version,
+            "history_length": result.num_events,
+        }
+
+    def _ready_source(self) -> PageSource:
+        if self.source is None:
+            raise ConfigError("the service is not ready yet")
+        return self.source
+
+
+async def _rank(engine: Engine, request: EncodedRequest) -> RankResult:
+    ticket = engine.admission.admit(
+        len(request.rows.candidates),
+        request.rows.history.num_rows,
+        is_cached=False,
+        deadline=request.deadline,
+        caller="page",
+    )
+    try:
+        return await engine.rank(request, ticket)
+    finally:
+        engine.admission.release(ticket)
+
+
+def _candidates(body: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """Return the candidates of a body, int64 [m]."""
+    values = body.get("candidates")
+    if not isinstance(values, list) or not 0 < len(values) <= MAX_CANDIDATES:
+        raise DataError(f"candidates should be a list of 1 to {MAX_CANDIDATES} item ids")
+    return np.array([to_int64(value, "candidates") for value in values], np.int64)
+
+
+def _events_used(
+    timeline: pa.RecordBatch,
+    time_ms: int,
+    length: int,
+) -> pa.RecordBatch:
+    """Return the most recent events before a time."""
+    if length < 0:
+        raise DataError("length should not be negative", found=length)
+    return history.most_recent(history.prefix_before(timeline, time_ms), length)
+
+
+def _evenly_spread(item_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return example candidates, evenly spread over the known items."""
+    num_items = len(item_ids)
+    if num_items == 0:
+        return item_ids
+    count = min(NUM_EXAMPLE_CANDIDATES, num_items)
+    places = np.linspace(0, num_items - 1, count).astype(np.int64)
+    return np.unique(item_ids[places])
+
+
+@functools.lru_cache(maxsize=2)
+def _example_users(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """Return users with long histories, and a time after their last event.
+
+    Args:
+        folder: published histories; only the first users of the first file are read.
+    """
+    import pyarrow.parquet as pq
+
+    columns = ["user_id", "history_length", "event_timestamp"]
+    for path in sorted(folder.glob("part-*.parquet")):
+        batches = pq.ParquetFile(path).iter_batches(NUM_EXAMINED_USERS, columns=columns)
+        batch = next(batches, None)
+        if batch is None or batch.num_rows == 0:
+            continue
+        rows = sorted(batch.to_pylist(), key=lambda row: -row["history_length"])
+        last_time = max(row["event_timestamp"] for row in rows)
+        users = [_example_user(row) for row in rows[:NUM_EXAMPLE_USERS]]
+        return users, int(last_time.timestamp() * 1000) + 1
+    return [], None
+
+
+def _example_user(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "user_id": str(row["user_id"]),
+        "history_length": row["history_length"],
+    }

@@ -1,0 +1,43 @@
+"""Arrow requests: what is written is read again, bad bodies name the bad field."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from longrec.errors import DataError
+from longrec.serving.arrow_codec import read_request, write_request
+
+
+def test_a_written_request_is_read_again() -> None:
+    parameters = {"user_id": -5, "request_time": 7, "length": 20, "timeout_ms": 100}
+    body = write_request([3, 1, 2], parameters, b"packed events")
+    request = read_request(body, caller="me")
+    assert request.user_id == -5
+    assert request.candidates.dtype == np.int64
+    assert request.candidates.tolist() == [3, 1, 2]
+    assert (request.request_time_ms, request.length, request.timeout_ms) == (7, 20, 100)
+    assert request.inline_history == b"packed events"
+    assert request.caller == "me"
+
+
+def test_optional_parameters_may_be_missing() -> None:
+    request = read_request(write_request([1], {"user_id": 1}))
+    assert (request.request_time_ms, request.length, request.timeout_ms) == (None, None, None)
+    assert request.inline_history is None
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"\x00\xff" * 300, "body"),
+        (write_request([1], {"user_id": 1})[:-30], "body"),
+        (write_request([1], {}), "user_id"),
+        (write_request([1], {"user_id": "x"}), "user_id"),
+        (write_request([1], {"user_id": 1, "length": "x"}), "length"),
+    ],
+)
+def test_a_bad_body_names_the_bad_field(body: bytes, field: str) -> None:
+    with pytest.raises(DataError, match=f"^{field}: "):
+        read_request(body)
