@@ -1,4 +1,4 @@
-"""collect: the trainings of a study, compared on the same requests."""
+"""collect: comparison of the trials of a study on the same requests."""
 
 from typing import List
 
@@ -15,12 +15,13 @@ def collect(
     tables: Output[Artifact],
     report: Output[HTML],
 ):
-    """Writes the tables of the study, and its page."""
+    """Write the tables and the page of a study."""
     import shutil
 
-    from longrec.study.runner import collect as compare
-    from longrec.study.runner import gather, parse
+    from longrec.study.collect import collect as collect_results
+    from longrec.study.collect import gather
+    from longrec.study.config import parse
 
     gather([result.path for result in results], tables.path)
-    compare(tables.path, parse(study))
+    collect_results(tables.path, parse(study))
     shutil.copyfile(f"{tables.path}/report.html", report.path)

@@ -1,12 +1,12 @@
-"""plan: the trainings of a study, for a loop to run them side by side."""
+"""plan: list of the trials of a study, for a loop over them."""
 
 from components import component
 
 
 @component
 def plan(study: str, code_key: str) -> list:
-    """Returns the cells of a study (its YAML), each a whole configuration."""
-    from longrec.study.runner import parse
-    from longrec.study.runner import plan as cells_of
+    """Return the trials of a study from its YAML text, each with a whole configuration."""
+    from longrec.study.config import parse
+    from longrec.study.trial import plan as trials_of
 
-    return [trial.to_dict() for trial in cells_of(parse(study))]
+    return [trial.to_dict() for trial in trials_of(parse(study))]

@@ -1,4 +1,4 @@
-"""train: a ranker from histories, as a bundle."""
+"""train: bundle of a ranker, trained on the checked histories."""
 
 from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
@@ -20,30 +20,28 @@ def train(
     bundle: Output[Model],
     metrics: Output[Metrics],
 ):
-    """Trains on the checked histories, from the last checkpoint if it was stopped; the bundle names
-    the report of the checks.
+    """Train a ranker; an interrupted training resumes from its last checkpoint.
+
+    The bundle names the report of the checks.
     """
-    from longrec.config import LengthConfig, ModelConfig, TrainConfig, build
+    from longrec.config import LengthConfig, ModelConfig, TrainConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
     from longrec.training.train import train as train_ranker
 
-    length_sampler, settings = (
-        build(LengthConfig, lengths, where="lengths"),
-        build(TrainConfig, training, where="train"),
-    )
     report = train_ranker(
         histories.path,
         bundle.path,
         build(ModelConfig, model, where="model"),
-        length_sampler,
-        settings,
-        served_length,
-        seed,
+        lengths=build(LengthConfig, lengths, where="lengths"),
+        train=build(TrainConfig, training, where="train"),
+        served_length=served_length,
+        seed=seed,
         checkpoint_dir=checkpoint_dir,
         log_dir=log_dir,
     )
     bundle.metadata["checked_by"] = histories_report.uri
-    for name, value in numbers(report).items():
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

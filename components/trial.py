@@ -1,4 +1,4 @@
-"""trial: one training of a study, measured."""
+"""trial: training and evaluation of one trial of a study."""
 
 from kfp.dsl import HTML, Dataset, Input, Output
 
@@ -13,10 +13,8 @@ def trial(
     trial: dict,
     result: Output[Dataset],
 ):
-    """Trains and measures one cell on the checked histories; the result names the report of the
-    checks.
-    """
-    from longrec.study.runner import run_one
+    """Train and evaluate on the checked histories; the result names the report of the checks."""
+    from longrec.study.run_trial import run_trial
 
-    row = run_one(histories.path, result.path, trial)
+    row = run_trial(histories.path, result.path, trial)
     result.metadata.update({"id": row["id"], "checked_by": histories_report.uri})

@@ -1,18 +1,13 @@
-"""Hands the training step to Kubeflow Trainer: a TrainJob whose nodes run `longrec train` under
-torchrun.
+"""Run the training step as a TrainJob of Kubeflow Trainer: nodes that run `longrec train`.
 
-The step and all nodes mount one volume, the work directory of the feature store. On it lies a folder per
-training:
+The step and all nodes mount one volume, the work directory. It holds a folder per training:
 
-    HOME/train-jobs/<fingerprint>/histories/  config.yaml  bundle/
-    HOME/checkpoints/  HOME/tensorboard/                                where the step of one
-    process keeps them too
+    WORKDIR/train-jobs/<fingerprint>/histories/  config.yaml  bundle/
+    WORKDIR/checkpoints/  WORKDIR/tensorboard/      as with the step of one process
 
-The step fills it, submits the TrainJob, waits, and moves the bundle to where its own output
-belongs. The fingerprint is that of
-histories and configuration: a step that is started again finds its job still running and waits for
-it, or submits another one that
-goes on from the checkpoints.
+The step fills the folder, submits the TrainJob, waits, and moves the bundle to its own output. The
+fingerprint covers histories and configuration. So a restarted step finds its running job and waits
+for it, or submits another one, which resumes from the checkpoints.
 """
 
 import contextlib
@@ -23,21 +18,29 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from longrec.config import PlatformConfig, RunConfig
+from longrec.config import RunConfig
 from longrec.data import files
 from longrec.errors import LongrecError
-from longrec.training.train import TrainReport
+from longrec.training.report import TrainReport
+from pipelines.platform_config import PlatformConfig, StepConfig
 
-FOLDER, PREFIX = "train-jobs", "longrec"
+JOBS_FOLDER = "train-jobs"
+JOB_PREFIX = "longrec"
 POLL_SECONDS = 5.0
-LINES = 20
-"""Last lines of a failed job's log that its error shows."""
-LIVE, COMPLETE, FAILED = ("Created", "Running"), "Complete", "Failed"
+MAX_LOG_LINES = 20
+"""Last lines of a failed job's log in the step's log."""
+LIVE_STATES = ("Created", "Running")
+COMPLETE = "Complete"
+FAILED = "Failed"
+FINGERPRINT_LENGTH = 12
+SHARED_MEMORY_PATH = "/dev/shm"  # noqa: S108
 log = logging.getLogger(__name__)
+
+Reporter = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class TrainingJob:
     """One training on a cluster.
 
     Args:
-        workdir: the volume that step and nodes mount.
+        workdir: mount path of the volume on step and nodes.
         fingerprint: of histories and configuration.
     """
 
@@ -54,7 +57,7 @@ class TrainingJob:
 
     @property
     def folder(self) -> Path:
-        return self.workdir / FOLDER / self.fingerprint
+        return self.workdir / JOBS_FOLDER / self.fingerprint
 
     @property
     def bundle(self) -> Path:
@@ -62,12 +65,12 @@ class TrainingJob:
 
     @property
     def prefix(self) -> str:
-        """How the names of its TrainJobs begin."""
-        return f"{PREFIX}-{self.fingerprint}-"
+        """Prefix of the names of its TrainJobs."""
+        return f"{JOB_PREFIX}-{self.fingerprint}-"
 
     @property
     def arguments(self) -> list[str]:
-        """What every process of every node runs."""
+        """Command line of every process on every node."""
         return [
             "longrec",
             "train",
@@ -86,92 +89,57 @@ def run_training_job(
     histories_dir: Union[str, Path],
     out_dir: Union[str, Path],
     config: RunConfig,
+    platform: PlatformConfig,
     *,
     client: Any = None,
-    say: Callable[[str], None] = log.info,
+    report: Reporter = log.info,
 ) -> TrainReport:
-    """Returns the report of a training after a TrainJob wrote its bundle, which is moved to
-    `out_dir`: what `longrec.training.train.train` returns.
+    """Train by a TrainJob, move its bundle to `out_dir`, and return the report of the training.
 
     Args:
-        histories_dir: of the step retrieve.
-        out_dir: of the bundle, replaced at once.
-        config: model, lengths, train, evaluate.served_length and seed say what is trained; platform
-            says where. This process mounts
-            the volume `platform.workdir_volume` at `platform.workdir`, as the nodes do.
-        client: a kubeflow.trainer.TrainerClient; None for one of the cluster that this process runs
-            on.
-        say: is told what happens.
+        histories_dir: output of the step retrieve.
+        out_dir: of the bundle, replaced in one step.
+        config: its sections model, lengths and train, served length and seed define the training.
+        platform: of the nodes. This process mounts `platform.workdir_volume` at
+            `platform.workdir`, as the nodes do.
+        client: a kubeflow.trainer.TrainerClient; None for one of the surrounding cluster.
+        report: receives a line per event.
 
     Raises:
-        LongrecError: the SDK is not installed, the cluster does not answer, or the job failed; with
-            the last lines of its log.
+        LongrecError: the SDK is not installed, the cluster does not answer, or the job failed. The
+            error holds the last lines of its log.
     """
-    job = prepare(Path(histories_dir), config)
-    if not (
-        job.bundle / "bundle.json"
-    ).is_file():  # a step that was killed after its job had ended left it there
-        with _understandable():
-            _train(client or _client(config.platform), job, config.platform, say)
+    job = prepare(Path(histories_dir), config, platform)
+    has_bundle = (job.bundle / "bundle.json").is_file()
+    if not has_bundle:  # A step killed after the end of its job leaves the bundle there.
+        with _one_line_errors():
+            _train(client or _client(platform), job, platform, report)
     with files.replacing(out_dir) as temporary:
         shutil.copytree(job.bundle, temporary)
     meta = files.read_json(Path(out_dir) / "bundle.json")
     shutil.rmtree(job.folder, ignore_errors=True)
-    names = {field.name for field in dataclasses.fields(TrainReport)}
-    return TrainReport(
-        **{
-            **{name: value for name, value in meta["facts"].items() if name in names},
-            "version": meta["version"],
-        }
-    )
+    return _train_report(meta)
 
 
-def _train(
-    client: Any, job: TrainingJob, platform: PlatformConfig, say: Callable[[str], None]
-) -> None:
-    """Returns when the TrainJob of a training, a live one or a new one, is complete.
-
-    Raises:
-        LongrecError: it failed.
-    """
-    name = _live(client, job) or submit(client, job, platform)
-    say(f"TrainJob {name}: {platform.trainer.num_nodes} nodes, runtime {platform.trainer.runtime}")
-    if (status := _wait(client, name, say)) == COMPLETE:
-        return
-    tail = [line.strip() for line in client.get_job_logs(name) if line.strip()][-LINES:]
-    said = next(
-        (line for line in reversed(tail) if line.startswith("longrec")),
-        tail[-1] if tail else "no log",
-    )
-    say("\n".join(tail))
-    raise LongrecError(
-        f"TrainJob {name} ended as {status}",
-        found=said,
-        fix="Started again, the step goes on from the last checkpoint; `kubectl describe trainjob` says more.",
-    )
-
-
-def prepare(histories_dir: Path, config: RunConfig) -> TrainingJob:
-    """Returns the job of a training, its folder filled; what lies there already is left as it
-    is.
-    """
-    value = {name: entry for name, entry in config.to_dict().items() if name != "platform"}
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+def prepare(histories_dir: Path, config: RunConfig, platform: PlatformConfig) -> TrainingJob:
+    """Fill the folder of a training and return its job; existing histories stay as they are."""
+    settings = config.to_dict()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in sorted(histories_dir.iterdir()):
         digest.update(f"{path.name}:{files.sha256_of(path)}".encode())
-    job = TrainingJob(Path(config.platform.workdir), digest.hexdigest()[:12])
+    job = TrainingJob(Path(platform.workdir), digest.hexdigest()[:FINGERPRINT_LENGTH])
     if not (job.folder / "histories").is_dir():
         with files.replacing(job.folder / "histories") as temporary:
             shutil.copytree(histories_dir, temporary)
-    files.write_json(job.folder / "config.yaml", value)  # JSON is YAML
+    files.write_json(job.folder / "config.yaml", settings)  # JSON is YAML.
     return job
 
 
 def submit(client: Any, job: TrainingJob, platform: PlatformConfig) -> str:
-    """Returns the name of a new TrainJob."""
+    """Submit a new TrainJob and return its name."""
     from kubeflow.trainer.options import Name
 
-    options = [Name(f"{job.prefix}{uuid.uuid4().hex[:5]}"), *_placement(client, platform)]
+    options = [Name(f"{job.prefix}{uuid.uuid4().hex[:5]}"), *_pod_options(client, platform)]
     name: str = client.train(
         runtime=platform.trainer.runtime, trainer=custom_trainer(job, platform), options=options
     )
@@ -179,28 +147,27 @@ def submit(client: Any, job: TrainingJob, platform: PlatformConfig) -> str:
 
 
 def custom_trainer(job: TrainingJob, platform: PlatformConfig) -> Any:
-    """Returns the kubeflow.trainer.CustomTrainer: what every process runs, and what a node gets."""
+    """Return the kubeflow.trainer.CustomTrainer: function, image, resources and variables."""
     from kubeflow.trainer import CustomTrainer
 
     node = platform.step("train")
-    wanted = {
-        "cpu": node.cpu,
-        "memory": node.memory,
-        node.gpu_type: str(node.gpu) if node.gpu else "",
-    }
+    requested = {"cpu": node.cpu, "memory": node.memory}
+    if node.gpu:
+        requested[node.gpu_type] = str(node.gpu)
+    resources = {name: value for name, value in requested.items() if value}
     return CustomTrainer(
         func=train_on_ranks,
         image=platform.image,
         num_nodes=platform.trainer.num_nodes,
-        resources_per_node={name: value for name, value in wanted.items() if value} or None,
+        resources_per_node=resources or None,
         env={**platform.env, "LONGREC_TRAIN": json.dumps(job.arguments)},
     )
 
 
 def train_on_ranks() -> None:
-    """Runs the command in LONGREC_TRAIN as one of the processes that torchrun started.
+    """Run the command in LONGREC_TRAIN as one of the processes that torchrun started.
 
-    Its source travels inside a shell script: no dollar sign, no backtick, nothing of this module.
+    A shell script carries this source: it holds no dollar sign, no backtick, no name of the module.
     """
     import json
     import os
@@ -212,36 +179,54 @@ def train_on_ranks() -> None:
     main()
 
 
-def _placement(client: Any, platform: PlatformConfig) -> list[Any]:
-    """Returns what a Kubernetes backend is told of the pods: volumes, nodes, secrets; other
-    backends have no pods.
+def _train(client: Any, job: TrainingJob, platform: PlatformConfig, report: Reporter) -> None:
+    """Wait for a TrainJob of a training, a live one or a new one.
+
+    Raises:
+        LongrecError: it failed.
     """
+    name = _live_job(client, job) or submit(client, job, platform)
+    trainer = platform.trainer
+    report(f"TrainJob {name}: {trainer.num_nodes} nodes, runtime {trainer.runtime}")
+    status = _wait(client, name, report)
+    if status == COMPLETE:
+        return
+    lines = [line.strip() for line in client.get_job_logs(name) if line.strip()]
+    last_lines = lines[-MAX_LOG_LINES:]
+    report("\n".join(last_lines))
+    raise LongrecError(
+        f"TrainJob {name} ended as {status}",
+        found=_cause(last_lines),
+        fix="A restarted step resumes from the last checkpoint; "
+        "`kubectl describe trainjob` shows more.",
+    )
+
+
+def _cause(lines: list[str]) -> str:
+    """Return the last message of longrec in a log, or its last line."""
+    for line in reversed(lines):
+        if line.startswith("longrec"):
+            return line
+    return lines[-1] if lines else "no log"
+
+
+def _train_report(meta: Mapping[str, Any]) -> TrainReport:
+    names = {field.name for field in dataclasses.fields(TrainReport)}
+    facts = {name: value for name, value in meta["facts"].items() if name in names}
+    return TrainReport(**{**facts, "version": meta["version"]})
+
+
+def _pod_options(client: Any, platform: PlatformConfig) -> list[Any]:
+    """Return volumes, node placement, secrets and deadline, for a client of Kubernetes."""
     from kubeflow.trainer import options
     from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
 
     if not isinstance(client.backend, KubernetesBackend):
         return []
     node = platform.step("train")
-    volumes, mounts = _volumes(platform, node.shared_memory)
-    secrets = [
-        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-        for secret, variables in platform.secrets.items()
-        for key, variable in variables.items()
-    ]
-    pod = options.PodSpecPatch(
-        volumes=volumes,
-        containers=[options.ContainerPatch("node", env=secrets or None, volume_mounts=mounts)],
-        image_pull_secrets=[{"name": name} for name in platform.image_pull_secrets] or None,
-        node_selector=node.node_selector or None,
-        service_account_name=platform.service_account or None,
-        tolerations=[_toleration(entry) for entry in node.tolerations] or None,
-    )
-    jobs = [
-        options.ReplicatedJobPatch(
-            "node",
-            options.JobTemplatePatch(spec=options.JobSpecPatch(options.PodTemplatePatch(spec=pod))),
-        )
-    ]
+    pod = options.PodTemplatePatch(spec=_pod_spec(platform, node))
+    job_template = options.JobTemplatePatch(spec=options.JobSpecPatch(pod))
+    jobs = [options.ReplicatedJobPatch("node", job_template)]
     template = options.JobSetTemplatePatch(spec=options.JobSetSpecPatch(jobs))
     return [
         options.RuntimePatch(options.TrainingRuntimeSpecPatch(template)),
@@ -249,27 +234,51 @@ def _placement(client: Any, platform: PlatformConfig) -> list[Any]:
     ]
 
 
+def _pod_spec(platform: PlatformConfig, node: StepConfig) -> Any:
+    from kubeflow.trainer import options
+
+    volumes, mounts = _volumes(platform, node.shared_memory)
+    variables = _secret_variables(platform)
+    container = options.ContainerPatch("node", env=variables or None, volume_mounts=mounts)
+    return options.PodSpecPatch(
+        volumes=volumes,
+        containers=[container],
+        image_pull_secrets=[{"name": name} for name in platform.image_pull_secrets] or None,
+        node_selector=node.node_selector or None,
+        service_account_name=platform.service_account or None,
+        tolerations=[_toleration(entry) for entry in node.tolerations] or None,
+    )
+
+
+def _secret_variables(platform: PlatformConfig) -> list[dict[str, Any]]:
+    variables = []
+    for secret, names in platform.secrets.items():
+        for key, name in names.items():
+            reference = {"secretKeyRef": {"name": secret, "key": key}}
+            variables.append({"name": name, "valueFrom": reference})
+    return variables
+
+
 def _volumes(
     platform: PlatformConfig, shared_memory: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns (volumes of a pod, mounts of its container): the work directory, and shared memory."""
-    volumes: list[dict[str, Any]] = [
-        {"name": "workdir", "persistentVolumeClaim": {"claimName": platform.workdir_volume}}
-    ]
+    """Return the volumes of a pod and the mounts of its container: workdir and shared memory."""
+    claim = {"claimName": platform.workdir_volume}
+    volumes: list[dict[str, Any]] = [{"name": "workdir", "persistentVolumeClaim": claim}]
     mounts: list[dict[str, Any]] = [{"name": "workdir", "mountPath": platform.workdir}]
     if shared_memory:
-        volumes.append(
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}}
-        )
-        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+        memory = {"medium": "Memory", "sizeLimit": shared_memory}
+        volumes.append({"name": "shm", "emptyDir": memory})
+        mounts.append({"name": "shm", "mountPath": SHARED_MEMORY_PATH})
     return volumes, mounts
 
 
 def _toleration(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "tolerationSeconds" if name == "toleration_seconds" else name: value
-        for name, value in entry.items()
-    }
+    """Return a toleration with the key names of a pod."""
+    toleration = dict(entry)
+    if "toleration_seconds" in toleration:
+        toleration["tolerationSeconds"] = toleration.pop("toleration_seconds")
+    return toleration
 
 
 def _client(platform: PlatformConfig) -> Any:
@@ -284,33 +293,34 @@ def _client(platform: PlatformConfig) -> Any:
     return TrainerClient(KubernetesBackendConfig(namespace=platform.trainer.namespace or None))
 
 
-def _live(client: Any, job: TrainingJob) -> Optional[str]:
-    """Returns the name of a TrainJob of this training that has not ended, which a step that was
-    killed left.
-    """
-    names = [found.name for found in client.list_jobs() if found.name.startswith(job.prefix)]
-    return next((name for name in names if client.get_job(name).status in LIVE), None)
+def _live_job(client: Any, job: TrainingJob) -> Optional[str]:
+    """Return the name of a running TrainJob of this training, left by a killed step."""
+    for entry in client.list_jobs():
+        is_ours = entry.name.startswith(job.prefix)
+        if is_ours and client.get_job(entry.name).status in LIVE_STATES:
+            return str(entry.name)
+    return None
 
 
-def _wait(client: Any, name: str, say: Callable[[str], None]) -> str:
-    """Returns how the job ended; it may take as long as it likes, its own deadline
-    (platform.steps.train.timeout_seconds) ends it.
-    """
-    before = ""
-    while (status := str(client.get_job(name).status)) not in (COMPLETE, FAILED):
-        if status != before:
-            say(f"TrainJob {name}: {status}")
-        before = status
+def _wait(client: Any, name: str, report: Reporter) -> str:
+    """Return the final status of a job; the job's own deadline bounds the wait."""
+    previous = ""
+    while True:
+        status = str(client.get_job(name).status)
+        if status in (COMPLETE, FAILED):
+            return status
+        if status != previous:
+            report(f"TrainJob {name}: {status}")
+        previous = status
         time.sleep(POLL_SECONDS)
-    return status
 
 
 @contextlib.contextmanager
-def _understandable() -> Any:
-    """Turns what the SDK raises into one line.
+def _one_line_errors() -> Iterator[None]:
+    """Turn errors of the SDK into one line.
 
     Raises:
-        LongrecError: instead of everything that is none.
+        LongrecError: in place of any other error.
     """
     try:
         yield
@@ -319,8 +329,8 @@ def _understandable() -> Any:
     except Exception as error:
         cause = error.__cause__ or error
         raise LongrecError(
-            "Kubeflow Trainer does not do what it is asked",
+            "Kubeflow Trainer refused the request",
             found=f"{error}; {str(cause).strip().splitlines()[0]}",
-            fix="Is the Trainer installed (kubectl get clustertrainingruntimes), and may this service account create "
-            "trainjobs and read runtimes, pods and logs?",
+            fix="Check that the Trainer is installed (kubectl get clustertrainingruntimes), and "
+            "that this service account may create trainjobs and read runtimes, pods and logs.",
         ) from error

@@ -1,8 +1,7 @@
-"""The study pipeline: one dataset, one set of histories, a grid of trainings side by side, one
-comparison.
+"""The study pipeline: train a grid of models on the same histories and compare them.
 
     fingerprint --> ... --> join-histories --> check-histories, as in training
-    plan --(cells)--> for each: trial --> collect;   whatever happens: finish
+    plan --(trials)--> for each: trial --> collect;   in any case: finish
 
 `python -m pipelines.study` writes pipelines/compiled/study.yaml.
 """
@@ -14,78 +13,65 @@ from typing import Any, Optional
 from kfp import dsl
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the path, not the root
+if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the path, not the root.
     sys.path.insert(0, str(ROOT))
 
 from components.collect import collect  # noqa: E402
-from components.fingerprint import fingerprint  # noqa: E402
-from components.finish import finish  # noqa: E402
 from components.plan import plan  # noqa: E402
 from components.trial import trial  # noqa: E402
-from longrec.config import PlatformConfig  # noqa: E402
 from pipelines.compiler import compile_all  # noqa: E402
-from pipelines.platform import parallelism, place  # noqa: E402
-from pipelines.stages import checked_histories, published_features  # noqa: E402
+from pipelines.platform_config import PlatformConfig  # noqa: E402
+from pipelines.stages import (  # noqa: E402
+    checked_histories,
+    exit_step,
+    fingerprints,
+    published_features,
+)
+from pipelines.task_settings import configure, default_workdir, parallelism  # noqa: E402
 
 NAME = "longrec-study"
 
 
 def make(platform: Optional[PlatformConfig]) -> Any:
-    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
-    cluster has.
-    """
-    home_path = (platform or PlatformConfig()).workdir
+    """Return the pipeline for a platform; None for one machine."""
+    workdir_path = default_workdir(platform)
 
     @dsl.pipeline(
         name=NAME,
         description="A grid of trainings on the same histories, compared on the same requests.",
     )
-    def study(
+    def study_pipeline(
         data_uri: str,
         study: str,
         shards: list = ["1/1"],
         run_id: str = "",
-        workdir: str = home_path,
+        workdir: str = workdir_path,
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         seed: int = 0,
         data: dict = {},
         checks: dict = {},
     ):
-        """Compares a grid of trainings.
+        """Compare a grid of trainings.
 
         Args:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
                 in an object store (s3://, gs://).
-            study: the study as YAML text, its base written out (`longrec.study.runner.parse`).
-            shards: of the dataset's users, each built, checked and retrieved on its own: for
+            study: the study as YAML text with its whole base (`longrec.study.config.parse`).
+            shards: of the dataset's users, each checked, built and retrieved in its own step: for
                 example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
-            workdir: directory of the feature store (a volume that serving mounts too).
+            workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
-            webhook: http(s) address that is told how the run ended; empty for the platform's
-                secret, or for none.
+            webhook: http(s) address that receives the outcome; empty for the platform's secret,
+                or for none.
             seed: of the sample of requests.
-            data, checks: the sections of the configuration (longrec.config); keys that are left out
-                keep their defaults.
+            data, checks: sections of the configuration (longrec.config); missing keys have their
+                defaults.
         """
-        last = finish(
-            pipeline=NAME,
-            run_id=run_id,
-            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            data_uri=data_uri,
-            webhook=webhook,
-        )
-        with dsl.ExitHandler(place(last, "finish", platform), name="run"):
-            keys = place(
-                fingerprint(
-                    data_uri=data_uri,
-                    workdir=workdir,
-                    repo_dir=repo_dir,
-                ),
-                "fingerprint",
-                platform,
-            ).outputs
+        last = exit_step(platform, pipeline=NAME, run_id=run_id, data_uri=data_uri, webhook=webhook)
+        with dsl.ExitHandler(last, name="run"):
+            keys = fingerprints(platform, data_uri=data_uri, workdir=workdir, repo_dir=repo_dir)
             published = published_features(
                 keys,
                 platform,
@@ -108,23 +94,24 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 checks=checks,
                 seed=seed,
             )
-            planned = place(plan(study=study, code_key=keys["study"]), "plan", platform)
-            with dsl.ParallelFor(
-                planned.output, name="trials", parallelism=parallelism(platform)
-            ) as item:
-                tried = trial(
+            planned = configure(plan(study=study, code_key=keys["study"]), platform)
+            limit = parallelism(platform)
+            with dsl.ParallelFor(planned.output, name="trials", parallelism=limit) as item:
+                measured = trial(
                     histories=histories, histories_report=report, code_key=keys["study"], trial=item
                 )
-                place(tried, "trial", platform)
+                configure(measured, platform)
             compared = collect(
-                results=dsl.Collected(tried.outputs["result"]), study=study, code_key=keys["study"]
+                results=dsl.Collected(measured.outputs["result"]),
+                study=study,
+                code_key=keys["study"],
             )
-            place(compared, "collect", platform)
+            configure(compared, platform)
 
-    return study
+    return study_pipeline
 
 
-study = make(PlatformConfig())
+study_pipeline = make(PlatformConfig())
 
 if __name__ == "__main__":
     compile_all(["study"])

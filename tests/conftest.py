@@ -33,6 +33,8 @@ CHECKED = [
             "mixer",
             "ranker",
             "stca",
+            "stca_layer",
+            "tokens",
             "target_attention.inputs",
             "target_attention.reference",
             "target_attention.reordered",
@@ -125,10 +127,10 @@ def served_world(tmp_path_factory: pytest.TempPathFactory) -> ServedWorld:
         world.path / "histories",
         world.path / "bundle",
         model,
-        LengthConfig("full", maximum=LENGTH),
-        settings,
-        LENGTH,
-        0,
+        lengths=LengthConfig("full", maximum=LENGTH),
+        train=settings,
+        served_length=LENGTH,
+        seed=0,
     )
     lenient = GateConfig(
         min_auc=0.0, min_gain_over_popularity=-1.0, min_calibration=0.0, max_calibration=100.0
@@ -137,9 +139,9 @@ def served_world(tmp_path_factory: pytest.TempPathFactory) -> ServedWorld:
         world.path / "bundle",
         world.path / "histories",
         world.path / "evaluation",
-        EvaluateConfig(lengths=(LENGTH,), served_length=LENGTH, bootstrap_samples=5),
-        lenient,
-        0,
+        config=EvaluateConfig(lengths=(LENGTH,), served_length=LENGTH, bootstrap_samples=5),
+        gate=lenient,
+        seed=0,
     )
     script = (
         "import bentoml, shutil, sys\nwith bentoml.models.create(sys.argv[1]) as model:\n"
@@ -229,9 +231,9 @@ def packaged(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def server(served_world: ServedWorld) -> Iterator[str]:
     """URL of `bentoml serve bento.service:Ranker` in the root of the checkout."""
-    from longrec.release.parity import serving
+    from longrec.release.bento_server import serve_bento
 
-    with serving(
+    with serve_bento(
         "bento.service:Ranker",
         workdir=served_world.workdir,
         store=served_world.store,

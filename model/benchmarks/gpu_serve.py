@@ -49,7 +49,8 @@ from longrec.nn.ranker import Ranker
 from longrec.schema import synthetic_schema
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.cuda_graphs import MIN_EVENT_BUCKET, MIN_TARGET_BUCKET, bucket_size
-from longrec.scoring.scorer import MAX_CUDA_GRAPH_REQUESTS, RequestRows, Scorer
+from longrec.scoring.request import RequestRows
+from longrec.scoring.scorer import MAX_CUDA_GRAPH_REQUESTS, Scorer
 from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
 
 CONFIG = ModelConfig(
@@ -232,7 +233,7 @@ def errors(case: Case) -> dict[str, float]:
     """Returns the largest differences of a probability."""
     exact = dataclasses.replace(case.scorer, precision=torch.float32, max_cuda_graph_requests=0)
     whole = dataclasses.replace(case.rows, history=case.rows.history.slice(1, case.num_events))
-    cache = HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events)
+    cache = HistoryKVCache(case.scorer, 1 << 34, events_per_user=case.num_events)
     case.rank(cache)
     appended, warm, eager = case.rank(cache, 1), case.rank(cache, 1), case.eager.rank(cache, 1)
     cold = case.rank(HistoryKVCache(case.scorer, 1 << 34), 1)
@@ -252,7 +253,7 @@ def errors(case: Case) -> dict[str, float]:
 
 def works_of(case: Case, kind: str) -> dict[str, Callable[[int], object]]:
     """Returns what is timed, by name; `kind` goes before the names."""
-    cache = HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events)
+    cache = HistoryKVCache(case.scorer, 1 << 34, events_per_user=case.num_events)
     case.rank(cache)
     return {
         f"{kind}cold": lambda _: case.rank(HistoryKVCache(case.scorer, 1 << 34)),
@@ -274,16 +275,25 @@ def stages(case: Case) -> str:
     """Returns how long the parts of a request take, medians in ms; of a graph its time on the
     device.
     """
-    scorer, cache = case.scorer, HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events)
+    scorer, cache = (
+        case.scorer,
+        HistoryKVCache(case.scorer, 1 << 34, events_per_user=case.num_events),
+    )
     case.rank(cache)
     history = case.rows.history.slice(0, case.num_events)
-    wanted = [HistorySlice("user", case.rows.history, 0, case.num_events, case.rows.request_time_ms)]
-    kept, asked, cuda_graphs = cache.get_or_encode(wanted), scorer._asked(case.rows), scorer.cuda_graphs
+    wanted = [
+        HistorySlice("user", case.rows.history, 0, case.num_events, case.rows.request_time_ms)
+    ]
+    kept, asked, cuda_graphs = (
+        cache.get_or_encode(wanted),
+        scorer._encode_candidates(case.rows),
+        scorer.cuda_graphs,
+    )
     assert cuda_graphs is not None
     parts = {
         "encode rows": lambda _: scorer.bundle.encoder.events(history),
         "look up": lambda _: cache.get_or_encode(wanted),
-        "pack": lambda _: scorer._asked(case.rows),
+        "pack": lambda _: scorer._encode_candidates(case.rows),
         "keys_values": lambda _: scorer.keys_values([history], [case.rows.request_time_ms]),
         "copy kept, replay, copy back": lambda _: cuda_graphs.score_cached(
             kept[0].layers, kept[0].timestamps, asked
@@ -382,7 +392,7 @@ def promotion(case: Case, missed: list[str]) -> None:
     `missed` where scores move.
     """
     cache, stop, found = (
-        HistoryKVCache(case.scorer, 1 << 34, keep=case.num_events),
+        HistoryKVCache(case.scorer, 1 << 34, events_per_user=case.num_events),
         threading.Event(),
         list[tuple[float, float]](),
     )

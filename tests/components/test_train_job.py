@@ -11,10 +11,11 @@ import pytest
 from kfp import dsl
 
 from components.train_job import train_job
-from longrec import config as configuration
+from longrec.config_file import load_config
 from longrec.scoring.bundle import Bundle
 from longrec.training.train import train
 from pipelines import kubeflow_trainer
+from pipelines.platform_config import PlatformConfig
 from tests.longrec import small_histories
 
 
@@ -26,11 +27,9 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
         list_jobs=lambda: [], get_job=lambda name: types.SimpleNamespace(status="Complete")
     )
 
-    def submit(
-        client: Any, job: kubeflow_trainer.TrainingJob, platform: configuration.PlatformConfig
-    ) -> str:
+    def submit(client: Any, job: kubeflow_trainer.TrainingJob, platform: PlatformConfig) -> str:
         """Does what the nodes do with what the step left for them."""
-        settings = configuration.load(job.folder / "config.yaml")
+        settings = load_config(job.folder / "config.yaml")
         assert platform.trainer.num_nodes == 2 and job.arguments[2:4] == [
             str(job.folder / "histories"),
             str(job.bundle),
@@ -39,10 +38,10 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
             job.folder / "histories",
             job.bundle,
             settings.model,
-            settings.lengths,
-            settings.train,
-            settings.evaluate.served_length,
-            settings.seed,
+            lengths=settings.lengths,
+            train=settings.train,
+            served_length=settings.evaluate.served_length,
+            seed=settings.seed,
         )
         return "job"
 

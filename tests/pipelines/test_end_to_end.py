@@ -284,12 +284,12 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
 def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop over cells and the collected results, by the local runner: two trainings at a
+    """The loop over trials and the collected results, by the local runner: two trainings at a
     time.
     """
     from longrec import config as configuration
     from longrec.runs import run as runs
-    from longrec.study.runner import parse, to_text
+    from longrec.study.config import parse, to_text
     from tests.pipelines.test_local_runner import Heard
 
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
@@ -325,7 +325,7 @@ def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
         "features and histories are those of the training"
     )
     facts = json.loads((finished.output("collect", "tables") / "study.json").read_text())
-    assert facts["num_done"] == 2 and {row["variant"] for row in facts["runs"]} == {"stca", "mean"}
+    assert facts["num_done"] == 2 and {row["variant"] for row in facts["trials"]} == {"stca", "mean"}
     assert "<html" in finished.output("collect", "report").read_text()
 
 

@@ -14,12 +14,13 @@ import pytest
 
 pytest.importorskip("kubeflow.trainer")
 
-from longrec import config as configuration
 from longrec.config import RunConfig
+from longrec.config_file import build
 from longrec.errors import LongrecError
 from longrec.scoring.bundle import Bundle
 from longrec.training.train import train
 from pipelines import kubeflow_trainer
+from pipelines.platform_config import PlatformConfig, build_platform
 from tests.longrec import small_histories
 from tests.pipelines import trainer_cluster
 
@@ -34,39 +35,41 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
 
 
-def config(workdir: Path, **platform: Any) -> RunConfig:
-    value = {
-        "seed": 3,
-        "model": {
-            "width": 16,
-            "num_layers": 2,
-            "num_heads": 2,
-            "id_dim": 8,
-            "feature_dim": 4,
-            "mixer_layers": 1,
-        },
-        "lengths": {"distribution": "beta", "minimum": 0, "mean": 32, "maximum": 64},
-        "evaluate": {"served_length": 64},
-        "train": {
-            "max_steps": 6,
-            "token_budget": 300,
-            "max_requests_per_batch": 16,
-            "log_every": 1,
-            "device": "cpu",
-            "tensorboard": False,
-        },
-        "platform": {
-            "workdir": str(workdir),
-            "trainer": {"engine": "kubeflow"},
-            "steps": {"train": {"cpu": "1"}},
-            **platform,
-        },
+SETTINGS = {
+    "seed": 3,
+    "model": {
+        "width": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "id_dim": 8,
+        "feature_dim": 4,
+        "mixer_layers": 1,
+    },
+    "lengths": {"distribution": "beta", "minimum": 0, "mean": 32, "maximum": 64},
+    "evaluate": {"served_length": 64},
+    "train": {
+        "max_steps": 6,
+        "token_budget": 300,
+        "max_requests_per_batch": 16,
+        "log_every": 1,
+        "device": "cpu",
+        "tensorboard": False,
+    },
+}
+
+
+def config(workdir: Path, **platform: Any) -> tuple[RunConfig, PlatformConfig]:
+    section = {
+        "workdir": str(workdir),
+        "trainer": {"engine": "kubeflow"},
+        "steps": {"train": {"cpu": "1"}},
+        **platform,
     }
-    return configuration.build(RunConfig, value)
+    return build(RunConfig, SETTINGS), build_platform(section)
 
 
 def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: Path) -> None:
-    settings = config(
+    settings, platform = config(
         tmp_path,
         image="registry/longrec-python-ml:7",
         workdir_volume="home-claim",
@@ -89,7 +92,7 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
     )
     with trainer_cluster.running(runs=False) as (cluster, client):
         name = kubeflow_trainer.submit(
-            client, kubeflow_trainer.prepare(histories, settings), settings.platform
+            client, kubeflow_trainer.prepare(histories, settings, platform), platform
         )
     [sent] = cluster.created
     spec = sent["spec"]
@@ -129,20 +132,20 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
 def test_a_job_that_is_still_running_is_waited_for_and_its_failure_is_one_line(
     histories: Path, tmp_path: Path
 ) -> None:
-    settings = config(tmp_path)
+    settings, platform = config(tmp_path)
     with trainer_cluster.running(runs=False) as (cluster, client):
-        job = kubeflow_trainer.prepare(histories, settings)
-        name = kubeflow_trainer.submit(client, job, settings.platform)  # by a step that was killed
+        job = kubeflow_trainer.prepare(histories, settings, platform)
+        name = kubeflow_trainer.submit(client, job, platform)  # by a step that was killed
         kubeflow_trainer.submit(
-            client, kubeflow_trainer.TrainingJob(tmp_path, "0" * 12), settings.platform
+            client, kubeflow_trainer.TrainingJob(tmp_path, "0" * 12), platform
         )  # of another training
         cluster.logs[name] = (
             "step 1/6 loss 0.7\nlongrec [rank 1]: no GPU is available\ntorchrun: ChildFailedError\n"
         )
-        said = []
+        reported = []
 
-        def say(text: str) -> None:
-            said.append(text)
+        def report(text: str) -> None:
+            reported.append(text)
             if text.endswith("Running"):
                 cluster.states[name] = "Failed"
 
@@ -150,24 +153,32 @@ def test_a_job_that_is_still_running_is_waited_for_and_its_failure_is_one_line(
             LongrecError, match=r"ended as Failed; found longrec \[rank 1\]: no GPU is available"
         ) as caught:
             kubeflow_trainer.run_training_job(
-                histories, tmp_path / "out", settings, client=client, say=say
+                histories, tmp_path / "out", settings, platform, client=client, report=report
             )
     assert (
         len(cluster.created) == 2
         and "\n" not in str(caught.value)
         and not (tmp_path / "out").exists()
     )
-    assert any("ChildFailedError" in text for text in said)
+    assert any("ChildFailedError" in text for text in reported)
 
 
 def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Path) -> None:
-    settings = config(tmp_path / "home")
-    job = kubeflow_trainer.prepare(histories, settings)
-    report = train(histories, job.bundle, settings.model, settings.lengths, settings.train, 64, 3)
+    settings, platform = config(tmp_path / "home")
+    job = kubeflow_trainer.prepare(histories, settings, platform)
+    report = train(
+        histories,
+        job.bundle,
+        settings.model,
+        lengths=settings.lengths,
+        train=settings.train,
+        served_length=64,
+        seed=3,
+    )
     with trainer_cluster.running(runs=False) as (cluster, client):
         assert (
             kubeflow_trainer.run_training_job(
-                histories, tmp_path / "out", settings, client=client
+                histories, tmp_path / "out", settings, platform, client=client
             ).version
             == report.version
         )
@@ -181,11 +192,9 @@ def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Pa
 def test_a_cluster_that_does_not_answer_is_one_line(histories: Path, tmp_path: Path) -> None:
     with trainer_cluster.running(runs=False) as (_, client):
         pass
-    with pytest.raises(
-        LongrecError, match="Kubeflow Trainer does not do what it is asked"
-    ) as caught:
+    with pytest.raises(LongrecError, match="Kubeflow Trainer refused the request") as caught:
         kubeflow_trainer.run_training_job(
-            histories, tmp_path / "out", config(tmp_path), client=client
+            histories, tmp_path / "out", *config(tmp_path), client=client
         )
     assert "\n" not in str(caught.value)
 
@@ -195,18 +204,24 @@ def test_without_the_sdk_the_command_that_installs_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "kubeflow.trainer", None)
     with pytest.raises(LongrecError, match=r"longrec\[trainer\]"):
-        kubeflow_trainer.run_training_job(histories, tmp_path / "out", config(tmp_path))
+        kubeflow_trainer.run_training_job(histories, tmp_path / "out", *config(tmp_path))
 
 
 @pytest.mark.slow
 def test_two_nodes_train_what_one_process_trains(histories: Path, tmp_path: Path) -> None:
-    settings = config(tmp_path / "home", trainer={"engine": "kubeflow", "num_nodes": 2})
+    settings, platform = config(tmp_path / "home", trainer={"engine": "kubeflow", "num_nodes": 2})
     with trainer_cluster.running(runs=True) as (cluster, client):
         by_nodes = kubeflow_trainer.run_training_job(
-            histories, tmp_path / "out", settings, client=client
+            histories, tmp_path / "out", settings, platform, client=client
         )
     report = train(
-        histories, tmp_path / "alone", settings.model, settings.lengths, settings.train, 64, 3
+        histories,
+        tmp_path / "alone",
+        settings.model,
+        lengths=settings.lengths,
+        train=settings.train,
+        served_length=64,
+        seed=3,
     )
     assert by_nodes.num_steps == report.num_steps == 6 and by_nodes.final_loss == pytest.approx(
         report.final_loss, rel=1e-4
@@ -242,9 +257,10 @@ def test_the_local_backend_of_the_sdk_runs_the_same_function_with_two_processes(
         "LOCAL_EXEC_JOB_TEMPLATE",
         NO_VENV.format(torchrun=Path(sys.executable).with_name("torchrun")),
     )
-    settings, client = config(tmp_path / "home"), TrainerClient(LocalProcessBackendConfig())
-    job = kubeflow_trainer.prepare(histories, settings)
-    own = kubeflow_trainer.custom_trainer(job, settings.platform)
+    settings, platform = config(tmp_path / "home")
+    client = TrainerClient(LocalProcessBackendConfig())
+    job = kubeflow_trainer.prepare(histories, settings, platform)
+    own = kubeflow_trainer.custom_trainer(job, platform)
     packages = os.pathsep.join(path for path in sys.path if path)
     own.env |= {
         "PATH": os.environ["PATH"],

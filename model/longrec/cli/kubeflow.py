@@ -1,9 +1,8 @@
-"""Verbs that talk to a Kubeflow Pipelines server: submit, schedule, status, logs."""
+"""The commands of Kubeflow Pipelines: compile, submit, schedule, status, logs."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -11,11 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
+from longrec.cli.options import (
+    DEFAULT_CONFIG,
+    AsJson,
+    Overrides,
+    print_result,
+    read_config,
+    renamed_keys_on_stderr,
+)
 from longrec.errors import LongrecError
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")
-]
+SUCCEEDED = "SUCCEEDED"
+DAY_SECONDS = 86_400.0
+POLL_VARIABLE = "LONGREC_POLL_SECONDS"
+PIPELINES_WITHOUT_DATASET = ("drift",)
+
 Host = Annotated[
     str,
     typer.Option(
@@ -27,258 +36,256 @@ Namespace = Annotated[
     str, typer.Option(envvar="LONGREC_KFP_NAMESPACE", help="Namespace of a multi-user server.")
 ]
 TokenFile = Annotated[
-    Path | None,
-    typer.Option(help="File with a token; else the variable LONGREC_KFP_TOKEN, if set."),
+    Path | None, typer.Option(help="File with a token; default the variable LONGREC_KFP_TOKEN.")
 ]
 CookieFile = Annotated[
     Path | None,
-    typer.Option(
-        help="File with a browser's cookie; else the variable LONGREC_KFP_COOKIE, if set."
-    ),
+    typer.Option(help="File with a browser's cookie; default the variable LONGREC_KFP_COOKIE."),
 ]
-Experiment = Annotated[str, typer.Option(help="Experiment that runs are filed under.")]
-Create = Annotated[
-    bool, typer.Option("--create-experiment", help="Make the experiment where there is none.")
+Experiment = Annotated[str, typer.Option(help="Experiment of the runs.")]
+CreateExperiment = Annotated[
+    bool, typer.Option("--create-experiment", help="Create the experiment if it is missing.")
 ]
 DataUri = Annotated[
     str,
     typer.Option(
-        help="The dataset as the cluster sees it, for example s3://bucket/dataset or /data/dataset."
+        help="Address of the dataset in the cluster: s3://bucket/dataset, or /data/dataset."
     ),
 ]
 Pipeline = Annotated[str, typer.Option(help="training, refresh, drift or study.")]
-Config = Annotated[
-    Path, typer.Option(help="A YAML file of longrec.config; its section `platform` is compiled in.")
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a configuration key; may be repeated."
-    ),
+PlatformFile = Annotated[
+    Path, typer.Option(help="A YAML configuration file; its section `platform` is compiled in.")
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option("--param", metavar="NAME=VALUE", help="A parameter; may be repeated."),
+    typer.Option("--param", metavar="NAME=VALUE", help="A pipeline parameter; repeatable."),
 ]
-Study = Annotated[
+StudyFile = Annotated[
     Path | None, typer.Option(help="Of the study pipeline: a file as of longrec study.")
 ]
-Root = Annotated[
+PipelineRoot = Annotated[
     str,
     typer.Option(
-        help="Where artifacts go, for example s3://bucket/artifacts; the server's default without it."
+        help="Address of the artifacts, for example s3://bucket/artifacts; default the server's."
     ),
 ]
-DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+RunName = Annotated[str, typer.Option(help="Name of the run; default the configuration's.")]
+ScheduleName = Annotated[
+    str, typer.Option(help="Unique name of the schedule; default PIPELINE-CONFIGURATION.")
+]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for the end of the run; exit code 1 if it failed.")
+]
+Timeout = Annotated[float, typer.Option(help="Longest wait in seconds.")]
+Cron = Annotated[str, typer.Option(help="Five fields in UTC, for example '0 3 * * *'.")]
+PipelineName = Annotated[
+    str, typer.Argument(help="training, refresh, drift or study; default all.")
+]
+PlatformFileOrNone = Annotated[
+    Path | None, typer.Option(help="A YAML file; its section `platform` is compiled in.")
+]
+OutputFolder = Annotated[
+    Path | None, typer.Option(help="Folder to write to; default pipelines/compiled.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Write nothing; fail if a file is not up to date.")
+]
+
+
+def compile_pipelines(
+    pipeline: PipelineName = "",
+    config: PlatformFileOrNone = None,
+    sets: Overrides = None,
+    output: OutputFolder = None,
+    check: Check = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile the pipelines for a Kubeflow Pipelines server.
+
+    \b
+    Examples:
+      longrec compile
+      longrec compile training --config my.yaml --set platform.steps.train.gpu=1 --output /tmp
+      longrec compile --check
+    """
+    from longrec.runs.project import import_module
+
+    compiler = import_module("pipelines.compiler")
+    names = [pipeline] if pipeline else list(compiler.PIPELINES)
+    folder = output or compiler.FOLDER
+    platform = _build_platform(read_config(config, sets).platform)
+    if check:
+        compiler.check_compiled(names, folder, platform)
+    else:
+        compiler.compile_all(names, folder, platform)
+    paths = [str(folder / f"{name}.yaml") for name in names]
+    lines = [f"{path} is up to date" if check else f"wrote {path}" for path in paths]
+    print_result({"paths": paths}, "\n".join(lines), as_json=as_json)
 
 
 def submit(
     data_uri: DataUri = "",
     host: Host = "",
     pipeline: Pipeline = "training",
-    config: Config = DEFAULT_CONFIG,
-    sets: Sets = None,
+    config: PlatformFile = DEFAULT_CONFIG,
+    sets: Overrides = None,
     params: Parameters = None,
-    study: Study = None,
+    study: StudyFile = None,
     namespace: Namespace = "",
     experiment: Experiment = "longrec",
-    create_experiment: Create = False,
-    name: Annotated[str, typer.Option(help="Of the run; default the configuration's.")] = "",
-    pipeline_root: Root = "",
+    create_experiment: CreateExperiment = False,
+    name: RunName = "",
+    pipeline_root: PipelineRoot = "",
     token_file: TokenFile = None,
     cookie_file: CookieFile = None,
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait", help="Wait for the end of the run; exit code 1 where it did not succeed."
-        ),
-    ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 86_400.0,
-    as_json: Json = False,
+    wait: Wait = False,
+    timeout: Timeout = DAY_SECONDS,
+    as_json: AsJson = False,
 ) -> None:
-    """Send a pipeline to a Kubeflow Pipelines server.
+    """Submit a pipeline to a Kubeflow Pipelines server.
 
     \b
     Examples:
       longrec submit --host http://localhost:8080 --data-uri s3://bucket/dataset --wait
-      longrec submit --data-uri /data/dataset --config my.yaml --set platform.steps.train.gpu=1
-      --param webhook=https://chat/hook
+      longrec submit --data-uri /data/dataset --config my.yaml \\
+          --set platform.steps.train.gpu=1 --param webhook=https://chat/hook
     """
-    _check_data(pipeline, data_uri)
-    server = _server(host, namespace, token_file, cookie_file)
+    _require_dataset(pipeline, data_uri)
+    server = _connect(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
-        package, arguments, settings = _prepared(
-            pipeline, data_uri, config, sets, params, study, Path(folder)
-        )
-        sent = server.submit(
-            package,
-            arguments,
+        prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
+        submission = dataclasses.replace(
+            prepared,
+            name=name or prepared.name,
             experiment=experiment,
-            name=name or settings.name,
             pipeline_root=pipeline_root,
-            service_account=settings.platform.service_account,
             create_experiment=create_experiment,
         )
+        submitted = server.submit(submission)
     if not as_json:
-        typer.echo(f"submitted {sent.run_id}: {sent.url}")
-    ended = (
-        server.wait(sent.run_id, _progress(), timeout_seconds=timeout, every_seconds=_every())
-        if wait
-        else None
-    )
+        typer.echo(f"submitted {submitted.run_id}: {submitted.url}")
+    ended = _wait(server, submitted.run_id, timeout) if wait else None
     if as_json:
-        typer.echo(
-            json.dumps(
-                {**dataclasses.asdict(sent), "state": ended.state if ended else "SUBMITTED"},
-                indent=2,
-            )
-        )
-    if ended and ended.state != "SUCCEEDED":
-        failed = ", ".join(task.name for task in ended.tasks if task.state == "FAILED")
-        raise LongrecError(
-            f"run {sent.run_id} ended {ended.state}",
-            found=failed or ended.error or None,
-            fix=f"See {sent.url} or: longrec logs {sent.run_id} STEP",
-        )
+        state = ended.state if ended else "SUBMITTED"
+        print_result({**dataclasses.asdict(submitted), "state": state}, "", as_json=True)
+    if ended and ended.state != SUCCEEDED:
+        raise _run_error(ended)
 
 
 def schedule(
-    cron: Annotated[str, typer.Option(help="Five fields in UTC, for example '0 3 * * *'.")],
+    cron: Cron,
     data_uri: DataUri = "",
     host: Host = "",
     pipeline: Pipeline = "training",
-    config: Config = DEFAULT_CONFIG,
-    sets: Sets = None,
+    config: PlatformFile = DEFAULT_CONFIG,
+    sets: Overrides = None,
     params: Parameters = None,
-    study: Study = None,
+    study: StudyFile = None,
     namespace: Namespace = "",
     experiment: Experiment = "longrec",
-    create_experiment: Create = False,
-    name: Annotated[
-        str,
-        typer.Option(
-            help="Of the schedule; there is one of a name. Default PIPELINE-CONFIGURATION."
-        ),
-    ] = "",
-    pipeline_root: Root = "",
+    create_experiment: CreateExperiment = False,
+    name: ScheduleName = "",
+    pipeline_root: PipelineRoot = "",
     token_file: TokenFile = None,
     cookie_file: CookieFile = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a pipeline on a Kubeflow Pipelines server again and again; the same call with other
-    settings replaces the schedule.
+    """Run a pipeline on a schedule on a Kubeflow Pipelines server.
 
-    Missed times are not caught up, and one run ends before the next begins.
+    The same call with other settings replaces the schedule. Missed times are not caught up, and a
+    run ends before the next begins.
 
     \b
     Examples:
-      longrec schedule --cron '0 3 * * *' --data-uri s3://bucket/dataset --host
-      http://localhost:8080
+      longrec schedule --cron '0 3 * * *' --data-uri s3://bucket/dataset
       longrec schedule --pipeline refresh --cron '15 * * * *' --data-uri s3://bucket/dataset
-      --config my.yaml
       longrec schedule --pipeline drift --cron '30 6 * * *' --config my.yaml
     """
-    _check_data(pipeline, data_uri)
-    server = _server(host, namespace, token_file, cookie_file)
+    _require_dataset(pipeline, data_uri)
+    server = _connect(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
-        package, arguments, settings = _prepared(
-            pipeline, data_uri, config, sets, params, study, Path(folder)
-        )
-        made, done = server.schedule(
-            package,
-            arguments,
+        prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
+        submission = dataclasses.replace(
+            prepared,
+            name=name or f"{pipeline}-{prepared.name}",
             experiment=experiment,
-            name=name or f"{pipeline}-{settings.name}",
-            cron=cron,
             pipeline_root=pipeline_root,
-            service_account=settings.platform.service_account,
             create_experiment=create_experiment,
         )
-    _say(
-        as_json,
-        {**dataclasses.asdict(made), "done": done},
-        f"schedule {done} {made.run_id}: {made.url}",
-    )
+        submitted, action = server.schedule(submission, cron)
+    value = {**dataclasses.asdict(submitted), "done": action}
+    text = f"schedule {action} {submitted.run_id}: {submitted.url}"
+    print_result(value, text, as_json=as_json)
 
 
 def status(
-    run_id: Annotated[
-        str, typer.Argument(help="Without it the newest runs of the experiment.")
-    ] = "",
+    run_id: Annotated[str, typer.Argument(help="Id of a run; default the newest runs.")] = "",
     host: Host = "",
     namespace: Namespace = "",
     experiment: Experiment = "longrec",
     token_file: TokenFile = None,
     cookie_file: CookieFile = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show how a run on a Kubeflow Pipelines server stands, or the newest runs.
+    """Show the status of a run on a Kubeflow Pipelines server, or the newest runs.
 
     \b
     Examples:
       longrec status --host http://localhost:8080
       longrec status 0f3c7f0e-8f5a-4f0e-a8b4-6d1f0f6a9d11
     """
-    server = _server(host, namespace, token_file, cookie_file)
+    server = _connect(host, namespace, token_file, cookie_file)
     runs = [server.status(run_id)] if run_id else server.recent(experiment)
-    lines = [
-        f"{run.run_id}  {run.state:<10} {run.created[:16]}  {run.name}  {run.error}".rstrip()
-        for run in runs
-    ]
+    lines = [_run_line(run) for run in runs]
     if run_id:
-        lines += [f"  {_line(task)}" for task in runs[0].tasks] + [runs[0].url]
-    _say(
-        as_json,
-        {"runs": [dataclasses.asdict(run) for run in runs]},
-        "\n".join(lines) or f"no run in experiment {experiment}",
-    )
+        [run] = runs
+        lines += [f"  {_task_line(task)}" for task in run.tasks]
+        lines.append(run.url)
+    value = {"runs": [dataclasses.asdict(run) for run in runs]}
+    text = "\n".join(lines) or f"no run in experiment {experiment}"
+    print_result(value, text, as_json=as_json)
 
 
 def logs(
-    run_id: Annotated[str, typer.Argument(help="Of the run; see longrec status.")],
+    run_id: Annotated[str, typer.Argument(help="Id of the run; see longrec status.")],
     step: Annotated[str, typer.Argument(help="Name of a step, for example train.")],
     host: Host = "",
     namespace: Namespace = "",
     token_file: TokenFile = None,
     cookie_file: CookieFile = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what a step of a run on a Kubeflow Pipelines server wrote.
+    """Show the output of a step of a run on a Kubeflow Pipelines server.
 
     \b
     Examples:
       longrec logs 0f3c7f0e-8f5a-4f0e-a8b4-6d1f0f6a9d11 train
     """
-    text = _server(host, namespace, token_file, cookie_file).logs(run_id, step)
-    _say(as_json, {"run_id": run_id, "step": step, "log": text}, text.rstrip("\n"))
+    text = _connect(host, namespace, token_file, cookie_file).logs(run_id, step)
+    value = {"run_id": run_id, "step": step, "log": text}
+    print_result(value, text.rstrip("\n"), as_json=as_json)
 
 
-def _server(
-    host: str,
-    namespace: str,
-    token_file: Path | None,
-    cookie_file: Path | None,
-) -> Any:
-    from longrec.runs.run import room
+def _connect(host: str, namespace: str, token_file: Path | None, cookie_file: Path | None) -> Any:
+    from longrec.runs.project import import_module
 
-    secrets = {
-        "token": _secret(token_file, "LONGREC_KFP_TOKEN"),
-        "cookie": _secret(cookie_file, "LONGREC_KFP_COOKIE"),
-    }
-    return room("pipelines.submit").Server(host, namespace=namespace, **secrets)
+    return import_module("pipelines.server.client").Server(
+        host,
+        namespace=namespace,
+        token=_read_secret(token_file, "LONGREC_KFP_TOKEN"),
+        cookie=_read_secret(cookie_file, "LONGREC_KFP_COOKIE"),
+    )
 
 
-def _check_data(pipeline: str, data_uri: str) -> None:
-    if not data_uri and pipeline != "drift":  # which reads what was answered
+def _require_dataset(pipeline: str, data_uri: str) -> None:
+    if not data_uri and pipeline not in PIPELINES_WITHOUT_DATASET:
         raise typer.BadParameter(
             f"The {pipeline} pipeline needs a dataset.", param_hint="--data-uri"
         )
 
 
-def _secret(path: Path | None, variable: str) -> str:
-    """Returns a secret from a file or a variable; an option of its own would show it to everyone on
-    the machine.
-    """
+def _read_secret(path: Path | None, variable: str) -> str:
+    """Return a secret from a file or a variable; process lists would show an option's value."""
     if path is None:
         return os.environ.get(variable, "")
     try:
@@ -287,7 +294,14 @@ def _secret(path: Path | None, variable: str) -> str:
         raise LongrecError(f"{path} cannot be read", found=error.strerror) from error
 
 
-def _prepared(
+def _build_platform(section: Any) -> Any:
+    from longrec.runs.project import import_module
+
+    with renamed_keys_on_stderr():
+        return import_module("pipelines.platform_config").build_platform(section)
+
+
+def _prepare(
     pipeline: str,
     data_uri: str,
     config: Path,
@@ -295,60 +309,80 @@ def _prepared(
     params: list[str] | None,
     study: Path | None,
     folder: Path,
-) -> tuple[Path, dict[str, Any], Any]:
-    """Returns the compiled pipeline, its arguments and the configuration."""
-    from longrec import config as configuration
-    from longrec.runs.run import pipeline_arguments, room
+) -> Any:
+    """Compile a pipeline into a folder and return its submission with the arguments."""
+    from longrec.runs.project import find_file, import_module
+    from longrec.runs.run import pipeline_arguments
 
-    settings, compiling = configuration.load(config, sets or []), room("pipelines.compiler")
-    known = compiling.pipeline(pipeline, settings.platform).component_spec.inputs
-    given = {**pipeline_arguments(settings, data_uri), "drift": settings.to_dict()["drift"]}
-    arguments = {name: value for name, value in given.items() if name in known}
+    content = read_config(config, sets)
+    platform = _build_platform(content.platform)
+    compiler = import_module("pipelines.compiler")
+    inputs = compiler.pipeline(pipeline, platform).component_spec.inputs
+    sections = content.run.to_dict()
+    available = {**pipeline_arguments(content.run, data_uri), "drift": sections["drift"]}
+    arguments = {name: value for name, value in available.items() if name in inputs}
     if study is not None:
-        from longrec.study.runner import load, to_text
+        from longrec.study.config import load, to_text
 
-        arguments["study"] = to_text(load(study))
+        with renamed_keys_on_stderr():
+            arguments["study"] = to_text(load(find_file(study)))
     for text in params or ():
-        name, separator, value = text.partition("=")
-        if not separator or name not in known:
-            raise LongrecError(
-                f"the {pipeline} pipeline has no parameter '{name}'",
-                expected=", ".join(sorted(known)),
-            )
-        arguments[name] = (
-            value
-            if known[name].type == "String"
-            else configuration.from_yaml(value, f"the value of {name}")
-        )
-    return (
-        compiling.compile_to(pipeline, folder / f"{pipeline}.yaml", settings.platform),
-        arguments,
-        settings,
+        name, value = _parse_parameter(text, pipeline, inputs)
+        arguments[name] = value
+    package = compiler.compile_to(pipeline, folder / f"{pipeline}.yaml", platform)
+    return import_module("pipelines.server.client").Submission(
+        package, arguments, content.run.name, service_account=platform.service_account
     )
 
 
-def _progress() -> Any:
-    """Returns what prints a line for each step that begins or ends."""
-    known: dict[str, str] = {}
+def _parse_parameter(text: str, pipeline: str, inputs: Any) -> tuple[str, Any]:
+    """Return name and value of NAME=VALUE; the value is text or YAML, as the parameter's type."""
+    from longrec.config_file import parse_yaml
 
-    def show(run: Any) -> None:
+    name, separator, value = text.partition("=")
+    if not separator or name not in inputs:
+        raise LongrecError(
+            f"the {pipeline} pipeline has no parameter '{name}'",
+            expected=", ".join(sorted(inputs)),
+        )
+    if inputs[name].type == "String":
+        return name, value
+    return name, parse_yaml(value, f"the value of {name}")
+
+
+def _wait(server: Any, run_id: str, timeout_seconds: float) -> Any:
+    """Wait for the end of a run; print a line for each step that begins or ends."""
+    from longrec.cli.progress import waiting
+
+    states: dict[str, str] = {}
+
+    def print_changes(run: Any) -> None:
         for task in run.tasks:
-            if known.get(task.name) != task.state:
-                known[task.name] = task.state
-                typer.echo(_line(task), err=True)
+            if states.get(task.name) != task.state:
+                states[task.name] = task.state
+                typer.echo(_task_line(task), err=True)
 
-    return show
+    every_seconds = float(os.environ.get(POLL_VARIABLE, "5"))
+    with waiting(f"run {run_id}"):
+        return server.wait(
+            run_id, print_changes, timeout_seconds=timeout_seconds, every_seconds=every_seconds
+        )
 
 
-def _line(task: Any) -> str:
+def _run_error(run: Any) -> LongrecError:
+    failed = ", ".join(task.name for task in run.tasks if task.state == "FAILED")
+    return LongrecError(
+        f"run {run.run_id} ended {run.state}",
+        found=failed or run.error or None,
+        fix=f"See {run.url} or: longrec logs {run.run_id} STEP",
+    )
+
+
+def _run_line(run: Any) -> str:
+    line = f"{run.run_id}  {run.state:<10} {run.created[:16]}  {run.name}  {run.error}"
+    return line.rstrip()
+
+
+def _task_line(task: Any) -> str:
     seconds = "" if task.seconds is None else f"{task.seconds:8.0f} s"
     return f"{task.state:<10} {task.name:<20} {seconds} {task.error}".rstrip()
-
-
-def _every() -> float:
-    """Returns the seconds between two questions while waiting."""
-    return float(os.environ.get("LONGREC_POLL_SECONDS", "5"))
-
-
-def _say(as_json: bool, value: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(value, indent=2) if as_json else text)

@@ -1,22 +1,15 @@
-"""The page of a study: curves, cost, differences, fits and runs, from the facts in study.json
-alone; one self-contained file.
-"""
+"""The page of a study, from the facts in study.json alone; one self-contained file."""
 
 from __future__ import annotations
 
-import html
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 from longrec.reporting import page
-from longrec.reporting.charts import Axis, LineChart, legend, nice_ticks, short_number
-from longrec.reporting.page import Html, format_interval
+from longrec.reporting.page import DASH, Html, format_interval, interval_cell
+from longrec.study import charts
+from longrec.study.rows import Facts, at_served_length, by_label, label_of, mean_of
 
-Facts: TypeAlias = Mapping[str, Any]
-STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
-MAX_SERIES = len(STYLES)
 FIT_NAMES = {
     "served length": "served length",
     "mean_events": "events of a request at it",
@@ -24,84 +17,79 @@ FIT_NAMES = {
     "num_layer_parameters": "parameters beside the tables",
     "train_events_read": "events read in training",
 }
-FIT_METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "Log loss"}
-BAR_WIDTH, BAR_HEIGHT, LETTER_WIDTH = 1100.0, 24.0, 7.0
+FIT_METRICS = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "logloss": "Log loss",
+}
+MIN_SEEDS = 3
+"""Fewest seeds with an interval that covers the spread of trainings."""
 
 
 def render(facts: Facts) -> str:
-    """Returns the page.
+    """Return the page.
 
     Args:
         facts: content of study.json.
     """
     data = facts["data"]
     subtitle = (
-        f"{facts['num_done']} of {facts['num_trials']} runs, {data['targets']:,} targets of {data['requests']:,} later requests by "
-        f"{data['users']:,} users, the same for every run; data {data['name']}"
+        f"{facts['num_done']} of {facts['num_trials']} trials, {data['targets']:,} targets of"
+        f" {data['requests']:,} later requests by {data['users']:,} users, the same for every"
+        f" trial; data {data['name']}"
     )
-    plots = Html(f'<div class="grid">{_curves(facts)}{_cost(facts)}</div>')
-    body = (
-        _headline(facts)
-        + _recovery(facts)
-        + _apart(facts)
-        + plots
-        + _differences(facts)
-        + _spent(facts)
-        + _fits(facts)
-        + _runs(facts)
-        + _made(facts)
-    )
-    return page.document(f"Study {facts['name']}", subtitle, Html(body))
-
-
-def files_of(facts: Facts) -> dict[str, str]:
-    """Returns report.html and, where there are differences, differences.svg, by name."""
-    rows = _with_intervals(facts)
-    return {
-        "report.html": render(facts),
-        **({"differences.svg": page.standalone_svg(bars(rows))} if rows else {}),
-    }
-
-
-def _label(row: Facts) -> str:
-    """The variant, and the grid point where there is one."""
-    point = [f"{key.rpartition('.')[2]} {value}" for key, value in row.items() if "." in key]
-    return ", ".join([row["variant"], *point])
-
-
-def at_served(curves: Sequence[Facts], served: int) -> list[Facts]:
-    """Returns the row of each variant and grid point at the served length; at its longest where it
-    was not measured at that. Best first.
-    """
-    rows = [
-        next(
-            (row for row in some if row["length"] == served),
-            max(some, key=lambda row: row["length"]),
-        )
-        for some in _by_label(curves).values()
+    plots = _length_section(facts) + _cost_section(facts)
+    sections = [
+        _summary_section(facts),
+        _recovery_section(facts),
+        _bars_section(facts),
+        f'<div class="grid">{plots}</div>',
+        _differences_section(facts),
+        _spent_section(facts),
+        _fits_section(facts),
+        _trials_section(facts),
+        _configuration_section(facts),
     ]
-    return sorted(rows, key=lambda row: -(row["auc"] or 0))
+    body = Html("".join(sections))
+    return page.document(f"Study {facts['name']}", subtitle, body)
 
 
-def _headline(facts: Facts) -> Html:
-    served = facts["base"]["evaluate"]["served_length"]
-    apart = {(_label(row), row["length"]): row for row in facts["differences"]}
+def render_files(facts: Facts) -> dict[str, str]:
+    """Return report.html, and differences.svg if there are differences, by name."""
+    rendered = {"report.html": render(facts)}
+    rows = _differences_with_intervals(facts)
+    if rows:
+        bars = charts.difference_bars(rows)
+        rendered["differences.svg"] = page.standalone_svg(bars)
+    return rendered
+
+
+def _served_length(facts: Facts) -> int:
+    return int(facts["base"]["evaluate"]["served_length"])
+
+
+def _summary_section(facts: Facts) -> Html:
+    """Return the metrics of each variant at the served length."""
+    served_length = _served_length(facts)
+    difference_of = {}
+    for row in facts["differences"]:
+        difference_of[label_of(row), row["length"]] = row
     rows = []
-    for row in at_served(facts["curves"], served):
-        other = apart.get((_label(row), row["length"]))
-        elsewhere = "" if row["length"] == served else f" (at {row['length']:,})"
-        rows.append(
-            [
-                _label(row) + elsewhere,
-                row["num_seeds"],
-                _stacked(row, "auc"),
-                _difference(other) if other else "–",
-                _stacked(row, "gauc"),
-                _stacked(row, "logloss"),
-                _stacked(row, "calibration", ".3f"),
-                _stacked(row, "gain", "+.4f"),
-            ]
-        )
+    for row in at_served_length(facts["curves"], served_length):
+        label = label_of(row)
+        difference = difference_of.get((label, row["length"]))
+        suffix = "" if row["length"] == served_length else f" (at {row['length']:,})"
+        cells = [
+            label + suffix,
+            row["num_seeds"],
+            _estimate(row, "auc"),
+            _difference(difference) if difference else DASH,
+            _estimate(row, "gauc"),
+            _estimate(row, "logloss"),
+            _estimate(row, "calibration", ".3f"),
+            _estimate(row, "gain", "+.4f"),
+        ]
+        rows.append(cells)
     headers = [
         "Variant",
         "Seeds",
@@ -113,24 +101,191 @@ def _headline(facts: Facts) -> Html:
         "Gain of length",
     ]
     note = (
-        f"At the served length {served:,}, means over seeds; 95 % intervals resample users and seeds. Differences are paired: the same "
-        "users and seeds for both. Gain of length: AUC over that of the shortest served length."
+        f"At the served length {served_length:,}, means over seeds; 95 % intervals resample users"
+        " and seeds. Differences are paired: the same users and seeds for both. Gain of length: AUC"
+        " minus AUC at the shortest served length."
     )
     return page.section(
-        "At the served length", page.table(headers, rows), note=note + _few_seeds(facts)
+        "At the served length",
+        page.table(headers, rows),
+        note=note + _few_seeds_note(facts),
     )
 
 
-def _spent(facts: Facts) -> Html:
-    flops = {
-        _label(row): row["request_flops"] / 1e6
-        for row in at_served(facts["curves"], facts["base"]["evaluate"]["served_length"])
+def _few_seeds_note(facts: Facts) -> str:
+    """Return a warning about intervals of fewer than three seeds, if there are any."""
+    labels = set()
+    for row in facts["curves"]:
+        if row["num_seeds"] < MIN_SEEDS:
+            labels.add(label_of(row))
+    if not labels:
+        return ""
+    return (
+        f" With fewer than three seeds (here {len(labels)}), an interval covers little or nothing"
+        " of the spread of trainings."
+    )
+
+
+def _recovery_section(facts: Facts) -> Html:
+    """Return the gain of the length extrapolation; nothing if the study does not measure it."""
+    recovery = facts["recovery"]
+    if not recovery:
+        return Html("")
+    recovered = format_interval(
+        recovery["recovered"],
+        recovery["recovered_low"],
+        recovery["recovered_high"],
+        3,
+    )
+    full_gain = format_interval(
+        recovery["full_gain"],
+        recovery["full_gain_low"],
+        recovery["full_gain_high"],
+    )
+    tiles = {
+        "gain recovered": recovered,
+        "of the gain": full_gain,
+        "events read against full length": f"{recovery['events_share']:.1%}",
     }
-    names = ("train_events_read", "mean_length", "train_num_requests", "num_layer_parameters")
-    rows = [
-        [name, *(_mean(own, column) for column in names), flops[name], _mean(own, "train_seconds")]
-        for name, own in _by_label(facts["runs"]).items()
-    ]
+    note = (
+        "Trained on short windows, served long: the share of the gain of training at full length,"
+        " and of the events it reads."
+    )
+    return page.section("Length extrapolation", page.tiles(tiles), note=note)
+
+
+def _bars_section(facts: Facts) -> Html:
+    """Return the drawing of differences from the reference at the served length."""
+    rows = _differences_with_intervals(facts)
+    if not rows:
+        return Html("")
+    reference = facts["reference"]
+    note = (
+        f"AUC minus that of {reference} at the served length with its paired 95 % interval; right"
+        " of the line is better."
+    )
+    return page.section(f"Against {reference}", charts.difference_bars(rows), note=note)
+
+
+def _differences_with_intervals(facts: Facts) -> list[Facts]:
+    """Return the differences at the served length that have an interval, the best first."""
+    rows = [row for row in facts["differences"] if row["auc_low"] is not None]
+    return at_served_length(rows, _served_length(facts))
+
+
+def _length_section(facts: Facts) -> Html:
+    """Return the chart of AUC by served length."""
+    best_possible = [(row["length"], row["auc"]) for row in facts["best_possible"]]
+    series = {}
+    for name, rows in _drawn_rows(facts).items():
+        series[name] = [(row["length"], row["auc"]) for row in rows]
+    chart = charts.line_chart(
+        series,
+        best_possible,
+        "events served, most recent (log scale)",
+        "AUC by served length",
+    )
+    note = "One model per line, the same requests at every length."
+    return page.section(
+        "Served length",
+        chart,
+        charts.legend(series, bool(best_possible)),
+        note=note + _left_out_note(facts),
+    )
+
+
+def _cost_section(facts: Facts) -> Html:
+    """Return the chart of AUC by FLOPs of a request."""
+    series = {}
+    for name, rows in _drawn_rows(facts).items():
+        points = []
+        for row in rows:
+            if row["request_flops"] > 0:
+                points.append((row["request_flops"] / 1e6, row["auc"]))
+        if points:
+            series[name] = points
+    if not series:
+        return page.section("Cost", note="No model spends anything here.")
+    chart = charts.line_chart(
+        series,
+        [],
+        "MFLOPs of a request, forward (log scale)",
+        "AUC by cost of a request",
+    )
+    note = (
+        "The same points by cost: history, attention and fusion of one request with all its"
+        " targets."
+    )
+    return page.section(
+        "Cost",
+        chart,
+        charts.legend(series, False),
+        note=note + _left_out_note(facts),
+    )
+
+
+def _drawn_rows(facts: Facts) -> dict[str, list[Facts]]:
+    """Return the rows of the lines that fit into a chart: the reference and the best others.
+
+    Lines are in the order of the study; rows without AUC are left out.
+    """
+    ranked = at_served_length(facts["curves"], _served_length(facts))
+    labels = [label_of(row) for row in ranked]
+    references = [label for label in labels if label.split(", ")[0] == facts["reference"]]
+    others = [label for label in labels if label not in references[:1]]
+    drawn = [*references[:1], *others][: charts.MAX_SERIES]
+    defined = [row for row in facts["curves"] if row["auc"] is not None]
+    return {label: rows for label, rows in by_label(defined).items() if label in drawn}
+
+
+def _left_out_note(facts: Facts) -> str:
+    """Return a note about lines that a chart leaves out, if there are any."""
+    num_lines = len(by_label(facts["curves"]))
+    if num_lines <= charts.MAX_SERIES:
+        return ""
+    return f" {facts['reference']} and the best of {num_lines} are drawn; all are in curves.csv."
+
+
+def _differences_section(facts: Facts) -> Html:
+    """Return the differences from the reference at each length."""
+    grouped = by_label(facts["differences"])
+    if not grouped:
+        return Html("")
+    lengths = sorted({row["length"] for row in facts["differences"]})
+    rows = []
+    for name, differences in grouped.items():
+        at_length = {row["length"]: row for row in differences}
+        cells: list[object] = [name]
+        for length in lengths:
+            row = at_length.get(length)
+            cells.append(_difference(row) if row else DASH)
+        rows.append(cells)
+    headers = ["Variant", *(f"{length:,}" for length in lengths)]
+    note = (
+        f"AUC minus that of {facts['reference']} at the same length, paired by user and seed; bold"
+        f" if the interval excludes 0. Of {len(facts['differences'])} intervals one in twenty"
+        " excludes 0 by chance."
+    )
+    return page.section("Paired differences", page.table(headers, rows), note=note)
+
+
+def _spent_section(facts: Facts) -> Html:
+    """Return the cost of each variant."""
+    request_mflops = {}
+    for row in at_served_length(facts["curves"], _served_length(facts)):
+        request_mflops[label_of(row)] = row["request_flops"] / 1e6
+    rows = []
+    for name, trials in by_label(facts["trials"]).items():
+        cells = [
+            name,
+            mean_of(trials, "train_events_read"),
+            mean_of(trials, "mean_length"),
+            mean_of(trials, "train_num_requests"),
+            mean_of(trials, "num_layer_parameters"),
+            request_mflops[name],
+            mean_of(trials, "train_seconds"),
+        ]
+        rows.append(cells)
     headers = [
         "Variant",
         "Events read",
@@ -140,271 +295,30 @@ def _spent(facts: Facts) -> Html:
         "MFLOPs a request",
         "Training seconds",
     ]
-    note = "Means over seeds. Parameters are those beside the tables of ids; MFLOPs: one request with its targets at the served length."
+    note = (
+        "Means over seeds. Parameters are those beside the tables of ids; MFLOPs: one request with"
+        " its targets at the served length."
+    )
     return page.section("What it cost", page.table(headers, rows), note=note)
 
 
-def _few_seeds(facts: Facts) -> str:
-    """What the intervals do not hold where fewer than three seeds ran."""
-    few = len({_label(row) for row in facts["curves"] if row["num_seeds"] < 3})
-    return (
-        f" With fewer than three seeds (here {few}), an interval holds little or nothing of the spread of trainings."
-        if few
-        else ""
-    )
-
-
-def _stacked(row: Facts, metric: str, form: str = ".4f") -> Html:
-    value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return Html("–")
-    under = (
-        f'<br><span class="soft nowrap">{low:{form}} to {high:{form}}</span>'
-        if low is not None and high is not None
-        else ""
-    )
-    return Html(f"{value:{form}}{under}")
-
-
-def _recovery(facts: Facts) -> Html:
-    found = facts["recovery"]
-    if not found:
-        return Html("")
-    tiles = {
-        "gain recovered": format_interval(
-            found["recovered"], found["recovered_low"], found["recovered_high"], 3
-        ),
-        "of the gain": format_interval(
-            found["full_gain"], found["full_gain_low"], found["full_gain_high"]
-        ),
-        "events read against full length": f"{found['events_share']:.1%}",
-    }
-    note = "Trained on short windows, served long: the share of the gain of training at full length, and of the events it reads."
-    return page.section("Length extrapolation", page.tiles(tiles), note=note)
-
-
-def _curves(facts: Facts) -> Html:
-    rows = [row for row in facts["curves"] if row["auc"] is not None]
-    best_possible = [(row["length"], row["auc"]) for row in facts["best_possible"]]
-    series = {
-        name: [(row["length"], row["auc"]) for row in some]
-        for name, some in _drawn(facts, rows).items()
-    }
-    drawing = _drawing(
-        series,
-        best_possible,
-        "events served, most recent (log scale)",
-        "AUC",
-        "AUC by served length",
-    )
-    note = "One model per line, the same requests at every length."
-    return page.section(
-        "Served length", drawing, _legend(series, best_possible), note=note + _left_out(facts)
-    )
-
-
-def _cost(facts: Facts) -> Html:
-    rows = [row for row in facts["curves"] if row["auc"] is not None and row["request_flops"] > 0]
-    series = {
-        name: [(row["request_flops"] / 1e6, row["auc"]) for row in some]
-        for name, some in _drawn(facts, rows).items()
-    }
-    if not series:
-        return page.section("Cost", note="No model spends anything here.")
-    drawing = _drawing(
-        series, [], "MFLOPs of a request, forward (log scale)", "AUC", "AUC by cost of a request"
-    )
-    note = "The same points by what they cost: history, attention and fusion of one request with all its targets."
-    return page.section("Cost", drawing, _legend(series, []), note=note + _left_out(facts))
-
-
-def _drawing(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    best_possible: Sequence[tuple[float, float]],
-    x: str,
-    y: str,
-    title: str,
-) -> Html:
-    points = [point for line in series.values() for point in line] + list(best_possible)
-    if not points:
-        return Html('<p class="note">No run has a defined AUC.</p>')
-    levels = nice_ticks(min(level for _, level in points), max(level for _, level in points))
-    places = sorted({place for place, _ in points})
-    unit = next((place for place in places if place), 1.0)
-    plot = LineChart(
-        Axis(places[0], places[-1], _log_ticks(places), x, _scale(unit), _text),
-        Axis(levels[0], levels[-1], levels, y),
-        title,
-    )
-    shapes = [plot.line(sorted(best_possible), "s3 dash")]
-    for style, (name, line) in zip(STYLES, series.items(), strict=False):
-        texts = [f"{name}: {place:,.6g}, AUC {level:.4f}" for place, level in line]
-        shapes += [
-            plot.line(sorted(line), style),
-            plot.dots(line, style.replace("s", "f"), texts, 3),
-        ]
-    return plot.draw(*shapes)
-
-
-def _text(value: float) -> str:
-    return short_number(value if value >= 1_000 else float(f"{value:.3g}"))
-
-
-def _scale(unit: float) -> Callable[[float], float]:
-    return lambda value: math.log(max(value, unit / 2))
-
-
-def _log_ticks(places: Sequence[float]) -> list[float]:
-    """The values themselves where there are few, else powers of ten and their thirds between the
-    ends.
-    """
-    if len(places) <= 8:
-        return list(places)
-    low, high = max(places[0], places[-1] * 1e-9), places[-1]
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [
-        factor * 10.0**power
-        for power in powers
-        for factor in (1, 3)
-        if low <= factor * 10.0**power <= high
-    ]
-
-
-def _legend(series: Mapping[str, Any], best_possible: Sequence[Any]) -> Html:
-    return legend(
-        [
-            *zip(STYLES, series, strict=False),
-            *([("s3 dash", "best possible (Bayes)")] if best_possible else []),
-        ]
-    )
-
-
-def _drawn(facts: Facts, rows: Sequence[Facts]) -> dict[str, list[Facts]]:
-    """The lines that a plot has room for, in the order of the study: the reference, then the best
-    at the served length.
-    """
-    best = [
-        _label(row)
-        for row in at_served(facts["curves"], facts["base"]["evaluate"]["served_length"])
-    ]
-    reference = [name for name in best if name.split(", ")[0] == facts["reference"]][:1]
-    kept = [*reference, *(name for name in best if name not in reference)][:MAX_SERIES]
-    return {name: some for name, some in _by_label(rows).items() if name in kept}
-
-
-def _left_out(facts: Facts) -> str:
-    count = len(_by_label(facts["curves"]))
-    return (
-        f" {facts['reference']} and the best of {count} are drawn; all are in curves.csv."
-        if count > MAX_SERIES
-        else ""
-    )
-
-
-def _apart(facts: Facts) -> Html:
-    rows = _with_intervals(facts)
-    if not rows:
-        return Html("")
-    note = f"AUC minus that of {facts['reference']} at the served length with its paired 95 % interval; right of the line is better."
-    return page.section(f"Against {facts['reference']}", bars(rows), note=note)
-
-
-def _with_intervals(facts: Facts) -> list[Facts]:
-    """The differences at the served length that have an interval, best first."""
-    return at_served(
-        [row for row in facts["differences"] if row["auc_low"] is not None],
-        facts["base"]["evaluate"]["served_length"],
-    )
-
-
-def bars(rows: Sequence[Facts]) -> Html:
-    """Returns the SVG of differences: a bar from the low to the high end of each interval around a
-    dot, and a line at zero.
-
-    Args:
-        rows: of differences.csv, with an interval each, from top to bottom.
-    """
-    ticks = nice_ticks(
-        min(0.0, *(row["auc_low"] for row in rows)), max(0.0, *(row["auc_high"] for row in rows)), 6
-    )
-    axis, floor = Axis(ticks[0], ticks[-1], ticks, ""), 10 + BAR_HEIGHT * len(rows)
-    left = 24 + LETTER_WIDTH * max(len(_label(row)) for row in rows)
-
-    def across(value: float) -> float:
-        return left + axis.fraction(value) * (BAR_WIDTH - left - 30)
-
-    parts = [
-        f'<line class="{"s3 dash" if tick == 0 else "axis"}" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="4" y2="{floor:g}"/>'
-        f'<text x="{across(tick):.1f}" y="{floor + 18:g}" text-anchor="middle">{format(tick, "+g" if tick else "g")}</text>'
-        for tick in ticks
-    ]
-    for place, row in enumerate(rows):
-        level, (low, high) = 10 + BAR_HEIGHT * (place + 0.5), (row["auc_low"], row["auc_high"])
-        style = "4" if low > 0 else "6" if high < 0 else "3"
-        text = html.escape(
-            f"{_label(row)}: {row['auc']:+.4f} ({low:+.4f} to {high:+.4f}), {row['num_seeds']} seeds"
-        )
-        parts.append(
-            f'<text x="{left - 12:g}" y="{level + 4:g}" text-anchor="end">{html.escape(_label(row))}</text>'
-            f'<line class="line s{style}" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{level:g}" y2="{level:g}"/>'
-            f'<circle class="f{style}" cx="{across(row["auc"]):.1f}" cy="{level:g}" r="4"><title>{text}</title></circle>'
-        )
-    return Html(
-        f'<svg viewBox="0 0 {BAR_WIDTH:g} {floor + 26:g}" role="img" aria-label="Paired differences of AUC">{"".join(parts)}</svg>'
-    )
-
-
-def _differences(facts: Facts) -> Html:
-    by_label = _by_label(facts["differences"])
-    if not by_label:
-        return Html("")
-    lengths = sorted({row["length"] for row in facts["differences"]})
-    rows = []
-    for name, some in by_label.items():
-        at = {row["length"]: row for row in some}
-        rows.append(
-            [name, *(_difference(at[length]) if length in at else "–" for length in lengths)]
-        )
-    note = (
-        f"AUC minus that of {facts['reference']} at the same length, paired by user and seed; bold where the interval leaves out 0. "
-        f"Of {len(facts['differences'])} intervals one in twenty leaves out 0 by chance."
-    )
-    return page.section(
-        "Paired differences",
-        page.table(["Variant", *(f"{length:,}" for length in lengths)], rows),
-        note=note,
-    )
-
-
-def _difference(row: Facts) -> Html:
-    low, high = row["auc_low"], row["auc_high"]
-    trial = _stacked(row, "auc", "+.4f")
-    return (
-        Html(f"<b>{trial}</b>")
-        if low is not None and high is not None and (low > 0 or high < 0)
-        else trial
-    )
-
-
-def _fits(facts: Facts) -> Html:
+def _fits_section(facts: Facts) -> Html:
+    """Return the slopes of the fits, one line per variant and quantity."""
     if not facts["fits"]:
         return Html("")
-    by_line: dict[tuple[str, str, int], dict[str, Facts]] = {}
-    for row in facts["fits"]:
-        by_line.setdefault((_label(row), FIT_NAMES[row["against"]], row["num_points"]), {})[
-            row["metric"]
-        ] = row
-    rows = [
-        [
-            *name,
-            *(
-                _stacked(some[metric], "slope_per_doubling", "+.5f") if metric in some else "–"
-                for metric in FIT_METRICS
-            ),
-            some["auc"]["r_squared"] if "auc" in some else None,
-        ]
-        for name, some in by_line.items()
-    ]
+    grouped: dict[tuple[str, str, int], dict[str, Facts]] = {}
+    for fit in facts["fits"]:
+        key = (label_of(fit), FIT_NAMES[fit["against"]], fit["num_points"])
+        grouped.setdefault(key, {})[fit["metric"]] = fit
+    rows = []
+    for key, fit_of in grouped.items():
+        cells: list[object] = list(key)
+        for metric in FIT_METRICS:
+            fit = fit_of.get(metric)
+            slope = _estimate(fit, "slope_per_doubling", "+.5f") if fit else DASH
+            cells.append(slope)
+        cells.append(fit_of["auc"]["r_squared"] if "auc" in fit_of else None)
+        rows.append(cells)
     headers = [
         "Variant",
         "Against",
@@ -412,69 +326,76 @@ def _fits(facts: Facts) -> Html:
         *(f"{title} per doubling" for title in FIT_METRICS.values()),
         "R² of AUC",
     ]
-    note = "Least squares on log2 of the means over seeds; the interval repeats the fit on every resample of users and seeds."
+    note = (
+        "Least squares on log2 of the means over seeds; the interval repeats the fit on every"
+        " resample of users and seeds."
+    )
     return page.section("Scaling", page.table(headers, rows), note=note)
 
 
-def _runs(facts: Facts) -> Html:
-    rows = [
-        [
-            _label(row),
-            row["seed"],
-            row["auc"],
-            row["logloss"],
-            row["calibration"],
-            row["train_num_steps"],
-            row["train_events_read"],
-            row["mean_length"],
-            row["train_final_loss"],
-            row["train_seconds"],
-        ]
-        for row in facts["runs"]
-    ]
-    headers = [
-        "Variant",
-        "Seed",
-        "AUC",
-        "Log loss",
-        "Calibration",
-        "Steps",
-        "Events read",
-        "Mean length",
-        "Last loss",
-        "Seconds",
-    ]
-    devices = ", ".join(
-        sorted({f"{row['train_device']} {row['train_precision']}" for row in facts["runs"]})
-    )
-    failed = (
-        page.table(["Failed run", "Why"], [[row["id"], row["error"]] for row in facts["failures"]])
-        if facts["failures"]
-        else Html("")
-    )
+def _trials_section(facts: Facts) -> Html:
+    """Return one line per finished trial, and the failed ones."""
+    columns = {
+        "Seed": "seed",
+        "AUC": "auc",
+        "Log loss": "logloss",
+        "Calibration": "calibration",
+        "Steps": "train_num_steps",
+        "Events read": "train_events_read",
+        "Mean length": "mean_length",
+        "Last loss": "train_final_loss",
+        "Seconds": "train_seconds",
+    }
+    rows = []
+    devices = set()
+    for trial in facts["trials"]:
+        values = [trial[key] for key in columns.values()]
+        rows.append([label_of(trial), *values])
+        devices.add(f"{trial['train_device']} {trial['train_precision']}")
     return page.section(
-        "Runs",
-        page.table(headers, rows),
-        failed,
-        note=f"Trained on {devices}. All columns are in runs.csv.",
+        "Trials",
+        page.table(["Variant", *columns], rows),
+        _failures_table(facts["failures"]),
+        note=f"Trained on {', '.join(sorted(devices))}. All columns are in trials.csv.",
     )
 
 
-def _made(facts: Facts) -> Html:
+def _failures_table(failures: Sequence[Facts]) -> Html:
+    """Return the failed trials with their errors; nothing if there are none."""
+    if not failures:
+        return Html("")
+    rows = [[failure["id"], failure["error"]] for failure in failures]
+    return page.table(["Failed trial", "Error"], rows)
+
+
+def _configuration_section(facts: Facts) -> Html:
+    """Return the configuration of the study, folded."""
+    keys = ("base", "variants", "seeds", "train_events", "data")
+    configuration = {key: facts[key] for key in keys}
     text = json.dumps(
-        {name: facts[name] for name in ("base", "variants", "seeds", "train_events", "data")},
+        configuration,
         indent=2,
         ensure_ascii=False,
     )
-    return page.section("How it was made", page.details("Configuration (JSON)", text))
+    details = page.details("Configuration (JSON)", text)
+    return page.section("How it was made", details)
 
 
-def _by_label(rows: Iterable[Facts]) -> dict[str, list[Facts]]:
-    found: dict[str, list[Facts]] = {}
-    for row in rows:
-        found.setdefault(_label(row), []).append(row)
-    return found
+def _estimate(row: Facts, name: str, form: str = ".4f") -> Html:
+    """Return a cell with an estimate of a row and its interval."""
+    return interval_cell(
+        row.get(name),
+        row.get(f"{name}_low"),
+        row.get(f"{name}_high"),
+        form,
+    )
 
 
-def _mean(rows: Sequence[Facts], name: str) -> float | None:
-    return round(sum(row[name] for row in rows) / len(rows), 1) if rows else None
+def _difference(row: Facts) -> Html:
+    """Return a cell with a difference of AUC, bold if its interval excludes 0."""
+    cell = _estimate(row, "auc", "+.4f")
+    low = row["auc_low"]
+    high = row["auc_high"]
+    if low is None or high is None or low <= 0 <= high:
+        return cell
+    return Html(f"<b>{cell}</b>")

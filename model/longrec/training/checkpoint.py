@@ -1,15 +1,13 @@
-"""Checkpoints: the state of a training between two steps, so that a killed one goes on where it
-was.
+"""Checkpoints: the state of a training between two steps.
 
     DIR/<fingerprint>/step-0000000400/state.safetensors   every tensor by name
-    DIR/<fingerprint>/step-0000000400/state.json          format version, identity, digest of the
-    tensors' file, plain values
+    DIR/<fingerprint>/step-0000000400/state.json          format version, identity, plain values,
+                                                          SHA-256 of the tensors' file
 
-The fingerprint is that of the training's identity: its data, configuration and seed. So trainings
-may share a folder, a retry finds
-its own checkpoints, and those of another training are never taken. Each is written aside, forced to
-disk and renamed: a kill at any
-moment leaves the one before.
+The fingerprint is a hash of the training's identity: data, configuration and seed. Trainings may
+share a folder: a retry finds its own checkpoints and never takes those of another training. A
+checkpoint is written to a temporary folder, synced to disk and renamed. A training that is killed
+during the write still has the checkpoint before it.
 """
 
 from __future__ import annotations
@@ -31,15 +29,20 @@ from longrec.errors import DataError
 
 FORMAT_VERSION = 1
 MAX_CHECKPOINTS = 2
-"""Checkpoints that stay: the newest may turn out to be damaged."""
-TENSORS, VALUES = "state.safetensors", "state.json"
+"""Number of checkpoints of a training on disk: the newest may turn out to be damaged."""
+TENSORS_NAME = "state.safetensors"
+VALUES_NAME = "state.json"
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of a training after `step` steps: tensors by name, and plain values as JSON has
-    them.
+    """The state of a training after some steps.
+
+    Args:
+        step: number of steps done.
+        tensors: tensors by name.
+        values: plain values, as JSON holds them.
     """
 
     step: int
@@ -52,9 +55,8 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        directory: may be shared by many trainings; a volume that outlives the process.
-        identity: JSON form of all that decides what the training computes; nested one level at
-            most.
+        directory: a folder that many trainings may share, on a volume that outlives the process.
+        identity: JSON form of all that affects the results; nested one level at most.
     """
 
     directory: Path
@@ -63,142 +65,179 @@ class Checkpoints:
     @property
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the identity."""
-        return hashlib.sha256(
-            json.dumps(self.identity, sort_keys=True, separators=(",", ":")).encode()
-        ).hexdigest()[:16]
+        text = json.dumps(
+            self.identity,
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+        digest = hashlib.sha256(text.encode())
+        return digest.hexdigest()[:16]
 
     @property
     def folder(self) -> Path:
+        """Folder of this training's checkpoints."""
         return self.directory / self.fingerprint
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Returns the folder of the checkpoint, which is on disk by then; older ones but the last
-        before it are removed.
-        """
-        from safetensors.torch import save_file
-
+        """Write a checkpoint to disk and remove the oldest ones; return its folder."""
         target = self.folder / f"step-{checkpoint.step:010d}"
         with files.replacing(target) as temporary:
             temporary.mkdir()
-            save_file(
-                {
-                    name: tensor.detach().cpu().contiguous()
-                    for name, tensor in checkpoint.tensors.items()
-                },
-                temporary / TENSORS,
-            )
-            files.write_json(
-                temporary / VALUES,
-                {
-                    "format_version": FORMAT_VERSION,
-                    "step": checkpoint.step,
-                    "identity": self.identity,
-                    "tensors_sha256": files.sha256_of(temporary / TENSORS),
-                    "values": checkpoint.values,
-                },
-            )
+            self._write(checkpoint, temporary)
             files.sync(temporary)
         files.sync(self.folder)
-        for old in self._steps()[:-MAX_CHECKPOINTS]:
+        for old in self._paths()[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
     def latest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that is whole, with a warning for each damaged one; None
-        when there is none.
+        """Return the newest intact checkpoint, or None; log a warning for each damaged one.
 
         Raises:
-            DataError: a checkpoint here is of another training; lists what differs.
+            DataError: a checkpoint here is of another training, or has another format version.
         """
-        for path in reversed(self._steps()):
+        for path in reversed(self._paths()):
             try:
                 return self._read(path)
             except _DamagedError as error:
                 log.warning("%s", error)
-        others = [identity for _, identity in sorted(self._others(), key=lambda pair: pair[0])]
-        if others:
-            log.warning(
-                "%s holds no checkpoint of this training; of %d others, the newest differs: %s",
-                self.directory,
-                len(others),
-                "; ".join(_differences(self.identity, others[-1])),
-            )
+        self._warn_about_others()
         return None
 
     def remove(self) -> None:
-        """Removes all checkpoints of this training; those of others stay."""
+        """Remove all checkpoints of this training; those of others stay."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def sweep(self) -> None:
-        """Removes what killed writes left."""
+    def remove_unfinished(self) -> None:
+        """Remove the temporary folders of interrupted writes."""
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _steps(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
+        """Return the folders of this training's checkpoints, the oldest first."""
         return sorted(self.folder.glob("step-*"))
 
+    def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        path = folder / TENSORS_NAME
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
+        }
+        save_file(tensors, path)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "step": checkpoint.step,
+            "identity": self.identity,
+            "tensors_sha256": files.sha256_of(path),
+            "values": checkpoint.values,
+        }
+        files.write_json(folder / VALUES_NAME, content)
+
     def _read(self, path: Path) -> Checkpoint:
+        """Return the checkpoint in a folder.
+
+        Raises:
+            _DamagedError: a file is damaged or missing.
+            DataError: it is of another training, or has another format version.
+        """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         try:
-            found = files.read_json(path / VALUES)
-            if found["format_version"] != FORMAT_VERSION:
-                raise DataError(
-                    "another format version", found=found["format_version"], expected=FORMAT_VERSION
-                )
-            if lines := _differences(self.identity, found["identity"]):
-                raise _OtherError(
-                    f"{path} is a checkpoint of another training",
-                    found="; ".join(lines),
-                    fix="Choose another checkpoint folder, or delete it to start anew.",
-                )
-            if files.sha256_of(path / TENSORS) != found["tensors_sha256"]:
-                raise DataError(f"{TENSORS} has other bytes than were written")
-            return Checkpoint(found["step"], load_file(path / TENSORS), found["values"])
-        except _OtherError:
-            raise
+            content = files.read_json(path / VALUES_NAME)
+            format_version = content["format_version"]
+            if format_version == FORMAT_VERSION:
+                differences = _differences(self.identity, content["identity"])
+                if not differences:
+                    return _intact(path, content)
         except (DataError, OSError, SafetensorError, KeyError, TypeError) as error:
             raise _DamagedError(f"{path} is damaged and left out: {error}") from error
+        if format_version != FORMAT_VERSION:
+            raise DataError(
+                f"the checkpoint {path} has an unknown format version",
+                found=format_version,
+                expected=FORMAT_VERSION,
+                fix=(
+                    f"Delete the folder {path.parent} and run the same command again: longrec"
+                    " train starts anew. Or resume with the version of longrec that wrote it."
+                ),
+            )
+        raise DataError(
+            f"{path} is a checkpoint of another training",
+            found="; ".join(differences),
+            fix="Choose another checkpoint folder, or delete it to start anew.",
+        )
+
+    def _warn_about_others(self) -> None:
+        """Log that the folder holds checkpoints of other trainings only, if it does."""
+        others = sorted(self._others(), key=lambda pair: pair[0])
+        if not others:
+            return
+        _, newest = others[-1]
+        log.warning(
+            "%s holds no checkpoint of this training; of %d others, the newest differs: %s",
+            self.directory,
+            len(others),
+            "; ".join(_differences(self.identity, newest)),
+        )
 
     def _others(self) -> Iterator[tuple[float, Any]]:
-        """Yields (when it was written, identity) of the newest readable checkpoint of each other
-        training; they may come and go.
+        """Yield (time of writing, identity) of each other training's newest checkpoint.
+
+        Another process may remove them at any time.
         """
         for folder in self.directory.glob("*"):
-            for path in sorted(folder.glob("step-*"))[-1:] if folder != self.folder else []:
-                with contextlib.suppress(DataError, OSError, KeyError, TypeError):
-                    yield path.stat().st_mtime, files.read_json(path / VALUES)["identity"]
+            paths = sorted(folder.glob("step-*"))
+            if folder == self.folder or not paths:
+                continue
+            newest = paths[-1]
+            with contextlib.suppress(DataError, OSError, KeyError, TypeError):
+                content = files.read_json(newest / VALUES_NAME)
+                yield newest.stat().st_mtime, content["identity"]
 
 
 class _DamagedError(Exception):
-    """A checkpoint that cannot be used."""
+    """A checkpoint with a damaged or missing file."""
 
 
-class _OtherError(DataError):
-    """A checkpoint of another training."""
+def _intact(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint, after comparing the tensors' file with its SHA-256."""
+    from safetensors.torch import load_file
+
+    tensors_path = path / TENSORS_NAME
+    if files.sha256_of(tensors_path) != content["tensors_sha256"]:
+        raise DataError(f"the SHA-256 of {TENSORS_NAME} differs from the recorded one")
+    return Checkpoint(
+        content["step"],
+        load_file(tensors_path),
+        content["values"],
+    )
 
 
-def _differences(wanted: Mapping[str, Any], found: Any) -> list[str]:
-    """Returns one text for each value in which two identities differ."""
-    left, right = _flat(json.loads(json.dumps(wanted))), _flat(found)
-    return [
-        f"{name} {right.get(name, 'missing')}, here {left.get(name, 'missing')}"
-        for name in sorted(left.keys() | right.keys())
-        if left.get(name) != right.get(name)
-    ]
+def _differences(wanted: Mapping[str, Any], stored: Any) -> list[str]:
+    """Return one text for each value in which two identities differ."""
+    as_json = json.loads(json.dumps(wanted))
+    ours = _flatten(as_json)
+    theirs = _flatten(stored)
+    differences = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) == theirs.get(name):
+            continue
+        left = theirs.get(name, "missing")
+        right = ours.get(name, "missing")
+        differences.append(f"{name} {left}, here {right}")
+    return differences
 
 
-def _flat(value: Any) -> dict[str, Any]:
+def _flatten(value: Any) -> dict[str, Any]:
+    """Return a nested mapping with names `group.key` instead of groups."""
     if not isinstance(value, dict):
         return {"identity": value}
-    pairs = (
-        (f"{name}.{key}", entry)
-        for name, group in value.items()
-        if isinstance(group, dict)
-        for key, entry in group.items()
-    )
-    return {
-        **{name: entry for name, entry in value.items() if not isinstance(entry, dict)},
-        **dict(pairs),
-    }
+    flat = {}
+    for name, entry in value.items():
+        if not isinstance(entry, dict):
+            flat[name] = entry
+            continue
+        for key, nested in entry.items():
+            flat[f"{name}.{key}"] = nested
+    return flat

@@ -1,4 +1,7 @@
-"""Losses of a request batch."""
+"""Losses of a request batch.
+
+Shape letters: N packed targets, K tasks, R1 = requests + 1.
+"""
 
 from __future__ import annotations
 
@@ -21,29 +24,40 @@ def binary_cross_entropy(
     target_offsets: Int[Tensor, " R1"],
     objective: Literal["request", "target"] = "request",
 ) -> Float[Tensor, ""]:
-    """Returns the binary cross entropy, mean over tasks.
+    """Return the binary cross entropy, averaged over tasks.
 
     Args:
-        logits, labels: of packed targets.
+        logits: logits of packed targets.
+        labels: labels of packed targets, 0 or 1.
         target_offsets: int64 [R+1].
-        objective: `request` (mean over the targets of a request, then over requests) or `target`
-            (mean over targets).
+        objective: `request` averages over the targets of a request, then over requests; `target`
+            averages over targets.
 
     Source: arXiv 2511.06077, RLB objective.
     """
     losses = functional.binary_cross_entropy_with_logits(
-        logits, labels.to(logits.dtype), reduction="none"
-    ).mean(dim=1)
+        logits,
+        labels.to(logits.dtype),
+        reduction="none",
+    )
+    target_losses = losses.mean(dim=1)
     if objective == "target":
-        return losses.mean()
+        return target_losses.mean()
     counts = target_offsets.diff()
-    weights = (1.0 / counts.to(losses.dtype)).repeat_interleave(counts, output_size=losses.numel())
-    return torch.dot(losses, weights) / counts.numel()
+    request_weights = 1.0 / counts.to(target_losses.dtype)
+    weights = request_weights.repeat_interleave(
+        counts,
+        output_size=target_losses.numel(),
+    )
+    return torch.dot(target_losses, weights) / counts.numel()
 
 
-def total(output: RankerOutput, batch: RequestBatch, config: TrainConfig) -> Float[Tensor, ""]:
-    """Returns the training loss: the tasks' cross entropy plus the weighted one of the auxiliary
-    logits.
+def total(
+    output: RankerOutput,
+    batch: RequestBatch,
+    config: TrainConfig,
+) -> Float[Tensor, ""]:
+    """Return the training loss: cross entropy of the tasks plus the weighted auxiliary one.
 
     Raises:
         DataError: the batch has no labels.
@@ -53,9 +67,18 @@ def total(output: RankerOutput, batch: RequestBatch, config: TrainConfig) -> Flo
             "the batch has no labels",
             fix="Train on histories made by the pipeline's retrieve step.",
         )
-    loss = binary_cross_entropy(output.logits, batch.labels, batch.target_offsets, config.loss)
-    if output.aux_logits is not None and output.aux_weight:
-        loss = loss + output.aux_weight * binary_cross_entropy(
-            output.aux_logits, batch.labels, batch.target_offsets, config.loss
-        )
-    return loss
+    loss = binary_cross_entropy(
+        output.logits,
+        batch.labels,
+        batch.target_offsets,
+        config.loss,
+    )
+    if output.aux_logits is None or not output.aux_weight:
+        return loss
+    aux_loss = binary_cross_entropy(
+        output.aux_logits,
+        batch.labels,
+        batch.target_offsets,
+        config.loss,
+    )
+    return loss + output.aux_weight * aux_loss

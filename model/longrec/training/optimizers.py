@@ -5,26 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from longrec.config import TrainConfig
 from longrec.errors import ConfigError, DataError
-from longrec.nn import fused_ffn
+from longrec.nn import fused_paths
 
 FINAL_SCALE = 0.1
 """Share of the peak learning rate at the last step."""
+ParameterGroup: TypeAlias = dict[str, Any]
 
 
 class RowWiseAdagrad(torch.optim.Optimizer):
-    """Adagrad with one accumulator per row of a table: rows without gradient are neither read nor
-    written.
+    """Adagrad with one accumulator per row of a table.
 
     With G the gradient of a row of width d:  s <- s + mean(G^2),  row <- row - lr G / (sqrt(s) +
-    eps). Takes sparse and dense
-    gradients, which give the same result. Memory: rows * 4 bytes, 1/d of Adagrad's.
+    eps). Rows without gradient are neither read nor written. Sparse and dense gradients give the
+    same result. Memory: rows * 4 bytes, 1/d of Adagrad's.
 
     Source: the row-wise sparse Adagrad of DLRM (arXiv 1906.00091) and FBGEMM
     (EXACT_ROWWISE_ADAGRAD), without weight decay.
@@ -46,19 +46,21 @@ class RowWiseAdagrad(torch.optim.Optimizer):
     ) -> None:
         if not (lr > 0 and eps > 0):
             raise ConfigError(
-                "row-wise Adagrad needs lr > 0 and eps > 0", found=f"lr {lr}, eps {eps}"
+                "row-wise Adagrad needs lr > 0 and eps > 0",
+                found=f"lr {lr}, eps {eps}",
             )
         super().__init__(params, {"lr": lr, "eps": eps})
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.dim() != 2:
-                    raise ConfigError(
-                        "row-wise Adagrad takes tables",
-                        found=f"a parameter of shape {tuple(table.shape)}",
-                    )
-                self.state[table]["row_sums"] = torch.zeros(
-                    table.shape[0], dtype=torch.float32, device=table.device
+        for table in _parameters(self):
+            if table.dim() != 2:
+                raise ConfigError(
+                    "row-wise Adagrad takes tables",
+                    found=f"a parameter of shape {tuple(table.shape)}",
                 )
+            self.state[table]["row_sums"] = torch.zeros(
+                table.shape[0],
+                dtype=torch.float32,
+                device=table.device,
+            )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -67,70 +69,102 @@ class RowWiseAdagrad(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Updates every table that has a gradient; returns what `closure` returns."""
+        """Update every table that has a gradient; return the result of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             for table in group["params"]:
-                if table.grad is None:
-                    continue
-                sums = self.state[table]["row_sums"]
-                if table.grad.is_sparse and table.is_cuda and fused_ffn.available():
-                    _update_rows_fused(table, sums, table.grad, group)
-                elif table.grad.is_sparse:
-                    _update_rows(table, sums, table.grad.coalesce(), group)
-                else:
-                    sums += table.grad.float().square().mean(1)
-                    table -= (group["lr"] * table.grad / (sums.sqrt() + group["eps"])[:, None]).to(
-                        table.dtype
-                    )
+                if table.grad is not None:
+                    row_sums = self.state[table]["row_sums"]
+                    _update_table(table, row_sums, group)
         return loss
+
+
+def _update_table(table: Tensor, row_sums: Tensor, group: ParameterGroup) -> None:
+    """Update a table by its gradient, which may be dense, sparse or on a CUDA device."""
+    gradient = table.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        _update_all_rows(table, row_sums, gradient, group)
+    elif table.is_cuda and fused_paths.available():
+        _update_rows_fused(table, row_sums, gradient, group)
+    else:
+        _update_rows(table, row_sums, gradient.coalesce(), group)
+
+
+def _update_all_rows(
+    table: Tensor,
+    row_sums: Tensor,
+    gradient: Tensor,
+    group: ParameterGroup,
+) -> None:
+    row_sums += gradient.float().square().mean(1)
+    denominators = row_sums.sqrt() + group["eps"]
+    steps = group["lr"] * gradient / denominators[:, None]
+    table -= steps.to(table.dtype)
 
 
 def _update_rows(
     table: Tensor,
-    sums: Tensor,
+    row_sums: Tensor,
     gradient: Tensor,
-    group: dict[str, Any],
+    group: ParameterGroup,
 ) -> None:
-    rows, values = gradient.indices()[0], gradient.values()
-    new_sums = sums[rows] + values.float().square().mean(1)
-    sums[rows] = new_sums
-    table.index_add_(
-        0, rows, (-group["lr"] * values / (new_sums.sqrt() + group["eps"])[:, None]).to(table.dtype)
-    )
+    """Update the rows of a coalesced sparse gradient."""
+    rows = gradient.indices()[0]
+    values = gradient.values()
+    new_sums = row_sums[rows] + values.float().square().mean(1)
+    row_sums[rows] = new_sums
+    denominators = new_sums.sqrt() + group["eps"]
+    steps = -group["lr"] * values / denominators[:, None]
+    table.index_add_(0, rows, steps.to(table.dtype))
 
 
 def _update_rows_fused(
-    table: Tensor, sums: Tensor, gradient: Tensor, group: dict[str, Any]
+    table: Tensor,
+    row_sums: Tensor,
+    gradient: Tensor,
+    group: ParameterGroup,
 ) -> None:
-    """The same on a CUDA device: repeated rows are added up there, and their number is never waited
-    for.
-    """
+    """Update rows on a CUDA device, which sums repeated rows without waiting for their number."""
     from longrec.nn.kernels import rows
 
-    rows.adagrad(table, sums, gradient._indices()[0], gradient._values(), group["lr"], group["eps"])
+    rows.adagrad(
+        table,
+        row_sums,
+        gradient._indices()[0],
+        gradient._values(),
+        group["lr"],
+        group["eps"],
+    )
 
 
 def schedule(step: int, *, num_steps: int, warmup_fraction: float) -> float:
-    """Returns the share of the peak learning rate at `step` (0-based): linear rise, then cosine
-    decay to FINAL_SCALE.
+    """Return the share of the peak learning rate: linear rise, then cosine decay to FINAL_SCALE.
+
+    Args:
+        step: number of the step, from 0.
+        num_steps: steps of the whole training.
+        warmup_fraction: share of the steps with a rising rate.
     """
-    num_warmup = math.ceil(warmup_fraction * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    progress = min(1.0, (step - num_warmup) / max(1, num_steps - 1 - num_warmup))
-    return FINAL_SCALE + (1 - FINAL_SCALE) * 0.5 * (1 + math.cos(math.pi * progress))
+    num_warmup_steps = math.ceil(warmup_fraction * num_steps)
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    num_decay_steps = max(1, num_steps - 1 - num_warmup_steps)
+    progress = min(1.0, (step - num_warmup_steps) / num_decay_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return FINAL_SCALE + (1 - FINAL_SCALE) * cosine
 
 
 class FusedTables(Protocol):
-    """Tables that their backward pass updates, by row-wise Adagrad
-    (longrec.training.sharded_tables).
+    """Tables that row-wise Adagrad updates within their backward pass.
+
+    See longrec.training.sharded_tables.
     """
 
-    def set_rate(self, rate: float) -> None: ...
+    def set_learning_rate(self, learning_rate: float) -> None: ...
 
     def row_sums(self) -> list[Tensor]: ...
 
@@ -143,10 +177,11 @@ class Optimizers:
 
     Args:
         dense: AdamW.
-        tables: row-wise Adagrad of the tables with sparse gradients; None when there is none.
-        dense_learning_rate, table_learning_rate: the peaks.
+        tables: row-wise Adagrad of the tables with sparse gradients; None if there are none.
+        dense_learning_rate: peak learning rate of `dense`.
+        table_learning_rate: peak learning rate of the tables.
         clip_norm: bound of the norm of all dense gradients together; 0 for none.
-        fused: what updates the tables instead of `tables`; None for nothing.
+        fused: tables that are updated in their backward pass, instead of `tables`; or None.
     """
 
     dense: torch.optim.AdamW
@@ -159,132 +194,184 @@ class Optimizers:
     @property
     def table_weights(self) -> list[Tensor]:
         """The tables with sparse gradients, in a fixed order."""
-        return (
-            []
-            if self.tables is None
-            else [table for group in self.tables.param_groups for table in group["params"]]
-        )
+        return [] if self.tables is None else _parameters(self.tables)
 
     def zero_grad(self) -> None:
-        """Drops all gradients."""
-        self.dense.zero_grad(set_to_none=True)
-        if self.tables is not None:
-            self.tables.zero_grad(set_to_none=True)
+        """Drop all gradients."""
+        for optimizer in self._by_name().values():
+            optimizer.zero_grad(set_to_none=True)
 
     def start(self, scale: float) -> None:
-        """Drops all gradients before a forward pass; tables that its backward pass updates will be
-        at `scale` of the peak rate.
+        """Drop all gradients before a forward pass.
+
+        Args:
+            scale: share of the peak rate, for tables that are updated in the backward pass.
         """
         self.zero_grad()
         if self.fused is not None:
-            self.fused.set_rate(self.table_learning_rate * scale)
+            self.fused.set_learning_rate(self.table_learning_rate * scale)
 
     def step(self, scale: float) -> Tensor:
-        """Clips the dense gradients, updates everything at `scale` of the peak rates; returns the
-        dense gradient norm before clipping.
+        """Clip the dense gradients and update everything; return their norm before clipping.
+
+        Args:
+            scale: share of the peak learning rates.
         """
-        parameters = [
-            parameter for group in self.dense.param_groups for parameter in group["params"]
-        ]
-        norm = nn.utils.clip_grad_norm_(
-            parameters, self.clip_norm if self.clip_norm > 0 else math.inf
-        )
-        for group in self.dense.param_groups:
-            group["lr"] = self.dense_learning_rate * scale
+        max_norm = self.clip_norm if self.clip_norm > 0 else math.inf
+        norm = nn.utils.clip_grad_norm_(_parameters(self.dense), max_norm)
+        _set_learning_rate(self.dense, self.dense_learning_rate * scale)
         self.dense.step()
         if self.tables is not None:
-            for group in self.tables.param_groups:
-                group["lr"] = self.table_learning_rate * scale
+            _set_learning_rate(self.tables, self.table_learning_rate * scale)
             self.tables.step()
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the state of both optimizers by name, `dense.<parameter>.<value>` and
-        `tables.<parameter>.<value>`; views, no copies.
+        """Return the state of both optimizers by name, as views.
 
-        The rates are no part of it: every step sets them.
+        Names are `dense.<parameter>.<value>` and `tables.<parameter>.<value>`. Learning rates are
+        left out: every step sets them.
         """
-        fused = [] if self.fused is None else self.fused.row_sums()
-        return {
-            **{
-                f"{name}.{number}.{key}": value
-                for name, optimizer in self._named()
-                for number, values in optimizer.state_dict()["state"].items()
-                for key, value in values.items()
-            },
-            **{f"tables.{number}.row_sums": value for number, value in enumerate(fused)},
-        }
+        tensors = {}
+        for name, optimizer in self._by_name().items():
+            state = optimizer.state_dict()["state"]
+            for number, values in state.items():
+                for key, value in values.items():
+                    tensors[f"{name}.{number}.{key}"] = value
+        if self.fused is not None:
+            for number, row_sums in enumerate(self.fused.row_sums()):
+                tensors[f"tables.{number}.row_sums"] = row_sums
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the state that `tensors` of equal optimizers gave; other names are not looked at.
+        """Load the state that `tensors` of equal optimizers returned; ignore other names.
 
         Raises:
             DataError: a tensor does not have the shape of its parameter.
         """
         if self.fused is not None:
-            self.fused.load_row_sums(
-                [tensors[key] for key in sorted(tensors) if key.startswith("tables.")]
-            )
-        for name, optimizer in self._named():
-            parameters = [
-                parameter for group in optimizer.param_groups for parameter in group["params"]
-            ]
-            state: dict[int, dict[str, Tensor]] = {}
-            for key in (key for key in tensors if key.startswith(f"{name}.")):
-                _, number, value = key.split(".")
-                if int(number) >= len(parameters) or tensors[key].shape[:1] not in (
-                    (),
-                    parameters[int(number)].shape[:1],
-                ):
-                    raise DataError(
-                        f"{key} does not fit its parameter",
-                        found=f"shape {tuple(tensors[key].shape)}",
-                    )
-                state.setdefault(int(number), {})[value] = tensors[key]
+            keys = sorted(key for key in tensors if key.startswith("tables."))
+            self.fused.load_row_sums([tensors[key] for key in keys])
+        for name, optimizer in self._by_name().items():
+            state = _optimizer_state(name, optimizer, tensors)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
-    def _named(self) -> list[tuple[str, torch.optim.Optimizer]]:
-        return [
-            ("dense", self.dense),
-            *([("tables", self.tables)] if self.tables is not None else []),
-        ]
+    def _by_name(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers: dict[str, torch.optim.Optimizer] = {"dense": self.dense}
+        if self.tables is not None:
+            optimizers["tables"] = self.tables
+        return optimizers
 
 
-def build(model: nn.Module, config: TrainConfig, fused: FusedTables | None = None) -> Optimizers:
-    """Returns the optimizers of `model`: tables with sparse gradients (`nn.Embedding(sparse=True)`)
-    go to row-wise Adagrad.
+def build(
+    model: nn.Module,
+    config: TrainConfig,
+    fused: FusedTables | None = None,
+) -> Optimizers:
+    """Return the optimizers of a model.
 
-    Weight decay acts on matrices of layers only, not on embeddings, biases or norms.
+    Tables with sparse gradients (`nn.Embedding(sparse=True)`) go to row-wise Adagrad. Weight decay
+    acts on matrices of layers only, not on embeddings, biases or norms.
     """
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    sparse = {id(module.weight): module.weight for module in embeddings if module.sparse}
-    spared = {id(module.weight) for module in embeddings}
-    spared |= {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.dim() <= 1 or _is_bias(name)
-    }
-    rest = [
-        parameter
-        for parameter in model.parameters()
-        if parameter.requires_grad and id(parameter) not in sparse
-    ]
-    decayed = [parameter for parameter in rest if id(parameter) not in spared]
-    others = [parameter for parameter in rest if id(parameter) in spared]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    sparse_tables = _sparse_tables(model)
     dense = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        _dense_groups(model, config.weight_decay),
         lr=config.learning_rate,
         betas=config.betas,
         fused=True,
     )
-    tables = RowWiseAdagrad(sparse.values(), lr=config.embedding_learning_rate) if sparse else None
+    tables = None
+    if sparse_tables:
+        tables = RowWiseAdagrad(
+            sparse_tables,
+            lr=config.embedding_learning_rate,
+        )
     return Optimizers(
-        dense, tables, config.learning_rate, config.embedding_learning_rate, config.clip_norm, fused
+        dense,
+        tables,
+        config.learning_rate,
+        config.embedding_learning_rate,
+        config.clip_norm,
+        fused,
     )
+
+
+def _sparse_tables(model: nn.Module) -> list[Tensor]:
+    """Return the weights of embeddings with sparse gradients, each once."""
+    tables = {}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.sparse:
+            tables[id(module.weight)] = module.weight
+    return list(tables.values())
+
+
+def _dense_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+    """Return parameter groups with and without weight decay; leave out empty ones."""
+    sparse_ids = set(map(id, _sparse_tables(model)))
+    embedding_ids = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            embedding_ids.add(id(module.weight))
+    decayed = []
+    undecayed = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or id(parameter) in sparse_ids:
+            continue
+        is_vector = parameter.dim() <= 1
+        if is_vector or id(parameter) in embedding_ids or _is_bias(name):
+            undecayed.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return all parameters of an optimizer, in a fixed order."""
+    parameters: list[Tensor] = []
+    for group in optimizer.param_groups:
+        parameters.extend(group["params"])
+    return parameters
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _optimizer_state(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+) -> dict[int, dict[str, Tensor]]:
+    """Return the state of one optimizer by parameter number, from `<name>.<parameter>.<value>`.
+
+    Raises:
+        DataError: a tensor does not have the shape of its parameter.
+    """
+    parameters = _parameters(optimizer)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if not key.startswith(f"{name}."):
+            continue
+        _, text, value_name = key.split(".")
+        number = int(text)
+        is_known = number < len(parameters)
+        if not is_known or not _fits(tensor, parameters[number]):
+            raise DataError(
+                f"{key} does not fit its parameter",
+                found=f"shape {tuple(tensor.shape)}",
+            )
+        state.setdefault(number, {})[value_name] = tensor
+    return state
+
+
+def _fits(tensor: Tensor, parameter: Tensor) -> bool:
+    """Return whether an optimizer's value is a scalar or has the parameter's number of rows."""
+    return tensor.dim() == 0 or tensor.shape[:1] == parameter.shape[:1]
 
 
 def _is_bias(name: str) -> bool:

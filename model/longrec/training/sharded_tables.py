@@ -1,15 +1,14 @@
-"""Id tables that are too large for one process: each rank holds a block of rows (TorchRec,
-row-wise, `train.embedding_sharding: row_wise`).
+"""Shard id tables that are too large for one process: each rank holds a block of rows.
 
-    torchrec.EmbeddingCollection, sharded row-wise     a lookup sends indices to the ranks that hold
-    the rows, and rows back
-    EXACT_ROWWISE_ADAGRAD, fused                       the update of
-    longrec.training.optimizers.RowWiseAdagrad, inside the backward pass
+`train.embedding_sharding: row_wise` turns it on; TorchRec does the work and is imported here only.
 
-TorchRec divides the gradients that it sends by the number of ranks, as DDP does. What is written
-(checkpoints, bundles) holds the whole
-tables under their ordinary names: whoever reads it knows nothing of shards. TorchRec is imported
-here and nowhere else.
+    torchrec.EmbeddingCollection     a lookup sends indices to the ranks that hold the rows, and
+                                     the rows back
+    EXACT_ROWWISE_ADAGRAD, fused     the update of longrec.training.optimizers.RowWiseAdagrad,
+                                     inside the backward pass
+
+TorchRec divides the gradients that it sends by the number of ranks, as DDP does. Checkpoints and
+bundles hold the whole tables under their ordinary names: their readers know nothing of shards.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ from longrec.errors import ConfigError
 from longrec.nn.layers import FeatureEmbedding
 from longrec.training.distributed import DistributedContext
 
-KEY = "ids"
+FEATURE_NAME = "ids"
 EPS = 1e-8
-INSTALL = (
-    "pip install --no-deps -c constraints.txt torchrec fbgemm-gpu-cpu tensordict torchmetrics pyre-extensions pyvers "
-    "lightning-utilities typing-inspect"
+INSTALL_COMMAND = (
+    "pip install --no-deps -c constraints.txt torchrec fbgemm-gpu-cpu tensordict torchmetrics"
+    " pyre-extensions pyvers lightning-utilities typing-inspect"
 )
-"""On a CPU; TorchRec requires fbgemm-gpu, the CUDA twin of fbgemm-gpu-cpu, which must not lie
-beside it.
+"""Command for a CPU.
+
+TorchRec requires fbgemm-gpu, the CUDA build of fbgemm-gpu-cpu; only one of them may be installed.
 """
 log = logging.getLogger(__name__)
 
 
 class ShardedTable(nn.Module):
-    """A table of ids called like nn.Embedding, whose rows lie on all ranks; every rank calls it
-    once in a step.
+    """A table of ids, called like nn.Embedding, with its rows spread over all ranks.
 
-    The collection is kept out of sight of nn.Module: neither DDP nor the optimizers may touch its
-    parameters.
+    Every rank must call it once in a step. The collection is hidden from nn.Module: neither DDP nor
+    the optimizers may touch its parameters.
 
     Args:
-        table: the whole table with its values; not kept.
+        table: the whole table with its values; it is not stored.
         learning_rate: of the fused update.
-        ranks: that share the table.
+        context: the processes that share the table.
     """
 
     def __init__(
@@ -60,61 +59,78 @@ class ShardedTable(nn.Module):
         context: DistributedContext,
     ) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.context = (
-            table.num_embeddings,
-            table.embedding_dim,
-            context,
-        )
+        self.num_embeddings = table.num_embeddings
+        self.embedding_dim = table.embedding_dim
+        self.context = context
+        # in a tuple: nn.Module registers modules, but not tuples of them
         self._hidden = (_collection(table, learning_rate, context),)
         self.load(table.weight, None)
 
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T F K"]:
-        """Returns the rows of all indices."""
+        """Return the rows of all indices."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         flat = indices.flatten()
         features = KeyedJaggedTensor(
-            keys=[KEY],
+            keys=[FEATURE_NAME],
             values=flat,
             lengths=torch.ones_like(flat),
         )
-        rows: Tensor = self._hidden[0](features).wait()[KEY].values()
+        lookup = self._hidden[0](features).wait()
+        rows: Tensor = lookup[FEATURE_NAME].values()
         return rows.view(*indices.shape, self.embedding_dim)
 
-    def set_rate(self, rate: float) -> None:
-        """Sets the learning rate of the next step; before its forward pass, which remembers it."""
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next step, before its forward pass remembers it."""
         optimizer = self._hidden[0].fused_optimizer
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()  # updates nothing: passes the rate on
+            group["lr"] = learning_rate
+        # updates nothing: passes the rate on
+        optimizer.step()
 
     @property
     def weight(self) -> Float[Tensor, "rows K"]:
-        """The whole table, on the lead, in host memory; an empty one elsewhere. Every rank asks for
-        it together.
+        """The whole table in host memory on rank zero, an empty one elsewhere.
+
+        Every rank must read it together.
         """
-        return self.context.gather_to_rank_zero(self._rows()[0], self.num_embeddings)
+        rows, _ = self._local_rows()
+        return self.context.gather_to_rank_zero(rows, self.num_embeddings)
 
     @property
     def row_sums(self) -> Float[Tensor, " rows"]:
-        """The accumulators of the update, like `weight`."""
-        return self.context.gather_to_rank_zero(self._sums()[0], self.num_embeddings)
+        """The accumulators of the update, gathered like `weight`."""
+        row_sums, _ = self._local_row_sums()
+        return self.context.gather_to_rank_zero(row_sums, self.num_embeddings)
 
-    def load(self, rows: Tensor | None, sums: Tensor | None) -> None:
-        """Takes this rank's part of a whole table, or of its accumulators."""
-        for whole, (part, first) in ((rows, self._rows()), (sums, self._sums())):
-            if whole is not None:
-                part.detach().copy_(whole.detach()[first : first + part.shape[0]])
+    def load(self, weight: Tensor | None, row_sums: Tensor | None) -> None:
+        """Load this rank's part of a whole table, or of its accumulators.
 
-    def _rows(self) -> tuple[Tensor, int]:
-        return _local(next(iter(self._hidden[0].state_dict().values())))
+        Args:
+            weight: the whole table; None to leave it as it is.
+            row_sums: the accumulators of the whole table; None to leave them as they are.
+        """
+        if weight is not None:
+            _copy_part(weight, *self._local_rows())
+        if row_sums is not None:
+            _copy_part(row_sums, *self._local_row_sums())
 
-    def _sums(self) -> tuple[Tensor, int]:
-        [state] = self._hidden[0].fused_optimizer.state_dict()["state"].values()
-        return _local(state[f"{KEY}.momentum1"])
+    def _local_rows(self) -> tuple[Tensor, int]:
+        """Return this rank's rows, and the number of the first one."""
+        values = self._hidden[0].state_dict().values()
+        return _local_shard(next(iter(values)))
+
+    def _local_row_sums(self) -> tuple[Tensor, int]:
+        """Return this rank's accumulators, and the number of the first one's row."""
+        optimizer = self._hidden[0].fused_optimizer
+        [state] = optimizer.state_dict()["state"].values()
+        return _local_shard(state[f"{FEATURE_NAME}.momentum1"])
 
     def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+        self,
+        destination: dict[str, Any],
+        prefix: str,
+        keep_vars: bool,
     ) -> None:
         destination[f"{prefix}weight"] = self.weight
 
@@ -128,15 +144,17 @@ class ShardedTable(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        name, shape = f"{prefix}weight", (self.num_embeddings, self.embedding_dim)
+        name = f"{prefix}weight"
+        shape = (self.num_embeddings, self.embedding_dim)
         if name not in state_dict:
             missing_keys.append(name)
-        elif state_dict[name].shape != shape:
-            error_msgs.append(
-                f"size mismatch for {name}: {tuple(state_dict[name].shape)}, here {shape}"
-            )
-        else:
-            self.load(state_dict[name], None)
+            return
+        weight = state_dict[name]
+        if weight.shape != shape:
+            found = tuple(weight.shape)
+            error_msgs.append(f"size mismatch for {name}: {found}, here {shape}")
+            return
+        self.load(weight, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,116 +162,156 @@ class ShardedTables:
     """The sharded tables of a ranker: its `longrec.training.optimizers.FusedTables`.
 
     Args:
-        owners: modules whose `ids` is a ShardedTable.
+        owners: modules with a ShardedTable in `ids`.
     """
 
     owners: Sequence[FeatureEmbedding]
 
     @property
     def tables(self) -> list[ShardedTable]:
+        """The table of each owner."""
         return [cast("ShardedTable", owner.ids) for owner in self.owners]
 
-    def set_rate(self, rate: float) -> None:
-        """Sets the learning rate of the next step; before its forward pass."""
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next step, before its forward pass."""
         for table in self.tables:
-            table.set_rate(rate)
+            table.set_learning_rate(learning_rate)
 
     def row_sums(self) -> list[Tensor]:
-        """Returns the accumulators of each table, whole on the lead."""
+        """Return the accumulators of each table, whole on rank zero."""
         return [table.row_sums for table in self.tables]
 
     def load_row_sums(self, sums: Sequence[Tensor]) -> None:
-        """Takes this rank's part of whole accumulators."""
-        for table, whole in zip(self.tables, sums, strict=True):
-            table.load(None, whole)
+        """Load this rank's part of whole accumulators."""
+        for table, row_sums in zip(self.tables, sums, strict=True):
+            table.load(None, row_sums)
 
     def gather(self) -> None:
-        """Puts ordinary whole tables back into the ranker on the lead; elsewhere their values are
-        left out (device `meta`).
+        """Put whole ordinary tables back into the ranker.
+
+        Rank zero gets their values; elsewhere they are on the device `meta`, without values.
         """
         for owner, table in zip(self.owners, self.tables, strict=True):
-            device, whole = table.context.device, table.weight
+            weight = table.weight
             plain = nn.Embedding(
-                table.num_embeddings, table.embedding_dim, sparse=True, device="meta"
+                table.num_embeddings,
+                table.embedding_dim,
+                sparse=True,
+                device="meta",
             )
             if table.context.is_rank_zero:
-                plain.weight = nn.Parameter(whole.to(device))
+                device = table.context.device
+                plain.weight = nn.Parameter(weight.to(device))
             owner.ids = plain
 
 
 def shard(
-    ranker: nn.Module, config: TrainConfig, context: DistributedContext
+    ranker: nn.Module,
+    config: TrainConfig,
+    context: DistributedContext,
 ) -> ShardedTables | None:
-    """Returns the id tables of `ranker` after spreading their rows over the ranks, in place; None
-    for one rank, which holds them whole.
+    """Spread the rows of a ranker's id tables over the ranks, in place; return the tables.
+
+    One rank holds its tables whole: returns None.
 
     Raises:
         ConfigError: TorchRec is not installed.
     """
     if context.num_ranks == 1:
         log.warning(
-            "train.embedding_sharding=row_wise needs several processes (torchrun): this one holds its id tables whole"
+            "train.embedding_sharding=row_wise needs several processes (torchrun): this one holds"
+            " its id tables whole"
         )
         return None
-    owners = [
-        module
-        for module in ranker.modules()
-        if isinstance(module, FeatureEmbedding) and module.ids is not None
-    ]
+    owners = []
+    for module in ranker.modules():
+        if isinstance(module, FeatureEmbedding) and module.ids is not None:
+            owners.append(module)
     for owner in owners:
-        owner.ids = cast(
-            "nn.Embedding",
-            ShardedTable(cast("nn.Embedding", owner.ids), config.embedding_learning_rate, context),
+        sharded = ShardedTable(
+            cast("nn.Embedding", owner.ids),
+            config.embedding_learning_rate,
+            context,
         )
+        owner.ids = cast("nn.Embedding", sharded)
     return ShardedTables(owners)
 
 
 def _collection(table: nn.Embedding, learning_rate: float, context: DistributedContext) -> Any:
-    """Returns a sharded EmbeddingCollection of one table like `table`, its values not set."""
-    try:
-        import torchrec
-        from fbgemm_gpu.split_embedding_configs import EmbOptimType
-        from torchrec.distributed.embedding import EmbeddingCollectionSharder
-        from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
-        from torchrec.distributed.types import ShardingEnv
-    except ImportError as error:
-        raise ConfigError(
-            "train.embedding_sharding=row_wise needs TorchRec", found=str(error), fix=INSTALL
-        ) from error
-    kind = context.device.type
+    """Return a sharded EmbeddingCollection of one table of the same size, without values."""
+    _require_torchrec()
+    import torchrec
+    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+    from torchrec.distributed.types import ShardingEnv
+
     config = torchrec.EmbeddingConfig(
-        name=KEY,
+        name=FEATURE_NAME,
         embedding_dim=table.embedding_dim,
         num_embeddings=table.num_embeddings,
-        feature_names=[KEY],
+        feature_names=[FEATURE_NAME],
     )
-    collection = torchrec.EmbeddingCollection(tables=[config], device=torch.device("meta"))
-    sharder = EmbeddingCollectionSharder(
+    collection = torchrec.EmbeddingCollection(
+        tables=[config],
+        device=torch.device("meta"),
+    )
+    sharder = _sharder(learning_rate)
+    plan = construct_module_sharding_plan(
+        collection,
+        {FEATURE_NAME: row_wise(compute_kernel="fused")},
+        sharder,
+        local_size=context.num_ranks,
+        world_size=context.num_ranks,
+        device_type=context.device.type,
+    )
+    environment = ShardingEnv.from_process_group(torch.distributed.group.WORLD)
+    return sharder.shard(
+        collection,
+        plan,
+        environment,
+        context.device,
+    )
+
+
+def _sharder(learning_rate: float) -> Any:
+    """Return a sharder of tables that row-wise Adagrad updates in the backward pass."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+
+    return EmbeddingCollectionSharder(
         {
             "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             "learning_rate": learning_rate,
             "eps": EPS,
         }
     )
-    plan = construct_module_sharding_plan(
-        collection,
-        {KEY: row_wise(compute_kernel="fused")},
-        sharder,
-        local_size=context.num_ranks,
-        world_size=context.num_ranks,
-        device_type=kind,
-    )
-    return sharder.shard(
-        collection,
-        plan,
-        ShardingEnv.from_process_group(torch.distributed.group.WORLD),
-        context.device,
-    )
 
 
-def _local(sharded: Any) -> tuple[Tensor, int]:
-    """Returns the rows that this rank holds and the first one's number."""
+def _require_torchrec() -> None:
+    """Refuse to go on without TorchRec, and name the command that installs it."""
+    try:
+        import fbgemm_gpu  # noqa: F401
+        import torchrec  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "train.embedding_sharding=row_wise needs TorchRec",
+            found=str(error),
+            fix=INSTALL_COMMAND,
+        ) from error
+
+
+def _local_shard(sharded: Any) -> tuple[Tensor, int]:
+    """Return the rows that this rank holds, and the number of the first one."""
     shards = sharded.local_shards()
-    if not shards:  # a table with fewer rows than ranks
-        return torch.zeros(0, *sharded.size()[1:]), 0
-    return shards[0].tensor, shards[0].metadata.shard_offsets[0]
+    if not shards:
+        # a table with fewer rows than ranks
+        no_rows = torch.zeros(0, *sharded.size()[1:])
+        return no_rows, 0
+    first_row = shards[0].metadata.shard_offsets[0]
+    return shards[0].tensor, first_row
+
+
+def _copy_part(whole: Tensor, part: Tensor, first_row: int) -> None:
+    """Copy the rows of a whole table from `first_row` on into a rank's part of it."""
+    last_row = first_row + part.shape[0]
+    rows = whole.detach()[first_row:last_row]
+    part.detach().copy_(rows)

@@ -1,6 +1,4 @@
-"""Trainer: a ranker, its optimizers and how far they are; one `step` per batch, and all of it in a
-checkpoint.
-"""
+"""Trainer: a ranker with its optimizers; one `step` per batch, and a checkpoint of all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,61 +17,34 @@ from torch import Tensor, nn
 
 from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
-from longrec.errors import ConfigError, DataError, LongrecError
+from longrec.errors import DataError, LongrecError
 from longrec.nn.flops import stca_flops
 from longrec.nn.ranker import Ranker
-from longrec.training import losses, optimizers, sharded_tables
+from longrec.training import losses, optimizers, resources, sharded_tables
 from longrec.training.checkpoint import Checkpoint
+from longrec.training.curve import CurveRow
 from longrec.training.distributed import DistributedContext
 
 LOSS_LAG = 2
-"""Steps whose loss a CUDA device may still owe: the next ones are on their way before it is
-read.
-"""
-PEAK_SIZE = 4096
-"""Side of the square matrix product whose rate is the peak that MFU is a share of."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CurveRow:
-    """One row of training_curve.csv.
-
-    Args:
-        step: optimizer steps since the start.
-        loss: mean since the row before; gradient_norm: of the dense gradients of the last step,
-            before clipping.
-        learning_rate: of the last step.
-        events, targets, seconds: totals since the start; of a resumed run, over all its starts.
-        events_per_second, targets_per_second: since the row before.
-        memory_bytes: most that the device (on a CPU: the process) has held so far.
-        mfu: share of the matrix peak since the row before: three times the counted FLOPs of the
-            stack's forward pass, so a lower bound;
-            None where there is no peak to hold it against.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    events: int
-    targets: int
-    seconds: float
-    events_per_second: float
-    targets_per_second: float
-    memory_bytes: int
-    mfu: float | None = None
+"""Number of steps that a CUDA device may run ahead of the losses that were read."""
+MIN_SECONDS = 1e-9
+RANKER_PREFIX = "ranker."
+"""Start of the names of the ranker's tensors in a checkpoint."""
 
 
 @dataclasses.dataclass(slots=True)
 class TrainState:
-    """How far a training is; with weights and optimizers' state, all that a checkpoint holds.
+    """Progress of a training; with weights and optimizers' state, all that a checkpoint holds.
 
     Args:
-        step: optimizer steps done, of which the position in the data follows.
-        num_requests, num_events, num_targets: seen in them.
-        flops: counted for them; 0 where there is no peak.
-        seconds: of the training loop, over all starts.
-        first_losses, last_losses: of the first and of the last log_every steps.
+        step: number of optimizer steps done; it determines the position in the data.
+        num_requests: number of requests read.
+        num_events: number of events read.
+        num_targets: number of targets read.
+        flops: FLOPs counted for them; 0 without a known peak.
+        seconds: time of the training loop, over all starts.
+        first_losses: losses of the first log_every steps.
+        last_losses: losses of the last log_every steps.
         curve: rows so far.
     """
 
@@ -87,11 +58,22 @@ class TrainState:
     last_losses: list[float] = dataclasses.field(default_factory=list)
     curve: list[CurveRow] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
+        """Return the state of its JSON form."""
+        curve = [CurveRow(**row) for row in values["curve"]]
+        return cls(**{**values, "curve": curve})
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _PendingStep:
-    """A step whose loss has not been read: its batch in host memory, [loss, gradient norm] there
-    once `ready` has happened.
+    """A step with a loss that was not read yet.
+
+    Args:
+        batch: its batch in host memory.
+        values: [loss, gradient norm] in host memory, valid once `ready` has happened.
+        ready: event of the copy to host memory; None on a CPU.
+        scale: share of the peak learning rate.
     """
 
     batch: RequestBatch
@@ -106,10 +88,10 @@ class Trainer:
     Args:
         ranker: with its initial weights, on the device of the training.
         config: of the training.
-        num_steps: of the whole training, for the schedule.
+        num_steps: number of steps of the whole training, for the schedule.
         precision: `float32` or `bfloat16`.
-        failed_batch: where the batch of a loss that is not finite goes.
-        ranks: the processes that train together; None for this one alone.
+        failed_batch: file for the batch of a loss that is not finite.
+        context: the processes that train together; None for this one alone.
     """
 
     def __init__(
@@ -122,190 +104,212 @@ class Trainer:
         failed_batch: Path,
         context: DistributedContext | None = None,
     ) -> None:
-        self.ranker, self.config, self.num_steps, self.precision = (
-            ranker,
-            config,
-            num_steps,
-            precision,
-        )
-        self.failed_batch, self.device = failed_batch, next(ranker.parameters()).device
+        self.ranker = ranker
+        self.config = config
+        self.num_steps = num_steps
+        self.precision = precision
+        self.failed_batch = failed_batch
+        self.device = next(ranker.parameters()).device
         self.context = context or DistributedContext()
-        self.sharded = (
-            sharded_tables.shard(ranker, config, self.context)
-            if config.embedding_sharding == "row_wise"
-            else None
-        )
+        self.sharded: sharded_tables.ShardedTables | None = None
+        if config.embedding_sharding == "row_wise":
+            self.sharded = sharded_tables.shard(
+                ranker,
+                config,
+                self.context,
+            )
         self.optimizers = optimizers.build(ranker, config, self.sharded)
         self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
-        self.peak_flops = (
-            _matmul_peak(self.device, precision) if ranker.config.kind == "stca" else 0.0
-        )
-        self._unread: collections.deque[_PendingStep] = collections.deque()
-        self._clock, self._flops_of_last_row = time.perf_counter(), 0.0
+        self.peak_flops = 0.0
+        if ranker.config.kind == "stca":
+            self.peak_flops = resources.measure_peak_flops(self.device, precision)
+        self._pending: collections.deque[_PendingStep] = collections.deque()
+        self._step_start = time.perf_counter()
+        self._flops_of_last_row = 0.0
 
     def start(self) -> None:
-        """Starts the clock and puts the ranker into training mode."""
+        """Start the clock and put the ranker into training mode."""
         self.ranker.train()
-        self._clock = time.perf_counter()
+        self._step_start = time.perf_counter()
 
     def step(self, host: RequestBatch, batch: RequestBatch) -> list[CurveRow]:
-        """Updates the weights by one batch; returns the rows of the curve that became complete.
+        """Update the weights by one batch; return the rows of the curve that became complete.
 
-        On a CUDA device nothing is waited for: the loss is read UNREAD steps later.
+        On a CUDA device this waits for nothing: the loss is read LOSS_LAG steps later.
 
         Args:
-            host, batch: the same batch in host memory and on the device.
+            host: the batch in host memory.
+            batch: the same batch on the device.
 
         Raises:
-            LongrecError: a loss or gradient is not finite, the batch saved; or memory does not
-                suffice.
+            LongrecError: a loss or gradient is not finite; its batch is saved.
+            ConfigError: memory ran out.
         """
         scale = optimizers.schedule(
-            self.state.step + len(self._unread),
+            self.state.step + len(self._pending),
             num_steps=self.num_steps,
             warmup_fraction=self.config.warmup_fraction,
         )
-        with enough_memory(*_of_batch(batch)):
+        with resources.enough_memory(_step_name(batch), _smaller_step(batch)):
             self.optimizers.start(scale)
             loss = self.loss(batch)
             torch.autograd.backward(loss)
-            self.context.exchange(self.optimizers.table_weights)
+            tables = self.optimizers.table_weights
+            self.context.average_sparse_gradients(tables)
             norm = self.optimizers.step(scale)
-            values = self.context.mean(torch.stack([loss.detach().float(), norm.float()]))
-        self._unread.append(_PendingStep(host, *_to_host(values), scale))
-        return self.flush(LOSS_LAG if self.device.type == "cuda" else 0)
+            own_values = torch.stack([loss.detach().float(), norm.float()])
+            values = self.context.mean(own_values)
+        host_values, ready = _copy_to_host(values)
+        self._pending.append(
+            _PendingStep(
+                host,
+                host_values,
+                ready,
+                scale,
+            )
+        )
+        max_pending = LOSS_LAG if self.device.type == "cuda" else 0
+        return self.flush(max_pending)
 
     def loss(self, batch: RequestBatch) -> Tensor:
-        """Returns the loss of a batch on the device; of several ranks, the one whose mean over them
-        is the loss of the whole batch.
+        """Return the loss of a batch on the device.
+
+        With several ranks, the mean over ranks is the loss of the whole batch.
         """
-        with (
-            torch.autocast(self.device.type, torch.bfloat16)
-            if self.precision == "bfloat16"
-            else contextlib.nullcontext()
-        ):
+        with self._autocast():
             output = self.forward(batch)
-        loss, weight = (
-            losses.total(output, batch, self.config),
-            self.context.weight(batch, self.config),
-        )
+        loss = losses.total(output, batch, self.config)
+        weight = self.context.loss_weight(batch, self.config)
         return loss if weight == 1 else loss * weight
 
-    def flush(self, unread: int = 0) -> list[CurveRow]:
-        """Reads the losses of all steps but the last `unread`; returns the rows of the curve that
-        became complete.
+    def flush(self, max_pending: int = 0) -> list[CurveRow]:
+        """Read the losses of all but the last steps; return the rows that became complete.
+
+        Args:
+            max_pending: number of steps at the end with a loss that may stay unread.
 
         Raises:
             LongrecError: a loss or gradient is not finite; its batch is saved.
         """
         rows = []
-        while len(self._unread) > unread:
-            done = self._unread.popleft()
+        while len(self._pending) > max_pending:
+            done = self._pending.popleft()
             if done.ready is not None:
                 done.ready.synchronize()
             loss, norm = done.values.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._not_finite(done.batch, loss, norm)
             self._count(done.batch, loss)
-            if self.state.step % self.config.log_every == 0 or self.state.step == self.num_steps:
-                rows.append(self._row(norm, self.config.learning_rate * done.scale))
+            is_last = self.state.step == self.num_steps
+            if is_last or self.state.step % self.config.log_every == 0:
+                learning_rate = self.config.learning_rate * done.scale
+                rows.append(self._add_row(norm, learning_rate))
         return rows
 
     def finish(self) -> None:
-        """Leaves the ranker in evaluation mode, its tables whole on the lead."""
+        """Put the ranker into evaluation mode, its tables whole on rank zero."""
         if self.sharded is not None:
             self.sharded.gather()
         self.ranker.eval()
 
     def checkpoint(self) -> Checkpoint:
-        """Returns the state after the last step, as views; every loss must have been read
-        (`flush`).
+        """Return the state after the last step, as views; call `flush` before.
 
-        Every rank calls it together; that of the lead is whole.
+        Every rank must call this together; the result of rank zero is whole.
         """
-        tensors = {f"ranker.{name}": tensor for name, tensor in self.ranker.state_dict().items()}
+        tensors = {}
+        for name, tensor in self.ranker.state_dict().items():
+            tensors[f"{RANKER_PREFIX}{name}"] = tensor
+        tensors |= self.optimizers.tensors()
         values = dataclasses.asdict(self.state)
-        return Checkpoint(self.state.step, {**tensors, **self.optimizers.tensors()}, values)
+        return Checkpoint(self.state.step, tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes the state of a checkpoint.
+        """Load the state of a checkpoint.
 
         Raises:
-            DataError: its tensors do not fit, as from another version of longrec.
+            DataError: its tensors do not fit, for example those of another version of longrec.
         """
-        prefix = "ranker."
+        ranker_tensors = {}
+        for name, tensor in checkpoint.tensors.items():
+            if name.startswith(RANKER_PREFIX):
+                ranker_tensors[name.removeprefix(RANKER_PREFIX)] = tensor
         try:
-            self.ranker.load_state_dict(
-                {
-                    name.removeprefix(prefix): tensor
-                    for name, tensor in checkpoint.tensors.items()
-                    if name.startswith(prefix)
-                }
-            )
+            self.ranker.load_state_dict(ranker_tensors)
             self.optimizers.load(checkpoint.tensors)
-            self.state = _state(checkpoint.values)
+            self.state = TrainState.from_dict(checkpoint.values)
         except (RuntimeError, TypeError, KeyError, DataError) as error:
-            first = str(error).strip().splitlines()[0]
+            first_line = str(error).strip().splitlines()[0]
             raise DataError(
                 "a checkpoint does not fit this ranker",
-                found=first,
-                fix="It is of another version of longrec: delete it.",
+                found=first_line,
+                fix="Another version of longrec wrote it: delete it.",
             ) from error
         self._flops_of_last_row = self.state.flops
 
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
     def _count(self, batch: RequestBatch, loss: float) -> None:
-        state, now = self.state, time.perf_counter()
+        """Add a step to the progress."""
+        state = self.state
+        now = time.perf_counter()
+        state.seconds += now - self._step_start
+        self._step_start = now
+        whole = batch.whole or batch
         state.step += 1
-        seen = batch.whole or batch
-        state.num_requests += seen.num_requests
-        state.num_events += seen.num_events
-        state.num_targets += seen.num_targets
-        state.seconds += now - self._clock
-        self._clock = now
-        if self.peak_flops and batch.host_counts is not None:
-            requests = zip(*batch.host_counts, strict=True)
-            state.flops += 3.0 * sum(
-                stca_flops(self.ranker.config, events, targets).total
-                for events, targets in requests
-            )
+        state.num_requests += whole.num_requests
+        state.num_events += whole.num_events
+        state.num_targets += whole.num_targets
+        if self.peak_flops:
+            state.flops += self._step_flops(batch)
         if len(state.first_losses) < self.config.log_every:
             state.first_losses.append(loss)
-        state.last_losses = [*state.last_losses, loss][-self.config.log_every :]
+        state.last_losses.append(loss)
+        state.last_losses = state.last_losses[-self.config.log_every :]
 
-    def _row(self, norm: float, learning_rate: float) -> CurveRow:
-        state, before = self.state, self.state.curve[-1] if self.state.curve else None
-        step, events, targets, seconds = (
-            (0, 0, 0, 0.0)
-            if before is None
-            else (before.step, before.events, before.targets, before.seconds)
-        )
-        passed, losses_since = (
-            max(state.seconds - seconds, 1e-9),
-            state.last_losses[step - state.step :],
-        )
-        mfu = (
-            (state.flops - self._flops_of_last_row) / passed / self.peak_flops
-            if self.peak_flops
-            else None
-        )
+    def _step_flops(self, batch: RequestBatch) -> float:
+        """Return the FLOPs of a step: a backward pass takes twice the forward pass."""
+        if batch.host_counts is None:
+            return 0.0
+        config = self.ranker.config
+        forward_flops = 0.0
+        for num_events, num_targets in zip(*batch.host_counts, strict=True):
+            forward_flops += stca_flops(config, num_events, num_targets).total
+        return 3.0 * forward_flops
+
+    def _add_row(self, norm: float, learning_rate: float) -> CurveRow:
+        """Return the next row of the curve, after adding it to the state."""
+        state = self.state
+        before = state.curve[-1] if state.curve else None
+        num_steps = state.step - (before.step if before else 0)
+        num_events = state.num_events - (before.events if before else 0)
+        num_targets = state.num_targets - (before.targets if before else 0)
+        seconds = state.seconds - (before.seconds if before else 0.0)
+        seconds = max(seconds, MIN_SECONDS)
+        mfu = None
+        if self.peak_flops:
+            flops = state.flops - self._flops_of_last_row
+            mfu = flops / seconds / self.peak_flops
         self._flops_of_last_row = state.flops
-        state.curve.append(
-            CurveRow(
-                state.step,
-                fmean(losses_since),
-                learning_rate,
-                norm,
-                state.num_events,
-                state.num_targets,
-                state.seconds,
-                (state.num_events - events) / passed,
-                (state.num_targets - targets) / passed,
-                _memory(self.device),
-                mfu,
-            )
+        row = CurveRow(
+            step=state.step,
+            loss=fmean(state.last_losses[-num_steps:]),
+            learning_rate=learning_rate,
+            gradient_norm=norm,
+            events=state.num_events,
+            targets=state.num_targets,
+            seconds=state.seconds,
+            events_per_second=num_events / seconds,
+            targets_per_second=num_targets / seconds,
+            memory_bytes=resources.peak_memory_bytes(self.device),
+            mfu=mfu,
         )
-        return state.curve[-1]
+        state.curve.append(row)
+        return row
 
     def _not_finite(
         self,
@@ -313,103 +317,59 @@ class Trainer:
         loss: float,
         norm: float,
     ) -> LongrecError:
-        """Returns the error after saving the batch for inspection."""
-        from safetensors.torch import save_file
-
-        path = self.failed_batch
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        save_file(
-            {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}, path
-        )
-        what = "the gradient norm" if math.isfinite(loss) else "the training loss"
+        """Return the error for a loss that is not finite, after saving its batch."""
+        _save_batch(batch, self.failed_batch)
+        what, value = "the training loss", loss
+        if math.isfinite(loss):
+            what, value = "the gradient norm", norm
         return LongrecError(
-            f"{what} is {norm if math.isfinite(loss) else loss} at step {self.state.step + 1}",
+            f"{what} is {value} at step {self.state.step + 1}",
             expected="a finite number",
-            fix=f"Lower train.learning_rate or set train.precision=float32; the batch is in {path}.",
+            fix=(
+                "Lower train.learning_rate or set train.precision=float32; the batch is in"
+                f" {self.failed_batch}."
+            ),
         )
 
 
-def _state(values: Mapping[str, Any]) -> TrainState:
-    return TrainState(**{**values, "curve": [CurveRow(**row) for row in values["curve"]]})
+def _save_batch(batch: RequestBatch, path: Path) -> None:
+    """Write the tensors of a batch to a safetensors file."""
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            tensors[field.name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
 
 
-def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Returns a copy in host memory, and for a CUDA device what happens when it has arrived;
-    nothing is waited for.
-    """
+def _copy_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Return a copy in host memory, and the event of its arrival from a CUDA device."""
     if not values.is_cuda:
         return values, None
-    copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
-        values, non_blocking=True
+    host_values = torch.empty(
+        values.shape,
+        dtype=values.dtype,
+        pin_memory=True,
     )
-    return copied, torch.cuda.current_stream(values.device).record_event()
+    host_values.copy_(values, non_blocking=True)
+    stream = torch.cuda.current_stream(values.device)
+    return host_values, stream.record_event()
 
 
-@contextlib.contextmanager
-def enough_memory(what: str, fix: str) -> Iterator[None]:
-    """Turns running out of memory in the block into one line.
-
-    Raises:
-        ConfigError: `what` does not fit; `fix` says what to lower.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(
-            error, (torch.OutOfMemoryError, MemoryError)
-        ) and "can't allocate memory" not in str(error):
-            raise
-        raise ConfigError(
-            f"{what} does not fit into memory",
-            found=str(error).partition("\n")[0] or "no memory left",
-            fix=fix,
-        ) from error
-
-
-def _of_batch(batch: RequestBatch) -> tuple[str, str]:
-    """Returns what does not fit when a step does not, and what to lower."""
-    knob = (
-        "train.token_budget"
-        if batch.num_requests > 1
-        else "lengths.maximum (this batch is one request)"
-    )
+def _step_name(batch: RequestBatch) -> str:
+    """Return the name of a step for a message about memory."""
     return (
-        f"a training step of {batch.num_requests} requests, {batch.num_events} events and {batch.num_targets} targets",
-        f"Lower {knob}, or set train.recompute=true.",
+        f"a training step of {batch.num_requests} requests, {batch.num_events} events and"
+        f" {batch.num_targets} targets"
     )
 
 
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _matmul_peak(device: torch.device, precision: str) -> float:
-    """Returns the measured rate of a matrix product on a CUDA device, FLOP/s; 0 on a CPU, where no
-    peak is stated.
-    """
-    if device.type != "cuda":
-        return 0.0
-    left = torch.rand(
-        PEAK_SIZE,
-        PEAK_SIZE,
-        device=device,
-        dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
-    )
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    for mark in marks:  # the first round warms up
-        mark.record()
-        for _ in range(20):
-            left @ left
-    last = torch.cuda.Event(enable_timing=True)
-    last.record()
-    last.synchronize()
-    return float(20 * 2 * PEAK_SIZE**3 / marks[1].elapsed_time(last) * 1e3)
-
-
-Listener = Callable[[CurveRow, int], None]
-"""Called with each row of the training curve and the number of steps of the whole training."""
+def _smaller_step(batch: RequestBatch) -> str:
+    """Return advice on how to make a step smaller."""
+    key = "train.token_budget"
+    if batch.num_requests == 1:
+        key = "lengths.maximum (this batch is one request)"
+    return f"Lower {key}, or set train.recompute=true."

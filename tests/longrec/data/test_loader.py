@@ -24,7 +24,7 @@ from longrec.data.histories import Histories
 from longrec.data.length_sampler import LengthSampler
 from longrec.data.loader import EncodedHistories, RequestStream
 from longrec.errors import DataError
-from longrec.training.train import fit_encoder
+from longrec.training.encoded_cache import fit_encoder
 from tests.longrec import small_histories
 
 FULL = LengthSampler(LengthConfig("full"))

@@ -13,7 +13,8 @@ from longrec.data.histories import Histories
 from longrec.errors import DataError, LongrecError, SchemaMismatch
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
-from longrec.training.train import fit_encoder, make_ranker
+from longrec.training.encoded_cache import fit_encoder
+from longrec.training.loop import make_ranker
 from tests.longrec import small_histories
 
 MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)

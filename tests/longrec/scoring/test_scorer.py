@@ -37,7 +37,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle_dir(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    train(directory, out, MODEL, LengthConfig("beta", 0, 16, 64), TRAIN, 64, 0)
+    train(
+        directory,
+        out,
+        MODEL,
+        lengths=LengthConfig("beta", 0, 16, 64),
+        train=TRAIN,
+        served_length=64,
+        seed=0,
+    )
     return out
 
 

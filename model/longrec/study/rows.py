@@ -1,0 +1,48 @@
+"""Select and group the rows of a study's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+Facts: TypeAlias = Mapping[str, Any]
+"""Content of study.json, or one row of a table in it."""
+
+
+def label_of(row: Facts) -> str:
+    """Return the variant, followed by the grid point if there is one."""
+    parts = [row["variant"]]
+    for key, value in row.items():
+        if "." in key:
+            name = key.rpartition(".")[2]
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
+
+
+def by_label(rows: Iterable[Facts]) -> dict[str, list[Facts]]:
+    """Return the rows of each variant and grid point."""
+    grouped: dict[str, list[Facts]] = {}
+    for row in rows:
+        grouped.setdefault(label_of(row), []).append(row)
+    return grouped
+
+
+def at_served_length(rows: Iterable[Facts], served_length: int) -> list[Facts]:
+    """Return one row per variant and grid point, the best AUC first.
+
+    It is the row at the served length; at the longest length if the served one was not measured.
+    """
+    selected = []
+    for own in by_label(rows).values():
+        longest = max(own, key=lambda row: row["length"])
+        served = [row for row in own if row["length"] == served_length]
+        selected.append(served[0] if served else longest)
+    return sorted(selected, key=lambda row: -(row["auc"] or 0))
+
+
+def mean_of(rows: Sequence[Facts], key: str) -> float | None:
+    """Return the mean of a column, rounded to one decimal; None without rows."""
+    if not rows:
+        return None
+    total = sum(row[key] for row in rows)
+    return round(total / len(rows), 1)

@@ -1,0 +1,342 @@
+"""Train and measure one trial.
+
+The result holds the metrics and the bootstrap values behind their intervals. All trials use the
+same resamples, so the results of any two can be compared as a pair. Arguments are paths and plain
+values: a trial can run in another process, or on another machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from longrec.config import RunConfig, TrainConfig
+from longrec.data import files
+from longrec.data.encoder import Encoder
+from longrec.data.histories import Histories
+from longrec.data.length_sampler import LengthSampler
+from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.errors import ConfigError
+from longrec.evaluation import bootstrap
+from longrec.evaluation.length_curve import LengthScores, score_lengths
+from longrec.evaluation.sample import EvaluationSample, draw_sample
+from longrec.nn.flops import forward_flops
+from longrec.scoring.bundle import Bundle
+from longrec.scoring.scorer import Scorer
+from longrec.study.trial import Row, Trial, result_path
+from longrec.training import encoded_cache, loop, progress
+from longrec.training.report import TrainReport
+from longrec.training.resources import choose_device
+from longrec.training.trainer import Trainer
+
+RESAMPLED_METRICS = ("auc", "gauc", "logloss", "calibration")
+"""Metrics with resampled values in a result, at each served length."""
+NUM_DIGITS = 6
+"""Decimal places of losses and resampled values in a result."""
+MAX_EPOCHS = 1_000
+BACKWARD_FACTOR = 3.0
+"""FLOPs of a training step over those of its forward pass."""
+Data: TypeAlias = tuple[Histories, Encoder, EncodedHistories]
+
+
+def prepare(histories_dir: str | Path, cache_dir: str | Path) -> None:
+    """Fit the encoder and encode the histories into `cache_dir`, once for all trials."""
+    encoded_cache.encode(Histories.open(histories_dir), Path(cache_dir))
+
+
+def run_trial(
+    histories_dir: str | Path,
+    out_dir: str | Path,
+    trial: Mapping[str, Any],
+    *,
+    cache_dir: str | Path | None = None,
+) -> Row:
+    """Train and measure one trial unless `out_dir` has its result; return the result.
+
+    Args:
+        histories_dir: made by `store.retrieve`.
+        out_dir: folder of the study; the result is its file trials/<id>.json.
+        trial: result of `Trial.to_dict`.
+        cache_dir: folder that `prepare` filled for these histories; None to prepare for this trial
+            alone.
+
+    Raises:
+        DataError: the histories cannot be used.
+        LongrecError: the training failed.
+    """
+    asked = Trial.from_dict(trial)
+    path = result_path(out_dir, asked)
+    if path.exists():
+        return dict(files.read_json(path))
+    with contextlib.ExitStack() as stack:
+        if cache_dir is None:
+            temporary = tempfile.TemporaryDirectory(prefix="longrec-study-")
+            cache_dir = stack.enter_context(temporary)
+            prepare(histories_dir, cache_dir)
+        data = _open(str(histories_dir), str(cache_dir))
+        result = _train_and_measure(data, asked, Path(out_dir))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, result)
+    return result
+
+
+def close_data() -> None:
+    """Forget the histories that this process has open."""
+    _open.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _open(histories_dir: str, cache_dir: str) -> Data:
+    """Open the data that the trials of one process share."""
+    histories = Histories.open(histories_dir)
+    encoder, encoded = encoded_cache.encode(histories, Path(cache_dir))
+    return histories, encoder, encoded
+
+
+def _train_and_measure(data: Data, trial: Trial, out_dir: Path) -> Row:
+    """Return the result of a trial."""
+    start = time.perf_counter()
+    histories, encoder, encoded = data
+    config = trial.config
+    trainer = _train(encoder, encoded, trial, out_dir)
+    report = TrainReport.of(trainer)
+    bundle = Bundle(
+        trainer.ranker,
+        encoder,
+        config.model,
+        config.evaluate.served_length,
+        {},
+    )
+    scorer = Scorer(
+        bundle,
+        trainer.device,
+        config.train.token_budget,
+        config.train.max_requests_per_batch,
+    )
+    sample = draw_sample(encoded, config.evaluate, config.seed)
+    with _autocast(trainer.device.type, trainer.precision):
+        lengths = list(_measure_lengths(scorer, encoded, sample, config))
+    facts = histories.manifest.get("dataset_facts", {})
+    best_possible = facts.get("best_possible_auc", ())
+    return {
+        **trial.to_dict(),
+        "served_length": config.evaluate.served_length,
+        "lengths": lengths,
+        "auc": _served_auc(lengths, config.evaluate.served_length),
+        **_training_facts(report, config),
+        "curve": _rounded_curve(trainer),
+        "sample": _sample_id(sample),
+        "best_possible": [dict(row) for row in best_possible],
+        "seconds": time.perf_counter() - start,
+        "data": _data_facts(histories, encoded, sample),
+    }
+
+
+def _train(
+    encoder: Encoder,
+    encoded: EncodedHistories,
+    trial: Trial,
+    out_dir: Path,
+) -> Trainer:
+    """Train the ranker of a trial; return its trainer."""
+    config = trial.config
+    train_config = limit_events(encoded, config, trial.train_events, trial.seed)
+    device, _ = choose_device(train_config)
+    ranker = loop.make_ranker(config.model, encoder, trial.seed)
+    return loop.fit(
+        ranker.to(device),
+        encoded,
+        config.lengths,
+        train_config,
+        seed=trial.seed,
+        out_dir=out_dir,
+        on_progress=progress.ignore_row,
+    )
+
+
+def limit_events(
+    encoded: EncodedHistories,
+    config: RunConfig,
+    train_events: int,
+    seed: int,
+) -> TrainConfig:
+    """Return training settings that read `train_events` events, to within one batch.
+
+    A bound in `train.max_steps` stays: whichever is reached first ends the training.
+
+    Args:
+        encoded: the histories.
+        config: configuration of the trial; its training length distribution decides the number of
+            requests.
+        train_events: number of events; 0 leaves the settings as they are.
+        seed: seed of the trial.
+
+    Raises:
+        ConfigError: MAX_EPOCHS epochs have fewer events.
+    """
+    settings = config.train
+    if not train_events:
+        return settings
+    num_events = 0
+    num_steps = 0
+    for epoch in range(MAX_EPOCHS):
+        batch_events = _batch_events(encoded, config, seed, epoch)
+        events_after_batch = num_events + np.cumsum(batch_events)
+        last_step = num_steps + len(batch_events)
+        is_enough = events_after_batch[-1] >= train_events
+        is_bounded = 0 < settings.max_steps <= last_step
+        if is_enough or is_bounded:
+            num_batches = int(np.searchsorted(events_after_batch, train_events)) + 1
+            num_steps += min(num_batches, len(batch_events))
+            return dataclasses.replace(
+                settings,
+                epochs=epoch + 1,
+                max_steps=min(num_steps, settings.max_steps or num_steps),
+            )
+        num_events = int(events_after_batch[-1])
+        num_steps = last_step
+    raise ConfigError(
+        "study.train_events cannot be reached",
+        found=f"{num_events:,} events after {MAX_EPOCHS} epochs",
+        expected=f"{train_events:,}",
+    )
+
+
+def _batch_events(
+    encoded: EncodedHistories,
+    config: RunConfig,
+    seed: int,
+    epoch: int,
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the number of events in each batch of an epoch."""
+    stream = RequestStream.training(
+        encoded,
+        LengthSampler(config.lengths, seed),
+        token_budget=config.train.token_budget,
+        max_requests=config.train.max_requests_per_batch,
+        seed=seed,
+        epoch=epoch,
+    )
+    request_events = stream.ends - stream.starts
+    return np.add.reduceat(request_events, stream.bounds[:-1])
+
+
+def _autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Return autocast to the training's precision, for speed.
+
+    The command `evaluate` measures the served precision.
+    """
+    if precision == "bfloat16":
+        return torch.autocast(device, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _measure_lengths(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+    config: RunConfig,
+) -> Iterator[Row]:
+    """Yield the metrics of the first task at each served length, with their resampled values."""
+    lengths = (*config.evaluate.lengths, config.evaluate.served_length)
+    for scores in score_lengths(scorer, encoded, sample, lengths):
+        yield _measure(scores, sample, config)
+
+
+def _measure(scores: LengthScores, sample: EvaluationSample, config: RunConfig) -> Row:
+    """Return the metrics of the first task at one served length."""
+    measured = bootstrap.measure(
+        sample.labels[:, 0],
+        scores.scores[:, 0],
+        sample.resamples,
+    )
+    num_targets = len(sample.target_positions) / len(sample.requests)
+    row: Row = {
+        "length": scores.length,
+        "mean_events": scores.mean_events,
+        "seconds": scores.seconds,
+        "request_flops": forward_flops(config.model, scores.mean_events, num_targets),
+    }
+    for metric in bootstrap.METRICS:
+        row[metric] = measured.values.get(metric)
+    samples = {}
+    for metric in RESAMPLED_METRICS:
+        if metric in measured.samples:
+            rounded = np.round(measured.samples[metric], NUM_DIGITS)
+            samples[metric] = rounded.tolist()
+    row["samples"] = samples
+    return row
+
+
+def _served_auc(lengths: list[Row], served_length: int) -> float | None:
+    for row in lengths:
+        if row["length"] == served_length:
+            auc: float | None = row["auc"]
+            return auc
+    raise KeyError(served_length)
+
+
+def _training_facts(report: TrainReport, config: RunConfig) -> Row:
+    """Return sizes and cost of the training."""
+    num_targets = report.num_targets / report.num_requests
+    request_flops = forward_flops(config.model, report.mean_length, num_targets)
+    return {
+        "training": dataclasses.asdict(report),
+        "num_parameters": report.num_parameters,
+        "train_events_read": report.num_events,
+        "mean_length": report.mean_length,
+        "num_layer_parameters": report.num_parameters - report.num_table_parameters,
+        "train_flops": BACKWARD_FACTOR * report.num_requests * request_flops,
+    }
+
+
+def _rounded_curve(trainer: Trainer) -> list[list[float]]:
+    """Return [step, loss] of each row of the training curve."""
+    curve = []
+    for row in trainer.state.curve:
+        loss = round(row.loss, NUM_DIGITS)
+        curve.append([row.step, loss])
+    return curve
+
+
+def _data_facts(
+    histories: Histories,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+) -> Row:
+    """Return name and sizes of the data."""
+    name = histories.manifest.get("dataset", histories.schema.name)
+    longest = sample.history_lengths.max(initial=0)
+    return {
+        "name": name,
+        "requests": len(sample.requests),
+        "targets": len(sample.target_positions),
+        "users": sample.resamples.num_users,
+        "training requests": len(encoded.requests("train")),
+        "longest history": int(longest),
+    }
+
+
+def _sample_id(sample: EvaluationSample) -> str:
+    """Return a hash of the evaluated targets and the seed of their resamples."""
+    resamples = np.array([sample.resamples.num_samples, sample.resamples.seed])
+    arrays = (
+        sample.target_positions,
+        sample.target_requests,
+        sample.labels,
+        resamples,
+    )
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""The training curve: one row for every `log_every` steps."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+CURVE_NAME = "training_curve.csv"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CurveRow:
+    """One row of training_curve.csv.
+
+    Args:
+        step: number of optimizer steps since the start.
+        loss: mean loss since the row before.
+        learning_rate: learning rate of the last step.
+        gradient_norm: norm of the last step's dense gradients, before clipping.
+        events: total number of events since the start.
+        targets: total number of targets since the start.
+        seconds: total time of the training loop; of a resumed training, over all its starts.
+        events_per_second: since the row before.
+        targets_per_second: since the row before.
+        memory_bytes: peak memory of the device (on a CPU: of the process).
+        mfu: share of the peak matrix rate since the row before; None without a known peak. The
+            FLOPs are three times those of the stack's forward pass, so the share is a lower bound.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    events: int
+    targets: int
+    seconds: float
+    events_per_second: float
+    targets_per_second: float
+    memory_bytes: int
+    mfu: float | None = None
+
+
+Listener: TypeAlias = Callable[[CurveRow, int], None]
+"""Function that gets each row of the curve and the number of steps of the whole training."""
+
+
+def write_curve(path: Path, curve: Sequence[CurveRow]) -> None:
+    """Write a curve as CSV; leave out columns without values."""
+    first_row = dataclasses.asdict(curve[0])
+    names = [name for name, value in first_row.items() if value is not None]
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(
+            stream,
+            names,
+            extrasaction="ignore",
+        )
+        writer.writeheader()
+        for row in curve:
+            writer.writerow(dataclasses.asdict(row))

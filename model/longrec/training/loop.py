@@ -1,0 +1,326 @@
+"""The training loop: encoded histories in, a trained ranker and its curve out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+from longrec.config import LengthConfig, ModelConfig, TrainConfig
+from longrec.data.encoder import Encoder
+from longrec.data.length_sampler import LengthSampler
+from longrec.data.loader import EncodedHistories, RequestStream, moved, prefetch
+from longrec.errors import DataError, Stopped
+from longrec.nn.ranker import Ranker
+from longrec.training import progress, resources
+from longrec.training.checkpoint import Checkpoint, Checkpoints
+from longrec.training.curve import Listener
+from longrec.training.distributed import DistributedContext
+from longrec.training.trainer import Trainer
+
+FAILED_BATCH_NAME = "failed_batch"
+SMALLER_RANKER = "Lower model.width, model.id_dim, or max_size of the schema's ids."
+log = logging.getLogger(__name__)
+
+
+def fit(
+    ranker: Ranker,
+    encoded: EncodedHistories,
+    lengths: LengthConfig,
+    train: TrainConfig,
+    *,
+    seed: int,
+    out_dir: Path,
+    checkpoints: Checkpoints | None = None,
+    log_dir: Path | None = None,
+    on_progress: Listener | None = None,
+    context: DistributedContext | None = None,
+) -> Trainer:
+    """Train `ranker` in place; return its trainer, with the ranker in evaluation mode.
+
+    Args:
+        ranker: result of `make_ranker`, on the device of the configuration.
+        encoded: the histories.
+        lengths: the training length distribution.
+        train: settings of the training.
+        seed: of the order of requests and the lengths.
+        out_dir: folder for the batch of a loss that is not finite.
+        checkpoints: checkpoints to resume from and to write; None for none.
+        log_dir: folder of TensorBoard's files; None for none.
+        on_progress: see longrec.training.train.train.
+        context: the processes that train together; None for this one alone.
+
+    Raises:
+        ConfigError: `train.recompute` with a model that cannot; or memory ran out.
+        DataError: the histories were encoded for another ranker; a checkpoint is of another
+            training, or does not fit.
+        LongrecError: the loss is not finite.
+    """
+    context = context or DistributedContext()
+    _, precision = resources.choose_device(train)
+    check_indices(ranker, encoded)
+    if train.recompute:
+        ranker.enable_recompute()
+    length_sampler = LengthSampler(lengths, seed)
+    streams = training_streams(
+        encoded,
+        length_sampler,
+        train,
+        seed=seed,
+        context=context,
+    )
+    with resources.enough_memory("the optimizers' state", SMALLER_RANKER):
+        trainer = Trainer(
+            ranker,
+            train,
+            num_steps=_num_steps(streams, train),
+            precision=precision,
+            failed_batch=out_dir / _failed_batch_name(context),
+            context=context,
+        )
+        if checkpoints is not None:
+            resume(trainer, checkpoints)
+    if not context.is_rank_zero:
+        on_progress = progress.ignore_row
+    if not context.is_rank_zero or not train.tensorboard:
+        log_dir = None
+    first_step = trainer.state.step
+    with (
+        progress.progress_listener(on_progress) as report_row,
+        progress.tensorboard_listener(log_dir, first_step) as log_row,
+    ):
+        run_steps(trainer, streams, checkpoints, (report_row, log_row))
+    return trainer
+
+
+def make_ranker(config: ModelConfig, encoder: Encoder, seed: int) -> Ranker:
+    """Return a ranker with initial weights drawn from `seed`.
+
+    The global random state does not change.
+    """
+    item_table = torch.from_numpy(encoder.item_table)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Ranker(
+            config,
+            encoder.schema,
+            encoder.sizes,
+            item_table,
+        )
+
+
+def training_streams(
+    encoded: EncodedHistories,
+    length_sampler: LengthSampler,
+    config: TrainConfig,
+    *,
+    seed: int,
+    context: DistributedContext | None = None,
+) -> list[RequestStream]:
+    """Return one stream of batches per epoch; with several ranks, of this rank's parts.
+
+    Raises:
+        DataError: there is no training request.
+    """
+    if not len(encoded.requests("train")):
+        raise DataError(
+            "the histories have no training request",
+            found=f"{encoded.num_requests} requests of other splits",
+            fix="Lower data.eval_fraction or data.warmup_fraction, or use a larger log.",
+        )
+    context = context or DistributedContext()
+    return [
+        RequestStream.training(
+            encoded,
+            length_sampler,
+            token_budget=config.token_budget,
+            max_requests=config.max_requests_per_batch,
+            seed=seed,
+            epoch=epoch,
+            num_ranks=context.num_ranks,
+            rank=context.rank,
+        )
+        for epoch in range(config.epochs)
+    ]
+
+
+def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Restore the newest checkpoint, if there is one.
+
+    Raises:
+        DataError: the checkpoint is of another training, or does not fit.
+    """
+    is_rank_zero = trainer.context.is_rank_zero
+    if is_rank_zero:
+        checkpoints.remove_unfinished()
+    checkpoint = trainer.context.broadcast_checkpoint(checkpoints.latest)
+    if checkpoint is None:
+        return
+    trainer.restore(checkpoint)
+    log.log(
+        logging.WARNING if is_rank_zero else logging.DEBUG,
+        "resuming after step %d of %d, from %s",
+        checkpoint.step,
+        trainer.num_steps,
+        checkpoints.folder,
+    )
+
+
+def run_steps(
+    trainer: Trainer,
+    streams: Sequence[RequestStream],
+    checkpoints: Checkpoints | None,
+    listeners: Sequence[Listener],
+) -> None:
+    """Train from the trainer's step to the end; write checkpoints and call the listeners.
+
+    Raises:
+        Stopped: a rank got SIGTERM, for example from Kubernetes before it removes a node. All
+            ranks end after the same step, with a checkpoint.
+    """
+    config = trainer.config
+    num_done = trainer.state.step
+    epoch_ends = set(np.cumsum([len(stream) for stream in streams]).tolist())
+    batches = prefetch(
+        _remaining(streams, num_done),
+        num_workers=config.num_workers,
+        pin=trainer.device.type == "cuda",
+    )
+    remaining = itertools.islice(batches, trainer.num_steps - num_done)
+    trainer.start()
+    with contextlib.closing(batches), _stop_on_sigterm() as stop_requested:
+        pairs = moved(remaining, trainer.device)
+        for step, (host, batch) in enumerate(pairs, num_done + 1):
+            rows = trainer.step(host, batch)
+            is_last = step == trainer.num_steps
+            is_stopping = trainer.context.any(stop_requested.is_set()) and not is_last
+            is_checkpoint_due = is_stopping or _is_checkpoint_due(config, step, epoch_ends)
+            if is_checkpoint_due or is_last:
+                rows += trainer.flush()
+            for row, listener in itertools.product(rows, listeners):
+                listener(row, trainer.num_steps)
+            if is_checkpoint_due and checkpoints is not None:
+                _save(checkpoints, trainer)
+            if is_stopping:
+                raise _stopped(trainer, step, checkpoints)
+    trainer.finish()
+
+
+def check_indices(ranker: Ranker, encoded: EncodedHistories) -> None:
+    """Check that every index of the histories is within its table of the ranker; read them once.
+
+    Raises:
+        DataError: an index is outside. It would read another feature's rows, or crash a GPU.
+    """
+    num_items = ranker.item_table.shape[0]
+    for name in ("event_items", "target_items"):
+        rows = getattr(encoded, name)
+        if not len(rows):
+            continue
+        lowest = rows.min()
+        highest = rows.max()
+        if lowest < 0 or highest >= num_items:
+            raise DataError(
+                f"{name} of the histories are outside the item table",
+                found=f"{lowest}..{highest}",
+                expected=f"0..{num_items - 1}",
+                fix="Encode with the encoder that the model was built with.",
+            )
+    tables = {"event_features": ranker.actions, "user_features": ranker.users}
+    for name, table in tables.items():
+        indices = getattr(encoded, name)
+        if len(indices):
+            bounds = np.stack([indices.min(0), indices.max(0)])
+            table.check(torch.from_numpy(bounds), f"{name} of the histories")
+
+
+def _is_checkpoint_due(config: TrainConfig, step: int, epoch_ends: set[int]) -> bool:
+    if not config.checkpoint_every:
+        return False
+    return step % config.checkpoint_every == 0 or step in epoch_ends
+
+
+def _stopped(trainer: Trainer, step: int, checkpoints: Checkpoints | None) -> Stopped:
+    """Return the error of a training that SIGTERM stopped."""
+    fix = ""
+    if checkpoints is not None:
+        fix = "Run the same command again: the training resumes from there."
+    return Stopped(
+        "SIGTERM stopped the training",
+        found=f"step {step} of {trainer.num_steps}",
+        fix=fix,
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets instead of ending the process.
+
+    Only the main thread can handle signals; in another one the event is never set.
+    """
+    stop_requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        stop_requested.set()
+
+    previous = signal.signal(signal.SIGTERM, request_stop)
+    try:
+        yield stop_requested
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _save(checkpoints: Checkpoints, trainer: Trainer) -> None:
+    """Write a checkpoint on rank zero; the others wait for it."""
+    checkpoint = trainer.checkpoint()
+    trainer.context.rank_zero_first(
+        lambda: _try_to_write(checkpoints, checkpoint),
+        lambda: None,
+    )
+
+
+def _try_to_write(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; log a warning if that fails, for example on a full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        checkpoints.save(checkpoint)
+    except (DataError, OSError, SafetensorError) as error:
+        log.warning(
+            "the checkpoint of step %d could not be written, the training goes on without it: %s",
+            checkpoint.step,
+            error,
+        )
+
+
+def _num_steps(streams: Sequence[RequestStream], config: TrainConfig) -> int:
+    """Return the number of optimizer steps of the whole training."""
+    num_batches = sum(map(len, streams))
+    return min(num_batches, config.max_steps) if config.max_steps else num_batches
+
+
+def _remaining(streams: Sequence[RequestStream], num_done: int) -> Iterator[RequestStream]:
+    """Yield the streams without their first `num_done` batches."""
+    for stream in streams:
+        if num_done < len(stream):
+            first_batch = stream.first_batch + num_done
+            yield dataclasses.replace(stream, first_batch=first_batch)
+        num_done = max(0, num_done - len(stream))
+
+
+def _failed_batch_name(context: DistributedContext) -> str:
+    """Return the file name for the batch of a loss that is not finite, one per rank."""
+    suffix = "" if context.is_rank_zero else f".rank{context.rank}"
+    return f"{FAILED_BATCH_NAME}{suffix}.safetensors"

@@ -1,0 +1,102 @@
+"""Report of a training: counts, speed and losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from statistics import fmean
+
+from torch import nn
+
+from longrec.nn.ranker import Ranker
+from longrec.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainReport:
+    """Summary of a training.
+
+    Args:
+        version: version of the bundle; empty for a training without one.
+        num_steps: number of optimizer steps.
+        num_requests: requests read in them; each epoch counts its own.
+        num_events: events read.
+        num_targets: targets read.
+        seconds: time of the training loop alone, over all starts.
+        total_seconds: time of the last start, with fitting the encoder and encoding.
+        events_per_second: of the training loop.
+        targets_per_second: of the training loop.
+        mean_length: mean number of events per request, as the training length distribution drew
+            them.
+        first_loss: mean loss of the first log_every steps.
+        final_loss: mean loss of the last log_every steps.
+        memory_bytes: peak memory of the device (on a CPU: of the process).
+        mfu: share of `peak_flops`, a lower bound (see CurveRow); None on a CPU.
+        peak_flops: measured peak matrix rate, FLOP/s; None on a CPU.
+        num_parameters: number of the ranker's parameters.
+        num_table_parameters: number of those in tables with sparse gradients.
+        device: device that was used.
+        precision: precision that was used.
+    """
+
+    version: str
+    num_steps: int
+    num_requests: int
+    num_events: int
+    num_targets: int
+    seconds: float
+    total_seconds: float
+    events_per_second: float
+    targets_per_second: float
+    mean_length: float
+    first_loss: float
+    final_loss: float
+    memory_bytes: int
+    mfu: float | None
+    peak_flops: float | None
+    num_parameters: int
+    num_table_parameters: int
+    device: str
+    precision: str
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> TrainReport:
+        """Return the report of a trainer after its last step, without a version."""
+        state = trainer.state
+        peak_flops = trainer.peak_flops or None
+        mfu = None
+        if peak_flops is not None:
+            mfu = state.flops / state.seconds / peak_flops
+        return cls(
+            version="",
+            num_steps=state.step,
+            num_requests=state.num_requests,
+            num_events=state.num_events,
+            num_targets=state.num_targets,
+            seconds=state.seconds,
+            total_seconds=state.seconds,
+            events_per_second=state.num_events / state.seconds,
+            targets_per_second=state.num_targets / state.seconds,
+            mean_length=state.num_events / state.num_requests,
+            first_loss=fmean(state.first_losses),
+            final_loss=fmean(state.last_losses),
+            memory_bytes=state.curve[-1].memory_bytes,
+            mfu=mfu,
+            peak_flops=peak_flops,
+            num_parameters=_num_parameters(trainer.ranker),
+            num_table_parameters=_num_table_parameters(trainer.ranker),
+            device=trainer.device.type,
+            precision=trainer.precision,
+        )
+
+
+def _num_parameters(ranker: Ranker) -> int:
+    return sum(parameter.numel() for parameter in ranker.parameters())
+
+
+def _num_table_parameters(ranker: Ranker) -> int:
+    """Return the number of parameters in tables with sparse gradients."""
+    num_parameters = 0
+    for module in ranker.modules():
+        if isinstance(module, nn.Embedding) and module.sparse:
+            num_parameters += module.weight.numel()
+    return num_parameters
