@@ -1,4 +1,4 @@
-"""build-features: feature tables of a shard of a dataset, one packed history per user."""
+"""build-features: feature tables of one shard of a dataset, a packed history per user."""
 
 from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
@@ -16,20 +16,20 @@ def build_features(
     features: Output[Dataset],
     metrics: Output[Metrics],
 ):
-    """Writes the tables of its users; needs the report of the passed checks, and names it."""
-    from longrec.config import DataConfig, build
+    """Write the feature tables; the artifact names the report of the passed checks."""
+    from longrec.config import DataConfig
+    from longrec.config_file import build
     from longrec.data.dataset import Shard
     from longrec.data.features import build as build_tables
     from longrec.data.files import write_json
     from longrec.data.location import opened
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
     part = Shard.parse(shard)
+    config = build(DataConfig, data, where="data")
     with opened(data_uri, part) as dataset:
-        report = build_tables(
-            dataset, features.path, build(DataConfig, data, where="data"), shard=part
-        )
+        report = build_tables(dataset, features.path, config, shard=part)
     features.metadata["checked_by"] = events_report.uri
-    for name, value in numbers(report).items():
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

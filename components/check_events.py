@@ -1,6 +1,4 @@
-"""check-events: the checks of the imported events; a failing one stops the pipeline, the report
-stays.
-"""
+"""check-events: checks of the imported events; a failed check stops the pipeline."""
 
 from typing import List
 
@@ -19,20 +17,16 @@ def check_events(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Writes the report on events, targets, items and users of all shards, and on the drift against
-    the version published in `workdir`.
-    """
-    from longrec.config import ChecksConfig, build
+    """Write the report on all shards, and on their drift from the version in `workdir`."""
+    from longrec.config import ChecksConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
     from longrec.data.quality.checks import check_event_profiles
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
-    result = check_event_profiles(
-        [each.path for each in profiles],
-        report.path,
-        build(ChecksConfig, checks, where="checks"),
-        workdir,
-    )
-    for name, value in numbers(result).items():
+    config = build(ChecksConfig, checks, where="checks")
+    paths = [profile.path for profile in profiles]
+    result = check_event_profiles(paths, report.path, config, workdir)
+    for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

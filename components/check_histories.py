@@ -1,6 +1,4 @@
-"""check-histories: the leakage and coverage checks of what training will read; a failing one stops
-the pipeline.
-"""
+"""check-histories: leakage and coverage checks of the training data."""
 
 from typing import List
 
@@ -18,14 +16,16 @@ def check_histories(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Writes the report on the timelines, as measured in the shards, and on the joined requests."""
-    from longrec.config import ChecksConfig, build
+    """Write the report on the profiles of all shards and on the joined requests."""
+    from longrec.config import ChecksConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
     from longrec.data.quality.checks import check_histories as check
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
     config = build(ChecksConfig, checks, where="checks")
-    result = check(histories.path, report.path, config, [each.path for each in profiles])
-    for name, value in numbers(result).items():
+    paths = [profile.path for profile in profiles]
+    result = check(histories.path, report.path, config, paths)
+    for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

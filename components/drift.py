@@ -1,6 +1,4 @@
-"""drift: how far what a service answered lately lies from what its model was evaluated on; too far
-is a failure, the report stays.
-"""
+"""drift: comparison of lately answered requests with the evaluation of their model."""
 
 from kfp.dsl import HTML, Metrics, Output
 
@@ -14,15 +12,18 @@ def drift(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Writes the report on scores and features of the requests logged in `workdir` against the
-    evaluation of the version that answered.
+    """Write the report on scores and features of the requests in the log of `workdir`.
+
+    Drift beyond the bounds fails the step.
     """
-    from longrec.config import DriftConfig, build
+    from longrec.config import DriftConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
     from longrec.release.monitoring import check_drift
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
-    result = check_drift(workdir, report.path, build(DriftConfig, drift_config, where="drift"))
-    for name, value in numbers(result).items():
+    config = build(DriftConfig, drift_config, where="drift")
+    result = check_drift(workdir, report.path, config)
+    for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,6 +1,4 @@
-"""evaluate: metrics of a bundle on later requests, at several served lengths, and the verdict of
-the gate.
-"""
+"""evaluate: metrics of a bundle on later requests, and the verdict of the gate."""
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
@@ -22,31 +20,32 @@ def evaluate(
     report: Output[HTML],
     metrics: Output[Metrics],
 ) -> bool:
-    """Returns whether the gate lets the model pass; a single output, since a local `dsl.If` skips
-    on named ones.
+    """Evaluate at several served lengths; return whether the gate passed.
+
+    The output has no name: a local `dsl.If` skips its branch for a named one.
     """
     import shutil
 
-    from longrec.config import EvaluateConfig, GateConfig, build
+    from longrec.config import EvaluateConfig, GateConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
     from longrec.evaluation.evaluate import evaluate as evaluate_ranker
-    from longrec.release.registry import comparable, store_dir
-    from longrec.reporting.summary import numbers
+    from longrec.release.model_store import store_dir
+    from longrec.release.registry import champion_bundle
+    from longrec.reporting.summary import scalar_metrics
 
-    config = build(
-        EvaluateConfig, {**evaluation_config, "served_length": served_length}, where="evaluate"
-    )
+    settings = {**evaluation_config, "served_length": served_length}
     result = evaluate_ranker(
         bundle.path,
         histories.path,
         evaluation.path,
-        config,
-        build(GateConfig, gate, where="gate"),
-        seed,
-        champion_dir=comparable(workdir, store_dir(), champion),
+        config=build(EvaluateConfig, settings, where="evaluate"),
+        gate=build(GateConfig, gate, where="gate"),
+        seed=seed,
+        champion_dir=champion_bundle(workdir, store_dir(), champion),
     )
     shutil.copyfile(f"{evaluation.path}/report.html", report.path)
-    for name, value in numbers(result).items():
+    for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)
     return result.gate.passed

@@ -1,6 +1,4 @@
-"""fingerprint: what the results of the later steps depend on beside their inputs; never cached
-itself, and quick.
-"""
+"""fingerprint: keys of the dataset and of the steps' code, for the cache of results."""
 
 from typing import NamedTuple
 
@@ -32,16 +30,16 @@ def fingerprint(
     package=str,
     study=str,
 ):
-    """Returns the fingerprints of the dataset and of the one before it, the champion to beat, and
-    the fingerprints of the steps' code.
-    """
-    from longrec.config import GateConfig, build
+    """Return the keys of the dataset, the dataset before it, the champion, and the steps' code."""
+    from longrec.config import GateConfig
+    from longrec.config_file import build
     from longrec.data.location import fingerprint as of_dataset
     from longrec.data.store.versions import version_before
-    from longrec.release.registry import read
+    from longrec.release.registry import read_registry
     from longrec.runs.fingerprint import of_steps
 
-    champion = build(GateConfig, gate, where="gate").against_champion and read(workdir).champion
+    config = build(GateConfig, gate, where="gate")
+    champion = config.against_champion and read_registry(workdir).champion
     return (
         of_dataset(data_uri),
         version_before(workdir, data_uri),

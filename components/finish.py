@@ -1,6 +1,4 @@
-"""finish: the outcome of a run as a file and as a message to a webhook; runs last, whatever
-happened before.
-"""
+"""finish: outcome of a run, as a file and as a message to a webhook; always runs last."""
 
 from kfp.dsl import Artifact, Output, PipelineTaskFinalStatus
 
@@ -17,7 +15,7 @@ def finish(
     webhook: str,
     outcome: Output[Artifact],
 ):
-    """Writes the outcome and tells the webhook (LONGREC_WEBHOOK where the parameter is empty)."""
+    """Write the outcome and notify the webhook; LONGREC_WEBHOOK is its default."""
     from longrec.runs.outcome import announce
 
     facts = {

@@ -1,4 +1,4 @@
-"""join-features: the feature tables of all shards become those of the dataset."""
+"""join-features: feature tables of the dataset from those of all shards."""
 
 from typing import List
 
@@ -11,12 +11,13 @@ from components import component
 def join_features(
     shards: Input[List[Dataset]], code_key: str, features: Output[Dataset], metrics: Output[Metrics]
 ):
-    """Writes the feature tables that the feature store publishes, equal to those of one build."""
+    """Write the feature tables to publish; they equal those of one unsharded build."""
     from longrec.data.features import join
     from longrec.data.files import write_json
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
-    report = join([each.path for each in shards], features.path)
-    for name, value in numbers(report).items():
+    paths = [shard.path for shard in shards]
+    report = join(paths, features.path)
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,4 +1,4 @@
-"""join-histories: the histories of all shards become those of the dataset, split in time."""
+"""join-histories: histories of the dataset from those of all shards, split in time."""
 
 from typing import List
 
@@ -17,18 +17,20 @@ def join_histories(
     histories: Output[Dataset],
     metrics: Output[Metrics],
 ):
-    """Writes what training and evaluation read, equal to the histories of one retrieval; names the
-    digest of what was read.
+    """Write the histories for training and evaluation; they equal those of one retrieval.
+
+    The artifact names the digest of the published features.
     """
-    from longrec.config import DataConfig, build
+    from longrec.config import DataConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
     from longrec.data.store.retrieve import join
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
-    report = join(
-        [each.path for each in shards], histories.path, build(DataConfig, data, where="data"), seed
-    )
+    config = build(DataConfig, data, where="data")
+    paths = [shard.path for shard in shards]
+    report = join(paths, histories.path, config, seed)
     histories.metadata["published"] = published
-    for name, value in numbers(report).items():
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,6 +1,4 @@
-"""package: a ranker that passed the gate becomes a versioned bento, after the three ways to score
-were found equal.
-"""
+"""package: versioned bento of a ranker that passed the gate, after a check of its scores."""
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
@@ -23,13 +21,15 @@ def package(
     packaged: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Builds the bento `version` (empty: named by the fingerprints of bundle and code), serves it
-    once, and exports it as a folder.
+    """Build a bento, serve it once to compare scores, and export it as a folder.
+
+    An empty `version` names it by the fingerprints of bundle and code.
     """
-    from longrec.config import GateConfig, build
+    from longrec.config import GateConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
     from longrec.release.packaging import package as package_ranker
-    from longrec.reporting.summary import facts, numbers
+    from longrec.reporting.summary import as_dict, scalar_metrics
 
     report = package_ranker(
         bundle.path,
@@ -45,7 +45,7 @@ def package(
         code_key=code_key,
     )
     bento.metadata["tag"] = report.tag
-    write_json(packaged.path, facts(report))
-    for name, value in numbers(report).items():
+    write_json(packaged.path, as_dict(report))
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,6 +1,4 @@
-"""profile-events: what the checks need to know of a shard of the imported events; judges
-nothing.
-"""
+"""profile-events: statistics of one shard of the imported events, for check-events."""
 
 from kfp.dsl import Artifact, Metrics, Output
 
@@ -18,18 +16,16 @@ def profile_events(
     profile: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Writes a row per user and some numbers; with those of the other shards, `check-events` judges
-    them.
-    """
+    """Write one row of statistics per user and the totals of the shard."""
     from longrec.data.dataset import Shard
     from longrec.data.files import write_json
     from longrec.data.location import opened
     from longrec.data.quality.checks import profile_events as measure
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
     part = Shard.parse(shard)
     with opened(data_uri, part) as dataset:
         result = measure(dataset, profile.path, workdir, part)
-    for name, value in numbers(result).items():
+    for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,6 +1,4 @@
-"""profile-histories: what the leakage checks need to know of the timelines of a shard; judges
-nothing.
-"""
+"""profile-histories: statistics of the timelines of one shard, for check-histories."""
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
@@ -11,14 +9,12 @@ from components import component
 def profile_histories(
     histories: Input[Dataset], code_key: str, profile: Output[Artifact], metrics: Output[Metrics]
 ):
-    """Writes a row per user and some numbers; with those of the other shards, `check-histories`
-    judges them.
-    """
+    """Write one row of statistics per user and the totals of the shard."""
     from longrec.data.files import write_json
     from longrec.data.quality.checks import profile_histories as measure
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
     result = measure(histories.path, profile.path)
-    for name, value in numbers(result).items():
+    for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,4 +1,4 @@
-"""publish: feature tables become the offline and the online side of the feature store."""
+"""publish: offline and online feature store from the feature tables."""
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
@@ -14,17 +14,15 @@ def publish(
     published: Output[Artifact],
     metrics: Output[Metrics],
 ) -> str:
-    """Returns the digest of what the store holds now; never cached, and does nothing where the
-    store holds it already.
-    """
+    """Publish the feature tables if the store holds others; return the store's digest."""
     from longrec.data.files import write_json
     from longrec.data.store.publish import publish as publish_features
-    from longrec.reporting.summary import facts, numbers
+    from longrec.reporting.summary import as_dict, scalar_metrics
 
     report = publish_features(features.path, workdir, repo_dir, key=code_key)
-    published.metadata.update(facts(report))
+    published.metadata.update(as_dict(report))
     write_json(published.path, published.metadata)
-    for name, value in numbers(report).items():
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)
     return report.digest

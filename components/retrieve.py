@@ -1,4 +1,4 @@
-"""retrieve: histories of the requests of a shard, read through the feature store."""
+"""retrieve: histories of the requests of one shard, read through the feature store."""
 
 from kfp.dsl import Dataset, Metrics, Output
 
@@ -19,19 +19,22 @@ def retrieve(
     histories: Output[Dataset],
     metrics: Output[Metrics],
 ):
-    """Writes timelines, requests as offsets into them, and targets; `published` is the digest of
-    what is read.
+    """Write timelines, requests as offsets into them, and targets.
+
+    `published` is the digest of the features that are read.
     """
-    from longrec.config import DataConfig, build
+    from longrec.config import DataConfig
+    from longrec.config_file import build
     from longrec.data.dataset import Shard
     from longrec.data.files import write_json
     from longrec.data.location import opened
     from longrec.data.store.retrieve import retrieve as retrieve_histories
-    from longrec.reporting.summary import numbers
+    from longrec.reporting.summary import scalar_metrics
 
-    part, config = Shard.parse(shard), build(DataConfig, data, where="data")
+    part = Shard.parse(shard)
+    config = build(DataConfig, data, where="data")
     with opened(data_uri, part) as dataset:
         report = retrieve_histories(dataset, workdir, repo_dir, histories.path, config, seed, part)
-    for name, value in numbers(report).items():
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

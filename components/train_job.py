@@ -1,6 +1,4 @@
-"""train-job: a ranker from histories, trained by a TrainJob of Kubeflow Trainer on several nodes;
-in place of train.
-"""
+"""train-job: bundle of a ranker, trained by a TrainJob of Kubeflow Trainer; replaces train."""
 
 from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
@@ -21,11 +19,12 @@ def train_job(
     bundle: Output[Model],
     metrics: Output[Metrics],
 ):
-    """Waits for the TrainJob and takes its bundle, which names the report of the checks."""
-    from longrec.config import RunConfig, build
+    """Wait for the TrainJob and take its bundle; the bundle names the report of the checks."""
+    from longrec.config import RunConfig
+    from longrec.config_file import build
     from longrec.data.files import write_json
-    from longrec.reporting.summary import numbers
-    from longrec.runs.run import room
+    from longrec.reporting.summary import scalar_metrics
+    from longrec.runs.project import import_module
 
     sections = {
         "model": model,
@@ -34,11 +33,11 @@ def train_job(
         "evaluate": {"served_length": served_length},
         "seed": seed,
     }
-    config = build(RunConfig, {**sections, "platform": platform})
-    report = room("pipelines.kubeflow_trainer").run_training_job(
-        histories.path, bundle.path, config
+    cluster = import_module("pipelines.platform_config").build_platform(platform)
+    report = import_module("pipelines.kubeflow_trainer").run_training_job(
+        histories.path, bundle.path, build(RunConfig, sections), cluster
     )
     bundle.metadata["checked_by"] = histories_report.uri
-    for name, value in numbers(report).items():
+    for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

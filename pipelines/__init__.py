@@ -1,1 +1,1 @@
-"""The pipelines: graphs of components, and the runner that executes one on this machine."""
+"""Pipelines: graphs of components, a local runner, and a client of Kubeflow Pipelines."""

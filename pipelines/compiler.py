@@ -1,4 +1,4 @@
-"""Compiles the pipelines to pipelines/compiled/, and checks that what lies there is up to date."""
+"""Compile the pipelines to pipelines/compiled/, and check that those files are up to date."""
 
 import importlib
 import tempfile
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
-from longrec.config import PlatformConfig
 from longrec.errors import LongrecError
+from pipelines.platform_config import PlatformConfig
 
 PIPELINES = ("training", "refresh", "drift", "study")
 FOLDER = Path(__file__).resolve().parent / "compiled"
 
 
 def pipeline(name: str, platform: Optional[PlatformConfig]) -> Any:
-    """Returns a pipeline as a platform runs it; None for one machine.
+    """Return a pipeline with the platform's settings; None for one machine.
 
     Raises:
         LongrecError: there is no such pipeline.
@@ -25,9 +25,7 @@ def pipeline(name: str, platform: Optional[PlatformConfig]) -> Any:
 
 
 def compile_to(name: str, path: Path, platform: PlatformConfig) -> Path:
-    """Returns `path` after writing a pipeline to it: the graph, and behind `---` what the platform
-    gives its steps.
-    """
+    """Write a pipeline to a file: the graph, then the platform's settings of its steps."""
     from kfp import compiler
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +38,9 @@ def compile_all(
     folder: Path = FOLDER,
     platform: Optional[PlatformConfig] = None,
 ) -> list[Path]:
-    """Returns the paths written: each pipeline as it is on a platform, the default one for None."""
-    return [
-        compile_to(name, folder / f"{name}.yaml", platform or PlatformConfig()) for name in names
-    ]
+    """Write pipelines for a platform (None for the default one); return their paths."""
+    settings = platform or PlatformConfig()
+    return [compile_to(name, folder / f"{name}.yaml", settings) for name in names]
 
 
 def check_compiled(
@@ -51,15 +48,16 @@ def check_compiled(
     folder: Path = FOLDER,
     platform: Optional[PlatformConfig] = None,
 ) -> None:
-    """Returns nothing when the compiled files are what compiling would write.
+    """Check that the compiled files equal what compiling would write.
 
     Raises:
-        LongrecError: one is missing or differs.
+        LongrecError: a file is missing or differs.
     """
-    with tempfile.TemporaryDirectory() as fresh:
-        for path in compile_all(names, Path(fresh), platform):
-            known = folder / path.name
-            if not known.is_file() or known.read_bytes() != path.read_bytes():
+    with tempfile.TemporaryDirectory() as temporary:
+        for fresh in compile_all(names, Path(temporary), platform):
+            committed = folder / fresh.name
+            if not committed.is_file() or committed.read_bytes() != fresh.read_bytes():
                 raise LongrecError(
-                    f"{known} is not up to date", fix="Run 'make compile' and commit the result."
+                    f"{committed} is not up to date",
+                    fix="Run 'make compile' and commit the result.",
                 )

@@ -1,5 +1,6 @@
-"""Parts of a graph that several pipelines have: a loop over the shards of the dataset, and a step
-that joins what they made.
+"""Stages that several graphs share: features, histories, and the exit step.
+
+A stage loops over the shards of the dataset; one more step joins their results.
 """
 
 from typing import Any, Optional, Tuple
@@ -9,14 +10,40 @@ from kfp import dsl
 from components.build_features import build_features
 from components.check_events import check_events
 from components.check_histories import check_histories
+from components.fingerprint import fingerprint
+from components.finish import finish
 from components.join_features import join_features
 from components.join_histories import join_histories
 from components.profile_events import profile_events
 from components.profile_histories import profile_histories
 from components.publish import publish
 from components.retrieve import retrieve
-from longrec.config import PlatformConfig
-from pipelines.platform import parallelism, place
+from pipelines.platform_config import PlatformConfig
+from pipelines.task_settings import configure, parallelism
+
+
+def exit_step(
+    platform: Optional[PlatformConfig],
+    *,
+    pipeline: str,
+    run_id: Any,
+    data_uri: Any,
+    webhook: Any,
+) -> Any:
+    """Return the step that reports the outcome of a run, for an exit handler."""
+    finished = finish(
+        pipeline=pipeline,
+        run_id=run_id,
+        job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        data_uri=data_uri,
+        webhook=webhook,
+    )
+    return configure(finished, platform)
+
+
+def fingerprints(platform: Optional[PlatformConfig], **parameters: Any) -> Any:
+    """Return the outputs of the step fingerprint: keys of the dataset and of each step's code."""
+    return configure(fingerprint(**parameters), platform).outputs
 
 
 def published_features(
@@ -30,18 +57,16 @@ def published_features(
     data: Any,
     checks: Any,
 ) -> Any:
-    """Returns the digest of what the feature store holds after checking the events and building and
-    publishing their features.
+    """Check the events, build and publish their features; return the digest of the feature store.
 
     Args:
         keys: outputs of the step fingerprint.
-        platform: see `platform.place`.
-        data_uri, shards, home, repo_dir, data, checks: parameters of the pipeline.
+        platform: see `pipelines.task_settings.configure`.
+        data_uri, shards, workdir, repo_dir, data, checks: parameters of the pipeline.
     """
-    with dsl.ParallelFor(
-        shards, name="shards of events", parallelism=parallelism(platform)
-    ) as shard:
-        measured = profile_events(
+    limit = parallelism(platform)
+    with dsl.ParallelFor(shards, name="shards of events", parallelism=limit) as shard:
+        profiled = profile_events(
             data_uri=data_uri,
             data_key=keys["data"],
             before_key=keys["before"],
@@ -49,18 +74,16 @@ def published_features(
             shard=shard,
             workdir=workdir,
         )
-        place(measured, "profile-events", platform)
+        configure(profiled, platform)
     checked = check_events(
-        profiles=dsl.Collected(measured.outputs["profile"]),
+        profiles=dsl.Collected(profiled.outputs["profile"]),
         before_key=keys["before"],
         code_key=keys["check_events"],
         checks=checks,
         workdir=workdir,
     )
-    place(checked, "check-events", platform)
-    with dsl.ParallelFor(
-        shards, name="shards of features", parallelism=parallelism(platform)
-    ) as shard:
+    configure(checked, platform)
+    with dsl.ParallelFor(shards, name="shards of features", parallelism=limit) as shard:
         built = build_features(
             data_uri=data_uri,
             data_key=keys["data"],
@@ -69,15 +92,18 @@ def published_features(
             events_report=checked.outputs["report"],
             data=data,
         )
-        place(built, "build-features", platform)
+        configure(built, platform)
     joined = join_features(
         shards=dsl.Collected(built.outputs["features"]), code_key=keys["join_features"]
     )
-    features = place(joined, "join-features", platform).outputs["features"]
+    configure(joined, platform)
     published = publish(
-        features=features, code_key=keys["publish"], workdir=workdir, repo_dir=repo_dir
+        features=joined.outputs["features"],
+        code_key=keys["publish"],
+        workdir=workdir,
+        repo_dir=repo_dir,
     )
-    return place(published, "publish", platform).outputs["Output"]
+    return configure(published, platform).outputs["Output"]
 
 
 def checked_histories(
@@ -93,16 +119,16 @@ def checked_histories(
     checks: Any,
     seed: Any,
 ) -> Tuple[Any, Any]:
-    """Returns the histories of a dataset's requests and the report of their checks.
+    """Retrieve and check the histories of a dataset's requests; return them and the report.
 
     Args:
-        keys, platform, data_uri, shards, home, repo_dir, data, checks: as of `published_features`.
-        published: what it returned.
+        keys, platform, data_uri, shards, workdir, repo_dir, data, checks: see
+            `published_features`.
+        published: its result.
         seed: of the sample of requests.
     """
-    with dsl.ParallelFor(
-        shards, name="shards of histories", parallelism=parallelism(platform)
-    ) as shard:
+    limit = parallelism(platform)
+    with dsl.ParallelFor(shards, name="shards of histories", parallelism=limit) as shard:
         retrieved = retrieve(
             data_uri=data_uri,
             data_key=keys["data"],
@@ -114,12 +140,10 @@ def checked_histories(
             data=data,
             seed=seed,
         )
-        part = place(retrieved, "retrieve", platform).outputs["histories"]
-        measured = place(
-            profile_histories(histories=part, code_key=keys["profile_histories"]),
-            "profile-histories",
-            platform,
-        )
+        configure(retrieved, platform)
+        part = retrieved.outputs["histories"]
+        profiled = profile_histories(histories=part, code_key=keys["profile_histories"])
+        configure(profiled, platform)
     joined = join_histories(
         shards=dsl.Collected(part),
         code_key=keys["join_histories"],
@@ -127,11 +151,13 @@ def checked_histories(
         data=data,
         seed=seed,
     )
-    histories = place(joined, "join-histories", platform).outputs["histories"]
+    configure(joined, platform)
+    histories = joined.outputs["histories"]
     checked = check_histories(
         histories=histories,
-        profiles=dsl.Collected(measured.outputs["profile"]),
+        profiles=dsl.Collected(profiled.outputs["profile"]),
         code_key=keys["check_histories"],
         checks=checks,
     )
-    return histories, place(checked, "check-histories", platform).outputs["report"]
+    configure(checked, platform)
+    return histories, checked.outputs["report"]

@@ -1,46 +1,51 @@
-"""The training pipeline: dataset -> features -> feature store -> histories -> bundle -> evaluation -> (gate) -> bento.
+"""The training pipeline: from a dataset to a checked, trained, evaluated and packaged ranker.
 
     fingerprint --(data, code)--> all
-    for each shard: profile-events --> check-events --(report)--> for each shard: build-features --> join-features --> publish
+    for each shard: profile-events --> check-events --(report)-->
+    for each shard: build-features --> join-features --> publish
     publish --> for each shard: retrieve, profile-histories --> join-histories --> check-histories
                                                                     \\              |(report)
-                                                                     \\---------> train --> evaluate --(passed?)--> package
-    whatever happens: finish
+                                                                     \\---------> train
+    train --> evaluate --(passed?)--> package
+    in any case: finish
 
-The arrows are artifacts and values: the feature build needs the report of the passed checks of the events, training that of the
-histories, retrieval the digest of what was published. `python -m pipelines.training` writes pipelines/compiled/training.yaml.
+The arrows are artifacts and values. The feature build needs the report of the event checks, and
+training that of the history checks. Retrieval needs the digest of the published features.
+`python -m pipelines.training` writes pipelines/compiled/training.yaml.
 """
 
 import functools
 import sys
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 from kfp import dsl
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the path, not the root
+if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the path, not the root.
     sys.path.insert(0, str(ROOT))
 
 from components.evaluate import evaluate as evaluate_ranker  # noqa: E402
-from components.fingerprint import fingerprint  # noqa: E402
-from components.finish import finish  # noqa: E402
 from components.package import package  # noqa: E402
 from components.train import train as train_ranker  # noqa: E402
 from components.train_job import train_job  # noqa: E402
-from longrec.config import PlatformConfig, plain  # noqa: E402
+from longrec.config import to_dict  # noqa: E402
 from pipelines.compiler import compile_all  # noqa: E402
-from pipelines.platform import place  # noqa: E402
-from pipelines.stages import checked_histories, published_features  # noqa: E402
+from pipelines.platform_config import PlatformConfig  # noqa: E402
+from pipelines.stages import (  # noqa: E402
+    checked_histories,
+    exit_step,
+    fingerprints,
+    published_features,
+)
+from pipelines.task_settings import configure, default_workdir  # noqa: E402
 
 NAME = "longrec-training"
 
 
 def make(platform: Optional[PlatformConfig]) -> Any:
-    """Returns the pipeline as a platform runs it; None for one machine, which ignores what only a
-    cluster has.
-    """
-    home_path = (platform or PlatformConfig()).workdir
+    """Return the pipeline for a platform; None for one machine."""
+    workdir_path = default_workdir(platform)
 
     @dsl.pipeline(
         name=NAME,
@@ -50,7 +55,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         data_uri: str,
         shards: list = ["1/1"],
         run_id: str = "",
-        workdir: str = home_path,
+        workdir: str = workdir_path,
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         seed: int = 0,
@@ -63,42 +68,28 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         evaluate: dict = {},
         gate: dict = {},
     ):
-        """Trains and packages a ranker.
+        """Train and package a ranker.
 
         Args:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
                 in an object store (s3://, gs://).
-            shards: of the dataset's users, each built, checked and retrieved on its own: for
+            shards: of the dataset's users, each checked, built and retrieved in its own step: for
                 example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
-            workdir: directory of the feature store (a volume that serving mounts too).
+            workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
-            webhook: http(s) address that is told how the run ended; empty for the platform's
-                secret, or for none.
-            seed: seeds everything that is random.
-            served_length: the history length that ships; metrics and gate are taken at it.
-            data, checks, model, lengths, train, evaluate, gate: the sections of the configuration
-                (longrec.config); keys that
-                are left out keep their defaults.
+            webhook: http(s) address that receives the outcome; empty for the platform's secret,
+                or for none.
+            seed: seeds everything random.
+            served_length: history length of the service; metrics and gate use it.
+            data, checks, model, lengths, train, evaluate, gate: sections of the configuration
+                (longrec.config); missing keys have their defaults.
         """
-        last = finish(
-            pipeline=NAME,
-            run_id=run_id,
-            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            data_uri=data_uri,
-            webhook=webhook,
-        )
-        with dsl.ExitHandler(place(last, "finish", platform), name="run"):
-            keys = place(
-                fingerprint(
-                    data_uri=data_uri,
-                    workdir=workdir,
-                    repo_dir=repo_dir,
-                    gate=gate,
-                ),
-                "fingerprint",
-                platform,
-            ).outputs
+        last = exit_step(platform, pipeline=NAME, run_id=run_id, data_uri=data_uri, webhook=webhook)
+        with dsl.ExitHandler(last, name="run"):
+            keys = fingerprints(
+                platform, data_uri=data_uri, workdir=workdir, repo_dir=repo_dir, gate=gate
+            )
             published = published_features(
                 keys,
                 platform,
@@ -121,10 +112,10 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 checks=checks,
                 seed=seed,
             )
-            step, trainer = _trainer(
+            train_component = _train_component(
                 platform, checkpoint_dir=f"{workdir}/checkpoints", log_dir=f"{workdir}/tensorboard"
             )
-            trained = trainer(
+            trained = train_component(
                 histories=histories,
                 histories_report=report,
                 code_key=keys["train"],
@@ -134,7 +125,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 served_length=served_length,
                 seed=seed,
             )
-            bundle = place(trained, step, platform).outputs["bundle"]
+            configure(trained, platform)
+            bundle = trained.outputs["bundle"]
             evaluated = evaluate_ranker(
                 bundle=bundle,
                 histories=histories,
@@ -146,8 +138,9 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 served_length=served_length,
                 seed=seed,
             )
-            place(evaluated, "evaluate", platform)
-            with dsl.If(evaluated.outputs["Output"] == True, name="gate passed"):  # noqa: E712  (kfp overloads ==)
+            configure(evaluated, platform)
+            has_passed = evaluated.outputs["Output"] == True  # noqa: E712  (kfp overloads ==)
+            with dsl.If(has_passed, name="gate passed"):
                 packaged = package(
                     bundle=bundle,
                     evaluation=evaluated.outputs["evaluation"],
@@ -159,18 +152,16 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                     repo_dir=repo_dir,
                     seed=seed,
                 )
-                place(packaged, "package", platform)
+                configure(packaged, platform)
 
     return training
 
 
-def _trainer(platform: Optional[PlatformConfig], **folders: Any) -> Tuple[str, Any]:
-    """Returns the step that trains and its component: in its own pod, or by a TrainJob on the nodes
-    that the platform names.
-    """
+def _train_component(platform: Optional[PlatformConfig], **folders: Any) -> Any:
+    """Return the component that trains: in its own pod, or by a TrainJob of Kubeflow Trainer."""
     if platform is not None and platform.trainer.engine == "kubeflow":
-        return "train-job", functools.partial(train_job, platform=plain(platform))
-    return "train", functools.partial(train_ranker, **folders)
+        return functools.partial(train_job, platform=to_dict(platform))
+    return functools.partial(train_ranker, **folders)
 
 
 training = make(PlatformConfig())

@@ -1,6 +1,4 @@
-"""`python -m longrec ...` is the command `longrec`, so that torchrun can start it: `torchrun ... -m
-longrec train ...`.
-"""
+"""Run the command `longrec` as a module, for torchrun: `torchrun ... -m longrec train ...`."""
 
 from longrec.cli.main import main
 

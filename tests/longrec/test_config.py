@@ -19,9 +19,8 @@ from longrec.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
-    build,
-    load,
 )
+from longrec.config_file import build, load_config
 from longrec.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,14 +34,14 @@ def _write(folder: Path, text: str) -> Path:
 
 def test_unknown_key_names_the_path_and_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'train\.learning_rat'.*Did you mean 'learning_rate'"):
-        load(_write(tmp_path, "train: {learning_rat: 0.1}"))
+        load_config(_write(tmp_path, "train: {learning_rat: 0.1}"))
 
 
 def test_unknown_section_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"unknown configuration key 'modell'.*Did you mean 'model'"
     ):
-        load(_write(tmp_path, "modell: {width: 64}"))
+        load_config(_write(tmp_path, "modell: {width: 64}"))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_unknown_section_is_an_error(tmp_path: Path) -> None:
 )
 def test_wrong_types_and_choices_are_errors(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):
-        load(_write(tmp_path, text))
+        load_config(_write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -78,12 +77,12 @@ def test_wrong_types_and_choices_are_errors(tmp_path: Path, text: str) -> None:
 )
 def test_values_out_of_bounds_are_errors(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError):
-        load(_write(tmp_path, text))
+        load_config(_write(tmp_path, text))
 
 
 def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, "seed: 1\ntrain: {epochs: 1}\n")
-    config = load(
+    config = load_config(
         path,
         [
             "train.epochs=3",
@@ -107,26 +106,26 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
 )
 def test_a_malformed_override_is_an_error(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
-        load(_write(tmp_path, "seed: 1"), [override])
+        load_config(_write(tmp_path, "seed: 1"), [override])
 
 
 def test_missing_and_broken_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration at"):
-        load(tmp_path / "absent.yaml")
+        load_config(tmp_path / "absent.yaml")
     with pytest.raises(ConfigError, match="is not YAML") as refused:
-        load(_write(tmp_path, "a: [1"))
+        load_config(_write(tmp_path, "a: [1"))
     assert "\n" not in str(refused.value)
     with pytest.raises(ConfigError, match="cannot be read"):
-        load(tmp_path)
+        load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
     with pytest.raises(ConfigError, match=r"cannot be read.*UTF-8"):
-        load(tmp_path / "latin.yaml")
+        load_config(tmp_path / "latin.yaml")
     with pytest.raises(ConfigError, match="found list; expected a mapping"):
-        load(_write(tmp_path, "[a]"), ["seed=1"])
+        load_config(_write(tmp_path, "[a]"), ["seed=1"])
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
-    assert load(_write(tmp_path, "")) == RunConfig()
+    assert load_config(_write(tmp_path, "")) == RunConfig()
 
 
 @given(
@@ -162,7 +161,7 @@ RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswit
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_every_configuration_in_the_repository_loads(path: Path) -> None:
-    assert load(path).evaluate.lengths
+    assert load_config(path).evaluate.lengths
 
 
 def _doubles(value: Any) -> Any:

@@ -17,9 +17,10 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 
-from longrec.config import ConfigError, PlatformConfig, build
-from longrec.errors import LongrecError
+from longrec.config_file import build
+from longrec.errors import ConfigError, LongrecError
 from pipelines import compiler
+from pipelines.platform_config import PlatformConfig
 
 ROOT = Path(__file__).parents[2]
 FEATURES = {
@@ -491,7 +492,7 @@ def test_training_on_several_nodes_is_a_step_that_waits_for_a_job(tmp_path: Path
         ),
         (
             {"workdir_volume": "My_Home"},
-            r"platform\.workdir_volume is no name of Kubernetes; found My_Home",
+            r"platform\.workdir_volume is no name of a Kubernetes object; found My_Home",
         ),
         ({"secrets": {"S3": {"a": "B"}}}, r"platform\.secrets is no name"),
         ({"workdir": "relative"}, r"platform\.workdir is no absolute path"),

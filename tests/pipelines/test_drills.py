@@ -14,12 +14,15 @@ from typing import Any
 import psutil
 import pytest
 
-from longrec.config import PlatformConfig, RunConfig, build
+from longrec.config import RunConfig
+from longrec.config_file import build
 from longrec.data.files import read_json, sha256_of
 from longrec.data.importers.synthetic import synthesize
+from longrec.runs.local_run import FinishedStep, LocalRun
 from longrec.runs.run import pipeline_arguments
 from pipelines import compiler
-from pipelines.local_runner import LocalRun, Step, run
+from pipelines.local_runner import run
+from pipelines.platform_config import PlatformConfig
 from tests.pipelines.test_end_to_end import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +66,7 @@ class Killer:
     def detail(self, text: str) -> None:
         pass
 
-    def end(self, step: Step) -> None:
+    def end(self, step: FinishedStep) -> None:
         with self._lock:
             count, over, watch = self._running[step.name]
             self._running[step.name] = count - 1, over, watch

@@ -18,7 +18,8 @@ import pytest
 from kfp import dsl
 
 from components import component
-from pipelines.local_runner import LocalRun, Step, StepFailed, run
+from longrec.runs.local_run import FinishedStep, LocalRun
+from pipelines.local_runner import StepFailed, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ class Heard:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.said: list[str] = []
-        self.ended: list[Step] = []
+        self.ended: list[FinishedStep] = []
 
     def begin(self, name: str) -> None:
         self.begun.append(name)
@@ -35,7 +36,7 @@ class Heard:
     def detail(self, text: str) -> None:
         self.said.append(text)
 
-    def end(self, step: Step) -> None:
+    def end(self, step: FinishedStep) -> None:
         self.ended.append(step)
 
 

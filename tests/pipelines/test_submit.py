@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from longrec.cli.main import app
-from pipelines.submit import _continued, cron_fields, read_package
+from pipelines.server.packages import cron_fields, read_package
+from pipelines.server.pod_logs import continue_fnv1a
 from tests.pipelines.kfp_server import FakeServer, running
 
 ROOT = Path(__file__).parents[2]
@@ -74,8 +75,8 @@ def _json(*arguments: str) -> dict[str, Any]:
 def config(tmp_path: Path) -> tuple[str, str]:
     path = tmp_path / "team.yaml"
     path.write_text(
-        "name: team\nseed: 3\nmodel: {width: 128}\nplatform: {image: team/python:4, service_account: trainer, "
-        "steps: {train: {gpu: 1}}}\n"
+        "name: team\nseed: 3\nmodel: {width: 128}\n"
+        "platform: {image: team/python:4, service_account: trainer, steps: {train: {gpu: 1}}}\n"
     )
     return "--config", str(path)
 
@@ -213,7 +214,7 @@ def test_status_shows_a_run_with_its_steps_and_the_newest_runs(server: FakeServe
 
 def _hash(text: str) -> int:
     """Returns 32-bit FNV-1a, as Argo names nodes."""
-    return _continued(2_166_136_261, text)
+    return continue_fnv1a(2_166_136_261, text)
 
 
 def _as_argo_names_them(step: str, attempts: int) -> tuple[list[dict[str, Any]], list[str]]:
@@ -280,7 +281,7 @@ def test_logs_that_are_not_there(server: FakeServer) -> None:
     missing = _type("logs", run, "train")
     assert (
         missing.exit_code == 1
-        and "keeps no log of step 'train'" in missing.stderr
+        and "has no log of step 'train'" in missing.stderr
         and f"-l pipeline/runid={run}" in missing.stderr
     )
     unknown = _type("logs", run, "trane")
@@ -294,7 +295,11 @@ def test_logs_that_are_not_there(server: FakeServer) -> None:
 def test_a_server_of_many_users_wants_a_namespace(server: FakeServer) -> None:
     server.multi_user = True
     lost = _type("status")
-    assert lost.exit_code == 1 and "has many users" in lost.stderr and "--namespace" in lost.stderr
+    assert (
+        lost.exit_code == 1
+        and "is a multi-user server" in lost.stderr
+        and "--namespace" in lost.stderr
+    )
     assert _json("status", "--namespace", "team") == {"runs": []}
 
 
@@ -302,10 +307,11 @@ def test_a_server_that_cannot_tell_an_exit_task_the_state_is_too_old(server: Fak
     server.refuse = (0, "")
     server.refuse_post = (
         500,
-        'Internal error: compiling DAG "root": failed to add implicit deps: task final status not supported yet',
+        'Internal error: compiling DAG "root": failed to add implicit deps: '
+        "task final status not supported yet",
     )
     old = _type("submit", *DATA)
-    assert old.exit_code == 1 and "2.14 and newer" in old.stderr
+    assert old.exit_code == 1 and "2.14 or newer" in old.stderr
 
 
 def test_a_token_and_a_cookie_are_sent_and_never_an_option(
@@ -334,21 +340,24 @@ def _failing(server: FakeServer, refuse: tuple[int, str], *arguments: str) -> st
 def test_every_failure_says_what_to_do(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     submit = ("submit", *DATA)
     closed = _failing(server, (401, "no identity"), *submit)
-    assert "does not let you in; found 401 no identity. Give a token in LONGREC_KFP_TOKEN" in closed
+    assert (
+        "refused the credentials; found 401 no identity. Give a token in LONGREC_KFP_TOKEN"
+        in closed
+    )
     skewed = _failing(server, (404, "page not found"), *submit)
     assert (
-        "does not speak this version of the API" in skewed
-        and "2.14 and newer (kfp 2.17.0)" in skewed
+        "does not support this version of the API" in skewed
+        and "2.14 or newer (kfp 2.17.0)" in skewed
     )
-    assert "does not speak" in _failing(
+    assert "does not support" in _failing(
         server, (400, 'json: unknown field "platform_spec"'), *submit
     )
     assert "refused the request; found 500 database is locked" in _failing(
         server, (500, "database is locked"), *submit
     )
-    assert "knows no run 7; found 404 Run 7 not found" in _failing(server, (0, ""), "status", "7")
+    assert "has no run 7; found 404 Run 7 not found" in _failing(server, (0, ""), "status", "7")
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
-    assert "no Kubeflow Pipelines server is named. Give --host" in _failing(
+    assert "the address of the Kubeflow Pipelines server is missing. Give --host" in _failing(
         server, (0, ""), *submit
     )
     assert "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in _failing(
@@ -360,8 +369,8 @@ def test_an_unknown_experiment_is_made_only_when_asked_for(server: FakeServer) -
     _json("submit", *DATA)
     message = _failing(server, (0, ""), "submit", *DATA, "--experiment", "nightyl")
     assert (
-        "there is no experiment 'nightyl'; expected longrec. Give one of these, or --create-experiment"
-        in message
+        "there is no experiment 'nightyl'; expected longrec. "
+        "Give one of these, or --create-experiment" in message
     )
     assert len(server.experiments) == len(server.runs) == 1
     _json("submit", *DATA, "--experiment", "nightly", "--create-experiment")

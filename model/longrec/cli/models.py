@@ -1,29 +1,19 @@
-"""The verbs of versions: `longrec models list|promote|rollback|shadow`."""
+"""The commands of model versions: `longrec models list|promote|rollback|shadow`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from longrec.cli.options import DEFAULT_WORKDIR, AsJson, Workdir, command_group, print_result
 from longrec.errors import ConfigError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Decide which packaged model answers: list, promote, rollback, shadow.",
-)
+app = command_group("Decide which packaged model answers: list, promote, rollback, shadow.")
 
-Workdir = Annotated[
-    Path,
-    typer.Option(
-        help="The feature store and the registry of models live here (LONGREC_HOME of the service)."
-    ),
-]
 Store = Annotated[
     Path | None,
     typer.Option(
@@ -31,45 +21,45 @@ Store = Annotated[
     ),
 ]
 Why = Annotated[
-    str, typer.Option("--why", help="The reason; it is written to the log.", show_default=False)
+    str, typer.Option("--why", help="The reason, for the log of decisions.", show_default=False)
 ]
 By = Annotated[
     str | None,
-    typer.Option(
-        "--by", help="Who decides; default the user who is logged in.", show_default=False
-    ),
+    typer.Option("--by", help="Who decides; default the current user.", show_default=False),
 ]
 Version = Annotated[
+    str, typer.Argument(metavar="VERSION", help="Of a model; see `longrec models list`.")
+]
+ShadowAction = Annotated[
     str,
-    typer.Argument(metavar="VERSION", help="Of a model in the store, see `longrec models list`."),
+    typer.Argument(
+        metavar="VERSION|report|off", help="A version to start, the report, or the end."
+    ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
+Share = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the requests copied to the challenger.")
 ]
-DEFAULT_WORKDIR = Path(".longrec")
 
 
 @app.command("list")
 def list_models(
-    workdir: Workdir = DEFAULT_WORKDIR, store: Store = None, as_json: Json = False
+    workdir: Workdir = DEFAULT_WORKDIR, store: Store = None, as_json: AsJson = False
 ) -> None:
-    """Show the models of the store, what each reached, which one answers, and who decided that,
-    when and why.
+    """Show the models of the store, their metrics and roles, and the log of decisions.
 
     \b
     Examples:
       longrec models list
       longrec models list --workdir /srv/longrec --json
     """
-    from longrec.cli import console
-    from longrec.release import registry as models
-    from longrec.serving import rollout
+    from longrec.cli.tables import show_models
+    from longrec.serving.rollout import worker_reports
 
-    found = rollout.summary(workdir, store or models.store_dir())
+    summary = worker_reports.rollout_summary(workdir, _store_dir(store))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(summary, indent=2))
     else:
-        console.show_models(found)
+        show_models(summary)
 
 
 @app.command()
@@ -79,23 +69,24 @@ def promote(
     by: By = None,
     workdir: Workdir = DEFAULT_WORKDIR,
     store: Store = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion: running services load it aside, warm it and switch, without
-    losing a request.
+    """Make a version the champion.
+
+    Running services load it, warm it up and switch to it without losing a request.
 
     \b
     Examples:
-      longrec models promote 7ba15e10bc2d-04f875 --why "AUC +0.004 in the shadow, same latency"
-      longrec models promote 7ba15e10bc2d-04f875 --why "release 12" --by release-bot --workdir
-      /srv/longrec
+      longrec models promote 7ba15e10bc2d-04f875 --why "AUC +0.004 in the shadow"
+      longrec models promote 7ba15e10bc2d-04f875 --why "release 12" --by release-bot
     """
-    from longrec.release import registry as models
+    from longrec.release import registry
 
-    after = models.promote(
-        workdir, store or models.store_dir(), _version(version), by=by or models.user(), why=why
+    after = registry.promote(
+        workdir, _store_dir(store), _version(version), by=_decider(by), why=why
     )
-    _say(as_json, after, f"champion {after.champion}, before it {after.previous or 'none'}")
+    text = f"champion {after.champion}, before it {after.previous or 'none'}"
+    print_result(dataclasses.asdict(after), text, as_json=as_json)
 
 
 @app.command()
@@ -104,46 +95,34 @@ def rollback(
     by: By = None,
     workdir: Workdir = DEFAULT_WORKDIR,
     store: Store = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Go back to the champion before this one; a second rollback undoes the first.
+    """Return to the previous champion; a second rollback undoes the first.
 
     \b
     Examples:
       longrec models rollback --why "calibration off since noon"
     """
-    from longrec.release import registry as models
+    from longrec.release import registry
 
-    after = models.rollback(workdir, store or models.store_dir(), by=by or models.user(), why=why)
-    _say(as_json, after, f"champion {after.champion} again, before it {after.previous}")
+    after = registry.rollback(workdir, _store_dir(store), by=_decider(by), why=why)
+    text = f"champion {after.champion} again, before it {after.previous}"
+    print_result(dataclasses.asdict(after), text, as_json=as_json)
 
 
 @app.command()
 def shadow(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="VERSION|report|off", help="A version to start, the report, or off."
-        ),
-    ],
-    share: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Share of the requests that the challenger gets a copy of."
-        ),
-    ] = 0.1,
-    why: Annotated[
-        str, typer.Option("--why", help="The reason; it is written to the log.")
-    ] = "compare",
+    action: ShadowAction,
+    share: Share = 0.1,
+    why: Annotated[str, typer.Option("--why", help="The reason, for the log.")] = "compare",
     by: By = None,
     workdir: Workdir = DEFAULT_WORKDIR,
     store: Store = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a challenger beside the champion on copies of live requests; its answers are compared,
-    never sent.
+    """Score copies of live requests with a challenger; its scores are compared, never sent.
 
-    Copies are scored behind the answers, one at a time; those that would wait too long are dropped
+    Copies are scored after the answers, one at a time. Copies that would wait too long are dropped
     and counted.
 
     \b
@@ -152,36 +131,52 @@ def shadow(
       longrec models shadow report
       longrec models shadow off
     """
-    from longrec.cli import console
-    from longrec.release import registry as models
-    from longrec.serving import rollout
+    from longrec.release import registry
 
-    if what == "report":
-        found = rollout.shadow_report(workdir)
-        if as_json:
-            return typer.echo(json.dumps(found, indent=2))
-        return console.show_shadow(found)
-    by = by or models.user()
-    if what == "off":
-        return _say(as_json, models.unshadow(workdir, by=by, why=why), "nothing runs in the shadow")
-    after = models.shadow(
-        workdir, store or models.store_dir(), _version(what), share, by=by, why=why
-    )
-    _say(
-        as_json,
-        after,
-        f"{after.challenger} gets a copy of {after.mirror_share:.3g} of the requests to {after.champion or 'the service'}",
-    )
+    if action == "report":
+        _show_shadow_report(workdir, as_json)
+        return
+    if action == "off":
+        after = registry.stop_shadow(workdir, by=_decider(by), why=why)
+        text = "no version runs in the shadow"
+    else:
+        version = _version(action)
+        after = registry.start_shadow(
+            workdir, _store_dir(store), version, share, by=_decider(by), why=why
+        )
+        champion = after.champion or "the service"
+        text = (
+            f"{version} receives a copy of {after.mirror_share:.3g} of the requests to {champion}"
+        )
+    print_result(dataclasses.asdict(after), text, as_json=as_json)
+
+
+def _show_shadow_report(workdir: Path, as_json: bool) -> None:
+    from longrec.cli.tables import show_shadow
+    from longrec.serving.rollout import worker_reports
+
+    comparison: Any = worker_reports.shadow_report(workdir)
+    if as_json:
+        typer.echo(json.dumps(comparison, indent=2))
+    else:
+        show_shadow(comparison)
+
+
+def _store_dir(store: Path | None) -> Path:
+    from longrec.release.model_store import store_dir
+
+    return store or store_dir()
+
+
+def _decider(by: str | None) -> str:
+    from longrec.release.registry import current_user
+
+    return by or current_user()
 
 
 def _version(text: str) -> str:
-    """Returns what stands behind the colon, of a tag or of a version alone."""
+    """Return the version in a tag `name:version`, or the text itself."""
     version = text.rpartition(":")[2]
     if not version:
-        raise ConfigError("no version is named", found=repr(text))
+        raise ConfigError("the version is empty", found=repr(text))
     return version
-
-
-def _say(as_json: bool, registry: Any, text: str) -> None:
-    value: Mapping[str, Any] = dataclasses.asdict(registry)
-    typer.echo(json.dumps(value, indent=2) if as_json else text)

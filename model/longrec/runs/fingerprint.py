@@ -1,9 +1,9 @@
-"""Fingerprints of the code of the pipeline's steps: the files of longrec that a step can reach by
-imports, and the packages they use.
+"""Fingerprints of the code behind each pipeline step.
 
-Kubeflow's caches know the text of a component and its inputs, but not the library that it calls. So
-each step gets the fingerprint of
-its code as an input: an edit re-runs the steps that can reach it and no other.
+A fingerprint covers the files of longrec that a step can import, the versions of the packages that
+they import, and the project folders that the step reads. Kubeflow's cache knows the text of a
+component and its inputs, but not the library that it calls. So the fingerprint is an input of each
+step: an edit re-runs the steps that can reach it, and no other.
 """
 
 from __future__ import annotations
@@ -12,97 +12,93 @@ import ast
 import contextlib
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-STEPS = {
-    "profile_events": ("longrec.data.quality.checks",),
-    "check_events": ("longrec.data.quality.checks",),
-    "build_features": ("longrec.data.features",),
-    "join_features": ("longrec.data.features",),
-    "publish": ("longrec.data.store.publish",),
-    "retrieve": ("longrec.data.store.retrieve",),
-    "profile_histories": ("longrec.data.quality.checks",),
-    "join_histories": ("longrec.data.store.retrieve",),
-    "check_histories": ("longrec.data.quality.checks",),
-    "train": ("longrec.training.train",),
-    "evaluate": ("longrec.evaluation.evaluate",),
-    "package": ("longrec.release.packaging", "longrec.scoring.scorer"),
-    "study": ("longrec.study.runner",),
-}
-"""Modules that the component of a step calls."""
-ROOMS = {
-    "publish": ("feature_repo",),
-    "retrieve": ("feature_repo",),
-    "package": ("feature_repo", "bento", "model", "pyproject.toml"),
-}
-"""What a step uses of the checkout, beside the library."""
+from longrec.runs.steps import PipelineStep, code_keys
+
+LIBRARY = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "great_expectations": "great-expectations",
 }
-"""Packages whose distribution has another name."""
-SHARED = ("longrec.data.location", "longrec.reporting.summary")
-"""Modules of every step."""
+"""Import name -> name of the distribution, for packages where the two differ."""
+SHARED_MODULES = ("longrec.config_file", "longrec.data.location", "longrec.reporting.summary")
+"""Modules that every step calls."""
+GENERATED_FOLDERS = (("feature_repo", "data"), ("bento", "wheels"))
+FINGERPRINT_LENGTH = 16
+
+
+class _Module:
+    """One module of longrec: the hash of its source and the names that it imports."""
+
+    def __init__(self, path: Path) -> None:
+        source = path.read_bytes()
+        self.sha256 = hashlib.sha256(source).hexdigest()
+        self.imports = frozenset(_imports(ast.parse(source)))
 
 
 def of_steps(repo_dir: str | Path) -> dict[str, str]:
-    """Returns the fingerprint of each step's code by the name of its component.
+    """Return the fingerprint of each step's code by its code key, in the order of the table.
 
     Args:
-        repo_dir: the feature repository; the other rooms are beside it.
+        repo_dir: the feature repository; the other project folders lie in the same folder.
     """
-    root, known = Path(repo_dir).resolve().parent, dict[str, tuple[str, frozenset[str]]]()
-    found = {}
-    for step, modules in STEPS.items():
-        digest, packages = hashlib.sha256(), set[str]()
-        for name in _reached((*modules, *SHARED), known):
-            content, imports = known[name]
-            digest.update(f"{name} {content}\n".encode())
-            packages |= {each.partition(".")[0] for each in imports}
-        for line in (*_versions(packages), *_room_files(root, step)):
-            digest.update(f"{line}\n".encode())
-        found[step] = digest.hexdigest()[:16]
-    return found
+    project = Path(repo_dir).resolve().parent
+    modules: dict[str, _Module] = {}
+    return {key: _of_step(step, project, modules) for key, step in code_keys().items()}
 
 
-def _reached(modules: tuple[str, ...], known: dict[str, tuple[str, frozenset[str]]]) -> list[str]:
-    """Returns all modules of longrec that importing `modules` can load, sorted; `known` gets their
-    content and imports.
-    """
-    waiting, seen = list(modules), set[str]()
-    while waiting:
-        name = waiting.pop()
+def _of_step(step: PipelineStep, project: Path, modules: dict[str, _Module]) -> str:
+    digest = hashlib.sha256()
+    packages: set[str] = set()
+    for name in _reachable((*step.modules, *SHARED_MODULES), modules):
+        module = modules[name]
+        digest.update(f"{name} {module.sha256}\n".encode())
+        packages |= {imported.partition(".")[0] for imported in module.imports}
+    for line in _versions(packages):
+        digest.update(f"{line}\n".encode())
+    for path in _files(step, project):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{_relative(path, project)} {content}\n".encode())
+    return digest.hexdigest()[:FINGERPRINT_LENGTH]
+
+
+def _reachable(names: Iterable[str], modules: dict[str, _Module]) -> list[str]:
+    """Return the modules of longrec that importing `names` can load, sorted; read new ones."""
+    pending = list(names)
+    seen: set[str] = set()
+    while pending:
+        name = pending.pop()
         path = _path_of(name)
         if name in seen or path is None:
             continue
         seen.add(name)
-        if name not in known:
-            source = path.read_bytes()
-            known[name] = hashlib.sha256(source).hexdigest(), frozenset(_imports(ast.parse(source)))
-        parents = [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
-        waiting += [each for each in (*known[name][1], *parents) if each.startswith("longrec")]
+        if name not in modules:
+            modules[name] = _Module(path)
+        imported = [each for each in modules[name].imports if each.startswith("longrec")]
+        pending += [*imported, *_parents(name)]
     return sorted(seen)
 
 
+def _parents(name: str) -> list[str]:
+    """Return the packages of a module: `a.b.c` lies in `a.b` and `a`."""
+    return [name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)]
+
+
 def _path_of(name: str) -> Path | None:
-    """Returns the file of a module of longrec, None where the name is that of something inside a
-    module.
-    """
-    base = Path(__file__).resolve().parent.joinpath(*name.split(".")[1:])
-    return next(
-        (path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None
-    )
+    """Return the file of a module of longrec; None for a name inside a module."""
+    base = LIBRARY.joinpath(*name.split(".")[1:])
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Yields the full names that a module imports, anywhere in it but under `if TYPE_CHECKING`."""
-    if (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Name)
-        and node.test.id == "TYPE_CHECKING"
-    ):
+    """Yield the full names that a module imports, except below `if TYPE_CHECKING`."""
+    if _is_type_checking(node):
         return
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
@@ -113,20 +109,41 @@ def _imports(node: ast.AST) -> Iterator[str]:
         yield from _imports(child)
 
 
+def _is_type_checking(node: ast.AST) -> bool:
+    if not isinstance(node, ast.If):
+        return False
+    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def _versions(packages: set[str]) -> Iterator[str]:
     for name in sorted(packages - {"longrec"}):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield f"{name} {importlib.metadata.version(DISTRIBUTIONS.get(name, name))}"
+            version = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+            yield f"{name} {version}"
 
 
-def _room_files(root: Path, step: str) -> Iterator[str]:
-    for room in ROOMS.get(step, ()):
-        place = root / room
-        paths = sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []
-        for path in paths:
-            made = "__pycache__" in path.parts or path.relative_to(root).parts[:2] in (
-                ("feature_repo", "data"),
-                ("bento", "wheels"),
-            )
-            if path.is_file() and not made:
-                yield f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+def _files(step: PipelineStep, project: Path) -> list[Path]:
+    """Return the files that a step reads besides the modules that it imports."""
+    roots = [project / folder for folder in step.folders]
+    if step.reads_library:
+        roots += [LIBRARY, project / "pyproject.toml"]
+    paths = [path for root in roots for path in _files_below(root)]
+    return [path for path in paths if not _is_generated(path, project)]
+
+
+def _files_below(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def _is_generated(path: Path, project: Path) -> bool:
+    folders = _relative(path, project).parts[:2]
+    return "__pycache__" in path.parts or folders in GENERATED_FOLDERS
+
+
+def _relative(path: Path, project: Path) -> Path:
+    """Return a path that does not depend on the location of the project on this machine."""
+    if path.is_relative_to(project):
+        return path.relative_to(project)
+    return path.relative_to(LIBRARY.parent)

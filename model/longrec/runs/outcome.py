@@ -1,6 +1,4 @@
-"""The outcome of a pipeline run: a small file that is always written, and a message to a webhook
-that whoever is on duty reads.
-"""
+"""The outcome of a pipeline run: a file that is always written, and a message to a webhook."""
 
 from __future__ import annotations
 
@@ -22,22 +20,25 @@ from longrec.data.files import write_json
 log = logging.getLogger(__name__)
 
 VARIABLE = "LONGREC_WEBHOOK"
-"""Address of the webhook where the pipeline's parameter is empty: a secret's place on a cluster."""
+"""Address of the webhook if the pipeline's parameter is empty; a cluster sets it from a secret."""
 STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED"}
-"""A Kubeflow server tells an exit task the state of its metadata store, and no error; kfp's local
-runner the names on the right.
+"""State of a Kubeflow server's metadata store -> state in kfp's local runner.
+
+A server passes the former to an exit task, and no error text.
 """
-ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 3, 2.0, 10.0
+MAX_ATTEMPTS = 3
+PAUSE_SECONDS = 2.0
+TIMEOUT_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutcomeReport:
-    """What was told to whom.
+    """The result of announcing an outcome.
 
     Args:
-        state: SUCCEEDED, FAILED or CANCELLED, or whatever else the platform said.
-        delivered: whether the webhook took the message; False where there is none.
-        problem: why it did not.
+        state: SUCCEEDED, FAILED or CANCELLED, or another state of the platform.
+        delivered: whether the webhook accepted the message; false without a webhook.
+        problem: the reason if it did not.
     """
 
     state: str
@@ -46,65 +47,63 @@ class OutcomeReport:
 
 
 def announce(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> OutcomeReport:
-    """Returns what was told after writing the outcome to `path` and sending it to the webhook, both
-    as one JSON object.
+    """Write the outcome to a file, then send it to the webhook, as one JSON object.
 
-    The file comes first. A webhook that cannot be reached is a warning and no error: the run's own
-    state must not depend on it.
+    An unreachable webhook is a warning and no error: the run's state must not depend on it.
 
     Args:
-        path: gets the JSON.
-        webhook: http(s) address; empty for LONGREC_WEBHOOK, and for none where that is not set
-            either.
-        facts: `state`, `error` (empty or None where nothing is known), and what names the run
-            (pipeline, run_id, data_uri, ...).
+        path: of the JSON file.
+        webhook: http(s) address; empty for the variable LONGREC_WEBHOOK, if that is set.
+        facts: `state`, `error` (empty or None if unknown), and names of the run such as
+            `pipeline`, `run_id` and `data_uri`.
     """
     state = STATES.get(facts["state"], facts["state"])
     facts = {**facts, "state": state, "error": facts["error"] or ""}
-    message = {
-        **facts,
-        "text": _sentence(facts),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    message = {**facts, "text": _chat_line(facts), "finished": finished}
     write_json(path, message)
     address = webhook or os.environ.get(VARIABLE, "")
     if not address:
         return OutcomeReport(state, False, "no webhook")
     problem = _post(address, message)
     if problem:
-        log.warning(
-            "the webhook at %s was not told that the run %s: %s",
-            urllib.parse.urlsplit(address).hostname,
-            state,
-            problem,
-        )
+        host = urllib.parse.urlsplit(address).hostname
+        log.warning("the webhook at %s did not receive that the run %s: %s", host, state, problem)
     return OutcomeReport(state, not problem, problem)
 
 
-def _sentence(facts: Mapping[str, Any]) -> str:
-    """Returns the line that a chat shows."""
-    name = " ".join(str(facts[key]) for key in ("pipeline", "run_id") if facts.get(key))
-    return f"{name}: {facts['state']}" + (f" ({facts['error']})" if facts.get("error") else "")
+def _chat_line(facts: Mapping[str, Any]) -> str:
+    names = [str(facts[key]) for key in ("pipeline", "run_id") if facts.get(key)]
+    line = f"{' '.join(names)}: {facts['state']}"
+    return f"{line} ({facts['error']})" if facts["error"] else line
 
 
 def _post(address: str, message: Mapping[str, Any]) -> str:
-    """Returns why the message was not taken; an empty text when it was."""
+    """Send the message, with retries; return the problem, or an empty text after success."""
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
         return "the address must begin with http:// or https://"
-    body, problem = json.dumps(message).encode(), ""
-    for attempt in range(ATTEMPTS):
-        request = urllib.request.Request(  # noqa: S310
-            address, body, {"Content-Type": "application/json"}, method="POST"
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310
-                return ""
-        except urllib.error.HTTPError as error:
-            problem = f"it answered {error.code}"
-            if error.code < 500:
-                return problem
-        except OSError as error:
-            problem = str(getattr(error, "reason", error))
-        if attempt + 1 < ATTEMPTS:
+    request = urllib.request.Request(  # noqa: S310  (the scheme is checked above)
+        address,
+        json.dumps(message).encode(),
+        {"Content-Type": "application/json"},
+        method="POST",
+    )
+    problem = ""
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt:
             time.sleep(PAUSE_SECONDS)
+        problem, is_final = _post_once(request)
+        if is_final:
+            break
     return problem
+
+
+def _post_once(request: urllib.request.Request) -> tuple[str, bool]:
+    """Return the problem of one attempt, and whether another attempt is useless."""
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310
+            return "", True
+    except urllib.error.HTTPError as error:
+        return f"it answered {error.code}", error.code < 500
+    except OSError as error:
+        return str(getattr(error, "reason", error)), False

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from longrec.cli.main import app
 
 ROOT = Path(__file__).parents[3]
-VERBS = (
+COMMANDS = (
     ["import", "kuairand"],
     ["import", "movielens"],
     ["import", "taobao"],
@@ -54,13 +54,13 @@ def _longrec(
     )
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_has_help_with_examples_and_json(verb: list[str]) -> None:
-    answer = CliRunner().invoke(app, [*verb, "--help"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_examples_and_json(command: list[str]) -> None:
+    answer = CliRunner().invoke(app, [*command, "--help"])
     assert answer.exit_code == 0
     assert (
         "Examples:" in answer.output
-        and f"longrec {' '.join(verb)}" in answer.output
+        and f"longrec {' '.join(command)}" in answer.output
         and "--json" in answer.output
     )
 
@@ -115,8 +115,8 @@ def test_a_mistake_is_one_message_on_stderr_and_exit_code_1(
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for verb in (["synth", "--users", "5", "--out"], ["compile", "training", "--output"]):
-        answer = CliRunner().invoke(app, [*verb, str(tmp_path / "file" / "below")])
+    for command in (["synth", "--users", "5", "--out"], ["compile", "training", "--output"]):
+        answer = CliRunner().invoke(app, [*command, str(tmp_path / "file" / "below")])
         assert answer.exit_code == 1 and answer.stderr.startswith(
             f"longrec: {tmp_path / 'file'}"
         ), answer.output
@@ -244,16 +244,16 @@ def test_serve_without_a_run_is_one_message(tmp_path: Path) -> None:
 
 
 def test_serve_at_a_port_that_is_taken_is_one_message() -> None:
-    from longrec.runs.run import CheckoutError, _check_free
+    from longrec.runs.serve import ServeError, check_free
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            CheckoutError,
+            ServeError,
             match=f"nothing can listen at 127.0.0.1:{port}; found Address already in use",
         ):
-            _check_free("127.0.0.1", port)
-    _check_free("127.0.0.1", port)
+            check_free("127.0.0.1", port)
+    check_free("127.0.0.1", port)
 
 
 def _empty(folder: Path) -> Path:

@@ -38,7 +38,7 @@ def longrec(workdir: Path, *arguments: str) -> str:
     return answer.stdout
 
 
-def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
+def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
     workdir: Path, tmp_path: Path
 ) -> None:
     before = OnlineStore(workdir).fetch([3])[0].history.num_rows
@@ -64,11 +64,11 @@ def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
         == "0 new of 1 events, 0 users, 0 folded\n"
     )
     shown = {}
-    for door in ("online", "offline"):
-        shown[door] = json.loads(
-            longrec(workdir, "inspect", "history", "--user", "3", "--door", door, "--json")
+    for side in ("online", "offline"):
+        shown[side] = json.loads(
+            longrec(workdir, "inspect", "history", "--user", "3", "--side", side, "--json")
         )
-        assert shown[door].pop("door") == door and shown[door]["num_events"] == before + 1
+        assert shown[side].pop("side") == side and shown[side]["num_events"] == before + 1
         earlier = json.loads(
             longrec(
                 workdir,
@@ -76,14 +76,14 @@ def test_a_pushed_event_is_shown_by_both_doors_and_not_before_its_time(
                 "history",
                 "--user",
                 "3",
-                "--door",
-                door,
+                "--side",
+                side,
                 "--json",
                 "--at",
                 str(event["timestamp"]),
             )
         )
-        assert earlier["num_events"] == before and earlier["events"] == shown[door]["events"][:-1]
+        assert earlier["num_events"] == before and earlier["events"] == shown[side]["events"][:-1]
     assert shown["online"] == shown["offline"]
     assert shown["online"]["events"][-1] == {
         **{name: value for name, value in event.items() if name != "user_id"},
@@ -130,9 +130,9 @@ def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
     assert "no events" in (tmp_path / "none.html").read_text()
 
 
-@pytest.mark.parametrize("verb", [["push"], ["inspect", "history"]], ids=" ".join)
-def test_help_has_examples_and_json(verb: list[str]) -> None:
-    answer = CliRunner().invoke(app, [*verb, "--help"])
+@pytest.mark.parametrize("command", [["push"], ["inspect", "history"]], ids=" ".join)
+def test_help_has_examples_and_json(command: list[str]) -> None:
+    answer = CliRunner().invoke(app, [*command, "--help"])
     assert answer.exit_code == 0 and "Examples:" in answer.output and "--json" in answer.output
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from components.fingerprint import fingerprint
-from longrec.runs.fingerprint import STEPS, _imports, of_steps
+from longrec.runs.fingerprint import _imports, of_steps
+from longrec.runs.steps import code_keys
 
 ROOT = Path(__file__).parents[3]
+CODE_KEYS = tuple(code_keys())
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _now(copy: Path) -> dict[str, str]:
-    code = "import json, sys; from longrec.runs.fingerprint import of_steps; print(json.dumps(of_steps(sys.argv[1])))"
+    code = (
+        "import json, sys; from longrec.runs.fingerprint import of_steps; "
+        "print(json.dumps(of_steps(sys.argv[1])))"
+    )
     command = [sys.executable, "-c", code, str(copy / "feature_repo")]
     done = subprocess.run(
         command,
@@ -57,7 +62,7 @@ def before(copy: Path) -> dict[str, str]:
         ("model/longrec/data/store/push.py", {"publish"}),
         ("model/longrec/data/store/retrieve.py", {"retrieve", "join_histories"}),
         ("model/longrec/cli/main.py", set()),
-        ("model/longrec/schema.py", set(STEPS)),
+        ("model/longrec/schema.py", set(CODE_KEYS)),
         ("feature_repo/definitions.py", {"publish", "retrieve"}),
         ("bento/service.py", set()),
     ],
@@ -69,16 +74,16 @@ def test_an_edit_touches_the_steps_that_can_reach_it(
     (copy / path).write_text(text + "\n# an edit\n")
     after = _now(copy)
     (copy / path).write_text(text)
-    assert {step for step in STEPS if before[step] != after[step]} == {*steps, "package"}, (
+    assert {step for step in CODE_KEYS if before[step] != after[step]} == {*steps, "package"}, (
         "a bento holds the wheel: all of it"
     )
 
 
 def test_the_step_returns_them_in_the_order_of_its_names() -> None:
     names = fingerprint.component_spec.outputs
-    assert set(names) == {"data", "before", "champion", *STEPS} and list(
+    assert set(names) == {"data", "before", "champion", *CODE_KEYS} and list(
         of_steps(ROOT / "feature_repo")
-    ) == list(STEPS)
+    ) == list(CODE_KEYS)
 
 
 def test_imports_are_found_wherever_they_are_but_for_types() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from longrec.config import EvaluateConfig, RunConfig
 from longrec.reporting.summary import as_dict, scalar_metrics
-from longrec.runs import run
+from longrec.runs import project, run, summary, workdir
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,13 +22,13 @@ ROOT = Path(__file__).parents[3]
 def test_the_checkout_is_found_from_a_folder_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LONGREC_ROOT", raising=False)
     monkeypatch.chdir(ROOT / "model" / "longrec")
-    assert run.find_root() == ROOT
+    assert project.find_root() == ROOT
 
 
 def test_a_wrong_longrec_root_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(tmp_path))
-    with pytest.raises(run.CheckoutError, match="LONGREC_ROOT is not a checkout"):
-        run.find_root()
+    with pytest.raises(project.ProjectError, match="LONGREC_ROOT is not a checkout"):
+        project.find_root()
 
 
 def test_no_checkout_anywhere_is_an_error_that_says_what_to_do(
@@ -35,23 +36,28 @@ def test_no_checkout_anywhere_is_an_error_that_says_what_to_do(
 ) -> None:
     monkeypatch.delenv("LONGREC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "__file__", str(tmp_path / "site-packages" / "longrec" / "run.py"))
-    with pytest.raises(run.CheckoutError, match=r"no checkout of longrec was found.*LONGREC_ROOT"):
-        run.find_root()
+    path = tmp_path / "site-packages" / "longrec" / "runs" / "project.py"
+    monkeypatch.setattr(project, "__file__", str(path))
+    with pytest.raises(
+        project.ProjectError, match=r"no checkout of longrec was found.*LONGREC_ROOT"
+    ):
+        project.find_root()
 
 
-def test_a_room_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_its_packages_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
-    with pytest.raises(run.CheckoutError, match=r"no module pipelines\.absent.*pip install"):
-        run.room("pipelines.absent")
+    with pytest.raises(project.ProjectError, match=r"no module pipelines\.absent.*pip install"):
+        project.import_module("pipelines.absent")
 
 
 def test_pipeline_arguments_are_the_parameters_of_the_pipeline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
-    training = run.room("pipelines.training").training
-    others = {"run_id": "id", "home": "h", "repo_dir": "r", "webhook": "w"}
+    training = project.import_module("pipelines.training").training
+    others = {"run_id": "id", "workdir": "h", "repo_dir": "r", "webhook": "w"}
     config = RunConfig(seed=5, evaluate=EvaluateConfig(served_length=77))
     arguments = run.pipeline_arguments(config, "data", **others)
     assert set(arguments) == set(training.component_spec.inputs), (
@@ -65,7 +71,7 @@ def test_pipeline_arguments_are_the_parameters_of_the_pipeline(
 
 
 def test_run_folders_are_new_and_named_after_the_configuration(tmp_path: Path) -> None:
-    folders = {run._new_run(tmp_path, "My Run/1") for _ in range(3)}
+    folders = {workdir.new_run_folder(tmp_path, "My Run/1") for _ in range(3)}
     assert len(folders) == 3 and all(
         "-my-run-1" in folder.name and folder.is_dir() for folder in folders
     )
@@ -74,7 +80,7 @@ def test_run_folders_are_new_and_named_after_the_configuration(tmp_path: Path) -
 def test_latest_points_at_the_newest_summary_and_is_replaced(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        run.finish(tmp_path / name, {"run": name})
+        summary.write_summary(tmp_path / name, {"run": name})
         assert json.loads((tmp_path / "latest" / "summary.json").read_text()) == {"run": name}
     assert (
         sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
@@ -83,7 +89,7 @@ def test_latest_points_at_the_newest_summary_and_is_replaced(tmp_path: Path) -> 
 
 
 def _hold(path: str, held: Any, release: Any) -> None:
-    with run._locked(Path(path)):
+    with workdir.locked(Path(path)):
         held.set()
         release.wait(30)
 
@@ -95,24 +101,27 @@ def test_a_second_run_in_the_same_work_directory_is_refused(tmp_path: Path) -> N
     other.start()
     try:
         assert held.wait(30)
-        with pytest.raises(run.BusyError, match="another run is using"), run._locked(tmp_path):
+        with (
+            pytest.raises(workdir.BusyError, match="another run is using"),
+            workdir.locked(tmp_path),
+        ):
             pass
     finally:
         release.set()
         other.join(30)
-    with run._locked(tmp_path):
+    with workdir.locked(tmp_path):
         pass
 
 
 def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_HOME", "before")
     monkeypatch.delenv("LONGREC_OTHER", raising=False)
-    with run._environment(LONGREC_HOME="inside", LONGREC_OTHER="new"):
-        assert (run.os.environ["LONGREC_HOME"], run.os.environ["LONGREC_OTHER"]) == (
+    with workdir.environment({"LONGREC_HOME": "inside", "LONGREC_OTHER": "new"}):
+        assert (os.environ["LONGREC_HOME"], os.environ["LONGREC_OTHER"]) == (
             "inside",
             "new",
         )
-    assert run.os.environ["LONGREC_HOME"] == "before" and "LONGREC_OTHER" not in run.os.environ
+    assert os.environ["LONGREC_HOME"] == "before" and "LONGREC_OTHER" not in os.environ
 
 
 def test_the_planted_world_is_reused_for_equal_arguments_only(tmp_path: Path) -> None:
@@ -136,7 +145,7 @@ def test_the_planted_world_is_reused_for_equal_arguments_only(tmp_path: Path) ->
 
 def test_benchmarks_are_listed_by_their_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
-    found = run.benchmarks()
+    found = project.benchmarks()
     assert found["train"][0].is_file() and found["train"][1].startswith("One training step")
 
 

@@ -1,0 +1,109 @@
+"""Progress on stderr: a spinner on a terminal, one line per finished step on a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from longrec.runs.local_run import FinishedStep, StepStatus
+from longrec.runs.steps import STEPS
+
+STATUS_STYLES: dict[StepStatus, tuple[str, str]] = {
+    "done": ("ok", "green"),
+    "cached": ("cached", "cyan"),
+    "failed": ("FAILED", "red"),
+}
+
+
+class StepProgress:
+    """Shows the running step and prints one line per finished step.
+
+    A context manager, and a `longrec.runs.local_run.ProgressListener`.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = _spinner(self._console)
+        self._task: Any = None
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> StepProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._clear()
+        self._progress.stop()
+
+    def begin(self, name: str) -> None:
+        self._clear()
+        if _is_shown(name):
+            self._task = self._progress.add_task(name, total=None, detail="")
+
+    def detail(self, text: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, detail=escape(text))
+
+    def end(self, step: FinishedStep) -> None:
+        self._clear()
+        if _is_shown(step.name) or step.status == "failed":
+            self._print_line(step)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[list[StepStatus]]:
+        """Show a step that runs in this process; the body may append another status."""
+        statuses: list[StepStatus] = ["done"]
+        started = time.perf_counter()
+        self.begin(name)
+        yield statuses
+        self.end(FinishedStep(name, statuses[-1], time.perf_counter() - started))
+
+    def _print_line(self, step: FinishedStep) -> None:
+        text, style = STATUS_STYLES[step.status]
+        total = time.perf_counter() - self._start
+        self._console.print(
+            Text.assemble(
+                (f"{text:>7} ", style),
+                f"{step.name:<18}{step.seconds:8.1f} s",
+                (f"   {total:7.1f} s in all", "dim"),
+            )
+        )
+
+    def _clear(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show a spinner with the elapsed time while the body runs, on a terminal only."""
+    console = Console(stderr=True, highlight=False)
+    with _spinner(console) as progress:
+        progress.add_task(escape(text), total=None, detail="")
+        yield
+
+
+def _spinner(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )
+
+
+def _is_shown(name: str) -> bool:
+    return name not in STEPS or STEPS[name].is_shown

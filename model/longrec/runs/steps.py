@@ -1,0 +1,182 @@
+"""The table of pipeline steps.
+
+All facts about a step outside its component stand here: its code, resources, volumes, caching,
+page and progress line. A new step is one entry and one component.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+HOUR_SECONDS = 3_600
+DAY_SECONDS = 24 * HOUR_SECONDS
+NO_RETRY = {"retries": 0}
+"""For checks: they would fail again."""
+TRAINING = {"shared_memory": "2Gi", "timeout_seconds": DAY_SECONDS}
+CHECKS_MODULE = "longrec.data.quality.checks"
+STUDY_MODULE = "longrec.study.runner"
+PROJECT_FOLDERS = ("feature_repo", "bento")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PipelineStep:
+    """One step of the pipelines.
+
+    Args:
+        name: in the graphs and in `platform.steps`, for example `build-features`.
+        code_key: output of the step `fingerprint` with the fingerprint of this step's code; empty
+            for a step that is never cached and reads no code key.
+        modules: modules of longrec that the component calls.
+        folders: folders of the project that the step reads besides the library.
+        reads_library: whether the step reads the files of the whole library, as `package` does.
+        resources: defaults that differ from those of `pipelines.platform_config.StepConfig`.
+        uses_workdir: whether the step needs the volume of the work directory.
+        uses_data: whether the step needs the volume of the datasets.
+        is_cached: whether a result of equal inputs is reused. If false, the step depends on
+            something outside the pipeline.
+        is_exit_handler: whether the step runs last, after success and failure.
+        is_shown: whether progress and summary list the step; false for one without work.
+        page: name of the run's HTML page that copies the step's output `report`; empty for none.
+    """
+
+    name: str
+    code_key: str = ""
+    modules: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    reads_library: bool = False
+    resources: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    uses_workdir: bool = False
+    uses_data: bool = False
+    is_cached: bool = True
+    is_exit_handler: bool = False
+    is_shown: bool = True
+    page: str = ""
+
+    @property
+    def component(self) -> str:
+        """Name of the component: module and function in `components`."""
+        return self.name.replace("-", "_")
+
+
+_TABLE = (
+    PipelineStep(
+        "fingerprint",
+        resources={"timeout_seconds": HOUR_SECONDS},
+        uses_workdir=True,
+        uses_data=True,
+        is_cached=False,
+        is_shown=False,
+    ),
+    PipelineStep(
+        "profile-events",
+        code_key="profile_events",
+        modules=(CHECKS_MODULE,),
+        uses_workdir=True,
+        uses_data=True,
+    ),
+    PipelineStep(
+        "check-events",
+        code_key="check_events",
+        modules=(CHECKS_MODULE,),
+        resources=NO_RETRY,
+        uses_workdir=True,
+        page="check-events",
+    ),
+    PipelineStep(
+        "build-features",
+        code_key="build_features",
+        modules=("longrec.data.features",),
+        uses_data=True,
+    ),
+    PipelineStep("join-features", code_key="join_features", modules=("longrec.data.features",)),
+    PipelineStep(
+        "publish",
+        code_key="publish",
+        modules=("longrec.data.store.publish",),
+        folders=("feature_repo",),
+        uses_workdir=True,
+        is_cached=False,  # The feature store is outside the pipeline.
+    ),
+    PipelineStep(
+        "retrieve",
+        code_key="retrieve",
+        modules=("longrec.data.store.retrieve",),
+        folders=("feature_repo",),
+        uses_workdir=True,
+        uses_data=True,
+    ),
+    PipelineStep("profile-histories", code_key="profile_histories", modules=(CHECKS_MODULE,)),
+    PipelineStep(
+        "join-histories", code_key="join_histories", modules=("longrec.data.store.retrieve",)
+    ),
+    PipelineStep(
+        "check-histories",
+        code_key="check_histories",
+        modules=(CHECKS_MODULE,),
+        resources=NO_RETRY,
+        page="check-histories",
+    ),
+    PipelineStep(
+        "train",
+        code_key="train",
+        modules=("longrec.training.train",),
+        resources=TRAINING,
+        uses_workdir=True,
+    ),
+    PipelineStep(
+        "train-job",
+        code_key="train",
+        modules=("longrec.training.train",),
+        resources={"timeout_seconds": DAY_SECONDS},
+        uses_workdir=True,
+    ),
+    PipelineStep(
+        "evaluate",
+        code_key="evaluate",
+        modules=("longrec.evaluation.evaluate",),
+        uses_workdir=True,
+        page="report",
+    ),
+    PipelineStep(
+        "package",
+        code_key="package",
+        modules=("longrec.release.packaging", "longrec.scoring.scorer"),
+        folders=PROJECT_FOLDERS,
+        reads_library=True,
+        uses_workdir=True,
+    ),
+    PipelineStep(
+        "drift",
+        modules=("longrec.release.monitoring",),
+        resources=NO_RETRY,
+        uses_workdir=True,
+        is_cached=False,  # It reads the log of answered requests.
+        page="drift",
+    ),
+    PipelineStep("plan", code_key="study", modules=(STUDY_MODULE,)),
+    PipelineStep("trial", code_key="study", modules=(STUDY_MODULE,), resources=TRAINING),
+    PipelineStep("collect", code_key="study", modules=(STUDY_MODULE,)),
+    PipelineStep(
+        "finish",
+        modules=("longrec.runs.outcome",),
+        resources={"timeout_seconds": 600},
+        is_cached=False,
+        is_exit_handler=True,
+        is_shown=False,
+    ),
+)
+
+STEPS: Mapping[str, PipelineStep] = MappingProxyType({step.name: step for step in _TABLE})
+"""All steps by name, in the order of execution."""
+
+
+def code_keys() -> dict[str, PipelineStep]:
+    """Return one step per code key, in the order of the outputs of the step `fingerprint`."""
+    steps: dict[str, PipelineStep] = {}
+    for step in STEPS.values():
+        if step.code_key:
+            steps.setdefault(step.code_key, step)
+    return steps

@@ -1,0 +1,168 @@
+"""The summary of a finished training run: `summary.json` in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longrec.config import RunConfig
+from longrec.data.files import read_json, write_json
+from longrec.errors import LongrecError
+from longrec.runs.local_run import FinishedStep, LocalRun
+from longrec.runs.steps import STEPS
+
+SUMMARY_NAME = "summary.json"
+LATEST = "latest"
+PACKAGES = (
+    "longrec",
+    "torch",
+    "pyarrow",
+    "duckdb",
+    "feast",
+    "great_expectations",
+    "kfp",
+    "bentoml",
+)
+"""Packages whose versions the summary lists."""
+COUNTS = ("num_requests", "num_targets", "num_users", "served_length", "longest_history")
+LENGTH_COLUMNS = ("length", "auc", "auc_low", "auc_high", "logloss", "mean_events")
+NUM_EXAMPLE_CANDIDATES = 5
+EXAMPLE_ROWS = 1_000
+
+
+def summarize(
+    config: RunConfig,
+    folder: Path,
+    finished: LocalRun,
+    dataset: Mapping[str, Any],
+    command: str = "",
+) -> dict[str, Any]:
+    """Return the content of summary.json.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        finished: the run's steps and artifacts.
+        dataset: content of dataset.json, and its `path`.
+        command: the command line of the run.
+
+    Raises:
+        LongrecError: the run has no evaluation.
+    """
+    evaluation = finished.output("evaluate", "evaluation")
+    if evaluation is None:
+        raise LongrecError(
+            "the run has no evaluation",
+            found=f"nothing in {finished.artifacts}",
+            fix=f"See {finished.log}.",
+        )
+    metrics = read_json(evaluation / "metrics.json")
+    packaged = finished.output("package", "packaged")
+    shown_steps = [step for step in finished.steps if _is_shown(step.name)]
+    return {
+        "run": folder.name,
+        "name": config.name,
+        "command": command,
+        "seed": config.seed,
+        "dataset": {
+            "name": dataset["name"],
+            "path": dataset["path"],
+            "fingerprint": metrics["bundle"]["schema_fingerprint"],
+            "facts": dataset["facts"],
+        },
+        **{name: metrics[name] for name in COUNTS},
+        "metrics": {task: _with_interval(row) for task, row in metrics["metrics"].items()},
+        "popularity": {task: _with_interval(row) for task, row in metrics["popularity"].items()},
+        "gain_over_popularity": metrics["gain"],
+        "lengths": _length_rows(metrics),
+        "best_possible_auc_full": metrics["bayes_full"],
+        "gate": {"passed": metrics["gate"]["passed"], "reasons": metrics["gate"]["reasons"]},
+        "bento_tag": None if packaged is None else read_json(packaged)["tag"],
+        "report": str(folder / "report.html"),
+        "log": str(finished.log),
+        "artifacts": str(finished.artifacts),
+        "steps": _statuses(shown_steps),
+        "seconds": _seconds(shown_steps),
+        "example": _example_request(evaluation / "predictions.parquet"),
+        "training": metrics["training"],
+        "config": config.to_dict(),
+        "versions": versions(),
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Write `summary.json`, then point `runs/latest` at the run; return the file's path."""
+    path = folder / SUMMARY_NAME
+    write_json(path, summary)
+    temporary = folder.parent / f".{LATEST}-{uuid.uuid4().hex[:8]}"
+    temporary.symlink_to(folder.name)
+    os.replace(temporary, folder.parent / LATEST)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    installed = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
+
+
+def _is_shown(name: str) -> bool:
+    return name not in STEPS or STEPS[name].is_shown
+
+
+def _length_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row per served length, with the best possible AUC where it is known."""
+    best_possible = {row["length"]: row["auc"] for row in metrics["best_possible"]}
+    rows = []
+    for measured in metrics["lengths"]:
+        row = {name: measured[name] for name in LENGTH_COLUMNS}
+        row["best_possible_auc"] = best_possible.get(measured["length"])
+        rows.append(row)
+    return rows
+
+
+def _with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's metrics by name, with the 95 % interval of the AUC as a pair."""
+    return {**row, "auc_interval": [row.get("auc_low"), row.get("auc_high")]}
+
+
+def _statuses(steps: Iterable[FinishedStep]) -> dict[str, str]:
+    """Return the status of each step by name.
+
+    A step in a loop counts as cached only if all its iterations were cached.
+    """
+    statuses: dict[str, str] = {}
+    for step in steps:
+        if statuses.get(step.name, "cached") == "cached":
+            statuses[step.name] = step.status
+    return statuses
+
+
+def _seconds(steps: Iterable[FinishedStep]) -> dict[str, float]:
+    """Return the seconds of each step by name, summed over the iterations of a loop."""
+    seconds: dict[str, float] = {}
+    for step in steps:
+        total = seconds.get(step.name, 0.0) + step.seconds
+        seconds[step.name] = round(total, 2)
+    return seconds
+
+
+def _example_request(predictions: Path) -> dict[str, Any]:
+    """Return user and candidates of the first evaluated request, to try the service with."""
+    import pyarrow.parquet as pq
+
+    columns = ["request_id", "user_id", "item_id"]
+    batches = pq.ParquetFile(predictions).iter_batches(EXAMPLE_ROWS, columns=columns)
+    rows = next(batches).to_pylist()
+    first = rows[0]
+    items = [row["item_id"] for row in rows if row["request_id"] == first["request_id"]]
+    return {"user_id": first["user_id"], "candidates": items[:NUM_EXAMPLE_CANDIDATES]}

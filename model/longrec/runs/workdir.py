@@ -1,0 +1,88 @@
+"""The work directory of runs: its lock, its run folders, and the environment of the steps."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from longrec.errors import LongrecError
+
+LOCK_NAME = ".lock"
+RUNS_FOLDER = "runs"
+THREADING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Waiting threads sleep. Spinning threads made training 20 to 60 times slower on a busy machine."""
+
+
+class BusyError(LongrecError):
+    """Another run is using the same work directory."""
+
+
+class WorkdirError(LongrecError):
+    """The work directory cannot be written."""
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold the work directory; its feature store has one writer at a time.
+
+    Raises:
+        BusyError: another run is using it.
+        WorkdirError: it cannot be written.
+    """
+    _make(workdir)
+    with open(workdir / LOCK_NAME, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(
+                f"another run is using {workdir}", fix="Wait for it, or choose another --workdir."
+            ) from error
+        yield
+
+
+def new_run_folder(runs: Path, name: str) -> Path:
+    """Return a new empty folder `<UTC time>-<name>`, with a suffix if that exists already."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    slug = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "run"
+    for suffix in ("", f"-{uuid.uuid4().hex[:6]}"):
+        folder = runs / f"{stamp}-{slug}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise BusyError("two runs started in the same second", fix="Start again.")
+
+
+def run_environment(workdir: Path) -> dict[str, str]:
+    """Return the environment variables of the steps and the service of a work directory."""
+    variables = {"LONGREC_HOME": str(workdir.resolve()), "BENTOML_DO_NOT_TRACK": "True"}
+    return {**THREADING, **os.environ, **variables}
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables and restore their former values afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _make(workdir: Path) -> None:
+    try:
+        (workdir / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
+        (workdir / LOCK_NAME).touch()
+    except OSError as error:
+        raise WorkdirError(
+            f"{workdir} cannot be written", found=error.strerror, fix="Choose another --workdir."
+        ) from error

@@ -1,0 +1,1 @@
+"""Client of a Kubeflow Pipelines server: submit, schedule, status, logs."""

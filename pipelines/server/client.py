@@ -1,0 +1,366 @@
+"""A Kubeflow Pipelines server: submit and schedule pipelines, read status and logs of runs.
+
+The client uses the server's v2beta1 API. `kfp.Client` is not used: it waits half a minute for a
+wrong token, reads settings from the home directory, and prints.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from pipelines.server.errors import PORT_FORWARD_FIX, ServerError, one_line_errors
+from pipelines.server.packages import cron_fields, read_package
+from pipelines.server.pod_logs import LOG_ADDRESSES, nodes_of, pod_names
+from pipelines.server.run_status import ENDED, RunStatus, is_step, read_run, tasks_of
+
+DEFAULT_EXPERIMENT = "longrec"
+PAGE_SIZE = 50
+DATE_LENGTH = 10
+EQUALS = 1
+"""Operation of a filter in the server's API."""
+ENABLED = "ENABLE"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submitted:
+    """A run or a schedule that the server accepted; `url` is its page."""
+
+    run_id: str
+    experiment: str
+    url: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submission:
+    """A compiled pipeline with its arguments.
+
+    Args:
+        package: file of the compiled pipeline.
+        arguments: its parameters.
+        name: of the run or schedule.
+        experiment: groups runs on the server.
+        service_account: of the pods; empty for the server's default.
+        pipeline_root: address of the artifacts; empty for the server's default.
+        create_experiment: whether a missing experiment is created.
+    """
+
+    package: Path
+    arguments: Mapping[str, Any]
+    name: str
+    experiment: str = DEFAULT_EXPERIMENT
+    service_account: str = ""
+    pipeline_root: str = ""
+    create_experiment: bool = False
+
+
+class Server:
+    """A Kubeflow Pipelines server.
+
+    Args:
+        host: its address.
+        namespace: of a multi-user server; empty for a single-user one.
+        token: sent as `Authorization: Bearer`; empty for none.
+        cookie: of a browser's session; empty for none.
+
+    Raises of every method:
+        ServerError: nothing answers, or the server refuses the request.
+    """
+
+    def __init__(
+        self, host: str, *, namespace: str = "", token: str = "", cookie: str = ""
+    ) -> None:
+        if not host:
+            raise ServerError(
+                "the address of the Kubeflow Pipelines server is missing",
+                fix=f"Give --host or set KF_PIPELINES_ENDPOINT. {PORT_FORWARD_FIX}",
+            )
+        import kfp_server_api
+
+        self.host = (host if "://" in host else f"https://{host}").rstrip("/")
+        self.namespace = namespace
+        self._api = kfp_server_api
+        settings = kfp_server_api.Configuration(host=self.host)
+        settings.retries = False
+        if token:
+            settings.api_key = {"authorization": token}
+            settings.api_key_prefix = {"authorization": "Bearer"}
+        self._client = kfp_server_api.ApiClient(settings, cookie=cookie or None)
+        self._runs = kfp_server_api.RunServiceApi(self._client)
+        self._experiments = kfp_server_api.ExperimentServiceApi(self._client)
+        self._schedules = kfp_server_api.RecurringRunServiceApi(self._client)
+        self._check_health()
+
+    def submit(self, submission: Submission) -> Submitted:
+        """Submit a pipeline and return the accepted run."""
+        with one_line_errors(self.host):
+            body = self._api.V2beta1Run(
+                display_name=submission.name,
+                experiment_id=self._experiment_of(submission),
+                pipeline_spec=read_package(submission.package),
+                service_account=submission.service_account or None,
+                runtime_config=self._runtime_config(submission),
+            )
+            run = self._runs.run_service_create_run(body)
+        return Submitted(run.run_id, submission.experiment, self._run_page(run.run_id))
+
+    def schedule(self, submission: Submission, cron: str) -> tuple[Submitted, str]:
+        """Create or replace the schedule with the submission's name.
+
+        Return it and `created`, `updated` or `unchanged`. The new schedule is created before the
+        old ones are deleted. Missed times are not caught up. A run ends before the next begins:
+        both would write to one feature store.
+
+        Args:
+            submission: pipeline, arguments and name.
+            cron: five fields, or six with the seconds first, in UTC.
+        """
+        spec = read_package(submission.package)
+        times = cron_fields(cron)
+        description = _schedule_digest(submission, spec, times)
+        with one_line_errors(self.host):
+            experiment_id = self._experiment_of(submission)
+            schedules = self._list_schedules(experiment_id)
+            old = [entry for entry in schedules if entry.display_name == submission.name]
+            if len(old) == 1 and _is_unchanged(old[0], description):
+                return self._submitted_schedule(old[0], submission), "unchanged"
+            body = self._api.V2beta1RecurringRun(
+                display_name=submission.name,
+                description=description,
+                experiment_id=experiment_id,
+                pipeline_spec=spec,
+                mode=ENABLED,
+                no_catchup=True,
+                max_concurrency="1",
+                trigger=self._trigger(times),
+                service_account=submission.service_account or None,
+                runtime_config=self._runtime_config(submission),
+            )
+            new = self._schedules.recurring_run_service_create_recurring_run(body)
+            for entry in old:
+                self._schedules.recurring_run_service_delete_recurring_run(entry.recurring_run_id)
+        return self._submitted_schedule(new, submission), "updated" if old else "created"
+
+    def status(self, run_id: str) -> RunStatus:
+        """Return the status of a run."""
+        return read_run(self._get_run(run_id), self._run_page(run_id))
+
+    def recent(self, experiment: str, limit: int = 10) -> list[RunStatus]:
+        """Return the newest runs of an experiment, newest first."""
+        with one_line_errors(self.host):
+            answer = self._runs.run_service_list_runs(
+                experiment_id=self._experiment_id(experiment),
+                sort_by="created_at desc",
+                page_size=limit,
+            )
+        return [read_run(run, self._run_page(run.run_id)) for run in answer.runs or ()]
+
+    def wait(
+        self,
+        run_id: str,
+        on_change: Callable[[RunStatus], None],
+        *,
+        timeout_seconds: float,
+        every_seconds: float = 5.0,
+    ) -> RunStatus:
+        """Wait for the end of a run and return its status.
+
+        Args:
+            run_id: of the run.
+            on_change: called when the run or one of its steps changes.
+            timeout_seconds: longest wait.
+            every_seconds: pause between two requests.
+
+        Raises:
+            ServerError: it has not ended in time; it continues on the server.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        previous: Optional[RunStatus] = None
+        while True:
+            current = self.status(run_id)
+            if current != previous:
+                on_change(current)
+            if current.state in ENDED:
+                return current
+            if time.monotonic() >= deadline:
+                raise ServerError(
+                    f"run {run_id} has not ended after {timeout_seconds:g} s",
+                    found=current.state,
+                    fix=f"It continues: {current.url}",
+                )
+            previous = current
+            time.sleep(every_seconds)
+
+    def logs(self, run_id: str, step: str) -> str:
+        """Return the output of a step's own container, of its last attempt."""
+        run = self._get_run(run_id)
+        tasks = tasks_of(run)
+        nodes = nodes_of(tasks, step)
+        if not nodes:
+            names = sorted({task.display_name for task in tasks if is_step(task)})
+            raise ServerError(
+                f"run {run_id} has no step '{step}' that has started",
+                found=", ".join(names) or "no step",
+                fix="See longrec status RUN.",
+            )
+        day = str(run.created_at or "")[:DATE_LENGTH]
+        for node in nodes:
+            for pods in pod_names(node):
+                text = self._last_log(run_id, day, pods)
+                if text is not None:
+                    return text
+        namespace = self.namespace or "kubeflow"
+        raise ServerError(
+            f"the server has no log of step '{step}'",
+            found=f"nodes {', '.join(nodes)} of the workflow",
+            fix=f"While its pod exists: kubectl logs -n {namespace} -l pipeline/runid={run_id} "
+            "-c main --prefix --tail=-1",
+        )
+
+    def _get_run(self, run_id: str) -> Any:
+        with one_line_errors(self.host, f"run {run_id}"):
+            return self._runs.run_service_get_run(run_id)
+
+    def _last_log(self, run_id: str, day: str, pods: Iterable[str]) -> Optional[str]:
+        """Return the log of the last attempt; None if the first attempt has no log."""
+        last = None
+        for pod in pods:
+            text = self._pod_log(run_id, day, pod)
+            if text is None:
+                break
+            last = text
+        return last
+
+    def _pod_log(self, run_id: str, day: str, pod: str) -> Optional[str]:
+        for template in LOG_ADDRESSES:
+            path = template.format(run=run_id, pod=pod, namespace=self.namespace, day=day)
+            text = self._get_text(path)
+            if text is not None:
+                return text
+        return None
+
+    def _get_text(self, path: str) -> Optional[str]:
+        """Return the text at an address; None for no answer or for an HTML page."""
+        with one_line_errors(self.host, path):
+            try:
+                answer = self._client.call_api(
+                    path,
+                    "GET",
+                    header_params={"Accept": "text/plain"},
+                    auth_settings=["Bearer"],
+                    _preload_content=False,
+                    _return_http_data_only=True,
+                )
+            except self._api.ApiException as error:
+                if error.status in (401, 403):
+                    raise
+                return None
+        if "html" in (answer.getheader("Content-Type") or ""):
+            return None
+        return str(answer.data.decode("utf-8", "replace"))
+
+    def _check_health(self) -> None:
+        """Check that a Kubeflow Pipelines server answers.
+
+        The client takes a login page for an empty list, so the type of the answer is checked.
+        """
+        with one_line_errors(self.host):
+            service = self._api.HealthzServiceApi(self._client)
+            health, _, headers = service.healthz_service_get_healthz_with_http_info()
+            content_type = headers.get("Content-Type", "")
+            if "json" not in content_type:
+                raise ValueError(f"a page of type {content_type}; a login?")
+        if health.multi_user and not self.namespace:
+            raise ServerError(
+                f"{self.host} is a multi-user server and needs a namespace",
+                fix="Give --namespace or set LONGREC_KFP_NAMESPACE: your profile's.",
+            )
+
+    def _experiment_of(self, submission: Submission) -> str:
+        """Return the id of the submission's experiment; create a missing one if allowed.
+
+        The default experiment is always created.
+        """
+        name = submission.experiment
+        if submission.create_experiment or name == DEFAULT_EXPERIMENT:
+            return self._find_experiment(name) or self._create_experiment(name)
+        return self._experiment_id(name)
+
+    def _experiment_id(self, name: str) -> str:
+        """Return the id of an experiment; create the default one if it is missing."""
+        found = self._find_experiment(name)
+        if found:
+            return found
+        if name == DEFAULT_EXPERIMENT:
+            return self._create_experiment(name)
+        answer = self._list_experiments(page_size=PAGE_SIZE)
+        names = [experiment.display_name for experiment in answer.experiments or ()]
+        raise ServerError(
+            f"there is no experiment '{name}'",
+            expected=", ".join(names) or None,
+            fix="Give one of these, or --create-experiment.",
+        )
+
+    def _find_experiment(self, name: str) -> str:
+        predicate = {"operation": EQUALS, "key": "display_name", "stringValue": name}
+        answer = self._list_experiments(filter=json.dumps({"predicates": [predicate]}))
+        for experiment in answer.experiments or ():
+            return str(experiment.experiment_id)
+        return ""
+
+    def _create_experiment(self, name: str) -> str:
+        body = self._api.V2beta1Experiment(display_name=name, namespace=self.namespace or None)
+        return str(self._experiments.experiment_service_create_experiment(body).experiment_id)
+
+    def _list_experiments(self, **query: Any) -> Any:
+        if self.namespace:
+            query["namespace"] = self.namespace
+        return self._experiments.experiment_service_list_experiments(**query)
+
+    def _list_schedules(self, experiment_id: str) -> list[Any]:
+        schedules: list[Any] = []
+        token = ""
+        while True:
+            answer = self._schedules.recurring_run_service_list_recurring_runs(
+                experiment_id=experiment_id, page_size=PAGE_SIZE, page_token=token
+            )
+            schedules += answer.recurring_runs or []
+            token = answer.next_page_token or ""
+            if not token:
+                return schedules
+
+    def _trigger(self, times: str) -> Any:
+        return self._api.V2beta1Trigger(cron_schedule=self._api.V2beta1CronSchedule(cron=times))
+
+    def _runtime_config(self, submission: Submission) -> Any:
+        return self._api.V2beta1RuntimeConfig(
+            parameters=dict(submission.arguments), pipeline_root=submission.pipeline_root or None
+        )
+
+    def _run_page(self, run_id: str) -> str:
+        return f"{self.host}/#/runs/details/{run_id}"
+
+    def _submitted_schedule(self, entry: Any, submission: Submission) -> Submitted:
+        schedule_id = entry.recurring_run_id
+        url = f"{self.host}/#/recurringrun/details/{schedule_id}"
+        return Submitted(schedule_id, submission.experiment, url)
+
+
+def _schedule_digest(submission: Submission, spec: Any, times: str) -> str:
+    """Return the description of a schedule; equal descriptions mean equal schedules."""
+    content = [
+        spec,
+        dict(submission.arguments),
+        times,
+        submission.service_account,
+        submission.pipeline_root,
+    ]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    return f"longrec {digest.hexdigest()[:16]}"
+
+
+def _is_unchanged(entry: Any, description: str) -> bool:
+    return bool(entry.description == description) and str(entry.mode) == ENABLED
