@@ -31,6 +31,7 @@ def check(tag: str) -> None:
 
 def build(
     tag: str,
+    *,
     bundle: str,
     context: str,
     labels: dict[str, str],

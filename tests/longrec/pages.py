@@ -1,4 +1,4 @@
-"""What every page of longrec must be: well-formed and free of references to anywhere else."""
+"""Parse pages and check that they are well-formed and load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ import html.parser
 import re
 from pathlib import Path
 
+VOID_TAGS = ("meta", "br")
+LINK_ATTRIBUTES = {"src", "href", "srcset", "action", "data"}
+REFERENCE = re.compile(r"https?://|[\"'(=]\s*//|@import|url\(|<script|<link|<img|<iframe")
+Attributes = list[tuple[str, str | None]]
+
 
 class Page(html.parser.HTMLParser):
-    def __init__(self, text: str) -> None:
+    """A parsed page: the tags that are still open, all attributes and all texts."""
+
+    def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.text: list[str] = []
-        self.feed(text)
+        self.feed(source)
         self.close()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in ("meta", "br"):
+    def handle_starttag(self, tag: str, attrs: Attributes) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID_TAGS:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(name, value or "") for name, value in attrs]
+    def handle_startendtag(self, tag: str, attrs: Attributes) -> None:
+        for name, value in attrs:
+            self.attributes.append((name, value or ""))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -32,19 +40,12 @@ class Page(html.parser.HTMLParser):
 
 
 def text_of(path: Path) -> str:
-    """Returns the text of a page after checking that it parses, that its tags close and that
-    nothing in it points elsewhere.
-    """
+    """Return the text of a page whose tags close and that refers to no other file or host."""
     source = path.read_text(encoding="utf-8")
     parsed = Page(source)
     assert parsed.open == []
-    assert not re.search(r"https?://|[\"'(=]\s*//|@import|url\(|<script|<link|<img|<iframe", source)
-    assert {name for name, _ in parsed.attributes} & {
-        "src",
-        "href",
-        "srcset",
-        "action",
-        "data",
-    } == set()
+    assert not REFERENCE.search(source)
+    names = {name for name, _ in parsed.attributes}
+    assert not names & LINK_ATTRIBUTES
     assert "default-src 'none'" in source
     return "".join(parsed.text)

@@ -59,7 +59,12 @@ class Resamples:
     seed: int
 
     @classmethod
-    def of_users(cls, user_ids: Array, num_samples: int, seed: int) -> Resamples:
+    def of_users(
+        cls,
+        user_ids: Array,
+        num_samples: int,
+        seed: int,
+    ) -> Resamples:
         """Return the resamples of targets.
 
         Args:
@@ -125,7 +130,11 @@ class TaskMetrics:
         return result
 
 
-def measure(labels: Array, scores: Array, resamples: Resamples) -> TaskMetrics:
+def measure(
+    labels: Array,
+    scores: Array,
+    resamples: Resamples,
+) -> TaskMetrics:
     """Return all metrics of one task with their resampled values.
 
     Args:
@@ -138,9 +147,20 @@ def measure(labels: Array, scores: Array, resamples: Resamples) -> TaskMetrics:
     reason = _unusable_reason(labels, scores)
     if reason:
         return _unmeasured(labels, resamples, reason)
-    user_auc, user_weight = metrics.user_aucs(labels, scores, resamples.users, resamples.num_users)
+    user_auc, user_weight = metrics.user_aucs(
+        labels,
+        scores,
+        resamples.users,
+        resamples.num_users,
+    )
     values, reasons = _point_metrics(labels, scores, user_auc, user_weight)
-    samples = _resampled_metrics(labels, scores, resamples, user_auc * user_weight, user_weight)
+    samples = _resampled_metrics(
+        labels,
+        scores,
+        resamples,
+        weighted_user_auc=user_auc * user_weight,
+        user_weight=user_weight,
+    )
     return TaskMetrics(
         values=values,
         reasons=reasons,
@@ -152,7 +172,11 @@ def measure(labels: Array, scores: Array, resamples: Resamples) -> TaskMetrics:
     )
 
 
-def paired_difference(ours: TaskMetrics, theirs: TaskMetrics, metric: str = "auc") -> Estimate:
+def paired_difference(
+    ours: TaskMetrics,
+    theirs: TaskMetrics,
+    metric: str = "auc",
+) -> Estimate:
     """Return ours minus theirs with its paired interval.
 
     Both must have been measured on the same resamples.
@@ -175,7 +199,11 @@ def _unusable_reason(labels: Float, scores: Float) -> str:
     return ""
 
 
-def _unmeasured(labels: Float, resamples: Resamples, reason: str) -> TaskMetrics:
+def _unmeasured(
+    labels: Float,
+    resamples: Resamples,
+    reason: str,
+) -> TaskMetrics:
     return TaskMetrics(
         values={},
         reasons=dict.fromkeys(METRICS, reason),
@@ -223,6 +251,7 @@ def _resampled_metrics(
     labels: Float,
     scores: Float,
     resamples: Resamples,
+    *,
     weighted_user_auc: Float,
     user_weight: Float,
 ) -> dict[str, Float]:
@@ -234,7 +263,8 @@ def _resampled_metrics(
     losses = metrics.log_losses(labels, scores)
     user_sums = []
     for values in (np.ones_like(labels), labels, scores, losses):
-        user_sums.append(np.bincount(resamples.users, values, resamples.num_users))
+        sums_of_values = np.bincount(resamples.users, values, resamples.num_users)
+        user_sums.append(sums_of_values)
     per_user = np.stack([*user_sums, weighted_user_auc, user_weight])
     aucs = []
     sums = []

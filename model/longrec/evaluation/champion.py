@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
-from longrec.data.loader import EncodedHistories
+from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.errors import SchemaMismatch
 from longrec.evaluation import bootstrap
 from longrec.evaluation.bootstrap import Estimate, TaskMetrics
@@ -52,12 +52,25 @@ class ChampionScores:
             return cls({}, None)
         histories = inputs.histories
         try:
-            scorer = Scorer.load(bundle_dir, inputs.scorer.device, schema=histories.schema)
+            scorer = Scorer.load(
+                bundle_dir,
+                inputs.scorer.device,
+                schema=histories.schema,
+            )
         except SchemaMismatch as error:
             return cls({"problem": str(error)}, None)
         bundle = scorer.bundle
-        encoded = EncodedHistories.make(histories, bundle.encoder, cache_dir)
-        scores = score_sample(scorer, encoded, inputs.sample, bundle.served_length)
+        encoded = EncodedHistories.encode(
+            histories,
+            bundle.encoder,
+            cache_dir,
+        )
+        scores = score_sample(
+            scorer,
+            encoded,
+            inputs.sample,
+            bundle.served_length,
+        )
         description = {"version": bundle.version, "served_length": bundle.served_length}
         return cls(description, scores)
 
@@ -84,11 +97,23 @@ class ChampionScores:
         differences = {}
         for column, (task, ours) in enumerate(measured.items()):
             labels = sample.labels[:, column]
-            theirs = bootstrap.measure(labels, self.scores[:, column], sample.resamples)
-            differences[task] = bootstrap.paired_difference(ours, theirs, metric)
+            theirs = bootstrap.measure(
+                labels,
+                self.scores[:, column],
+                sample.resamples,
+            )
+            differences[task] = bootstrap.paired_difference(
+                ours,
+                theirs,
+                metric,
+            )
         return differences
 
-    def to_dict(self, differences: Mapping[str, Estimate], metric: str) -> Row:
+    def to_dict(
+        self,
+        differences: Mapping[str, Estimate],
+        metric: str,
+    ) -> Row:
         """Return the JSON form; {} without a champion.
 
         Args:

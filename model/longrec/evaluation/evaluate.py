@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from longrec.config import EvaluateConfig, GateConfig
 from longrec.data import files
-from longrec.data.encoder import int64_column
+from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
-from longrec.data.loader import EncodedHistories
+from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import bootstrap, model_card, provenance, report
 from longrec.evaluation.champion import ChampionScores
 from longrec.evaluation.gate import Evidence, Verdict, judge
@@ -102,10 +102,10 @@ def evaluate(
     bundle_dir: str | Path,
     histories_dir: str | Path,
     out_dir: str | Path,
-    evaluate: EvaluateConfig,
+    *,
+    config: EvaluateConfig,
     gate: GateConfig,
     seed: int,
-    *,
     champion_dir: str | Path | None = None,
     device: str = "auto",
 ) -> EvaluationReport:
@@ -117,7 +117,7 @@ def evaluate(
         bundle_dir: the trained ranker.
         histories_dir: data of its training; the split `eval` is scored, the rest makes popularity.
         out_dir: folder for metrics.json, predictions.parquet, report.html and MODEL_CARD.md.
-        evaluate: lengths, sample size, resamples.
+        config: lengths, sample size, resamples.
         gate: bounds of the verdict.
         seed: of the sample of requests and of the resamples.
         champion_dir: bundle that is served now; the gate compares with it on the same requests, at
@@ -132,16 +132,23 @@ def evaluate(
     out_dir = Path(out_dir)
     histories = Histories.open(histories_dir)
     scorer = Scorer.load(bundle_dir, _resolve_device(device), schema=histories.schema)
-    _warn_of_other_length(scorer.bundle.served_length, evaluate.served_length)
+    bundle = scorer.bundle
+    _warn_of_other_length(bundle.served_length, config.served_length)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out_dir.name}.encoded-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=out_dir.parent) as cache:
         cache_dir = Path(cache)
-        bundle = scorer.bundle
-        encoded = EncodedHistories.make(histories, bundle.encoder, cache_dir / "histories")
-        sample = draw_sample(encoded, evaluate, seed)
-        inputs = EvaluationInputs(scorer, histories, encoded, sample, evaluate, gate, seed)
-        curve = measure_lengths(scorer, encoded, sample, evaluate)
+        encoded = EncodedHistories.encode(histories, bundle.encoder, cache_dir / "histories")
+        inputs = EvaluationInputs(
+            scorer=scorer,
+            histories=histories,
+            encoded=encoded,
+            sample=draw_sample(encoded, config, seed),
+            config=config,
+            gate=gate,
+            seed=seed,
+        )
+        curve = measure_lengths(inputs)
         champion = ChampionScores.compute(champion_dir, inputs, cache_dir / "champion")
         result = _measure(inputs, curve, champion)
         predictions = _predictions(inputs, curve.served_scores)
@@ -180,7 +187,12 @@ def _measure(
     sample = inputs.sample
     baselines = _popularity_baselines(inputs)
     latency = latency_ms(inputs)
-    evidence = _gather_evidence(inputs, curve.served_scores, baselines, champion)
+    evidence = _gather_evidence(
+        inputs,
+        curve.served_scores,
+        baselines,
+        champion,
+    )
     evidence = dataclasses.replace(evidence, latency_p95_ms=latency["p95"])
     dataset_facts = inputs.histories.manifest.get("dataset_facts", {})
     best_possible = dataset_facts.get("best_possible_auc", ())
@@ -220,7 +232,11 @@ def _gather_evidence(
     gains = {}
     for column, task in enumerate(inputs.task_names):
         labels = sample.labels[:, column]
-        measured[task] = bootstrap.measure(labels, scores[:, column], sample.resamples)
+        measured[task] = bootstrap.measure(
+            labels,
+            scores[:, column],
+            sample.resamples,
+        )
         gains[task] = bootstrap.paired_difference(measured[task], baselines[task].metrics)
     first_task = inputs.task_names[0]
     baseline_scores = baselines[first_task].scores
@@ -228,15 +244,28 @@ def _gather_evidence(
         tasks=measured,
         gains=gains,
         parity_error=parity_error(inputs, scores),
-        slices=measure_slices(inputs, scores[:, 0], baseline_scores, champion),
-        champion_differences=champion.differences(measured, sample, inputs.gate.metric),
+        slices=measure_slices(
+            inputs,
+            scores[:, 0],
+            baseline_scores,
+            champion,
+        ),
+        champion_differences=champion.differences(
+            measured,
+            sample,
+            inputs.gate.metric,
+        ),
         champion_problem=champion.problem,
         unknown_item_share=_unknown_item_share(inputs),
     )
 
 
 def _popularity_baselines(inputs: EvaluationInputs) -> dict[str, PopularityBaseline]:
-    popularity = PopularityScores.compute(inputs.histories, inputs.encoded, inputs.sample)
+    popularity = PopularityScores.compute(
+        inputs.histories,
+        inputs.encoded,
+        inputs.sample,
+    )
     tasks = enumerate(inputs.task_names)
     return {task: popularity.best(inputs.sample, column) for column, task in tasks}
 
@@ -271,9 +300,13 @@ def _predictions(inputs: EvaluationInputs, scores: Array) -> pa.Table:
 
 
 def _write(out_dir: Path, results: Row, predictions: pa.Table) -> None:
-    with files.replacing(out_dir) as temporary:
+    with files.atomic_replace(out_dir) as temporary:
         temporary.mkdir()
         files.write_json(temporary / "metrics.json", results)
-        pq.write_table(predictions, temporary / "predictions.parquet", compression="zstd")
+        pq.write_table(
+            predictions,
+            temporary / "predictions.parquet",
+            compression="zstd",
+        )
         (temporary / "report.html").write_text(report.render(results), encoding="utf-8")
         (temporary / "MODEL_CARD.md").write_text(model_card.render(results), encoding="utf-8")

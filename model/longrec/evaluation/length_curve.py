@@ -14,11 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from longrec.config import EvaluateConfig
-from longrec.data.loader import EncodedHistories
+from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import bootstrap
 from longrec.evaluation.bootstrap import TaskMetrics
-from longrec.evaluation.sample import EvaluationSample, score_sample
+from longrec.evaluation.sample import EvaluationInputs, EvaluationSample, score_sample
 from longrec.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -78,34 +77,46 @@ def score_lengths(
         mean_events = float(np.minimum(events, length).mean())
         if previous is not None and previous.mean_events == mean_events:
             same_as = previous.length if previous.same_as is None else previous.same_as
-            current = LengthScores(length, mean_events, same_as, 0.0, previous.scores)
+            current = LengthScores(
+                length,
+                mean_events,
+                same_as,
+                0.0,
+                previous.scores,
+            )
         else:
             started = time.perf_counter()
             scores = score_sample(scorer, encoded, sample, length)
             seconds = time.perf_counter() - started
-            current = LengthScores(length, mean_events, None, seconds, scores)
+            current = LengthScores(
+                length,
+                mean_events,
+                None,
+                seconds,
+                scores,
+            )
         yield current
         previous = current
 
 
-def measure_lengths(
-    scorer: Scorer,
-    encoded: EncodedHistories,
-    sample: EvaluationSample,
-    config: EvaluateConfig,
-) -> LengthCurve:
+def measure_lengths(inputs: EvaluationInputs) -> LengthCurve:
     """Return the curve of the first task and the scores at the served length."""
-    served_length = config.served_length
-    shown_lengths = {*config.lengths, served_length}
-    trained_length = _trained_length(scorer)
+    sample = inputs.sample
+    served_length = inputs.config.served_length
+    shown_lengths = {*inputs.config.lengths, served_length}
+    trained_length = _trained_length(inputs.scorer)
     lengths = shown_lengths if trained_length is None else {*shown_lengths, trained_length}
     served_scores = np.zeros((0, sample.labels.shape[1]), np.float32)
     rows: list[Row] = []
     measured: dict[int, TaskMetrics] = {}
     mean_events: dict[int, float] = {}
-    for entry in score_lengths(scorer, encoded, sample, lengths):
+    for entry in score_lengths(inputs.scorer, inputs.encoded, sample, lengths):
         if entry.same_as is None:
-            metrics = bootstrap.measure(sample.labels[:, 0], entry.scores[:, 0], sample.resamples)
+            metrics = bootstrap.measure(
+                sample.labels[:, 0],
+                entry.scores[:, 0],
+                sample.resamples,
+            )
         else:
             metrics = measured[entry.same_as]
         measured[entry.length] = metrics
@@ -131,9 +142,19 @@ def _trained_length(scorer: Scorer) -> int | None:
     return None
 
 
-def _curve_row(entry: LengthScores, metrics: TaskMetrics, *, is_first: bool) -> Row:
+def _curve_row(
+    entry: LengthScores,
+    metrics: TaskMetrics,
+    *,
+    is_first: bool,
+) -> Row:
     auc = metrics.estimate("auc")
-    log.info("served length %d: AUC %s, %.1f s", entry.length, auc.value, entry.seconds)
+    log.info(
+        "served length %d: AUC %s, %.1f s",
+        entry.length,
+        auc.value,
+        entry.seconds,
+    )
     return {
         "length": entry.length,
         "auc": auc.value,

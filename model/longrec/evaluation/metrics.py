@@ -83,7 +83,11 @@ def calibration(labels: Array, scores: Array) -> float:
     return float(np.sum(scores, dtype=np.float64)) / positives
 
 
-def expected_calibration_error(labels: Array, scores: Array, num_bins: int = ECE_BINS) -> float:
+def expected_calibration_error(
+    labels: Array,
+    scores: Array,
+    num_bins: int = ECE_BINS,
+) -> float:
     """Return the mean distance of mean score and mean label over bins; nan without targets.
 
     Source: Naeini, Cooper, Hauskrecht 2015, section 3, with bins of equal numbers of targets.
@@ -96,7 +100,11 @@ def expected_calibration_error(labels: Array, scores: Array, num_bins: int = ECE
     return error / total if total else math.nan
 
 
-def reliability_bins(labels: Array, scores: Array, num_bins: int = 20) -> list[dict[str, float]]:
+def reliability_bins(
+    labels: Array,
+    scores: Array,
+    num_bins: int = 20,
+) -> list[dict[str, float]]:
     """Return mean score, mean label and size of bins by rising score.
 
     The bins have nearly equal numbers of targets. Equal scores share a bin: their order is chance.
@@ -135,7 +143,12 @@ def gauc(labels: Array, scores: Array, users: Array) -> float:
     return float((aucs * weights).sum() / weights.sum())
 
 
-def user_aucs(labels: Float, scores: Float, users: Int, num_users: int) -> tuple[Float, Float]:
+def user_aucs(
+    labels: Float,
+    scores: Float,
+    users: Int,
+    num_users: int,
+) -> tuple[Float, Float]:
     """Return the AUC within each user and its weight, float64 [U] each.
 
     The weight of a user with both labels is its number of targets. Others have AUC 0 and weight 0.
@@ -152,7 +165,8 @@ def user_aucs(labels: Float, scores: Float, users: Int, num_users: int) -> tuple
     size = np.bincount(user, minlength=num_users).astype(np.float64)
     positives = np.bincount(user, label, num_users)
     ranks_before_user = np.cumsum(size) - size
-    rank_sum = np.bincount(user, label * ranks, num_users) - positives * ranks_before_user
+    overall_rank_sum = np.bincount(user, label * ranks, num_users)
+    rank_sum = overall_rank_sum - positives * ranks_before_user
     pairs = positives * (size - positives)
     has_both = pairs > 0
     smallest_rank_sum = positives * (positives + 1) / 2
@@ -176,7 +190,12 @@ class RankedTargets:
     run_starts: Int
 
     @classmethod
-    def sort(cls, labels: Array, scores: Array, users: Int) -> RankedTargets:
+    def sort(
+        cls,
+        labels: Array,
+        scores: Array,
+        users: Int,
+    ) -> RankedTargets:
         """Return N targets sorted by score."""
         order = np.argsort(scores, kind="stable")
         is_positive = np.asarray(labels)[order] > 0

@@ -15,6 +15,33 @@ from longrec.reporting.page import format_interval
 Results: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Mapping[str, Any]
 
+ORIGIN = (
+    "Trained on {name} (data {data_version}, schema {bundle[schema_fingerprint]}), "
+    "served at {served_length:,} events. It {verdict} the gate."
+)
+SAMPLE = (
+    "{num_targets:,} targets of {num_requests:,} requests by {num_users:,} users, "
+    "from {data[evaluated from]} to {data[last request]}; 95 % intervals resample users."
+)
+EXTRAPOLATION = (
+    "- Served at {served_length:,} instead of the trained mean of "
+    "{extrapolation[trained_length]:,} events: AUC {gain} more, "
+    "{extrapolation[cost]:.2f} times the events."
+)
+LATENCY = (
+    "- One request of the longest histories: {latency_ms[p50]:.1f} ms, "
+    "p95 {latency_ms[p95]:.1f} ms where it was evaluated."
+)
+LONGEST_HISTORY = (
+    "- The longest history measured has {longest_history:,} events; nothing is known beyond it."
+)
+BETTER_SHORTER_LENGTH = (
+    "- Served at {length:,} events the AUC is {auc:.4f}, higher than at {served_length:,}."
+)
+BELOW_POPULARITY = (
+    "- Popularity is better where {family} {name} ({num_targets:,} targets): "
+    "{popularity_auc:.4f} against {auc:.4f}."
+)
 METRICS_HEADER = (
     "| task | AUC | GAUC | log loss | NE | calibration | ECE | popularity AUC |",
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -37,12 +64,12 @@ def render(results: Results) -> str:
         _origin(results),
         "",
         "## Measured",
-        _sample(results),
+        SAMPLE.format_map(results),
         "",
         *_metrics(results),
         "",
         *_extrapolation(results),
-        _latency(results),
+        LATENCY.format_map(results),
         "",
         "## Gate",
         *[f"- {reason}" for reason in results["gate"]["reasons"]],
@@ -58,21 +85,9 @@ def render(results: Results) -> str:
 
 
 def _origin(results: Results) -> str:
-    data = results.get("data_version") or "unknown"
-    schema = results["bundle"]["schema_fingerprint"]
-    source = f"Trained on {results['name']} (data {data}, schema {schema})"
+    data_version = results.get("data_version") or "unknown"
     verdict = "passed" if results["gate"]["passed"] else "failed"
-    return f"{source}, served at {results['served_length']:,} events. It {verdict} the gate."
-
-
-def _sample(results: Results) -> str:
-    targets = f"{results['num_targets']:,} targets"
-    requests = f"{results['num_requests']:,} requests"
-    users = f"{results['num_users']:,} users"
-    first = results["data"]["evaluated from"]
-    last = results["data"]["last request"]
-    sample = f"{targets} of {requests} by {users}"
-    return f"{sample}, from {first} to {last}; 95 % intervals resample users."
+    return ORIGIN.format_map({**results, "data_version": data_version, "verdict": verdict})
 
 
 def _metrics(results: Results) -> Iterator[str]:
@@ -93,31 +108,24 @@ def _metrics(results: Results) -> Iterator[str]:
 
 
 def _with_interval(row: Row, metric: str) -> str:
-    return format_interval(row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high"))
+    return format_interval(
+        row[metric],
+        row.get(f"{metric}_low"),
+        row.get(f"{metric}_high"),
+    )
 
 
 def _extrapolation(results: Results) -> Iterator[str]:
-    """Yield what serving longer than trained gains and costs, if it was measured."""
+    """Yield the gain and the cost of serving longer than trained, if they were measured."""
     row = results["extrapolation"]
-    if not row:
-        return
-    served = f"{results['served_length']:,}"
-    trained = f"{row['trained_length']:,}"
-    gain = format_interval(row["value"], row["low"], row["high"])
-    lengths = f"Served at {served} instead of the trained mean of {trained} events"
-    yield f"- {lengths}: AUC {gain} more, {row['cost']:.2f} times the events."
-
-
-def _latency(results: Results) -> str:
-    p50 = f"{results['latency_ms']['p50']:.1f} ms"
-    p95 = f"{results['latency_ms']['p95']:.1f} ms"
-    return f"- One request of the longest histories: {p50}, p95 {p95} where it was evaluated."
+    if row:
+        gain = format_interval(row["value"], row["low"], row["high"])
+        yield EXTRAPOLATION.format_map({**results, "gain": gain})
 
 
 def _limits(results: Results) -> Iterator[str]:
     """Yield the weaknesses that the measurement shows."""
-    longest = f"{results['longest_history']:,}"
-    yield f"- The longest history measured has {longest} events; nothing is known beyond it."
+    yield LONGEST_HISTORY.format_map(results)
     yield from _better_shorter_length(results)
     yield from _slices_below_popularity(results)
     for task, metrics in results["metrics"].items():
@@ -135,23 +143,17 @@ def _better_shorter_length(results: Results) -> Iterator[str]:
         return
     best = max(shorter, key=lambda row: row["auc"])
     if best["auc"] > served[0]["auc"]:
-        yield (
-            f"- Served at {best['length']:,} events the AUC is {best['auc']:.4f}, "
-            f"higher than at {served_length:,}."
-        )
+        yield BETTER_SHORTER_LENGTH.format_map({**best, "served_length": served_length})
 
 
 def _slices_below_popularity(results: Results) -> Iterator[str]:
     for row in results["slices"]:
         auc = row["auc"]
-        popularity = row["popularity_auc"]
-        if auc is None or popularity is None or auc >= popularity:
+        popularity_auc = row["popularity_auc"]
+        if auc is None or popularity_auc is None:
             continue
-        size = f"{row['num_targets']:,} targets"
-        yield (
-            f"- Popularity is better where {row['family']} {row['name']} ({size}): "
-            f"{popularity:.4f} against {auc:.4f}."
-        )
+        if auc < popularity_auc:
+            yield BELOW_POPULARITY.format_map(row)
 
 
 def _provenance(results: Results) -> Iterator[str]:

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from longrec.data.encoder import int64_column
+from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.request_stream import RequestStream
 from longrec.evaluation import bootstrap
 from longrec.evaluation.bootstrap import TaskMetrics
 from longrec.evaluation.sample import EvaluationSample
@@ -71,12 +72,20 @@ class PopularityScores:
         rates = []
         for task in range(num_tasks):
             labels = encoded.labels[earlier, task]
-            item_rates = smoothed_rates(items[earlier], labels, len(item_ids))
+            item_rates = smoothed_rates(
+                items[earlier],
+                labels,
+                len(item_ids),
+            )
             rates.append(item_rates[sample_items])
         counts = _event_counts(histories, item_ids)
         return cls(np.stack(rates, axis=1), counts[sample_items].astype(np.float64))
 
-    def best(self, sample: EvaluationSample, task: int) -> PopularityBaseline:
+    def best(
+        self,
+        sample: EvaluationSample,
+        task: int,
+    ) -> PopularityBaseline:
         """Return the score with the higher AUC on the sample.
 
         Args:
@@ -90,7 +99,11 @@ class PopularityScores:
         }
         baselines = []
         for name, scores in candidates.items():
-            metrics = bootstrap.measure(sample.labels[:, task], scores, sample.resamples)
+            metrics = bootstrap.measure(
+                sample.labels[:, task],
+                scores,
+                sample.resamples,
+            )
             baselines.append(PopularityBaseline(name, scores, metrics))
         return max(baselines, key=lambda baseline: baseline.metrics.values.get("auc", -1.0))
 
@@ -121,7 +134,7 @@ def smoothed_rates(
 def _earlier_targets(encoded: EncodedHistories) -> Int:
     """Return the positions of all targets outside the evaluation split, int64."""
     splits = [encoded.requests("warmup"), encoded.requests("train")]
-    stream = RequestStream.serving(
+    stream = RequestStream.for_evaluation(
         encoded,
         np.concatenate(splits),
         0,

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from longrec.data.encoder import int64_column
+from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
 from longrec.evaluation import metrics
 from longrec.evaluation.sample import EvaluationInputs
@@ -32,7 +32,11 @@ PACKAGES = ("longrec", "torch", "numpy", "pyarrow", "scikit-learn")
 TRAINING_CURVE = "training_curve.csv"
 
 
-def describe(inputs: EvaluationInputs, scores: Array, bundle_dir: Path) -> Row:
+def describe(
+    inputs: EvaluationInputs,
+    scores: Array,
+    bundle_dir: Path,
+) -> Row:
     """Return what metrics.json holds next to the results.
 
     Args:

@@ -44,6 +44,10 @@ METRIC_TITLES = (
     ("calibration", "Calibration"),
     ("ece", "ECE"),
 )
+SUBTITLE = (
+    "{num_targets:,} targets of {num_requests:,} later requests by {num_users:,} users, "
+    "served length {served_length:,}, model version {version}"
+)
 METRICS_NOTE = (
     "95 % intervals resample users. GAUC: AUC within users, weighted by their targets. "
     "NE: log loss over the entropy of the mean label; below 1 beats the mean. "
@@ -51,8 +55,17 @@ METRICS_NOTE = (
     "Popularity: the better AUC of the items' earlier rates and event counts. "
     "AUC gain: paired difference to popularity."
 )
+EXTRAPOLATION_LABEL = (
+    "AUC at {served_length:,} minus at the trained mean of {extrapolation[trained_length]:,}"
+)
+COST = "{extrapolation[cost]:.2f} times"
+BIN_TEXT = "score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
 CALIBRATION_NOTE = (
     "Bins of equal numbers of targets by rising score. On the diagonal, scores are probabilities."
+)
+LENGTH_NOTE = (
+    "One model, the same requests at every length. "
+    "The longest history of the sample has {longest_history:,} events."
 )
 LENGTHS_NOTE = (
     "A length that cuts no history shorter than the one before has the same scores. "
@@ -92,11 +105,7 @@ def render(results: Results) -> str:
 
 def _subtitle(results: Results) -> str:
     version = results.get("bundle", {}).get("version", "unknown")
-    targets = f"{results['num_targets']:,} targets"
-    requests = f"{results['num_requests']:,} later requests"
-    users = f"{results['num_users']:,} users"
-    length = f"served length {results['served_length']:,}"
-    return f"{targets} of {requests} by {users}, {length}, model version {version}"
+    return SUBTITLE.format_map({**results, "version": version})
 
 
 def _grid(*sections: str) -> str:
@@ -111,7 +120,11 @@ def _gate_section(verdict: Row) -> Html:
         status = page.badge(passed, "passed" if passed else "failed")
         rows.append([status, criterion["sentence"]])
         classes.append("" if passed else "bad")
-    table = page.table(["", "Criterion, at the served length"], rows, classes)
+    table = page.table(
+        ["", "Criterion, at the served length"],
+        rows,
+        classes,
+    )
     return page.section("Promotion gate", table)
 
 
@@ -126,7 +139,12 @@ def _metrics_section(results: Results) -> Html:
             undefined.append(f"<li>{html.escape(f'{task}: {name}: {reason}')}</li>")
     reasons = Html(f"<ul>{''.join(undefined)}</ul>") if undefined else Html("")
     table = page.table(headers, rows)
-    return page.section("Metrics at the served length", table, reasons, note=METRICS_NOTE)
+    return page.section(
+        "Metrics at the served length",
+        table,
+        reasons,
+        note=METRICS_NOTE,
+    )
 
 
 def _metrics_row(task: str, results: Results) -> list[object]:
@@ -163,15 +181,12 @@ def _serving_section(results: Results) -> Html:
     values = {
         "one request, p50 ms": f"{latency['p50']:.1f}",
         "p95 ms": f"{latency['p95']:.1f}",
-        "targets of unknown items": f"{results['unknown_item_share']:.2%}",
+        "targets of unknown items": _percent(results["unknown_item_share"]),
     }
-    extrapolation = results["extrapolation"]
-    if extrapolation:
-        served = f"{results['served_length']:,}"
-        trained = f"{extrapolation['trained_length']:,}"
-        name = f"AUC at {served} minus at the trained mean of {trained}"
-        values[name] = _format_difference(extrapolation)
-        values["events served over that"] = f"{extrapolation['cost']:.2f} times"
+    if results["extrapolation"]:
+        name = EXTRAPOLATION_LABEL.format_map(results)
+        values[name] = _format_difference(results["extrapolation"])
+        values["events served over that"] = COST.format_map(results)
     champion = results["champion"]
     for task, difference in champion.get("differences", {}).items():
         metric = champion["metric"].upper()
@@ -196,11 +211,7 @@ def _length_section(results: Results) -> Html:
     if popularity["auc"] is not None:
         entries.append(("s3 dash", f"popularity ({popularity['name']})"))
     chart = _length_chart(task, rows, results)
-    longest = f"{results['longest_history']:,}"
-    note = (
-        "One model, the same requests at every length. "
-        f"The longest history of the sample has {longest} events."
-    )
+    note = LENGTH_NOTE.format_map(results)
     return page.section("History length", chart, legend(entries), note=note)
 
 
@@ -248,7 +259,14 @@ def _length_axis(lengths: Sequence[float]) -> Axis:
         return math.log(max(length, shortest / 2))
 
     label = "events served, most recent (log scale)"
-    return Axis(lengths[0], lengths[-1], lengths, label, scale, short_number)
+    return Axis(
+        lengths[0],
+        lengths[-1],
+        lengths,
+        label,
+        scale,
+        short_number,
+    )
 
 
 def _value_axis(points: Sequence[Point], label: str) -> Axis:
@@ -264,7 +282,12 @@ def _calibration_section(results: Results) -> Html:
         return page.section("Calibration", note="There are no scores to show.")
     styles = list(zip(SERIES_STYLES, bins, strict=False))
     chart = _calibration_chart(bins)
-    return page.section("Calibration", chart, legend(styles), note=CALIBRATION_NOTE)
+    return page.section(
+        "Calibration",
+        chart,
+        legend(styles),
+        note=CALIBRATION_NOTE,
+    )
 
 
 def _calibration_chart(bins: Mapping[str, Sequence[Row]]) -> Html:
@@ -279,17 +302,16 @@ def _calibration_chart(bins: Mapping[str, Sequence[Row]]) -> Html:
         "Calibration",
     )
     shapes = [chart.line([(0, 0), (top, top)], "axis dash")]
-    for style, (task, rows) in zip(SERIES_STYLES, bins.items(), strict=False):
+    for style, (task, rows) in zip(
+        SERIES_STYLES,
+        bins.items(),
+        strict=False,
+    ):
         points = [(row["score"], row["rate"]) for row in rows]
-        texts = [f"{task}: {_bin_text(row)}" for row in rows]
+        texts = [f"{task}: {BIN_TEXT.format_map(row)}" for row in rows]
         shapes.append(chart.line(points, style))
         shapes.append(chart.dots(points, style.replace("s", "f"), texts, 3))
     return chart.draw(*shapes)
-
-
-def _bin_text(row: Row) -> str:
-    rates = f"score {row['score']:.4f}, rate {row['rate']:.4f}"
-    return f"{rates}, {row['num_targets']:,} targets"
 
 
 def _lengths_table(results: Results) -> Html:
@@ -300,7 +322,11 @@ def _lengths_table(results: Results) -> Html:
         headers.append("Best possible AUC")
         for row, entry in zip(rows, results["lengths"], strict=True):
             row.append(format_interval(best_possible.get(entry["length"])))
-    return page.section("Served lengths", page.table(headers, rows), note=LENGTHS_NOTE)
+    return page.section(
+        "Served lengths",
+        page.table(headers, rows),
+        note=LENGTHS_NOTE,
+    )
 
 
 def _length_row(row: Row) -> list[object]:
@@ -338,7 +364,11 @@ def _slices_section(results: Results) -> Html:
     headers.append("")
     for row, entry in zip(rows, slices, strict=True):
         row.append(entry["reason"])
-    return page.section("Slices", page.table(headers, rows), note=SLICES_NOTE)
+    return page.section(
+        "Slices",
+        page.table(headers, rows),
+        note=SLICES_NOTE,
+    )
 
 
 def _slice_row(row: Row) -> list[object]:
@@ -361,7 +391,11 @@ def _training_section(results: Results) -> Html:
     summary = page.tiles(values) if values else Html("")
     curve: Sequence[Row] = results.get("training_curve", [])
     if len(curve) < 2:
-        return page.section("Training", summary, note="There is no training curve.")
+        return page.section(
+            "Training",
+            summary,
+            note="There is no training curve.",
+        )
     points = _thinned([(row["step"], row["loss"]) for row in curve])
     last_step, last_loss = points[-1]
     steps = nice_ticks(0, last_step)
@@ -372,7 +406,11 @@ def _training_section(results: Results) -> Html:
     )
     drawing = chart.draw(
         chart.line(points, "s1"),
-        chart.dots(points[-1:], "f1", [f"step {last_step:,.0f}: loss {last_loss:.4f}"]),
+        chart.dots(
+            points[-1:],
+            "f1",
+            [f"step {last_step:,.0f}: loss {last_loss:.4f}"],
+        ),
     )
     return page.section("Training", drawing, summary)
 
@@ -396,4 +434,8 @@ def _configuration_section(results: Results) -> Html:
     values = {"bundle": results.get("bundle", {}), **results["config"]}
     text = json.dumps(values, indent=2, ensure_ascii=False)
     folded = page.details("Configuration (JSON)", text)
-    return page.section("How it was made", page.tiles(results["versions"]), folded)
+    return page.section(
+        "How it was made",
+        page.tiles(results["versions"]),
+        folded,
+    )

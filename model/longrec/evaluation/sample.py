@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from longrec.config import EvaluateConfig, GateConfig
 from longrec.data.histories import Histories
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import DataError
 from longrec.evaluation.bootstrap import Resamples
 from longrec.scoring.scorer import Scorer
@@ -76,7 +77,11 @@ class EvaluationInputs:
         return self.histories.schema.task_names
 
 
-def draw_sample(encoded: EncodedHistories, config: EvaluateConfig, seed: int) -> EvaluationSample:
+def draw_sample(
+    encoded: EncodedHistories,
+    config: EvaluateConfig,
+    seed: int,
+) -> EvaluationSample:
     """Return the evaluation requests; a seeded sample if there are more than `max_requests`.
 
     Raises:
@@ -90,8 +95,14 @@ def draw_sample(encoded: EncodedHistories, config: EvaluateConfig, seed: int) ->
         )
     if 0 < config.max_requests < len(requests):
         generator = np.random.default_rng(seed)
-        requests = np.sort(generator.choice(requests, config.max_requests, replace=False))
-    stream = RequestStream.serving(
+        requests = np.sort(
+            generator.choice(
+                requests,
+                config.max_requests,
+                replace=False,
+            )
+        )
+    stream = RequestStream.for_evaluation(
         encoded,
         requests,
         config.served_length,
@@ -107,7 +118,11 @@ def draw_sample(encoded: EncodedHistories, config: EvaluateConfig, seed: int) ->
         target_requests=owners,
         labels=encoded.labels[stream.target_positions],
         history_lengths=np.asarray(lengths, np.int64),
-        resamples=Resamples.of_users(user_ids, config.bootstrap_samples, seed),
+        resamples=Resamples.of_users(
+            user_ids,
+            config.bootstrap_samples,
+            seed,
+        ),
     )
 
 
@@ -125,7 +140,7 @@ def score_sample(
         sample: requests to score.
         length: served length, the number of most recent events.
     """
-    stream = RequestStream.serving(
+    stream = RequestStream.for_evaluation(
         encoded,
         sample.requests,
         length,

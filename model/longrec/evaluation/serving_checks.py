@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from longrec.data.encoder import int64_column
+from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
 from longrec.evaluation.sample import EvaluationInputs
 from longrec.schema import ITEM_ID, TIMESTAMP
@@ -32,7 +32,12 @@ def request_rows(histories: Histories, request: int) -> RequestRows:
     num_targets = row["target_end"] - row["target_start"]
     targets = histories.targets.slice(row["target_start"], num_targets)
     events = histories.events(row["event_start"], row["event_end"])
-    return RequestRows(events, user, row[TIMESTAMP], int64_column(targets, ITEM_ID))
+    return RequestRows(
+        events,
+        user,
+        row[TIMESTAMP],
+        int64_column(targets, ITEM_ID),
+    )
 
 
 def parity_error(inputs: EvaluationInputs, scores: Array) -> float | None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.request_stream import RequestStream
 from longrec.evaluation import bootstrap, metrics
 from longrec.evaluation.bootstrap import Resamples
 from longrec.evaluation.champion import ChampionScores
@@ -60,7 +61,13 @@ def measure_slices(
     length = inputs.config.served_length
     rows = []
     for part in iterate_slices(inputs.encoded, inputs.sample, length):
-        row = _slice_row(part, inputs, scores, baseline_scores, champion)
+        row = _slice_row(
+            part,
+            inputs,
+            scores=scores,
+            baseline_scores=baseline_scores,
+            champion=champion,
+        )
         rows.append(row)
     return rows
 
@@ -68,6 +75,7 @@ def measure_slices(
 def _slice_row(
     part: Slice,
     inputs: EvaluationInputs,
+    *,
     scores: Array,
     baseline_scores: Array,
     champion: ChampionScores,
@@ -98,7 +106,11 @@ def _slice_row(
         "reason": auc.reason,
     }
     if champion.scores is not None:
-        theirs = bootstrap.measure(labels, champion.scores[mask, 0], resamples)
+        theirs = bootstrap.measure(
+            labels,
+            champion.scores[mask, 0],
+            resamples,
+        )
         difference = bootstrap.paired_difference(measured, theirs)
         row["difference"] = difference.value
         row["difference_low"] = difference.low
@@ -143,11 +155,16 @@ def item_ages(encoded: EncodedHistories, sample: EvaluationSample) -> Int:
     """
     items = encoded.target_items[sample.target_positions]
     first_event = np.full(_num_items(encoded), INT64_MAX)
-    np.minimum.at(first_event, encoded.event_items, encoded.event_timestamps)
+    np.minimum.at(
+        first_event,
+        encoded.event_items,
+        encoded.event_timestamps,
+    )
     request_times = encoded.request_timestamps[sample.target_requests]
     first_times = first_event[items]
     is_known = first_times < request_times
-    elapsed_ms = request_times - np.where(is_known, first_times, request_times)
+    known_times = np.where(is_known, first_times, request_times)
+    elapsed_ms = request_times - known_times
     return np.where(is_known, elapsed_ms // DAY_MS, -1)
 
 
@@ -172,7 +189,13 @@ def seen_in_training(encoded: EncodedHistories, sample: EvaluationSample) -> tup
     requests = encoded.requests("train")
     trained_users = np.unique(encoded.request_users[requests])
     users = encoded.request_users[sample.target_requests]
-    stream = RequestStream.serving(encoded, requests, 0, token_budget=1, max_requests=1)
+    stream = RequestStream.for_evaluation(
+        encoded,
+        requests,
+        0,
+        token_budget=1,
+        max_requests=1,
+    )
     is_seen = np.zeros(_num_items(encoded), bool)
     is_seen[encoded.target_items[stream.target_positions]] = True
     last_request_ms = encoded.request_timestamps[requests].max(initial=INT64_MIN)

@@ -117,7 +117,11 @@ def stop_server(process: subprocess.Popen[Any]) -> None:
             worker.kill()
 
 
-def post_rank(host: str, port: int, body: Mapping[str, Any]) -> dict[str, Any]:
+def post_rank(
+    host: str,
+    port: int,
+    body: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return the answer of a service to POST /rank.
 
     Args:
@@ -128,7 +132,11 @@ def post_rank(host: str, port: int, body: Mapping[str, Any]) -> dict[str, Any]:
         PackagingError: the status is not 200.
     """
     headers = {"Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    connection = http.client.HTTPConnection(
+        host,
+        port,
+        timeout=ANSWER_SECONDS,
+    )
     with contextlib.closing(connection):
         connection.request("POST", "/rank", json.dumps(body), headers)
         response = connection.getresponse()
@@ -151,7 +159,11 @@ def last_log_line(text: str) -> str:
     return ""
 
 
-def _wait_until_ready(process: subprocess.Popen[Any], port: int, log_path: Path) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[Any],
+    port: int,
+    log_path: Path,
+) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -83,7 +83,7 @@ def stage(
     _check_evaluation(bundle, evaluation)
     labels = make_labels(bundle, evaluation, manifest)
     tag = f"{MODEL_NAME}:{version}"
-    with files.replacing(out_dir) as context:
+    with files.atomic_replace(out_dir) as context:
         context.mkdir()
         wheel = build_wheel(root, context / "wheels")
         _copy_service(root / "bento", context / "bento")
@@ -95,7 +95,12 @@ def stage(
         (context / "requirements.txt").write_text(requirements, encoding="utf-8")
         # JSON is YAML.
         files.write_json(context / "bentofile.yaml", _build_options(labels, wheel.name))
-    return StagedBento(str(Path(out_dir).resolve()), tag, labels, wheel.name)
+    return StagedBento(
+        str(Path(out_dir).resolve()),
+        tag,
+        labels,
+        wheel.name,
+    )
 
 
 def project_root(repo_dir: str | Path) -> Path:
@@ -180,7 +185,11 @@ def _check_evaluation(bundle: Mapping[str, Any], evaluation: Mapping[str, Any]) 
 
 def _copy_service(source: Path, target: Path) -> None:
     """Copy the modules of the service; the build script stays behind."""
-    ignored = shutil.ignore_patterns("__pycache__", Path(BUILD_SCRIPT).name, "wheels")
+    ignored = shutil.ignore_patterns(
+        "__pycache__",
+        Path(BUILD_SCRIPT).name,
+        "wheels",
+    )
     shutil.copytree(source, target, ignore=ignored)
 
 

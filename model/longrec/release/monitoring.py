@@ -97,7 +97,11 @@ class DriftReport:
     passed: bool
 
 
-def check_drift(workdir: str | Path, report_html: str | Path, config: DriftConfig) -> DriftReport:
+def check_drift(
+    workdir: str | Path,
+    report_html: str | Path,
+    config: DriftConfig,
+) -> DriftReport:
     """Measure the drift of the version that answered last; raise if there is any.
 
     The model is found in the BentoML store, its reference in the work directory, where `package`
@@ -120,8 +124,13 @@ def check_drift(workdir: str | Path, report_html: str | Path, config: DriftConfi
             found=f"no {reference}",
             fix="Package it again for this work directory: longrec run, or the training pipeline.",
         )
-    bundle = model_store.bundle_dir(model_store.store_dir(), version)
-    report = measure_drift(workdir, reference, bundle, report_html, config)
+    report = measure_drift(
+        workdir,
+        evaluation_dir=reference,
+        bundle_dir=model_store.bundle_dir(model_store.store_dir(), version),
+        report_html=report_html,
+        config=config,
+    )
     if not report.passed:
         raise CheckFailed(
             f"{len(report.drifted)} quantities of the requests of {version} have drifted",
@@ -134,6 +143,7 @@ def check_drift(workdir: str | Path, report_html: str | Path, config: DriftConfi
 
 def measure_drift(
     workdir: str | Path,
+    *,
     evaluation_dir: str | Path,
     bundle_dir: str | Path,
     report_html: str | Path,
@@ -157,7 +167,7 @@ def measure_drift(
     users = pq.read_table(Path(workdir) / "features" / "user_features.parquet")
     comparisons = [
         *_compare_scores(reference, live, encoder, config),
-        *_compare_requests(reference, live, encoder, users, config),
+        *_compare_requests(reference, live, encoder, users=users, config=config),
         *_compare_items(reference, live, encoder, config),
     ]
     report = _summarize(live, comparisons, config)
@@ -213,7 +223,7 @@ def _compare_scores(
             bins,
             histogram(expected, edges),
             histogram(live.column(column).to_numpy(), edges),
-            config.max_score_psi,
+            bound=config.max_score_psi,
         )
 
 
@@ -221,6 +231,7 @@ def _compare_requests(
     reference: pa.Table,
     live: pa.Table,
     encoder: Encoder,
+    *,
     users: pa.Table,
     config: DriftConfig,
 ) -> Iterator[DriftComparison]:
@@ -233,7 +244,7 @@ def _compare_requests(
     ]
     powers = [f"up to {1 << power:,}" for power in range(21)]
     bins = ["0", *powers, "more"]
-    yield _compare("history length", bins, *lengths, config.max_feature_psi)
+    yield _compare("history length", bins, *lengths, bound=config.max_feature_psi)
     codes = encoder.users(users)
     reference_rows = _user_rows(users, reference.column(USER_ID).to_numpy())
     live_rows = _user_rows(users, live.column(USER_ID).to_numpy())
@@ -288,7 +299,7 @@ def _compare_codes(
         [*(f"code {value}" for value in frequent), "others"],
         _count_values(reference, frequent),
         _count_values(live, frequent),
-        config.max_feature_psi,
+        bound=config.max_feature_psi,
     )
 
 
@@ -304,6 +315,7 @@ def _compare(
     bins: Sequence[str],
     reference: Counts,
     live: Counts,
+    *,
     bound: float,
 ) -> DriftComparison:
     return DriftComparison(
@@ -374,7 +386,11 @@ def _render(
     }
     rows = [[each.name, each.psi, each.noise, each.bound] for each in comparisons]
     classes = ["bad" if each.name in report.drifted else "" for each in comparisons]
-    table = page.table(["quantity", "PSI", "by chance", "bound"], rows, classes)
+    table = page.table(
+        ["quantity", "PSI", "by chance", "bound"],
+        rows,
+        classes,
+    )
     note = (
         f"Requests of the {config.window_hours:g} hours before the last one. "
         "Rule of thumb: a PSI below 0.1 is no change, above 0.25 a large one."
@@ -401,10 +417,19 @@ def _histogram_section(comparison: DriftComparison) -> page.Html:
     num_reference = max(sum(comparison.reference), 1)
     num_live = max(sum(comparison.live), 1)
     rows = []
-    counts = zip(comparison.bins, comparison.reference, comparison.live, strict=True)
+    counts = zip(
+        comparison.bins,
+        comparison.reference,
+        comparison.live,
+        strict=True,
+    )
     for name, reference, live in counts:
         if reference or live:
             shares = (reference / num_reference, live / num_live)
             rows.append([name, *(f"{100 * share:.2f} %" for share in shares)])
     table = page.table(["", "reference", "live"], rows)
-    return page.section(comparison.name, table, note=f"PSI {comparison.psi:.4f}")
+    return page.section(
+        comparison.name,
+        table,
+        note=f"PSI {comparison.psi:.4f}",
+    )

@@ -9,30 +9,19 @@ A refused version leaves no folder, no model and no bento. BentoML runs in proce
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from longrec.config import GateConfig
 from longrec.data import files
 from longrec.errors import GateRefused
 from longrec.release import model_store, registry
-from longrec.release.bento_server import PackagingError, last_log_line
-from longrec.release.build_context import (
-    BUILD_SCRIPT,
-    StagedBento,
-    clean_version,
-    project_root,
-    stage,
-)
+from longrec.release.build_context import clean_version, stage
+from longrec.release.build_script import BuildScript
 from longrec.release.model_store import MODEL_NAME
 from longrec.release.parity import ParityReport, check_parity
 
@@ -94,12 +83,12 @@ def package(
         PackagingError: the version exists already, or the bento cannot be built or served.
     """
     started = time.perf_counter()
-    build_script = project_root(repo_dir) / BUILD_SCRIPT
+    script = BuildScript.of_project(repo_dir)
     names_its_content = not version
     version = clean_version(version or _content_version(Path(bundle_dir), code_key))
     tag = f"{MODEL_NAME}:{version}"
     if not names_its_content:
-        _run_build_script(build_script, "check", tag=tag)
+        script.check(tag)
     with (
         files.replacing(out_dir) as folder,
         tempfile.TemporaryDirectory(prefix="longrec-package-") as scratch,
@@ -112,7 +101,7 @@ def package(
             repo_dir=repo_dir,
             version=version,
         )
-        _export(build_script, staged, bundle_dir, folder, Path(scratch) / "store")
+        script.build(staged, bundle_dir, folder, store=Path(scratch) / "store")
         parity = check_parity(
             bundle_dir,
             histories_dir,
@@ -123,20 +112,20 @@ def package(
         )
         files.write_json(parity_path, dataclasses.asdict(parity))
         _require_parity(parity)
-        _import_bento(build_script, tag, folder, replace=names_its_content)
+        script.import_folder(tag, folder, replace=names_its_content)
     _store_reference(workdir, version, Path(evaluation_dir))
     _adopt(workdir, version)
     seconds = time.perf_counter() - started
-    log.info(
-        "packaged %s in %.1f s, scores differ by at most %.2g",
-        tag,
-        seconds,
-        max(parity.scorer_error, parity.http_error),
-    )
+    error = max(parity.scorer_error, parity.http_error)
+    log.info("packaged %s in %.1f s, scores differ by at most %.2g", tag, seconds, error)
     return PackageReport(tag, str(out_dir), staged.labels, staged.wheel, parity, seconds)
 
 
-def restore_bento(tag: str, folder: str | Path, repo_dir: str | Path) -> None:
+def restore_bento(
+    tag: str,
+    folder: str | Path,
+    repo_dir: str | Path,
+) -> None:
     """Put a packaged bento back into the BentoML store, if it is not there.
 
     Args:
@@ -151,8 +140,7 @@ def restore_bento(tag: str, folder: str | Path, repo_dir: str | Path) -> None:
     store = model_store.store_dir()
     folders = [store / kind / name / version for kind in ("bentos", "models")]
     if not all(path.is_dir() for path in folders):
-        build_script = project_root(repo_dir) / BUILD_SCRIPT
-        _import_bento(build_script, tag, Path(folder), replace=True)
+        BuildScript.of_project(repo_dir).import_folder(tag, Path(folder), replace=True)
 
 
 def _content_version(bundle_dir: Path, code_key: str) -> str:
@@ -161,38 +149,11 @@ def _content_version(bundle_dir: Path, code_key: str) -> str:
     return f"{bundle['version'][:12]}-{code_key[:6]}"
 
 
-def _export(
-    build_script: Path,
-    staged: StagedBento,
-    bundle_dir: str | Path,
-    folder: Path,
-    store: Path,
+def _store_reference(
+    workdir: str | Path,
+    version: str,
+    evaluation_dir: Path,
 ) -> None:
-    """Build a bento in a new store and export it to a folder."""
-    store.mkdir()
-    _run_build_script(
-        build_script,
-        "build",
-        store=store,
-        tag=staged.tag,
-        bundle=str(Path(bundle_dir).resolve()),
-        context=staged.path,
-        labels=dict(staged.labels),
-        out=str(folder.resolve()),
-    )
-
-
-def _import_bento(build_script: Path, tag: str, folder: Path, *, replace: bool) -> None:
-    _run_build_script(
-        build_script,
-        "import",
-        tag=tag,
-        folder=str(folder.resolve()),
-        replace=replace,
-    )
-
-
-def _store_reference(workdir: str | Path, version: str, evaluation_dir: Path) -> None:
     with files.replacing(registry.reference_dir(workdir, version)) as reference:
         reference.mkdir()
         shutil.copy(evaluation_dir / "predictions.parquet", reference)
@@ -207,7 +168,11 @@ def _adopt(workdir: str | Path, version: str) -> None:
         why="the first model packaged for this work directory and schema",
     )
     if is_adopted:
-        log.info("%s is the champion of %s, which had none that it could serve", version, workdir)
+        log.info(
+            "%s is the champion of %s, which had none that it could serve",
+            version,
+            workdir,
+        )
 
 
 def _require_parity(parity: ParityReport) -> None:
@@ -223,37 +188,3 @@ def _require_parity(parity: ParityReport) -> None:
         fix="Nothing was packaged. Publish the features that the histories were made of, "
         "or raise gate.max_parity_error.",
     )
-
-
-def _run_build_script(
-    script: Path,
-    command: str,
-    *,
-    store: Path | None = None,
-    **arguments: Any,
-) -> None:
-    """Run a command of bento/build.py.
-
-    Args:
-        script: path of bento/build.py.
-        command: check, build or import.
-        store: BentoML store; None for BENTOML_HOME.
-        arguments: of the command.
-    """
-    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True"}
-    if store is not None:
-        environment["BENTOML_HOME"] = str(store)
-    done = subprocess.run(
-        [sys.executable, str(script), command, json.dumps(arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        log.info("%s", done.stdout + done.stderr)
-        raise PackagingError(
-            f"bentoml could not {command} {arguments['tag']}",
-            found=last_log_line(done.stderr) or f"exit code {done.returncode}",
-            fix="Give the run another id." if command == "check" else "",
-        )

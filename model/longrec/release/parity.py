@@ -112,7 +112,11 @@ def check_parity(
     requests = sample_requests(histories, seed)
     rows = [_with_few_candidates(request_rows(histories, row)) for row in requests.tolist()]
     users = _user_ids(histories, requests)
-    served = _rank_over_http(Path(bento_dir).resolve(), workdir, _bodies(users, rows))
+    served = _rank_over_http(
+        Path(bento_dir).resolve(),
+        workdir,
+        _bodies(users, rows),
+    )
     expected = training_forward(scorer, histories, requests)
     scorer_error = _largest_difference(expected, scorer.score(rows))
     http_scores = _scores_of(served.answers, scorer.task_names)
@@ -135,7 +139,11 @@ def check_parity(
     )
 
 
-def sample_requests(histories: Histories, seed: int, count: int = NUM_PARITY_REQUESTS) -> Int:
+def sample_requests(
+    histories: Histories,
+    seed: int,
+    count: int = NUM_PARITY_REQUESTS,
+) -> Int:
     """Return rows of evaluation requests, int64, rising.
 
     The sample is seeded and always holds the longest and the shortest history.
@@ -163,7 +171,11 @@ def sample_requests(histories: Histories, seed: int, count: int = NUM_PARITY_REQ
     return np.unique(np.concatenate([extremes, drawn])).astype(np.int64)
 
 
-def training_forward(scorer: Any, histories: Histories, requests: Int) -> Scores:
+def training_forward(
+    scorer: Any,
+    histories: Histories,
+    requests: Int,
+) -> Scores:
     """Return the probabilities that the ranker gives on the encoded stream.
 
     Args:
@@ -181,7 +193,11 @@ def training_forward(scorer: Any, histories: Histories, requests: Int) -> Scores
     bundle = scorer.bundle
     ranker = bundle.ranker.eval()
     with tempfile.TemporaryDirectory(prefix="longrec-parity-") as cache, torch.no_grad():
-        encoded = EncodedHistories.make(histories, bundle.encoder, Path(cache) / "encoded")
+        encoded = EncodedHistories.make(
+            histories,
+            bundle.encoder,
+            Path(cache) / "encoded",
+        )
         stream = RequestStream.serving(
             encoded,
             requests,

@@ -89,7 +89,11 @@ class ModelRegistry:
 
     def with_champion(self, version: str) -> ModelRegistry:
         """Return the registry with another champion, which is no challenger any more."""
-        after = dataclasses.replace(self, champion=version, previous=self.champion)
+        after = dataclasses.replace(
+            self,
+            champion=version,
+            previous=self.champion,
+        )
         return after.without_challenger() if self.challenger == version else after
 
     def without_challenger(self) -> ModelRegistry:
@@ -142,7 +146,11 @@ def read_registry(workdir: str | Path) -> ModelRegistry:
     content = files.read_json(path)
     fix = f"The last line of {path.with_name(LOG_FILE)} is the latest decision."
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged", found=type(content).__name__, fix=fix)
+        raise DataError(
+            f"{path} is damaged",
+            found=type(content).__name__,
+            fix=fix,
+        )
     format_version = content.pop("format_version", None)
     if format_version != FORMAT_VERSION:
         raise DataError(
@@ -157,7 +165,11 @@ def read_registry(workdir: str | Path) -> ModelRegistry:
         decision = None if last is None else Decision(**last)
         return ModelRegistry(**content, last=decision)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged", found=str(error), fix=fix) from error
+        raise DataError(
+            f"{path} is damaged",
+            found=str(error),
+            fix=fix,
+        ) from error
 
 
 def read_decisions(workdir: str | Path) -> list[Decision]:
@@ -191,10 +203,19 @@ def list_models(workdir: str | Path, store: str | Path) -> list[StoredModel]:
     for path in sorted((Path(store) / "models" / MODEL_NAME).glob("*/model.yaml")):
         role = roles.get(path.parent.name, "")
         found.append(_stored_model(workdir, store, path, role))
-    return sorted(found, key=lambda model: (model.created, model.version), reverse=True)
+    return sorted(
+        found,
+        key=lambda model: (model.created, model.version),
+        reverse=True,
+    )
 
 
-def _stored_model(workdir: str | Path, store: str | Path, path: Path, role: str) -> StoredModel:
+def _stored_model(
+    workdir: str | Path,
+    store: str | Path,
+    path: Path,
+    role: str,
+) -> StoredModel:
     """Return one model of the store.
 
     Args:
@@ -260,7 +281,13 @@ def promote(
         )
 
 
-def rollback(workdir: str | Path, store: str | Path, *, by: str, why: str) -> ModelRegistry:
+def rollback(
+    workdir: str | Path,
+    store: str | Path,
+    *,
+    by: str,
+    why: str,
+) -> ModelRegistry:
     """Swap the champion and the previous one; return the new registry.
 
     A second rollback undoes the first.
@@ -327,7 +354,11 @@ def start_shadow(
         return _record(
             workdir,
             before,
-            dataclasses.replace(before, challenger=version, mirror_share=share),
+            dataclasses.replace(
+                before,
+                challenger=version,
+                mirror_share=share,
+            ),
             action="shadow",
             version=version,
             replaced=before.challenger,
@@ -357,7 +388,13 @@ def stop_shadow(workdir: str | Path, *, by: str, why: str) -> ModelRegistry:
         )
 
 
-def adopt_first_champion(workdir: str | Path, store: str | Path, version: str, *, why: str) -> bool:
+def adopt_first_champion(
+    workdir: str | Path,
+    store: str | Path,
+    version: str,
+    *,
+    why: str,
+) -> bool:
     """Make a version the champion if the work directory has none; return whether it was made.
 
     A champion for another schema than the published features does not count: no service could load
@@ -365,7 +402,11 @@ def adopt_first_champion(workdir: str | Path, store: str | Path, version: str, *
     """
     with _locked_registry(workdir) as before:
         champion = before.champion
-        if champion is not None and not model_store.has_other_schema(workdir, store, champion):
+        if champion is not None and not model_store.has_other_schema(
+            workdir,
+            store,
+            champion,
+        ):
             return False
         after = dataclasses.replace(before.without_challenger(), champion=version)
         _record(
@@ -381,7 +422,11 @@ def adopt_first_champion(workdir: str | Path, store: str | Path, version: str, *
         return True
 
 
-def champion_bundle(workdir: str | Path, store: str | Path, version: str) -> Path | None:
+def champion_bundle(
+    workdir: str | Path,
+    store: str | Path,
+    version: str,
+) -> Path | None:
     """Return the bundle of the champion for the gate; None if there is nothing to compare.
 
     That is so without a version, if it is not in the store, or if it has another schema than the

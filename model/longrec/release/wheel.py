@@ -90,7 +90,12 @@ def _build_from_sources(root: Path, out_dir: Path) -> Path:
             str(out_dir),
             str(sources),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     wheels = sorted(out_dir.glob("longrec-*.whl"))
     if done.returncode or len(wheels) != 1:
         raise PackagingError(

@@ -77,14 +77,22 @@ class LineChart:
         """Return a line through the points; empty for fewer than two."""
         if len(points) < 2:
             return ""
-        return element("polyline", class_=f"line {style}", points=self._coordinates(points))
+        return element(
+            "polyline",
+            class_=f"line {style}",
+            points=self._coordinates(points),
+        )
 
     def band(self, lows: Sequence[Point], highs: Sequence[Point]) -> str:
         """Return the area between two lines over the same x values."""
         if len(lows) < 2:
             return ""
         outline = [*lows, *reversed(highs)]
-        return element("polygon", class_="band", points=self._coordinates(outline))
+        return element(
+            "polygon",
+            class_="band",
+            points=self._coordinates(outline),
+        )
 
     def dots(
         self,
@@ -146,7 +154,15 @@ class LineChart:
         middle = (TOP + HEIGHT - BOTTOM) / 2
         label = html.escape(self.y.label)
         turned = f"rotate(-90 {LABEL_X:g} {middle:g})"
-        parts.append(_text(label, LABEL_X, middle, "middle", transform=turned))
+        parts.append(
+            _text(
+                label,
+                LABEL_X,
+                middle,
+                "middle",
+                transform=turned,
+            )
+        )
         return "".join(parts)
 
     def _x_axis(self) -> str:

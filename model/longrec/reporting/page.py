@@ -110,7 +110,11 @@ def details(summary: str, content: str) -> Html:
 
 def standalone_svg(svg: Html) -> str:
     """Return a chart of a page as the content of an SVG file."""
-    named = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    named = svg.replace(
+        "<svg ",
+        '<svg xmlns="http://www.w3.org/2000/svg" ',
+        1,
+    )
     return named.replace(">", f"><style>{STYLE}</style>", 1)
 
 
@@ -184,7 +188,12 @@ def interval_cell(
     return Html(f'{shown}<br><span class="soft nowrap">{ends}</span>')
 
 
-def _row(tag: str, cells: Sequence[object], numeric: Sequence[bool], row_class: str = "") -> str:
+def _row(
+    tag: str,
+    cells: Sequence[object],
+    numeric: Sequence[bool],
+    row_class: str = "",
+) -> str:
     parts = []
     for cell, is_number in zip(cells, numeric, strict=True):
         align = " class=n" if is_number else ""

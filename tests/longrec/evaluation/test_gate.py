@@ -1,16 +1,15 @@
-"""The gate: every bound judged on both of its sides, in sentences that say what was found and what
-was wanted.
-"""
+"""Judge every bound of the gate on both of its sides, and read the sentences."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
 from longrec.config import GateConfig
 from longrec.evaluation.bootstrap import Estimate, TaskMetrics
-from longrec.evaluation.gate import Evidence, judge
+from longrec.evaluation.gate import Bounds, Evidence, Verdict, judge
 
 GATE = GateConfig(
     min_auc=0.6,
@@ -24,27 +23,34 @@ GATE = GateConfig(
 def measured(
     auc: float | None = 0.7, calibration: float | None = 1.0, ece: float = 0.01
 ) -> TaskMetrics:
-    values = {
-        name: value
-        for name, value in (("auc", auc), ("calibration", calibration), ("ece", ece))
-        if value is not None
-    }
-    return TaskMetrics(values, {"auc": "all labels are 1"}, {}, 10, 5, 4, 3)
-
-
-def evidence(**changes: Any) -> Evidence:
-    return Evidence(
-        **{
-            "tasks": {"click": measured()},
-            "gains": {"click": Estimate(0.05)},
-            "parity_error": 1e-6,
-            **changes,
-        }
+    values = {"auc": auc, "calibration": calibration, "ece": ece}
+    return TaskMetrics(
+        values={name: value for name, value in values.items() if value is not None},
+        reasons={"auc": "all labels are 1"},
+        samples={},
+        num_targets=10,
+        num_positives=5,
+        num_users=4,
+        num_ranked_users=3,
     )
 
 
+def evidence(**changes: Any) -> Evidence:
+    """Return evidence that passes GATE, unless it is changed."""
+    arguments: dict[str, Any] = {
+        "tasks": {"click": measured()},
+        "gains": {"click": Estimate(0.05)},
+        "parity_error": 1e-6,
+    }
+    return Evidence(**{**arguments, **changes})
+
+
+def failed_names(verdict: Verdict) -> list[str]:
+    return [entry["name"] for entry in verdict.criteria if not entry["passed"]]
+
+
 @pytest.mark.parametrize(
-    ("auc", "calibration", "gain", "parity", "broken"),
+    ("auc", "calibration", "gain", "parity", "failed"),
     [
         (0.7, 1.0, 0.05, 1e-6, ()),
         (0.6, 0.8, 0.01, 1e-4, ()),
@@ -62,7 +68,7 @@ def test_bounds_of_the_model_alone(
     calibration: float | None,
     gain: float | None,
     parity: float | None,
-    broken: tuple[str, ...],
+    failed: tuple[str, ...],
 ) -> None:
     found = evidence(
         tasks={"click": measured(auc, calibration)},
@@ -70,11 +76,11 @@ def test_bounds_of_the_model_alone(
         parity_error=parity,
     )
     verdict = judge(found, GATE)
-    assert verdict.passed == (not broken)
-    assert len(verdict.reasons) == (len(broken) or 4)
-    for expected, reason in zip(broken, verdict.reasons, strict=False):
+    assert verdict.passed == (not failed)
+    assert len(verdict.reasons) == (len(failed) or 4)
+    for expected, reason in zip(failed, verdict.reasons, strict=False):
         assert expected in reason
-    assert [entry["passed"] for entry in verdict.criteria].count(False) == len(broken)
+    assert len(failed_names(verdict)) == len(failed)
 
 
 def test_every_task_is_judged_and_named() -> None:
@@ -83,50 +89,47 @@ def test_every_task_is_judged_and_named() -> None:
         gains={"click": Estimate(0.05), "buy": Estimate(0.0)},
     )
     reasons = judge(found, GATE).reasons
-    assert (
-        len(reasons) == 2 and "The AUC of buy, 0.5500" in reasons[0] and "gain of buy" in reasons[1]
-    )
+    assert len(reasons) == 2
+    assert "The AUC of buy, 0.5500" in reasons[0]
+    assert "gain of buy" in reasons[1]
 
 
 @pytest.mark.parametrize(("low", "passed"), [(-0.0051, False), (-0.0049, True), (0.001, True)])
-def test_a_loss_that_the_interval_does_not_exclude_refuses(low: float, passed: bool) -> None:
-    verdict = judge(
-        evidence(champion_differences={"click": Estimate(low + 0.004, low, low + 0.008)}), GATE
-    )
+def test_a_loss_that_the_interval_does_not_exclude_fails(low: float, passed: bool) -> None:
+    difference = Estimate(low + 0.004, low, low + 0.008)
+    verdict = judge(evidence(champion_differences={"click": difference}), GATE)
     assert verdict.passed is passed
     assert any("minus the champion's" in entry["sentence"] for entry in verdict.criteria)
 
 
 @pytest.mark.parametrize(("high", "passed"), [(-0.006, False), (-0.004, True)])
-def test_a_further_task_refuses_only_when_it_is_clearly_worse(high: float, passed: bool) -> None:
-    apart = {"click": Estimate(0.0, -0.001, 0.001), "buy": Estimate(high - 0.05, high - 0.1, high)}
+def test_a_further_task_fails_only_when_it_is_clearly_worse(high: float, passed: bool) -> None:
+    differences = {
+        "click": Estimate(0.0, -0.001, 0.001),
+        "buy": Estimate(high - 0.05, high - 0.1, high),
+    }
     found = evidence(
         tasks={"click": measured(), "buy": measured()},
         gains={"click": Estimate(0.05), "buy": Estimate(0.05)},
-        champion_differences=apart,
+        champion_differences=differences,
     )
     assert judge(found, GATE).passed is passed
 
 
 def test_a_difference_without_an_interval_excludes_no_loss() -> None:
-    verdict = judge(
-        evidence(
-            champion_differences={
-                "click": Estimate(0.02, reason="there are too few users for an interval")
-            }
-        ),
-        GATE,
-    )
-    assert not verdict.passed and "too few users for an interval" in verdict.reasons[0]
+    difference = Estimate(0.02, reason="there are too few users for an interval")
+    verdict = judge(evidence(champion_differences={"click": difference}), GATE)
+    assert not verdict.passed
+    assert "too few users for an interval" in verdict.reasons[0]
 
 
-def test_a_champion_that_cannot_be_compared_refuses() -> None:
+def test_a_champion_that_cannot_be_compared_fails() -> None:
     verdict = judge(evidence(champion_problem="another schema"), GATE)
     assert verdict.reasons == ("The champion could not be compared: another schema.",)
 
 
 @pytest.mark.parametrize(
-    ("row", "broken"),
+    ("row", "failed"),
     [
         ({"num_targets": 1_000, "auc": 0.49}, 1),
         ({"num_targets": 999, "auc": 0.49}, 0),
@@ -137,11 +140,12 @@ def test_a_champion_that_cannot_be_compared_refuses() -> None:
         ({"num_targets": 5_000, "auc": 0.7, "difference_high": None}, 0),
     ],
 )
-def test_large_slices_are_judged(row: dict[str, Any], broken: int) -> None:
+def test_large_slices_are_judged(row: dict[str, Any], failed: int) -> None:
     gate = GateConfig(min_slice_auc=0.5)
-    verdict = judge(evidence(slices=[{"family": "history", "name": "0 events", **row}]), gate)
-    assert [entry["passed"] for entry in verdict.criteria].count(False) == broken
-    assert broken == 0 or "where history 0 events" in verdict.reasons[0]
+    row = {"family": "history", "name": "0 events", **row}
+    verdict = judge(evidence(slices=[row]), gate)
+    assert len(failed_names(verdict)) == failed
+    assert failed == 0 or "where history 0 events" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -158,4 +162,10 @@ def test_bounds_that_are_off_by_default(
 ) -> None:
     assert judge(evidence(**changes), GateConfig()).passed
     verdict = judge(evidence(**changes), GateConfig(**options))
-    assert [entry["name"] for entry in verdict.criteria if not entry["passed"]] == [name]
+    assert failed_names(verdict) == [name]
+
+
+def test_a_value_that_is_not_a_number_passes_no_bound() -> None:
+    verdict = judge(evidence(parity_error=math.nan), GATE)
+    assert failed_names(verdict) == ["max_parity_error"]
+    assert not Bounds(low=0.0).contain(math.nan)
