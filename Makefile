@@ -62,7 +62,7 @@ check: $(STAMP) ## check layout, lint, types, import contracts and the compiled 
 	$(BIN)/longrec compile --check
 
 docs: $(STAMP) ## build the documentation in build/site; a warning is an error
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 compile: $(STAMP) ## write pipelines/compiled/*.yaml
 	$(BIN)/longrec compile $(ARGS)

@@ -1,0 +1,483 @@
+"""Write the reference pages of the documentation from the code, when mkdocs builds the site.
+
+mkdocs runs this file as a hook. What it writes exists in the built site only:
+
+    reference/api/*.md          public classes and functions, one page per package (mkdocstrings)
+    reference/cli.md            commands and options, from typer
+    reference/configuration.md  keys of a configuration, from the dataclasses of longrec.config
+    reference/environment.md    environment variables, with the defaults of bento.settings
+    reference/http.md           routes and fields of the service, from its OpenAPI description
+    reference/pipelines.md      the table of the steps, from components/
+    reference/metrics.md        metrics of the service, from longrec.serving.metrics
+    changelog.md                CHANGELOG.md of the repository
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "model" / "longrec"
+API_PAGES = {
+    "longrec": "The public names of the library, then its schema and its errors.",
+    "data": "From a raw log to the batches that a model reads.",
+    "data.importers": "Raw logs in, dataset directories out.",
+    "data.store": "The only package that talks to the feature store.",
+    "data.quality": "Checks of events and histories, and drift between two versions.",
+    "nn": "Layers, STCA, the ranker and its head.",
+    "nn.target_attention": "Attention of targets over events: reference, reordered, fused, cached.",
+    "nn.baselines": "Other ways to read a history, under the same ranker.",
+    "scoring": "The bundle of a trained model, and the scorer that evaluation and serving share.",
+    "training": "The training loop, its optimizers, losses and checkpoints.",
+    "evaluation": "Metrics, slices, the promotion gate and the report.",
+    "study": "Many trainings on the same histories, compared.",
+    "release": "The model registry, packaging, the parity check and monitoring.",
+    "serving": "What runs inside the service: engine, KV cache, reader, metrics.",
+    "runs": "Pipeline runs on this machine: steps, fingerprints, outcomes.",
+}
+"""Page of the API reference: its first sentence."""
+TOP_LEVEL_MODULES = ("schema", "errors")
+Json = dict[str, Any]
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the generated pages to the files of the site."""
+    for path in (str(ROOT), str(LIBRARY.parent)):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    for name, text in _pages():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Put the table of the steps into the page of the pipelines."""
+    if page.file.src_uri != "reference/pipelines.md":
+        return markdown
+    return markdown.replace("<!-- steps -->", steps_table())
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    for package, sentence in API_PAGES.items():
+        yield f"reference/api/{package}.md", api_page(package, sentence)
+    yield "reference/cli.md", cli_page()
+    yield "reference/configuration.md", configuration_page()
+    yield "reference/environment.md", environment_page()
+    yield "reference/http.md", http_page()
+    yield "reference/metrics.md", metrics_page()
+    yield "changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# Python API
+
+
+def api_page(package: str, sentence: str) -> str:
+    """Return a page with the public modules of a package, for mkdocstrings to fill."""
+    if package == "longrec":
+        modules = [f"longrec.{name}" for name in TOP_LEVEL_MODULES]
+        return _page("longrec", sentence, _public_names(), *_module_blocks(modules))
+    folder = LIBRARY.joinpath(*package.split("."))
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    modules = [f"longrec.{package}.{name}" for name in names]
+    return _page(f"longrec.{package}", sentence, *_module_blocks(modules))
+
+
+def _public_names() -> str:
+    """Return a table of `longrec.__all__`, each name linked to its description."""
+    import longrec
+
+    rows = [("name", "from")]
+    for name in longrec.__all__:
+        module = getattr(longrec, name).__module__
+        if module == "longrec.config":
+            link = f"[`{name}`](../configuration.md#{name.lower()})"
+        else:
+            link = f"[`{name}`][{module}.{name}]"
+        rows.append((link, f"`{module}`"))
+    return _table(rows)
+
+
+def _module_blocks(modules: list[str]) -> list[str]:
+    return [f"## {module.removeprefix('longrec.')}\n\n::: {module}" for module in modules]
+
+
+# Command line
+
+
+def cli_page() -> str:
+    """Return the commands of `longrec` with their options, as typer describes them."""
+    from typer.main import get_command
+
+    from longrec.cli.main import app
+
+    blocks = list(_commands(get_command(app), "longrec"))
+    sentence = "Each command has `--help`. Exit code 1 is an error that the message explains."
+    return _page("Command line", sentence, *blocks, _benchmarks())
+
+
+def _commands(command: Any, name: str) -> Iterator[str]:
+    """Yield one block per command, groups first."""
+    children = getattr(command, "commands", {})
+    if name != "longrec":
+        yield _command_block(command, name)
+    for child_name, child in children.items():
+        yield from _commands(child, f"{name} {child_name}")
+
+
+def _command_block(command: Any, name: str) -> str:
+    text, examples = _help_and_examples(command.help or "")
+    rows = [("argument or option", "default", "meaning")]
+    for parameter in command.params:
+        if parameter.name != "help":
+            rows.append(_parameter_row(parameter))
+    block = [f"## {name}", text]
+    if len(rows) > 1:
+        block.append(_table(rows))
+    if examples:
+        block.append(f"```console\n{examples}\n```")
+    return "\n\n".join(block)
+
+
+def _help_and_examples(text: str) -> tuple[str, str]:
+    """Split a help text: click marks verbatim paragraphs by a form feed or a backspace."""
+    cleaned = inspect.cleandoc(text).replace("\b", "").replace("\f", "")
+    before, _, after = cleaned.partition("Examples:")
+    examples = "\n".join(line.strip() for line in after.strip().splitlines())
+    return before.strip(), examples
+
+
+def _parameter_row(parameter: Any) -> tuple[str, str, str]:
+    if parameter.param_type_name == "argument":
+        names = f"`{parameter.name.upper()}`"
+    else:
+        names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
+    meaning = " ".join([parameter.help or "", *_notes(parameter)])
+    default = parameter.default
+    is_shown = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
+    return names, f"`{default}`" if is_shown else "", meaning
+
+
+def _notes(parameter: Any) -> Iterator[str]:
+    """Yield the choices of a parameter, its variable, and whether it is required or repeated."""
+    descriptor = getattr(parameter, "type_descriptor", None)
+    annotation = getattr(descriptor, "annotation", None)
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+        yield f"One of {choices}."
+    if parameter.envvar:
+        yield f"Variable `{parameter.envvar}`."
+    if parameter.required and parameter.param_type_name == "option":
+        yield "Required."
+
+
+def _benchmarks() -> str:
+    from longrec.runs.project import benchmarks
+
+    rows = [("benchmark", "what it measures")]
+    for name, (_, text) in benchmarks().items():
+        rows.append((f"`longrec bench {name}`", text))
+    return f"### Benchmarks\n\n{_table(rows)}"
+
+
+# Steps
+
+
+def steps_table() -> str:
+    """Return a table of the pipeline steps: name, first sentence and calls of the library."""
+    rows = [("step", "does", "calls")]
+    for path in sorted((ROOT / "components").glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        sentence = (ast.get_docstring(tree) or "").split("\n\n")[0]
+        calls = ", ".join(f"`{name}`" for name in _library_calls(tree))
+        rows.append((path.stem.replace("_", "-"), sentence, calls))
+    return _table(rows)
+
+
+HELPER_MODULES = (
+    "longrec.config",
+    "longrec.config_file",
+    "longrec.data.files",
+    "longrec.reporting",
+)
+"""Modules of a component that read its settings or write its report."""
+
+
+def _library_calls(tree: ast.Module) -> list[str]:
+    """Return the functions that a component imports from the library."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("longrec"):
+            continue
+        if not (node.module or "").startswith(HELPER_MODULES):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+# Configuration
+
+
+def configuration_page() -> str:
+    """Return a table per section of a configuration: key, type, default and meaning."""
+    from longrec.config import RunConfig
+
+    sections = [RunConfig, *_sections(RunConfig)]
+    blocks = [_section_block(section) for section in dict.fromkeys(sections)]
+    sentence = (
+        "A configuration is a YAML file; `--set train.epochs=2` overrides one key. "
+        "Unknown keys and wrong types are errors."
+    )
+    return _page("Configuration keys", sentence, *blocks)
+
+
+def _sections(parent: type) -> Iterator[type]:
+    """Yield the dataclasses that the fields of a dataclass hold, depth first."""
+    hints = typing.get_type_hints(parent)
+    for field in dataclasses.fields(parent):
+        for kind in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(kind):
+                yield kind
+                yield from _sections(kind)
+
+
+def _section_block(section: type) -> str:
+    text = inspect.getdoc(section) or ""
+    introduction, _, arguments = text.partition("Args:")
+    meanings = described_arguments(arguments)
+    hints = typing.get_type_hints(section)
+    rows = [("key", "type", "default", "meaning")]
+    for field in dataclasses.fields(section):
+        meaning = meanings.get(field.name, "")
+        rows.append((f"`{field.name}`", _type(hints[field.name]), _default(field), meaning))
+    return f"## {section.__name__}\n\n{introduction.strip()}\n\n{_table(rows)}"
+
+
+def described_arguments(text: str) -> dict[str, str]:
+    """Return the descriptions below `Args:` of a docstring, by name, each on one line."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc(text).splitlines():
+        start = re.match(r"(\w+)(?: \([^)]*\))?: (.*)", line)
+        if re.match(r"[A-Z]\w*:$", line):
+            break
+        if start:
+            name = start[1]
+            found[name] = start[2]
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
+
+
+def _type(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(hint))
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})" if _is_section(hint) else _code(hint)
+    return f"`{re.sub(r'(?:[a-z_]+[.])+', '', str(hint))}`"
+
+
+def _is_section(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def _code(kind: type) -> str:
+    return f"`{kind.__name__}`"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`"
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+        return "" if dataclasses.is_dataclass(value) else f"`{value!r}`"
+    return "required"
+
+
+# Environment variables
+
+ENVIRONMENT = {
+    "LONGREC_HOME": ("all", "Work directory: feature store, registry, logged answers."),
+    "BENTOML_HOME": ("service", "BentoML store of the models that may be promoted."),
+    "LONGREC_MODEL": ("service", "Model to serve, whatever the registry says."),
+    "LONGREC_FOLLOW": ("service", "`0` pins a bento to its own model."),
+    "LONGREC_DEVICE": ("service", "Where a worker scores: `cpu` or `cuda`."),
+    "LONGREC_THREADS": ("service", "Threads of a worker that share one forward pass."),
+    "LONGREC_CACHE_MB": ("service", "KV cache per worker and version, in MiB; GPU memory on cuda."),
+    "LONGREC_TIMEOUT_MS": ("service", "Time for an answer when the request names none."),
+    "LONGREC_STORE_TIMEOUT_MS": ("service", "Longest wait for the feature store."),
+    "LONGREC_QUEUE_SECONDS": ("service", "Waiting work above which requests get 503."),
+    "LONGREC_CALLER_REQUESTS": ("service", "Requests in flight of one caller; above it 429."),
+    "LONGREC_MAX_CANDIDATES": ("service", "Candidates of a request; above it 400."),
+    "LONGREC_MAX_EVENTS": ("service", "Events that a request may carry; above it 413."),
+    "LONGREC_LOG_SHARE": ("service", "Share of the answers logged for the drift job."),
+    "LONGREC_TOKEN_FILE": ("service", "File with one bearer token per line; read when it changes."),
+    "LONGREC_TOKEN": ("service", "A bearer token."),
+    "LONGREC_FEATURE_REPO": ("service, CLI", "The Feast repository."),
+    "LONGREC_FEATURE_OVERLAY": ("publish", "`redis` or `spark` instead of SQLite and DuckDB."),
+    "LONGREC_REDIS": ("publish, push, service", "`host:port[,password=...]` of the online store."),
+    "LONGREC_ROOT": ("CLI", "Root of the checkout, when the command runs outside of it."),
+    "LONGREC_WEBHOOK": ("pipelines", "Address that gets the outcome of a run."),
+    "KF_PIPELINES_ENDPOINT": ("CLI", "Address of the Kubeflow Pipelines server."),
+    "LONGREC_KFP_NAMESPACE": ("CLI", "Namespace on a multi-user server."),
+    "LONGREC_KFP_TOKEN": ("CLI", "Token for that server."),
+    "LONGREC_KFP_COOKIE": ("CLI", "Cookie of a browser for that server."),
+    "LONGREC_COMMIT": ("benchmarks", "Commit that rows name; by default that of git."),
+    "OMP_WAIT_POLICY": ("CLI", "How threads of torch wait; `PASSIVE` unless it is set."),
+    "THP_MEM_ALLOC_ENABLE": ("service", "Huge pages for torch; `1` unless it is set."),
+}
+"""Variable: who reads it, and what it does."""
+OTHER_DEFAULTS = {
+    "LONGREC_HOME": "`.longrec` of the checkout",
+    "BENTOML_HOME": "`~/bentoml`",
+    "LONGREC_FEATURE_REPO": "`feature_repo` of the checkout",
+    "LONGREC_THREADS": "`2`; on one core `1`",
+}
+
+
+class RecordingEnvironment(dict[str, str]):
+    """An empty environment that remembers which variables were read, with their defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.defaults: dict[str, str] = {}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the default and remember it."""
+        if default is not None:
+            self.defaults[name] = default
+        return default
+
+
+def environment_page() -> str:
+    """Return a table of the environment variables that longrec reads."""
+    from bento.settings import Settings
+
+    environment = RecordingEnvironment()
+    Settings.read(environment)
+    known = {name: f"`{value}`" for name, value in environment.defaults.items()} | OTHER_DEFAULTS
+    rows = [("variable", "read by", "default", "meaning")]
+    for name, (reader, meaning) in ENVIRONMENT.items():
+        rows.append((f"`{name}`", reader, known.get(name, ""), meaning))
+    return _page("Environment variables", "Options of a command come first.", _table(rows))
+
+
+# Metrics
+
+
+def metrics_page() -> str:
+    """Return a table of the metrics that a worker registers, and of BentoML's own."""
+    from prometheus_client import CollectorRegistry
+
+    from longrec.serving.metrics import PrometheusMetrics
+
+    registry = CollectorRegistry()
+    PrometheusMetrics(["task"], registry)
+    rows = [("metric", "type", "labels", "meaning")]
+    for collector in registry._collector_to_names:
+        for metric in collector.describe():  # type: ignore[attr-defined]
+            suffix = "_total" if metric.type == "counter" else ""
+            labels = ", ".join(f"`{label}`" for label in collector._labelnames)  # type: ignore[attr-defined]
+            rows.append((f"`{metric.name}{suffix}`", metric.type, labels, metric.documentation))
+    for name, kind, meaning in (
+        ("bentoml_service_request_total", "counter", "Requests by endpoint and status."),
+        ("bentoml_service_request_duration_seconds", "histogram", "Time of a request."),
+        ("bentoml_service_request_in_progress", "gauge", "Requests in work."),
+    ):
+        rows.append((f"`{name}`", kind, "`endpoint`, `http_response_code`", meaning))
+    sentence = "Prometheus reads them at `GET /metrics`; `deploy/grafana/` holds a dashboard."
+    return _page("Metrics", sentence, _table(rows))
+
+
+# HTTP
+
+
+def http_page() -> str:
+    """Return the routes of the service with the fields of their requests and answers."""
+    from bento.service import Ranker
+
+    description = _plain(Ranker.openapi_spec)
+    schemas: Json = description["components"]["schemas"]
+    rows = [("route", "meaning")]
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            rows.append((f"`{method.upper()} {path}`", _one_line(operation["description"])))
+    blocks = [_table(rows)]
+    for name, schema in schemas.items():
+        if schema.get("properties") and name not in BENTOML_SCHEMAS:
+            blocks.append(_schema_block(name, schema))
+    sentence = "The service describes itself at `/docs` and `/docs.json`; this page is that text."
+    return _page("HTTP API", sentence, *blocks)
+
+
+BENTOML_SCHEMAS = ("InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse")
+"""Schemas of the framework, which this service does not answer with."""
+
+
+def _plain(value: Any) -> Any:
+    """Return an OpenAPI description as plain dictionaries, lists and scalars."""
+    if hasattr(value, "asdict"):
+        return _plain(value.asdict())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _schema_block(name: str, schema: Json) -> str:
+    required = schema.get("required", [])
+    rows = [("field", "type", "meaning")]
+    for field, facts in schema["properties"].items():
+        mark = "" if field in required else " (optional)"
+        meaning = _one_line(facts.get("description", ""))
+        rows.append((f"`{field}`{mark}", _json_type(facts), meaning))
+    return f"## {name}\n\n{_one_line(schema.get('description', ''))}\n\n{_table(rows)}"
+
+
+def _json_type(facts: Json) -> str:
+    """Return a short name of a JSON type, with its bounds when they are small numbers."""
+    if "$ref" in facts:
+        name = facts["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in facts:
+        kinds = [_json_type(kind) for kind in facts["anyOf"] if kind.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if facts.get("type") == "array":
+        return f"list of {_json_type(facts['items'])}" if facts.get("items") else "list"
+    kind = str(facts.get("format") or facts.get("type", "any"))
+    bounds = [facts.get("minimum"), facts.get("maximum")]
+    if all(isinstance(bound, int) and abs(bound) < 1 << 31 for bound in bounds):
+        return f"{kind}, {bounds[0]} to {bounds[1]}"
+    return kind
+
+
+# Markdown
+
+
+def _page(title: str, sentence: str, *blocks: str) -> str:
+    return "\n\n".join([f"# {title}", sentence, *blocks]) + "\n"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *body = rows
+    lines = [head, ("---",) * len(head), *body]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return _one_line(text).replace("|", r"\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(re.sub(r"</?\w+>", "`", text).split())
