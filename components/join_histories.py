@@ -24,12 +24,12 @@ def join_histories(
     from longrec.config import DataConfig
     from longrec.config_file import build
     from longrec.data.files import write_json
-    from longrec.data.store.retrieve import join
+    from longrec.data.store.retrieve import join_shards
     from longrec.reporting.summary import scalar_metrics
 
     config = build(DataConfig, data, where="data")
     paths = [shard.path for shard in shards]
-    report = join(paths, histories.path, config, seed)
+    report = join_shards(paths, histories.path, config, seed)
     histories.metadata["published"] = published
     for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)

@@ -17,14 +17,14 @@ def profile_events(
     metrics: Output[Metrics],
 ):
     """Write one row of statistics per user and the totals of the shard."""
-    from longrec.data.dataset import Shard
     from longrec.data.files import write_json
-    from longrec.data.location import opened
+    from longrec.data.location import local_directory
     from longrec.data.quality.checks import profile_events as measure
+    from longrec.data.shards import Shard
     from longrec.reporting.summary import scalar_metrics
 
     part = Shard.parse(shard)
-    with opened(data_uri, part) as dataset:
+    with local_directory(data_uri, part) as dataset:
         result = measure(dataset, profile.path, workdir, part)
     for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)

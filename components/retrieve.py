@@ -25,15 +25,15 @@ def retrieve(
     """
     from longrec.config import DataConfig
     from longrec.config_file import build
-    from longrec.data.dataset import Shard
     from longrec.data.files import write_json
-    from longrec.data.location import opened
+    from longrec.data.location import local_directory
+    from longrec.data.shards import Shard
     from longrec.data.store.retrieve import retrieve as retrieve_histories
     from longrec.reporting.summary import scalar_metrics
 
     part = Shard.parse(shard)
     config = build(DataConfig, data, where="data")
-    with opened(data_uri, part) as dataset:
+    with local_directory(data_uri, part) as dataset:
         report = retrieve_histories(dataset, workdir, repo_dir, histories.path, config, seed, part)
     for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)

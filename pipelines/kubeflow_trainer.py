@@ -114,7 +114,7 @@ def run_training_job(
     if not has_bundle:  # A step killed after the end of its job leaves the bundle there.
         with _one_line_errors():
             _train(client or _client(platform), job, platform, report)
-    with files.replacing(out_dir) as temporary:
+    with files.atomic_replace(out_dir) as temporary:
         shutil.copytree(job.bundle, temporary)
     meta = files.read_json(Path(out_dir) / "bundle.json")
     shutil.rmtree(job.folder, ignore_errors=True)
@@ -129,7 +129,7 @@ def prepare(histories_dir: Path, config: RunConfig, platform: PlatformConfig) ->
         digest.update(f"{path.name}:{files.sha256_of(path)}".encode())
     job = TrainingJob(Path(platform.workdir), digest.hexdigest()[:FINGERPRINT_LENGTH])
     if not (job.folder / "histories").is_dir():
-        with files.replacing(job.folder / "histories") as temporary:
+        with files.atomic_replace(job.folder / "histories") as temporary:
             shutil.copytree(histories_dir, temporary)
     files.write_json(job.folder / "config.yaml", settings)  # JSON is YAML.
     return job

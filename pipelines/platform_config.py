@@ -105,7 +105,7 @@ class PlatformConfig:
     """Image, volumes, secrets and resources of the pipelines on a cluster.
 
     Args:
-        image: of every step (docs/kubeflow.md).
+        image: of every step (docs/guides/kubeflow.md).
         image_pull_secrets: names of the secrets that the registry requires.
         service_account: of the pods; empty for the pipeline server's default.
         workdir_volume: PersistentVolumeClaim of the work directory; ReadWriteMany across nodes.

@@ -38,6 +38,7 @@ EXPECTED_TYPES = {"tuple_type": "a list", "dict_type": "a mapping", "dataclass_t
 """Pydantic error type -> expected type in the words of YAML."""
 YAML_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 """A float with an exponent, as in YAML 1.2: PyYAML reads `1e-3` as text."""
+JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 YAML_TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
@@ -98,8 +99,9 @@ def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
     if cls is RunConfig:
         section.pop(PLATFORM, None)
     text = json.dumps(section, default=functools.partial(_refuse_type, where or cls.__name__))
+    adapter: pydantic.TypeAdapter[S] = _adapter(typing.cast("Any", cls))
     try:
-        return _adapter(cls).validate_json(text, strict=True, extra="forbid")
+        return adapter.validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         raise _config_error(error, cls, where) from error
 
@@ -200,13 +202,13 @@ def json_schema(**sections: type) -> dict[str, Any]:
         sections: dataclasses of further sections by name, for example `platform=PlatformConfig`.
     """
     fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in sections.items()]
-    file_class = dataclasses.make_dataclass("Configuration", fields, bases=(RunConfig,))
-    schema = pydantic.TypeAdapter(file_class).json_schema()
-    classes = [*_section_classes(file_class), *_nested_classes(sections.values())]
-    for cls in classes:
-        _describe(schema["$defs"][cls.__name__], cls)
+    whole = dataclasses.make_dataclass("Configuration", fields, bases=(RunConfig,), frozen=True)
+    schema = pydantic.TypeAdapter(whole).json_schema()
+    classes = {cls.__name__: cls for cls in _nested_dataclasses(whole)}
+    for name, definition in schema["$defs"].items():
+        _describe(definition, classes[name])
     _describe(schema, RunConfig)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": JSON_SCHEMA_DIALECT, **schema}
 
 
 def _read_mapping(path: str | Path) -> dict[str, Any]:
@@ -272,7 +274,7 @@ def _refuse_type(where: str, value: Any) -> Any:
 
 
 @functools.cache
-def _adapter(cls: type[S]) -> pydantic.TypeAdapter[S]:
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(cls)
 
 
@@ -281,11 +283,12 @@ def _yaml_loader() -> type[yaml.SafeLoader]:
     """Return a safe loader that reads `1e-3` as a float and a date as text."""
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {
-            first: [entry for entry in resolvers if entry[0] != YAML_TIMESTAMP]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+        pass
 
+    Loader.yaml_implicit_resolvers = {
+        character: [resolver for resolver in resolvers if resolver[0] != YAML_TIMESTAMP]
+        for character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", YAML_FLOAT, list("-+.0123456789"))
     return Loader
 
@@ -334,13 +337,12 @@ def _class_at(cls: Any, location: Sequence[int | str]) -> Any:
     return cls
 
 
-def _section_classes(cls: type) -> list[type]:
-    hints = typing.get_type_hints(cls).values()
-    return [hint for hint in hints if dataclasses.is_dataclass(hint)]
-
-
-def _nested_classes(classes: typing.Iterable[type]) -> list[type]:
-    return [nested for cls in classes for nested in _section_classes(cls)]
+def _nested_dataclasses(cls: Any) -> typing.Iterator[type]:
+    """Yield the dataclasses in the fields of a dataclass, at any depth."""
+    for hint in typing.get_type_hints(cls).values():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield hint
+            yield from _nested_dataclasses(hint)
 
 
 def _describe(schema: dict[str, Any], cls: type) -> None:

@@ -11,7 +11,7 @@ from longrec.cli.options import AsJson, Out, Seed, command_group, print_dataset
 
 if TYPE_CHECKING:
     from longrec.data.importers import NegativeSampling, RequestGrouping
-    from longrec.data.importers.event_mapping import Unit
+    from longrec.data.importers.reading.times import Unit
 
 app = command_group("Turn a raw log into a dataset directory.")
 

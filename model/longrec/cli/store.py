@@ -54,10 +54,10 @@ def push(file: EventsFile, workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson =
 
     with waiting(f"pushing {file}"):
         pusher = Pusher(workdir)
-        report = pusher.push(live_events.read(file, pusher.schema, pusher.late_events))
+        report = pusher.push(live_events.read_file(file, pusher.schema, pusher.late_events))
     text = (
         f"{report.num_new} new of {report.num_events} events, "
-        f"{report.num_users} users, {report.num_folds} folded"
+        f"{report.num_users} users, {report.num_compacted} folded"
     )
     print_result(dataclasses.asdict(report), text, as_json=as_json)
 
@@ -81,24 +81,25 @@ def inspect_history(
       longrec inspect history --user 1 --at 2022-05-01T12:00:00 --side offline --plot history.svg
     """
     from longrec.data import history_plot
-    from longrec.data.store.reader import OfflineStore, OnlineStore
+    from longrec.data.store.offline_store import OfflineStore
+    from longrec.data.store.online_store import OnlineStore
 
-    request_time = None if at is None else history_plot.request_time_ms(at)
+    request_time = None if at is None else history_plot.parse_time_ms(at)
     store = OnlineStore(workdir) if side == "online" else OfflineStore(workdir)
     [record] = store.fetch([user], before_ms=request_time, max_history=max_history)
     events = record.history
     title = f"user {user}, {side}"
     if request_time is not None:
-        title += f", before {history_plot.words(request_time)}"
-    lines = [f"{title}: {events.num_rows} events", *history_plot.table(events, last)]
+        title += f", before {history_plot.format_time(request_time)}"
+    lines = [f"{title}: {events.num_rows} events", *history_plot.text_table(events, last)]
     if plot is not None:
-        history_plot.draw(events, plot, title)
+        history_plot.write_plot(events, plot, title)
         lines.append(f"wrote {plot}")
     value = {
         "user_id": user,
         "side": side,
         "before_ms": request_time,
         "num_events": events.num_rows,
-        "events": history_plot.rows(events),
+        "events": history_plot.json_rows(events),
     }
     print_result(value, "\n".join(lines), as_json=as_json)

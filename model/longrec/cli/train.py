@@ -46,7 +46,7 @@ def train(
     """Train a ranker on existing histories, in one process or in several under torchrun.
 
     An interrupted training resumes from its last checkpoint: type the same command again.
-    docs/distributed.md describes training with several processes.
+    docs/guides/train-distributed.md describes training with several processes.
 
     \b
     Examples:

@@ -12,10 +12,10 @@ import ast
 import contextlib
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from longrec.runs.steps import PipelineStep, code_keys
+from longrec.runs.steps import PipelineStep, steps_by_code_key
 
 LIBRARY = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = {
@@ -47,19 +47,22 @@ def of_steps(repo_dir: str | Path) -> dict[str, str]:
     """
     project = Path(repo_dir).resolve().parent
     modules: dict[str, _Module] = {}
-    return {key: _of_step(step, project, modules) for key, step in code_keys().items()}
+    groups = steps_by_code_key()
+    return {key: _fingerprint(steps, project, modules) for key, steps in groups.items()}
 
 
-def _of_step(step: PipelineStep, project: Path, modules: dict[str, _Module]) -> str:
+def _fingerprint(steps: Sequence[PipelineStep], project: Path, modules: dict[str, _Module]) -> str:
+    """Return the fingerprint of the code of steps that share one code key."""
     digest = hashlib.sha256()
     packages: set[str] = set()
-    for name in _reachable((*step.modules, *SHARED_MODULES), modules):
+    called = [name for step in steps for name in step.modules]
+    for name in _reachable((*called, *SHARED_MODULES), modules):
         module = modules[name]
         digest.update(f"{name} {module.sha256}\n".encode())
         packages |= {imported.partition(".")[0] for imported in module.imports}
     for line in _versions(packages):
         digest.update(f"{line}\n".encode())
-    for path in _files(step, project):
+    for path in [path for step in steps for path in _files(step, project)]:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{_relative(path, project)} {content}\n".encode())
     return digest.hexdigest()[:FINGERPRINT_LENGTH]

@@ -11,8 +11,8 @@ from typing import Any
 
 from longrec.config import RunConfig
 from longrec.data import location
-from longrec.data.dataset import shards
 from longrec.data.files import read_json
+from longrec.data.shards import shard_names
 from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener, find_output
 from longrec.runs.project import find_root, import_module
@@ -165,7 +165,7 @@ def pipeline_arguments(
         sections.pop(name)
     parameters = {
         "data_uri": data_uri,
-        "shards": shards(sections["data"].pop("shards")),
+        "shards": shard_names(sections["data"].pop("shards")),
         "served_length": sections["evaluate"].pop("served_length"),
         **sections,
         **others,

@@ -17,7 +17,6 @@ NO_RETRY = {"retries": 0}
 """For checks: they would fail again."""
 TRAINING = {"shared_memory": "2Gi", "timeout_seconds": DAY_SECONDS}
 CHECKS_MODULE = "longrec.data.quality.checks"
-STUDY_MODULE = "longrec.study.runner"
 PROJECT_FOLDERS = ("feature_repo", "bento")
 
 
@@ -156,9 +155,11 @@ _TABLE = (
         is_cached=False,  # It reads the log of answered requests.
         page="drift",
     ),
-    PipelineStep("plan", code_key="study", modules=(STUDY_MODULE,)),
-    PipelineStep("trial", code_key="study", modules=(STUDY_MODULE,), resources=TRAINING),
-    PipelineStep("collect", code_key="study", modules=(STUDY_MODULE,)),
+    PipelineStep("plan", code_key="study", modules=("longrec.study.trial",)),
+    PipelineStep(
+        "trial", code_key="study", modules=("longrec.study.run_trial",), resources=TRAINING
+    ),
+    PipelineStep("collect", code_key="study", modules=("longrec.study.collect",)),
     PipelineStep(
         "finish",
         modules=("longrec.runs.outcome",),
@@ -173,10 +174,10 @@ STEPS: Mapping[str, PipelineStep] = MappingProxyType({step.name: step for step i
 """All steps by name, in the order of execution."""
 
 
-def code_keys() -> dict[str, PipelineStep]:
-    """Return one step per code key, in the order of the outputs of the step `fingerprint`."""
-    steps: dict[str, PipelineStep] = {}
+def steps_by_code_key() -> dict[str, list[PipelineStep]]:
+    """Return the steps of each code key, in the order of the outputs of the step `fingerprint`."""
+    steps: dict[str, list[PipelineStep]] = {}
     for step in STEPS.values():
         if step.code_key:
-            steps.setdefault(step.code_key, step)
+            steps.setdefault(step.code_key, []).append(step)
     return steps

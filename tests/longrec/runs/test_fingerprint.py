@@ -14,10 +14,10 @@ import pytest
 
 from components.fingerprint import fingerprint
 from longrec.runs.fingerprint import _imports, of_steps
-from longrec.runs.steps import code_keys
+from longrec.runs.steps import steps_by_code_key
 
 ROOT = Path(__file__).parents[3]
-CODE_KEYS = tuple(code_keys())
+CODE_KEYS = tuple(steps_by_code_key())
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def before(copy: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("path", "steps"),
     [
-        ("model/longrec/training/train.py", {"train", "study"}),
+        ("model/longrec/training/train.py", {"train"}),
+        ("model/longrec/training/loop.py", {"train", "study"}),
         (
             "model/longrec/data/quality/checks.py",
             {"profile_events", "check_events", "profile_histories", "check_histories"},
