@@ -33,7 +33,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import json
 import os
@@ -50,7 +49,6 @@ from pathlib import Path
 import _rows
 import numpy as np
 import psutil
-import pyarrow as pa
 import torch
 
 from longrec.config import DataConfig, ModelConfig
@@ -58,14 +56,15 @@ from longrec.data import features, history
 from longrec.data.dataset import Dataset
 from longrec.data.encoder import Encoder
 from longrec.data.importers.synthetic import synthesize
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
-from longrec.data.store.reader import OnlineStore
 from longrec.nn.ranker import Ranker
-from longrec.release.parity import serving
-from longrec.runs.run import find_root
+from longrec.release.bento_server import serve_bento
+from longrec.runs.project import find_root
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import Scorer
-from longrec.serving.kv_cache import HistoryCache, Wanted
+from longrec.serving.arrow_codec import write_request
+from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
 
 LENGTHS, CANDIDATES, CONCURRENCY = (1_000, 2_000, 10_000, 32_000), (50, 200, 500, 2_048), (1, 8, 32)
 NUM_USERS, NUM_EVENTS = 8, 33_000
@@ -168,7 +167,7 @@ class Home:
         before = dict(os.environ)
         os.environ.update(environment | {"LONGREC_DEVICE": self.device})
         try:
-            with serving(
+            with serve_bento(
                 "bento.service:Ranker",
                 workdir=self.path / "home",
                 store=self.path / "store",
@@ -211,22 +210,10 @@ class Home:
         body = (
             json.dumps({**asked, "candidates": items}).encode()
             if form == "json"
-            else arrow_of(asked, items)
+            else write_request(items, asked)
         )
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode() + body
-
-
-def arrow_of(asked: dict[str, int], items: list[int]) -> bytes:
-    """Returns the Arrow form of a request (longrec.serving.arrow_codec)."""
-    texts = {name: str(value) for name, value in asked.items()}
-    batch = pa.record_batch(
-        [pa.array(items, pa.int64())], schema=pa.schema([("item_id", pa.int64())], texts)
-    )
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue()
 
 
 async def post(
@@ -365,7 +352,7 @@ def grid(workdir: Home, chosen: argparse.Namespace) -> Iterator[dict[str, str]]:
 
 def nothing(workdir: Home, concurrency: int, seconds: float) -> list[float]:
     """Returns the times in ms of a service that does nothing."""
-    with serving("empty:Empty", workdir=workdir.path, folder=workdir.path) as address:
+    with serve_bento("empty:Empty", workdir=workdir.path, folder=workdir.path) as address:
         return trial(address, lambda n: workdir.message(n, 10_000, 200), concurrency, seconds)[0]
 
 
@@ -439,10 +426,10 @@ def event(workdir: Home) -> Iterator[dict[str, str]]:
         .fetch(workdir.users[:1])[0]
         .history
     )
-    asked = Wanted("user", timeline, 0, 10_000, 1 << 62)
-    cold = [cpu_ms(HistoryCache(scorer, 1 << 30), asked) for _ in range(8)]
-    cache, moved, same = HistoryCache(scorer, 1 << 30, keep=10_000), [], []
-    cache.kept([asked])
+    asked = HistorySlice("user", timeline, 0, 10_000, 1 << 62)
+    cold = [cpu_ms(HistoryKVCache(scorer, 1 << 30), asked) for _ in range(8)]
+    cache, moved, same = HistoryKVCache(scorer, 1 << 30, events_per_user=10_000), [], []
+    cache.get_or_encode([asked])
     for _ in range(300):
         asked = dataclasses.replace(asked, start=asked.start + 1, end=asked.end + 1)
         moved.append(cpu_ms(cache, asked))
@@ -457,10 +444,10 @@ def event(workdir: Home) -> Iterator[dict[str, str]]:
     )
 
 
-def cpu_ms(cache: HistoryCache, asked: Wanted) -> float:
+def cpu_ms(cache: HistoryKVCache, asked: HistorySlice) -> float:
     """Returns the CPU time in ms of reading a history through the cache."""
     started = time.thread_time()
-    cache.kept([asked])
+    cache.get_or_encode([asked])
     return (time.thread_time() - started) * 1e3
 
 

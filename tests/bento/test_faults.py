@@ -1,6 +1,4 @@
-"""The service while something beside it fails, or it is told to end: real servers, a real Redis, a
-real SQLite file.
-"""
+"""The service while its feature store fails, or while it stops: a real Redis and SQLite."""
 
 from __future__ import annotations
 
@@ -19,33 +17,30 @@ import pytest
 from longrec.data.histories import Histories
 from longrec.data.store.publish import publish
 from longrec.release.bento_server import serve_bento
+from tests.bento.requests_and_scores import LATE_MS, TOLERANCE
 from tests.conftest import PATIENT, ROOT, ServedWorld
 from tests.longrec.data import redis_server
 
 pytestmark = pytest.mark.slow
-LATE = 1_720_000_000_000
-
-
 WAIT_SECONDS = 3.0
-"""For the store: so long that an answer which did not wait for it is told from one that did, on a
-machine under load too.
-"""
+"""Longest wait for the store: even a busy machine answers much sooner without that wait."""
 
 
 @contextlib.contextmanager
 def served(world: ServedWorld, workdir: Path) -> Iterator[httpx.Client]:
-    variables = {**PATIENT, "LONGREC_STORE_TIMEOUT_MS": str(int(WAIT_SECONDS * 1e3))}
-    with (
-        serve_bento(
-            "bento.service:Ranker",
-            workdir=workdir,
-            store=world.store,
-            folder=ROOT,
-            variables=variables,
-        ) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
-    ):
-        yield client
+    """Yield a client of a service on a work directory."""
+    timeout_ms = str(int(WAIT_SECONDS * 1e3))
+    server = serve_bento(
+        "bento.service:Ranker",
+        workdir=workdir,
+        store=world.store,
+        folder=ROOT,
+        variables={**PATIENT, "LONGREC_STORE_TIMEOUT_MS": timeout_ms},
+    )
+    with server as (host, port):
+        url = f"http://{host}:{port}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")
@@ -53,30 +48,32 @@ def body(served_world: ServedWorld) -> dict:
     histories = Histories.open(served_world.path / "histories")
     return {
         "user_id": histories.users.column("user_id")[0].as_py(),
-        "request_time": LATE,
+        "request_time": LATE_MS,
         "candidates": histories.items.column("item_id").to_pylist()[:12],
     }
 
 
-def ask(client: httpx.Client, body: dict) -> dict:
-    answer = client.post("/rank", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+def rank(client: httpx.Client, body: dict) -> dict:
+    response = client.post("/rank", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
-def ask_until_healthy(client: httpx.Client, body: dict) -> list[dict]:
-    """Returns degraded answers, as many as there are, and then one that is not."""
-    answers, limit = [ask(client, body)], time.monotonic() + 60
+def rank_until_healthy(client: httpx.Client, body: dict) -> list[dict]:
+    """Return degraded answers, if any, and the first one that is not."""
+    answers = [rank(client, body)]
+    limit = time.monotonic() + 60
     while answers[-1]["degraded"]:
-        assert time.monotonic() < limit, "the service does not mend itself"
+        assert time.monotonic() < limit, "the service does not recover"
         time.sleep(0.1)
-        answers.append(ask(client, body))
+        answers.append(rank(client, body))
     return answers
 
 
-def timed(client: httpx.Client, body: dict) -> tuple[dict, float]:
+def timed_rank(client: httpx.Client, body: dict) -> tuple[dict, float]:
     started = time.monotonic()
-    return ask(client, body), time.monotonic() - started
+    answer = rank(client, body)
+    return answer, time.monotonic() - started
 
 
 def suspend(process: psutil.Process) -> None:
@@ -86,78 +83,82 @@ def suspend(process: psutil.Process) -> None:
 
 
 def test_a_redis_that_hangs_dies_and_comes_back(served_world, body, tmp_path, monkeypatch) -> None:
+    workdir = tmp_path / "home"
     with redis_server.running(tmp_path) as address:
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
         monkeypatch.setenv("LONGREC_REDIS", address)
-        publish(served_world.path / "features", tmp_path / "home", ROOT / "feature_repo")
-        (redis,) = (p for p in psutil.Process().children() if p.name() == "redis-server")
-        with served(served_world, tmp_path / "home") as client:
-            *early, healthy = ask_until_healthy(client, body)
+        publish(served_world.path / "features", workdir, ROOT / "feature_repo")
+        children = psutil.Process().children()
+        (redis,) = (process for process in children if process.name() == "redis-server")
+        with served(served_world, workdir) as client:
+            *early, healthy = rank_until_healthy(client, body)
+            degraded = {**healthy, "degraded": True}
             suspend(redis)
-            hung, seconds = zip(*(timed(client, body) for _ in range(6)), strict=True)
-            unknown = ask(client, {**body, "user_id": 2**61})
+            hung, seconds = zip(*(timed_rank(client, body) for _ in range(6)), strict=True)
+            unknown = rank(client, {**body, "user_id": 2**61})
             redis.resume()
-            assert all(answer == {**healthy, "degraded": True} for answer in hung), hung
+            assert all(answer == degraded for answer in hung), hung
             assert (unknown["degraded"], unknown["history_length"]) == (True, 0)
-            assert sum(taken >= WAIT_SECONDS for taken in seconds) <= 2, (
-                seconds
-            )  # it hangs, and that is known; not a wait for each
-            *mending, mended = ask_until_healthy(client, body)
-            assert mended == healthy
+            # The service knows that the store hangs: not every request waits for it.
+            assert sum(waited >= WAIT_SECONDS for waited in seconds) <= 2, seconds
+            *recovering, recovered = rank_until_healthy(client, body)
+            assert recovered == healthy
             redis.kill()
             redis.wait(10)
-            gone = ask(client, body)
-            assert gone == {**healthy, "degraded": True}
-            kept = sum(answer["history_length"] > 0 for answer in (*early, *hung, *mending, gone))
-            counted = client.get("/metrics").text
-            assert f'longrec_degraded_total{{history="kept"}} {kept}.0' in counted, counted
+            gone = rank(client, body)
+            assert gone == degraded
+            answers = (*early, *hung, *recovering, gone)
+            num_cached = sum(answer["history_length"] > 0 for answer in answers)
+            metrics = client.get("/metrics").text
+            assert f'longrec_degraded_total{{history="cached"}} {num_cached}.0' in metrics, metrics
             with redis_server.running(tmp_path, port=int(address.split(":")[1])):
-                empty = ask_until_healthy(client, body)[-1]
-                assert (
-                    empty["history_length"] == 0
-                )  # it came back without its data: that is what it says now
+                empty = rank_until_healthy(client, body)[-1]
+                # The store came back without its data: that is what it says now.
+                assert empty["history_length"] == 0
 
 
 def test_an_sqlite_file_of_garbage(served_world, body, tmp_path) -> None:
-    publish(served_world.path / "features", tmp_path / "home", ROOT / "feature_repo")
-    database = tmp_path / "home" / "feast" / "online.db"
+    workdir = tmp_path / "home"
+    publish(served_world.path / "features", workdir, ROOT / "feature_repo")
+    database = workdir / "feast" / "online.db"
     content = database.read_bytes()
-    with served(served_world, tmp_path / "home") as client:
-        healthy = ask_until_healthy(client, body)[-1]
+    with served(served_world, workdir) as client:
+        healthy = rank_until_healthy(client, body)[-1]
         database.write_bytes(np.random.default_rng(0).bytes(len(content)))
-        assert ask(client, body) == {**healthy, "degraded": True}
+        assert rank(client, body) == {**healthy, "degraded": True}
         database.write_bytes(content)
-        assert ask_until_healthy(client, body)[-1] == healthy
+        assert rank_until_healthy(client, body)[-1] == healthy
 
 
-def test_sigterm_ends_what_was_accepted(served_world, body) -> None:
-    """Requests under way are answered, all of them; the process ends by itself, with nothing left
-    behind.
-    """
+def test_sigterm_finishes_the_accepted_requests(served_world, body) -> None:
+    """All requests in progress are answered; the process ends by itself and leaves no child."""
     with served(served_world, served_world.workdir) as client:
-        (process,) = (p for p in psutil.Process().children() if "bentoml" in p.cmdline())
-        family = [process, *process.children(recursive=True)]
+        children = psutil.Process().children()
+        (server,) = (process for process in children if "bentoml" in process.cmdline())
+        family = [server, *server.children(recursive=True)]
         large = {**body, "candidates": body["candidates"] * 170}
-        alone = ask(client, large)
-        connections = [
-            http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
-            for _ in range(24)
-        ]
-        for (
-            connection
-        ) in connections:  # each one is accepted before any is asked what takes its time
-            connection.request("GET", "/readyz")
-            assert connection.getresponse().read() is not None
+        alone = rank(client, large)
+        connections = open_connections(client, 24)
         for connection in connections:
-            connection.request(
-                "POST", "/rank", json.dumps(large), {"Content-Type": "application/json"}
-            )
-        process.terminate()
-        for answer in [connection.getresponse() for connection in connections]:
-            assert answer.status == 200, answer.read()
-            np.testing.assert_allclose(
-                json.load(answer)["scores"]["label"], alone["scores"]["label"], atol=2e-6
-            )
-        assert psutil.wait_procs(family, timeout=60)[1] == []
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/rank", json.dumps(large), headers)
+        server.terminate()
+        responses = [connection.getresponse() for connection in connections]
+        for response in responses:
+            assert response.status == 200, response.read()
+            scores = json.load(response)["scores"]["label"]
+            np.testing.assert_allclose(scores, alone["scores"]["label"], atol=TOLERANCE)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert alive == []
         with pytest.raises(httpx.ConnectError):
-            ask(client, body)
+            rank(client, body)
+
+
+def open_connections(client: httpx.Client, count: int) -> list[http.client.HTTPConnection]:
+    """Return connections that the server has accepted, each by a request that takes no time."""
+    host, port = client.base_url.host, client.base_url.port
+    connections = [http.client.HTTPConnection(host, port, timeout=60) for _ in range(count)]
+    for connection in connections:
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().read() is not None
+    return connections

@@ -1,0 +1,121 @@
+"""Bad requests: status 400, and an error that names the field."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from longrec.serving.arrow_codec import write_request
+
+GOOD = {"user_id": 1, "candidates": [1, 2]}
+BAD_BODIES = {
+    "no user": ({"candidates": [1]}, "user_id"),
+    "user as text": ({**GOOD, "user_id": "1"}, "user_id"),
+    "user as a fraction": ({**GOOD, "user_id": 1.5}, "user_id"),
+    "user as a whole float": ({**GOOD, "user_id": 1.0}, "user_id"),
+    "user as truth": ({**GOOD, "user_id": True}, "user_id"),
+    "user is null": ({**GOOD, "user_id": None}, "user_id"),
+    "user beyond int64": ({**GOOD, "user_id": 2**63}, "user_id"),
+    "user far beyond int64": ({**GOOD, "user_id": -(10**40)}, "user_id"),
+    "no candidates": ({"user_id": 1}, "candidates"),
+    "empty candidates": ({**GOOD, "candidates": []}, "candidates"),
+    "candidates null": ({**GOOD, "candidates": None}, "candidates"),
+    "candidates as a number": ({**GOOD, "candidates": 3}, "candidates"),
+    "candidate as text": ({**GOOD, "candidates": [1, "2"]}, "candidates[1]"),
+    "candidate null": ({**GOOD, "candidates": [None]}, "candidates[0]"),
+    "candidate beyond int64": ({**GOOD, "candidates": [1, -(2**63) - 1]}, "candidates[1]"),
+    "nested candidates": ({**GOOD, "candidates": [[1]]}, "candidates[0]"),
+    "one candidate too many": ({**GOOD, "candidates": [1] * 2049}, "candidates"),
+    "negative length": ({**GOOD, "length": -1}, "length"),
+    "length as text": ({**GOOD, "length": "10"}, "length"),
+    "length beyond int64": ({**GOOD, "length": 2**63}, "length"),
+    "time is NaN": ('{"user_id": 1, "candidates": [1], "request_time": NaN}', "request_time"),
+    "time is infinite": (
+        '{"user_id": 1, "candidates": [1], "request_time": Infinity}',
+        "request_time",
+    ),
+    "time as a float": ({**GOOD, "request_time": 1.7e12}, "request_time"),
+    "time without a zone": ({**GOOD, "request_time": "2024-05-01T12:00:00"}, "request_time"),
+    "time is no time": ({**GOOD, "request_time": "yesterday"}, "request_time"),
+    "time is an empty text": ({**GOOD, "request_time": ""}, "request_time"),
+    "time of an impossible day": ({**GOOD, "request_time": "2024-02-30T00:00:00Z"}, "request_time"),
+    "time before year 1": ({**GOOD, "request_time": "0001-01-01T00:00:00+12:00"}, "request_time"),
+    "time beyond year 9999": ({**GOOD, "request_time": 253_402_300_800_000}, "request_time"),
+    "a misspelt field": ({**GOOD, "lenght": 5}, "lenght"),
+    "no JSON": ("user 1", "body"),
+    "half of JSON": ('{"user_id": 1, "candidates": [1', "body"),
+    "nothing": ("", "body"),
+    "a list": ("[1, 2]", "body"),
+    "null": ("null", "body"),
+    "no UTF-8": (b'{"user_id": 1, "candidates": [1], "\xff": 1}', "body"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_json_body_is_rejected_with_the_name_of_the_field(
+    client: httpx.Client,
+    name: str,
+) -> None:
+    body, field = BAD_BODIES[name]
+    content = json.dumps(body) if isinstance(body, dict) else body
+    response = client.post("/rank", content=content)
+    assert response.status_code == 400, response.text
+    assert list(response.json()) == ["error"]
+    assert response.json()["error"].startswith(f"{field}: "), response.text
+    assert "Traceback" not in response.text
+    assert "pydantic" not in response.text
+    assert "/" not in response.text.replace("since 1970", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"\x00\xff" * 300, "body"),
+        (write_request([1, 2], {}), "user_id"),
+        (write_request([1], {"user_id": "x"}), "user_id"),
+        (write_request([], {"user_id": 1}), "candidates"),
+        (write_request([1] * 2049, {"user_id": 1}), "candidates"),
+        (write_request([1], {"user_id": 2**63}), "user_id"),
+        (write_request([1], {"user_id": 1, "length": -1}), "length"),
+        (write_request([1], {"user_id": 1}, b"no history"), "history"),
+        (write_request([1], {"user_id": 1})[:-30], "body"),
+    ],
+)
+def test_a_bad_arrow_body_is_rejected_with_the_name_of_the_field(
+    client: httpx.Client,
+    body: bytes,
+    field: str,
+) -> None:
+    response = client.post("/rank_arrow", content=body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"].startswith(field), response.text
+
+
+@pytest.mark.parametrize(
+    ("history", "column"),
+    [
+        ({"item_id": [1]}, "timestamp"),
+        ({"item_id": [1, 2], "timestamp": [1]}, "timestamp"),
+        ({"item_id": [1], "timestamp": [1], "colour": [1]}, "colour"),
+        ({"item_id": ["x"], "timestamp": [1]}, "item_id"),
+        ({"item_id": [2**70], "timestamp": [1]}, "item_id"),
+        ({"item_id": [None], "timestamp": [1]}, "item_id"),
+        ({"item_id": [1], "timestamp": [1], "action": [[1]]}, "action"),
+    ],
+)
+def test_a_bad_inline_history_is_rejected_with_the_name_of_the_column(
+    client: httpx.Client,
+    history: dict,
+    column: str,
+) -> None:
+    response = client.post("/rank", json={**GOOD, "history": history})
+    assert response.status_code == 400, response.text
+    assert column in response.json()["error"], response.text
+
+
+def test_an_explanation_of_no_events_is_rejected(client: httpx.Client) -> None:
+    response = client.post("/explain", json={"user_id": 1, "candidate": 1, "top": 0})
+    assert response.json()["error"].startswith("top: ")
