@@ -1,9 +1,9 @@
-"""Drift: how far a new version of the data lies from the version before. A profile of each, a few numbers between the two, a suite.
+"""Drift: how far a new version of the data is from the published one.
 
-    dataset --profile()--> histogram of history lengths, label counts, id coverage --> manifest of the feature tables
-                                       \\------- suite() <------- the published version before ------/
-
-`psi` knows nothing of data sets: any two histograms over the same bins will do, for example of scores.
+dataset -> DriftProfile -> manifest of the feature tables
+              |                       |
+          new version         PreviousVersion (published)
+              +------- drift_suite ---+
 """
 
 from __future__ import annotations
@@ -15,97 +15,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
-from longrec.data.dataset import Dataset, by_known_time, group_starts, history_lengths, int64_of
-from longrec.data.quality.profiles import MAX_NAMED, Int, UserFacts, unknown
-from longrec.data.quality.suites import Row, Severity, Suite
-from longrec.errors import DataError
+from longrec.data.columns import int64_column
+from longrec.data.dataset import Dataset
+from longrec.data.quality.column_profiles import MAX_EXAMPLES
+from longrec.data.quality.expectations import Expectation, Severity, Suite, SuiteBuilder
+from longrec.data.quality.psi import histogram, psi, psi_noise
+from longrec.data.quality.user_profiles import Int64, UserProfile, is_unknown
+from longrec.data.timelines import group_starts, history_lengths, sorted_known_times
 from longrec.reporting import page
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
-LENGTH_EDGES = np.array([0, *(1 << power for power in range(21))], np.float64) + 0.5
+MAX_LENGTH_POWER = 20
+LENGTH_EDGES = np.array([0, *(2**power for power in range(MAX_LENGTH_POWER + 1))]) + 0.5
 """Bins of history lengths: 0, 1, 2, 3 to 4, 5 to 8, ... up to 2**20, more."""
-NOISE_ERRORS = 3.0
-"""Standard errors that a rate may move by chance before its change counts."""
-
-Counts = npt.NDArray[np.int64]
-
-
-def psi(expected: npt.ArrayLike, observed: npt.ArrayLike) -> float:
-    """Returns the population stability index of two histograms over the same bins: the sum of (o -
-    e) ln(o / e) over their shares.
-
-    0 for equal shares. By custom, below 0.1 nothing happened and above 0.25 much did. A bin that is
-    empty on one side counts there as half
-    a row, or as the other side's share where that is less, so that the index is finite; two empty
-    histograms are equal.
-
-    Args:
-        expected, observed: counts per bin, not negative, of equal length.
-
-    Raises:
-        DataError: the lengths differ, a count is negative, or one histogram is empty and the other
-            is not.
-    """
-    sides = [np.asarray(side, np.float64) for side in (expected, observed)]
-    totals = [side.sum() for side in sides]
-    if (
-        sides[0].shape != sides[1].shape
-        or any((side < 0).any() for side in sides)
-        or (totals[0] == 0) != (totals[1] == 0)
-    ):
-        raise DataError(
-            "two histograms cannot be compared",
-            found=f"{sides[0].shape}, {sides[1].shape} bins, {totals} rows",
-            expected="counts of some rows over the same bins",
-        )
-    used = (sides[0] > 0) | (sides[1] > 0)
-    if not used.any():
-        return 0.0
-    e, o = (side[used] / total for side, total in zip(sides, totals, strict=True))
-    e, o = (
-        np.where(mine > 0, mine, np.minimum(0.5 / total, other))
-        for mine, other, total in ((e, o, totals[0]), (o, e, totals[1]))
-    )
-    return float(((o - e) * np.log(o / e)).sum())
-
-
-def psi_noise(expected: npt.ArrayLike, observed: npt.ArrayLike) -> float:
-    """Returns the index that two samples of these sizes from one distribution have on average:
-    (used bins - 1) (1/n + 1/m).
-    """
-    sides = [np.asarray(side, np.float64) for side in (expected, observed)]
-    bins = int(((sides[0] > 0) | (sides[1] > 0)).sum())
-    return float(max(bins - 1, 0) * sum(1 / max(side.sum(), 1) for side in sides))
-
-
-def histogram(values: npt.ArrayLike, edges: npt.ArrayLike) -> Counts:
-    """Returns the counts of values below the first edge, between each two, and from the last one
-    on, int64 [len(edges) + 1].
-    """
-    places = np.searchsorted(np.asarray(edges), np.asarray(values), side="right")
-    return np.bincount(places, minlength=len(np.asarray(edges)) + 1).astype(np.int64)
-
-
-def quantile_edges(values: npt.ArrayLike, num_bins: int = 10) -> npt.NDArray[np.float64]:
-    """Returns the inner edges of bins that hold about equally many values; fewer where values
-    repeat.
-    """
-    return np.unique(np.quantile(np.asarray(values, np.float64), np.arange(1, num_bins) / num_bins))
+NUM_STANDARD_ERRORS = 3.0
+"""Number of standard errors by which a rate may change by chance."""
+COVERED_TABLES = ("events", "targets")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Profile:
-    """What is compared between versions; it lies in the manifest of the feature tables.
+class DriftProfile:
+    """Statistics that are compared between versions; part of the feature tables' manifest.
 
     Args:
-        lengths: requests by the length of their history, over the bins of `LENGTH_EDGES`.
-        labels: task -> (positive targets, targets).
-        coverage: `events`, `targets` -> (those with an item of the item table, all).
+        lengths: number of requests by history length, over the bins of `LENGTH_EDGES`.
+        labels: task -> (number of positives, number of targets).
+        coverage: `events`, `targets` -> (number with an item of the item table, number of all).
     """
 
     lengths: tuple[int, ...]
@@ -113,214 +52,267 @@ class Profile:
     coverage: dict[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, source: Dataset) -> Profile:
-        """Returns the profile of a dataset, read one part at a time."""
-        items, tasks = int64_of(source.items(), ITEM_ID), source.schema.task_names
-        lengths, labels = np.zeros(len(LENGTH_EDGES) + 1, np.int64), np.zeros(len(tasks), np.int64)
-        known, total = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    def of(cls, source: Dataset) -> DriftProfile:
+        """Return the profile of a dataset, read one part at a time."""
+        items = int64_column(source.items(), ITEM_ID)
+        lengths = np.zeros(len(LENGTH_EDGES) + 1, np.int64)
+        positives = dict.fromkeys(source.schema.task_names, 0)
+        num_known = dict.fromkeys(COVERED_TABLES, 0)
+        num_rows = dict.fromkeys(COVERED_TABLES, 0)
         for part in source.parts:
-            events, targets = source.events(part), source.targets(part)
-            for row, table in enumerate((events, targets)):
-                total[row] += table.num_rows
-                known[row] += table.num_rows - int(unknown(int64_of(table, ITEM_ID), items).sum())
-            labels += [int(int64_of(targets, task).sum()) for task in tasks]
-            lengths += histogram(_lengths(events, targets), LENGTH_EDGES)
-        counts = {
-            task: (int(positives), int(total[1]))
-            for task, positives in zip(tasks, labels, strict=True)
-        }
+            tables = {"events": source.events(part), "targets": source.targets(part)}
+            for name, table in tables.items():
+                is_known = ~is_unknown(int64_column(table, ITEM_ID), items)
+                num_known[name] += int(is_known.sum())
+                num_rows[name] += table.num_rows
+            for task in positives:
+                positives[task] += int(int64_column(tables["targets"], task).sum())
+            part_lengths = _history_lengths(tables["events"], tables["targets"])
+            lengths += histogram(part_lengths, LENGTH_EDGES)
+        num_targets = num_rows["targets"]
         return cls(
-            tuple(lengths.tolist()),
-            counts,
-            {
-                name: (int(known[row]), int(total[row]))
-                for row, name in enumerate(("events", "targets"))
-            },
+            lengths=tuple(lengths.tolist()),
+            labels={task: (count, num_targets) for task, count in positives.items()},
+            coverage={name: (num_known[name], num_rows[name]) for name in COVERED_TABLES},
         )
 
     @classmethod
-    def merged(cls, shards: Sequence[Profile]) -> Profile:
-        """Returns the profile of all shards of a dataset."""
-
-        def total(pairs: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
-            return {
-                name: (sum(each[name][0] for each in pairs), sum(each[name][1] for each in pairs))
-                for name in pairs[0]
-            }
-
+    def merged(cls, shards: Sequence[DriftProfile]) -> DriftProfile:
+        """Return the profile of all shards of a dataset."""
         lengths = np.sum([shard.lengths for shard in shards], axis=0)
         return cls(
-            tuple(lengths.tolist()),
-            total([shard.labels for shard in shards]),
-            total([shard.coverage for shard in shards]),
+            lengths=tuple(lengths.tolist()),
+            labels=_sum_pairs([shard.labels for shard in shards]),
+            coverage=_sum_pairs([shard.coverage for shard in shards]),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
+        """Return the JSON form."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Profile:
-        """Returns the profile whose `to_dict()` is `value`."""
-        pairs = [
-            {name: (int(low), int(high)) for name, (low, high) in value[key].items()}
-            for key in ("labels", "coverage")
-        ]
-        return cls(tuple(value["lengths"]), *pairs)
+    def from_dict(cls, value: Mapping[str, Any]) -> DriftProfile:
+        """Return the profile of a JSON form."""
+        return cls(
+            lengths=tuple(value["lengths"]),
+            labels=_to_pairs(value["labels"]),
+            coverage=_to_pairs(value["coverage"]),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Before:
-    """The version before: its feature tables, their name for people, and their profile."""
+class PreviousVersion:
+    """The published version of the same data.
+
+    Args:
+        tables: directory of its feature tables.
+        name: its name for people.
+        profile: its profile.
+    """
 
     tables: Path
     name: str
-    profile: Profile
+    profile: DriftProfile
 
-    def items(self) -> Int:
-        """Returns the sorted ids of its items."""
-        return np.unique(
-            int64_of(
-                pq.read_table(self.tables / "item_features.parquet", columns=[ITEM_ID]), ITEM_ID
-            )
-        )
+    def items(self) -> Int64:
+        """Return its item ids, sorted, int64."""
+        table = pq.read_table(self.tables / "item_features.parquet", columns=[ITEM_ID])
+        return np.unique(int64_column(table, ITEM_ID))
 
 
-def suite(
-    now: Profile, events: UserFacts, targets: UserFacts, before: Before, checks: ChecksConfig
+def drift_suite(
+    profile: DriftProfile,
+    previous: PreviousVersion,
+    checks: ChecksConfig,
+    *,
+    events: UserProfile,
+    targets: UserProfile,
 ) -> Suite:
-    """Returns the suite that holds a dataset to the version before.
+    """Return the suite that compares a dataset with the previous version.
+
+    The change that chance alone would cause is added to the bounds.
 
     Args:
-        now: profile of the dataset.
-        events, targets: what was measured of its users (`profiles.user_facts`), with the labels,
-            and with the items of the version before.
-        before: what it is compared with.
-        checks: bounds; a break is critical unless `checks.check_drift` is off. What chance alone
-            would do is added to a bound.
+        profile: profile of the dataset.
+        previous: the version that it is compared with.
+        checks: bounds. Drift is critical unless `check_drift` is off.
+        events, targets: user profiles of the dataset; that of the targets counts labels and new
+            items.
     """
     severity: Severity = "critical" if checks.check_drift else "warning"
-    row, then = Row(), before.profile
-    row.add(
+    before = previous.profile
+    suite = SuiteBuilder()
+    lengths = Expectation(
         "history lengths: PSI",
-        "the lengths of the histories are distributed as in the version before",
-        psi(then.lengths, now.lengths),
-        maximum=checks.max_psi + psi_noise(then.lengths, now.lengths),
+        "the lengths of the histories are distributed as in the previous version",
+        maximum=checks.max_psi + psi_noise(before.lengths, profile.lengths),
         severity=severity,
-        culprits=lambda: _resized(events, before),
+        failed_rows=lambda: _describe_resized(events, previous),
     )
-    for task, counts in now.labels.items():
-        change, noise = _rate_change(then.labels[task], counts)
-        row.add(
+    suite.add(lengths, psi(before.lengths, profile.lengths))
+    for task, counts in profile.labels.items():
+        old_counts = before.labels[task]
+        change, noise = _rate_change(old_counts, counts)
+        rate = Expectation(
             f"{task}: change of the rate",
-            f"the rate of {task} is about that of the version before, {_rate(then.labels[task]):.4g}",
-            change,
+            f"the rate of {task} is about that of the previous version, {_rate(old_counts):.4g}",
             maximum=checks.max_rate_change + noise,
             severity=severity,
-            culprits=functools.partial(
-                _shifted, targets, task, then.labels[task], now.labels[task]
+            failed_rows=functools.partial(
+                _describe_shifted,
+                targets,
+                task,
+                old_counts,
+                counts,
             ),
         )
-    for name, counts in now.coverage.items():
-        says = f"as many of the {name} have an item of the item table as in the version before, {100 * _rate(then.coverage[name]):.4g} %"
-        strangers = events if name == "events" else targets
-        row.add(
+        suite.add(rate, change)
+    for name, counts in profile.coverage.items():
+        old_share = _rate(before.coverage[name])
+        users = events if name == "events" else targets
+        coverage = Expectation(
             f"{name} with a known item: lost share",
-            says,
-            _rate(then.coverage[name]) - _rate(counts),
+            f"as many of the {name} have an item of the item table as in the previous version, "
+            f"{100 * old_share:.4g} %",
             maximum=checks.max_coverage_loss,
             severity=severity,
-            culprits=functools.partial(strangers.worst, "num_unknown_items"),
+            failed_rows=functools.partial(users.with_largest, "num_unknown_items"),
         )
-    share = targets.total("num_new_items") / max(now.coverage["targets"][1], 1)
-    row.add(
+        suite.add(coverage, old_share - _rate(counts))
+    new_items = Expectation(
         "new items: share",
-        "few of the targets have an item that the version before did not know",
-        share,
+        "few of the targets have an item that the previous version did not know",
         maximum=checks.max_new_item_share,
         severity=severity,
-        culprits=lambda: targets.worst("num_new_items"),
+        failed_rows=lambda: targets.with_largest("num_new_items"),
     )
-    return row.suite("drift")
+    num_targets = max(profile.coverage["targets"][1], 1)
+    suite.add(new_items, targets.total("num_new_items") / num_targets)
+    return suite.build("drift")
 
 
-def section(now: Profile, before: Before | None, why: str) -> page.Html:
-    """Returns the part of the report that shows both versions side by side; `why` there is nothing
-    to compare with.
+def drift_section(
+    profile: DriftProfile,
+    previous: PreviousVersion | None,
+    reason: str,
+) -> page.Html:
+    """Return the section of the report that shows both versions.
+
+    Args:
+        profile: profile of the dataset.
+        previous: the version that it is compared with; None when there is none.
+        reason: why there is nothing to compare with.
     """
-    if before is None:
-        return page.section("Version before", note=why)
-    totals = [max(sum(side.lengths), 1) for side in (before.profile, now)]
-    bounds = ["0", *(f"{1 << power:,}" for power in range(21)), f"more than {1 << 20:,}"]
-    lengths = [
-        [
-            bound,
-            *(f"{100 * count / total:.2f} %" for count, total in zip(counts, totals, strict=True)),
-        ]
-        for bound, *counts in zip(bounds, before.profile.lengths, now.lengths, strict=True)
-        if any(counts)
-    ]
-    shares = [
-        [
-            f"{name} {kind}",
-            *(f"{100 * _rate(getattr(side, group)[name]):.4g} %" for side in (before.profile, now)),
-        ]
-        for group, kind in (("labels", "positive"), ("coverage", "with a known item"))
-        for name in getattr(now, group)
-    ]
+    title = "Previous version"
+    if previous is None:
+        return page.section(title, note=reason)
+    versions = (previous.profile, profile)
     headers = ["before", "now"]
     return page.section(
-        "Version before",
-        page.table(["Requests with a history of up to", *headers], lengths),
-        page.table(["Share of", *headers], shares),
-        note=f"Compared with {before.name}.",
+        title,
+        page.table(["Requests with a history of up to", *headers], _length_rows(versions)),
+        page.table(["Share of", *headers], _share_rows(versions)),
+        note=f"Compared with {previous.name}.",
     )
 
 
-def _lengths(events: pa.Table, targets: pa.Table) -> Int:
-    """Returns the events before each request of a part, int64 [R]."""
-    starts = group_starts(*(int64_of(targets, name) for name in (USER_ID, REQUEST_ID)))
-    owners, request_times = (int64_of(targets, name)[starts] for name in (USER_ID, TIMESTAMP))
-    return history_lengths(*by_known_time(events), owners, request_times)
+def _length_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
+    """Return the share of requests in each bin of history lengths, by version."""
+    totals = [max(sum(version.lengths), 1) for version in versions]
+    powers = [f"{1 << power:,}" for power in range(MAX_LENGTH_POWER + 1)]
+    bins = ["0", *powers, f"more than {1 << MAX_LENGTH_POWER:,}"]
+    rows: list[list[object]] = []
+    for place, name in enumerate(bins):
+        counts = [version.lengths[place] for version in versions]
+        if any(counts):
+            shares = [count / total for count, total in zip(counts, totals, strict=True)]
+            rows.append([name, *(f"{100 * share:.2f} %" for share in shares)])
+    return rows
+
+
+def _share_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
+    """Return the share of positives and of known items, by version."""
+    new = versions[-1]
+    pairs = {f"{task} positive": [each.labels[task] for each in versions] for task in new.labels}
+    for name in new.coverage:
+        pairs[f"{name} with a known item"] = [each.coverage[name] for each in versions]
+    return [
+        [name, *(f"{100 * _rate(counts):.4g} %" for counts in both)] for name, both in pairs.items()
+    ]
+
+
+def _history_lengths(events: pa.Table, targets: pa.Table) -> Int64:
+    """Return the number of events before each request of a part, int64 [R]."""
+    users = int64_column(targets, USER_ID)
+    times = int64_column(targets, TIMESTAMP)
+    starts = group_starts(users, int64_column(targets, REQUEST_ID))
+    return history_lengths(
+        *sorted_known_times(events),
+        users[starts],
+        times[starts],
+    )
+
+
+def _sum_pairs(shards: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    sums = {}
+    for name in shards[0]:
+        first = sum(shard[name][0] for shard in shards)
+        second = sum(shard[name][1] for shard in shards)
+        sums[name] = (first, second)
+    return sums
+
+
+def _to_pairs(value: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, int]]:
+    return {name: (int(first), int(second)) for name, (first, second) in value.items()}
 
 
 def _rate(counts: tuple[int, int]) -> float:
     return counts[0] / max(counts[1], 1)
 
 
-def _rate_change(then: tuple[int, int], now: tuple[int, int]) -> tuple[float, float]:
-    """Returns |difference of two rates| as a share of the rarer outcome of the first one, and what
-    of it may be chance.
+def _rate_change(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
+    """Return the change of a rate and the change that chance may cause.
+
+    Both are relative to the rarer outcome of the old rate.
     """
-    rate = _rate(then)
-    rarer = max(min(rate, 1 - rate), 1 / max(then[1], 1))
-    error = np.sqrt(
-        max(rate * (1 - rate), rarer / max(then[1], 1)) * (1 / max(then[1], 1) + 1 / max(now[1], 1))
-    )
-    return abs(_rate(now) - rate) / rarer, float(NOISE_ERRORS * error / rarer)
+    rate = _rate(old)
+    num_old = max(old[1], 1)
+    num_new = max(new[1], 1)
+    rarer = max(min(rate, 1 - rate), 1 / num_old)
+    variance = max(rate * (1 - rate), rarer / num_old)
+    standard_error = np.sqrt(variance * (1 / num_old + 1 / num_new))
+    noise = float(NUM_STANDARD_ERRORS * standard_error / rarer)
+    return abs(_rate(new) - rate) / rarer, noise
 
 
-def _resized(events: UserFacts, before: Before) -> list[str]:
-    """Names the users whose timelines grew or shrank most, by the ratio."""
-    then = pq.read_table(before.tables / "user_history", columns=[USER_ID, "history_length"])
-    _, left, right = np.intersect1d(
-        int64_of(then, USER_ID), events.columns[USER_ID], return_indices=True
+def _describe_resized(events: UserProfile, previous: PreviousVersion) -> list[str]:
+    """Name the users whose timelines grew or shrank most, by ratio."""
+    table = pq.read_table(previous.tables / "user_history", columns=[USER_ID, "history_length"])
+    _, old_rows, new_rows = np.intersect1d(
+        int64_column(table, USER_ID),
+        events.columns[USER_ID],
+        return_indices=True,
     )
-    old, new = int64_of(then, "history_length")[left], events.columns["num_rows"][right]
-    order = np.argsort(-np.abs(np.log((new + 1) / (old + 1))), kind="stable")[:MAX_NAMED]
-    named = zip(order.tolist(), events.names(right[order]), strict=True)
+    old = int64_column(table, "history_length")[old_rows]
+    new = events.columns["num_rows"][new_rows]
+    ratios = np.abs(np.log((new + 1) / (old + 1)))
+    rows = np.argsort(-ratios, kind="stable")[:MAX_EXAMPLES]
+    users = events.describe(new_rows[rows])
     return [
         f"{user}: {old[row]:,} events before, {new[row]:,} now"
-        for row, user in named
+        for row, user in zip(rows.tolist(), users, strict=True)
         if old[row] != new[row]
     ]
 
 
-def _shifted(
-    targets: UserFacts, task: str, then: tuple[int, int], now: tuple[int, int]
+def _describe_shifted(
+    targets: UserProfile,
+    task: str,
+    old: tuple[int, int],
+    new: tuple[int, int],
 ) -> list[str]:
-    """Names the users who have most of the surplus (or lack) of positives."""
-    sign = 1 if _rate(now) > _rate(then) else -1
-    return targets.most(
-        sign * (targets.columns[f"positives {task}"] - _rate(then) * targets.columns["num_rows"])
-    )
+    """Name the users with most of the surplus, or lack, of positives."""
+    sign = 1 if _rate(new) > _rate(old) else -1
+    expected = _rate(old) * targets.columns["num_rows"]
+    surplus = targets.columns[f"positives {task}"] - expected
+    return targets.with_largest_weight(sign * surplus)

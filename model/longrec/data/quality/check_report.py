@@ -1,0 +1,93 @@
+"""Check report: the results of all expectations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExpectationResult:
+    """An expectation and its result.
+
+    Args:
+        suite: name of the suite.
+        expectation: type in Great Expectations, and the column.
+        description: the expectation in words.
+        observed, bound: value that was found and values that are allowed, as text.
+        severity: `critical` or `warning`.
+        passed: whether the expectation passed.
+        failed_rows: at most ten failed rows in words.
+    """
+
+    suite: str
+    expectation: str
+    description: str
+    observed: str
+    bound: str
+    severity: str
+    passed: bool
+    failed_rows: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the result fails the check."""
+        return not self.passed and self.severity == "critical"
+
+    @property
+    def warned(self) -> bool:
+        """Whether the result is only reported."""
+        return not self.passed and self.severity != "critical"
+
+    def sentence(self) -> str:
+        """Return the failed expectation in one line."""
+        rows = f" ({', '.join(self.failed_rows)})" if self.failed_rows else ""
+        return (
+            f"{self.suite}, {self.expectation}: expected that {self.description} "
+            f"({self.bound}), found {self.observed}{rows}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """The results of one suite.
+
+    Args:
+        results: one per expectation.
+        json: the result of Great Expectations.
+    """
+
+    results: list[ExpectationResult]
+    json: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Results of a check.
+
+    Args:
+        passed: whether every critical expectation passed. It is true in every report that is
+            returned; a failed check raises CheckFailed.
+        num_expectations, num_warnings: numbers of expectations and of warnings.
+        failures, warnings: failed expectations, a sentence each.
+        seconds: wall time.
+        path: the HTML page.
+    """
+
+    passed: bool
+    num_expectations: int
+    num_warnings: int
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    path: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return dataclasses.asdict(self)
+
+
+def all_results(suites: Sequence[SuiteResult]) -> list[ExpectationResult]:
+    """Return the results of all suites."""
+    return [result for suite in suites for result in suite.results]

@@ -1,0 +1,385 @@
+"""Profiles of histories, or of those of one shard: timelines, and the history of each request.
+
+The files are read without the checks of `Histories.open`, since these would refuse what is wrong
+instead of naming it. Memory is one row per request and per user. Timelines are mapped and read
+one record batch at a time.
+
+    timeline of a user      | e e e e e e e e |
+    history of a request      [ e e e ) ^ the next event is at or after the request time
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from longrec.data.history import MAX_TIMESTAMP_MS
+from longrec.data.quality.column_profiles import (
+    ColumnProfile,
+    ExpectedColumn,
+    file_mismatches,
+    schema_mismatches,
+)
+from longrec.data.quality.dataset_profiles import known_ids
+from longrec.data.quality.table_profile import TableProfile
+from longrec.data.quality.user_profiles import NULL, Bools, Int64, UserProfile, is_unknown, to_int64
+from longrec.errors import DataError
+from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
+
+TIMELINE_COLUMNS = (USER_ID, "event_start", "event_end")
+REQUEST_COLUMNS = (
+    REQUEST_ID,
+    "user_row",
+    TIMESTAMP,
+    "event_start",
+    "event_end",
+    "target_start",
+    "target_end",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TimelineFile:
+    """The mapped timelines of all users.
+
+    Args:
+        batches: record batches of the Arrow file.
+        schema: its columns.
+        offsets: int64 [num_batches + 1], offset of the first event of each record batch.
+    """
+
+    batches: tuple[pa.RecordBatch, ...]
+    schema: pa.Schema
+    offsets: Int64
+
+    @classmethod
+    def open(cls, path: Path) -> TimelineFile:
+        """Open an Arrow file.
+
+        Raises:
+            DataError: the file is missing or not an Arrow file.
+        """
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = tuple(reader.get_batch(index) for index in range(reader.num_record_batches))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} is not a readable Arrow file",
+                found=str(error).splitlines()[0],
+                fix="Run the retrieval again.",
+            ) from error
+        sizes = [batch.num_rows for batch in batches]
+        return cls(
+            batches,
+            reader.schema,
+            np.cumsum([0, *sizes], dtype=np.int64),
+        )
+
+    @property
+    def num_events(self) -> int:
+        """Number of events of all users."""
+        return int(self.offsets[-1])
+
+    def read_column(self, name: str) -> Iterator[tuple[int, Int64]]:
+        """Yield the offset and the values of an integer column, one record batch at a time.
+
+        The values are int64, NULL for null.
+        """
+        for offset, batch in zip(self.offsets[:-1].tolist(), self.batches, strict=True):
+            yield offset, to_int64(batch.column(name))
+
+    def take(self, name: str, offsets: Int64) -> Int64:
+        """Return the values of an integer column at any offsets, NULL outside, int64."""
+        taken = np.full(len(offsets), NULL, np.int64)
+        for start, values in self.read_column(name):
+            is_here = (offsets >= start) & (offsets < start + len(values))
+            taken[is_here] = values[offsets[is_here] - start]
+        return taken
+
+    def profile_column(self, column: ExpectedColumn) -> ColumnProfile:
+        """Return the profile of a column over all record batches."""
+        num_nulls = 0
+        minimums = []
+        maximums = []
+        for batch in self.batches:
+            values = batch.column(column.name)
+            if column.dtype == "float64":
+                values = pc.if_else(pc.is_nan(values), None, values)
+            num_nulls += values.null_count
+            if column.dtype == "string" or values.null_count == len(values):
+                continue
+            extremes = pc.min_max(values).as_py()
+            minimums.append(extremes["min"])
+            maximums.append(extremes["max"])
+        return ColumnProfile(
+            num_rows=self.num_events,
+            num_nulls=num_nulls,
+            minimum=min(minimums, default=None),
+            maximum=max(maximums, default=None),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestTable:
+    """The requests as arrays.
+
+    Args:
+        columns: column -> int64 [R].
+        splits: str [R].
+        has_user: bool [R], whether `user_row` is a row of the users. Other columns are looked
+            at for these requests only.
+        timeline_starts, timeline_ends: int64 [R], timeline of the user; 0 without a user.
+    """
+
+    columns: dict[str, Int64]
+    splits: npt.NDArray[np.str_]
+    has_user: Bools
+    timeline_starts: Int64
+    timeline_ends: Int64
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        users: Mapping[str, Int64],
+    ) -> RequestTable:
+        """Read requests.parquet.
+
+        Args:
+            path: the file.
+            users: the timelines, see `read_timelines`.
+        """
+        table = pq.read_table(path, columns=[*REQUEST_COLUMNS, "split"])
+        columns = {name: to_int64(table[name]) for name in REQUEST_COLUMNS}
+        splits = pc.fill_null(table["split"], "null").to_pylist()
+        user_rows = columns["user_row"]
+        has_user = (user_rows >= 0) & (user_rows < len(users[USER_ID]))
+        return cls(
+            columns=columns,
+            splits=np.asarray(splits, dtype=np.str_),
+            has_user=has_user,
+            timeline_starts=_take_or_zero(users["event_start"], user_rows, has_user),
+            timeline_ends=_take_or_zero(users["event_end"], user_rows, has_user),
+        )
+
+
+def profile_histories(directory: Path, manifest: Mapping[str, Any]) -> dict[str, TableProfile]:
+    """Return the profiles of the events, of the timelines and of the histories of requests.
+
+    Args:
+        directory: the histories, or those of a shard of the users.
+        manifest: content of its manifest.json.
+
+    Raises:
+        DataError: a file is missing or unreadable.
+    """
+    schema = Schema.from_dict(manifest["schema"])
+    timelines = TimelineFile.open(directory / "timelines.arrow")
+    mismatches = [*_timeline_mismatches(schema, timelines), *table_mismatches(directory, schema)]
+    if mismatches:
+        events = TableProfile(counts={"num_rows": timelines.num_events}, mismatches=mismatches)
+        return {
+            "events": events,
+            "timelines": TableProfile(),
+            "histories": TableProfile(),
+        }
+    users = read_timelines(directory)
+    requests = RequestTable.read(directory / "requests.parquet", users)
+    known = known_ids(directory / "items.parquet", ITEM_ID)
+    histories = _profile_requests(
+        schema,
+        int(manifest["max_history"]),
+        timelines,
+        users,
+        requests,
+    )
+    return {
+        "events": _profile_events(schema, timelines, known),
+        "timelines": TableProfile(users=_profile_timelines(timelines, users)),
+        "histories": TableProfile(users=histories),
+    }
+
+
+def read_timelines(directory: Path) -> dict[str, Int64]:
+    """Return user_id, event_start and event_end, int64 [U], in the order of the timelines."""
+    table = pq.read_table(directory / "users.parquet", columns=list(TIMELINE_COLUMNS))
+    return {name: to_int64(table[name]) for name in table.column_names}
+
+
+def event_columns(schema: Schema) -> list[ExpectedColumn]:
+    """Return the columns of timelines whose values have bounds."""
+    return [
+        ExpectedColumn(ITEM_ID, "int64", minimum=0),
+        ExpectedColumn(
+            TIMESTAMP,
+            "int64",
+            minimum=0,
+            maximum=MAX_TIMESTAMP_MS,
+        ),
+        *(ExpectedColumn.of(feature) for feature in schema.event),
+    ]
+
+
+def table_mismatches(directory: Path, schema: Schema) -> list[str]:
+    """Return one line per column that users, requests or targets lack or have with another type."""
+    requests = [ExpectedColumn(name, "int64") for name in REQUEST_COLUMNS]
+    labels = [ExpectedColumn(task, "int8") for task in schema.task_names]
+    expected = {
+        "users": [ExpectedColumn(name, "int64") for name in TIMELINE_COLUMNS],
+        "requests": [*requests, ExpectedColumn("split", "string")],
+        "targets": [ExpectedColumn(ITEM_ID, "int64"), *labels],
+    }
+    return [
+        f"{name}.parquet: {line}"
+        for name, columns in expected.items()
+        for line in file_mismatches(directory / f"{name}.parquet", columns)
+    ]
+
+
+def _timeline_mismatches(schema: Schema, timelines: TimelineFile) -> list[str]:
+    keys = [ITEM_ID, TIMESTAMP, EVENT_SEQ, *([BASKET_ID] if schema.has_baskets else [])]
+    columns = [ExpectedColumn(name, "int64") for name in keys]
+    columns += [ExpectedColumn.of(feature) for feature in schema.event]
+    mismatches = schema_mismatches(timelines.schema, columns)
+    return [f"timelines.arrow: {line}" for line in mismatches]
+
+
+def _take_or_zero(values: Int64, rows: Int64, mask: Bools) -> Int64:
+    taken = np.zeros(len(rows), np.int64)
+    taken[mask] = values[rows[mask]]
+    return taken
+
+
+def _profile_events(
+    schema: Schema,
+    timelines: TimelineFile,
+    known_items: Int64,
+) -> TableProfile:
+    columns = {column.name: timelines.profile_column(column) for column in event_columns(schema)}
+    num_unknown = 0
+    for _, items in timelines.read_column(ITEM_ID):
+        num_unknown += int(is_unknown(items, known_items).sum())
+    counts = {"num_rows": timelines.num_events, "num_unknown_items": num_unknown}
+    return TableProfile(columns, counts)
+
+
+def _profile_timelines(timelines: TimelineFile, users: Mapping[str, Int64]) -> UserProfile:
+    """Return whether the timeline of each user is in the file, without gaps and in order."""
+    starts = users["event_start"]
+    ends = users["event_end"]
+    is_outside = (starts < 0) | (ends < starts) | (ends > timelines.num_events)
+    previous_ends = np.concatenate([[0], ends[:-1]])
+    has_gap = starts != previous_ends
+    if len(has_gap):
+        has_gap[-1] |= ends[-1] != timelines.num_events
+    columns = {
+        USER_ID: users[USER_ID],
+        "num_outside": is_outside.astype(np.int64),
+        "num_gaps": has_gap.astype(np.int64),
+        "num_disordered": _count_disordered(timelines, starts),
+        "length": ends - starts,
+    }
+    return UserProfile.merged([UserProfile(columns)])
+
+
+def _count_disordered(timelines: TimelineFile, starts: Int64) -> Int64:
+    """Return the number of events of each user that are before the previous one, int64 [U]."""
+    found: list[Int64] = [np.zeros(0, np.int64)]
+    last: tuple[int, int] | None = None
+    columns = zip(
+        timelines.read_column(TIMESTAMP),
+        timelines.read_column(EVENT_SEQ),
+        strict=True,
+    )
+    for (offset, times), (_, order) in columns:
+        if not len(times):
+            continue
+        if last is not None and (int(times[0]), int(order[0])) < last:
+            found.append(np.array([offset]))
+        is_earlier = times[1:] < times[:-1]
+        is_tie = times[1:] == times[:-1]
+        is_disordered = is_earlier | (is_tie & (order[1:] < order[:-1]))
+        found.append(np.flatnonzero(is_disordered) + offset + 1)
+        last = int(times[-1]), int(order[-1])
+    offsets = np.concatenate(found)
+    offsets = offsets[~np.isin(offsets, starts)]
+    owners = np.searchsorted(starts, offsets, side="right") - 1
+    return np.bincount(owners[owners >= 0], minlength=len(starts)).astype(np.int64)
+
+
+def _profile_requests(
+    schema: Schema,
+    max_history: int,
+    timelines: TimelineFile,
+    users: Mapping[str, Int64],
+    requests: RequestTable,
+) -> UserProfile:
+    """Return the number of wrong histories of each user, by kind of mistake."""
+    masks = _wrong_histories(max_history, timelines, requests)
+    if schema.has_baskets:
+        masks["num_split_baskets"] = _splits_basket(timelines, requests)
+    num_users = len(users[USER_ID])
+    rows = requests.columns["user_row"][requests.has_user]
+    columns = {
+        USER_ID: users[USER_ID],
+        "num_rows": np.bincount(rows, minlength=num_users).astype(np.int64),
+    }
+    for name, mask in masks.items():
+        wrong_rows = rows[mask[requests.has_user]]
+        columns[name] = np.bincount(wrong_rows, minlength=num_users).astype(np.int64)
+    return UserProfile.merged([UserProfile(columns)])
+
+
+def _wrong_histories(
+    max_history: int,
+    timelines: TimelineFile,
+    requests: RequestTable,
+) -> dict[str, Bools]:
+    """Return the requests whose history is wrong, bool [R], by kind of mistake."""
+    starts = requests.columns["event_start"]
+    ends = requests.columns["event_end"]
+    request_times = requests.columns[TIMESTAMP]
+    lengths = ends - starts
+    is_inside = _is_inside_timeline(requests)
+    last_times = timelines.take(TIMESTAMP, ends - 1)
+    next_times = timelines.take(TIMESTAMP, ends)
+    has_events = is_inside & (lengths > 0)
+    has_next = is_inside & (ends < requests.timeline_ends)
+    starts_late = (starts > requests.timeline_starts) & (lengths < max_history)
+    return {
+        "num_outside": requests.has_user & ~is_inside,
+        "num_future": has_events & (last_times >= request_times),
+        "num_short": has_next & (next_times < request_times),
+        "num_too_long": is_inside & (lengths > max_history),
+        "num_late_starts": is_inside & starts_late,
+    }
+
+
+def _splits_basket(timelines: TimelineFile, requests: RequestTable) -> Bools:
+    """Return the requests whose history ends within a basket, bool [R]."""
+    ends = requests.columns["event_end"]
+    has_events = ends > requests.columns["event_start"]
+    has_next = ends < requests.timeline_ends
+    last_baskets = timelines.take(BASKET_ID, ends - 1)
+    next_baskets = timelines.take(BASKET_ID, ends)
+    is_between = _is_inside_timeline(requests) & has_events & has_next
+    return np.asarray(is_between & (last_baskets == next_baskets))
+
+
+def _is_inside_timeline(requests: RequestTable) -> Bools:
+    """Return whether a request has a user and its history is in the user's timeline, bool [R]."""
+    starts = requests.columns["event_start"]
+    ends = requests.columns["event_end"]
+    is_inside = (starts >= requests.timeline_starts) & (ends <= requests.timeline_ends)
+    return np.asarray(requests.has_user & is_inside & (ends >= starts))
