@@ -8,8 +8,13 @@ ARG BASE=python:3.11.14-slim-bookworm
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
-COPY pyproject.toml README.md LICENSE constraints.txt /src/
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt /src/
 COPY model/longrec /src/model/longrec
+COPY bento /src/bento
+COPY components /src/components
+COPY configs /src/configs
+COPY feature_repo /src/feature_repo
+COPY pipelines /src/pipelines
 # torch for CPUs; an index of CUDA wheels for GPUs. The versions are those of constraints.txt either way.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /venv/bin/pip wheel --no-deps --wheel-dir /wheels /src \
@@ -26,6 +31,7 @@ COPY --chmod=a+rX,go-w model/longrec /opt/longrec/model/longrec
 COPY --chmod=a+rX,go-w feature_repo /opt/longrec/feature_repo
 COPY --chmod=a+rX,go-w bento /opt/longrec/bento
 COPY --chmod=a+rX,go-w components /opt/longrec/components
+COPY --chmod=a+rX,go-w configs /opt/longrec/configs
 COPY --chmod=a+rX,go-w pipelines /opt/longrec/pipelines
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     LONGREC_ROOT=/opt/longrec BENTOML_HOME=/tmp/bentoml BENTOML_DO_NOT_TRACK=True OMP_WAIT_POLICY=PASSIVE

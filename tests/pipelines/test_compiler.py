@@ -293,8 +293,8 @@ def test_the_image_holds_what_the_steps_name() -> None:
         for line in (ROOT / "Dockerfile").read_text().splitlines()
         if line.startswith("COPY --chmod")
     ]
-    rooms = {"model/longrec", "feature_repo", "bento", "components", "pipelines"}
-    assert {f"/opt/longrec/{room}" for room in rooms} | {"/opt/longrec/"} == set(copied)
+    folders = {"model/longrec", "feature_repo", "bento", "components", "configs", "pipelines"}
+    assert {f"/opt/longrec/{folder}" for folder in folders} | {"/opt/longrec/"} == set(copied)
     spec, _ = _documents("training")
     assert (
         spec["root"]["inputDefinitions"]["parameters"]["repo_dir"]["defaultValue"]
