@@ -66,7 +66,11 @@ class _CastWeights(torch.autograd.Function):
     """Cast of all weights forward, and of all their gradients backward."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        dtype: torch.dtype,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a weight that was not read has no gradient
         ctx.weight_dtype = weights[0].dtype
         return _cast(weights, dtype)

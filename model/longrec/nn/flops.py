@@ -34,7 +34,11 @@ class Flops:
         return self.encode + self.attend + self.query
 
 
-def stca_flops(config: ModelConfig, num_events: int, num_targets: int) -> Flops:
+def stca_flops(
+    config: ModelConfig,
+    num_events: int,
+    num_targets: int,
+) -> Flops:
     """Return the FLOPs of targets that share one history.
 
     Args:
@@ -43,22 +47,20 @@ def stca_flops(config: ModelConfig, num_events: int, num_targets: int) -> Flops:
 
     Source: arXiv 2511.06077, order of computation; counted by torch.utils.flop_counter in tests.
     """
-    depth = config.num_layers
-    ffn = _ffn(config)
-    fused_inputs = depth + 1  # of z; then those of each query from the second on
-    for layer in range(1, depth):
-        fused_inputs += 1 + (layer if config.query_fusion else 1)
-    fusion = 2 * fused_inputs * config.width**2
-    attend_per_event = _attend_per_event(config, num_targets)
-    projections = _projections_per_target(config, num_targets)
+    layer_events = config.num_layers * num_events
+    per_event = _attend_per_event(config, num_targets)
     return Flops(
-        encode=depth * num_events * ffn,
-        attend=round(depth * num_events * attend_per_event),
-        query=num_targets * (depth * (ffn + projections) + ffn + fusion),
+        encode=layer_events * _ffn(config),
+        attend=round(layer_events * per_event),
+        query=num_targets * _query_per_target(config, num_targets),
     )
 
 
-def forward_flops(config: ModelConfig, num_events: float, num_targets: float) -> float:
+def forward_flops(
+    config: ModelConfig,
+    num_events: float,
+    num_targets: float,
+) -> float:
     """Return the FLOPs of one request through a model of any `config.kind`.
 
     They hold the fusion of the event tokens and the model that reads them, but no head and no
@@ -104,7 +106,24 @@ def _projections_per_target(config: ModelConfig, num_targets: float) -> int:
     return num_products * config.width**2
 
 
-def _stca_total(config: ModelConfig, num_events: float, num_targets: float) -> float:
+def _query_per_target(config: ModelConfig, num_targets: float) -> int:
+    """Return the FLOPs of STCA for one target that do not depend on the events."""
+    depth = config.num_layers
+    ffn = _ffn(config)
+    num_inputs = depth + 1  # of z; then those of each query from the second on
+    for layer in range(1, depth):
+        num_outputs = layer if config.query_fusion else 1
+        num_inputs += num_outputs + 1
+    fusion = 2 * num_inputs * config.width**2
+    per_layer = ffn + _projections_per_target(config, num_targets)
+    return depth * per_layer + ffn + fusion
+
+
+def _stca_total(
+    config: ModelConfig,
+    num_events: float,
+    num_targets: float,
+) -> float:
     """Return the total of `stca_flops` between whole numbers of events."""
     targets = round(num_targets)
     without_events = stca_flops(config, 0, targets).total
@@ -112,25 +131,36 @@ def _stca_total(config: ModelConfig, num_events: float, num_targets: float) -> f
     return without_events + num_events * per_event
 
 
-def _pooling(config: ModelConfig, num_events: float, num_targets: float) -> float:
+def _pooling(
+    config: ModelConfig,
+    num_events: float,
+    num_targets: float,
+) -> float:
     """Return the FLOPs of a baseline that pools the events into one interest per target."""
     width = config.width
     num_pairs = num_events * num_targets
     if config.kind == "mean":
         return num_events * width
     if config.kind in ("din", "din_sum"):
-        activation_unit = num_pairs * (9 * width**2 + width)
-        return activation_unit + 2 * num_pairs * width
+        unit_per_pair = 9 * width**2 + width
+        sums = 2 * num_pairs * width
+        return num_pairs * unit_per_pair + sums
     if config.kind == "target_attention":
         attention = num_events * _attend_per_event(config, num_targets)
-        return attention + num_targets * _projections_per_target(config, num_targets)
+        projections = num_targets * _projections_per_target(config, num_targets)
+        return attention + projections
     # sim: keys, values and scores of all events, then attention to the retrieved ones
     retrieved = min(config.retrieved, num_events)
-    first_stage = num_events * (4 * width**2 + 2 * width * num_targets)
-    return first_stage + num_targets * (4 * width**2 + 2 * width * retrieved)
+    per_event = 4 * width**2 + 2 * width * num_targets
+    per_target = 4 * width**2 + 2 * width * retrieved
+    return num_events * per_event + num_targets * per_target
 
 
-def _causal(config: ModelConfig, num_events: float, num_targets: float) -> float:
+def _causal(
+    config: ModelConfig,
+    num_events: float,
+    num_targets: float,
+) -> float:
     """Return the FLOPs of a causal sequence model, targets as its last tokens."""
     width = config.width
     per_row = 10 * width**2

@@ -44,7 +44,11 @@ WIDTH_MULTIPLE = 64
 """The kernels take widths that are multiples of it."""
 
 
-def usable(events: Tensor, width: int, hidden: int) -> bool:
+def usable(
+    events: Tensor,
+    width: int,
+    hidden: int,
+) -> bool:
     """Return whether the fused path takes these rows.
 
     It takes many 16-bit rows on a CUDA device, of sizes that are multiples of 64.
@@ -171,7 +175,14 @@ class _Encode(torch.autograd.Function):
                 i,
                 dy,
             )
-        devents, dw_uv, dw_o = swiglu_backward(dy, events, uv, w_uv, w_o, h=h)
+        devents, dw_uv, dw_o = swiglu_backward(
+            dy,
+            events,
+            uv,
+            w_uv,
+            w_o,
+            h=h,
+        )
         return devents, dw_uv, dw_o, dw_kv, None, None
 
 

@@ -9,8 +9,9 @@ Shape letters: T events, D width, M layers, H hidden width of the FFN.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import cast
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ from longrec.nn import fused_ffn
 from longrec.nn.layers import SwiGLUFFN
 from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import Segments, fused, keys_values_weight
+
+Encode: TypeAlias = Callable[[Tensor | None], tuple[Tensor, ...]]
+"""Encoding of the events in each layer, times the weights that read it or None."""
 
 
 def usable(layers: Sequence[STCALayer], events: Float[Tensor, "T D"]) -> bool:
@@ -54,28 +58,66 @@ def attention_sources(
         gaps: bucket of the time gap of each event, for `recency: bias`.
         recompute: whether the backward pass computes the hidden rows of the FFN again.
     """
+    first = layers[0]
     w_uv, w_o = _ffn_weights(layers)
-    w_ks = torch.stack([layer.w_k for layer in layers])
-    w_vs = torch.stack([layer.w_v for layer in layers])
-    scales = torch.stack([layer.norm.weight for layer in layers])[:, :, None]
-    norm_shifts = torch.stack([layer.norm.bias for layer in layers])[:, None]
-    shifts = (norm_shifts @ w_vs)[:, 0].unbind()
+    encode = functools.partial(
+        fused_ffn.encode,
+        events,
+        w_uv,
+        w_o,
+        recompute=recompute,
+        eps=first.norm.eps,
+    )
     biases = _gap_biases(layers, gaps)
+    if fused.runs_reordered(first.order, segments, events.shape[1], first.num_heads):
+        return _event_tokens(layers, encode, segments, biases)
+    return _keys_values(layers, encode, segments, biases)
+
+
+def _event_tokens(
+    layers: Sequence[STCALayer],
+    encode: Encode,
+    segments: Segments,
+    biases: Sequence[Tensor | None],
+) -> list[fused.EventTokens]:
+    """Return the encoded events of each layer, with the weights that read them."""
+    w_k, w_v, scales, shifts = _attention_weights(layers)
+    sources = zip(
+        encode(None),
+        (scales * w_k).unbind(),
+        (scales * w_v).unbind(),
+        biases,
+        shifts.unbind(),
+        strict=True,
+    )
     heads = layers[0].num_heads
-    eps = layers[0].norm.eps
-    if fused.runs_reordered(layers[0].order, segments, events.shape[1], heads):
-        tokens = fused_ffn.encode(events, w_uv, w_o, None, recompute=recompute, eps=eps)
-        keys = (scales * w_ks).unbind()
-        values = (scales * w_vs).unbind()
-        sources = []
-        for x, w_k, w_v, bias, shift in zip(tokens, keys, values, biases, shifts, strict=True):
-            sources.append(fused.EventTokens(x, w_k, w_v, heads, segments, bias, shift))
-        return sources
-    w_kv = scales * keys_values_weight(w_ks, w_vs, heads)
-    kvs = fused_ffn.encode(events, w_uv, w_o, w_kv, recompute=recompute, eps=eps)
+    return [
+        fused.EventTokens(
+            tokens,
+            keys,
+            values,
+            heads,
+            segments,
+            bias,
+            shift,
+        )
+        for tokens, keys, values, bias, shift in sources
+    ]
+
+
+def _keys_values(
+    layers: Sequence[STCALayer],
+    encode: Encode,
+    segments: Segments,
+    biases: Sequence[Tensor | None],
+) -> list[fused.KeysValues]:
+    """Return the keys and values of each layer."""
+    w_k, w_v, scales, shifts = _attention_weights(layers)
+    heads = layers[0].num_heads
+    kvs = encode(scales * keys_values_weight(w_k, w_v, heads))
     return [
         fused.KeysValues(kv, heads, segments, bias, shift)
-        for kv, bias, shift in zip(kvs, biases, shifts, strict=True)
+        for kv, bias, shift in zip(kvs, biases, shifts.unbind(), strict=True)
     ]
 
 
@@ -108,8 +150,7 @@ class StackedWeights:
         w_kv = torch.stack(
             [keys_values_weight(layer.w_k, layer.w_v, layer.num_heads) for layer in layers]
         )
-        scales = torch.stack([layer.norm.weight for layer in layers])
-        shifts = torch.stack([layer.norm.bias for layer in layers])
+        scales, shifts = _norm_weights(layers)
         return cls(
             w_uv,
             w_o,
@@ -118,7 +159,11 @@ class StackedWeights:
             layers[0].norm.eps,
         )
 
-    def keys_values(self, events: Float[Tensor, "T D"], num_heads: int) -> list[Tensor]:
+    def keys_values(
+        self,
+        events: Float[Tensor, "T D"],
+        num_heads: int,
+    ) -> list[Tensor]:
         """Return keys and values of each layer, M of [T, 2 D], shift of the norm included.
 
         These rows and rows that the layers themselves made can be attended to together.
@@ -162,6 +207,24 @@ def _gap_biases(
     if gaps is None or not tables:
         return [None] * len(layers)
     return fused.gap_biases(torch.stack(tables), gaps)
+
+
+def _attention_weights(layers: Sequence[STCALayer]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return W_K, W_V [M, D, D], scales of the norms [M, D, 1] and shifts of the outputs [M, D]."""
+    w_k = torch.stack([layer.w_k for layer in layers])
+    w_v = torch.stack([layer.w_v for layer in layers])
+    scales, norm_shifts = _norm_weights(layers)
+    shifts = norm_shifts[:, None] @ w_v
+    return w_k, w_v, scales[:, :, None], shifts[:, 0]
+
+
+def _norm_weights(
+    layers: Sequence[STCALayer],
+) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
+    """Return the scales and the shifts of the norms."""
+    scales = torch.stack([layer.norm.weight for layer in layers])
+    shifts = torch.stack([layer.norm.bias for layer in layers])
+    return scales, shifts
 
 
 def _ffn_weights(

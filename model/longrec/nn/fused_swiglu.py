@@ -41,7 +41,11 @@ def hidden_rows(x: Tensor, w_uv: Tensor) -> Tensor:
     return (x @ weight.t()).view(x.shape[0], *w_uv.shape[:3])
 
 
-def gate_project(uv: Tensor, w_o: Tensor, residual: Tensor | None) -> Tensor:
+def gate_project(
+    uv: Tensor,
+    w_o: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
     """Return residual + gate(uv) W_o of one layer, [T, D].
 
     Args:
@@ -266,11 +270,15 @@ def _product_by_layer(dy: Tensor, h: Tensor) -> Tensor:
     return torch.stack([dy[:, i].t() @ h[:, i] for i in range(dy.shape[1])])
 
 
-def rows_product(a: Tensor, layer: int, b: Tensor) -> Tensor:
+def rows_product(
+    a: Tensor,
+    layer: int,
+    b: Tensor,
+) -> Tensor:
     """Return a[:, layer]^T b.
 
     The kernel runs where the result is too small for cuBLAS to fill the device (measured,
-    docs/engine.md).
+    docs/benchmarks/training.md).
     """
     from longrec.nn.kernels import rows_product as kernels
 

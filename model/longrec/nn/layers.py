@@ -96,7 +96,11 @@ class PlainFFN(nn.Module):
     Source: arXiv 1706.03762, equation 2, with GELU for ReLU.
     """
 
-    def __init__(self, width: int, ratio: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        ratio: int,
+    ) -> None:
         super().__init__()
         hidden = 3 * ratio * width // 2
         self.w_1 = linear(width, hidden)
@@ -118,7 +122,11 @@ class ResidualFFN(nn.Module):
         ratio: hidden width over D.
     """
 
-    def __init__(self, width: int, ratio: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        ratio: int,
+    ) -> None:
         super().__init__()
         self.inner = SwiGLUFFN(width, ratio)
 
@@ -185,7 +193,11 @@ class FeatureEmbedding(nn.Module):
         self._register_constant("other_starts", _starts(other_sizes))
         self._register_constant("empty_row", torch.zeros(1, 0))
 
-    def _register_constant(self, name: str, value: Tensor) -> None:
+    def _register_constant(
+        self,
+        name: str,
+        value: Tensor,
+    ) -> None:
         """Register a tensor that follows the device, but is no part of the saved state."""
         self.register_buffer(name, value, persistent=False)
 
@@ -239,7 +251,11 @@ class FeatureEmbedding(nn.Module):
             tables.append((self.others, self.other_columns, self.other_starts))
         return tables
 
-    def check(self, indices: Int[Tensor, "T F"], source: str) -> None:
+    def check(
+        self,
+        indices: Int[Tensor, "T F"],
+        source: str,
+    ) -> None:
         """Check that every index is within the table of its own feature.
 
         An index outside it would read the rows of another feature.

@@ -87,15 +87,8 @@ def match_buckets(
     values_IC = torch.cat([items[:, None], item_table[:, 1:].long()], dim=1)
     event_values_TC = values_IC[batch.event_items.long()]
     target_values_NC = values_IC[batch.target_items.long()]
-    requests = torch.arange(batch.num_requests, device=device)
-    event_requests = requests.repeat_interleave(
-        batch.event_offsets.diff(),
-        output_size=batch.num_events,
-    )
-    target_requests = requests.repeat_interleave(
-        batch.target_offsets.diff(),
-        output_size=batch.num_targets,
-    )
+    event_requests = _request_of_rows(batch.event_offsets, batch.num_events)
+    target_requests = _request_of_rows(batch.target_offsets, batch.num_targets)
     request_times = batch.request_timestamps[target_requests]
     no_time = batch.event_timestamps.new_zeros(1)  # read in a batch without events only
     event_times = torch.cat([batch.event_timestamps, no_time])
@@ -112,6 +105,12 @@ def match_buckets(
         counts.append(_count_bucket(count))
         gaps.append(torch.where(count > 0, bucket, NUM_GAP_BUCKETS))
     return torch.stack(counts, dim=1), torch.stack(gaps, dim=1)
+
+
+def _request_of_rows(offsets: Tensor, num_rows: int) -> Tensor:
+    """Return the request of each row."""
+    requests = torch.arange(len(offsets) - 1, device=offsets.device)
+    return requests.repeat_interleave(offsets.diff(), output_size=num_rows)
 
 
 def _count_bucket(count: Tensor) -> Tensor:

@@ -217,7 +217,11 @@ class Ranker(TokenLayers):
             duplicates=duplicates,
         )
 
-    def score(self, batch: RequestBatch, sources: Iterable[AttentionSource]) -> RankerOutput:
+    def score(
+        self,
+        batch: RequestBatch,
+        sources: Iterable[AttentionSource],
+    ) -> RankerOutput:
         """Return the logits of all targets; `score(batch, encode(batch))` equals `forward(batch)`.
 
         Args:

@@ -177,20 +177,14 @@ class STCA(nn.Module):
         num_requests = len(parts)
         no_gaps: list[Tensor | None] = [None] * num_requests
         duplicates = duplicates or [None] * num_requests
+        rows = [None if group is None else group.first_index for group in duplicates]
         table = None if gaps is None else self._gap_bias_table()
         biases = [
             self._cached_biases(table, *request)
             for request in zip(gaps or no_gaps, duplicates, strict=True)
         ]
-        rows = [None if group is None else group.first_index for group in duplicates]
-        device = parts[0][0].device
-        if segments is None and device.type == "cuda":
-            # Made once here rather than by every layer.
-            num_events = [
-                len(request[0]) if chosen is None else len(chosen)
-                for request, chosen in zip(parts, rows, strict=True)
-            ]
-            segments = Segments.from_counts(num_events, num_targets, device)
+        if segments is None:
+            segments = _cached_segments(parts, rows, num_targets)
         return [
             CachedKeysValues(
                 [request[index] for request in parts],
@@ -255,7 +249,11 @@ class STCA(nn.Module):
             encoded = [self._encode(layer, part) for part in parts]
             yield encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
-    def _encode(self, layer: STCALayer, events: Tensor) -> Tensor:
+    def _encode(
+        self,
+        layer: STCALayer,
+        events: Tensor,
+    ) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             recomputed: Tensor = checkpoint(layer.encode, events, use_reentrant=False)
             return recomputed
@@ -263,3 +261,19 @@ class STCA(nn.Module):
 
     def _layers(self) -> list[STCALayer]:
         return [cast("STCALayer", layer) for layer in self.layers]
+
+
+def _cached_segments(
+    parts: Sequence[Sequence[Tensor]],
+    rows: Sequence[Tensor | None],
+    num_targets: Sequence[int],
+) -> Segments | None:
+    """Return the segments for the kernels of a CUDA device, made once for all layers."""
+    device = parts[0][0].device
+    if device.type != "cuda":
+        return None
+    num_events = []
+    for request, chosen in zip(parts, rows, strict=True):
+        attended = request[0] if chosen is None else chosen
+        num_events.append(len(attended))
+    return Segments.from_counts(num_events, num_targets, device)

@@ -181,7 +181,11 @@ class TokenLayers(nn.Module):
         )
 
 
-def embedding(num_rows: int, dim: int, std: float) -> nn.Embedding:
+def embedding(
+    num_rows: int,
+    dim: int,
+    std: float,
+) -> nn.Embedding:
     """Return a table with normal initial values of a given deviation."""
     table = nn.Embedding(num_rows, dim)
     nn.init.normal_(table.weight, std=std)

@@ -130,3 +130,15 @@ def expanded(whole: RequestBatch) -> RequestBatch:
         requests += [request] * count
         targets += range(count)
     return pick(whole, requests, {i: [target] for i, target in enumerate(targets)})
+
+
+def scores(model: Ranker, requests: RequestBatch) -> Tensor:
+    """Return the logits of all targets, without gradients."""
+    with torch.no_grad():
+        logits: Tensor = model(requests).logits
+    return logits
+
+
+def close(left: Tensor, right: Tensor, bound: float = 1e-10) -> None:
+    """Assert that two tensors differ by at most `bound`."""
+    torch.testing.assert_close(left, right, rtol=0, atol=bound)

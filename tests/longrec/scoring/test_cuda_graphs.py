@@ -19,7 +19,7 @@ from longrec.scoring.scorer import Scorer
 from longrec.serving import warm_up
 from longrec.serving.engine import Engine
 from tests.longrec import small_histories
-from tests.longrec.nn.test_ranker import Operations, Reads
+from tests.longrec.nn.recorders import OperationRecorder, ValueReadRecorder
 from tests.longrec.serving import small_scorer
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
@@ -214,13 +214,13 @@ def test_what_is_captured_asks_the_device_for_no_value(tmp_path: Path, recency: 
     """What would end a capture: a value read, or a tensor that is made on the host."""
     found = fixed(small_scorer.make_scorer(tmp_path, recency)).cuda_graphs
     assert found is not None
-    with torch.inference_mode(), Reads() as reads, Operations() as operations:
+    with torch.inference_mode(), ValueReadRecorder() as values, OperationRecorder() as recorder:
         found._encode_bucket(16)
         found._score_bucket(16, 4)
-    assert not reads.seen
+    assert not values.reads
     assert not [
         line
-        for line in operations.seen
+        for line in recorder.operations
         if any(word in line for word in ("_local_scalar_dense", "lift_fresh", "nonzero"))
     ]
 

@@ -78,7 +78,11 @@ class TransformerLayer(nn.Module):
         by_head: Tensor = self.qkv(self.norm(rows)).unflatten(1, (3, self.num_heads, -1))
         return by_head
 
-    def _update(self, rows: Tensor, attended: list[Tensor]) -> Tensor:
+    def _update(
+        self,
+        rows: Tensor,
+        attended: list[Tensor],
+    ) -> Tensor:
         """Return the rows after the residuals of attention and FFN."""
         rows = rows + self.out(torch.cat(attended).flatten(1))
         normed = self.ffn_norm(rows).to(attended[0].dtype)

@@ -287,7 +287,12 @@ def narrow_gate_project(
     )
 
 
-def gate(uv: Tensor, h: Tensor, *, block: int = 2048) -> None:
+def gate(
+    uv: Tensor,
+    h: Tensor,
+    *,
+    block: int = 2048,
+) -> None:
     """Write h = u swish(v).
 
     Args:

@@ -37,7 +37,11 @@ def sigmoid(x, FAST: tl.constexpr):
     return tl.sigmoid(x)
 
 
-def tile(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
+def tile(
+    tensor: Tensor,
+    rows: int,
+    columns: int,
+) -> TensorDescriptor:
     """Return a descriptor of a contiguous matrix that kernels read in tiles [rows, columns]."""
     return TensorDescriptor.from_tensor(tensor, [rows, columns])
 
@@ -47,7 +51,11 @@ def dot_precision(tensor: Tensor) -> str:
     return "ieee" if tensor.dtype == torch.float32 else "tf32"
 
 
-def num_programs(num_tiles: int, device: torch.device, per_processor: int = 1) -> int:
+def num_programs(
+    num_tiles: int,
+    device: torch.device,
+    per_processor: int = 1,
+) -> int:
     """Return the number of persistent programs: one per processor, and no more than tiles."""
     if INTERPRETED:
         return min(INTERPRETED_PROGRAMS, num_tiles)

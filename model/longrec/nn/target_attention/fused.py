@@ -38,7 +38,7 @@ HEAD_WIDTHS = (16, 32, 64, 128)
 REORDERED_WIDTHS = (64, 128, 256)
 MAX_REORDERED_ROWS = 64
 """Most (target, head) rows of a request for which the reordered kernel is faster than keys and
-values; measured, docs/engine.md.
+values; measured, docs/benchmarks/training.md.
 """
 REORDERED_PROGRAMS_PER_BLOCK = 4
 """Weight of a program of the reordered kernel in `num_splits`: it needs fewer splits."""
@@ -177,7 +177,11 @@ def num_splits(segments: Segments, programs_per_request: int) -> int:
     return max(1, min(to_fill_device, worthwhile))
 
 
-def _add_shift(output: Tensor, shift: Tensor | None, segments: Segments) -> Tensor:
+def _add_shift(
+    output: Tensor,
+    shift: Tensor | None,
+    segments: Segments,
+) -> Tensor:
     """Return the output with the shift added for every target that has a history."""
     if shift is None:
         return output
@@ -286,7 +290,11 @@ class _GapBiases(torch.autograd.Function):
     """Lookup of the gap bias in all layers; its gradient is summed by bucket."""
 
     @staticmethod
-    def forward(ctx: Any, tables: Tensor, gaps: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        tables: Tensor,
+        gaps: Tensor,
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(gaps)
         ctx.num_buckets = tables.shape[1]
         ctx.dtype = tables.dtype
