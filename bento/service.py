@@ -136,7 +136,7 @@ class Ranker:
 
     def _start(self) -> None:
         """Load everything that a worker needs."""
-        from longrec.data.store.reader import OnlineStore
+        from longrec.data.store.online_store import OnlineStore
         from longrec.nn import parallel
         from longrec.schema import Schema
         from longrec.serving.metrics import PrometheusMetrics

@@ -47,11 +47,11 @@ def check_environment(bundle: Path) -> None:
         StoreError: nothing is published in the work directory.
         SchemaMismatch: it was published for another schema than the model's.
     """
-    from longrec.data.store.versions import Published
+    from longrec.data.store.versions import PublishedVersion
     from longrec.schema import Schema
 
     Tokens(os.environ)
-    published = Published.open(workdir())
+    published = PublishedVersion.open(workdir())
     differences = Schema.load(bundle / "bundle.json").differences(published.schema)
     if differences:
         raise SchemaMismatch(

@@ -32,8 +32,9 @@ import _world
 import loader
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
-from longrec.data.length_sampler import LengthSampler
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.length_sampler import LengthSampler
+from longrec.data.loading.request_stream import RequestStream
 from longrec.training import distributed
 from longrec.training.distributed import DistributedContext
 from longrec.training.trainer import Trainer
@@ -56,7 +57,7 @@ class Seen:
 def measured(directory: Path, context: DistributedContext, chosen: argparse.Namespace) -> Seen:
     """Returns what a training by these ranks does on the first batches of the files."""
     lengths = LengthConfig("beta", 0, chosen.events // 2, chosen.events)
-    stream = RequestStream.training(
+    stream = RequestStream.for_training(
         EncodedHistories.open(directory),
         LengthSampler(lengths),
         token_budget=chosen.budget,

@@ -1,4 +1,4 @@
-"""Errors that tell a person what was found, what was expected and how to mend it."""
+"""Errors that state what was found, what was expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ from typing import ClassVar
 
 
 class LongrecError(ValueError):
-    """A mistake in the input, the configuration or the environment that the user can mend.
+    """A mistake in the input, the configuration or the environment that the user can fix.
 
     Args:
-        what: the thing that is wrong, one short clause.
-        found: what was there.
-        expected: what should have been there.
-        fix: what the user can do next.
+        what: one short clause that names the problem.
+        found: the value that was there.
+        expected: the value that should have been there.
+        fix: the next step for the user.
     """
 
     exit_code: ClassVar[int] = 1
-    """Of the command that it ends."""
+    """Exit status of a command that ends with this error."""
 
     def __init__(
-        self, what: str, *, found: object = None, expected: object = None, fix: str = ""
+        self,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        fix: str = "",
     ) -> None:
-        self.what, self.found, self.expected, self.fix = what, found, expected, fix
-        parts = [what]
-        if found is not None:
-            parts.append(f"found {found}")
-        if expected is not None:
-            parts.append(f"expected {expected}")
+        self.what = what
+        self.found = found
+        self.expected = expected
+        self.fix = fix
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        parts = [self.what]
+        if self.found is not None:
+            parts.append(f"found {self.found}")
+        if self.expected is not None:
+            parts.append(f"expected {self.expected}")
         text = "; ".join(parts)
-        super().__init__(f"{text}. {fix}".rstrip() if fix else text)
+        if not self.fix:
+            return text
+        return f"{text}. {self.fix}".rstrip()
 
 
 class ConfigError(LongrecError):
@@ -44,7 +57,7 @@ class SchemaMismatch(LongrecError):
 
 
 class CheckFailed(LongrecError):
-    """A data check of failing severity did not hold; the report has been written."""
+    """A data check failed at error severity; its report has been written."""
 
 
 class GateRefused(LongrecError):
@@ -52,10 +65,10 @@ class GateRefused(LongrecError):
 
 
 class StoreError(LongrecError):
-    """The feature store is missing, unreachable or answered something unusable."""
+    """The feature store is missing, unreachable or returned an unusable answer."""
 
 
 class Stopped(LongrecError):
-    """A training was told to stop (SIGTERM); it ended between two steps."""
+    """A training received SIGTERM and ended between two steps."""
 
     exit_code = 128 + 15

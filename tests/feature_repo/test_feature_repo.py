@@ -17,9 +17,9 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, history
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
-from longrec.data.store.reader import OnlineStore
-from longrec.data.store.versions import environment
+from longrec.data.store.workdir import environment
 from longrec.schema import synthetic_schema
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA

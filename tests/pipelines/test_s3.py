@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from longrec.data import location
-from longrec.data.dataset import Dataset, Shard
+from longrec.data.dataset import Dataset
 from longrec.data.importers.synthetic import synthesize
+from longrec.data.shards import Shard
 from tests.pipelines.test_end_to_end import Place
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ def _content(folder: Path) -> dict[Path, bytes]:
 
 def test_a_dataset_is_copied_whole_and_told_by_size_and_time(bucket: str, tmp_path: Path) -> None:
     before = location.fingerprint(bucket)
-    with location.opened(bucket) as copy:
+    with location.local_directory(bucket) as copy:
         found = _content(copy)
     assert found == _content(tmp_path / "dataset") and len(found) >= 5
     assert not copy.exists() and location.fingerprint(bucket) == before
@@ -107,7 +108,7 @@ def test_a_dataset_is_copied_whole_and_told_by_size_and_time(bucket: str, tmp_pa
 
 
 def test_of_a_shard_only_its_parts_are_copied(bucket: str, tmp_path: Path) -> None:
-    with location.opened(bucket, Shard(1, 3)) as copy:
+    with location.local_directory(bucket, Shard(1, 3)) as copy:
         found = _content(copy)
         assert Dataset.open(copy, Shard(1, 3)).num_parts == 3
     expected = _content(tmp_path / "dataset")

@@ -1,12 +1,13 @@
-"""RequestBatch: R requests packed without padding, each with one history and some targets.
+"""RequestBatch: R requests packed without padding, each with one history and its targets.
 
     requests          r0              r1      r2
-    events   T   | e e e e e e |             | e e e |        a history per request, oldest event first
-    event_offsets  0             6             6       9        length R+1; r1 has an empty history
+    events   T   | e e e e e e |             | e e e |     one history per request, oldest first
+    event_offsets  0             6             6       9   length R+1; r1 has an empty history
     targets  N   | t t t | t t | t |
-    target_offsets 0       3     5   6                          length R+1; every request has at least one target
+    target_offsets 0       3     5   6                     length R+1; every request has a target
 
-Shape letters: R requests, T packed events, N packed targets, A action features of an event, U user features, K tasks.
+Shape letters: R requests, T packed events, N packed targets, A action features of an event, U user
+features, K tasks.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from longrec.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Whole:
-    """The batch of one step over all processes, of which a RequestBatch is the part of one of them.
+class GlobalBatch:
+    """Sizes of the batch of one step over all ranks; each rank has a RequestBatch of it.
 
     Args:
-        num_requests, num_events, num_targets: of the whole.
-        is_stand_in: whether the part is a request of another process, which counts for nothing:
-            there were fewer requests than processes.
+        num_requests, num_events, num_targets: over all ranks.
+        is_placeholder: whether this rank has no request of its own and repeats another one's,
+            without weight.
     """
 
     num_requests: int
     num_events: int
     num_targets: int
-    is_stand_in: bool = False
+    is_placeholder: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestBatch:
-    """What the ranker reads. All indices were made by the Encoder; times are int64 milliseconds.
+    """The input of the ranker. The Encoder made all indices; times are int64 milliseconds.
 
     Args:
         event_items: int [T], row of the item table; 0 is the unknown item.
@@ -52,10 +53,9 @@ class RequestBatch:
         user_features: int [R, U], index of each user feature in its own table.
         request_timestamps: int64 [R].
         labels: float32 [N, K], or None when scoring.
-        host_counts: (events, targets) of each request as Python numbers, which `to` keeps of a
-            batch that it moves to another device,
-            so that nothing there waits for the offsets to come back.
-        whole: what this is a part of, where several processes train together.
+        host_counts: (events, targets) of each request as Python integers. `to` computes them, so
+            no kernel on the device waits for the offsets to be copied back.
+        global_batch: sizes over all ranks, where several processes train together.
     """
 
     event_items: Int[Tensor, " T"]
@@ -68,102 +68,137 @@ class RequestBatch:
     request_timestamps: Int[Tensor, " R"]
     labels: Float[Tensor, "N K"] | None = None
     host_counts: tuple[list[int], list[int]] | None = dataclasses.field(
-        default=None, repr=False, compare=False
+        default=None,
+        repr=False,
+        compare=False,
     )
-    whole: Whole | None = None
+    global_batch: GlobalBatch | None = None
 
     @property
     def num_requests(self) -> int:
+        """Number of requests, R."""
         return self.event_offsets.numel() - 1
 
     @property
     def num_events(self) -> int:
+        """Number of packed events, T."""
         return self.event_items.numel()
 
     @property
     def num_targets(self) -> int:
+        """Number of packed targets, N."""
         return self.target_items.numel()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
-        """Returns the batch on `device`."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return dataclasses.replace(moved, host_counts=self._counted())
+        """Return the batch on a device."""
+        copy = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return dataclasses.replace(copy, host_counts=self._counts())
 
     def pin_memory(self) -> RequestBatch:
-        """Returns the batch in page-locked host memory, its counts taken."""
-        return dataclasses.replace(
-            self._map(lambda tensor: tensor.pin_memory()), host_counts=self._counted()
-        )
+        """Return the batch in page-locked host memory, with its counts."""
+        copy = self._map(lambda tensor: tensor.pin_memory())
+        return dataclasses.replace(copy, host_counts=self._counts())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of a batch on a CUDA device from being used again before what `stream`
-        has been given is done.
-        """
-        for tensor in (getattr(self, field.name) for field in dataclasses.fields(self)):
-            if isinstance(tensor, Tensor):
-                tensor.record_stream(stream)
-
-    def _counted(self) -> tuple[list[int], list[int]] | None:
-        if self.host_counts is None and self.event_offsets.device.type == "cpu":
-            return self.event_offsets.diff().tolist(), self.target_offsets.diff().tolist()
-        return self.host_counts
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed: dict[str, Any] = {
-            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **changed)
+        """Keep the memory of a CUDA batch allocated until `stream` has used it."""
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
 
     def validate(self, *, num_items: int | None = None) -> RequestBatch:
-        """Returns self after checking shapes and offsets; called once, at the border.
+        """Return self after checking shapes and offsets; called once, at the border.
+
+        Args:
+            num_items: rows of the item table; None to accept any row.
 
         Raises:
-            DataError: an offset array does not fit its values, a request has no target, or an item
-                row is out of range.
+            DataError: an offset array does not fit its values, a request has no target, or an
+                item row is out of range.
         """
-        for name, values in (("event", self.event_items), ("target", self.target_items)):
-            offsets = getattr(self, f"{name}_offsets")
-            if offsets.numel() < 2:
-                raise DataError(
-                    "the batch is empty",
-                    found=f"{name}_offsets of length {offsets.numel()}",
-                    expected="at least one request",
-                )
-            if (
-                int(offsets[0]) != 0
-                or int(offsets[-1]) != values.shape[0]
-                or bool((offsets[1:] < offsets[:-1]).any())
-            ):
-                raise DataError(
-                    f"{name}_offsets do not fit",
-                    found=f"{offsets[0]}..{offsets[-1]} for {values.shape[0]} values",
-                    expected="0, never falling, ending at the number of values",
-                )
-            if num_items is not None and values.numel():
-                low, high = int(values.min()), int(values.max())
-                if low < 0 or high >= num_items:
-                    raise DataError(
-                        f"{name}_items out of range",
-                        found=f"{low}..{high}",
-                        expected=f"0..{num_items - 1}",
-                    )
-        sizes = {
-            "event_features": (self.event_features, self.num_events),
-            "event_timestamps": (self.event_timestamps, self.num_events),
-            "user_features": (self.user_features, self.num_requests),
-            "request_timestamps": (self.request_timestamps, self.num_requests),
-            "target_offsets": (self.target_offsets, self.num_requests + 1),
-        }
-        if self.labels is not None:
-            sizes["labels"] = (self.labels, self.num_targets)
-        for name, (tensor, size) in sizes.items():
-            if tensor.shape[0] != size:
-                raise DataError(
-                    f"{name} does not fit the batch", found=tensor.shape[0], expected=size
-                )
-        if bool((self.target_offsets[1:] == self.target_offsets[:-1]).any()):
+        _check_offsets("event", self.event_offsets, self.num_events)
+        if num_items is not None:
+            _check_item_rows("event", self.event_items, num_items)
+        _check_offsets("target", self.target_offsets, self.num_targets)
+        if num_items is not None:
+            _check_item_rows("target", self.target_items, num_items)
+        self._check_sizes()
+        num_targets = self.target_offsets.diff()
+        if bool((num_targets == 0).any()):
             raise DataError(
-                "a request has no target", fix="Drop requests without candidates before batching."
+                "a request has no target",
+                fix="Drop requests without candidates before batching.",
             )
         return self
+
+    def _check_sizes(self) -> None:
+        expected = {
+            "event_features": self.num_events,
+            "event_timestamps": self.num_events,
+            "user_features": self.num_requests,
+            "request_timestamps": self.num_requests,
+            "target_offsets": self.num_requests + 1,
+            "labels": self.num_targets,
+        }
+        tensors = self._tensors()
+        for name, size in expected.items():
+            if name in tensors and tensors[name].shape[0] != size:
+                raise DataError(
+                    f"{name} does not fit the batch",
+                    found=tensors[name].shape[0],
+                    expected=size,
+                )
+
+    def _counts(self) -> tuple[list[int], list[int]] | None:
+        """Return (events, targets) of each request; None where a device would have to wait."""
+        is_on_host = self.event_offsets.device.type == "cpu"
+        if self.host_counts is not None or not is_on_host:
+            return self.host_counts
+        num_events = self.event_offsets.diff().tolist()
+        num_targets = self.target_offsets.diff().tolist()
+        return num_events, num_targets
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
+        changes: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        return dataclasses.replace(self, **changes)
+
+
+def _check_offsets(
+    name: str,
+    offsets: Tensor,
+    num_values: int,
+) -> None:
+    if offsets.numel() < 2:
+        raise DataError(
+            "the batch is empty",
+            found=f"{name}_offsets of length {offsets.numel()}",
+            expected="at least one request",
+        )
+    first = int(offsets[0])
+    last = int(offsets[-1])
+    is_falling = bool((offsets[1:] < offsets[:-1]).any())
+    if first != 0 or last != num_values or is_falling:
+        raise DataError(
+            f"{name}_offsets do not fit",
+            found=f"{first}..{last} for {num_values} values",
+            expected="0, never falling, ending at the number of values",
+        )
+
+
+def _check_item_rows(
+    name: str,
+    rows: Tensor,
+    num_items: int,
+) -> None:
+    if not rows.numel():
+        return
+    low = int(rows.min())
+    high = int(rows.max())
+    if low < 0 or high >= num_items:
+        raise DataError(
+            f"{name}_items out of range",
+            found=f"{low}..{high}",
+            expected=f"0..{num_items - 1}",
+        )

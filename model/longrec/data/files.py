@@ -1,5 +1,6 @@
-"""Whole-file writes: a reader sees the old content or the new one, never half of either, whatever
-happens to the writer.
+"""Atomic file writes: a reader sees the old content or the new content, never a mixture.
+
+This holds however the writer ends, also when it is killed.
 """
 
 from __future__ import annotations
@@ -20,120 +21,100 @@ from typing import Any
 
 from longrec.errors import DataError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
+DISK_FULL_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_HASH_CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it takes the place of `path`, on error it
-    is removed.
+def atomic_replace(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` on success and is removed on error.
 
-    Works for a file and for a directory. The two directories change places in one step, so a kill
-    at any moment leaves the old version or
-    the new one; where the file system cannot do that, a kill between two renames leaves the old one
-    under `.<name>.old-*`, and the next
-    call puts it back. What killed processes of this machine left beside `path` is removed.
+    Works for a file and for a directory. Two directories are exchanged in one step, so a kill
+    leaves either version. A file system that cannot exchange them needs two renames. A kill
+    between those leaves the old version under `.<name>.old-*`, and the next call restores it.
+    Leftovers of killed processes of this machine are removed first.
 
     Raises:
         DataError: the disk is full.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    tidy(target)
-    temporary = beside(target, "tmp")
+    remove_leftovers(target)
+    temporary = temporary_path(target, "tmp")
     try:
-        with disk_errors(target):
+        with explain_full_disk(target):
             yield temporary
             if not temporary.exists():
                 raise FileNotFoundError(f"nothing was written to {temporary}")
-            if not target.is_dir():
-                os.replace(temporary, target)
-            elif not _exchange(temporary, target):
-                aside = beside(target, "old")
-                os.replace(target, aside)
-                os.replace(temporary, target)
-                shutil.rmtree(aside, ignore_errors=True)
+            _move_into_place(temporary, target)
     finally:
         _remove(temporary)
 
 
 @contextlib.contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turns the error of a full disk into a DataError that says what was being written."""
+def explain_full_disk(target: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a DataError that names the file being written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise DataError(
             f"no space is left to write {target}",
             found=os.strerror(error.errno),
-            fix="Free some space and run it again; what was there before is as it was.",
+            fix="Free some space and run it again; the old content is unchanged.",
         ) from error
 
 
-def beside(target: Path, kind: str) -> Path:
-    """Returns a new hidden name beside `target` that says which process made it; `tidy` removes it
-    when that is dead.
+def temporary_path(target: Path, purpose: str) -> Path:
+    """Return a new hidden path next to `target` that names this process.
+
+    `remove_leftovers` removes it once the process is dead.
+
+    Args:
+        target: the file or directory that is being made.
+        purpose: a word in the name, such as `tmp`.
     """
-    return (
-        target.parent
-        / f".{target.name}.{kind}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    )
+    process = f"{socket.gethostname()}-{os.getpid()}"
+    token = uuid.uuid4().hex[:8]
+    return target.parent / f".{target.name}.{purpose}-{process}-{token}"
 
 
-def tidy(target: Path) -> None:
-    """Removes what killed processes of this machine left beside `target`; puts it back where one
-    was killed between two renames.
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes of this machine left next to `target`.
+
+    An old version that was moved aside is restored where `target` is missing.
     """
-    host = socket.gethostname()
-    for entry in target.parent.glob(f".{glob.escape(target.name)}.*-{glob.escape(host)}-*-*"):
-        pid = entry.name.rsplit("-", 2)[1]
-        if not pid.isdigit() or _is_alive(int(pid)):
+    name = glob.escape(target.name)
+    host = glob.escape(socket.gethostname())
+    for entry in target.parent.glob(f".{name}.*-{host}-*-*"):
+        process_id = entry.name.rsplit("-", 2)[1]
+        if not process_id.isdigit() or _is_alive(int(process_id)):
             continue
-        if entry.name.startswith(f".{target.name}.old-") and not target.exists():
+        is_old_version = entry.name.startswith(f".{target.name}.old-")
+        if is_old_version and not target.exists():
             os.replace(entry, target)
         else:
             _remove(entry)
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def is_empty_or_has(directory: Path, name: str) -> bool:
+    """Return whether a path is a directory that is empty or holds an entry of this name."""
+    if not directory.is_dir():
         return False
-    except PermissionError:
-        return True
-    return True
+    return (directory / name).exists() or not any(directory.iterdir())
 
 
-def _exchange(left: Path, right: Path) -> bool:
-    """Returns whether two paths have changed places, in one step; False where the system or the
-    file system cannot do that.
-    """
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return (
-        rename is not None
-        and rename(AT_FDCWD, os.fsencode(left), AT_FDCWD, os.fsencode(right), RENAME_EXCHANGE) == 0
-    )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(
-            OSError
-        ):  # a disk that cannot be written; what went wrong before says so
-            path.unlink(missing_ok=True)
-
-
-def sync(directory: Path) -> None:
-    """Returns when the entries of a directory and the bytes of its files are on disk; folders
-    inside it are not looked into.
-    """
-    for path in (*(path for path in directory.iterdir() if path.is_file()), directory):
+def fsync_directory(directory: Path) -> None:
+    """Force the entries of a directory and its files to disk, without its subdirectories."""
+    entries = [path for path in directory.iterdir() if path.is_file()]
+    for path in (*entries, directory):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -142,23 +123,26 @@ def sync(directory: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, keys in the given order, replacing `path` at once."""
-    with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    """Write a value as indented JSON, keys in the given order, replacing `path` atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    with atomic_replace(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
-    """Returns the JSON value in `path`.
+    """Return the JSON value in a file.
 
     Raises:
         DataError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist", expected="a JSON file") from error
+        raise DataError(
+            f"{path} does not exist",
+            expected="a JSON file",
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} is not JSON",
@@ -167,10 +151,83 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
+def read_versioned_json(
+    path: str | Path,
+    version: int,
+    fix: str,
+) -> dict[str, Any]:
+    """Return the JSON object in a file after checking its key `format_version`.
+
+    Args:
+        path: the file.
+        version: the only format version that this code reads.
+        fix: the command that converts or rebuilds the file, for the error.
+
+    Raises:
+        DataError: the file is missing, is not a JSON object, or has another format version.
+    """
+    value = read_json(path)
+    is_object = isinstance(value, dict)
+    found = value.get("format_version") if is_object else type(value).__name__
+    if found != version:
+        raise DataError(
+            f"{path} has another format version",
+            found=found,
+            expected=version,
+            fix=fix,
+        )
+    return dict(value)
+
+
 def sha256_of(path: str | Path) -> str:
-    """Returns the hex SHA-256 of the bytes of a file."""
+    """Return the hex SHA-256 of the bytes of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    if not target.is_dir():
+        os.replace(temporary, target)
+        return
+    if _exchange(temporary, target):
+        return
+    old_version = temporary_path(target, "old")
+    os.replace(target, old_version)
+    os.replace(temporary, target)
+    shutil.rmtree(old_version, ignore_errors=True)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Exchange two paths in one step; return False if the system cannot do that."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    status = renameat2(
+        _AT_FDCWD,
+        os.fsencode(left),
+        _AT_FDCWD,
+        os.fsencode(right),
+        _RENAME_EXCHANGE,
+    )
+    return bool(status == 0)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):  # on a read-only disk the first error is the useful one
+        path.unlink(missing_ok=True)

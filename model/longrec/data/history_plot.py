@@ -1,6 +1,4 @@
-"""A history for people: as rows, as a text table, and as a picture that needs nothing from the
-network.
-"""
+"""A history for people: JSON rows, a text table, and a self-contained SVG plot."""
 
 from __future__ import annotations
 
@@ -11,21 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import files, history
 from longrec.errors import DataError
 from longrec.schema import TIMESTAMP
 
-WIDTH, LEFT, RIGHT, LANE, TOP, BINS = 960, 150, 30, 46, 56, 200
+WIDTH = 960
+LEFT_MARGIN = 150
+RIGHT_MARGIN = 30
+TOP_MARGIN = 56
+BOTTOM_MARGIN = 40
+LANE_HEIGHT = 46
+MAX_BAR_HEIGHT = 34
+NUM_TIME_BINS = 200
 MAX_LANES = 12
-COLORS = ("#3366aa", "#cc6633", "#33996b", "#996699", "#b8942b", "#5b6b7a")
+MAX_LABEL_LENGTH = 16
+COLORS = (
+    "#3366aa",
+    "#cc6633",
+    "#33996b",
+    "#996699",
+    "#b8942b",
+    "#5b6b7a",
+)
 OTHERS = "all others"
+"""Name of the lane that the rarest kinds share."""
+SUFFIXES = (".svg", ".html")
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MILLISECOND = datetime.timedelta(milliseconds=1)
 
 
-def request_time_ms(text: str) -> int:
-    """Returns a moment as ms since 1970 UTC: ISO 8601 (UTC where it names no zone), or the number
-    itself.
+def parse_time_ms(text: str) -> int:
+    """Return a time as ms since 1970 UTC.
+
+    Args:
+        text: ISO 8601 (UTC if it names no zone), or the number itself.
 
     Raises:
         DataError: it is neither.
@@ -33,151 +54,184 @@ def request_time_ms(text: str) -> int:
     if text.lstrip("-").isdigit():
         return int(text)
     try:
-        request_time = datetime.datetime.fromisoformat(text)
+        time = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise DataError(
-            "the moment cannot be read",
+            "the time cannot be read",
             found=repr(text),
             expected="ISO 8601 such as 2022-05-01T12:00:00, or ms",
         ) from error
-    request_time = (
-        request_time if request_time.tzinfo else request_time.replace(tzinfo=datetime.UTC)
-    )
-    since = request_time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    return since // datetime.timedelta(milliseconds=1)
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=datetime.UTC)
+    return (time - _EPOCH) // _MILLISECOND
 
 
-def words(time_ms: int) -> str:
-    """Returns a moment as ISO 8601, UTC, with milliseconds; the number itself where no calendar
-    reaches it.
-    """
+def format_time(time_ms: int) -> str:
+    """Return a time as ISO 8601, UTC; the number itself if no calendar reaches it."""
     try:
-        request_time = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
-            milliseconds=time_ms
-        )
+        time = _EPOCH + datetime.timedelta(milliseconds=time_ms)
     except OverflowError:
         return str(time_ms)
-    return request_time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def rows(events: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Returns the events as JSON values, oldest first; NaN as null, the time also in words."""
-    return [
-        {
-            "time": words(row[TIMESTAMP]),
-            **{
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in row.items()
-            },
-        }
-        for row in events.to_pylist()
-    ]
+def json_rows(events: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return events as JSON values, oldest first, with a readable `time`; NaN becomes null."""
+    rows = []
+    for event in events.to_pylist():
+        row = {"time": format_time(event[TIMESTAMP])}
+        for name, value in event.items():
+            row[name] = _json_value(value)
+        rows.append(row)
+    return rows
 
 
-def table(events: pa.RecordBatch, last: int) -> list[str]:
-    """Returns the lines of a table of the most recent events, oldest first."""
-    shown = rows(history.most_recent(events, last))
-    if not shown:
+def text_table(events: pa.RecordBatch, num_rows: int) -> list[str]:
+    """Return the lines of a table of the most recent events, oldest first."""
+    rows = json_rows(history.most_recent(events, num_rows))
+    if not rows:
         return ["no events"]
-    names = ["time", *(name for name in events.schema.names if name != TIMESTAMP)]
-    trials = [
-        names,
-        *(["" if row[name] is None else str(row[name]) for name in names] for row in shown),
-    ]
-    widths = [max(len(line[place]) for line in trials) for place in range(len(names))]
-    lines = [
-        "  ".join(trial.ljust(width) for trial, width in zip(line, widths, strict=True)).rstrip()
-        for line in trials
-    ]
-    skipped = events.num_rows - len(shown)
-    return [lines[0], *([f"... {skipped} older events"] if skipped else []), *lines[1:]]
+    names = [name for name in rows[0] if name != TIMESTAMP]
+    cells = [names]
+    for row in rows:
+        cells.append(["" if row[name] is None else str(row[name]) for name in names])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = map(str.ljust, line, widths)
+        lines.append("  ".join(padded).rstrip())
+    num_older = events.num_rows - len(rows)
+    if num_older:
+        lines.insert(1, f"... {num_older} older events")
+    return lines
 
 
-def draw(events: pa.RecordBatch, path: Path, title: str) -> None:
-    """Writes the picture of a timeline to an .svg or .html file.
+def write_plot(
+    events: pa.RecordBatch,
+    path: Path,
+    title: str,
+) -> None:
+    """Write the plot of a timeline to an .svg or .html file.
 
     Raises:
         DataError: the file has another suffix.
     """
-    if path.suffix not in (".svg", ".html"):
+    if path.suffix not in SUFFIXES:
         raise DataError(
-            f"{path} is of no known kind", found=path.suffix or "no suffix", expected=".svg, .html"
+            f"{path} is of no known kind",
+            found=path.suffix or "no suffix",
+            expected=", ".join(SUFFIXES),
         )
-    picture = svg(events, title)
+    text = render_svg(events, title)
     if path.suffix == ".html":
-        picture = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><body>{picture}</body></html>\n'
-    with files.replacing(path) as temporary:
-        temporary.write_text(picture, encoding="utf-8")
+        text = (
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            f"<title>{html.escape(title)}</title><body>{text}</body></html>\n"
+        )
+    with files.atomic_replace(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def svg(events: pa.RecordBatch, title: str) -> str:
-    """Returns a picture: time to the right, one lane per kind of event, in each lane bars as high
-    as the events of a time bin.
+def render_svg(events: pa.RecordBatch, title: str) -> str:
+    """Return a plot with time to the right, one lane per kind of event, and bars of counts.
 
-    The kind is the first text feature of the events, where there is one; the rarest kinds share a
+    The kind is the first text feature of the events, if there is one. The rarest kinds share a
     lane.
     """
-    kinds, names = _kinds(events)
-    height = TOP + LANE * max(len(names), 1) + 40
+    lane_of_event, names = _lanes(events)
+    height = TOP_MARGIN + LANE_HEIGHT * max(len(names), 1) + BOTTOM_MARGIN
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
-        f'font-family="sans-serif" font-size="12"><title>{html.escape(title)}</title><rect width="100%" height="100%" fill="#fff"/>',
-        _text(LEFT, 24, f"{title}: {events.num_rows} events", size=15),
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" role="img" font-family="sans-serif" font-size="12">',
+        f"<title>{html.escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        _text(LEFT_MARGIN, 24, f"{title}: {events.num_rows} events", size=15),
     ]
-    if not events.num_rows:
-        return "".join([*parts, _text(LEFT, TOP + 20, "no events"), "</svg>\n"])
-    times = history.timestamps(events)
-    first, span = int(times[0]), max(int(times[-1] - times[0]), 1)
-    bins = ((times - first) * (BINS - 1) // span).astype(np.int64)
-    counts = np.zeros((len(names), BINS), np.int64)
-    np.add.at(counts, (kinds, bins), 1)
-    parts += [
-        _lane(number, name, counts[number], int(counts.max())) for number, name in enumerate(names)
-    ]
-    bottom = TOP + LANE * len(names)
-    parts += [
-        _text(LEFT, bottom + 20, words(first)),
-        _text(WIDTH - RIGHT, bottom + 20, words(int(times[-1])), anchor="end"),
-    ]
+    if events.num_rows:
+        parts += _plot_area(history.timestamps(events), lane_of_event, names)
+    else:
+        parts.append(_text(LEFT_MARGIN, TOP_MARGIN + 20, "no events"))
     return "".join([*parts, "</svg>\n"])
 
 
+def _plot_area(
+    times: npt.NDArray[np.int64],
+    lane_of_event: npt.NDArray[np.int64],
+    names: list[str],
+) -> list[str]:
+    first = int(times[0])
+    last = int(times[-1])
+    span = max(last - first, 1)
+    bins = (times - first) * (NUM_TIME_BINS - 1) // span
+    counts = np.zeros((len(names), NUM_TIME_BINS), np.int64)
+    np.add.at(counts, (lane_of_event, bins.astype(np.int64)), 1)
+    highest = int(counts.max())
+    parts = [_lane(lane, name, counts[lane], highest) for lane, name in enumerate(names)]
+    bottom = TOP_MARGIN + LANE_HEIGHT * len(names) + 20
+    right = WIDTH - RIGHT_MARGIN
+    parts.append(_text(LEFT_MARGIN, bottom, format_time(first)))
+    parts.append(_text(right, bottom, format_time(last), anchor="end"))
+    return parts
+
+
 def _lane(
-    number: int,
+    lane: int,
     name: str,
-    counts: np.ndarray,
+    counts: npt.NDArray[np.int64],
     highest: int,
 ) -> str:
-    base, step = TOP + LANE * (number + 1) - 6, (WIDTH - LEFT - RIGHT) / BINS
-    color = COLORS[number % len(COLORS)]
+    base = TOP_MARGIN + LANE_HEIGHT * (lane + 1) - 6
+    right = WIDTH - RIGHT_MARGIN
+    step = (right - LEFT_MARGIN) / NUM_TIME_BINS
+    width = max(step - 0.5, 1)
     bars = []
-    for place in np.flatnonzero(counts).tolist():
-        tall = max(2.0, (LANE - 12) * int(counts[place]) / highest)
+    for position in np.flatnonzero(counts).tolist():
+        x = LEFT_MARGIN + position * step
+        height = max(2.0, MAX_BAR_HEIGHT * int(counts[position]) / highest)
         bars.append(
-            f'<rect x="{LEFT + place * step:.1f}" y="{base - tall:.1f}" width="{max(step - 0.5, 1):.1f}" height="{tall:.1f}"/>'
+            f'<rect x="{x:.1f}" y="{base - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
         )
-    label = name if len(name) <= 16 else f"{name[:15]}…"
-    line = f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}" stroke="#bbb"/>'
-    group = f'<g fill="{color}"><title>{html.escape(name)}: {int(counts.sum())} events</title>{"".join(bars)}</g>'
-    return line + group + _text(LEFT - 10, base - 4, f"{label} {int(counts.sum())}", anchor="end")
-
-
-def _kinds(events: pa.RecordBatch) -> tuple[np.ndarray, list[str]]:
-    """Returns the lane of each event, and the names of the lanes, the most frequent first."""
-    texts = [field.name for field in events.schema if pa.types.is_dictionary(field.type)]
-    if not texts:
-        return np.zeros(events.num_rows, np.int64), ["events"] if events.num_rows else []
-    values = [
-        "missing" if value is None else str(value) for value in events.column(texts[0]).to_pylist()
+    total = int(counts.sum())
+    label = name
+    if len(name) > MAX_LABEL_LENGTH:
+        label = f"{name[: MAX_LABEL_LENGTH - 1]}…"
+    color = COLORS[lane % len(COLORS)]
+    parts = [
+        f'<line x1="{LEFT_MARGIN}" x2="{right}" y1="{base}" y2="{base}" stroke="#bbb"/>',
+        f'<g fill="{color}"><title>{html.escape(name)}: {total} events</title>',
+        *bars,
+        "</g>",
+        _text(LEFT_MARGIN - 10, base - 4, f"{label} {total}", anchor="end"),
     ]
-    found, kinds, counts = np.unique(
-        np.array(values, dtype=object).astype(str), return_inverse=True, return_counts=True
+    return "".join(parts)
+
+
+def _lanes(events: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the lane of each event, and the names of the lanes, the most frequent kind first."""
+    text_names = [field.name for field in events.schema if pa.types.is_dictionary(field.type)]
+    if not text_names:
+        names = ["events"] if events.num_rows else []
+        return np.zeros(events.num_rows, np.int64), names
+    texts = events.column(text_names[0]).to_pylist()
+    values = ["missing" if text is None else text for text in texts]
+    kinds, kind_of_event, counts = np.unique(
+        np.array(values, dtype=str),
+        return_inverse=True,
+        return_counts=True,
     )
-    order = np.lexsort((found, -counts))
-    lanes = np.empty(len(found), np.int64)
-    lanes[order] = np.minimum(np.arange(len(found)), MAX_LANES - 1)
-    names = [str(found[place]) for place in order]
-    return lanes[kinds], names if len(names) <= MAX_LANES else [*names[: MAX_LANES - 1], OTHERS]
+    order = np.lexsort((kinds, -counts))
+    lane_of_kind = np.empty(len(kinds), np.int64)
+    lane_of_kind[order] = np.minimum(np.arange(len(kinds)), MAX_LANES - 1)
+    names = kinds[order].tolist()
+    if len(names) > MAX_LANES:
+        names = [*names[: MAX_LANES - 1], OTHERS]
+    return lane_of_kind[kind_of_event], names
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _text(
@@ -188,4 +242,7 @@ def _text(
     anchor: str = "start",
     size: int = 12,
 ) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="#222">{html.escape(text)}</text>'
+    return (
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="#222">'
+        f"{html.escape(text)}</text>"
+    )

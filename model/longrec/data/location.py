@@ -1,9 +1,8 @@
-"""Where a dataset is: a directory, or an address of an object store that pyarrow knows (s3://,
-gs://, abfs://).
+"""Location of a dataset: a directory, or an address in an object store (s3://, gs://, abfs://).
 
-Credentials, region and endpoint come from the environment, as those stores define it
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS); nothing of them is in an address.
+Credentials, region and endpoint come from the store's environment variables (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS). An address
+never contains them.
 """
 
 from __future__ import annotations
@@ -20,38 +19,72 @@ from typing import Any
 from pyarrow import fs
 
 from longrec.data import files
-from longrec.data.dataset import WHOLE, Shard, part_name
+from longrec.data.shards import WHOLE_DATASET, Shard, part_name
 from longrec.errors import DataError
 
 
 @contextlib.contextmanager
-def opened(uri: str, shard: Shard = WHOLE) -> Iterator[Path]:
-    """Yields a directory with the files at `uri`: the place itself where it is a path or file://,
-    else a copy that is removed afterwards.
+def local_directory(uri: str, shard: Shard = WHOLE_DATASET) -> Iterator[Path]:
+    """Yield a directory with the files of a dataset.
 
-    Of events/ and targets/ only the parts of a shard are copied.
+    A path or file:// address is used in place. Any other address is copied to the directory for
+    temporary files (TMPDIR), which must have room for it; the copy is removed afterwards.
 
-    The copy goes to the directory for temporary files (TMPDIR), which must have room for it.
+    Args:
+        uri: the dataset.
+        shard: the parts of events/ and targets/ to copy.
 
     Raises:
-        DataError: nothing is there, or the store cannot be reached.
+        DataError: no dataset is there, or the store cannot be reached.
     """
     system, root = _resolve(uri)
     if isinstance(system, fs.LocalFileSystem):
         yield Path(root)
         return
     with tempfile.TemporaryDirectory(prefix="longrec-data-") as folder:
-        with _errors(uri):
-            if shard == WHOLE:
-                fs.copy_files(
-                    root,
-                    folder,
-                    source_filesystem=system,
-                    destination_filesystem=fs.LocalFileSystem(),
-                )
+        with _explain_store_errors(uri):
+            if shard == WHOLE_DATASET:
+                _copy(system, root, folder)
             else:
                 _copy_shard(system, root, Path(folder), shard)
         yield Path(folder)
+
+
+def read_json(uri: str, name: str) -> Any:
+    """Return the JSON value in one file of a dataset.
+
+    Raises:
+        DataError: as for `local_directory`, or the file is missing or is not JSON.
+    """
+    system, root = _resolve(uri)
+    if isinstance(system, fs.LocalFileSystem):
+        return files.read_json(Path(root) / name)
+    with _explain_store_errors(f"{uri}/{name}"):
+        return _load_json(system, f"{root}/{name}")
+
+
+def fingerprint(uri: str) -> str:
+    """Return a text that changes when a file of the dataset changes.
+
+    Files of a directory are compared by content, those of an object store by size and time of
+    change.
+
+    Raises:
+        DataError: as for `local_directory`.
+    """
+    system, root = _resolve(uri)
+    is_local = isinstance(system, fs.LocalFileSystem)
+    with _explain_store_errors(uri):
+        entries = system.get_file_info(fs.FileSelector(root, recursive=True))
+    file_entries = [entry for entry in entries if entry.is_file]
+    digest = hashlib.sha256()
+    for entry in sorted(file_entries, key=lambda entry: entry.path):
+        state = f"{entry.size} {entry.mtime_ns}"
+        if is_local:
+            state = files.sha256_of(entry.path)
+        name = entry.path.removeprefix(root)
+        digest.update(f"{name}\n{state}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _copy_shard(
@@ -60,68 +93,41 @@ def _copy_shard(
     folder: Path,
     shard: Shard,
 ) -> None:
-    with system.open_input_stream(f"{root}/dataset.json") as stream:
-        head = json.loads(stream.read())
+    head = _load_json(system, f"{root}/dataset.json")
+    names = ["dataset.json", "items.parquet", "users.parquet"]
     parts = shard.parts(head["facts"]["num_parts"])
-    names = [f"{table}/{part_name(part)}" for table in ("events", "targets") for part in parts]
-    for name in ("dataset.json", "items.parquet", "users.parquet", *names):
-        (folder / name).parent.mkdir(exist_ok=True)
-        fs.copy_files(
-            f"{root}/{name}",
-            str(folder / name),
-            source_filesystem=system,
-            destination_filesystem=fs.LocalFileSystem(),
-        )
+    for table in ("events", "targets"):
+        names += [f"{table}/{part_name(part)}" for part in parts]
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        _copy(system, f"{root}/{name}", str(target))
 
 
-def read_json(uri: str, name: str) -> Any:
-    """Returns the JSON value in one file of a dataset.
+def _copy(
+    system: fs.FileSystem,
+    source: str,
+    target: str,
+) -> None:
+    fs.copy_files(
+        source,
+        target,
+        source_filesystem=system,
+        destination_filesystem=fs.LocalFileSystem(),
+    )
 
-    Raises:
-        DataError: as of `opened`; or the file is missing or is not JSON.
-    """
-    system, root = _resolve(uri)
-    if isinstance(system, fs.LocalFileSystem):
-        return files.read_json(Path(root) / name)
-    with _errors(f"{uri}/{name}"), system.open_input_stream(f"{root}/{name}") as stream:
+
+def _load_json(system: fs.FileSystem, path: str) -> Any:
+    with system.open_input_stream(path) as stream:
         return json.loads(stream.read())
 
 
-def fingerprint(uri: str) -> str:
-    """Returns a text that changes when a file below `uri` does: by content in a directory, by size
-    and time of change in an object store.
-
-    Raises:
-        DataError: as of `opened`.
-    """
-    system, root = _resolve(uri)
-    is_local, digest = isinstance(system, fs.LocalFileSystem), hashlib.sha256()
-    with _errors(uri):
-        entries = system.get_file_info(fs.FileSelector(root, recursive=True))
-    for entry in sorted(
-        (entry for entry in entries if entry.is_file), key=lambda entry: entry.path
-    ):
-        state = files.sha256_of(entry.path) if is_local else f"{entry.size} {entry.mtime_ns}"
-        digest.update(f"{entry.path.removeprefix(root)}\n{state}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Returns the file system of an address and the path in it, after checking that something is
-    there.
-    """
-    with _errors(uri):
-        if "://" in uri and not uri.startswith("file://"):
-            system, root = fs.FileSystem.from_uri(uri)
-        else:
-            path = (
-                urllib.parse.unquote(uri.removeprefix("file://"))
-                if uri.startswith("file://")
-                else uri
-            )
-            system, root = fs.LocalFileSystem(), str(Path(path).absolute())
-        found = system.get_file_info(f"{root}/dataset.json")
-    if found.type != fs.FileType.File:
+    """Return the file system of an address and the path in it, after finding dataset.json there."""
+    with _explain_store_errors(uri):
+        system, root = _file_system_of(uri)
+        head = system.get_file_info(f"{root}/dataset.json")
+    if head.type != fs.FileType.File:
         raise DataError(
             f"there is no dataset at {uri}",
             expected="a directory with dataset.json",
@@ -130,17 +136,27 @@ def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
     return system, root
 
 
+def _file_system_of(uri: str) -> tuple[fs.FileSystem, str]:
+    path = uri
+    if uri.startswith("file://"):
+        path = urllib.parse.unquote(uri.removeprefix("file://"))
+    elif "://" in uri:
+        system, root = fs.FileSystem.from_uri(uri)
+        return system, root
+    return fs.LocalFileSystem(), str(Path(path).absolute())
+
+
 @contextlib.contextmanager
-def _errors(uri: str) -> Iterator[None]:
-    """Turns whatever a store answers into one line."""
+def _explain_store_errors(uri: str) -> Iterator[None]:
+    """Turn any error of a store into a DataError of one line."""
     try:
         yield
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        found = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(
             f"{uri} cannot be read",
-            found=found,
+            found=lines[0][:300],
             fix="Check the address, the credentials and AWS_ENDPOINT_URL.",
         ) from error

@@ -129,7 +129,7 @@ class RequestLog:
         # Sorted by name, files are sorted by time.
         time_ms = time.time_ns() // 1_000_000
         name = f"{time_ms:015d}-{socket.gethostname()}-{os.getpid()}.parquet"
-        with files.replacing(self._folder / name) as temporary:
+        with files.atomic_replace(self._folder / name) as temporary:
             pq.write_table(pa.Table.from_pylist(rows), temporary)
         paths = sorted(self._folder.glob("*.parquet"))
         for path in paths[:-MAX_FILES]:

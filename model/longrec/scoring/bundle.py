@@ -69,7 +69,7 @@ class Bundle:
 
     def save(self, directory: str | Path) -> str:
         """Replace `directory` by the bundle in one step; return the version."""
-        with files.replacing(directory) as temporary:
+        with files.atomic_replace(directory) as temporary:
             temporary.mkdir()
             return self.write(temporary)
 

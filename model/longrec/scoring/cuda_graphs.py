@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 from longrec.data.batch import RequestBatch
-from longrec.data.encoder import Int32
-from longrec.data.loader import EncodedEvents
+from longrec.data.feature_encoders import Int32
+from longrec.data.loading.batching import EncodedEvents
 from longrec.nn.fused_stca import StackedWeights
 from longrec.nn.ranker import Ranker
 from longrec.nn.target_attention import Segments

@@ -12,10 +12,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from longrec.data import loader
 from longrec.data.batch import RequestBatch
-from longrec.data.encoder import Encoder, Int32, Int64, int64_column
-from longrec.data.loader import EncodedEvents
+from longrec.data.columns import Int64, int64_column
+from longrec.data.encoder import Encoder
+from longrec.data.feature_encoders import Int32
+from longrec.data.loading import batching
+from longrec.data.loading.batching import EncodedEvents
 from longrec.errors import DataError
 from longrec.schema import TIMESTAMP, Feature, Schema
 
@@ -130,7 +132,7 @@ def pack_requests(
     candidates = [encode_candidates(encoder, request) for request in requests]
     users = encode_users(encoder, requests)
     request_times = [request.request_time_ms for request in requests]
-    return loader.pack(
+    return batching.pack_batch(
         histories,
         candidates,
         users,

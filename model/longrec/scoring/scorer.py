@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from longrec.data import loader
 from longrec.data.batch import RequestBatch
+from longrec.data.loading import batching
 from longrec.errors import ConfigError
 from longrec.nn.fused_stca import StackedWeights
 from longrec.nn.target_attention.cached import DuplicateEvents
@@ -46,7 +46,7 @@ MAX_REQUESTS = 64
 MAX_CUDA_GRAPH_REQUESTS = 4
 """Largest call that CUDA graphs score one request after another.
 
-Eight requests are as fast as one batch (docs/engine.md).
+Eight requests are as fast as one batch (docs/benchmarks/serving.md).
 """
 
 
@@ -348,7 +348,7 @@ class Scorer:
         One batch is encoded at a time: memory does not grow with the number of requests.
         """
         num_events = [min(request.history.num_rows, length) for request in requests]
-        bounds = loader.fill(
+        bounds = batching.batch_bounds(
             np.array(num_events, np.int64),
             token_budget=self.token_budget,
             max_requests=self.max_requests,

@@ -127,7 +127,7 @@ class BatchScorer:
         """Return the most recent events before the request time."""
         timeline = request.rows.history
         request_time_ms = request.rows.request_time_ms
-        end = history.prefix_before(timeline, request_time_ms).num_rows
+        end = history.events_before(timeline, request_time_ms).num_rows
         start = max(0, end - self._length(request))
         return HistorySlice(
             key=request.key,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from longrec.data import history
-from longrec.data.store.reader import UserRows
+from longrec.data.store.user_record import UserRecord
 from longrec.errors import DataError, LongrecError, SchemaMismatch, StoreError
 from longrec.schema import Schema
 
@@ -39,9 +39,9 @@ OBJECT_BYTES = 256
 
 
 class Store(Protocol):
-    """A readable store: longrec.data.store.reader.OnlineStore."""
+    """A readable store: longrec.data.store.online_store.OnlineStore."""
 
-    def fetch(self, user_ids: Sequence[int]) -> list[UserRows]:
+    def fetch(self, user_ids: Sequence[int]) -> list[UserRecord]:
         """Return the rows of each user, in the order of the ids."""
 
 
@@ -54,11 +54,11 @@ class FetchResult:
         degraded: why the store was not read; empty when it was.
     """
 
-    rows: UserRows
+    rows: UserRecord
     degraded: str = ""
 
 
-_Waiting = dict[int, concurrent.futures.Future[UserRows]]
+_Waiting = dict[int, concurrent.futures.Future[UserRecord]]
 """Users that requests wait for."""
 
 
@@ -87,7 +87,7 @@ class StoreReader:
         self._schema = schema
         self._timeout_seconds = timeout_seconds
         self._cache_bytes = cache_bytes
-        self._cached: collections.OrderedDict[int, UserRows] = collections.OrderedDict()
+        self._cached: collections.OrderedDict[int, UserRecord] = collections.OrderedDict()
         self._num_cached_bytes = 0
         self._changed = threading.Condition()
         self._waiting = _Waiting()
@@ -152,7 +152,7 @@ class StoreReader:
             self._start_thread(concurrent.futures.Future())
         return f"no answer for {busy_seconds:.1f} s"
 
-    def _enqueue(self, user_id: int) -> concurrent.futures.Future[UserRows]:
+    def _enqueue(self, user_id: int) -> concurrent.futures.Future[UserRecord]:
         with self._changed:
             if user_id not in self._waiting:
                 self._waiting[user_id] = concurrent.futures.Future()
@@ -167,7 +167,7 @@ class StoreReader:
             logger.error("degraded answers, the feature store cannot be read: %s", reason)
         rows = self._cached.get(user_id)
         if rows is None:
-            rows = UserRows(user_id, history.empty(self._schema), None)
+            rows = UserRecord(user_id, history.empty(self._schema), None)
         return FetchResult(rows, reason)
 
     def _start_thread(self, is_open: concurrent.futures.Future[None]) -> None:
@@ -238,7 +238,7 @@ class StoreReader:
         self._failure = f"{type(error).__name__}: {error}"
         self._failed_at = time.monotonic()
 
-    def _cache(self, rows: UserRows) -> None:
+    def _cache(self, rows: UserRecord) -> None:
         before = self._cached.pop(rows.user_id, None)
         if before is not None:
             self._num_cached_bytes -= _num_bytes(before)
@@ -258,5 +258,5 @@ def _fail(users: _Waiting, error: Exception) -> None:
             future.set_exception(error)
 
 
-def _num_bytes(rows: UserRows) -> int:
+def _num_bytes(rows: UserRecord) -> int:
     return OBJECT_BYTES + int(rows.history.get_total_buffer_size())

@@ -122,7 +122,7 @@ def _num_leading(is_equal: Bool) -> int:
 
 
 def _key(events: pa.RecordBatch, row: int) -> Key:
-    time_ms, order, item = (events.column(name)[row].as_py() for name in history.KEY)
+    time_ms, order, item = (events.column(name)[row].as_py() for name in history.EVENT_KEY)
     return time_ms, order, item
 
 

@@ -165,7 +165,7 @@ def _write(out_dir: Path, report: StudyReport, facts: Row) -> None:
         _write_csv(out_dir / f"{table}.csv", getattr(report, table))
     files.write_json(out_dir / "study.json", facts)
     for name, text in study_page.render_files(facts).items():
-        with files.replacing(out_dir / name) as temporary:
+        with files.atomic_replace(out_dir / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
@@ -198,7 +198,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows as CSV; rows may have different columns."""
     names = dict.fromkeys(name for row in rows for name in row)
     with (
-        files.replacing(path) as temporary,
+        files.atomic_replace(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.DictWriter(stream, list(names))

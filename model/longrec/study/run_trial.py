@@ -24,8 +24,9 @@ from longrec.config import RunConfig, TrainConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
-from longrec.data.length_sampler import LengthSampler
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.length_sampler import LengthSampler
+from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import ConfigError
 from longrec.evaluation import bootstrap
 from longrec.evaluation.length_curve import LengthScores, score_lengths
@@ -219,7 +220,7 @@ def _batch_events(
     epoch: int,
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the number of events in each batch of an epoch."""
-    stream = RequestStream.training(
+    stream = RequestStream.for_training(
         encoded,
         LengthSampler(config.lengths, seed),
         token_budget=config.train.token_budget,

@@ -104,8 +104,8 @@ def _failure(trial: Row, error: Exception) -> Row:
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` and remove it; also remove those of killed calls."""
-    files.tidy(path)
-    folder = files.beside(path, "tmp")
+    files.remove_leftovers(path)
+    folder = files.temporary_path(path, "tmp")
     folder.mkdir()
     try:
         yield folder

@@ -81,11 +81,11 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint to disk and remove the oldest ones; return its folder."""
         target = self.folder / f"step-{checkpoint.step:010d}"
-        with files.replacing(target) as temporary:
+        with files.atomic_replace(target) as temporary:
             temporary.mkdir()
             self._write(checkpoint, temporary)
-            files.sync(temporary)
-        files.sync(self.folder)
+            files.fsync_directory(temporary)
+        files.fsync_directory(self.folder)
         for old in self._paths()[:-MAX_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m longrec train HISTORIES OUT
 
-A batch is the one of a single process, split into one part per rank (longrec.data.loader.balanced).
+A batch is the one of a single process, split into one part per rank (longrec.data.loading.batching.balance_events).
 Dense gradients go through DistributedDataParallel. Gradients of the id tables are sparse: all ranks
 gather their rows. So every rank holds the whole ranker and makes the same update. Without torchrun
 there is one rank, and nothing here does anything.
@@ -83,10 +83,10 @@ class DistributedContext:
 
         The mean over ranks of the weighted losses is the loss of the whole batch.
         """
-        whole = batch.whole
+        whole = batch.global_batch
         if whole is None:
             return 1.0
-        if whole.is_stand_in:
+        if whole.is_placeholder:
             return 0.0
         if config.loss == "request":
             share = batch.num_requests / whole.num_requests

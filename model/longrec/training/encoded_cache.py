@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longrec.data import files
-from longrec.data.encoder import Encoder, Int64, int64_column
+from longrec.data.columns import Int64, int64_column
+from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
-from longrec.data.loader import EncodedHistories
+from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.errors import ConfigError, DataError
 from longrec.schema import ITEM_ID, TIMESTAMP
 
@@ -39,7 +40,7 @@ def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHisto
     shutil.rmtree(directory, ignore_errors=True)
     encoder = fit_encoder(histories)
     encoder.save(directory / ENCODER_NAME)
-    encoded = EncodedHistories.make(
+    encoded = EncodedHistories.encode(
         histories,
         encoder,
         directory / HISTORIES_NAME,

@@ -17,8 +17,10 @@ import torch
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.encoder import Encoder
-from longrec.data.length_sampler import LengthSampler
-from longrec.data.loader import EncodedHistories, RequestStream, moved, prefetch
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.length_sampler import LengthSampler
+from longrec.data.loading.prefetch import prefetch, prefetch_to_device
+from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import DataError, Stopped
 from longrec.nn.ranker import Ranker
 from longrec.training import progress, resources
@@ -139,7 +141,7 @@ def training_streams(
         )
     context = context or DistributedContext()
     return [
-        RequestStream.training(
+        RequestStream.for_training(
             encoded,
             length_sampler,
             token_budget=config.token_budget,
@@ -198,7 +200,7 @@ def run_steps(
     remaining = itertools.islice(batches, trainer.num_steps - num_done)
     trainer.start()
     with contextlib.closing(batches), _stop_on_sigterm() as stop_requested:
-        pairs = moved(remaining, trainer.device)
+        pairs = prefetch_to_device(remaining, trainer.device)
         for step, (host, batch) in enumerate(pairs, num_done + 1):
             rows = trainer.step(host, batch)
             is_last = step == trainer.num_steps

@@ -199,7 +199,7 @@ def _log_dir(log_dir: str | Path | None, out_dir: Path) -> Path:
 
 def _write(out_dir: Path, bundle: Bundle, curve: Sequence[CurveRow]) -> str:
     """Replace `out_dir` by the bundle and the curve in one step; return the bundle's version."""
-    with files.replacing(out_dir) as temporary:
+    with files.atomic_replace(out_dir) as temporary:
         temporary.mkdir()
         version = bundle.write(temporary)
         write_curve(temporary / CURVE_NAME, curve)

@@ -259,7 +259,7 @@ class Trainer:
         now = time.perf_counter()
         state.seconds += now - self._step_start
         self._step_start = now
-        whole = batch.whole or batch
+        whole = batch.global_batch or batch
         state.step += 1
         state.num_requests += whole.num_requests
         state.num_events += whole.num_events

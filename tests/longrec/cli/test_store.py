@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from longrec.cli.main import app
 from longrec.config import DataConfig
 from longrec.data import features, history, history_plot
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
-from longrec.data.store.reader import OnlineStore
 from longrec.errors import DataError
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA, START_MS
@@ -57,7 +57,7 @@ def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
         "num_events": 1,
         "num_new": 1,
         "num_users": 1,
-        "num_folds": 0,
+        "num_compacted": 0,
     }
     assert (
         longrec(workdir, "push", str(tmp_path / "live.jsonl"))
@@ -115,7 +115,7 @@ def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("user_id,item_id\n1,2\n")
     for arguments, message in (
         (["push", str(tmp_path / "bad.csv")], "events lack the column 'timestamp'"),
-        (["inspect", "history", "--user", "3", "--at", "soon"], "the moment cannot be read"),
+        (["inspect", "history", "--user", "3", "--at", "soon"], "the time cannot be read"),
         (["inspect", "history", "--user", "3", "--plot", "x.png"], "expected .svg, .html"),
     ):
         answer = CliRunner().invoke(app, [*arguments, "--workdir", str(workdir)])
@@ -159,7 +159,7 @@ def test_the_picture_counts_every_event_and_bounds_its_lanes() -> None:
     actions = [
         None if value == 30 else f"kind {value}" for value in rng.integers(0, 31, 2_000).tolist()
     ]
-    picture = history_plot.svg(
+    picture = history_plot.render_svg(
         events(actions, np.sort(rng.integers(0, 10**12, 2_000)).tolist()), "all"
     )
     lanes = [
@@ -179,7 +179,7 @@ def test_the_picture_counts_every_event_and_bounds_its_lanes() -> None:
 def test_one_event_and_events_at_one_moment_are_drawn() -> None:
     for times in ([5], [5, 5, 5]):
         picture = xml.etree.ElementTree.fromstring(
-            history_plot.svg(events(["a"] * len(times), times), "t")
+            history_plot.render_svg(events(["a"] * len(times), times), "t")
         )
         assert len(list(picture.find(f"{SVG}g") or [])) == 2  # the lane's title and one bar
 
@@ -194,6 +194,6 @@ def test_one_event_and_events_at_one_moment_are_drawn() -> None:
     ],
 )
 def test_moments(text: str, expected: int) -> None:
-    assert history_plot.request_time_ms(text) == expected
-    with pytest.raises(DataError, match="the moment cannot be read"):
-        history_plot.request_time_ms(text + "?")
+    assert history_plot.parse_time_ms(text) == expected
+    with pytest.raises(DataError, match="the time cannot be read"):
+        history_plot.parse_time_ms(text + "?")

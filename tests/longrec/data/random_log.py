@@ -15,15 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from longrec.data import history
-from longrec.data.dataset import (
-    Dataset,
-    DatasetWriter,
-    event_schema,
-    item_schema,
-    part_of,
-    target_schema,
-    user_schema,
-)
+from longrec.data.dataset import Dataset, event_schema, item_schema, target_schema, user_schema
+from longrec.data.dataset_writer import DatasetWriter
+from longrec.data.shards import part_of
 from longrec.schema import Feature, Schema, Task
 
 HUGE = 2**60 + 1

@@ -12,17 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.data.dataset import (
-    TIMESTAMP_TYPE,
-    Dataset,
-    DatasetWriter,
-    group_starts,
-    history_lengths,
-    part_of,
-    parts_for,
-    quantiles,
-    quantiles_of_counts,
-)
+from longrec.data.columns import TIMESTAMP_TYPE
+from longrec.data.dataset import Dataset
+from longrec.data.dataset_writer import DatasetWriter
+from longrec.data.shards import num_parts_for, part_of
+from longrec.data.timelines import group_starts, history_lengths, quantiles, quantiles_of_counts
 from longrec.errors import DataError
 from longrec.schema import Feature, Schema, Task
 
@@ -301,7 +295,7 @@ def test_group_starts_are_the_first_rows_of_runs(keys: list[int]) -> None:
 
 
 def test_parts_are_balanced_and_grow_with_the_rows() -> None:
-    assert [parts_for(count, 100) for count in (0, 1, 100, 101, 10**12)] == [1, 1, 1, 2, 1024]
+    assert [num_parts_for(count, 100) for count in (0, 1, 100, 101, 10**12)] == [1, 1, 1, 2, 1024]
     sizes = np.bincount(part_of(np.arange(100_000), 8), minlength=8)
     assert sizes.min() > 0.95 * 12_500 and sizes.max() < 1.05 * 12_500
     assert part_of(np.array([0, 1, 12_345_678_901]), 1_000).tolist() == [535, 465, 554], (

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.data import encoder as encode
+from longrec.data import feature_encoders
 from longrec.data.encoder import Encoder
+from longrec.data.hashing import splitmix64
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import Feature, Schema, Task
 
@@ -157,7 +158,7 @@ def test_quantile_bins_hold_equal_shares() -> None:
 def test_the_sample_of_a_number_does_not_depend_on_batch_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encode, "SAMPLE_SIZE", 500)
+    monkeypatch.setattr(feature_encoders, "SAMPLE_SIZE", 500)
     schema = Schema(
         "s", (Feature("item_id", "id"),), (), (Feature("x", "number", "float64"),), (Task("t"),)
     )
@@ -196,7 +197,7 @@ def test_features_of_no_users_and_no_events_have_their_width() -> None:
 def test_shared_hashes_are_the_same_on_every_machine() -> None:
     # known outputs of splitmix64 for the states 0 and 1 (the reference implementation's first
     # outputs)
-    assert encode.splitmix64(np.array([0, 1], np.int64)).tolist() == [
+    assert splitmix64(np.array([0, 1], np.int64)).tolist() == [
         0xE220A8397B1DCDAF,
         0x910A2DEC89025CC1,
     ]

@@ -22,7 +22,7 @@ def names(directory: Path) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    with files.replacing(path) as temporary:
+    with files.atomic_replace(path) as temporary:
         temporary.mkdir()
         (temporary / "a").write_text(text)
 
@@ -76,7 +76,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
 def test_an_old_version_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
     aside = tmp_path / f".out.old-{socket.gethostname()}-{dead_pid()}-00"
     write(aside, "old")
-    files.tidy(tmp_path / "out")
+    files.remove_leftovers(tmp_path / "out")
     assert (tmp_path / "out" / "a").read_text() == "old" and names(tmp_path) == ["out"]
 
 
@@ -84,14 +84,14 @@ def test_an_old_version_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, number: int) -> None:
     write(tmp_path / "out", "old")
     says = r"no space is left to write .*out; found .*\. Free some space"
-    with pytest.raises(DataError, match=says), files.replacing(tmp_path / "out") as path:
+    with pytest.raises(DataError, match=says), files.atomic_replace(tmp_path / "out") as path:
         path.mkdir()
         raise OSError(number, os.strerror(number))
     assert (tmp_path / "out" / "a").read_text() == "old" and names(tmp_path) == ["out"]
 
 
 def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), files.replacing(tmp_path / "out"):
+    with pytest.raises(PermissionError), files.atomic_replace(tmp_path / "out"):
         raise PermissionError(errno.EACCES, "no")
 
 
@@ -102,5 +102,5 @@ def test_a_disk_that_cannot_be_written_hides_no_error(
         raise OSError(errno.EROFS, "read-only")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(ValueError, match="the first"), files.replacing(tmp_path / "out"):
+    with pytest.raises(ValueError, match="the first"), files.atomic_replace(tmp_path / "out"):
         raise ValueError("the first")

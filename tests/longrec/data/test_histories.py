@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrec.data import history
-from longrec.data.histories import Histories, HistoriesWriter, split_names, split_times
+from longrec.data.histories import Histories
+from longrec.data.histories_writer import HistoriesWriter, split_names, split_times
 from longrec.errors import DataError, LongrecError, SchemaMismatch
 from tests.longrec.data.random_log import SCHEMA
 
@@ -216,9 +217,9 @@ def test_offsets_that_do_not_fit_are_refused(
         (
             lambda value: value.update(format_version=9),
             DataError,
-            "not of histories of this format",
+            "has another format version; found 9; expected 2",
         ),
-        (lambda value: value.pop("schema"), DataError, "not of histories of this format"),
+        (lambda value: value.pop("schema"), DataError, "lacks a key; found no 'schema'"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(

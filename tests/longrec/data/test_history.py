@@ -104,7 +104,7 @@ def test_a_prefix_holds_exactly_the_events_strictly_before(
     rows: list[Any], request_time: int
 ) -> None:
     events = history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA)
-    prefix = history.prefix_before(events, request_time)
+    prefix = history.events_before(events, request_time)
     assert prefix.column("event_seq").to_pylist() == [
         row["event_seq"] for row in events.to_pylist() if row["timestamp"] < request_time
     ]
@@ -176,9 +176,9 @@ def test_no_events() -> None:
     nothing = history.empty(SCHEMA)
     assert history.unpack(history.pack(nothing, SCHEMA), SCHEMA).equals(nothing)
     assert (
-        history.prefix_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
+        history.events_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
     )
-    assert history.joined([], SCHEMA).equals(nothing) and history.joined(
+    assert history.concatenate([], SCHEMA).equals(nothing) and history.concatenate(
         [nothing, nothing], SCHEMA
     ).equals(nothing)
 
@@ -186,7 +186,7 @@ def test_no_events() -> None:
 @given(st.lists(st.lists(EVENT, max_size=6), max_size=6))
 def test_joined_histories_are_their_events_in_turn(groups: list[list[Any]]) -> None:
     parts = [history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA) for rows in groups]
-    joined = history.joined(parts, SCHEMA)
+    joined = history.concatenate(parts, SCHEMA)
     assert repr(joined.to_pylist()) == repr([row for part in parts for row in part.to_pylist()])
 
 

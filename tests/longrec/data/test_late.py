@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data import features, history
+from longrec.data import features, files, history
 from longrec.data.dataset import Dataset
 from longrec.data.importers import EventMapping, NegativeSampling, import_events
-from longrec.data.quality import drift
+from longrec.data.quality import drift, psi
 from longrec.data.store import live_events
 from longrec.errors import DataError
-from tests.longrec.data.test_features import rows_of
+from tests.longrec.data.features.test_features import rows_of
 
 START = 1_600_000_000_000
 MAPPING = EventMapping(created="came_in", features=("action:category",))
@@ -71,10 +71,10 @@ def test_no_history_holds_what_was_not_known_yet(tmp_path: Path) -> None:
         for request_time in range(START - 1, START + 360):
             expected = np.flatnonzero((users == user) & (known < request_time))
             seen = (
-                history.prefix_before(events, request_time).column("event_seq").to_numpy() - 2
+                history.events_before(events, request_time).column("event_seq").to_numpy() - 2
             )  # the lines of the file, below its header
             assert sorted(seen.tolist()) == expected.tolist(), (user, request_time)
-    manifest = features.files.read_json(tmp_path / "out" / "manifest.json")
+    manifest = files.read_json(tmp_path / "out" / "manifest.json")
     assert manifest["counts"]["num_late"] == int((known > np.asarray(rows["timestamp"])).sum()) > 50
     assert source.facts["time_range_ms"] == [int(known.min()), int(known.max())]
 
@@ -112,8 +112,8 @@ def test_the_profile_counts_what_was_known(tmp_path: Path) -> None:
         for user, request_time in requests.values()
     ]
     assert (
-        list(drift.Profile.of(source).lengths)
-        == drift.histogram(lengths, drift.LENGTH_EDGES).tolist()
+        list(drift.DriftProfile.of(source).lengths)
+        == psi.histogram(lengths, drift.LENGTH_EDGES).tolist()
     )
     assert source.facts["history_length"]["max"] == max(lengths)
 
@@ -141,7 +141,7 @@ def test_a_pushed_event_has_the_time_at_which_it_was_known(tmp_path: Path) -> No
     with pytest.raises(DataError, match="'created' must not hold nulls"):
         live_events.conform(events.set_column(4, "created", pa.nulls(2, pa.int64())), source.schema)
     with pytest.raises(
-        DataError, match="'timestamp' or 'created' of the events has the wrong type"
+        DataError, match="column 'created' has the wrong type; found string"
     ):
         live_events.conform(
             events.set_column(4, "created", pa.array(["soon", "later"])), source.schema

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("address", [str, Path.as_uri])
 def test_a_directory_is_taken_as_it_is(folder: Path, address: Callable[[Path], str]) -> None:
-    with location.opened(address(folder)) as opened:
+    with location.local_directory(address(folder)) as opened:
         assert opened == folder
     assert folder.is_dir() and location.read_json(address(folder), "dataset.json") == {"name": "x"}
 
@@ -49,7 +49,7 @@ def test_the_fingerprint_is_of_the_content_and_the_names(folder: Path, tmp_path:
     ],
 )
 def test_what_is_not_there_is_one_line(uri: str, message: str) -> None:
-    for call in (location.fingerprint, lambda uri: location.opened(uri).__enter__()):
+    for call in (location.fingerprint, lambda uri: location.local_directory(uri).__enter__()):
         with pytest.raises(DataError, match=message) as caught:
             call(uri)
         assert "\n" not in str(caught.value)

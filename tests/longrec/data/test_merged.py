@@ -43,7 +43,7 @@ def of(keys: set[tuple[int, int, int]], source: str) -> pa.RecordBatch:
 def test_each_key_once_in_order_the_base_first(
     base: set[tuple[int, int, int]], tail: set[tuple[int, int, int]]
 ) -> None:
-    found = history.merged(of(base, "base"), of(tail, "tail"), SCHEMA).to_pylist()
+    found = history.merge(of(base, "base"), of(tail, "tail"), SCHEMA).to_pylist()
     assert [(row["timestamp"], row["event_seq"], row["item_id"]) for row in found] == sorted(
         base | tail
     )
@@ -55,6 +55,6 @@ def test_each_key_once_in_order_the_base_first(
 def test_a_tail_that_the_base_holds_already_is_dropped() -> None:
     """An old tail beside the new base: what a reader can see while a fold is being written."""
     base = of({(0, 0, 1), (1, 1, 1), (2, 2, 1)}, "base")
-    assert history.pack(history.merged(base, base.slice(1), SCHEMA), SCHEMA) == history.pack(
+    assert history.pack(history.merge(base, base.slice(1), SCHEMA), SCHEMA) == history.pack(
         base, SCHEMA
     )

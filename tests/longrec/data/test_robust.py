@@ -21,7 +21,9 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, files
-from longrec.data.dataset import Dataset, DatasetWriter, part_of
+from longrec.data.dataset import Dataset
+from longrec.data.dataset_writer import DatasetWriter
+from longrec.data.shards import part_of
 from longrec.errors import DataError
 from longrec.schema import Feature, Schema, Task
 from tests.longrec.data import random_log

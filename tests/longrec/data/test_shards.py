@@ -16,12 +16,13 @@ import pytest
 
 from longrec.config import ChecksConfig, DataConfig
 from longrec.data import features, files
-from longrec.data.dataset import Dataset, Shard, in_order, part_of, shards
+from longrec.data.dataset import Dataset
 from longrec.data.histories import Histories
 from longrec.data.importers.synthetic import synthesize
 from longrec.data.quality import checks
+from longrec.data.shards import Shard, part_of, shard_names, shard_order
 from longrec.data.store.publish import publish
-from longrec.data.store.retrieve import join, retrieve
+from longrec.data.store.retrieve import join_shards, retrieve
 from longrec.errors import CheckFailed, DataError
 from tests.longrec.data import random_log, real_logs
 
@@ -39,7 +40,7 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) -> list[Path]:
-    for number, name in enumerate(shards(count)):
+    for number, name in enumerate(shard_names(count)):
         features.build(source, root / f"features-{number}", data, shard=Shard.parse(name))
     return [root / f"features-{number}" for number in range(count)]
 
@@ -70,8 +71,8 @@ def source(
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 300])
 def test_shards_are_the_dataset_in_order(count: int) -> None:
-    parsed = [Shard.parse(name) for name in shards(count)]
-    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5)) and in_order(
+    parsed = [Shard.parse(name) for name in shard_names(count)]
+    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5)) and shard_order(
         parsed[::-1]
     ) == list(range(count))[::-1]
     assert sum(not shard.parts(5) for shard in parsed) == max(0, count - 5)
@@ -103,7 +104,7 @@ def test_joined_feature_tables_are_those_of_one_build(
     """Fifty shards are more than parts and users: most of them are empty."""
     expected = features.build(source, tmp_path / "whole", DATA)
     found = build_shards(source, tmp_path, count)
-    assert features.join(found[::-1], tmp_path / "joined") == expected
+    assert features.join_shards(found[::-1], tmp_path / "joined") == expected
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
 
 
@@ -120,11 +121,11 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
         ([found[0], tmp_path / "foreign"], "not shards of one dataset"),
     ):
         with pytest.raises(DataError, match=message):
-            features.join(wrong, tmp_path / "joined")
+            features.join_shards(wrong, tmp_path / "joined")
     part = next((found[1] / "user_history").iterdir())
     part.write_bytes(part.read_bytes()[:-9] + b"123456789")
     with pytest.raises(DataError, match="was changed"):
-        features.join(found, tmp_path / "joined")
+        features.join_shards(found, tmp_path / "joined")
     assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
 
 
@@ -139,7 +140,7 @@ def workdir(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def retrieve_shards(
     source: Path, workdir: Path, root: Path, count: int, data: DataConfig
 ) -> list[Path]:
-    for number, name in enumerate(shards(count)):
+    for number, name in enumerate(shard_names(count)):
         retrieve(source, workdir, REPO, root / f"histories-{number}", data, 3, Shard.parse(name))
     return [root / f"histories-{number}" for number in range(count)]
 
@@ -161,7 +162,7 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
     data = dataclasses.replace(DATA, max_requests=max_requests)
     expected = retrieve(source, workdir, REPO, tmp_path / "whole", data, 3)
     found = retrieve_shards(source, workdir, tmp_path, count, data)
-    assert join(found[::-1], tmp_path / "joined", data, 3) == expected
+    assert join_shards(found[::-1], tmp_path / "joined", data, 3) == expected
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     assert (
         sum(Histories.open(each).num_requests for each in found)
@@ -188,7 +189,7 @@ def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
     manifest = files.read_json(found[1] / "manifest.json")
     files.write_json(found[1] / "manifest.json", {**manifest, key: "another"})
     with pytest.raises(DataError, match="not shards of one dataset"):
-        join(found, tmp_path / "joined", DATA, 3)
+        join_shards(found, tmp_path / "joined", DATA, 3)
     assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
 
 
@@ -198,11 +199,11 @@ def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -
     source, workdir, data = tmp_path / "data", tmp_path / "home", DataConfig(max_history=10_000)
     real_logs.dev_events(source)
     features.build(source, tmp_path / "whole", data)
-    features.join(build_shards(source, tmp_path, 4, data), tmp_path / "joined")
+    features.join_shards(build_shards(source, tmp_path, 4, data), tmp_path / "joined")
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     publish(tmp_path / "joined", workdir, REPO)
     retrieve(source, workdir, REPO, tmp_path / "histories", data, 3)
-    join(
+    join_shards(
         retrieve_shards(source, workdir, tmp_path, 4, data), tmp_path / "joined-histories", data, 3
     )
     assert files_of(tmp_path / "joined-histories") == files_of(tmp_path / "histories")
@@ -228,7 +229,7 @@ def said(check: Callable[[], checks.CheckReport]) -> object:
 def test_a_dataset_is_checked_alike_in_shards(
     source: Path, workdir: Path, tmp_path: Path, count: int
 ) -> None:
-    for number, name in enumerate(shards(count)):
+    for number, name in enumerate(shard_names(count)):
         checks.profile_events(source, tmp_path / f"profile-{number}", workdir, Shard.parse(name))
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
     assert said(
@@ -255,7 +256,7 @@ def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
     pq.write_table(
         events.set_column(events.column_names.index("timestamp"), "timestamp", far), late
     )
-    for number, name in enumerate(shards(3)):
+    for number, name in enumerate(shard_names(3)):
         checks.profile_events(source.path, tmp_path / f"profile-{number}", None, Shard.parse(name))
     with pytest.raises(CheckFailed) as caught:
         checks.check_event_profiles(
@@ -268,7 +269,7 @@ def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
         r"duplicates: share.*\(user \d+ \(shard 2\)\)", str(caught.value).replace("\n", " ")
     ), str(caught.value)
     assert (
-        re.search(r"timestamp: largest.*user \d+ \(shard 3\)", str(caught.value))
+        re.search(r"timestamp: maximum.*user \d+ \(shard 3\)", str(caught.value))
         and "(shard 2)" in text
         and "(shard 3)" in text
     )

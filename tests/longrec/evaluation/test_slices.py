@@ -9,7 +9,7 @@ import pytest
 
 from longrec.config import EvaluateConfig
 from longrec.data.histories import Histories
-from longrec.data.loader import EncodedHistories
+from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import slices
 from longrec.evaluation.sample import EvaluationSample, draw_sample
 from longrec.training.encoded_cache import fit_encoder
@@ -39,7 +39,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Sampled:
     path = small_histories.write(folder / "histories", num_users=30)
     histories = Histories.open(path)
     encoder = fit_encoder(histories)
-    encoded = EncodedHistories.make(histories, encoder, folder / "encoded")
+    encoded = EncodedHistories.encode(histories, encoder, folder / "encoded")
     sample = draw_sample(encoded, EvaluateConfig(bootstrap_samples=2), 0)
     return Sampled(histories, encoded, sample)
 

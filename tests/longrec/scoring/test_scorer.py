@@ -14,7 +14,8 @@ import torch
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.histories import Histories
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import ConfigError, DataError, SchemaMismatch
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
@@ -58,7 +59,7 @@ def scorer(bundle_dir: Path) -> Scorer:
 def encoded(
     directory: Path, scorer: Scorer, tmp_path_factory: pytest.TempPathFactory
 ) -> EncodedHistories:
-    return EncodedHistories.make(
+    return EncodedHistories.encode(
         Histories.open(directory),
         scorer.bundle.encoder,
         tmp_path_factory.mktemp("cache") / "encoded",
@@ -106,7 +107,7 @@ def test_rows_score_like_the_training_forward_of_the_same_requests(
     scorer, encoded, rows, length: int
 ) -> None:
     requests = encoded.requests("eval")
-    stream = RequestStream.serving(
+    stream = RequestStream.for_evaluation(
         encoded, requests, length, token_budget=10**9, max_requests=len(requests)
     )
     (batch,) = stream
@@ -196,7 +197,7 @@ def test_the_length_changes_scores_but_no_weight(scorer, rows) -> None:
 
 def test_inference_mode_does_not_leak_to_the_caller(scorer, encoded) -> None:
     for _ in scorer.score_batches(
-        RequestStream.serving(encoded, encoded.requests("eval"), 8, token_budget=50, max_requests=5)
+        RequestStream.for_evaluation(encoded, encoded.requests("eval"), 8, token_budget=50, max_requests=5)
     ):
         assert not torch.is_inference_mode_enabled()
 

@@ -61,7 +61,7 @@ def slice_of(
     request: RequestRows,
     length: int = SERVED_LENGTH,
 ) -> HistorySlice:
-    end = history.prefix_before(request.history, request.request_time_ms).num_rows
+    end = history.events_before(request.history, request.request_time_ms).num_rows
     return HistorySlice(
         key=key,
         timeline=request.history,

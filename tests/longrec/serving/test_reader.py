@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from longrec.data import history
-from longrec.data.store.reader import UserRows
+from longrec.data.store.user_record import UserRecord
 from longrec.errors import DataError, StoreError
 from longrec.serving import reader as reader_module
 from longrec.serving.reader import FetchResult, StoreReader
@@ -38,7 +38,7 @@ class FakeStore:
             raise StoreError("the online store is gone")
         return self
 
-    def fetch(self, user_ids) -> list[UserRows]:
+    def fetch(self, user_ids) -> list[UserRecord]:
         if self.state == "hangs":
             self.hanging_thread = threading.current_thread()
             self.is_hanging.set()
@@ -49,7 +49,7 @@ class FakeStore:
             raise KeyError("odd")
         if self.state == "damaged" and 3 in user_ids:
             raise DataError("a packed history is not readable")
-        return [UserRows(user_id, timeline(user_id), {"region": "north"}) for user_id in user_ids]
+        return [UserRecord(user_id, timeline(user_id), {"region": "north"}) for user_id in user_ids]
 
 
 @functools.cache

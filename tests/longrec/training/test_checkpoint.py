@@ -1,10 +1,10 @@
-"""Checkpoints: a training that is killed at any moment and started again ends with the bytes of one
-that was not.
+"""Checkpoints: a training that is killed and started again ends with the bytes of one that was not.
+
+`Stop` interrupts a training within this process; killed ones run in processes of their own.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import errno
 import json
@@ -17,395 +17,479 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import safetensors.torch
 import torch
 
-from longrec import errors
-from longrec.config import LengthConfig, ModelConfig, TrainConfig
-from longrec.errors import ConfigError, DataError
-from longrec.training import train as training
+from longrec.config import TrainConfig
+from longrec.errors import ConfigError, DataError, Stopped
 from longrec.training.checkpoint import Checkpoint, Checkpoints
-from longrec.training.trainer import CurveRow
-from tests.longrec import small_histories
+from longrec.training.curve import CurveRow
+from tests.longrec.training.killed_training import CONFIG
+from tests.longrec.training.small_training import read_curve, train_small
 
-MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
-LENGTHS = LengthConfig("beta", 0, 32, 64)
-TRAIN = TrainConfig(
-    epochs=2,
-    token_budget=300,
-    max_requests_per_batch=16,
-    learning_rate=5e-3,
-    log_every=1,
-    device="cpu",
-    checkpoint_every=4,
-    tensorboard=False,
-)
-TIMES = {"seconds", "events_per_second", "targets_per_second", "memory_bytes"}
-
-CHILD = """
-import os, shutil, signal, sys
-from pathlib import Path
-import safetensors.torch
-from longrec.training import train as training
-from longrec.data import files
-from tests.longrec.training.test_checkpoint import LENGTHS, MODEL, TRAIN
-
-moment, number, calls = sys.argv[3], int(sys.argv[4]), 0
-
-def deadly(function, *, half=False):
-    def wrapped(*arguments, **options):
-        global calls
-        place = str(arguments[-1] if function is save else arguments[0])
-        calls += "step-" in place
-        if calls == number and "step-" in place:
-            if half:
-                function(*arguments, **options)
-                os.truncate(place, os.path.getsize(place) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return wrapped
-
-save = safetensors.torch.save_file
-if moment == "half of the tensors":
-    safetensors.torch.save_file = deadly(save, half=True)
-elif moment == "no values yet":
-    files.write_json = deadly(files.write_json)
-elif moment == "not yet renamed":
-    files.sync = deadly(files.sync)
-elif moment == "old one not removed":
-    shutil.rmtree = deadly(shutil.rmtree)
-
-training.train(sys.argv[1], sys.argv[2], MODEL, LENGTHS, TRAIN, 64, 3, on_progress=lambda row, _: print(row.step, flush=True))
-"""
+ROOT = Path(__file__).parents[3]
+TIME_COLUMNS = {
+    "seconds",
+    "events_per_second",
+    "targets_per_second",
+    "memory_bytes",
+}
+TIMEOUT_SECONDS = 600
+SLOW = pytest.mark.slow
 
 
-class Stopped(Exception):
-    pass
+class Stop(Exception):
+    """Interrupts a training."""
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
-
-
-@pytest.fixture(scope="module")
-def whole(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a training that nothing interrupted."""
-    return run(directory, tmp_path_factory.mktemp("whole") / "bundle")
-
-
-def run(
-    directory: Path, out: Path, config: TrainConfig = TRAIN, *, stop_at: int = 0, **options
-) -> Path:
-    """Returns `out` after training; raises Stopped when the row of step `stop_at` is told."""
-
-    def listen(row: CurveRow, _: int) -> None:
-        if row.step == stop_at:
-            raise Stopped
-
-    training.train(directory, out, MODEL, LENGTHS, config, 64, 3, on_progress=listen, **options)
+    out = tmp_path_factory.mktemp("whole") / "bundle"
+    train_small(histories_dir, out, CONFIG)
     return out
 
 
-def curve(bundle: Path) -> list[dict[str, str]]:
-    with open(bundle / "training_curve.csv", encoding="utf-8") as stream:
-        return [
-            {name: value for name, value in row.items() if name not in TIMES}
-            for row in csv.DictReader(stream)
-        ]
+def stop(
+    histories_dir: Path,
+    out: Path,
+    config: TrainConfig = CONFIG,
+    *,
+    at_step: int,
+    **options: Any,
+) -> None:
+    """Train until the row of a step is reported."""
+
+    def listen(row: CurveRow, _: int) -> None:
+        if row.step == at_step:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_small(
+            histories_dir,
+            out,
+            config,
+            on_progress=listen,
+            **options,
+        )
 
 
-def assert_equal(bundle: Path, whole: Path) -> None:
-    assert (bundle / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert (
-        curve(bundle) == curve(whole) and len(curve(whole)) > 40
-    )  # log_every is 1: these are all losses
-    versions = [
-        json.loads((path / "bundle.json").read_text())["version"] for path in (bundle, whole)
-    ]
-    assert versions[0] == versions[1]
-    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+def losses_of(bundle_dir: Path) -> list[dict[str, str]]:
+    """Return the curve without times: log_every is 1, so it has the loss of every step."""
+    rows = read_curve(bundle_dir)
+    for row in rows:
+        for name in TIME_COLUMNS:
+            row.pop(name, None)
+    return rows
+
+
+def version_of(bundle_dir: Path) -> str:
+    meta = json.loads((bundle_dir / "bundle.json").read_text())
+    return meta["version"]
+
+
+def assert_equal(bundle_dir: Path, whole: Path) -> None:
+    """Check that two bundles are equal, and that nothing else lies beside the first."""
+    name = "model.safetensors"
+    assert (bundle_dir / name).read_bytes() == (whole / name).read_bytes()
+    assert losses_of(bundle_dir) == losses_of(whole)
+    assert len(losses_of(whole)) > 40
+    assert version_of(bundle_dir) == version_of(whole)
+    assert [path.name for path in bundle_dir.parent.iterdir()] == [bundle_dir.name]
+
+
+def checkpoints_of(out: Path) -> list[Path]:
+    """Return the checkpoints beside a bundle, the oldest first."""
+    folder = out.with_name(f".{out.name}.work") / "checkpoints"
+    return sorted(folder.glob("*/step-*"))
 
 
 def start(
-    directory: Path, out: Path, request_time: str = "", number: int = 0
+    histories_dir: Path,
+    out: Path,
+    moment: str = "",
+    number: int = 0,
 ) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", CHILD, str(directory), str(out), request_time, str(number)]
+    """Start a training in a process of its own; see killed_training."""
+    module = "tests.longrec.training.killed_training"
+    arguments = [str(histories_dir), str(out), moment, str(number)]
     return subprocess.Popen(
-        arguments,
+        [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[3],
+        cwd=ROOT,
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
     )
 
 
-def killed_at_random(directory: Path, out: Path, seed: int, kills: int) -> None:
-    """Trains in processes that are killed some rows after their first, `kills` times, and then to
-    the end.
-    """
+def train_with_kills(histories_dir: Path, out: Path, seed: int, num_kills: int) -> None:
+    """Train in processes that are killed some rows after their first, and then to the end."""
     rng = random.Random(seed)
-    for _ in range(kills):
-        with start(directory, out) as process:
+    for _ in range(num_kills):
+        with start(histories_dir, out) as process:
             assert process.stdout is not None
             for _ in range(rng.randint(1, 12)):
                 process.stdout.readline()
             time.sleep(rng.random() * 0.05)
             process.kill()
-    with start(directory, out) as process:
-        _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+    with start(histories_dir, out) as process:
+        _, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 0, stderr
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    directory: Path, whole: Path, tmp_path: Path
+def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
 ) -> None:
-    killed_at_random(directory, tmp_path / "bundle", seed=0, kills=1)
-    assert_equal(tmp_path / "bundle", whole)
+    out = tmp_path / "bundle"
+    train_with_kills(
+        histories_dir,
+        out,
+        seed=0,
+        num_kills=1,
+    )
+    assert_equal(out, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_killed_at_many_random_moments_it_ends_with_the_same_bytes(
-    directory: Path, whole: Path, tmp_path: Path, seed: int
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+    seed: int,
 ) -> None:
-    killed_at_random(directory, tmp_path / "bundle", seed=seed, kills=5)
-    assert_equal(tmp_path / "bundle", whole)
+    out = tmp_path / "bundle"
+    train_with_kills(
+        histories_dir,
+        out,
+        seed=seed,
+        num_kills=5,
+    )
+    assert_equal(out, whole)
 
 
 @pytest.mark.parametrize(
-    "request_time",
+    "moment",
     [
         "half of the tensors",
-        *(
-            pytest.param(request_time, marks=pytest.mark.slow)
-            for request_time in ("no values yet", "not yet renamed", "old one not removed")
-        ),
+        pytest.param("no values yet", marks=SLOW),
+        pytest.param("not yet renamed", marks=SLOW),
+        pytest.param("old one not removed", marks=SLOW),
     ],
 )
 def test_killed_inside_a_write_it_ends_with_the_same_bytes(
-    directory: Path, whole: Path, tmp_path: Path, request_time: str
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+    moment: str,
 ) -> None:
     out = tmp_path / "bundle"
-    with start(directory, out, request_time, 3) as process:
-        _, errors = process.communicate(timeout=600)
-    assert process.returncode == -signal.SIGKILL, errors
+    with start(histories_dir, out, moment, 3) as process:
+        _, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == -signal.SIGKILL, stderr
     assert not (out / "bundle.json").exists()
-    run(directory, out)
+    train_small(histories_dir, out, CONFIG)
     assert_equal(out, whole)
 
 
 @pytest.mark.parametrize(
-    "stop_at", [5, 30, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 25))]
+    "at_step",
+    [
+        5,
+        30,
+        pytest.param(1, marks=SLOW),
+        pytest.param(4, marks=SLOW),
+        pytest.param(25, marks=SLOW),
+    ],
 )
 def test_stopped_at_a_step_it_ends_with_the_same_bytes(
-    directory: Path, whole: Path, tmp_path: Path, stop_at: int
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+    at_step: int,
 ) -> None:
     out = tmp_path / "bundle"
-    with pytest.raises(Stopped):
-        run(directory, out, stop_at=stop_at)
-    run(
-        directory, out, dataclasses.replace(TRAIN, num_workers=3, checkpoint_every=7)
-    )  # what only changes the pace may change
+    stop(histories_dir, out, at_step=at_step)
+    # settings that only change the speed may change
+    other_speed = dataclasses.replace(
+        CONFIG,
+        num_workers=3,
+        checkpoint_every=7,
+    )
+    train_small(histories_dir, out, other_speed)
     assert_equal(out, whole)
 
 
-def test_told_to_stop_it_ends_between_two_steps_and_goes_on_from_there(
-    directory: Path, whole: Path, tmp_path: Path
+def test_sigterm_ends_it_between_two_steps_and_it_resumes_from_there(
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
 ) -> None:
-    out, told = tmp_path / "bundle", []
+    out = tmp_path / "bundle"
+    steps = []
 
     def listen(row: CurveRow, _: int) -> None:
-        told.append(row.step)
+        steps.append(row.step)
         if row.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(
-        errors.Stopped,
-        match=r"told to stop \(SIGTERM\); found step 7 of \d+\. Start the same command again",
-    ):
-        training.train(directory, out, MODEL, LENGTHS, TRAIN, 64, 3, on_progress=listen)
-    assert (
-        told[-1] == 7 and signal.getsignal(signal.SIGTERM) is before
-    )  # the step that was under way, and no checkpoint was due there
-    training.train(directory, out, MODEL, LENGTHS, TRAIN, 64, 3, on_progress=listen)
-    assert told[7] == 8
+    message = (
+        r"SIGTERM stopped the training; found step 7 of \d+\. Run the same command again: the"
+        r" training resumes from there"
+    )
+    with pytest.raises(Stopped, match=message):
+        train_small(
+            histories_dir,
+            out,
+            CONFIG,
+            on_progress=listen,
+        )
+    # step 7 was under way, and no checkpoint was due there
+    assert steps[-1] == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+    train_small(
+        histories_dir,
+        out,
+        CONFIG,
+        on_progress=listen,
+    )
+    assert steps[7] == 8
     assert_equal(out, whole)
 
 
 def test_a_resumed_training_does_not_start_at_the_beginning(
-    directory: Path, tmp_path: Path
+    histories_dir: Path,
+    tmp_path: Path,
 ) -> None:
-    with pytest.raises(Stopped):
-        run(directory, tmp_path / "bundle", stop_at=10)
-    told: list[int] = []
-    training.train(
-        directory,
-        tmp_path / "bundle",
-        MODEL,
-        LENGTHS,
-        TRAIN,
-        64,
-        3,
-        on_progress=lambda row, _: told.append(row.step),
+    out = tmp_path / "bundle"
+    stop(histories_dir, out, at_step=10)
+    steps: list[int] = []
+    train_small(
+        histories_dir,
+        out,
+        CONFIG,
+        on_progress=lambda row, _: steps.append(row.step),
     )
-    assert (
-        told[0] == 9 and len(told) == told[-1] - 8
-    )  # the checkpoint of step 8; that of step 10 was never written
+    # from the checkpoint of step 8: the next one was never written
+    assert steps[0] == 9
+    assert len(steps) == steps[-1] - 8
 
 
 @pytest.mark.parametrize(
-    "wound",
+    "damage",
     [
         "truncated tensors",
         "empty values",
-        *(
-            pytest.param(wound, marks=pytest.mark.slow)
-            for wound in ("a flipped byte", "truncated values", "no tensors")
-        ),
+        pytest.param("a flipped byte", marks=SLOW),
+        pytest.param("truncated values", marks=SLOW),
+        pytest.param("no tensors", marks=SLOW),
     ],
 )
 def test_a_damaged_checkpoint_is_left_out_with_a_warning(
-    directory: Path, whole: Path, tmp_path: Path, wound: str, caplog: pytest.LogCaptureFixture
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "bundle"
-    with pytest.raises(Stopped):
-        run(directory, out, stop_at=14)
-    steps = sorted((tmp_path / ".bundle.work" / "checkpoints").glob("*/step-*"))
-    assert [path.name for path in steps] == ["step-0000000008", "step-0000000012"]
-    tensors, values = steps[-1] / "state.safetensors", steps[-1] / "state.json"
-    if wound == "truncated tensors":
+    stop(histories_dir, out, at_step=14)
+    paths = checkpoints_of(out)
+    assert [path.name for path in paths] == ["step-0000000008", "step-0000000012"]
+    tensors = paths[-1] / "state.safetensors"
+    values = paths[-1] / "state.json"
+    if damage == "truncated tensors":
         os.truncate(tensors, tensors.stat().st_size // 2)
-    elif wound == "a flipped byte":
+    elif damage == "a flipped byte":
         content = bytearray(tensors.read_bytes())
         content[-5] ^= 1
         tensors.write_bytes(content)
-    elif wound == "truncated values":
+    elif damage == "truncated values":
         os.truncate(values, 40)
-    elif wound == "no tensors":
+    elif damage == "no tensors":
         tensors.unlink()
     else:
         values.write_text("[]")
     with caplog.at_level(logging.WARNING):
-        run(directory, out)
-    assert (
-        "step-0000000012 is damaged and left out" in caplog.text
-        and "going on after step 8 of" in caplog.text
-    )
+        train_small(histories_dir, out, CONFIG)
+    assert "step-0000000012 is damaged and left out" in caplog.text
+    assert "resuming after step 8 of" in caplog.text
     assert_equal(out, whole)
 
 
-def test_checkpoints_may_lie_on_a_volume_that_trainings_share(
-    directory: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_trainings_may_share_a_volume_of_checkpoints(
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     volume = tmp_path / "volume"
-    other = dataclasses.replace(TRAIN, learning_rate=1e-3)
-    for out, config in (("first", TRAIN), ("second", other)):
-        with pytest.raises(Stopped):
-            run(directory, tmp_path / out / "bundle", config, stop_at=6, checkpoint_dir=volume)
-    assert "of 1 others, the newest differs: train.learning_rate 0.005, here 0.001" in caplog.text
-    assert len(list(volume.iterdir())) == 2
-    run(
-        directory, tmp_path / "retried" / "bundle", checkpoint_dir=volume
-    )  # another output, as a retried step gets
-    assert_equal(tmp_path / "retried" / "bundle", whole)
-    assert len(list(volume.iterdir())) == 1  # its own are gone, the other's are not
-
-
-def test_a_checkpoint_of_another_training_is_refused(directory: Path, tmp_path: Path) -> None:
-    volume = tmp_path / "volume"
-    with pytest.raises(Stopped):
-        run(directory, tmp_path / "bundle", stop_at=6, checkpoint_dir=volume)
-    [mine] = volume.iterdir()
-    with pytest.raises(Stopped):
-        run(
-            directory,
-            tmp_path / "bundle",
-            dataclasses.replace(TRAIN, epochs=3),
-            stop_at=6,
+    other = dataclasses.replace(CONFIG, learning_rate=1e-3)
+    for name, config in (("first", CONFIG), ("second", other)):
+        stop(
+            histories_dir,
+            tmp_path / name / "bundle",
+            config,
+            at_step=6,
             checkpoint_dir=volume,
         )
-    [other] = [path for path in volume.iterdir() if path != mine]
-    shutil.rmtree(mine)
-    other.rename(mine)
-    with pytest.raises(
-        DataError, match=r"of another training; found train.epochs 3, here 2"
-    ) as caught:
-        run(directory, tmp_path / "bundle", checkpoint_dir=volume)
-    assert "\n" not in str(caught.value) and mine.exists()
+    assert "of 1 others, the newest differs: train.learning_rate 0.005, here 0.001" in caplog.text
+    assert len(list(volume.iterdir())) == 2
+    # another output, as a retried step gets
+    retried = tmp_path / "retried" / "bundle"
+    train_small(
+        histories_dir,
+        retried,
+        CONFIG,
+        checkpoint_dir=volume,
+    )
+    assert_equal(retried, whole)
+    # its own checkpoints are gone, the other's are not
+    assert len(list(volume.iterdir())) == 1
 
 
-def test_two_trainings_of_one_output_are_refused(directory: Path, tmp_path: Path) -> None:
-    def second(row: CurveRow, _: int) -> None:
-        run(directory, tmp_path / "bundle")
+def test_a_checkpoint_of_another_training_is_refused(histories_dir: Path, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    out = tmp_path / "bundle"
+    stop(
+        histories_dir,
+        out,
+        at_step=6,
+        checkpoint_dir=volume,
+    )
+    [own] = volume.iterdir()
+    stop(
+        histories_dir,
+        out,
+        dataclasses.replace(CONFIG, epochs=3),
+        at_step=6,
+        checkpoint_dir=volume,
+    )
+    [other] = [path for path in volume.iterdir() if path != own]
+    shutil.rmtree(own)
+    other.rename(own)
+    message = r"of another training; found train.epochs 3, here 2"
+    with pytest.raises(DataError, match=message) as caught:
+        train_small(
+            histories_dir,
+            out,
+            CONFIG,
+            checkpoint_dir=volume,
+        )
+    assert "\n" not in str(caught.value)
+    assert own.exists()
+
+
+def test_a_checkpoint_of_an_unknown_format_is_refused_by_name(
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "bundle"
+    stop(histories_dir, out, at_step=6)
+    [path] = checkpoints_of(out)
+    values = path / "state.json"
+    content = json.loads(values.read_text())
+    values.write_text(json.dumps({**content, "format_version": 99}))
+    message = (
+        r"step-0000000004 has an unknown format version; found 99; expected 1\. Delete the folder"
+        r" .* and run the same command again: longrec train starts anew"
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        train_small(histories_dir, out, CONFIG)
+    assert "\n" not in str(caught.value)
+    assert values.exists()
+    shutil.rmtree(path.parent)
+    train_small(histories_dir, out, CONFIG)
+    assert_equal(out, whole)
+
+
+def test_two_trainings_of_one_output_are_refused(histories_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+
+    def train_again(row: CurveRow, _: int) -> None:
+        train_small(histories_dir, out, CONFIG)
 
     with pytest.raises(ConfigError, match="another training is writing"):
-        training.train(
-            directory, tmp_path / "bundle", MODEL, LENGTHS, TRAIN, 64, 3, on_progress=second
+        train_small(
+            histories_dir,
+            out,
+            CONFIG,
+            on_progress=train_again,
         )
 
 
-def test_without_checkpoints_it_starts_anew(directory: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        run(
-            directory,
-            tmp_path / "bundle",
-            dataclasses.replace(TRAIN, checkpoint_every=0),
-            stop_at=20,
-        )
-    assert not list(tmp_path.iterdir())
-    assert_equal(run(directory, tmp_path / "bundle"), whole)
-
-
-def test_a_checkpoint_of_another_version_is_one_line(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        run(directory, tmp_path / "bundle", stop_at=6)
-    [step] = (tmp_path / ".bundle.work" / "checkpoints").glob("*/step-*")
-    identity = json.loads((step / "state.json").read_text())["identity"]
-    checkpoints = Checkpoints(step.parents[1], identity)
-    found = checkpoints.latest()
-    assert found is not None
-    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "ranker.head.bias"}
-    checkpoints.save(
-        Checkpoint(5, {**tensors, "ranker.head.weight": torch.zeros(1, 1)}, found.values)
+def test_without_checkpoints_it_starts_anew(
+    histories_dir: Path,
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "bundle"
+    config = dataclasses.replace(CONFIG, checkpoint_every=0)
+    stop(
+        histories_dir,
+        out,
+        config,
+        at_step=20,
     )
+    assert not list(tmp_path.iterdir())
+    train_small(histories_dir, out, CONFIG)
+    assert_equal(out, whole)
+
+
+def test_a_checkpoint_of_another_ranker_is_one_line(histories_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    stop(histories_dir, out, at_step=6)
+    [path] = checkpoints_of(out)
+    identity = json.loads((path / "state.json").read_text())["identity"]
+    checkpoints = Checkpoints(path.parents[1], identity)
+    latest = checkpoints.latest()
+    assert latest is not None
+    tensors = dict(latest.tensors)
+    del tensors["ranker.head.bias"]
+    tensors["ranker.head.weight"] = torch.zeros(1, 1)
+    checkpoints.save(Checkpoint(5, tensors, latest.values))
     with pytest.raises(DataError, match="a checkpoint does not fit this ranker") as caught:
-        run(directory, tmp_path / "bundle")
+        train_small(histories_dir, out, CONFIG)
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
-    directory: Path,
+    histories_dir: Path,
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    right, calls = safetensors.torch.save_file, []
+    """The writes of steps 8 and 12 fail."""
+    out = tmp_path / "bundle"
+    save_file = safetensors.torch.save_file
+    errors = {
+        2: OSError(errno.ENOSPC, "No space left on device"),
+        3: safetensors.SafetensorError("IoError"),
+    }
+    calls = []
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def failing_save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if "step-" in str(path):
             calls.append(path)
-            if len(calls) in (2, 3):
-                raise [
-                    OSError(errno.ENOSPC, "No space left on device"),
-                    safetensors.SafetensorError("IoError"),
-                ][len(calls) - 2]
-        right(tensors, path)
+            if len(calls) in errors:
+                raise errors[len(calls)]
+        save_file(tensors, path)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(Stopped):
-        run(directory, tmp_path / "bundle", stop_at=14)
-    assert (
-        "checkpoint of step 8 could not be written" in caplog.text
-        and "no space is left" in caplog.text
-    )
-    steps = sorted(path.name for path in (tmp_path / ".bundle.work" / "checkpoints").glob("*/*"))
-    assert steps == ["step-0000000004"]  # that of step 12 failed too; nothing half-written stays
-    run(directory, tmp_path / "bundle")
-    assert_equal(tmp_path / "bundle", whole)
+    monkeypatch.setattr(safetensors.torch, "save_file", failing_save_file)
+    stop(histories_dir, out, at_step=14)
+    assert "checkpoint of step 8 could not be written" in caplog.text
+    assert "no space is left" in caplog.text
+    # nothing half-written stays
+    assert [path.name for path in checkpoints_of(out)] == ["step-0000000004"]
+    train_small(histories_dir, out, CONFIG)
+    assert_equal(out, whole)

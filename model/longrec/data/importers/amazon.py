@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import int64_of
+from longrec.data.columns import int64_column
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
@@ -214,7 +214,7 @@ def _read_items(
 ) -> pa.Table:
     """Return the item table of the rated items; items without metadata have nulls."""
     found = read_entities(_read_meta(file, rated, ids), ITEM_FIELDS)
-    missing = pa.array(np.setdiff1d(rated, int64_of(found, ITEM_ID)))
+    missing = pa.array(np.setdiff1d(rated, int64_column(found, ITEM_ID)))
     nulls = [pa.nulls(len(missing), kind) for kind in found.schema.types[1:]]
     others = pa.table([missing, *nulls], schema=found.schema)
     table = pa.concat_tables([found, others], promote_options="none")

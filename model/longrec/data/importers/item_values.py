@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import group_starts
+from longrec.data.timelines import group_starts
 
 UNKNOWN = -1
 """Marks a missing value."""

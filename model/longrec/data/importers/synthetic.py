@@ -24,20 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import (
-    ROWS_PER_PART,
-    TIMESTAMP_TYPE,
-    DatasetWriter,
-    history_lengths,
-    part_of,
-    parts_for,
-)
+from longrec.data.columns import TIMESTAMP_TYPE
+from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.importers.ground_truth import (
     GroundTruth,
     auc,
     default_like_rate,
     find_last_likes,
 )
+from longrec.data.shards import ROWS_PER_PART, num_parts_for, part_of
+from longrec.data.timelines import history_lengths
 from longrec.errors import ConfigError
 from longrec.schema import synthetic_schema
 
@@ -154,7 +150,7 @@ def synthesize(
         "p0": p0,
         "seed": seed,
     }
-    num_parts = parts_for(num_users * events_per_user * 3 // 4, rows_per_part)
+    num_parts = num_parts_for(num_users * events_per_user * 3 // 4, rows_per_part)
     simulation = _Simulation(truth, sizes, seed)
     with DatasetWriter(
         out_dir,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.dataset import int64_of
+from longrec.data.columns import int64_column
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.fields import Field, convert
 from longrec.data.importers.reading.log_files import estimate_num_rows
@@ -151,13 +151,13 @@ def _read_events(builder: DatasetBuilder, path: Path) -> pa.Table:
         rows = convert(batch, FIELDS)
         is_known = np.asarray(pc.is_in(rows.table["behavior"], value_set=behaviors))
         rows.reject(~is_known, f"behavior_type is not one of {', '.join(BEHAVIORS)}")
-        times = int64_of(rows.table, TIMESTAMP)
+        times = int64_column(rows.table, TIMESTAMP)
         is_inside = (times >= FIRST_MS) & (times < LAST_MS)
         rows.reject(is_known & ~is_inside, "timestamp is not in the nine days of the log")
         table = rows.table.append_column(EVENT_SEQ, pa.array(rows.lines - 1))
         events = table.filter(pa.array(is_known & is_inside))
         values = pc.fill_null(events[CATEGORY], UNKNOWN)
-        categories.add(int64_of(events, ITEM_ID), np.asarray(values, np.int64))
+        categories.add(int64_column(events, ITEM_ID), np.asarray(values, np.int64))
         builder.spill.add(events)
     ids = categories.ids()
     return pa.table({ITEM_ID: ids, CATEGORY: categories.values_of(ids)})

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longrec.data.dataset import int64_of
+from longrec.data.columns import int64_column
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.fields import Field, convert
 from longrec.data.importers.reading.log_files import column_types, require_columns
@@ -186,14 +186,14 @@ def _read_events(builder: DatasetBuilder, paths: Sequence[Path]) -> FirstKnownVa
         sequence.start_file()
         for batch in _read_flat(builder.log_file(path), [field.source for field in fields]):
             rows = convert(batch, fields)
-            seconds = int64_of(rows.table, TIMESTAMP)
+            seconds = int64_column(rows.table, TIMESTAMP)
             is_wrong = (seconds < 0) | (seconds > LATEST_S)
             rows.reject(is_wrong, "timestamp is not in seconds from the beginning of the log")
             table = _with_all_columns(rows.table, path.name)
             table = table.append_column(EVENT_SEQ, sequence.number(rows.lines))
             events = table.filter(pa.array(~is_wrong))
             lengths = pc.fill_null(events[TRACK_LENGTH], UNKNOWN)
-            track_lengths.add(int64_of(events, ITEM_ID), np.asarray(lengths, np.int64))
+            track_lengths.add(int64_column(events, ITEM_ID), np.asarray(lengths, np.int64))
             builder.spill.add(events)
     return track_lengths
 
@@ -331,7 +331,7 @@ def _first_of(name: str, file: LogFile, ids: Int64) -> pa.Array:
     )
     for batch in read_parquet(file, [ITEM_ID, name]):
         rows = convert(batch, fields)
-        values.add(int64_of(rows.table, ITEM_ID), int64_of(rows.table, name))
+        values.add(int64_column(rows.table, ITEM_ID), int64_column(rows.table, name))
     return values.values_of(ids)
 
 

@@ -72,7 +72,11 @@ def check_events(
         DataError: the dataset is unreadable.
     """
     started = time.perf_counter()
-    profile = _profile_events(Path(dataset_dir), workdir, WHOLE_DATASET)
+    profile = _profile_events(
+        Path(dataset_dir),
+        workdir,
+        WHOLE_DATASET,
+    )
     return _check_events(
         [profile],
         Path(report_html),
@@ -247,7 +251,11 @@ def _check_events(
 ) -> CheckReport:
     metadata = shards[0].metadata
     tables = merge_tables([shard.tables for shard in shards])
-    suites, facts = dataset_suites.dataset_suites(tables, metadata, checks)
+    suites, facts = dataset_suites.dataset_suites(
+        tables,
+        metadata,
+        checks,
+    )
     results = validate(suites)
     section = NO_SECTION
     if not any(result.failed for result in all_results(results)):
@@ -322,7 +330,11 @@ def _previous_version(
             f"The published version {name} was built without a profile: nothing to compare with."
         )
     profile = DriftProfile.from_dict(manifest["profile"])
-    return PreviousVersion(published.path / "features", name, profile), ""
+    return PreviousVersion(
+        published.path / "features",
+        name,
+        profile,
+    ), ""
 
 
 @contextlib.contextmanager
@@ -363,7 +375,11 @@ class _Report:
     suites: Sequence[SuiteResult]
     extra_section: page.Html = NO_SECTION
 
-    def write(self, path: Path, started: float) -> CheckReport:
+    def write(
+        self,
+        path: Path,
+        started: float,
+    ) -> CheckReport:
         """Write the page, log the warnings and return the report.
 
         Raises:

@@ -99,8 +99,18 @@ def profile_dataset(
     if shard.index == 0:
         items = item_columns(schema)
         users = user_columns(schema)
-        profiles["items"] = profile_entities(connection, items_path, items, ITEM_ID)
-        profiles["users"] = profile_entities(connection, users_path, users, USER_ID)
+        profiles["items"] = profile_entities(
+            connection,
+            items_path,
+            items,
+            ITEM_ID,
+        )
+        profiles["users"] = profile_entities(
+            connection,
+            users_path,
+            users,
+            USER_ID,
+        )
     return profiles
 
 
@@ -320,7 +330,11 @@ def _profile_columns(view: TableView) -> TableProfile:
             if not found.expectation.is_met_by(found.value):
                 rows = view.failed_rows(found.failed_predicate)
                 failed_rows[found.expectation.column] = rows
-    return TableProfile(profiles, {"num_rows": num_rows}, failed_rows)
+    return TableProfile(
+        profiles,
+        {"num_rows": num_rows},
+        failed_rows,
+    )
 
 
 def _count_labels(

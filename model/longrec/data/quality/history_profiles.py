@@ -93,7 +93,11 @@ class TimelineFile:
 
         The values are int64, NULL for null.
         """
-        for offset, batch in zip(self.offsets[:-1].tolist(), self.batches, strict=True):
+        for offset, batch in zip(
+            self.offsets[:-1].tolist(),
+            self.batches,
+            strict=True,
+        ):
             yield offset, to_int64(batch.column(name))
 
     def take(self, name: str, offsets: Int64) -> Int64:
@@ -169,7 +173,11 @@ class RequestTable:
             columns=columns,
             splits=np.asarray(splits, dtype=np.str_),
             has_user=has_user,
-            timeline_starts=_take_or_zero(users["event_start"], user_rows, has_user),
+            timeline_starts=_take_or_zero(
+                users["event_start"],
+                user_rows,
+                has_user,
+            ),
             timeline_ends=_take_or_zero(users["event_end"], user_rows, has_user),
         )
 
@@ -255,7 +263,11 @@ def _timeline_mismatches(schema: Schema, timelines: TimelineFile) -> list[str]:
     return [f"timelines.arrow: {line}" for line in mismatches]
 
 
-def _take_or_zero(values: Int64, rows: Int64, mask: Bools) -> Int64:
+def _take_or_zero(
+    values: Int64,
+    rows: Int64,
+    mask: Bools,
+) -> Int64:
     taken = np.zeros(len(rows), np.int64)
     taken[mask] = values[rows[mask]]
     return taken

@@ -1,12 +1,22 @@
-"""The feature store. Feature tables go in by `publish`, live events by `push`, histories come out by two doors.
+"""The feature store: tables are published, live events pushed, histories read online or offline.
 
-    feature tables --publish--> LONGREC_HOME/store/<version>/{features,feast} <-- store/current <-- LONGREC_HOME/{features,feast}
-                                     |  offline: retrieve(), one entity row per user     |  online: OnlineStore.fetch()
-                                     v                                                   v
-                                 histories of all requests                           one user now
+    feature tables --publish--> WORKDIR/store/<version>/{features,feast} <-- store/current
+                                  |                                            <-- {features,feast}
+                                  +-- offline: retrieve(), histories of all requests
+                                  +-- online: OnlineStore.fetch(), one user now
 
-    versions (what a work directory points to) <- tails (files of pushed rows) <- door (Feast) <- reader <- push <- publish
-                                                                             ^------------------ retrieve
+    workdir            format version, lock and links of a work directory
+    versions           the published version
+    tail_files         files of pushed events: incremental tails and compacted histories
+    feast_adapter      a published version, opened with Feast; the only file that imports Feast
+    user_record        what the store knows of one user: base and tail merged
+    online_store       reads of single users for serving
+    offline_store      the same reads from the tables on disk
+    live_events        rows of a push: read, cast, sorted
+    deduplication      which events of a push are new
+    push               live events into the store
+    publish            feature tables into a new version; materialize fills its online store
+    retrieve           histories for training; request_table, timeline_sources
 
-Only `door` imports Feast, inside functions: it costs seconds.
+Feast is imported inside functions, because it costs seconds.
 """

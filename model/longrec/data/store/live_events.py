@@ -1,40 +1,36 @@
-"""Live events on their way into the feature store: read from a file, brought to the schema, told
-apart from what is stored.
+"""Live events on their way into the feature store: read from a file, cast to the schema, sorted.
 
-An event is known by (user_id, timestamp, event_seq, item_id). The same event again changes nothing;
-another event under the same key
-is refused, for which of the two came first would otherwise decide. `event_seq` is the producer's:
-the position in the source log.
+`event_seq` comes from the producer: it is the position of the event in the source log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv, json
 
 from longrec.data import history
-from longrec.data.dataset import known_times
+from longrec.data.store.deduplication import sort_distinct
+from longrec.data.timelines import group_spans, known_times
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, CREATED, TIMESTAMP, USER_ID, Schema
 
-KEY = (USER_ID, *history.KEY)
+LateEvents = Literal["hold", "ignore"]
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
-Int64 = npt.NDArray[np.int64]
 
-
-def read(
-    path: str | Path, schema: Schema, late_events: Literal["hold", "ignore"] = "hold"
+def read_file(
+    path: str | Path,
+    schema: Schema,
+    late_events: LateEvents = "hold",
 ) -> pa.Table:
-    """Returns the events in a Parquet, CSV or JSONL file, as `conform` does.
+    """Return the events in a Parquet, CSV or JSONL file, as `conform` returns them.
 
     Times are milliseconds since 1970 UTC or ISO 8601. In a CSV an empty field is null and a quoted
     one a text.
@@ -44,7 +40,10 @@ def read(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist", expected="a file of events")
+        raise DataError(
+            f"{path} does not exist",
+            expected="a file of events",
+        )
     if path.suffix not in SUFFIXES:
         raise DataError(
             f"{path} is of no known kind",
@@ -52,162 +51,117 @@ def read(
             expected=", ".join(SUFFIXES),
         )
     try:
-        table = _read(path, schema)
+        table = _read_table(path, schema)
     except (pa.ArrowException, OSError, ValueError) as error:
+        columns = (USER_ID, *history.arrow_schema(schema).names)
         raise DataError(
-            f"{path} cannot be read", found=str(error).splitlines()[0], expected=_columns(schema)
+            f"{path} cannot be read",
+            found=str(error).splitlines()[0],
+            expected=", ".join(columns),
         ) from error
     return conform(table, schema, late_events)
 
 
 def conform(
-    events: pa.Table, schema: Schema, late_events: Literal["hold", "ignore"] = "hold"
+    events: pa.Table,
+    schema: Schema,
+    late_events: LateEvents = "hold",
 ) -> pa.Table:
-    """Returns user_id and the codec's columns, each event once, sorted by (user_id, timestamp,
-    event_seq, item_id).
+    """Return user_id and the codec's columns, each event once, in the order of histories.
 
-    Columns that the schema does not know are dropped. An event with a later `created` has that
-    time, unless late events are to be ignored;
-    who sends an event again sends its first `created` again.
+    Columns that the schema does not know are dropped. An event with a later `created` gets that
+    time, unless late events are ignored. Who sends an event again sends its first `created` again.
+
+    Args:
+        events: rows of a push.
+        schema: of the published features.
+        late_events: whether the time of a late event moves to `created` (`hold`) or not.
 
     Raises:
         DataError: a column is missing or has another type, an id or time is null, a time is before
-            1970 or after 2099, two events share a
-            key, or a basket has two times.
+            1970 or after 2099, two events share a key, or a basket has two times.
     """
-    codec = history.conform(_held(events) if late_events == "hold" else events, schema)
-    users = _users(events)
-    times = history.timestamps(codec)
-    if (wrong := (times < 0) | (times >= history.LATEST_MS)).any():
-        raise DataError(
-            f"column '{TIMESTAMP}' of the events holds a time before 1970 or after 2099",
-            found=f"{int(wrong.sum())}, the first at row {int(wrong.argmax()) + 1}",
-            expected="milliseconds since 1970 UTC",
-        )
-    table = pa.Table.from_batches([codec]).add_column(
-        0, pa.field(USER_ID, pa.int64(), nullable=False), users
-    )
-    keys = [table.column(name).to_numpy() for name in KEY]
-    order = np.lexsort(keys[::-1])
-    same = np.append(False, np.all([key[order[1:]] == key[order[:-1]] for key in keys], axis=0))
-    if same.any():
-        at = np.flatnonzero(same)
-        _check_same(table.take(pa.array(order[at])), table.take(pa.array(order[at - 1])))
-    table = table.take(pa.array(order[~same])).combine_chunks()
+    if late_events == "hold":
+        events = _at_known_times(events)
+    codec = history.conform(events, schema)
+    users = _user_column(events)
+    _check_times(codec)
+    user_field = pa.field(USER_ID, pa.int64(), nullable=False)
+    table = pa.Table.from_batches([codec])
+    table = sort_distinct(table.add_column(0, user_field, users))
     check_baskets(table, schema)
     return table
 
 
-def by_user(events: pa.Table) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yields each user and the user's events, as a slice with the codec's columns; `events` as from
-    `conform`.
+def split_by_user(events: pa.Table) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield each user and the user's events, as a slice with the codec's columns.
+
+    Args:
+        events: as `conform` returns them.
     """
     users = events.column(USER_ID).to_numpy()
-    starts = (
-        np.flatnonzero(np.append(True, users[1:] != users[:-1]))
-        if len(users)
-        else np.zeros(0, np.int64)
-    )
     codec = events.drop_columns([USER_ID]).combine_chunks()
-    for start, end in (
-        zip(starts.tolist(), [*starts[1:].tolist(), len(users)], strict=True) if len(users) else ()
-    ):
-        yield int(users[start]), codec.slice(start, end - start).to_batches()[0]
-
-
-def fresh(events: pa.RecordBatch, known: pa.RecordBatch) -> tuple[pa.RecordBatch, Int64, Int64]:
-    """Returns the events of one user that `known` lacks; and of the others, the rows in `events`
-    and in `known`.
-    """
-    times, stored = history.timestamps(events), history.timestamps(known)
-    first, end = (
-        np.searchsorted(stored, times[0], side="left"),
-        np.searchsorted(stored, times[-1], side="right"),
-    )
-    near = known.slice(int(first), int(end - first))
-    places = {key: row for row, key in enumerate(_keys(near), int(first))}
-    found = np.array([places.get(key, -1) for key in _keys(events)], np.int64)
-    repeated = np.flatnonzero(found >= 0)
-    return events.take(pa.array(np.flatnonzero(found < 0))), repeated, found[repeated]
-
-
-def check_same(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None:
-    """Raises DataError where events with one key, row by row, are not the same event."""
-    for mine, stored in zip(events.to_pylist(), known.to_pylist(), strict=True):
-        if repr(mine) != repr(stored):
-            names = [name for name in mine if repr(mine[name]) != repr(stored[name])]
-            raise DataError(
-                f"an event of user {user} has the key of another event",
-                found=", ".join(f"{name}={mine[name]!r}" for name in (*history.KEY, *names)),
-                expected=", ".join(f"{name}={stored[name]!r}" for name in names),
-                fix="Give each event of a user its own event_seq.",
-            )
+    for start, end in group_spans(users):
+        own = codec.slice(start, end - start)
+        yield int(users[start]), own.to_batches()[0]
 
 
 def check_baskets(events: pa.Table, schema: Schema) -> None:
-    """Raises DataError where the events of one basket of a user have two times."""
+    """Check that all events of a user's basket have one time.
+
+    Raises:
+        DataError: a basket has two times.
+    """
     if not schema.has_baskets:
         return
-    users, baskets, times = (
-        events.column(name).to_numpy() for name in (USER_ID, BASKET_ID, TIMESTAMP)
-    )
+    users = events.column(USER_ID).to_numpy()
+    baskets = events.column(BASKET_ID).to_numpy()
+    times = events.column(TIMESTAMP).to_numpy()
     order = np.lexsort((times, baskets, users))
-    users, baskets, times = users[order], baskets[order], times[order]
-    split = (users[1:] == users[:-1]) & (baskets[1:] == baskets[:-1]) & (times[1:] != times[:-1])
-    if split.any():
-        where = int(split.argmax())
+    users = users[order]
+    baskets = baskets[order]
+    times = times[order]
+    is_same_basket = (users[1:] == users[:-1]) & (baskets[1:] == baskets[:-1])
+    is_split = is_same_basket & (times[1:] != times[:-1])
+    if is_split.any():
+        row = int(is_split.argmax())
         raise DataError(
             "events of one basket have different times, a history could split it",
-            found=f"basket {baskets[where]} of user {users[where]}",
+            found=f"basket {baskets[row]} of user {users[row]}",
             expected="one time per basket",
+            fix="Give all events of a basket one timestamp.",
         )
 
 
-def _held(events: pa.Table) -> pa.Table:
-    """Returns the events with the time at which they were known."""
-    if CREATED not in events.schema.names or TIMESTAMP not in events.schema.names:
-        return events
-    try:
-        times = known_times(events)
-    except pa.ArrowException as error:
+def _check_times(codec: pa.RecordBatch) -> None:
+    times = history.timestamps(codec)
+    is_wrong = (times < 0) | (times >= history.MAX_TIMESTAMP_MS)
+    if is_wrong.any():
+        first_row = int(is_wrong.argmax()) + 1
         raise DataError(
-            f"column '{TIMESTAMP}' or '{CREATED}' of the events has the wrong type",
-            found=str(error).splitlines()[0],
-            expected="int64 ms or timestamps",
-        ) from error
-    return events.set_column(events.schema.get_field_index(TIMESTAMP), TIMESTAMP, pa.array(times))
-
-
-def _keys(events: pa.RecordBatch) -> list[tuple[int, ...]]:
-    return list(
-        zip(*(events.column(name).to_numpy().tolist() for name in history.KEY), strict=True)
-    )
-
-
-def _check_same(events: pa.Table, others: pa.Table) -> None:
-    users = events.column(USER_ID).to_pylist()
-    for row, user in enumerate(users):
-        check_same(
-            user,
-            *(
-                table.drop_columns([USER_ID]).slice(row, 1).combine_chunks().to_batches()[0]
-                for table in (events, others)
-            ),
+            f"column '{TIMESTAMP}' of the events holds a time before 1970 or after 2099",
+            found=f"{int(is_wrong.sum())}, the first at row {first_row}",
+            expected="milliseconds since 1970 UTC",
         )
 
 
-def _users(events: pa.Table) -> pa.Array:
+def _at_known_times(events: pa.Table) -> pa.Table:
+    """Return the events with the time at which they became known."""
+    names = events.schema.names
+    if CREATED not in names or TIMESTAMP not in names:
+        return events
+    position = events.schema.get_field_index(TIMESTAMP)
+    return events.set_column(position, TIMESTAMP, pa.array(known_times(events)))
+
+
+def _user_column(events: pa.Table) -> pa.Array:
     if USER_ID not in events.schema.names:
         raise DataError(
             f"events lack the column '{USER_ID}'",
             found=", ".join(events.schema.names),
             expected="int64",
         )
-    column = (
-        pa.concat_arrays(events.column(USER_ID).chunks)
-        if events.num_rows
-        else pa.array([], events.schema.field(USER_ID).type)
-    )
+    column = events.column(USER_ID).combine_chunks()
     if column.null_count:
         raise DataError(
             f"column '{USER_ID}' of the events must not hold nulls",
@@ -223,15 +177,15 @@ def _users(events: pa.Table) -> pa.Array:
         ) from error
 
 
-def _read(path: Path, schema: Schema) -> pa.Table:
-    types: dict[str, Any] = {
-        field.name: pa.string() if pa.types.is_dictionary(field.type) else field.type
-        for field in history.arrow_schema(schema)
-        if field.name != TIMESTAMP
-    } | {USER_ID: pa.int64()}
+def _read_table(path: Path, schema: Schema) -> pa.Table:
     if path.suffix == ".parquet":
         with pq.ParquetFile(path) as stored:
             return stored.read()
+    types = {USER_ID: pa.int64()}
+    for field in history.arrow_schema(schema):
+        if field.name != TIMESTAMP:  # either a number or ISO 8601
+            is_text = pa.types.is_dictionary(field.type)
+            types[field.name] = pa.string() if is_text else field.type
     if path.suffix == ".csv":
         options = csv.ConvertOptions(
             column_types=types,
@@ -240,9 +194,8 @@ def _read(path: Path, schema: Schema) -> pa.Table:
             quoted_strings_can_be_null=False,
         )
         return csv.read_csv(path, convert_options=options)
-    wanted = pa.schema(list(types.items()))
-    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=wanted))
-
-
-def _columns(schema: Schema) -> str:
-    return ", ".join((USER_ID, *history.arrow_schema(schema).names))
+    explicit = pa.schema(list(types.items()))
+    return json.read_json(
+        path,
+        parse_options=json.ParseOptions(explicit_schema=explicit),
+    )

@@ -1,5 +1,7 @@
-"""Live events into the published histories: to disk first, then online; a tail that grew long is
-folded into its base.
+"""Push: live events into the published histories, first to disk, then online.
+
+New events join the incremental tail of their user. A tail that grows long is compacted: merged
+into the base history.
 """
 
 from __future__ import annotations
@@ -7,150 +9,180 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from longrec.data import features, files, history
-from longrec.data.store import live_events, tails
-from longrec.data.store.feast_adapter import Door
-from longrec.data.store.reader import Stored, read_online
-from longrec.data.store.versions import Published, current_version, locked
+from longrec.data import history
+from longrec.data.columns import (
+    EVENT_TIME,
+    FEATURE_TIME_TYPE,
+    HISTORY,
+    HISTORY_LENGTH,
+    TAIL,
+    TAIL_BASE,
+    TAIL_LENGTH,
+)
+from longrec.data.store import live_events, tail_files
+from longrec.data.store.deduplication import check_same_events, deduplicate
+from longrec.data.store.feast_adapter import FeastAdapter
+from longrec.data.store.live_events import LateEvents
+from longrec.data.store.online_store import read_stored_users
+from longrec.data.store.user_record import StoredUser
+from longrec.data.store.versions import PublishedVersion
+from longrec.data.store.workdir import current_version, write_lock
 from longrec.schema import CREATED, USER_ID, Schema
 
-TAIL_EVENTS = 256
-"""Pushed events of a user that are kept beside the base; more of them are folded into it."""
-PUSH_USERS = 200
+MAX_TAIL_EVENTS = 256
+"""Largest number of events in a tail; a longer one is compacted."""
+PUSH_BATCH_USERS = 200
 """Users whose histories a push has in memory."""
-PUSH_WAIT_SECONDS = 60.0
+LOCK_WAIT_SECONDS = 60.0
+
+RepeatCheck = Callable[[int, pa.RecordBatch, pa.RecordBatch], None]
+"""Called with a user, repeated events and the stored events with their keys."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PushReport:
-    """What `push` did.
+    """Counts of a push.
 
     Args:
-        num_events: different events that were given.
-        num_new: of them, those that were not stored yet.
-        num_users: users who have a new event.
-        num_folds: users whose tail went into the base.
+        num_events: distinct events in the push.
+        num_new: those that were not stored yet.
+        num_users: users with a new event.
+        num_compacted: users whose tail was merged into the base history.
     """
 
     num_events: int
     num_new: int
     num_users: int
-    num_folds: int
+    num_compacted: int
 
 
-def push(workdir: str | Path, repo_dir: str | Path | None, events: pa.Table) -> PushReport:
-    """Returns counts after adding live events to the histories that `workdir` serves, online and
-    offline.
+def push(
+    workdir: str | Path,
+    repo_dir: str | Path | None,
+    events: pa.Table,
+) -> PushReport:
+    """Add live events to the histories of a work directory, online and offline; return counts.
 
-    Events may come late, twice and in any order: what is stored in the end is the same. A push that
-    failed or was killed may have stored
-    some of its events; push them again. Opens the feature store; a process that pushes often keeps
-    a `Pusher`.
+    Events may come late, twice and in any order: the result is the same. A push that failed or was
+    killed may have stored some of its events; push them again. This function opens the feature
+    store; use a `Pusher` to push often.
 
     Args:
-        home, repo_dir: as for `OnlineStore`.
+        workdir, repo_dir: as for `OnlineStore`.
         events: user_id, the history codec's columns (see `history.arrow_schema`), and `created`
-            where a row may have come in late; times as
-            int64 ms or timestamps. Others are dropped.
+            where a row may be late; times as int64 ms or timestamps. Other columns are dropped.
 
     Raises:
         DataError: the events do not fit the schema, or one has the key of another event; see
-            `pushed.conform`.
+            `live_events.conform`.
         StoreError: nothing was published, another push or publish does not end, or Feast failed.
     """
     return Pusher(workdir, repo_dir).push(events)
 
 
 class Pusher:
-    """Adds live events to what `workdir` serves, and follows it when a new version is published.
-    Arguments and errors as of `push`.
+    """Pushes events to a work directory and follows it to new versions.
+
+    Arguments and errors are those of `push`.
     """
 
     def __init__(self, workdir: str | Path, repo_dir: str | Path | None = None) -> None:
-        self._workdir, self._repo_dir = Path(workdir).resolve(), repo_dir
-        self._door = Door(Published.open(self._workdir), repo_dir)
+        self._workdir = Path(workdir).resolve()
+        self._repo_dir = repo_dir
+        self._adapter = self._open()
 
     @property
     def schema(self) -> Schema:
         """The published schema."""
-        return self._door.published.schema
+        return self._adapter.published.schema
 
     @property
-    def late_events(self) -> Literal["hold", "ignore"]:
-        """What the published histories were built with (`DataConfig.late_events`)."""
-        return "ignore" if self._door.published.manifest.get("late_events") == "ignore" else "hold"
+    def late_events(self) -> LateEvents:
+        """How the published histories treat late events (`DataConfig.late_events`)."""
+        setting = self._adapter.published.manifest.get("late_events")
+        return "ignore" if setting == "ignore" else "hold"
 
     def push(self, events: pa.Table) -> PushReport:
-        """Returns counts after adding events; see the function `push`."""
-        with locked(self._workdir, PUSH_WAIT_SECONDS):
-            if current_version(self._workdir) not in (None, self._door.published.path.name):
-                self._door = Door(Published.open(self._workdir), self._repo_dir)
-            self._door.check_online()
-            return add_events(
-                self._door,
-                live_events.conform(events, self.schema, self.late_events),
-                _refuse_another,
-            )
+        """Add events and return counts; see the function `push`."""
+        with write_lock(self._workdir, LOCK_WAIT_SECONDS):
+            own_version = self._adapter.published.path.name
+            if current_version(self._workdir) not in (None, own_version):
+                self._adapter = self._open()
+            self._adapter.check_online()
+            conformed = live_events.conform(events, self.schema, self.late_events)
+            return add_events(self._adapter, conformed, check_same_events)
+
+    def _open(self) -> FeastAdapter:
+        return FeastAdapter(PublishedVersion.open(self._workdir), self._repo_dir)
 
 
 def add_events(
-    door: Door, events: pa.Table, on_repeat: Callable[[int, pa.RecordBatch, pa.RecordBatch], None]
+    adapter: FeastAdapter,
+    events: pa.Table,
+    check_repeats: RepeatCheck,
 ) -> PushReport:
-    """Returns counts after adding events; the caller holds the lock.
+    """Add events and return counts; the caller holds the lock.
 
-    The rows go to disk first, as the offline side of Feast; a part of tails is complete with its
-    rename. Then they go online, then
-    the part is noted as applied; where that note is missing, the next push writes the part online
-    again.
+    Rows go to disk first, which is Feast's offline side; the rename of a tail file completes them.
+    Then they go online, and that is recorded. Where the record is missing, the next push writes
+    them online again.
+
+    Args:
+        adapter: of the version.
+        events: as `live_events.conform` returns them.
+        check_repeats: may refuse an event that is stored with other values.
     """
-    _recover(door)
-    num_new = num_users = num_folds = 0
-    everyone = list(live_events.by_user(events))
-    for start in range(0, len(everyone), PUSH_USERS):
-        group = everyone[start : start + PUSH_USERS]
-        changes = [
-            change
-            for (user, mine), stored in zip(
-                group, read_online(door, [user for user, _ in group]), strict=True
-            )
-            if (change := _Change.of(stored, mine, door.published.schema, on_repeat))
-        ]
-        if not changes:
+    version = adapter.published.path
+    _finish_killed_push(adapter)
+    num_new = 0
+    num_users = 0
+    num_compacted = 0
+    users = list(live_events.split_by_user(events))
+    for start in range(0, len(users), PUSH_BATCH_USERS):
+        batch = users[start : start + PUSH_BATCH_USERS]
+        updates = _updates(adapter, batch, check_repeats)
+        if not updates:
             continue
-        stamp = max(door.log_end_us, tails.last_stamp(door.published.path)) + 1
-        fold, tail = _fold_rows(changes, stamp), tail_rows(changes, stamp)
-        if fold.num_rows:
-            files_in = door.published.path / "features" / "user_history"
-            tails.place(door.published.path, fold, files_in / f"{tails.FOLD}{stamp:020d}.parquet")
-        tails.add(door.published.path, tail, stamp)
-        door.write(fold, tail)
-        tails.note_applied(door.published.path, stamp)
-        num_new, num_users = (
-            num_new + sum(change.num_new for change in changes),
-            num_users + len(changes),
-        )
-        num_folds += fold.num_rows
-    tails.compact(door.published.path)
-    return PushReport(events.num_rows, num_new, num_users, num_folds)
+        last_us = tail_files.last_feature_time(version)
+        feature_time_us = max(adapter.published.log_end_us, last_us) + 1
+        compacted = _compacted_rows(updates, feature_time_us)
+        tails = tail_rows(updates, feature_time_us)
+        tail_files.write_compacted(version, compacted, feature_time_us)
+        tail_files.write_tails(version, tails, feature_time_us)
+        adapter.write_online(compacted, tails)
+        tail_files.record_online(version, feature_time_us)
+        num_new += sum(update.num_new for update in updates)
+        num_users += len(updates)
+        num_compacted += compacted.num_rows
+    tail_files.merge_tail_files(version)
+    return PushReport(
+        events.num_rows,
+        num_new,
+        num_users,
+        num_compacted,
+    )
 
 
-def _refuse_another(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None:
-    live_events.check_same(user, events, known)
-
-
-def keep_the_stored(user: int, events: pa.RecordBatch, known: pa.RecordBatch) -> None:
-    """What the new log says of an event is taken, whatever was pushed before."""
+def accept_repeats(user: int, events: pa.RecordBatch, stored: pa.RecordBatch) -> None:
+    """Accept any repeated event; the stored one stays."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Change:
-    """A user's new rows, packed: the base (None where it stays), the tail, and their lengths."""
+class UserUpdate:
+    """The new rows of a user.
+
+    Args:
+        user_id: the user.
+        base: the packed base history; None if it does not change.
+        base_length: events in it.
+        tail: the packed tail.
+        tail_length: events in it.
+        num_new: events that the push added.
+    """
 
     user_id: int
     base: bytes | None
@@ -159,89 +191,112 @@ class _Change:
     tail_length: int
     num_new: int
 
-    @classmethod
-    def of(
-        cls,
-        stored: Stored,
-        events: pa.RecordBatch,
-        schema: Schema,
-        on_repeat: Callable[[int, pa.RecordBatch, pa.RecordBatch], None],
-    ) -> _Change | None:
-        """Returns the rows after adding events (of this user, sorted, unique), None where all of
-        them are stored already.
-        """
-        known = history.merged(stored.base, stored.tail, schema)
-        fresh, repeated, places = live_events.fresh(events, known)
-        on_repeat(stored.user_id, events.take(pa.array(repeated)), known.take(pa.array(places)))
-        if not fresh.num_rows:
-            return None
-        if schema.has_baskets:
-            mine = pa.Table.from_batches([history.merged(known, fresh, schema)])
-            live_events.check_baskets(
-                mine.append_column(USER_ID, pa.array(np.full(mine.num_rows, stored.user_id))),
-                schema,
-            )
-        base, tail = stored.base, history.merged(stored.tail, fresh, schema)
-        folds = tail.num_rows > TAIL_EVENTS
-        if folds:
-            base, tail = history.merged(base, tail, schema), history.empty(schema)
-        return cls(
-            stored.user_id,
-            history.pack(base, schema) if folds else None,
-            base.num_rows,
-            history.pack(tail, schema),
-            tail.num_rows,
-            fresh.num_rows,
-        )
 
+def tail_rows(updates: Sequence[UserUpdate], feature_time_us: int) -> pa.Table:
+    """Return the rows of user_tail of some updates.
 
-def _fold_rows(changes: Sequence[_Change], stamp: int) -> pa.Table:
-    """Returns the rows of user_history of the changes that have a new base."""
-    mine = [change for change in changes if change.base is not None]
+    Args:
+        updates: any number of them.
+        feature_time_us: feature timestamp of the push, microseconds.
+    """
+    tails = [update.tail for update in updates]
+    tail_lengths = [update.tail_length for update in updates]
+    base_lengths = [update.base_length for update in updates]
     return pa.table(
         {
-            **_stamped(mine, stamp),
-            features.HISTORY: pa.array([change.base for change in mine], pa.binary()),
-            features.HISTORY_LENGTH: pa.array([change.base_length for change in mine], pa.int64()),
+            **_key_columns(updates, feature_time_us),
+            TAIL: pa.array(tails, pa.binary()),
+            TAIL_LENGTH: pa.array(tail_lengths, pa.int64()),
+            TAIL_BASE: pa.array(base_lengths, pa.int64()),
         }
     )
 
 
-def tail_rows(changes: Sequence[_Change], stamp: int) -> pa.Table:
-    """Returns the rows of user_tail of the changes."""
+def _compacted_rows(updates: Sequence[UserUpdate], feature_time_us: int) -> pa.Table:
+    """Return the rows of user_history of the updates with a new base."""
+    compacted = [update for update in updates if update.base is not None]
+    bases = [update.base for update in compacted]
+    lengths = [update.base_length for update in compacted]
     return pa.table(
         {
-            **_stamped(changes, stamp),
-            features.TAIL: pa.array([change.tail for change in changes], pa.binary()),
-            features.TAIL_LENGTH: pa.array([change.tail_length for change in changes], pa.int64()),
-            features.TAIL_BASE: pa.array([change.base_length for change in changes], pa.int64()),
+            **_key_columns(compacted, feature_time_us),
+            HISTORY: pa.array(bases, pa.binary()),
+            HISTORY_LENGTH: pa.array(lengths, pa.int64()),
         }
     )
 
 
-def _stamped(changes: Sequence[_Change], stamp: int) -> dict[str, pa.Array]:
-    times = pa.array(np.full(len(changes), stamp), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+def _key_columns(updates: Sequence[UserUpdate], feature_time_us: int) -> dict[str, pa.Array]:
+    user_ids = [update.user_id for update in updates]
+    times_us = np.full(len(updates), feature_time_us)
+    times = pa.array(times_us, pa.int64()).cast(FEATURE_TIME_TYPE)
     return {
-        USER_ID: pa.array([change.user_id for change in changes], pa.int64()),
-        features.EVENT_TIME: times,
+        USER_ID: pa.array(user_ids, pa.int64()),
+        EVENT_TIME: times,
         CREATED: times,
     }
 
 
-def _recover(door: Door) -> None:
-    """Finishes the push that was killed between disk and online store; what it had not made
-    complete on disk is removed.
-    """
-    version, note = door.published.path, door.published.path / "feast" / "pushed.json"
-    applied = int(files.read_json(note)["applied_us"]) if note.is_file() else 0
-    folds, last = version / "features" / "user_history", tails.last_stamp(version)
-    for path in folds.glob(f"{tails.FOLD}*.parquet"):
-        if tails.stamp_of(path) > last:
-            path.unlink()
-    for path in sorted(tails.folder(version).glob(f"{tails.PART}*.parquet")):
-        if (stamp := tails.stamp_of(path)) > applied:
-            fold = folds / f"{tails.FOLD}{stamp:020d}.parquet"
-            door.write(
-                pq.read_table(fold) if fold.is_file() else _fold_rows([], 0), pq.read_table(path)
-            )
-            tails.note_applied(version, stamp)
+def _updates(
+    adapter: FeastAdapter,
+    batch: Sequence[tuple[int, pa.RecordBatch]],
+    check_repeats: RepeatCheck,
+) -> list[UserUpdate]:
+    """Return the updates of a batch of users; a user without new events has none."""
+    schema = adapter.published.schema
+    user_ids = [user_id for user_id, _ in batch]
+    stored_users = read_stored_users(adapter, user_ids)
+    updates = []
+    for stored, (_, events) in zip(stored_users, batch, strict=True):
+        update = _update(stored, events, schema, check_repeats)
+        if update is not None:
+            updates.append(update)
+    return updates
+
+
+def _update(
+    stored: StoredUser,
+    events: pa.RecordBatch,
+    schema: Schema,
+    check_repeats: RepeatCheck,
+) -> UserUpdate | None:
+    known = stored.merged(schema)
+    found = deduplicate(events, known)
+    check_repeats(stored.user_id, found.repeated, found.stored)
+    if not found.new.num_rows:
+        return None
+    if schema.has_baskets:
+        _check_baskets(stored.user_id, history.merge(known, found.new, schema), schema)
+    base = stored.base
+    tail = history.merge(stored.tail, found.new, schema)
+    is_compacted = tail.num_rows > MAX_TAIL_EVENTS
+    if is_compacted:
+        base = history.merge(base, tail, schema)
+        tail = history.empty(schema)
+    return UserUpdate(
+        stored.user_id,
+        base=history.pack(base, schema) if is_compacted else None,
+        base_length=base.num_rows,
+        tail=history.pack(tail, schema),
+        tail_length=tail.num_rows,
+        num_new=found.new.num_rows,
+    )
+
+
+def _check_baskets(
+    user_id: int,
+    events: pa.RecordBatch,
+    schema: Schema,
+) -> None:
+    owners = pa.array(np.full(events.num_rows, user_id))
+    table = pa.Table.from_batches([events])
+    live_events.check_baskets(table.append_column(USER_ID, owners), schema)
+
+
+def _finish_killed_push(adapter: FeastAdapter) -> None:
+    """Write online what a killed push completed on disk; remove what it did not complete."""
+    version = adapter.published.path
+    tail_files.remove_incomplete(version)
+    for feature_time_us, compacted, tails in tail_files.not_online(version):
+        adapter.write_online(compacted, tails)
+        tail_files.record_online(version, feature_time_us)

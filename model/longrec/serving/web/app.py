@@ -89,10 +89,10 @@ class WebApp:
         return html_response(DOCS_PAGE)
 
     async def _examples(self, _: Any) -> dict[str, Any]:
-        from longrec.data.store.versions import Published
+        from longrec.data.store.versions import PublishedVersion
 
         source = self._ready_source()
-        published = Published.open(source.workdir)
+        published = PublishedVersion.open(source.workdir)
         users, time_ms = _example_users(published.path / "features" / "user_history")
         with source.acquire() as (_version, engine):
             item_ids = engine.scorer.bundle.encoder.item_ids
@@ -131,7 +131,7 @@ class WebApp:
         rows = (await source.reader.fetch(user_id)).rows
         with source.acquire() as (version, engine):
             events = append_event(
-                history.prefix_before(rows.history, time_ms),
+                history.events_before(rows.history, time_ms),
                 item,
                 time_ms - 1,
                 kind=body.get("kind"),
@@ -189,7 +189,7 @@ def _events_used(
     """Return the most recent events before a time."""
     if length < 0:
         raise DataError("length should not be negative", found=length)
-    return history.most_recent(history.prefix_before(timeline, time_ms), length)
+    return history.most_recent(history.events_before(timeline, time_ms), length)
 
 
 def _evenly_spread(item_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import history
-from longrec.data.encoder import Encoder, Vocabulary
+from longrec.data.encoder import Encoder
+from longrec.data.feature_encoders import Vocabulary
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Feature
 from longrec.serving.web.http import INT64
@@ -74,7 +75,7 @@ def append_event(
         values[name] = _value_of_kind(kind, _vocabulary(encoder, "event", category))
     columns = [_one_value(values.get(field.name), field.type) for field in fields]
     event = pa.record_batch(columns, schema=fields)
-    return history.joined([events, event], encoder.schema)
+    return history.concatenate([events, event], encoder.schema)
 
 
 def group_rare(
@@ -168,7 +169,7 @@ def _first_category(features: tuple[Feature, ...]) -> int | None:
 
 
 def _vocabulary(encoder: Encoder, group: str, place: int) -> Vocabulary:
-    rule = encoder.rules[group][place]
+    rule = encoder.feature_encoders[group][place]
     assert isinstance(rule, Vocabulary)
     return rule
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longrec.data.dataset import Dataset, history_lengths
+from longrec.data.dataset import Dataset
 from longrec.data.importers import (
     EventMapping,
     ImportOptions,
@@ -17,6 +17,7 @@ from longrec.data.importers import (
     RequestGrouping,
     import_events,
 )
+from longrec.data.timelines import history_lengths
 from tests.longrec.data import real_logs
 
 

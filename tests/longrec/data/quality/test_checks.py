@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.config import ChecksConfig
-from longrec.data.dataset import TIMESTAMP_TYPE, DatasetWriter, part_of
-from longrec.data.histories import HistoriesWriter
+from longrec.data.columns import TIMESTAMP_TYPE
+from longrec.data.dataset_writer import DatasetWriter
+from longrec.data.histories_writer import HistoriesWriter
 from longrec.data.quality import checks, profiles
+from longrec.data.shards import part_of
 from longrec.errors import CheckFailed, DataError
 from longrec.schema import Feature, Schema, Task
 from tests.longrec.pages import text_of

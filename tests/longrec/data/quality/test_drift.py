@@ -15,7 +15,8 @@ import pytest
 
 from longrec.config import ChecksConfig, DataConfig
 from longrec.data import features
-from longrec.data.dataset import Dataset, DatasetWriter
+from longrec.data.dataset import Dataset
+from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.importers.synthetic import synthesize
 from longrec.data.quality import checks, drift
 from longrec.errors import CheckFailed, DataError

@@ -29,7 +29,7 @@ def test_files_of_events_say_the_same(tmp_path: Path, suffix: str) -> None:
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in events.to_pylist()))
     assert (
-        live_events.read(path, SCHEMA).equals(live_events.conform(events, SCHEMA))
+        live_events.read_file(path, SCHEMA).equals(live_events.conform(events, SCHEMA))
         and events.num_rows > 8
     )
 
@@ -39,7 +39,7 @@ def test_times_in_words_are_utc(tmp_path: Path) -> None:
     path.write_text(
         HEADER + '1,2,2020-09-13T12:26:40Z,3,4,view,,\n1,2,2020-09-13T12:26:40Z,4,4,"",0.5,7\n'
     )
-    read = live_events.read(path, SCHEMA)
+    read = live_events.read_file(path, SCHEMA)
     assert read["timestamp"].to_pylist() == [1_600_000_000_000] * 2 and read[
         "action"
     ].to_pylist() == ["view", ""]
@@ -75,16 +75,16 @@ BAD = {
 def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.csv").write_text(BAD[name][0])
     with pytest.raises(DataError, match=BAD[name][1]):
-        live_events.read(tmp_path / "bad.csv", SCHEMA)
+        live_events.read_file(tmp_path / "bad.csv", SCHEMA)
 
 
 def test_a_missing_a_strange_and_a_truncated_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        live_events.read(tmp_path / "none.csv", SCHEMA)
+        live_events.read_file(tmp_path / "none.csv", SCHEMA)
     (tmp_path / "a.xml").write_text("")
     with pytest.raises(DataError, match=r"of no known kind; found .xml"):
-        live_events.read(tmp_path / "a.xml", SCHEMA)
+        live_events.read_file(tmp_path / "a.xml", SCHEMA)
     pq.write_table(live(np.random.default_rng(0), 20, [3]), tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a.parquet cannot be read"):
-        live_events.read(tmp_path / "a.parquet", SCHEMA)
+        live_events.read_file(tmp_path / "a.parquet", SCHEMA)

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 from longrec.data import features, history
+from longrec.data.store import materialize
 from longrec.data.store import publish as publishing
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
-from longrec.data.store.reader import OnlineStore
 from longrec.data.store.retrieve import retrieve
-from longrec.data.store.versions import Published, locked
+from longrec.data.store.versions import PublishedVersion
+from longrec.data.store.workdir import write_lock
 from longrec.errors import DataError, StoreError
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA
@@ -28,14 +30,14 @@ from tests.longrec.data.store.worlds import REPO, SMALL, World
 
 
 def test_time_slices_cover_every_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "SLICE_BYTES", 100)
+    monkeypatch.setattr(materialize, "MAX_SLICE_BYTES", 100)
     rng = np.random.default_rng(0)
     for _ in range(200):
         times, sizes = (
             rng.integers(0, 20, 30),
             rng.integers(1, 300 if rng.random() < 0.5 else 30, 30).astype(float),
         )
-        slices = list(publishing._time_slices(times, sizes))
+        slices = list(materialize.time_slices(times, sizes))
         assert [sum(first <= time <= last for first, last in slices) for time in times] == [
             1
         ] * len(times)
@@ -45,7 +47,7 @@ def test_time_slices_cover_every_time_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_online_store_is_filled_in_slices(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "SLICE_BYTES", 5_000)
+    monkeypatch.setattr(materialize, "MAX_SLICE_BYTES", 5_000)
     report = publish(world.root / "features", tmp_path / "home", REPO)
     assert report.online_slices > 5
     users = list(world.events())
@@ -60,8 +62,8 @@ def test_the_online_store_is_filled_in_slices(
 
 
 @contextlib.contextmanager
-def killed(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
-    """Ends the block when `where` is reached, without the cleaning up that a killed process cannot
+def killed(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> Iterator[None]:
+    """Ends the block when a function is reached, without the cleaning up that a killed process cannot
     do.
     """
 
@@ -73,23 +75,35 @@ def killed(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[None]:
 
     with monkeypatch.context() as patch, pytest.raises(Kill):
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        patch.setattr(publishing, where, kill)
+        patch.setattr(module, function, kill)
         yield
 
 
-STEPS = ("_write_settings", "_fill", "declarations", "_materialize", "_verify", "switch")
+STEPS = (
+    (publishing, "_write_settings"),
+    (publishing, "fill_online_store"),
+    (materialize, "declarations"),
+    (materialize, "materialize"),
+    (materialize, "verify_online_store"),
+    (publishing, "switch_to"),
+)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("module", "function"), STEPS)
 def test_a_publish_killed_at_any_step_changes_nothing(
-    world: World, own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    world: World,
+    own_world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    function: str,
 ) -> None:
     other = random_log.write(tmp_path / "other", seed=9)
     features.build(other.path, tmp_path / "other_features", SMALL)
-    with killed(monkeypatch, step):
+    with killed(monkeypatch, module, function):
         publish(tmp_path / "other_features", own_world.workdir, REPO)
     assert (
-        Published.open(own_world.workdir).manifest["dataset_hash"]
+        PublishedVersion.open(own_world.workdir).manifest["dataset_hash"]
         == world.source.facts["content_hash"]
     )
     users = list(world.events())
@@ -101,7 +115,7 @@ def test_a_publish_killed_at_any_step_changes_nothing(
         assert history.pack(mine.history, SCHEMA) == history.pack(expected.history, SCHEMA)
     report = retrieve(world.source.path, own_world.workdir, REPO, tmp_path / "again", SMALL, 0)
     assert report == world.report
-    with killed(monkeypatch, step):
+    with killed(monkeypatch, module, function):
         publish(world.root / "features", tmp_path / "first", REPO)
     with pytest.raises(StoreError, match="no feature store"):
         OnlineStore(tmp_path / "first")
@@ -134,7 +148,7 @@ def test_a_publish_killed_while_it_switches_leaves_one_version(
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", counting)
             publish(tmp_path / "other_features", own_world.workdir, REPO)
-        published, online = Published.open(own_world.workdir), OnlineStore(own_world.workdir)
+        published, online = PublishedVersion.open(own_world.workdir), OnlineStore(own_world.workdir)
         assert online.version == published.path.name and online.fetch([0])[0].history.num_rows > 0
         assert (
             (own_world.workdir / "feast").resolve().parent
@@ -144,7 +158,7 @@ def test_a_publish_killed_while_it_switches_leaves_one_version(
 
 
 def test_two_publishes_at_once_are_refused(own_world: World) -> None:
-    with locked(own_world.workdir), pytest.raises(StoreError, match="another publish"):
+    with write_lock(own_world.workdir), pytest.raises(StoreError, match="another publish"):
         publish(own_world.root / "features", own_world.workdir, REPO)
 
 

@@ -19,13 +19,15 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, history
+from longrec.data.columns import HISTORY
 from longrec.data.dataset import Dataset
 from longrec.data.store import push as pushing
-from longrec.data.store import tails
-from longrec.data.store.feast_adapter import Door, ViewByView, _stored_value
-from longrec.data.store.publish import _project_of, publish
+from longrec.data.store import tail_files
+from longrec.data.store.feast_adapter import FeastAdapter, ViewByViewReader, _parse_value
+from longrec.data.store.offline_store import OfflineStore
+from longrec.data.store.online_store import OnlineStore
+from longrec.data.store.publish import publish, redis_project
 from longrec.data.store.push import Pusher, push
-from longrec.data.store.reader import OfflineStore, OnlineStore
 from longrec.errors import DataError, StoreError
 from tests.longrec.data import random_log, redis_server
 from tests.longrec.data.random_log import HUGE, NOBODY, SCHEMA, START_MS, live, table_of
@@ -116,7 +118,7 @@ def same_at(
         )
         expected = world.expected(pushes, user, before, length)
         for door, answers in zip(doors, whole, strict=True):
-            found = history.most_recent(history.prefix_before(answers[user], before), length)
+            found = history.most_recent(history.events_before(answers[user], before), length)
             assert history.pack(found, SCHEMA) == expected, (type(door), user, before)
             if not number:
                 cut = door.fetch([user], before_ms=before, max_history=length)[0].history
@@ -128,9 +130,9 @@ def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(
-        pushing, "TAIL_EVENTS", 6
+        pushing, "MAX_TAIL_EVENTS", 6
     )  # some users fold, several times, and some do not
-    monkeypatch.setattr(tails, "MAX_PARTS", 5)
+    monkeypatch.setattr(tail_files, "MAX_TAIL_FILES", 5)
     rng, users = (
         np.random.default_rng(seed),
         [0, 1, 2, 3, 4, HUGE, NEW_USER, -1, 2**63 - 1, -(2**63)],
@@ -148,12 +150,12 @@ def test_pushes_in_any_order_with_repeats_give_the_sorted_events_in_both_doors(
         )
     assert (
         sum(report.num_new for report in reports) == 70
-        and sum(report.num_folds for report in reports) > 3
+        and sum(report.num_compacted for report in reports) > 3
     )
     assert len(list((world.workdir / "features" / "user_tail").iterdir())) <= 5
     same_at(world, [events], [*users, 9, NOBODY], rng)
     again = pusher.push(events)
-    assert (again.num_events, again.num_new, again.num_users, again.num_folds) == (70, 0, 0, 0)
+    assert (again.num_events, again.num_new, again.num_users, again.num_compacted) == (70, 0, 0, 0)
     assert OnlineStore(world.workdir).fetch([NEW_USER])[0].features is None
 
 
@@ -172,7 +174,7 @@ def test_features_of_users_are_the_same_in_both_doors_after_a_push(world: World)
 def test_a_publish_carries_pushed_events_that_its_log_lacks(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "MAX_TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(5), [0, 1, 2, NEW_USER]
     events = live(rng, 30, users)
     push(world.workdir, None, events)
@@ -198,7 +200,9 @@ def test_a_publish_carries_pushed_events_that_its_log_lacks(
 
 def rewrite(source: Path, target: Path, events: pa.Table) -> None:
     """Writes the dataset anew with other events."""
-    from longrec.data.dataset import DatasetWriter, event_schema, part_of
+    from longrec.data.dataset import event_schema
+    from longrec.data.dataset_writer import DatasetWriter
+    from longrec.data.shards import part_of
 
     opened = Dataset.open(source)
     sorted_events = events.sort_by(
@@ -228,17 +232,17 @@ def test_materializing_after_pushes_gives_what_was_there(
     """What `feast materialize` does: the tables on disk hold bases and tails as they are online."""
     import datetime
 
-    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "MAX_TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(6), [0, 1, 2, 3, NEW_USER]
     events = live(rng, 25, users)
     assert (
         sum(
-            push(world.workdir, None, part).num_folds
+            push(world.workdir, None, part).num_compacted
             for part in (events.slice(0, 12), events.slice(12))
         )
         > 1
     )
-    feast = OnlineStore(world.workdir)._door.feast
+    feast = OnlineStore(world.workdir)._adapter.feast
     feast._get_provider().online_store.teardown(
         feast.config, feast.list_feature_views(), feast.list_entities()
     )
@@ -247,7 +251,9 @@ def test_materializing_after_pushes_gives_what_was_there(
         feast._get_provider().online_store.update(
             feast.config, [], feast.list_feature_views(), [], [], False
         )
-    assert all(value is None for value in OnlineStore(world.workdir)._door.online([0])[0].values())
+    assert all(
+        value is None for value in OnlineStore(world.workdir)._adapter.read_online([0])[0].values()
+    )
     feast.materialize(
         datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC),
         datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC),
@@ -267,11 +273,11 @@ def test_another_schema_does_not_take_over_pushed_events(
     assert "pushed events of 1 users are not carried over" in caplog.text
 
 
-@pytest.mark.parametrize("step", ["add", "write", "note_applied"])
+@pytest.mark.parametrize("step", ["write_tails", "write_online", "record_online"])
 def test_a_push_killed_at_any_step_is_finished_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "MAX_TAIL_EVENTS", 4)
     rng, users = np.random.default_rng(7), [0, 1, 2]
     first, second, third = (
         live(rng, 8, users),
@@ -284,10 +290,10 @@ def test_a_push_killed_at_any_step_is_finished_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Door if step == "write" else tails, step, kill)
+        patch.setattr(FeastAdapter if step == "write_online" else tail_files, step, kill)
         push(world.workdir, None, second)
     push(world.workdir, None, third)  # by somebody else; the killed one is not repeated
-    complete = step != "add"
+    complete = step != "write_tails"
     same_at(world, [first, third, *([second] if complete else [])], [0, 1, 2, 3], rng, 20)
     assert push(world.workdir, None, second).num_new == (0 if complete else 20)
     same_at(world, [first, second, third], [0, 1, 2, 3], rng, 20)
@@ -296,21 +302,24 @@ def test_a_push_killed_at_any_step_is_finished_by_the_next(
 def test_a_base_that_is_older_than_its_tail_is_read_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "MAX_TAIL_EVENTS", 4)
     rng = np.random.default_rng(8)
-    door, old = OnlineStore(world.workdir)._door, OnlineStore(world.workdir)._door.online([0])
+    door, old = (
+        OnlineStore(world.workdir)._adapter,
+        OnlineStore(world.workdir)._adapter.read_online([0]),
+    )
     events = live(rng, 9, [0])
-    assert push(world.workdir, None, events).num_folds == 1
-    original, reads = Door.online, []
+    assert push(world.workdir, None, events).num_compacted == 1
+    original, reads = FeastAdapter.read_online, []
 
     def torn(self: Any, users: list[int]) -> Any:
         reads.append(users)
         answers = original(self, users)
         if len(reads) == 1:  # the base was read before the fold, the tail after it
-            answers[0][features.HISTORY] = old[0][features.HISTORY]
+            answers[0][HISTORY] = old[0][HISTORY]
         return answers
 
-    monkeypatch.setattr(Door, "online", torn)
+    monkeypatch.setattr(FeastAdapter, "read_online", torn)
     assert door is not None and OnlineStore.fetch
     opened = OnlineStore(world.workdir)
     reads.clear()
@@ -319,7 +328,9 @@ def test_a_base_that_is_older_than_its_tail_is_read_again(
         [events], 0, 2**62, 10_000
     )
     monkeypatch.setattr(
-        Door, "online", lambda self, users: [{**original(self, users)[0], features.HISTORY: None}]
+        FeastAdapter,
+        "read_online",
+        lambda self, users: [{**original(self, users)[0], HISTORY: None}],
     )
     with pytest.raises(StoreError, match="a tail without its base"):
         opened.fetch([0])
@@ -367,7 +378,7 @@ def test_two_versions_share_one_redis_and_a_removed_one_leaves_no_key(
         versions.append((world.workdir / "store" / "current").resolve())
         publish(world.root / "features", world.workdir, REPO)
     counts = [
-        sum(1 for _ in client.scan_iter(b"*" + _project_of(version).encode()))
+        sum(1 for _ in client.scan_iter(b"*" + redis_project(version).encode()))
         for version in versions
     ]
     assert counts[0] == counts[1] == 0 and counts[2] > 10
@@ -409,14 +420,14 @@ def test_two_processes_that_push_at_once_both_arrive(
 def test_one_question_for_all_views_answers_as_feast_does_view_by_view(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "TAIL_EVENTS", 4)
+    monkeypatch.setattr(pushing, "MAX_TAIL_EVENTS", 4)
     rng = np.random.default_rng(4)
     push(
         world.workdir, None, live(rng, 30, [0, 1, 2, NEW_USER])
     )  # folds, tails, a tail without a base
     push(world.workdir, None, live(rng, 3, [3], seq=200_000))
     opened, users = (
-        OnlineStore(world.workdir)._door,
+        OnlineStore(world.workdir)._adapter,
         [0, 1, 2, 3, 4, 3, *range(5, 19), HUGE, NEW_USER, NOBODY, -1, 2**63 - 1, -(2**63)],
     )
     views = [
@@ -426,8 +437,8 @@ def test_one_question_for_all_views_answers_as_feast_does_view_by_view(
         )
         for view in opened.service.feature_view_projections
     ]
-    slow, fast = ViewByView(opened.feast, views)(users), opened.online(users)
-    assert fast == slow and [opened.online([user])[0] for user in users] == slow
+    slow, fast = ViewByViewReader(opened.feast, views)(users), opened.read_online(users)
+    assert fast == slow and [opened.read_online([user])[0] for user in users] == slow
     assert all(
         type(a[name]) is type(b[name]) for a, b in zip(fast, slow, strict=True) for name in a
     )
@@ -442,11 +453,11 @@ def test_stored_bytes_are_read_without_parsing(size: int) -> None:
 
     value = np.random.default_rng(size).bytes(size)
     stored = Value(bytes_val=value).SerializeToString()
-    assert _stored_value(stored) == value
+    assert _parse_value(stored) == value
     if (
         size
     ):  # what is not one whole field is left to protobuf, which refuses it or knows what it means
         with pytest.raises(Exception, match="parsing"):
-            _stored_value(stored[:-1])
+            _parse_value(stored[:-1])
     twice = stored + Value(int64_val=7).SerializeToString()
-    assert _stored_value(twice) == 7 and _stored_value(b"") is None and _stored_value(None) is None
+    assert _parse_value(twice) == 7 and _parse_value(b"") is None and _parse_value(None) is None

@@ -15,11 +15,13 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, history
-from longrec.data.dataset import Dataset, DatasetWriter, event_schema
+from longrec.data.dataset import Dataset, event_schema
+from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.store import live_events
+from longrec.data.store.offline_store import OfflineStore
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
 from longrec.data.store.push import Pusher
-from longrec.data.store.reader import OfflineStore, OnlineStore
 from tests.longrec.data import real_logs, redis_server
 
 REPO = Path(__file__).parents[4] / "feature_repo"
@@ -128,7 +130,7 @@ def check(source: Dataset, workdir: Path, share: int, rng: np.random.Generator) 
 
 
 def cut(events: pa.RecordBatch, request_time: int) -> pa.RecordBatch:
-    return history.most_recent(history.prefix_before(events, request_time), MAX_HISTORY)
+    return history.most_recent(history.events_before(events, request_time), MAX_HISTORY)
 
 
 def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:
@@ -140,4 +142,4 @@ def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:
             for part in source.event_parts(names)
         ]
     )
-    return dict(live_events.by_user(live_events.conform(chosen, source.schema)))
+    return dict(live_events.split_by_user(live_events.conform(chosen, source.schema)))

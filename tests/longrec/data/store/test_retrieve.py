@@ -14,9 +14,9 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data.histories import Histories
-from longrec.data.store import retrieve as retrieving
+from longrec.data.store import timeline_sources
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.push import push
-from longrec.data.store.reader import OnlineStore
 from longrec.data.store.retrieve import retrieve
 from longrec.errors import StoreError
 from tests.longrec.data.random_log import HUGE, SCHEMA, live
@@ -149,11 +149,17 @@ def test_a_sample_of_requests_is_seeded_and_keeps_their_order(world: World, tmp_
 def test_groups_are_bounded_in_users_and_events_and_are_of_one_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retrieving, "SLICE_EVENTS", 10)
+    monkeypatch.setattr(timeline_sources, "MAX_GROUP_EVENTS", 10)
     lengths = np.array([3, 4, 3, 1, 50, 0, 0, 9, 2])
     one, two = np.zeros(9, np.int64), np.array([0, 0, 1, 1, 1, 1, 1, 3, 3])
-    assert list(retrieving._groups(lengths, one, 100)) == [(0, 3), (3, 4), (4, 5), (5, 8), (8, 9)]
-    assert list(retrieving._groups(lengths, one, 2)) == [
+    assert list(timeline_sources._user_groups(lengths, one, 100)) == [
+        (0, 3),
+        (3, 4),
+        (4, 5),
+        (5, 8),
+        (8, 9),
+    ]
+    assert list(timeline_sources._user_groups(lengths, one, 2)) == [
         (0, 2),
         (2, 4),
         (4, 5),
@@ -161,7 +167,7 @@ def test_groups_are_bounded_in_users_and_events_and_are_of_one_part(
         (7, 8),
         (8, 9),
     ]
-    assert list(retrieving._groups(lengths, two, 100)) == [
+    assert list(timeline_sources._user_groups(lengths, two, 100)) == [
         (0, 2),
         (2, 4),
         (4, 5),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longrec.data.dataset import unreadable
+from longrec.data.dataset import unreadable_parquet
 from longrec.errors import DataError
 
 SUFFIXES = (".parquet", ".csv", ".tsv")
@@ -151,4 +151,4 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_parquet(path, error) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from longrec.data.dataset import unreadable
+from longrec.data.dataset import unreadable_parquet
 from longrec.data.importers.reading.log_files import open_parquet, require_columns
 from longrec.data.importers.reading.rejects import LogBatch, LogFile
 
@@ -37,7 +37,7 @@ def read_parquet(
         try:
             batch = next(batches, None)
         except (pa.ArrowInvalid, OSError) as error:
-            raise unreadable(file.path, error) from error
+            raise unreadable_parquet(file.path, error) from error
         if batch is None:
             return
         file.count_rows(batch.num_rows)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.files import beside
+from longrec.data.files import temporary_path
 from longrec.errors import DataError
 
 MAX_WRITTEN_REJECTS = 100_000
@@ -48,7 +48,7 @@ class Rejects:
         self.num_rejected: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.failed_import_path = directory.parent / f"{directory.name}.rejects.csv"
-        self._path = beside(directory, "rejects")
+        self._path = temporary_path(directory, "rejects")
         self._stream: io.TextIOBase | None = None
         self._num_written = 0
 

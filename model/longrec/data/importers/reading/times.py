@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.history import LATEST_MS
+from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.importers.reading.numbers import Converted, to_float64, to_int64, to_text
 
 EARLIEST_MS = 315_532_800_000
@@ -33,7 +33,7 @@ def to_time_ms(column: pa.Array, unit: str) -> Converted:
     """
     values, is_bad = parse_time_ms(column, unit)
     numbers = np.asarray(pc.fill_null(values, EARLIEST_MS))
-    is_outside = (numbers < EARLIEST_MS) | (numbers >= LATEST_MS)
+    is_outside = (numbers < EARLIEST_MS) | (numbers >= MAX_TIMESTAMP_MS)
     return Converted(values, is_bad | is_outside)
 
 
@@ -63,7 +63,7 @@ def _parse_seconds(column: pa.Array) -> Converted:
         milliseconds = pc.floor(pc.multiply(seconds, 1000.0))
         return Converted(milliseconds.cast(pa.int64(), safe=False), is_bad)
     # Clipped to times that are rejected later, or the product would overflow.
-    below = pc.min_element_wise(values, LATEST_MS, skip_nulls=False)
+    below = pc.min_element_wise(values, MAX_TIMESTAMP_MS, skip_nulls=False)
     clipped = pc.max_element_wise(below, -1, skip_nulls=False)
     return Converted(pc.multiply(clipped, 1_000), is_bad)
 

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.dataset import int64_of, known_times
+from longrec.data.columns import int64_column
 from longrec.data.importers.reading.log_files import value_type
 from longrec.data.importers.writing.event_spill import EventSpill
+from longrec.data.timelines import known_times
 from longrec.schema import ITEM_ID
 
 NO_GROUP = -1
@@ -88,7 +89,7 @@ def catalogue_of_log(
     for part in range(spill.num_parts):
         events = spill.read(part)
         ids, first_times = _earliest(
-            np.concatenate([ids, int64_of(events, ITEM_ID)]),
+            np.concatenate([ids, int64_column(events, ITEM_ID)]),
             np.concatenate([first_times, known_times(events)]),
         )
     if group_column is None or items is None or not len(ids):
@@ -117,7 +118,7 @@ def _groups_of(
     different_values = pc.unique(values.cast(value_type(values.type)))
     codes = pc.index_in(values, value_set=different_values)
     codes = np.asarray(pc.fill_null(codes, NO_GROUP), np.int64)
-    table_ids = int64_of(items, ITEM_ID)
+    table_ids = int64_column(items, ITEM_ID)
     rows = np.minimum(np.searchsorted(table_ids, ids), len(table_ids) - 1)
     is_in_table = table_ids[rows] == ids
     return np.where(is_in_table, codes[rows], NO_GROUP)

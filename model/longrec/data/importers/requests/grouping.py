@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import group_starts, history_lengths, int64_of
-from longrec.data.encoder import splitmix64
+from longrec.data.columns import int64_column
+from longrec.data.hashing import splitmix64
+from longrec.data.timelines import group_starts, history_lengths
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, TIMESTAMP, USER_ID, Schema
 
@@ -75,10 +76,10 @@ def group_events(
     grouping: RequestGrouping,
 ) -> RequestGroups:
     """Group the events of a part into requests: baskets where the schema has them, else windows."""
-    users = int64_of(events, USER_ID)
-    times = int64_of(events, TIMESTAMP)
+    users = int64_column(events, USER_ID)
+    times = int64_column(events, TIMESTAMP)
     if schema.has_baskets:
-        return _group_baskets(users, times, int64_of(events, BASKET_ID))
+        return _group_baskets(users, times, int64_column(events, BASKET_ID))
     first = window_starts(users, times, grouping)
     sizes = np.diff(np.append(first, len(users)))
     return RequestGroups(

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import history_lengths, int64_of, target_schema
+from longrec.data.columns import int64_column
+from longrec.data.dataset import target_schema
 from longrec.data.importers.requests.catalogue import ItemCatalogue
 from longrec.data.importers.requests.grouping import (
     RequestGrouping,
@@ -26,6 +27,7 @@ from longrec.data.importers.requests.grouping import (
     sample_requests,
     timestamp_column,
 )
+from longrec.data.timelines import history_lengths
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
@@ -134,7 +136,7 @@ class NegativeSampler:
         """
         whole_windows = dataclasses.replace(self.grouping, max_targets=max(events.num_rows, 1))
         groups = group_events(events, self.schema, whole_windows)
-        pairs = self._pairs_of_log(groups, int64_of(events, ITEM_ID))
+        pairs = self._pairs_of_log(groups, int64_column(events, ITEM_ID))
         positives = pairs
         if not self.negatives.keep_new:
             positives = pairs[self._was_seen_before(pairs, groups.request_times)]

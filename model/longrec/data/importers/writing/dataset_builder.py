@@ -19,19 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.dataset import (
-    ROWS_PER_PART,
-    DatasetWriter,
-    event_schema,
-    group_starts,
-    int64_of,
-    parts_for,
-    user_schema,
-)
+from longrec.data.columns import int64_column
+from longrec.data.dataset import event_schema, user_schema
+from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.importers.reading.rejects import LogFile, Rejects
 from longrec.data.importers.requests.builder import RequestBuilder
 from longrec.data.importers.writing.event_spill import EventSpill, spilled_events
 from longrec.data.importers.writing.import_report import ImportReport
+from longrec.data.shards import ROWS_PER_PART, num_parts_for
+from longrec.data.timelines import group_starts
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID, REQUEST_ID, USER_ID, Schema
 
@@ -167,7 +163,7 @@ class DatasetBuilder:
         if not num_requests:
             raise DataError(
                 "no requests could be made of the log",
-                fix="See docs/data.md on how requests are cut.",
+                fix="See docs/guides/import.md on how requests are cut.",
             )
         item_table = pa.table({ITEM_ID: items}) if info.items is None else info.items
         user_table = _with_missing_users(
@@ -195,11 +191,11 @@ class DatasetBuilder:
             self.spill.num_parts,
             f"{len(events):,}",
         )
-        users = int64_of(events, USER_ID)
+        users = int64_column(events, USER_ID)
         return _PartIds(
-            num_requests=len(group_starts(int64_of(targets, REQUEST_ID))),
+            num_requests=len(group_starts(int64_column(targets, REQUEST_ID))),
             users=users[group_starts(users)],
-            items=np.unique(int64_of(events, ITEM_ID)),
+            items=np.unique(int64_column(events, ITEM_ID)),
         )
 
     def _report(
@@ -260,7 +256,7 @@ def dataset_builder(
         has_created: whether events have the time at which they became known.
     """
     target = Path(out)
-    num_parts = parts_for(num_events, options.rows_per_part)
+    num_parts = num_parts_for(num_events, options.rows_per_part)
     columns = event_schema(schema, event_labels, has_created=has_created)
     with (
         Rejects(target, options.max_reject_share) as rejects,
@@ -283,7 +279,7 @@ def _with_missing_users(
     """Return the user table and a row of nulls for each user of the log that it lacks."""
     columns = user_schema(schema)
     known = columns.empty_table() if users is None else users.select(columns.names).cast(columns)
-    missing = pa.array(np.setdiff1d(ids, int64_of(known, USER_ID)))
+    missing = pa.array(np.setdiff1d(ids, int64_column(known, USER_ID)))
     nulls = [pa.nulls(len(missing), field.type) for field in list(columns)[1:]]
     added = pa.Table.from_arrays([missing, *nulls], schema=columns)
     return pa.concat_tables([known, added])

@@ -17,7 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import files
-from longrec.data.dataset import TIMESTAMP_TYPE, group_starts, int64_of, part_of
+from longrec.data.columns import TIMESTAMP_TYPE, int64_column
+from longrec.data.shards import part_of
+from longrec.data.timelines import group_starts
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, TIMESTAMP, USER_ID
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class EventSpill:
             batch: the columns of the schema, in any order; times are int64 ms.
         """
         batch = batch.select(self._file_schema.names).cast(self._file_schema)
-        parts = part_of(int64_of(batch, USER_ID), self.num_parts)
+        parts = part_of(int64_column(batch, USER_ID), self.num_parts)
         order = np.argsort(parts, kind="stable")
         bounds = np.searchsorted(parts[order], np.arange(self.num_parts + 1))
         if self.num_parts > 1:
@@ -97,10 +99,12 @@ class EventSpill:
         """
         with pa.OSFile(str(self._path(part))) as stream, pa.ipc.open_stream(stream) as reader:
             table = reader.read_all()
-        users = int64_of(table, USER_ID)
-        times = {name: int64_of(table, name) for name in TIME_COLUMNS if name in table.schema.names}
+        users = int64_column(table, USER_ID)
+        times = {
+            name: int64_column(table, name) for name in TIME_COLUMNS if name in table.schema.names
+        }
         if BASKET_ID in table.schema.names:
-            baskets = int64_of(table, BASKET_ID)
+            baskets = int64_column(table, BASKET_ID)
             times = {
                 name: _last_times_of_baskets(users, baskets, values)
                 for name, values in times.items()
@@ -112,7 +116,7 @@ class EventSpill:
                 name,
                 column,
             )
-        order = np.lexsort((int64_of(table, EVENT_SEQ), times[TIMESTAMP], users))
+        order = np.lexsort((int64_column(table, EVENT_SEQ), times[TIMESTAMP], users))
         return table.take(pa.array(order)).cast(self._schema)
 
     def remove(self, part: int) -> None:
@@ -137,11 +141,11 @@ def spilled_events(
         num_parts: number of parts of the dataset.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.tidy(out)
-    directory = files.beside(out, "spill")
+    files.remove_leftovers(out)
+    directory = files.temporary_path(out, "spill")
     directory.mkdir()
     try:
-        with files.disk_errors(out):
+        with files.explain_full_disk(out):
             yield EventSpill(directory, schema, num_parts)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

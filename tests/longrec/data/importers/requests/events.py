@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from longrec.data.dataset import TIMESTAMP_TYPE
+from longrec.data.columns import TIMESTAMP_TYPE
 from longrec.data.importers.requests.grouping import RequestGrouping
 from longrec.schema import Feature, Schema, Task
 

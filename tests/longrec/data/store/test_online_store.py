@@ -16,8 +16,8 @@ import pytest
 
 from longrec.data import features, history
 from longrec.data.store import feast_adapter
+from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
-from longrec.data.store.reader import OnlineStore
 from longrec.data.store.retrieve import retrieve
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from tests.longrec.data import random_log
@@ -31,7 +31,7 @@ def test_online_histories_are_the_offline_ones_bit_for_bit(world: World) -> None
     users = [opened.users.column("user_id")[row["user_row"]].as_py() for row in requests]
     for number, (row, answer) in enumerate(zip(requests, online.fetch(users), strict=True)):
         prefix = history.most_recent(
-            history.prefix_before(answer.history, row["timestamp"]), SMALL.max_history
+            history.events_before(answer.history, row["timestamp"]), SMALL.max_history
         )
         assert history.pack(prefix, SCHEMA) == history.pack(opened.history(number), SCHEMA)
 
@@ -64,7 +64,7 @@ def test_half_known_and_unknown_users_online(world: World) -> None:
 def test_many_users_are_asked_for_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     online, users = OnlineStore(world.workdir), [3, NOBODY, HUGE, 0, 3, *range(10), NO_EVENTS]
     whole = online.fetch(users)
-    monkeypatch.setattr(feast_adapter, "ONLINE_USERS", 3)
+    monkeypatch.setattr(feast_adapter, "ONLINE_BATCH_USERS", 3)
     pieces = online.fetch(users)
     assert [answer.user_id for answer in whole] == users and any(
         answer.history.num_rows for answer in whole

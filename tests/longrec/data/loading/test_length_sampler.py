@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.config import LengthConfig
-from longrec.data.length_sampler import LengthSampler
+from longrec.data.loading.length_sampler import LengthSampler
 from longrec.errors import ConfigError
 
 NUM = 200_000

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data import features, spark
+from longrec.data import features
+from longrec.data.features import spark
 from longrec.data.importers import NegativeSampling, import_events
 from longrec.data.store.publish import publish
 from longrec.data.store.retrieve import retrieve
@@ -61,7 +62,7 @@ def test_the_same_bytes_as_one_process(session: Any, tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data", num_users=60, num_parts=3)
     here = features.build(source.path, tmp_path / "here", DataConfig(shard_users=7))
     there = features.build(
-        source.path, tmp_path / "there", DataConfig(shard_users=7), spark.packing(session)
+        source.path, tmp_path / "there", DataConfig(shard_users=7), spark.spark_packer(session)
     )
     assert there == here and content(tmp_path / "there") == content(tmp_path / "here")
 
@@ -84,7 +85,7 @@ def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Pat
     )
     here = features.build(tmp_path / "data", tmp_path / "here", DataConfig())
     there = features.build(
-        tmp_path / "data", tmp_path / "there", DataConfig(), spark.packing(session)
+        tmp_path / "data", tmp_path / "there", DataConfig(), spark.spark_packer(session)
     )
     assert (
         here.num_late > 50
@@ -104,7 +105,7 @@ def test_what_is_wrong_is_said_in_one_line(session: Any, tmp_path: Path) -> None
         DataError,
         match=r"Spark could not pack the timelines; found .*events of one basket have different times",
     ):
-        features.build(source.path, tmp_path / "out", DataConfig(), spark.packing(session))
+        features.build(source.path, tmp_path / "out", DataConfig(), spark.spark_packer(session))
     assert not (tmp_path / "out").exists()
 
 

@@ -18,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.config import LengthConfig
-from longrec.data import loader
 from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
-from longrec.data.length_sampler import LengthSampler
-from longrec.data.loader import EncodedHistories, RequestStream
+from longrec.data.loading.batching import balance_events, batch_bounds
+from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.length_sampler import LengthSampler
+from longrec.data.loading.prefetch import prefetch
+from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import DataError
 from longrec.training.encoded_cache import fit_encoder
 from tests.longrec import small_histories
@@ -39,7 +41,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoded(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> EncodedHistories:
     histories = Histories.open(directory)
-    return EncodedHistories.make(
+    return EncodedHistories.encode(
         histories, fit_encoder(histories), tmp_path_factory.mktemp("cache") / "encoded"
     )
 
@@ -111,10 +113,10 @@ def test_a_batch_holds_what_the_files_say(directory: Path, encoded: EncodedHisto
 def test_packing_equals_one_request_at_a_time(
     encoded, budget: int, max_requests: int, length_sampler: LengthSampler, epoch: int
 ) -> None:
-    packed = RequestStream.training(
+    packed = RequestStream.for_training(
         encoded, length_sampler, token_budget=budget, max_requests=max_requests, seed=7, epoch=epoch
     )
-    single = RequestStream.training(
+    single = RequestStream.for_training(
         encoded, length_sampler, token_budget=1, max_requests=1, seed=7, epoch=epoch
     )
     assert by_request(packed) == by_request(single)
@@ -126,7 +128,7 @@ def test_packing_equals_one_request_at_a_time(
 def test_filling_is_greedy_and_inside_the_budget(
     sizes: list[int], budget: int, max_requests: int
 ) -> None:
-    bounds = loader.fill(np.array(sizes, np.int64), token_budget=budget, max_requests=max_requests)
+    bounds = batch_bounds(np.array(sizes, np.int64), token_budget=budget, max_requests=max_requests)
     assert bounds[0] == 0 and bounds[-1] == len(sizes) and (np.diff(bounds) > 0).all()
     for start, end in itertools.pairwise(bounds):
         alone = end - start == 1
@@ -137,7 +139,7 @@ def test_filling_is_greedy_and_inside_the_budget(
 
 def test_orders_are_seeded_and_change_with_the_epoch(encoded: EncodedHistories) -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return RequestStream.training(
+        return RequestStream.for_training(
             encoded, FULL, token_budget=100, max_requests=8, seed=seed, epoch=epoch
         ).requests.tolist()
 
@@ -148,8 +150,8 @@ def test_orders_are_seeded_and_change_with_the_epoch(encoded: EncodedHistories) 
 
 def test_a_stream_resumes_where_it_stopped(encoded: EncodedHistories) -> None:
     options = {"token_budget": 100, "max_requests": 8, "seed": 1, "epoch": 2}
-    whole = list(RequestStream.training(encoded, SHORT, **options))
-    rest = RequestStream.training(encoded, SHORT, **options, first_batch=3)
+    whole = list(RequestStream.for_training(encoded, SHORT, **options))
+    rest = RequestStream.for_training(encoded, SHORT, **options, first_batch=3)
     assert len(rest) == len(whole) - 3
     for a, b in zip(whole[3:], rest, strict=True):
         for field in dataclasses.fields(a):
@@ -158,8 +160,8 @@ def test_a_stream_resumes_where_it_stopped(encoded: EncodedHistories) -> None:
 
 
 def test_the_law_acts_on_training_batches_only(encoded: EncodedHistories) -> None:
-    short = RequestStream.training(encoded, SHORT, token_budget=500, max_requests=64, seed=0)
-    full = RequestStream.training(encoded, FULL, token_budget=500, max_requests=64, seed=0)
+    short = RequestStream.for_training(encoded, SHORT, token_budget=500, max_requests=64, seed=0)
+    full = RequestStream.for_training(encoded, FULL, token_budget=500, max_requests=64, seed=0)
     assert short.num_events < full.num_events and short.num_targets == full.num_targets
     assert sum(batch.num_events for batch in short) == short.num_events
     available = encoded.event_ends[short.requests] - encoded.event_starts[short.requests]
@@ -173,7 +175,9 @@ def test_serving_takes_the_most_recent_events_in_the_given_order(
     encoded: EncodedHistories, length: int
 ) -> None:
     requests = encoded.requests("eval")
-    served = RequestStream.serving(encoded, requests, length, token_budget=50, max_requests=5)
+    served = RequestStream.for_evaluation(
+        encoded, requests, length, token_budget=50, max_requests=5
+    )
     batches = list(served)
     assert (
         torch.cat([batch.request_timestamps for batch in batches]).tolist()
@@ -196,7 +200,7 @@ def test_serving_takes_the_most_recent_events_in_the_given_order(
 
 
 def test_positions_of_targets_follow_the_stream(encoded: EncodedHistories) -> None:
-    served = RequestStream.training(encoded, FULL, token_budget=100, max_requests=4, seed=5)
+    served = RequestStream.for_training(encoded, FULL, token_budget=100, max_requests=4, seed=5)
     labels = torch.cat([batch.labels for batch in served if batch.labels is not None]).numpy()
     assert np.array_equal(labels, encoded.labels[served.target_positions])
     users = encoded.request_users[served.target_requests]
@@ -208,7 +212,7 @@ def test_cache_round_trips_and_is_mapped(
     directory: Path, encoded: EncodedHistories, tmp_path: Path
 ) -> None:
     histories = Histories.open(directory)
-    EncodedHistories.make(histories, fit_encoder(histories), tmp_path / "cache")
+    EncodedHistories.encode(histories, fit_encoder(histories), tmp_path / "cache")
     again = EncodedHistories.open(tmp_path / "cache")
     for field in dataclasses.fields(again):
         assert np.array_equal(getattr(again, field.name), getattr(encoded, field.name))
@@ -232,12 +236,12 @@ def test_a_leak_is_refused(directory: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="at or after"):
         histories = Histories.open(tmp_path)
-        EncodedHistories.make(histories, fit_encoder(histories), tmp_path / "cache")
+        EncodedHistories.encode(histories, fit_encoder(histories), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_failing_batch_stops_the_stream_with_its_error(encoded: EncodedHistories) -> None:
-    served = RequestStream.serving(
+    served = RequestStream.for_evaluation(
         encoded, encoded.requests("eval"), 5, token_budget=50, max_requests=5
     )
     broken = dataclasses.replace(served, starts=served.starts[:6])
@@ -248,7 +252,7 @@ def test_a_failing_batch_stops_the_stream_with_its_error(encoded: EncodedHistori
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 8))
 def test_parts_have_nearly_equal_events_and_are_not_empty(sizes: list[int], num_parts: int) -> None:
-    parts = loader.balanced(np.array(sizes, np.int64), num_parts)
+    parts = balance_events(np.array(sizes, np.int64), num_parts)
     loads = [
         sum(size for size, part in zip(sizes, parts, strict=True) if part == number)
         for number in range(num_parts)
@@ -262,9 +266,9 @@ def test_the_parts_of_a_batch_are_the_batch(
     encoded: EncodedHistories, num_ranks: int, budget: int
 ) -> None:
     options = {"token_budget": budget, "max_requests": 16, "seed": 1}
-    whole = RequestStream.training(encoded, SHORT, **options)
+    whole = RequestStream.for_training(encoded, SHORT, **options)
     parts = [
-        RequestStream.training(encoded, SHORT, **options, num_ranks=num_ranks, rank=rank)
+        RequestStream.for_training(encoded, SHORT, **options, num_ranks=num_ranks, rank=rank)
         for rank in range(num_ranks)
     ]
     assert all(len(part) == len(whole) for part in parts)
@@ -272,14 +276,18 @@ def test_the_parts_of_a_batch_are_the_batch(
     for number in range(len(whole)):
         batch, own = whole.batch(number), [part.batch(number) for part in parts]
         assert all(
-            (part.whole.num_requests, part.whole.num_events, part.whole.num_targets)
+            (
+                part.global_batch.num_requests,
+                part.global_batch.num_events,
+                part.global_batch.num_targets,
+            )
             == (batch.num_requests, batch.num_events, batch.num_targets)
             for part in own
         )
-        assert by_request([part for part in own if not part.whole.is_stand_in]) == by_request(
-            [batch]
-        )
-        stand_ins += sum(part.whole.is_stand_in for part in own)
+        assert by_request(
+            [part for part in own if not part.global_batch.is_placeholder]
+        ) == by_request([batch])
+        stand_ins += sum(part.global_batch.is_placeholder for part in own)
         skews.append(max(part.num_events for part in own) - min(part.num_events for part in own))
         assert skews[-1] <= int(batch.event_offsets.diff().max())
     if budget == 60:
@@ -349,7 +357,7 @@ def test_a_batch_of_no_request_is_refused(encoded: EncodedHistories) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_batches_do_not_depend_on_the_workers(encoded: EncodedHistories, workers: int) -> None:
     epochs = [
-        RequestStream.training(
+        RequestStream.for_training(
             encoded, SHORT, token_budget=100, max_requests=8, seed=1, epoch=epoch
         )
         for epoch in range(2)
@@ -359,7 +367,7 @@ def test_batches_do_not_depend_on_the_workers(encoded: EncodedHistories, workers
         *(epochs[0].batch(n) for n in range(len(epochs[0]))),
         *(epochs[1].batch(n + 4) for n in range(len(epochs[1]))),
     ]
-    batches = list(loader.prefetch(epochs, num_workers=workers))
+    batches = list(prefetch(epochs, num_workers=workers))
     assert len(batches) == len(expected)
     for got, want in zip(batches, expected, strict=True):
         assert torch.equal(got.event_timestamps, want.event_timestamps) and torch.equal(
@@ -369,8 +377,8 @@ def test_batches_do_not_depend_on_the_workers(encoded: EncodedHistories, workers
 
 
 def test_a_reader_that_stops_leaves_no_thread(encoded: EncodedHistories) -> None:
-    batches = loader.prefetch(
-        [RequestStream.training(encoded, SHORT, token_budget=50, max_requests=4, seed=1)],
+    batches = prefetch(
+        [RequestStream.for_training(encoded, SHORT, token_budget=50, max_requests=4, seed=1)],
         num_workers=3,
     )
     next(batches)

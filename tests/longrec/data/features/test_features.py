@@ -16,7 +16,9 @@ import pytest
 
 from longrec.config import DataConfig
 from longrec.data import features, files, history
+from longrec.data.columns import from_stored_column
 from longrec.data.dataset import Dataset
+from longrec.data.features import tables
 from longrec.errors import DataError
 from longrec.schema import Feature
 from tests.longrec.data import random_log
@@ -97,7 +99,7 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_parts_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = random_log.write(tmp_path / "data")
-    monkeypatch.setattr(features, "MAX_PART_BYTES", 1)
+    monkeypatch.setattr(tables, "MAX_PART_BYTES", 1)
     assert features.build(source.path, tmp_path / "out", DataConfig()).num_parts == 20
 
 
@@ -140,7 +142,7 @@ def test_features_are_stored_so_that_feast_keeps_them_exact(tmp_path: Path) -> N
     assert set(users.column("score").to_pylist()) == {None, 0.1}
     for feature in SCHEMA.user[:4]:
         assert (
-            features.restored(users.column(feature.name), feature).to_pylist()
+            from_stored_column(users.column(feature.name), feature).to_pylist()
             == original.column(feature.name).to_pylist()
         )
 

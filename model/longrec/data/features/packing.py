@@ -1,0 +1,235 @@
+"""Packing: the events of whole users become packed histories, after checking order and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longrec.data import history
+from longrec.data.columns import Int64, int64_column
+from longrec.data.dataset import IMPORT_AGAIN, Dataset
+from longrec.data.timelines import group_spans, known_times
+from longrec.errors import DataError
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Schema
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackedUser:
+    """The packed history of one user.
+
+    Args:
+        user_id: the user.
+        last_time_ms: time of the last event.
+        payload: the packed history.
+        num_events: events in it.
+        num_late: events that became known after they happened.
+    """
+
+    user_id: int
+    last_time_ms: int
+    payload: bytes
+    num_events: int
+    num_late: int
+
+
+UserPacker = Callable[[Dataset, bool], Iterator[tuple[int, PackedUser]]]
+"""(dataset, hold_late) -> (part, packed user) for all users of its shard.
+
+Users come in the order of parts, and of ids within a part. `hold_late` is explained in
+`pack_users`.
+"""
+
+
+def packing_columns(schema: Schema, *, hold_late: bool) -> list[str]:
+    """Return the columns of events/ that `pack_users` reads."""
+    columns = [USER_ID, *history.arrow_schema(schema).names]
+    if hold_late:
+        columns.append(CREATED)
+    return columns
+
+
+def pack_in_process(source: Dataset, hold_late: bool) -> Iterator[tuple[int, PackedUser]]:
+    """Yield the packed users of a dataset, one part in memory at a time; a `UserPacker`."""
+    columns = packing_columns(source.schema, hold_late=hold_late)
+    for part in source.parts:
+        table = source.events(part, columns)
+        path = source.event_path(part)
+        for packed in pack_users(table, source.schema, path, hold_late=hold_late):
+            yield part, packed
+
+
+def pack_users(
+    table: pa.Table,
+    schema: Schema,
+    path: Path,
+    *,
+    hold_late: bool,
+) -> Iterator[PackedUser]:
+    """Yield the packed histories of whole users, after checking order, keys and baskets.
+
+    Args:
+        table: the columns `packing_columns`, sorted by (user_id, timestamp, event_seq).
+        schema: of the dataset.
+        path: of the table, for errors.
+        hold_late: whether a late event gets the time at which it became known, and its place in
+            the history there.
+
+    Raises:
+        DataError: events are out of order or before 1970, two events share a key, or a basket has
+            two times.
+    """
+    events = _Events.of(history.conform(table, schema), int64_column(table, USER_ID))
+    _check_order(path, events)
+    if hold_late:
+        events = events.moved_to(known_times(table))
+    elif events.has_equal_event_seqs:
+        events = events.moved_to(events.times)  # item_id decides the order of ties
+    _check_times(path, events)
+    _check_keys(path, events)
+    if schema.has_baskets:
+        _check_baskets(path, events)
+    for start, end in group_spans(events.users):
+        num_events = end - start
+        yield PackedUser(
+            user_id=int(events.users[start]),
+            last_time_ms=int(events.times[end - 1]),
+            payload=history.pack(events.codec.slice(start, num_events), schema),
+            num_events=num_events,
+            num_late=int(events.is_late[start:end].sum()),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Events:
+    """Events of whole users as the codec's columns, with views of the sort keys."""
+
+    codec: pa.RecordBatch
+    users: Int64
+    times: Int64
+    event_seqs: Int64
+    items: Int64
+    is_late: Mask
+
+    @classmethod
+    def of(
+        cls,
+        codec: pa.RecordBatch,
+        users: Int64,
+        is_late: Mask | None = None,
+    ) -> _Events:
+        if is_late is None:
+            is_late = np.zeros(len(users), bool)
+        return cls(
+            codec,
+            users,
+            times=history.timestamps(codec),
+            event_seqs=codec.column(EVENT_SEQ).to_numpy(),
+            items=codec.column(ITEM_ID).to_numpy(),
+            is_late=is_late,
+        )
+
+    @property
+    def is_same_user(self) -> Mask:
+        """Whether each row but the first has the user of the row before."""
+        same_user: Mask = self.users[1:] == self.users[:-1]
+        return same_user
+
+    @property
+    def is_tied(self) -> Mask:
+        """Whether each row but the first has user, time and event_seq of the row before."""
+        same_time = self.times[1:] == self.times[:-1]
+        same_seq = self.event_seqs[1:] == self.event_seqs[:-1]
+        is_tied: Mask = self.is_same_user & same_time & same_seq
+        return is_tied
+
+    @property
+    def has_equal_event_seqs(self) -> bool:
+        return bool(self.is_tied.any())
+
+    def moved_to(self, times: Int64) -> _Events:
+        """Return the events at other times, sorted by (user, time, event_seq, item)."""
+        order = np.lexsort((self.items, self.event_seqs, times, self.users))
+        position = self.codec.schema.get_field_index(TIMESTAMP)
+        field = self.codec.schema.field(position)
+        codec = self.codec.set_column(position, field, pa.array(times))
+        is_late = times > self.times
+        return _Events.of(
+            codec.take(pa.array(order)),
+            self.users[order],
+            is_late[order],
+        )
+
+
+def _check_order(path: Path, events: _Events) -> None:
+    users = events.users
+    times = events.times
+    event_seqs = events.event_seqs
+    seq_falls = (times[1:] == times[:-1]) & (event_seqs[1:] < event_seqs[:-1])
+    time_falls = (times[1:] < times[:-1]) | seq_falls
+    goes_back = (users[1:] < users[:-1]) | (events.is_same_user & time_falls)
+    if not goes_back.any():
+        return
+    first_row = int(goes_back.argmax()) + 1
+    raise DataError(
+        f"{path} is out of order",
+        found=f"{int(goes_back.sum())} steps back, the first at row {first_row}",
+        expected="user_id, timestamp, event_seq ascending",
+        fix=IMPORT_AGAIN,
+    )
+
+
+def _check_times(path: Path, events: _Events) -> None:
+    is_early = events.times < 0
+    if not is_early.any():
+        return
+    user = events.users[events.times.argmin()]
+    raise DataError(
+        f"{path} holds times before 1970",
+        found=f"{int(is_early.sum())}, the first of user {user}",
+        expected="milliseconds since 1970 UTC",
+        fix="Check the unit of the time column (--timestamp-unit).",
+    )
+
+
+def _check_keys(path: Path, events: _Events) -> None:
+    """Raise DataError if two events of a user have one key; the rows are sorted by it."""
+    is_repeated = events.is_tied & (events.items[1:] == events.items[:-1])
+    if not is_repeated.any():
+        return
+    row = int(is_repeated.argmax())
+    example = (
+        f"user {events.users[row]}, time {events.times[row]}, event_seq {events.event_seqs[row]}"
+    )
+    raise DataError(
+        f"{path}: events of one user have the same key (timestamp, event_seq, item_id)",
+        found=f"{int(is_repeated.sum())}, for example {example}",
+        expected="each event once",
+        fix="Remove the repeats, or name a column that tells events apart (--seq).",
+    )
+
+
+def _check_baskets(path: Path, events: _Events) -> None:
+    baskets = events.codec.column(BASKET_ID).to_numpy()
+    order = np.lexsort((events.times, baskets, events.users))
+    users = events.users[order]
+    baskets = baskets[order]
+    times = events.times[order]
+    is_same_basket = (users[1:] == users[:-1]) & (baskets[1:] == baskets[:-1])
+    is_split = is_same_basket & (times[1:] != times[:-1])
+    if not is_split.any():
+        return
+    row = int(is_split.argmax())
+    example = f"basket {baskets[row]} of user {users[row]}"
+    raise DataError(
+        f"{path}: events of one basket have different times, a history could split it",
+        found=f"{int(is_split.sum())} such steps, for example {example}",
+        expected="one time per basket",
+        fix="Give all events of a basket one timestamp.",
+    )

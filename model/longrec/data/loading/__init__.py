@@ -1,0 +1,1 @@
+"""Loading: encoded histories in, packed request batches out."""

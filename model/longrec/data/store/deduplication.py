@@ -1,0 +1,128 @@
+"""Deduplication of events: which events of a push are new, and which repeat a stored event.
+
+(user_id, timestamp, event_seq, item_id) identifies an event. Repeating an event changes nothing.
+Another event with the same key is refused, because the order of arrival would decide between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from longrec.data import history
+from longrec.errors import DataError
+from longrec.schema import USER_ID
+
+KEY = (USER_ID, *history.EVENT_KEY)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeduplicatedEvents:
+    """Events of one user, divided by whether they are stored already.
+
+    Args:
+        new: events that are not stored.
+        repeated: events that are stored.
+        stored: the stored event of each repeated one, row by row.
+    """
+
+    new: pa.RecordBatch
+    repeated: pa.RecordBatch
+    stored: pa.RecordBatch
+
+
+def deduplicate(events: pa.RecordBatch, stored: pa.RecordBatch) -> DeduplicatedEvents:
+    """Return which events of one user are stored already.
+
+    Args:
+        events: in the order of a history, each once.
+        stored: the user's history.
+    """
+    if not events.num_rows:
+        return DeduplicatedEvents(events, events, stored.slice(0, 0))
+    times = history.timestamps(events)
+    stored_times = history.timestamps(stored)
+    first = int(np.searchsorted(stored_times, times[0], side="left"))
+    end = int(np.searchsorted(stored_times, times[-1], side="right"))
+    nearby = stored.slice(first, end - first)
+    row_of_key = {key: row for row, key in enumerate(_keys(nearby), first)}
+    stored_rows = np.array([row_of_key.get(key, -1) for key in _keys(events)], np.int64)
+    is_stored = stored_rows >= 0
+    return DeduplicatedEvents(
+        new=events.take(pa.array(np.flatnonzero(~is_stored))),
+        repeated=events.take(pa.array(np.flatnonzero(is_stored))),
+        stored=stored.take(pa.array(stored_rows[is_stored])),
+    )
+
+
+def sort_distinct(events: pa.Table) -> pa.Table:
+    """Return events sorted by (user_id, timestamp, event_seq, item_id), each once.
+
+    Args:
+        events: user_id and the history codec's columns.
+
+    Raises:
+        DataError: two different events share a key.
+    """
+    keys = [events.column(name).to_numpy() for name in KEY]
+    order = np.lexsort(keys[::-1])
+    is_repeat = np.zeros(len(order), bool)
+    is_repeat[1:] = True
+    for key in keys:
+        is_repeat[1:] &= key[order[1:]] == key[order[:-1]]
+    repeats = np.flatnonzero(is_repeat)
+    if len(repeats):
+        _check_rows(
+            events.take(pa.array(order[repeats])),
+            events.take(pa.array(order[repeats - 1])),
+        )
+    return events.take(pa.array(order[~is_repeat])).combine_chunks()
+
+
+def check_same_events(
+    user: int,
+    events: pa.RecordBatch,
+    stored: pa.RecordBatch,
+) -> None:
+    """Check that events with equal keys are equal, row by row.
+
+    Raises:
+        DataError: two of them differ.
+    """
+    for event, stored_event in zip(events.to_pylist(), stored.to_pylist(), strict=True):
+        differing = [
+            name
+            for name, value in event.items()
+            if repr(value) != repr(stored_event[name])  # NaN is equal to NaN
+        ]
+        if not differing:
+            continue
+        shown = (*history.EVENT_KEY, *differing)
+        raise DataError(
+            f"an event of user {user} has the key of another event",
+            found=", ".join(f"{name}={event[name]!r}" for name in shown),
+            expected=", ".join(f"{name}={stored_event[name]!r}" for name in differing),
+            fix="Give each event of a user its own event_seq.",
+        )
+
+
+def _check_rows(events: pa.Table, others: pa.Table) -> None:
+    users = events.column(USER_ID).to_pylist()
+    for row, user in enumerate(users):
+        check_same_events(
+            user,
+            _event_of_row(events, row),
+            _event_of_row(others, row),
+        )
+
+
+def _event_of_row(table: pa.Table, row: int) -> pa.RecordBatch:
+    single = table.slice(row, 1).drop_columns([USER_ID])
+    return single.combine_chunks().to_batches()[0]
+
+
+def _keys(events: pa.RecordBatch) -> list[tuple[int, ...]]:
+    columns = [events.column(name).to_numpy().tolist() for name in history.EVENT_KEY]
+    return list(zip(*columns, strict=True))

@@ -1,0 +1,166 @@
+"""RequestTable: the requests of a dataset or of shards, by time, and where their targets are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from longrec.data.columns import Int64, int64_column
+from longrec.data.dataset import IMPORT_AGAIN, Dataset
+from longrec.data.histories import TARGET_SPAN, Histories
+from longrec.data.timelines import group_starts
+from longrec.errors import DataError
+from longrec.schema import REQUEST_ID, TIMESTAMP, USER_ID
+
+_KEYS = (REQUEST_ID, USER_ID, TIMESTAMP)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestTable:
+    """Requests sorted by (time, request_id); all columns are int64 [R].
+
+    Args:
+        request_ids, user_ids: keys.
+        request_times: ms.
+        parts: part of the dataset, or number of the shard, that holds the targets.
+        starts, ends: rows of the targets in that part or shard.
+    """
+
+    request_ids: Int64
+    user_ids: Int64
+    request_times: Int64
+    parts: Int64
+    starts: Int64
+    ends: Int64
+
+    @classmethod
+    def of_dataset(cls, source: Dataset) -> RequestTable:
+        """Return all requests of a dataset, or of its shard."""
+        tables = [_requests_of_part(source, part) for part in source.parts]
+        return cls._sorted(tables)
+
+    @classmethod
+    def of_shards(cls, shards: Sequence[Histories]) -> RequestTable:
+        """Return the requests of all shards; their targets are in the tables of the shards."""
+        tables = [_requests_of_shard(shard, number) for number, shard in enumerate(shards)]
+        return cls._sorted(tables)
+
+    def check(self, source: str) -> None:
+        """Check that there are requests and that each occurs once.
+
+        Args:
+            source: where they are from, for errors.
+
+        Raises:
+            DataError: there is no request, or one is split.
+        """
+        ids, counts = np.unique(self.request_ids, return_counts=True)
+        if not len(ids):
+            raise DataError(
+                f"{source} holds no requests",
+                expected="targets to train on",
+                fix="Import with sampled negatives.",
+            )
+        repeated = ids[counts > 1]
+        if len(repeated):
+            raise DataError(
+                "the targets of a request must follow each other and share user and time",
+                found=f"{len(repeated)} requests that do not, for example {repeated[0]}",
+                fix=IMPORT_AGAIN,
+            )
+
+    def sample(self, max_requests: int, seed: int) -> RequestTable:
+        """Return a random sample of requests in the same order.
+
+        Args:
+            max_requests: size of the sample; 0 for all.
+            seed: of the sample.
+        """
+        num_requests = len(self.request_times)
+        if not 0 < max_requests < num_requests:
+            return self
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(num_requests, max_requests, replace=False)
+        return self._take(np.sort(rows))
+
+    def read_targets(
+        self,
+        read_part: Callable[[int], pa.Table],
+        columns: pa.Schema,
+    ) -> tuple[pa.Table, Int64]:
+        """Return item_id and labels of all targets, and the end offset of each request.
+
+        Args:
+            read_part: returns the targets of a part, or of a shard.
+            columns: of the result.
+        """
+        counts = self.ends - self.starts
+        first_rows = np.zeros(len(counts), np.int64)
+        tables = [columns.empty_table()]
+        num_rows = 0
+        for part in np.unique(self.parts).tolist():
+            requests = np.flatnonzero(self.parts == part)
+            part_counts = counts[requests]
+            rows = _ranges(self.starts[requests], part_counts)
+            targets = read_part(part).cast(columns).take(pa.array(rows))
+            tables.append(targets)
+            first_rows[requests] = num_rows + np.cumsum(part_counts) - part_counts
+            num_rows += targets.num_rows
+        by_request = _ranges(first_rows, counts)
+        return pa.concat_tables(tables).take(pa.array(by_request)), np.cumsum(counts)
+
+    @classmethod
+    def _sorted(cls, tables: Sequence[RequestTable]) -> RequestTable:
+        no_rows = np.zeros(0, np.int64)
+        columns = []
+        for field in dataclasses.fields(cls):
+            arrays = [getattr(table, field.name) for table in tables]
+            columns.append(np.concatenate([no_rows, *arrays]).astype(np.int64))
+        whole = cls(*columns)
+        order = np.lexsort((whole.request_ids, whole.request_times))
+        return whole._take(order)
+
+    def _take(self, rows: Int64) -> RequestTable:
+        columns = [getattr(self, field.name)[rows] for field in dataclasses.fields(self)]
+        return RequestTable(*columns)
+
+
+def _requests_of_part(source: Dataset, part: int) -> RequestTable:
+    table = source.targets(part, _KEYS)
+    request_ids, user_ids, times = (int64_column(table, name) for name in _KEYS)
+    starts = group_starts(request_ids, user_ids, times)
+    ends = np.append(starts[1:], table.num_rows)[: len(starts)]
+    return RequestTable(
+        request_ids[starts],
+        user_ids[starts],
+        times[starts],
+        parts=np.full(len(starts), part),
+        starts=starts,
+        ends=ends,
+    )
+
+
+def _requests_of_shard(shard: Histories, number: int) -> RequestTable:
+    requests = shard.requests
+    user_rows = int64_column(requests, "user_row")
+    user_ids = int64_column(shard.users, USER_ID)
+    starts, ends = (int64_column(requests, name) for name in TARGET_SPAN)
+    return RequestTable(
+        int64_column(requests, REQUEST_ID),
+        user_ids[user_rows],
+        int64_column(requests, TIMESTAMP),
+        parts=np.full(len(user_rows), number),
+        starts=starts,
+        ends=ends,
+    )
+
+
+def _ranges(starts: Int64, counts: Int64) -> Int64:
+    """Return starts[0], starts[0]+1, ... (counts[0] values), then those of starts[1], and so on."""
+    ends = np.cumsum(counts)
+    first_positions = ends - counts
+    shifts: Int64 = np.repeat(starts - first_positions, counts)
+    return np.arange(len(shifts)) + shifts

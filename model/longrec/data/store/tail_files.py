@@ -1,0 +1,221 @@
+"""Files of pushed events below a published version, and how far they are online.
+
+    features/user_tail/part-<time>.parquet       incremental tails; its rename completes a push
+    features/user_history/fold-<time>.parquet    compacted histories: a base merged with its tail,
+                                                 written before the part of the same push
+    feast/pushed.json                            time of the last push that is online too
+
+<time> is the feature timestamp of the push in microseconds. It rises strictly, whatever the clock
+does. The directories also hold what the version was published with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longrec.data import files, history
+from longrec.data.columns import EVENT_TIME, HISTORY, TAIL, Int64, int64_column
+from longrec.data.store.deduplication import deduplicate
+from longrec.data.store.versions import PublishedVersion
+from longrec.schema import USER_ID
+
+MAX_TAIL_FILES = 64
+"""Number of tail files that are merged into one."""
+_TAIL_PREFIX = "part-"
+_COMPACTED_PREFIX = "fold-"
+
+
+def tail_directory(version: Path) -> Path:
+    """Return the directory of the tails of a version."""
+    return version / "features" / "user_tail"
+
+
+def history_directory(version: Path) -> Path:
+    """Return the directory of the base histories of a version."""
+    return version / "features" / "user_history"
+
+
+def write_tails(version: Path, tails: pa.Table, feature_time_us: int = 0) -> None:
+    """Write a file of tails, which completes a push on disk.
+
+    Args:
+        version: directory of the version.
+        tails: rows of user_tail.
+        feature_time_us: feature timestamp of the push, microseconds; 0 for the publish.
+    """
+    directory = tail_directory(version)
+    directory.mkdir(exist_ok=True)
+    _write_file(version, tails, _tail_path(version, feature_time_us))
+
+
+def write_compacted(version: Path, histories: pa.Table, feature_time_us: int) -> None:
+    """Write a file of compacted histories; it counts once the tails of the push are written.
+
+    Args:
+        version: directory of the version.
+        histories: rows of user_history; no file is written for none.
+        feature_time_us: feature timestamp of the push, microseconds.
+    """
+    if histories.num_rows:
+        _write_file(version, histories, _compacted_path(version, feature_time_us))
+
+
+def last_feature_time(version: Path) -> int:
+    """Return the feature timestamp of the last push, microseconds; 0 for none."""
+    return max(map(_feature_time_of, _tail_paths(version)), default=0)
+
+
+def record_online(version: Path, feature_time_us: int) -> None:
+    """Record that all pushes up to a feature timestamp are online."""
+    files.write_json(_online_state_path(version), {"applied_us": feature_time_us})
+
+
+def remove_incomplete(version: Path) -> None:
+    """Remove compacted histories of pushes that were killed before their tails were written."""
+    last_us = last_feature_time(version)
+    for path in history_directory(version).glob(f"{_COMPACTED_PREFIX}*.parquet"):
+        if _feature_time_of(path) > last_us:
+            path.unlink()
+
+
+def not_online(version: Path) -> Iterator[tuple[int, pa.Table | None, pa.Table]]:
+    """Yield the pushes that are complete on disk but not recorded as online.
+
+    Yields:
+        Feature timestamp in microseconds, compacted histories or None, tails.
+    """
+    state_path = _online_state_path(version)
+    online_us = 0
+    if state_path.is_file():
+        online_us = int(files.read_json(state_path)["applied_us"])
+    for path in _tail_paths(version):
+        feature_time_us = _feature_time_of(path)
+        if feature_time_us <= online_us:
+            continue
+        compacted_path = _compacted_path(version, feature_time_us)
+        compacted = pq.read_table(compacted_path) if compacted_path.is_file() else None
+        yield feature_time_us, compacted, pq.read_table(path)
+
+
+def merge_tail_files(version: Path) -> None:
+    """Merge many tail files into one with the last row of each user.
+
+    Rows that are there twice meanwhile are equal.
+    """
+    paths = _tail_paths(version)
+    if len(paths) < MAX_TAIL_FILES:
+        return
+    tables = [pq.ParquetFile(path).read() for path in paths]
+    merged = latest_rows(pa.concat_tables(tables))
+    _write_file(version, merged, paths[-1])
+    for path in paths[:-1]:
+        path.unlink()
+
+
+def latest_rows(table: pa.Table) -> pa.Table:
+    """Return the last row of each user, sorted by user."""
+    users = int64_column(table, USER_ID)
+    order = np.lexsort((_feature_times(table), users))
+    sorted_users = users[order]
+    is_last = np.ones(len(users), bool)
+    is_last[:-1] = sorted_users[1:] != sorted_users[:-1]
+    return table.take(pa.array(order[is_last]))
+
+
+def users_with_pushes(version: Path) -> Int64:
+    """Return the users with pushed events, sorted."""
+    directory = tail_directory(version)
+    if not directory.is_dir():
+        return np.zeros(0, np.int64)
+    table = pq.read_table(directory, columns=[USER_ID])
+    return np.unique(int64_column(table, USER_ID))
+
+
+def pushed_events(before: PublishedVersion, users: Int64) -> pa.Table:
+    """Return the events of users that a version has now but was not published with.
+
+    Args:
+        before: the version.
+        users: int64, users with pushed events.
+
+    Returns:
+        user_id and the history codec's columns.
+    """
+    schema = before.schema
+    of_users = [(USER_ID, "in", users.tolist())]
+    tails = latest_rows(pq.read_table(tail_directory(before.path), filters=of_users))
+    histories = pq.read_table(history_directory(before.path), filters=of_users)
+    times_us = _feature_times(histories)
+    is_compacted = times_us > before.log_end_us
+    is_complete = times_us <= last_feature_time(before.path)
+    published = _payloads(histories.filter(pa.array(~is_compacted)))
+    compacted = _payloads(latest_rows(histories.filter(pa.array(is_compacted & is_complete))))
+    tables = []
+    for user, tail in zip(tails[USER_ID].to_pylist(), tails[TAIL].to_pylist(), strict=True):
+        stored = history.merge(
+            history.unpack_or_empty(compacted.get(user), schema),
+            history.unpack_or_empty(tail, schema),
+            schema,
+        )
+        known = history.unpack_or_empty(published.get(user), schema)
+        pushed = deduplicate(stored, known).new
+        owners = np.full(pushed.num_rows, user)
+        table = pa.Table.from_batches([pushed])
+        tables.append(table.append_column(USER_ID, pa.array(owners)))
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def _payloads(histories: pa.Table) -> dict[int, bytes]:
+    users = histories[USER_ID].to_pylist()
+    payloads = histories[HISTORY].to_pylist()
+    return dict(zip(users, payloads, strict=True))
+
+
+def _feature_times(table: pa.Table) -> Int64:
+    """Return the feature timestamps of rows, int64 microseconds."""
+    return np.asarray(table.column(EVENT_TIME).cast(pa.int64()), np.int64)
+
+
+def _tail_paths(version: Path) -> list[Path]:
+    return sorted(tail_directory(version).glob(f"{_TAIL_PREFIX}*.parquet"))
+
+
+def _tail_path(version: Path, feature_time_us: int) -> Path:
+    return tail_directory(version) / f"{_TAIL_PREFIX}{feature_time_us:020d}.parquet"
+
+
+def _compacted_path(version: Path, feature_time_us: int) -> Path:
+    return history_directory(version) / f"{_COMPACTED_PREFIX}{feature_time_us:020d}.parquet"
+
+
+def _online_state_path(version: Path) -> Path:
+    return version / "feast" / "pushed.json"
+
+
+def _feature_time_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _write_file(
+    version: Path,
+    table: pa.Table,
+    path: Path,
+) -> None:
+    """Write a Parquet file and move it into place by one rename; Feast reads all files there."""
+    temporary = version / "feast" / f".{path.name}.tmp"
+    with open(temporary, "wb") as stream:
+        pq.write_table(
+            table,
+            stream,
+            compression="zstd",
+            use_dictionary=False,
+        )
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
