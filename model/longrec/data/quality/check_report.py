@@ -33,16 +33,22 @@ class ExpectationResult:
     @property
     def failed(self) -> bool:
         """Whether the result fails the check."""
-        return not self.passed and self.severity == "critical"
+        if self.passed:
+            return False
+        return self.severity == "critical"
 
     @property
     def warned(self) -> bool:
         """Whether the result is only reported."""
-        return not self.passed and self.severity != "critical"
+        if self.passed:
+            return False
+        return self.severity != "critical"
 
     def sentence(self) -> str:
         """Return the failed expectation in one line."""
-        rows = f" ({', '.join(self.failed_rows)})" if self.failed_rows else ""
+        rows = ""
+        if self.failed_rows:
+            rows = f" ({', '.join(self.failed_rows)})"
         return (
             f"{self.suite}, {self.expectation}: expected that {self.description} "
             f"({self.bound}), found {self.observed}{rows}"

@@ -151,13 +151,20 @@ class TableView:
         for place, column in enumerate(self.columns):
             num_usable, minimum, maximum = values[3 * place : 3 * place + 3]
             num_nulls = int(num_rows - num_usable)
-            profiles[column.name] = ColumnProfile(int(num_rows), num_nulls, minimum, maximum)
+            profiles[column.name] = ColumnProfile(
+                int(num_rows),
+                num_nulls,
+                minimum,
+                maximum,
+            )
         return int(num_rows), profiles
 
 
 def sql_value(column: ExpectedColumn) -> str:
     """Return the SQL expression of a column's value; times in ms."""
-    return f'epoch_ms("{column.name}")' if column.dtype == "time" else f'"{column.name}"'
+    if column.dtype == "time":
+        return f'epoch_ms("{column.name}")'
+    return f'"{column.name}"'
 
 
 def sql_usable(column: ExpectedColumn) -> str:

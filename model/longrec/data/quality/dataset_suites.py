@@ -231,7 +231,12 @@ class _DatasetSuites:
         )
         _expect_whole_requests(suite, profile)
         rates = [_label_rate(profile, task) for task in self.schema.task_names]
-        expect_label_rates(suite, self.schema, self.checks, rates)
+        expect_label_rates(
+            suite,
+            self.schema,
+            self.checks,
+            rates,
+        )
         suite.expect_share(
             users,
             "num_unknown_items",
@@ -353,7 +358,9 @@ def _expect_user_rows(suite: SuiteBuilder, profile: TableProfile) -> None:
 
 def _label_rate(profile: TableProfile, task: str) -> float | None:
     num_labels = profile.counts[f"labels {task}"]
-    return profile.counts[f"positives {task}"] / num_labels if num_labels else None
+    if not num_labels:
+        return None
+    return profile.counts[f"positives {task}"] / num_labels
 
 
 def _num_moved_users(events: UserProfile, targets: UserProfile) -> int:

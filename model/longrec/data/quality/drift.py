@@ -139,56 +139,96 @@ def drift_suite(
         events, targets: user profiles of the dataset; that of the targets counts labels and new
             items.
     """
-    severity: Severity = "critical" if checks.check_drift else "warning"
-    before = previous.profile
+    comparison = _Comparison(
+        profile,
+        previous,
+        checks,
+        events=events,
+        targets=targets,
+    )
     suite = SuiteBuilder()
-    lengths = Expectation(
-        "history lengths: PSI",
-        "the lengths of the histories are distributed as in the previous version",
-        maximum=checks.max_psi + psi_noise(before.lengths, profile.lengths),
-        severity=severity,
-        failed_rows=lambda: _describe_resized(events, previous),
-    )
-    suite.add(lengths, psi(before.lengths, profile.lengths))
-    for task, counts in profile.labels.items():
-        old_counts = before.labels[task]
-        change, noise = _rate_change(old_counts, counts)
-        rate = Expectation(
-            f"{task}: change of the rate",
-            f"the rate of {task} is about that of the previous version, {_rate(old_counts):.4g}",
-            maximum=checks.max_rate_change + noise,
-            severity=severity,
-            failed_rows=functools.partial(
-                _describe_shifted,
-                targets,
-                task,
-                old_counts,
-                counts,
-            ),
-        )
-        suite.add(rate, change)
-    for name, counts in profile.coverage.items():
-        old_share = _rate(before.coverage[name])
-        users = events if name == "events" else targets
-        coverage = Expectation(
-            f"{name} with a known item: lost share",
-            f"as many of the {name} have an item of the item table as in the previous version, "
-            f"{100 * old_share:.4g} %",
-            maximum=checks.max_coverage_loss,
-            severity=severity,
-            failed_rows=functools.partial(users.with_largest, "num_unknown_items"),
-        )
-        suite.add(coverage, old_share - _rate(counts))
-    new_items = Expectation(
-        "new items: share",
-        "few of the targets have an item that the previous version did not know",
-        maximum=checks.max_new_item_share,
-        severity=severity,
-        failed_rows=lambda: targets.with_largest("num_new_items"),
-    )
-    num_targets = max(profile.coverage["targets"][1], 1)
-    suite.add(new_items, targets.total("num_new_items") / num_targets)
+    comparison.expect_lengths(suite)
+    comparison.expect_label_rates(suite)
+    comparison.expect_coverage(suite)
+    comparison.expect_known_items(suite)
     return suite.build("drift")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Comparison:
+    """A dataset and the previous version; see `drift_suite`."""
+
+    profile: DriftProfile
+    previous: PreviousVersion
+    checks: ChecksConfig
+    events: UserProfile
+    targets: UserProfile
+
+    @property
+    def severity(self) -> Severity:
+        """Severity of all expectations."""
+        return "critical" if self.checks.check_drift else "warning"
+
+    def expect_lengths(self, suite: SuiteBuilder) -> None:
+        """Add the distance of the distributions of history lengths."""
+        old = self.previous.profile.lengths
+        new = self.profile.lengths
+        expectation = Expectation(
+            "history lengths: PSI",
+            "the lengths of the histories are distributed as in the previous version",
+            maximum=self.checks.max_psi + psi_noise(old, new),
+            severity=self.severity,
+            failed_rows=lambda: _describe_resized(self.events, self.previous),
+        )
+        suite.add(expectation, psi(old, new))
+
+    def expect_label_rates(self, suite: SuiteBuilder) -> None:
+        """Add the change of the rate of each task."""
+        for task, new in self.profile.labels.items():
+            old = self.previous.profile.labels[task]
+            change, noise = _rate_change(old, new)
+            expectation = Expectation(
+                f"{task}: change of the rate",
+                f"the rate of {task} is about that of the previous version, {_rate(old):.4g}",
+                maximum=self.checks.max_rate_change + noise,
+                severity=self.severity,
+                failed_rows=functools.partial(
+                    _describe_shifted,
+                    self.targets,
+                    task,
+                    old,
+                    new,
+                ),
+            )
+            suite.add(expectation, change)
+
+    def expect_coverage(self, suite: SuiteBuilder) -> None:
+        """Add the lost share of events and targets with a known item."""
+        users = {"events": self.events, "targets": self.targets}
+        for name, new in self.profile.coverage.items():
+            old_share = _rate(self.previous.profile.coverage[name])
+            expectation = Expectation(
+                f"{name} with a known item: lost share",
+                f"as many of the {name} have an item of the item table as in the previous "
+                f"version, {100 * old_share:.4g} %",
+                maximum=self.checks.max_coverage_loss,
+                severity=self.severity,
+                failed_rows=functools.partial(users[name].with_largest, "num_unknown_items"),
+            )
+            suite.add(expectation, old_share - _rate(new))
+
+    def expect_known_items(self, suite: SuiteBuilder) -> None:
+        """Add the share of targets with an item that the previous version did not know."""
+        expectation = Expectation(
+            "new items: share",
+            "few of the targets have an item that the previous version did not know",
+            maximum=self.checks.max_new_item_share,
+            severity=self.severity,
+            failed_rows=lambda: self.targets.with_largest("num_new_items"),
+        )
+        _, num_targets = self.profile.coverage["targets"]
+        num_new = self.targets.total("num_new_items")
+        suite.add(expectation, num_new / max(num_targets, 1))
 
 
 def drift_section(

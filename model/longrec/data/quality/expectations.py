@@ -77,7 +77,11 @@ class SuiteBuilder:
         self.values: dict[str, Any] = {}
         self.expectations: list[Expectation] = []
 
-    def add(self, expectation: Expectation, value: Any) -> None:
+    def add(
+        self,
+        expectation: Expectation,
+        value: Any,
+    ) -> None:
         """Add a value and the expectation on it."""
         self.values[expectation.column] = value
         self.expectations.append(expectation)
@@ -194,7 +198,11 @@ def column_expectations(
             minimum=column.minimum,
         )
         predicate = f"{sql_value(column)} < {column.minimum}"
-        yield ColumnExpectation(expectation, profile.minimum, predicate)
+        yield ColumnExpectation(
+            expectation,
+            profile.minimum,
+            predicate,
+        )
     if column.maximum is not None:
         expectation = Expectation(
             f"{name}: maximum{unit}",
@@ -202,4 +210,8 @@ def column_expectations(
             maximum=column.maximum,
         )
         predicate = f"{sql_value(column)} > {column.maximum}"
-        yield ColumnExpectation(expectation, profile.maximum, predicate)
+        yield ColumnExpectation(
+            expectation,
+            profile.maximum,
+            predicate,
+        )

@@ -223,7 +223,14 @@ def _request_suite(
     suite = SuiteBuilder()
     times = requests.columns[TIMESTAMP]
     lengths = requests.columns["event_end"] - requests.columns["event_start"]
-    suite.add(Expectation("num_rows", "there are requests", minimum=1), len(requests))
+    suite.add(
+        Expectation(
+            "num_rows",
+            "there are requests",
+            minimum=1,
+        ),
+        len(requests),
+    )
     suite.expect_none(
         "num_requests_without_user",
         "every request names a user",
@@ -320,7 +327,14 @@ def _expect_targets(
     starts = requests.columns["target_start"]
     ends = requests.columns["target_end"]
     is_outside = (starts < 0) | (ends > num_targets) | (ends <= starts)
-    suite.add(Expectation("num_targets", "there are targets", minimum=1), num_targets)
+    suite.add(
+        Expectation(
+            "num_targets",
+            "there are targets",
+            minimum=1,
+        ),
+        num_targets,
+    )
     suite.expect_none(
         "num_target_spans_outside",
         "every request has targets inside the table",
@@ -445,7 +459,11 @@ class TargetStatistics:
         names = [f"rate of {task}" for task in self.schema.task_names]
         return dict(zip(names, rates.tolist(), strict=True))
 
-    def _count_items(self, items: Int64, known_items: Int64) -> None:
+    def _count_items(
+        self,
+        items: Int64,
+        known_items: Int64,
+    ) -> None:
         self.totals.num_null_items += int((items == NULL).sum())
         self.totals.num_unknown_items += int(is_unknown(items, known_items).sum())
 
@@ -464,8 +482,16 @@ class TargetStatistics:
 
 def _split_of_targets(requests: RequestTable, num_targets: int) -> npt.NDArray[np.int8]:
     """Return the position in SPLITS of each target's split, int8 [P]; -1 for none."""
-    starts = np.clip(requests.columns["target_start"], 0, num_targets)
-    ends = np.clip(requests.columns["target_end"], 0, num_targets)
+    starts = np.clip(
+        requests.columns["target_start"],
+        0,
+        num_targets,
+    )
+    ends = np.clip(
+        requests.columns["target_end"],
+        0,
+        num_targets,
+    )
     ends = np.maximum(starts, ends)
     codes = np.full(num_targets, -1, np.int8)
     for code, split in enumerate(SPLITS):

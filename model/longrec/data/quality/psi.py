@@ -41,7 +41,8 @@ def psi(expected: npt.ArrayLike, observed: npt.ArrayLike) -> float:
     o = observed_counts[used] / num_observed
     filled_e = _fill_empty(e, o, num_expected)
     filled_o = _fill_empty(o, e, num_observed)
-    return float(((filled_o - filled_e) * np.log(filled_o / filled_e)).sum())
+    terms = (filled_o - filled_e) * np.log(filled_o / filled_e)
+    return float(terms.sum())
 
 
 def psi_noise(expected: npt.ArrayLike, observed: npt.ArrayLike) -> float:
@@ -51,9 +52,11 @@ def psi_noise(expected: npt.ArrayLike, observed: npt.ArrayLike) -> float:
     """
     expected_counts = np.asarray(expected, np.float64)
     observed_counts = np.asarray(observed, np.float64)
-    num_bins = int(((expected_counts > 0) | (observed_counts > 0)).sum())
-    inverse_sizes = 1 / max(expected_counts.sum(), 1) + 1 / max(observed_counts.sum(), 1)
-    return float(max(num_bins - 1, 0) * inverse_sizes)
+    used = (expected_counts > 0) | (observed_counts > 0)
+    degrees_of_freedom = max(int(used.sum()) - 1, 0)
+    num_expected = max(expected_counts.sum(), 1)
+    num_observed = max(observed_counts.sum(), 1)
+    return float(degrees_of_freedom * (1 / num_expected + 1 / num_observed))
 
 
 def histogram(values: npt.ArrayLike, edges: npt.ArrayLike) -> Counts:
@@ -81,12 +84,13 @@ def quantile_edges(values: npt.ArrayLike, num_bins: int = 10) -> Float64:
 
 def _require_comparable(expected: Float64, observed: Float64) -> None:
     has_negative = (expected < 0).any() or (observed < 0).any()
-    totals = [expected.sum(), observed.sum()]
-    one_is_empty = (totals[0] == 0) != (totals[1] == 0)
+    num_expected = expected.sum()
+    num_observed = observed.sum()
+    one_is_empty = (num_expected == 0) != (num_observed == 0)
     if expected.shape != observed.shape or has_negative or one_is_empty:
         raise DataError(
             "two histograms cannot be compared",
-            found=f"{expected.shape}, {observed.shape} bins, {totals} rows",
+            found=f"{expected.shape}, {observed.shape} bins, [{num_expected}, {num_observed}] rows",
             expected="counts of some rows over the same bins",
         )
 

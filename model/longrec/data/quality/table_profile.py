@@ -96,7 +96,11 @@ class TableProfile:
         )
 
     @classmethod
-    def load(cls, directory: Path, name: str) -> TableProfile:
+    def load(
+        cls,
+        directory: Path,
+        name: str,
+    ) -> TableProfile:
         """Return the profile that `save` wrote."""
         content = files.read_json(directory / f"{name}.json")
         users = pq.read_table(directory / f"{name}.parquet")

@@ -210,9 +210,9 @@ class _PartRows:
         same_run = self.runs[1:] == self.runs[:-1]
         is_later = self.times[1:] > self.times[:-1]
         same_time = self.times[1:] == self.times[:-1]
-        shard_order = is_later | (same_time & (self.order[1:] >= self.order[:-1]))
+        is_ordered = is_later | (same_time & (self.order[1:] >= self.order[:-1]))
         is_disordered = np.zeros(len(self.runs), bool)
-        is_disordered[1:] = same_run & ~shard_order
+        is_disordered[1:] = same_run & ~is_ordered
         return is_disordered
 
     def _equal_rows(self) -> tuple[Bools, Bools]:

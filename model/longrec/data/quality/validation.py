@@ -76,7 +76,9 @@ def _result_format(suite: Suite) -> dict[str, Any]:
     """Return the details that Great Expectations reports; failed rows for a profile of users."""
     if not suite.key:
         return {"result_format": "BASIC"}
-    index_columns = [suite.key, SHARD] if SHARD in suite.table else [suite.key]
+    index_columns = [suite.key]
+    if SHARD in suite.table:
+        index_columns.append(SHARD)
     return {
         "result_format": "SUMMARY",
         "partial_unexpected_count": MAX_EXAMPLES,
@@ -130,8 +132,10 @@ def _failed_rows(
     noun = suite.key.removesuffix("_id")
     texts = []
     for row in rows[:MAX_EXAMPLES]:
-        shard = f" (shard {row[SHARD]})" if SHARD in row else ""
-        texts.append(f"{noun} {row[suite.key]}{shard}")
+        text = f"{noun} {row[suite.key]}"
+        if SHARD in row:
+            text += f" (shard {row[SHARD]})"
+        texts.append(text)
     return texts
 
 
@@ -158,7 +162,9 @@ def _bound(expectation: Expectation) -> str:
         return f"at least {minimum}"
     if expectation.minimum is None:
         return f"at most {maximum}"
-    return minimum if minimum == maximum else f"{minimum} to {maximum}"
+    if minimum == maximum:
+        return minimum
+    return f"{minimum} to {maximum}"
 
 
 def _format_value(expectation: Expectation, value: Any) -> str:
