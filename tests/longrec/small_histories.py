@@ -1,22 +1,29 @@
-"""A small histories directory whose labels depend on the history.
+"""A small histories directory with labels that depend on the history.
 
-Every user likes some topics: events are mostly of them, and a target is clicked, mostly, when its
-topic was seen often.
+Every user likes two topics. Most of the user's events are of them, and most clicked targets too.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from longrec.data.histories import HistoriesWriter
+from longrec.data.histories_writer import HistoriesWriter
 from longrec.schema import Feature, Schema, Task
 
-NUM_ITEMS, NUM_TOPICS = 60, 6
+Array: TypeAlias = np.ndarray
+
+NUM_ITEMS = 60
+NUM_TOPICS = 6
+ITEMS_PER_TOPIC = NUM_ITEMS // NUM_TOPICS
 FIRST_ID = 2**60 + 1
+UNKNOWN_ID = 42
 SPLIT_MS = 1_700_000_000_000
+TIME_STEP_MS = 100_000
+"""Times are multiples of it, so that some are equal."""
 SCHEMA = Schema(
     name="small",
     item=(
@@ -29,12 +36,11 @@ SCHEMA = Schema(
         Feature("action", "category", "string"),
         Feature("seconds", "number", "float64", num_bins=4),
     ),
-    tasks=(Task("click"), Task("buy")),
+    tasks=(
+        Task("click"),
+        Task("buy"),
+    ),
 )
-
-
-def topic_of(items: np.ndarray) -> np.ndarray:
-    return (items - FIRST_ID) % NUM_TOPICS
 
 
 def write(
@@ -45,37 +51,13 @@ def write(
     requests_per_user: int = 10,
     seed: int = 0,
 ) -> Path:
-    """Writes the directory and returns it; the first user has no event."""
+    """Write the directory and return it; the first user has no event."""
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, max_events, num_users)
-    sizes[0] = 0
+    num_events = rng.integers(1, max_events, num_users)
+    num_events[0] = 0
     liked = rng.integers(0, NUM_TOPICS, (num_users, 2))
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    total = int(offsets[-1])
-    owner = np.repeat(np.arange(num_users), sizes)
-    topics = np.where(
-        rng.random(total) < 0.8,
-        liked[owner, rng.integers(0, 2, total)],
-        rng.integers(0, NUM_TOPICS, total),
-    )
-    items = FIRST_ID + topics + NUM_TOPICS * rng.integers(0, NUM_ITEMS // NUM_TOPICS, total)
-    times = np.sort(
-        SPLIT_MS + rng.integers(-20_000_000, 2_000_000, total) // 100_000 * 100_000
-    )  # with ties
-    times = (
-        np.concatenate([np.sort(times[rng.permutation(total)[:size]]) for size in sizes])
-        if total
-        else times
-    )
-    codec = {
-        "item_id": items,
-        "timestamp": times,
-        "event_seq": np.arange(total),
-        "action": rng.choice(["view", "buy"], total),
-        "seconds": pa.array([None if value < 0.1 else float(value) for value in rng.random(total)]),
-    }
-    events, middle = pa.table(codec).combine_chunks(), int(offsets[num_users // 2])
-    ids = FIRST_ID + np.arange(NUM_ITEMS)
+    offsets = np.concatenate([[0], np.cumsum(num_events)])
+    events, times = _events(rng, liked, num_events)
     users = pa.table(
         {
             "user_row": np.arange(num_users),
@@ -85,65 +67,142 @@ def write(
             "region": rng.choice(["north", "south"], num_users),
         }
     )
-    items_table = pa.table({"item_id": ids, "topic": topic_of(ids), "price": rng.random(NUM_ITEMS)})
+    items = _items(rng)
+    # two record batches, as from two shards
+    middle = int(offsets[num_users // 2])
     with HistoriesWriter(directory, SCHEMA) as writer:
-        for part in (
-            events.slice(0, middle),
-            events.slice(middle),
-        ):  # two record batches, as from two shards
-            writer.add(part)
+        writer.add(events.slice(0, middle))
+        writer.add(events.slice(middle))
+        requests, targets = _requests(
+            rng,
+            liked,
+            offsets,
+            times,
+            requests_per_user=requests_per_user,
+        )
+        facts = {"split_time_ms": SPLIT_MS}
         writer.finish(
             users,
-            *_requests(rng, liked, offsets, times, requests_per_user),
-            items_table,
-            {"split_time_ms": SPLIT_MS},
+            requests,
+            targets,
+            items,
+            facts,
         )
     return directory
 
 
-def _requests(
-    rng: np.random.Generator, liked: np.ndarray, offsets: np.ndarray, times: np.ndarray, count: int
-) -> tuple[pa.Table, pa.Table]:
-    """Returns (requests, targets)."""
-    num_users = len(liked)
-    users = np.repeat(np.arange(num_users), count)
-    request_times = SPLIT_MS + rng.integers(-8_000_000, 3_000_000, len(users))
-    order = np.argsort(request_times, kind="stable")
-    users, request_times = users[order], request_times[order]
-    ends = np.array(
-        [
-            offsets[user] + np.searchsorted(times[offsets[user] : offsets[user + 1]], request_time)
-            for user, request_time in zip(users, request_times, strict=True)
-        ]
-    )
-    sizes = rng.integers(1, 6, len(users))
-    target_offsets = np.concatenate([[0], np.cumsum(sizes)])
-    topics = rng.integers(0, NUM_TOPICS, target_offsets[-1])
-    owner = np.repeat(users, sizes)
-    clicked = (
-        rng.random(len(topics)) < np.where((liked[owner] == topics[:, None]).any(1), 0.9, 0.1)
-    ).astype(np.int8)
-    items = FIRST_ID + topics + NUM_TOPICS * rng.integers(0, NUM_ITEMS // NUM_TOPICS, len(topics))
-    items[-1] = 42  # an item that is not in the table
-    targets = pa.table(
+def _events(rng: np.random.Generator, liked: Array, num_events: Array) -> tuple[pa.Table, Array]:
+    """Return (events user by user, their times)."""
+    total = int(num_events.sum())
+    owner = np.repeat(np.arange(len(num_events)), num_events)
+    is_liked = rng.random(total) < 0.8
+    liked_topics = liked[owner, rng.integers(0, 2, total)]
+    other_topics = rng.integers(0, NUM_TOPICS, total)
+    topics = np.where(is_liked, liked_topics, other_topics)
+    items = _items_of(rng, topics)
+    steps = rng.integers(-20_000_000, 2_000_000, total) // TIME_STEP_MS
+    times = np.sort(SPLIT_MS + steps * TIME_STEP_MS)
+    parts = []
+    for size in num_events:
+        chosen = rng.permutation(total)[:size]
+        parts.append(np.sort(times[chosen]))
+    if total:
+        times = np.concatenate(parts)
+    actions = rng.choice(["view", "buy"], total)
+    seconds = [None if value < 0.1 else float(value) for value in rng.random(total)]
+    events = pa.table(
         {
             "item_id": items,
-            "click": clicked,
-            "buy": (clicked * (rng.random(len(topics)) < 0.3)).astype(np.int8),
+            "timestamp": times,
+            "event_seq": np.arange(total),
+            "action": actions,
+            "seconds": pa.array(seconds),
         }
     )
+    return events.combine_chunks(), times
+
+
+def _items(rng: np.random.Generator) -> pa.Table:
+    ids = FIRST_ID + np.arange(NUM_ITEMS)
+    return pa.table(
+        {
+            "item_id": ids,
+            "topic": (ids - FIRST_ID) % NUM_TOPICS,
+            "price": rng.random(NUM_ITEMS),
+        }
+    )
+
+
+def _items_of(rng: np.random.Generator, topics: Array) -> Array:
+    """Return a random item of each topic."""
+    numbers = rng.integers(0, ITEMS_PER_TOPIC, len(topics))
+    return FIRST_ID + topics + NUM_TOPICS * numbers
+
+
+def _requests(
+    rng: np.random.Generator,
+    liked: Array,
+    offsets: Array,
+    times: Array,
+    *,
+    requests_per_user: int,
+) -> tuple[pa.Table, pa.Table]:
+    """Return (requests in time order, their targets)."""
+    user_rows = np.repeat(np.arange(len(liked)), requests_per_user)
+    request_times = SPLIT_MS + rng.integers(-8_000_000, 3_000_000, len(user_rows))
+    order = np.argsort(request_times, kind="stable")
+    user_rows = user_rows[order]
+    request_times = request_times[order]
+    num_targets = rng.integers(1, 6, len(user_rows))
+    target_offsets = np.concatenate([[0], np.cumsum(num_targets)])
+    owners = np.repeat(user_rows, num_targets)
+    targets = _targets(rng, liked[owners])
     splits = np.where(request_times < SPLIT_MS, "train", "eval").astype("<U6")
     splits[:5] = "warmup"
     requests = pa.table(
         {
-            "request_id": 1000 + np.arange(len(users)),
-            "user_row": users,
+            "request_id": 1000 + np.arange(len(user_rows)),
+            "user_row": user_rows,
             "timestamp": request_times,
-            "event_start": offsets[users],
-            "event_end": ends,
+            "event_start": offsets[user_rows],
+            "event_end": _event_ends(offsets, times, user_rows, request_times),
             "target_start": target_offsets[:-1],
             "target_end": target_offsets[1:],
             "split": splits,
         }
     )
     return requests, targets
+
+
+def _event_ends(offsets: Array, times: Array, user_rows: Array, request_times: Array) -> Array:
+    """Return the end of each request's history: events strictly before its time."""
+    ends = []
+    for user, request_time in zip(user_rows, request_times, strict=True):
+        start = offsets[user]
+        own_times = times[start : offsets[user + 1]]
+        ends.append(start + np.searchsorted(own_times, request_time))
+    return np.array(ends)
+
+
+def _targets(rng: np.random.Generator, liked: Array) -> pa.Table:
+    """Return the targets of users who like some topics.
+
+    Args:
+        rng: generator.
+        liked: [N, 2], topics that the user of each target likes.
+    """
+    num_targets = len(liked)
+    topics = rng.integers(0, NUM_TOPICS, num_targets)
+    is_liked = (liked == topics[:, None]).any(1)
+    click_rates = np.where(is_liked, 0.9, 0.1)
+    is_clicked = rng.random(num_targets) < click_rates
+    items = _items_of(rng, topics)
+    items[-1] = UNKNOWN_ID
+    is_bought = is_clicked & (rng.random(num_targets) < 0.3)
+    return pa.table(
+        {
+            "item_id": items,
+            "click": is_clicked.astype(np.int8),
+            "buy": is_bought.astype(np.int8),
+        }
+    )

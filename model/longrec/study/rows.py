@@ -44,5 +44,5 @@ def mean_of(rows: Sequence[Facts], key: str) -> float | None:
     """Return the mean of a column, rounded to one decimal; None without rows."""
     if not rows:
         return None
-    total = sum(row[key] for row in rows)
+    total: float = sum(row[key] for row in rows)
     return round(total / len(rows), 1)
