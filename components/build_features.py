@@ -19,7 +19,7 @@ def build_features(
     """Write the feature tables; the artifact names the report of the passed checks."""
     from longrec.config import DataConfig
     from longrec.config_file import build
-    from longrec.data.features import build as build_tables
+    from longrec.data.features import build_features as build_tables
     from longrec.data.files import write_json
     from longrec.data.location import local_directory
     from longrec.data.shards import Shard

@@ -104,7 +104,7 @@ def make_world(path: Path, seed: int = 0) -> ServedWorld:
     from longrec.data.store.retrieve import retrieve
 
     synthesize(path / "dataset", num_users=30, events_per_user=64, num_items=120, seed=seed)
-    features.build(path / "dataset", path / "features", DataConfig())
+    features.build_features(path / "dataset", path / "features", DataConfig())
     publish(path / "features", path / "home", ROOT / "feature_repo")
     retrieve(
         path / "dataset", path / "home", ROOT / "feature_repo", path / "histories", DataConfig(), 0

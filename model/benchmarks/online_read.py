@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="longrec-online-") as name:
         folder = Path(name)
         equal_users.write_dataset(folder / "data", NUM_USERS, options.events, 1)
-        features.build(folder / "data", folder / "tables", DataConfig())
+        features.build_features(folder / "data", folder / "tables", DataConfig())
         measure("sqlite", folder, options)
         if shutil.which("redis-server"):
             redis = RedisServer(folder / "redis-data")

@@ -121,7 +121,9 @@ class Home:
             num_items=num_items,
             seed=0,
         )
-        features.build(folder / "dataset", folder / "features", DataConfig(max_history=NUM_EVENTS))
+        features.build_features(
+            folder / "dataset", folder / "features", DataConfig(max_history=NUM_EVENTS)
+        )
         publish(folder / "features", folder / "home", root / "feature_repo")
         dataset = Dataset.open(folder / "dataset")
         known = OnlineStore(folder / "home", root / "feature_repo").fetch(range(4 * NUM_USERS))

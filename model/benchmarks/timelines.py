@@ -1,16 +1,15 @@
-"""20 M events of 2,000 users: timelines built and 20,000 requests cut, against DuckDB's list() and
-Feast Array features, in one run.
+"""Build timelines and cut requests, against DuckDB's list() and Feast's Array features.
 
     longrec bench timelines
     longrec bench timelines --users 200 --requests 2000
 
-Every way is a process of its own, so that its peak memory is its own, and reads the same dataset
-(Parquet, sorted). `build` packs one row
-per user, `retrieve` reads them through Feast and cuts all requests; what lies between, publishing,
-is measured too. `list() of users` is
-the build's counterpart; `list() of requests` and `Array features` make one list per request, as a
-training table of Feast would hold it,
-for a sample of the requests; their ratio is per request.
+By default 20 M events of 2,000 users and 20,000 requests. Every method is a process of its own, so
+its peak memory is its own. All read the same dataset (Parquet, sorted).
+
+`build` packs one row per user. `retrieve` reads them through Feast and cuts all requests. `publish`
+lies between and is measured too. `list() of users` is the counterpart of `build`. `list() of
+requests` and `Array features` make one list per request, as a training table of Feast would hold
+it, for a sample of the requests; their ratio is per request.
 """
 
 from __future__ import annotations
@@ -24,89 +23,120 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+from harness import equal_users, memory, results
 
-REPO = Path(__file__).parents[2] / "feature_repo"
-SAMPLE = 1_000
-"""Requests that the ways with one list per request are given; all of them would not fit into
-memory.
-"""
-LISTS = (
-    "list(item_id order by timestamp, event_seq) items, list(epoch_ms(timestamp) order by timestamp, event_seq) times, "
-    "list(event_seq order by timestamp, event_seq) seqs, list(action order by timestamp, event_seq) actions"
-)
+REPO_DIR = Path(__file__).parents[2] / "feature_repo"
+USERS_PER_GROUP = 500
+NUM_SAMPLED_REQUESTS = 1_000
+"""Requests of the methods with one list per request; all of them would not fit into memory."""
+BYTES_PER_MIB = 2**20
+LIST_COLUMNS = {
+    "items": "item_id",
+    "times": "epoch_ms({prefix}timestamp)",
+    "seqs": "event_seq",
+    "actions": "action",
+}
+LISTS_NAME = "list() of users"
+REQUEST_LISTS_NAME = "list() of requests"
+ARRAYS_NAME = "Array features"
+Costs = dict[str, float]
 
 
 def build(folder: Path) -> int:
-    """Builds the feature tables: one packed timeline per user."""
+    """Build the feature tables: one packed timeline per user."""
     from longrec.config import DataConfig
     from longrec.data import features
 
-    return features.build(folder / "data", folder / "tables", DataConfig(shard_users=500)).num_users
+    config = DataConfig(shard_users=USERS_PER_GROUP)
+    return features.build_features(folder / "data", folder / "tables", config).num_users
 
 
 def publish(folder: Path) -> int:
-    """Publishes them to SQLite."""
-    from longrec.data.store.publish import publish
+    """Publish the feature tables to SQLite."""
+    from longrec.data.store.publish import publish as publish_tables
 
-    return publish(folder / "tables", folder / "home", REPO).num_users
+    return publish_tables(folder / "tables", folder / "workdir", REPO_DIR).num_users
 
 
 def retrieve(folder: Path) -> int:
-    """Reads the timelines through Feast, and cuts every request."""
+    """Read the timelines through Feast and cut every request."""
     from longrec.config import DataConfig
-    from longrec.data.store.retrieve import retrieve
+    from longrec.data.store.retrieve import retrieve as retrieve_histories
 
-    return retrieve(
-        folder / "data", folder / "home", REPO, folder / "histories", DataConfig(shard_users=500), 0
-    ).num_requests
+    config = DataConfig(shard_users=USERS_PER_GROUP)
+    report = retrieve_histories(
+        folder / "data", folder / "workdir", REPO_DIR, folder / "histories", config, 0
+    )
+    return report.num_requests
 
 
 def lists_of_users(folder: Path) -> int:
-    """DuckDB: one list per user and column, written to Parquet."""
-    with _duckdb(folder) as connection:
-        connection.execute(
-            f"copy (select user_id, {LISTS} from events group by user_id) to '{folder}/lists.parquet'"
-        )
-        return int(
-            connection.execute(f"select count(*) from '{folder}/lists.parquet'").fetchone()[0]
-        )
+    """Write one list per user and column with DuckDB."""
+    out = folder / "lists.parquet"
+    query = f"select user_id, {_lists()} from events group by user_id"
+    return _copy_and_count(folder, query, out)
 
 
 def lists_of_requests(folder: Path) -> int:
-    """DuckDB: one list per request and column, of the events before its moment."""
+    """Write one list per request and column, of the events before its time, with DuckDB."""
+    out = folder / "cuts.parquet"
+    query = (
+        f"select request_id, {_lists('e.')} from requests r "
+        "join events e on e.user_id = r.user_id and e.timestamp < r.request_time "
+        "group by request_id"
+    )
+    return _copy_and_count(folder, query, out)
+
+
+def _lists(prefix: str = "") -> str:
+    """Return the SQL of one sorted list per column."""
+    order = f"order by {prefix}timestamp, event_seq"
+    lists = [
+        f"list({column.format(prefix=prefix)} {order}) {name}"
+        for name, column in LIST_COLUMNS.items()
+    ]
+    return ", ".join(lists)
+
+
+def _copy_and_count(folder: Path, query: str, out: Path) -> int:
     with _duckdb(folder) as connection:
-        connection.execute(
-            f"copy (select request_id, {LISTS.replace('timestamp', 'e.timestamp')} from requests r join events e "
-            f"on e.user_id = r.user_id and e.timestamp < r.moment group by request_id) to '{folder}/cuts.parquet'"
-        )
-        return int(
-            connection.execute(f"select count(*) from '{folder}/cuts.parquet'").fetchone()[0]
-        )
+        connection.execute(f"copy ({query}) to '{out}'")
+        (count,) = connection.execute(f"select count(*) from '{out}'").fetchone()
+        return int(count)
 
 
 def arrays(folder: Path) -> int:
-    """Feast: Array features of a user, retrieved for each request (DuckDB offline store, Arrow)."""
+    """Retrieve Array features of a user for each request with Feast (DuckDB offline store)."""
     import pandas as pd
+
+    store, names = _array_store(folder)
+    with _duckdb(folder) as connection:
+        rows = connection.execute("select user_id from requests").df()
+    rows["event_timestamp"] = pd.Timestamp.now(tz="UTC")
+    references = [f"lists:{name}" for name in names]
+    job = store.get_historical_features(entity_df=rows, features=references)
+    return int(job.to_arrow().num_rows)
+
+
+def _array_store(folder: Path) -> tuple[Any, list[str]]:
+    """Return a Feast store with one view of lists, and the names of its features."""
     from feast import Entity, FeatureStore, FeatureView, Field, FileSource
     from feast.repo_config import RepoConfig
     from feast.types import Array, Int64, String
     from feast.value_type import ValueType
 
-    user = Entity(
-        name="user",
-        join_keys=["user_id"],
-        value_type=ValueType.INT64,
-    )
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
     source = FileSource(path=str(folder / "arrays.parquet"), timestamp_field="event_timestamp")
     fields = [
         Field(name=name, dtype=Array(String if name == "actions" else Int64))
-        for name in ("items", "times", "seqs", "actions")
+        for name in LIST_COLUMNS
     ]
+    schema = [Field(name="user_id", dtype=Int64), *fields]
+    view = FeatureView(name="lists", entities=[user], schema=schema, source=source)
     config = RepoConfig(
         project="arrays",
         provider="local",
@@ -116,103 +146,79 @@ def arrays(folder: Path) -> int:
         entity_key_serialization_version=3,
     )
     store = FeatureStore(config=config)
-    store.apply(
-        [
-            user,
-            FeatureView(
-                name="lists",
-                entities=[user],
-                schema=[Field(name="user_id", dtype=Int64), *fields],
-                source=source,
-            ),
-        ]
-    )
+    store.apply([user, view])
+    return store, list(LIST_COLUMNS)
+
+
+def _write_array_source(folder: Path) -> None:
     with _duckdb(folder) as connection:
-        rows = connection.execute("select user_id, moment as event_timestamp from requests").df()
-    rows["event_timestamp"] = pd.Timestamp.now(tz="UTC")
-    return int(
-        store.get_historical_features(
-            entity_df=rows, features=[f"lists:{field.name}" for field in fields]
-        )
-        .to_arrow()
-        .num_rows
-    )
+        query = f"select *, timestamptz '2020-01-01' event_timestamp from '{folder}/lists.parquet'"
+        connection.execute(f"copy ({query}) to '{folder}/arrays.parquet'")
 
 
 @contextlib.contextmanager
-def _duckdb(folder: Path) -> Any:
+def _duckdb(folder: Path) -> Iterator[Any]:
+    """Yield a connection with the views `events` and `requests` (a sample)."""
     import duckdb
 
-    with duckdb.connect(
-        config={"threads": 2, "memory_limit": "8GB", "temp_directory": str(folder / "spill")}
-    ) as connection:
+    settings = {"threads": 2, "memory_limit": "8GB", "temp_directory": str(folder / "spill")}
+    with duckdb.connect(config=settings) as connection:
         connection.execute(f"create view events as select * from '{folder}/data/events/*.parquet'")
         connection.execute(
-            f"create view requests as select request_id, any_value(user_id) user_id, any_value(timestamp) moment "
-            f"from '{folder}/data/targets/*.parquet' group by 1 order by hash(request_id) limit {SAMPLE}"
+            "create view requests as "
+            "select request_id, any_value(user_id) user_id, any_value(timestamp) request_time "
+            f"from '{folder}/data/targets/*.parquet' "
+            f"group by 1 order by hash(request_id) limit {NUM_SAMPLED_REQUESTS}"
         )
         yield connection
 
 
-def _arrays_source(folder: Path) -> None:
-    with _duckdb(folder) as connection:
-        connection.execute(
-            f"copy (select *, timestamptz '2020-01-01' event_timestamp from '{folder}/lists.parquet') "
-            f"to '{folder}/arrays.parquet'"
-        )
-
-
-WAYS: dict[str, Callable[[Path], int]] = {
+METHODS: dict[str, Callable[[Path], int]] = {
     "build": build,
-    "list() of users": lists_of_users,
+    LISTS_NAME: lists_of_users,
     "publish": publish,
     "retrieve": retrieve,
-    "list() of requests": lists_of_requests,
-    "Array features": arrays,
+    REQUEST_LISTS_NAME: lists_of_requests,
+    ARRAYS_NAME: arrays,
 }
 
 
-def child(way: str, folder: Path) -> None:
-    """Runs one way, and prints what it cost as one JSON object."""
-    if way == "Array features":
-        _arrays_source(folder)
+def run_method(name: str, folder: Path) -> None:
+    """Run one method and print its costs as one JSON object; runs in a process of its own."""
+    if name == ARRAYS_NAME:
+        _write_array_source(folder)
     with contextlib.suppress(ImportError):
-        import feast  # noqa: F401  (its import takes seconds, of every way)
-    started, printed = time.monotonic(), io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        # Every method pays for this import, which takes seconds, before its time starts.
+        import feast  # noqa: F401
+    started = time.monotonic()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        count = WAYS[way](folder)
-    print(
-        json.dumps(
-            {"count": count, "seconds": time.monotonic() - started, "peak_mib": _peak_mib()}
-        ),
-        flush=True,
-    )
+        count = METHODS[name](folder)
+    seconds = time.monotonic() - started
+    costs = {"count": count, "seconds": seconds, "peak_mib": memory.peak_mib()}
+    print(json.dumps(costs), flush=True)
 
 
-def measure(way: str, folder: Path) -> dict[str, float]:
-    """Returns the costs of one way."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", way, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def measure(name: str, folder: Path) -> Costs:
+    """Return the costs of one method."""
+    command = [sys.executable, __file__, "--child", name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{way} failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    costs: Costs = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"{way:<20} {found['count']:>7} rows {found['seconds']:7.2f} s, peak {found['peak_mib']:,.0f} MiB",
+        f"{name:<20} {costs['count']:>7} rows {costs['seconds']:7.2f} s, "
+        f"peak {costs['peak_mib']:,.0f} MiB",
         flush=True,
     )
-    return found
+    return costs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    raw = list(sys.argv[1:] if arguments is None else arguments)
-    if raw[:1] == ["--child"]:
-        child(raw[1], Path(raw[2]))
+    """Measure every method and append its rows to results.csv."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--child"]:
+        run_method(words[1], Path(words[2]))
         return 0
     parser = argparse.ArgumentParser(
         prog="longrec bench timelines",
@@ -220,63 +226,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--users", type=int, default=2_000)
-    parser.add_argument(
-        "--events",
-        type=int,
-        default=10_000,
-        help="of each user",
-    )
+    parser.add_argument("--events", type=int, default=10_000, help="of each user")
     parser.add_argument("--requests", type=int, default=20_000)
-    options = parser.parse_args(raw)
-    import _log
-
+    options = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="longrec-timelines-") as name:
         folder = Path(name)
-        _log.write(
-            folder / "data", options.users, options.events, options.requests // options.users
-        )
-        found = {way: measure(way, folder) for way in WAYS}
-    _record(options.users, options.events, options.requests, found)
+        requests_per_user = options.requests // options.users
+        equal_users.write_dataset(folder / "data", options.users, options.events, requests_per_user)
+        costs = {method: measure(method, folder) for method in METHODS}
+    for method in METHODS:
+        measured = _row(method, costs, options)
+        print(f"{method}: {measured['notes']}")
+        results.append([measured])
     return 0
 
 
-def _record(
-    users: int,
-    events: int,
-    requests: int,
-    found: dict[str, dict[str, float]],
-) -> None:
-    import _rows
-
-    ours = found["retrieve"]["seconds"] / requests
-    whole = found["build"]["seconds"] + found["retrieve"]["seconds"]
-    for way, cost in found.items():
-        notes = f"peak {cost['peak_mib']:,.0f} MiB"
-        if way == "list() of users":
-            notes += f"; {cost['seconds'] / found['build']['seconds']:.2f}x the time of build"
-        elif way in ("list() of requests", "Array features"):
-            notes += f"; {cost['count']:,.0f} requests, {cost['seconds'] / cost['count'] / ours:.0f}x the time of retrieve per request"
-        elif way == "retrieve":
-            notes += f"; with build {whole:.1f} s"
-        print(f"{way}: {notes}")
-        seconds = cost["seconds"] * 1e3
-        _rows.append(
-            [
-                _rows.row(
-                    f"timelines, {way}",
-                    f"{users} users, {users * events} events, {requests} requests",
-                    "",
-                    (seconds, seconds, seconds),
-                    num_bytes=cost["peak_mib"] * 2**20,
-                    notes=notes,
-                )
-            ]
-        )
+def _row(method: str, costs: dict[str, Costs], options: argparse.Namespace) -> results.Row:
+    seconds = costs[method]["seconds"]
+    peak = costs[method]["peak_mib"]
+    milliseconds = seconds * 1e3
+    num_events = options.users * options.events
+    return results.row(
+        f"timelines, {method}",
+        f"{options.users} users, {num_events} events, {options.requests} requests",
+        "",
+        (milliseconds, milliseconds, milliseconds),
+        num_bytes=peak * BYTES_PER_MIB,
+        notes=f"peak {peak:,.0f} MiB{_comparison(method, costs, options.requests)}",
+    )
 
 
-def _peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
+def _comparison(method: str, costs: dict[str, Costs], num_requests: int) -> str:
+    seconds = costs[method]["seconds"]
+    count = costs[method]["count"]
+    build_seconds = costs["build"]["seconds"]
+    retrieve_seconds = costs["retrieve"]["seconds"]
+    if method == LISTS_NAME:
+        return f"; {seconds / build_seconds:.2f}x the time of build"
+    if method in (REQUEST_LISTS_NAME, ARRAYS_NAME):
+        ratio = seconds / count / (retrieve_seconds / num_requests)
+        return f"; {count:,.0f} requests, {ratio:.0f}x the time of retrieve per request"
+    if method == "retrieve":
+        return f"; with build {build_seconds + retrieve_seconds:.1f} s"
+    return ""
 
 
 if __name__ == "__main__":

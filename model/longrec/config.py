@@ -85,7 +85,7 @@ class ChecksConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes and options of the ranker (docs/architecture.md; sections 1 and 2 of the spec).
+    """Sizes and options of the ranker (equations in docs/concepts/stca.md).
 
     Args:
         kind: history encoder: `stca` or a baseline of longrec.nn.baselines. `mean`, `transformer`
@@ -164,7 +164,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LengthConfig:
-    """Distribution of the history lengths during training (section 4 of the spec).
+    """Distribution of the history lengths during training (docs/concepts/length-extrapolation.md).
 
     Args:
         distribution: `beta` (pinned mean, the paper's), `two_point` (HSTU's), `fixed`, `uniform`
@@ -223,7 +223,8 @@ class TrainConfig:
         num_workers: threads that pack batches ahead. Batches and their order do not depend on it.
         tensorboard: whether the curve is also written for TensorBoard, if that is installed.
         embedding_sharding: layout of the id tables over several processes: `data_parallel` (a
-            full copy each) or `row_wise` (a block of rows each, by TorchRec; docs/distributed.md).
+            full copy each) or `row_wise` (a block of rows each, by TorchRec;
+            docs/guides/train-distributed.md).
     """
 
     epochs: int = 1

@@ -49,7 +49,9 @@ def feast(repo: Path, *arguments: str, **variables: str) -> str:
 
 def build(folder: Path) -> Path:
     """Returns feature tables of a random dataset."""
-    features.build(random_log.write(folder / "data").path, folder / "features", DataConfig())
+    features.build_features(
+        random_log.write(folder / "data").path, folder / "features", DataConfig()
+    )
     return folder / "features"
 
 

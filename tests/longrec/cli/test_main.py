@@ -4,13 +4,16 @@ traceback.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from longrec.cli.main import app
@@ -63,6 +66,54 @@ def test_every_command_has_help_with_examples_and_json(command: list[str]) -> No
         and f"longrec {' '.join(command)}" in answer.output
         and "--json" in answer.output
     )
+
+
+def _all_commands() -> list[list[str]]:
+    found: list[list[str]] = []
+
+    def walk(command: Any, path: list[str]) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, [*path, name])
+        if not hasattr(command, "commands"):
+            found.append(path)
+
+    walk(typer.main.get_command(app), [])
+    return found
+
+
+@pytest.mark.parametrize("command", _all_commands(), ids=" ".join)
+def test_every_command_shows_examples_on_whole_lines(command: list[str]) -> None:
+    if command == ["bench"]:  # It passes --help on to a script.
+        return
+    lines = CliRunner().invoke(app, [*command, "--help"]).output.splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith("longrec ")]
+    assert any(line.startswith(f"longrec {' '.join(command)}") for line in examples)
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    answer = CliRunner().invoke(app, ["--version"])
+    assert answer.exit_code == 0
+    assert answer.output == f"longrec {importlib.metadata.version('longrec')}\n"
+
+
+def test_a_renamed_key_is_one_warning_on_stderr(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("lengths: {law: fixed}\nplatform: {home: /srv}\n")
+    command = ["compile", "drift", "--config", str(tmp_path / "old.yaml")]
+    answer = CliRunner().invoke(app, [*command, "--output", str(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    warnings = answer.stderr.splitlines()
+    assert len(warnings) == 2 and all(line.startswith("longrec: warning: ") for line in warnings)
+    assert "'lengths.law' was renamed to 'lengths.distribution'" in warnings[0]
+    assert "/srv" in (tmp_path / "drift.yaml").read_text()
+
+
+def test_the_schema_is_printed_or_written(tmp_path: Path) -> None:
+    printed = json.loads(CliRunner().invoke(app, ["config", "schema"]).stdout)
+    assert {"model", "platform"} <= set(printed["properties"])
+    target = tmp_path / "below" / "schema.json"
+    assert CliRunner().invoke(app, ["config", "schema", "--output", str(target)]).exit_code == 0
+    assert json.loads(target.read_text()) == printed
 
 
 def test_bench_lists_the_benchmarks_and_their_options() -> None:

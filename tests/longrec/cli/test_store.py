@@ -27,7 +27,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
-    features.build(random_log.write(root / "data").path, root / "features", DataConfig())
+    features.build_features(random_log.write(root / "data").path, root / "features", DataConfig())
     publish(root / "features", root / "home", REPO)
     return root / "home"
 

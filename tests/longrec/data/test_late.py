@@ -51,13 +51,16 @@ def log(path: Path, rng: np.random.Generator, num_events: int = 400) -> pa.Table
 def imported(tmp_path: Path, mapping: EventMapping = MAPPING) -> tuple[Dataset, pa.Table]:
     rows = log(tmp_path / "log.csv", np.random.default_rng(0))
     import_events(
-        tmp_path / "log.csv", tmp_path / "data", mapping, negatives=NegativeSampling(2, keep_new=True)
+        tmp_path / "log.csv",
+        tmp_path / "data",
+        mapping,
+        negatives=NegativeSampling(2, keep_new=True),
     )
     return Dataset.open(tmp_path / "data"), rows
 
 
 def histories(source: Dataset, out: Path, data: DataConfig) -> dict[int, pa.RecordBatch]:
-    features.build(source.path, out, data)
+    features.build_features(source.path, out, data)
     return {
         user: history.unpack(row["history"], source.schema) for user, row in rows_of(out).items()
     }
@@ -140,9 +143,7 @@ def test_a_pushed_event_has_the_time_at_which_it_was_known(tmp_path: Path) -> No
     ]
     with pytest.raises(DataError, match="'created' must not hold nulls"):
         live_events.conform(events.set_column(4, "created", pa.nulls(2, pa.int64())), source.schema)
-    with pytest.raises(
-        DataError, match="column 'created' has the wrong type; found string"
-    ):
+    with pytest.raises(DataError, match="column 'created' has the wrong type; found string"):
         live_events.conform(
             events.set_column(4, "created", pa.array(["soon", "later"])), source.schema
         )

@@ -35,7 +35,7 @@ import sys
 from longrec.config import DataConfig
 from longrec.data import features
 print("ready", flush=True)
-features.build(sys.argv[1], sys.argv[2], DataConfig(shard_users=20))
+features.build_features(sys.argv[1], sys.argv[2], DataConfig(shard_users=20))
 """
 SCHEMA = Schema(
     "log",
@@ -96,14 +96,16 @@ def test_a_build_killed_at_ten_random_moments_gives_the_same_bytes(tmp_path: Pat
     """
     source = write_log(tmp_path / "data", num_users=300, per_user=8_000, seed=0)
     before = write_log(tmp_path / "before", num_users=5, per_user=10, seed=1)
-    features.build(before.path, tmp_path / "old", DataConfig())
+    features.build_features(before.path, tmp_path / "old", DataConfig())
     started = time.monotonic()
-    expected_report = features.build(source.path, tmp_path / "expected", DataConfig(shard_users=20))
+    expected_report = features.build_features(
+        source.path, tmp_path / "expected", DataConfig(shard_users=20)
+    )
     duration = time.monotonic() - started
     old, new = content(tmp_path / "old"), content(tmp_path / "expected")
     place = tmp_path / "out"
     place.mkdir()
-    features.build(before.path, place / "tables", DataConfig())
+    features.build_features(before.path, place / "tables", DataConfig())
     rng, num_killed = random.Random(0), 0
     while num_killed < 10:
         child = subprocess.Popen(
@@ -118,18 +120,22 @@ def test_a_build_killed_at_ten_random_moments_gives_the_same_bytes(tmp_path: Pat
         child.wait()
         child.stdout.close()
         assert content(place / "tables") in (old, new)
-    report = features.build(source.path, place / "tables", DataConfig(shard_users=20))
+    report = features.build_features(source.path, place / "tables", DataConfig(shard_users=20))
     assert content(place / "tables") == new and report == expected_report
     assert names(place) == ["tables"]
 
 
 def test_equal_content_has_the_equal_version(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
-    first = features.build(source.path, tmp_path / "a", DataConfig())
-    assert features.build(source.path, tmp_path / "b", DataConfig()).version == first.version
+    first = features.build_features(source.path, tmp_path / "a", DataConfig())
+    assert (
+        features.build_features(source.path, tmp_path / "b", DataConfig()).version == first.version
+    )
     assert files.read_json(tmp_path / "a" / "manifest.json")["version"] == first.version
     other = random_log.write(tmp_path / "other", seed=1)
-    assert features.build(other.path, tmp_path / "c", DataConfig()).version != first.version
+    assert (
+        features.build_features(other.path, tmp_path / "c", DataConfig()).version != first.version
+    )
 
 
 @pytest.mark.slow
@@ -248,10 +254,10 @@ def test_a_full_disk_leaves_the_old_feature_tables(tmp_path: Path) -> None:
         write_log(tmp_path / "large", num_users=20, per_user=5_000, seed=0),
     )
     with small_disk(tmp_path / "disk", "1m") as disk:
-        features.build(source.path, disk / "out", DataConfig())
+        features.build_features(source.path, disk / "out", DataConfig())
         before = content(disk / "out")
         with pytest.raises(DataError, match="no space is left to write"):
-            features.build(large.path, disk / "out", DataConfig())
+            features.build_features(large.path, disk / "out", DataConfig())
         assert content(disk / "out") == before and names(disk) == ["out"]
 
 
@@ -342,5 +348,5 @@ def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(
             rewrite(path, column, lambda values: values.__setitem__(1, values[0]))
     rewrite(path, name, change)
     with pytest.raises(DataError, match=says):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
     assert names(tmp_path) == ["data"]

@@ -41,7 +41,7 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) -> list[Path]:
     for number, name in enumerate(shard_names(count)):
-        features.build(source, root / f"features-{number}", data, shard=Shard.parse(name))
+        features.build_features(source, root / f"features-{number}", data, shard=Shard.parse(name))
     return [root / f"features-{number}" for number in range(count)]
 
 
@@ -102,7 +102,7 @@ def test_joined_feature_tables_are_those_of_one_build(
     source: Path, tmp_path: Path, count: int
 ) -> None:
     """Fifty shards are more than parts and users: most of them are empty."""
-    expected = features.build(source, tmp_path / "whole", DATA)
+    expected = features.build_features(source, tmp_path / "whole", DATA)
     found = build_shards(source, tmp_path, count)
     assert features.join_shards(found[::-1], tmp_path / "joined") == expected
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
@@ -113,7 +113,7 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
 ) -> None:
     found = build_shards(source, tmp_path, 2)
     random_log.write(tmp_path / "other", seed=9, num_parts=2)
-    features.build(tmp_path / "other", tmp_path / "foreign", DATA, shard=Shard(1, 2))
+    features.build_features(tmp_path / "other", tmp_path / "foreign", DATA, shard=Shard(1, 2))
     for wrong, message in (
         (found[:1], "not all shards"),
         ([found[0], found[0]], "not all shards"),
@@ -132,7 +132,7 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
 @pytest.fixture(scope="module")
 def workdir(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
-    features.build(source, root / "features", DATA)
+    features.build_features(source, root / "features", DATA)
     publish(root / "features", root / "home", REPO)
     return root / "home"
 
@@ -198,7 +198,7 @@ def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -
     """Six parts in four shards: 2.8 million events, an item table larger than a page of Parquet."""
     source, workdir, data = tmp_path / "data", tmp_path / "home", DataConfig(max_history=10_000)
     real_logs.dev_events(source)
-    features.build(source, tmp_path / "whole", data)
+    features.build_features(source, tmp_path / "whole", data)
     features.join_shards(build_shards(source, tmp_path, 4, data), tmp_path / "joined")
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     publish(tmp_path / "joined", workdir, REPO)

@@ -20,7 +20,10 @@ from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, TIMESTAMP, US
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class PackedUser:
     """The packed history of one user.
 
@@ -106,7 +109,10 @@ def pack_users(
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _Events:
     """Events of whole users as the codec's columns, with views of the sort keys."""
 

@@ -31,7 +31,7 @@ _PACKED_ROW = (
 
 
 def spark_packer(session: Any) -> UserPacker:
-    """Return a packer for `features.build` that packs users in a Spark session.
+    """Return a packer for `features.build_features` that packs users in a Spark session.
 
     Args:
         session: a `pyspark.sql.SparkSession`. Its executors can read the dataset, and their

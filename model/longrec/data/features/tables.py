@@ -64,7 +64,7 @@ _EVENT_COLUMNS = {
 }
 
 
-def build(
+def build_features(
     dataset_dir: str | Path,
     out_dir: str | Path,
     data: DataConfig,
@@ -134,7 +134,11 @@ class _HistoryWriter:
         self._pending: list[PackedUser] = []
         self._pending_bytes = 0
 
-    def add(self, part: int, packed: PackedUser) -> None:
+    def add(
+        self,
+        part: int,
+        packed: PackedUser,
+    ) -> None:
         """Add a user; users of a part come one after another."""
         if part != self._part:
             self.flush()

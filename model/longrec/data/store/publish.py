@@ -45,7 +45,10 @@ _REDIS_TYPE = "type: redis"
 _SQLITE_TYPE = "type: sqlite"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class PublishReport:
     """Counts of a publish.
 
@@ -83,7 +86,7 @@ def publish(
     """Publish feature tables to a work directory, offline and online, and return counts.
 
     Args:
-        features_dir: written by `features.build`.
+        features_dir: written by `features.build_features`.
         workdir: the work directory (LONGREC_HOME).
         repo_dir: the feature repository (feature_store.yaml, definitions.py).
         key: identifies the publishing code. A current version of equal tables with an equal key

@@ -40,7 +40,7 @@ def rewrite(path: Path, change: Any) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_user_has_one_row_with_all_events_in_order(tmp_path: Path, seed: int) -> None:
     source = random_log.write(tmp_path / "data", seed=seed)
-    report = features.build(source.path, tmp_path / "out", DataConfig(shard_users=3))
+    report = features.build_features(source.path, tmp_path / "out", DataConfig(shard_users=3))
     events = [row for part in source.event_parts() for row in part.to_pylist()]
     rows = rows_of(tmp_path / "out")
     assert set(rows) == {event["user_id"] for event in events}
@@ -70,7 +70,7 @@ def test_every_user_has_one_row_with_all_events_in_order(tmp_path: Path, seed: i
 
 def test_half_known_users_are_counted(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
-    report = features.build(source.path, tmp_path / "out", DataConfig())
+    report = features.build_features(source.path, tmp_path / "out", DataConfig())
     assert (report.users_without_events, report.users_without_features) == (1, 1)
     known = pq.read_table(tmp_path / "out" / "user_features.parquet").column("user_id").to_pylist()
     rows = rows_of(tmp_path / "out")
@@ -81,7 +81,7 @@ def test_half_known_users_are_counted(tmp_path: Path) -> None:
 def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     for name in ("a", "b"):
-        features.build(source.path, tmp_path / name, DataConfig(shard_users=4))
+        features.build_features(source.path, tmp_path / name, DataConfig(shard_users=4))
     a, b = (
         {
             path.relative_to(tmp_path / name): path.read_bytes()
@@ -91,7 +91,7 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
         for name in "ab"
     )
     assert a == b
-    features.build(source.path, tmp_path / "c", DataConfig(shard_users=1))
+    features.build_features(source.path, tmp_path / "c", DataConfig(shard_users=1))
     assert {user: row["history"] for user, row in rows_of(tmp_path / "c").items()} == {
         user: row["history"] for user, row in rows_of(tmp_path / "a").items()
     }
@@ -100,12 +100,12 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_parts_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = random_log.write(tmp_path / "data")
     monkeypatch.setattr(tables, "MAX_PART_BYTES", 1)
-    assert features.build(source.path, tmp_path / "out", DataConfig()).num_parts == 20
+    assert features.build_features(source.path, tmp_path / "out", DataConfig()).num_parts == 20
 
 
 def test_the_manifest_tells_what_was_written(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
-    report = features.build(source.path, tmp_path / "out", DataConfig(shard_users=7))
+    report = features.build_features(source.path, tmp_path / "out", DataConfig(shard_users=7))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["counts"] == dataclasses.asdict(report)
     assert (
@@ -124,7 +124,7 @@ def test_the_manifest_tells_what_was_written(tmp_path: Path) -> None:
 
 def test_features_are_stored_so_that_feast_keeps_them_exact(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
-    features.build(source.path, tmp_path / "out", DataConfig())
+    features.build_features(source.path, tmp_path / "out", DataConfig())
     users = pq.read_table(tmp_path / "out" / "user_features.parquet")
     kinds = {name: str(users.schema.field(name).type) for name in users.schema.names[3:]}
     assert kinds == {
@@ -155,13 +155,13 @@ def test_a_number_that_feast_would_change_is_refused(tmp_path: Path) -> None:
         lambda table: table.set_column(3, "age", pa.array(ages, pa.int64())),
     )
     with pytest.raises(DataError, match=r"'age' cannot pass the feature store exactly.*1 nulls"):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
     ages[0] = 3  # without a null it is exact
     rewrite(
         source.path / "users.parquet",
         lambda table: table.set_column(3, "age", pa.array(ages, pa.int64())),
     )
-    features.build(source.path, tmp_path / "out", DataConfig())
+    features.build_features(source.path, tmp_path / "out", DataConfig())
 
 
 def test_events_out_of_order_are_refused(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_events_out_of_order_are_refused(tmp_path: Path) -> None:
         source.event_path(1), lambda table: table.take(pa.array([1, 0, *range(2, table.num_rows)]))
     )
     with pytest.raises(DataError, match=r"part-00001.parquet is out of order; found 1 steps back"):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +183,7 @@ def test_a_basket_with_two_times_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"events of one basket have different times.*basket 1 of user"
     ):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
 
 
 def test_a_user_in_two_parts_is_refused(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_user_in_two_parts_is_refused(tmp_path: Path) -> None:
         lambda table: table.set_column(0, "user_id", ids(table)).sort_by(order),
     )
     with pytest.raises(DataError, match="spread over several parts; found 1 users"):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
 
 
 @pytest.mark.parametrize(("name", "key"), [("items", "item_id"), ("users", "user_id")])
@@ -209,14 +209,14 @@ def test_repeated_ids_are_refused(tmp_path: Path, name: str, key: str) -> None:
         lambda table: table.take(pa.array([0, 0, *range(2, table.num_rows)])),
     )
     with pytest.raises(DataError, match=f"{key} must be unique; found 1 repeated"):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
 
 
 def test_a_feature_with_a_reserved_name_is_refused(tmp_path: Path) -> None:
     schema = dataclasses.replace(SCHEMA, user=(*SCHEMA.user, Feature("history_length", "number")))
     source = random_log.write(tmp_path / "data", schema=schema)
     with pytest.raises(DataError, match=r"history_length\. Rename it"):
-        features.build(source.path, tmp_path / "out", DataConfig())
+        features.build_features(source.path, tmp_path / "out", DataConfig())
 
 
 def test_a_failure_half_way_leaves_what_was_there(
@@ -224,7 +224,7 @@ def test_a_failure_half_way_leaves_what_was_there(
 ) -> None:
     source = random_log.write(tmp_path / "data")
     out = tmp_path / "work" / "out"
-    features.build(source.path, out, DataConfig())
+    features.build_features(source.path, out, DataConfig())
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     written, write = [], pq.write_table
 
@@ -236,7 +236,7 @@ def test_a_failure_half_way_leaves_what_was_there(
 
     monkeypatch.setattr(pq, "write_table", failing)
     with pytest.raises(OSError, match="No space left"):
-        features.build(source.path, out, DataConfig(shard_users=3))
+        features.build_features(source.path, out, DataConfig(shard_users=3))
     assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before
 
 
@@ -245,5 +245,5 @@ def test_other_directories_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="will not be replaced"):
-        features.build(source.path, tmp_path / "precious", DataConfig())
+        features.build_features(source.path, tmp_path / "precious", DataConfig())
     assert Dataset.open(source.path).num_parts == 2

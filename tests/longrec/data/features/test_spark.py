@@ -60,8 +60,8 @@ def content(directory: Path) -> dict[str, bytes]:
 
 def test_the_same_bytes_as_one_process(session: Any, tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data", num_users=60, num_parts=3)
-    here = features.build(source.path, tmp_path / "here", DataConfig(shard_users=7))
-    there = features.build(
+    here = features.build_features(source.path, tmp_path / "here", DataConfig(shard_users=7))
+    there = features.build_features(
         source.path, tmp_path / "there", DataConfig(shard_users=7), spark.spark_packer(session)
     )
     assert there == here and content(tmp_path / "there") == content(tmp_path / "here")
@@ -83,8 +83,8 @@ def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Pat
         mapping,
         negatives=NegativeSampling(1, keep_new=True),
     )
-    here = features.build(tmp_path / "data", tmp_path / "here", DataConfig())
-    there = features.build(
+    here = features.build_features(tmp_path / "data", tmp_path / "here", DataConfig())
+    there = features.build_features(
         tmp_path / "data", tmp_path / "there", DataConfig(), spark.spark_packer(session)
     )
     assert (
@@ -105,7 +105,9 @@ def test_what_is_wrong_is_said_in_one_line(session: Any, tmp_path: Path) -> None
         DataError,
         match=r"Spark could not pack the timelines; found .*events of one basket have different times",
     ):
-        features.build(source.path, tmp_path / "out", DataConfig(), spark.spark_packer(session))
+        features.build_features(
+            source.path, tmp_path / "out", DataConfig(), spark.spark_packer(session)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -114,7 +116,7 @@ def test_retrieval_by_spark_gives_the_same_histories(
 ) -> None:
     """Feast's Spark offline store against its DuckDB one: every file of the histories."""
     source = random_log.write(tmp_path / "data")
-    features.build(source.path, tmp_path / "tables", DataConfig())
+    features.build_features(source.path, tmp_path / "tables", DataConfig())
     found = []
     for overlay in ("", "spark"):
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", overlay)

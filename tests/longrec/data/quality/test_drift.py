@@ -103,7 +103,7 @@ def changed(
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a work directory to which the first version was published, as far as the checks look at it."""
     root = tmp_path_factory.mktemp("home")
-    features.build(
+    features.build_features(
         world(root / "data", seed=0).path, root / "store" / "v1" / "features", DataConfig()
     )
     (root / "store" / "v1" / "feast").mkdir()

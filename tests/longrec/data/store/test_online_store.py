@@ -81,7 +81,7 @@ def test_an_open_reader_follows_a_new_version(own_world: World, tmp_path: Path) 
         for user, answer in zip(range(19), online.fetch(range(19)), strict=True)
     }
     other = random_log.write(tmp_path / "other", seed=9, num_users=10)
-    features.build(other.path, tmp_path / "other_features", SMALL)
+    features.build_features(other.path, tmp_path / "other_features", SMALL)
     publish(tmp_path / "other_features", own_world.workdir, REPO)
     after = {
         user: answer.history.num_rows

@@ -99,7 +99,7 @@ def test_a_publish_killed_at_any_step_changes_nothing(
     function: str,
 ) -> None:
     other = random_log.write(tmp_path / "other", seed=9)
-    features.build(other.path, tmp_path / "other_features", SMALL)
+    features.build_features(other.path, tmp_path / "other_features", SMALL)
     with killed(monkeypatch, module, function):
         publish(tmp_path / "other_features", own_world.workdir, REPO)
     assert (
@@ -134,7 +134,7 @@ def test_a_publish_killed_while_it_switches_leaves_one_version(
     own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = random_log.write(tmp_path / "other", seed=9)
-    features.build(other.path, tmp_path / "other_features", SMALL)
+    features.build_features(other.path, tmp_path / "other_features", SMALL)
     replace, calls = os.replace, []
     for stop in range(4):
 

@@ -75,7 +75,7 @@ def make(
 ) -> World:
     select(kind, address, monkeypatch)
     source = random_log.write(root / "data", **options)
-    features.build(source.path, root / "features", DataConfig(shard_users=7))
+    features.build_features(source.path, root / "features", DataConfig(shard_users=7))
     publish(root / "features", root / "home", REPO)
     return World(root, all_events(source), address)
 
@@ -191,7 +191,7 @@ def test_a_publish_carries_pushed_events_that_its_log_lacks(
     )
     other = dataclasses.replace(world, events=log, root=tmp_path / "other")
     rewrite(world.root / "data", other.root / "data", log)
-    features.build(other.root / "data", other.root / "features", DataConfig(shard_users=7))
+    features.build_features(other.root / "data", other.root / "features", DataConfig(shard_users=7))
     assert publish(other.root / "features", world.workdir, REPO).num_carried == 30 - len(half)
     same_at(dataclasses.replace(other, root=world.root), [events], users, rng, 30)
     third = publish(other.root / "features", world.workdir, REPO)
@@ -268,7 +268,7 @@ def test_another_schema_does_not_take_over_pushed_events(
     other = random_log.write(
         tmp_path / "other", schema=dataclasses.replace(SCHEMA, event=SCHEMA.event[:1])
     )
-    features.build(other.path, tmp_path / "other_features", DataConfig())
+    features.build_features(other.path, tmp_path / "other_features", DataConfig())
     assert publish(tmp_path / "other_features", world.workdir, REPO).num_carried == 0
     assert "pushed events of 1 users are not carried over" in caplog.text
 

@@ -45,7 +45,7 @@ def log(
     real_logs.IMPORT[request.param](root / "all")
     share = SHARES[request.param]
     rest = hold_out(Dataset.open(root / "all"), root / "most", share, np.random.default_rng(0))
-    features.build(root / "most", root / "features", DataConfig())
+    features.build_features(root / "most", root / "features", DataConfig())
     shutil.rmtree(root / "most")
     yield root / "all", root / "features", rest, share
     shutil.rmtree(root)

@@ -63,7 +63,7 @@ class World:
 
 def make(root: Path, *, seed: int = 0, data: DataConfig = SMALL, **options: Any) -> World:
     source = random_log.write(root / "data", seed=seed, **options)
-    features.build(source.path, root / "features", data)
+    features.build_features(source.path, root / "features", data)
     publish(root / "features", root / "home", REPO)
     return World(
         root, source, retrieve(source.path, root / "home", REPO, root / "histories", data, seed)
