@@ -86,7 +86,7 @@ def check_cuda_graphs(scorer: Scorer, rows: RequestRows) -> None:
     is_close = error <= bound  # false for NaN
     if not is_close:
         raise LongrecError(
-            "captured graphs do not score as the model does",
+            "CUDA graphs do not score as the model does",
             found=f"probabilities that differ by {error:.2g}",
             expected=f"{bound:g} at most",
             fix="Serve with LONGREC_DEVICE=cpu, or use another driver or torch version.",

@@ -1,5 +1,6 @@
-"""The Scorer: the training forward in evaluation mode, from rows; nothing but the request changes a
-score.
+"""Scorer: the training forward in evaluation mode, from rows.
+
+Only the request itself changes its scores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
+from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.data.loading.request_stream import RequestStream
@@ -24,27 +26,41 @@ from longrec.scoring.scorer import Scorer
 from longrec.training.train import train
 from tests.longrec import small_histories
 
-MODEL = ModelConfig(width=16, num_layers=2, num_heads=2, id_dim=8, feature_dim=4, mixer_layers=1)
-TRAIN = TrainConfig(
-    epochs=2, token_budget=300, max_requests_per_batch=16, learning_rate=1e-2, device="cpu"
+MODEL = ModelConfig(
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    id_dim=8,
+    feature_dim=4,
+    mixer_layers=1,
 )
+TRAIN = TrainConfig(
+    epochs=2,
+    token_budget=300,
+    max_requests_per_batch=16,
+    learning_rate=1e-2,
+    device="cpu",
+)
+SERVED_LENGTH = 64
+UNLIMITED = 10**9
+TOLERANCE = 2e-6
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
+def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_histories.write(tmp_path_factory.mktemp("small") / "histories")
 
 
 @pytest.fixture(scope="module")
-def bundle_dir(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_dir(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     train(
-        directory,
+        histories_dir,
         out,
         MODEL,
         lengths=LengthConfig("beta", 0, 16, 64),
         train=TRAIN,
-        served_length=64,
+        served_length=SERVED_LENGTH,
         seed=0,
     )
     return out
@@ -57,185 +73,271 @@ def scorer(bundle_dir: Path) -> Scorer:
 
 @pytest.fixture(scope="module")
 def encoded(
-    directory: Path, scorer: Scorer, tmp_path_factory: pytest.TempPathFactory
+    histories_dir: Path,
+    scorer: Scorer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> EncodedHistories:
     return EncodedHistories.encode(
-        Histories.open(directory),
+        Histories.open(histories_dir),
         scorer.bundle.encoder,
         tmp_path_factory.mktemp("cache") / "encoded",
     )
 
 
 @pytest.fixture(scope="module")
-def rows(directory: Path) -> list[RequestRows]:
-    """Every request of the small world, with the whole timeline of its user (the Scorer cuts)."""
-    histories = Histories.open(directory)
+def requests(histories_dir: Path) -> list[RequestRows]:
+    """Every request, each with all events of its user: the Scorer cuts them."""
+    histories = Histories.open(histories_dir)
     events = pa.Table.from_batches(list(histories.event_batches())).combine_chunks()
-    users, requests, targets = (
-        table.to_pydict() for table in (histories.users, histories.requests, histories.targets)
-    )
-    found = []
-    for position in range(len(requests["request_id"])):
-        user = requests["user_row"][position]
-        start, end = users["event_start"][user], users["event_end"][user]
-        batches = events.slice(start, end - start).to_batches()
-        history = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=events.schema)
-        candidates = np.array(
-            targets["item_id"][
-                requests["target_start"][position] : requests["target_end"][position]
-            ],
-            np.int64,
+    users = histories.users.to_pylist()
+    item_ids = histories.targets.column("item_id").to_pylist()
+    rows = []
+    for request in histories.requests.to_pylist():
+        user = users[request["user_row"]]
+        own_items = slice(request["target_start"], request["target_end"])
+        row = RequestRows(
+            history_between(events, user["event_start"], user["event_end"]),
+            {"region": user["region"]},
+            request["timestamp"],
+            np.array(item_ids[own_items], np.int64),
         )
-        found.append(
-            RequestRows(
-                history,
-                {"region": users["region"][user]},
-                requests["timestamp"][position],
-                candidates,
-            )
-        )
-    return found
+        rows.append(row)
+    return rows
 
 
-def forward(scorer: Scorer, batch) -> np.ndarray:
+def history_between(events: pa.Table, start: int, end: int) -> pa.RecordBatch:
+    batches = events.slice(start, end - start).to_batches()
+    if batches:
+        return batches[0]
+    return pa.RecordBatch.from_pylist([], schema=events.schema)
+
+
+def longest(requests: list[RequestRows]) -> RequestRows:
+    return max(requests, key=lambda request: request.history.num_rows)
+
+
+def forward(scorer: Scorer, batch: RequestBatch) -> np.ndarray:
+    """Return the probabilities of the training forward."""
     with torch.no_grad():
-        return torch.sigmoid(scorer.bundle.ranker(batch).logits).numpy()
+        logits = scorer.bundle.ranker(batch).logits
+        return torch.sigmoid(logits).numpy()
+
+
+def assert_close(scores: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [0, 5, 64])
 def test_rows_score_like_the_training_forward_of_the_same_requests(
-    scorer, encoded, rows, length: int
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    requests: list[RequestRows],
+    length: int,
 ) -> None:
-    requests = encoded.requests("eval")
+    positions = encoded.requests("eval")
     stream = RequestStream.for_evaluation(
-        encoded, requests, length, token_budget=10**9, max_requests=len(requests)
+        encoded,
+        positions,
+        length,
+        token_budget=UNLIMITED,
+        max_requests=len(positions),
     )
-    (batch,) = stream
+    [batch] = stream
     expected = forward(scorer, batch)
-    whole = dataclasses.replace(scorer, token_budget=10**9, max_requests=len(requests))
-    got = np.concatenate(whole.score([rows[position] for position in requests], length))
-    assert got.dtype == np.float32 and np.array_equal(got, expected)  # the same batch: bit for bit
-    (streamed,) = scorer.score_batches(stream)
+    in_one_batch = dataclasses.replace(
+        scorer,
+        token_budget=UNLIMITED,
+        max_requests=len(positions),
+    )
+    asked = [requests[position] for position in positions]
+    scores = np.concatenate(in_one_batch.score(asked, length))
+    assert scores.dtype == np.float32
+    # the same batch: bit for bit
+    assert np.array_equal(scores, expected)
+    [streamed] = scorer.score_batches(stream)
     assert np.array_equal(streamed, expected)
 
 
-def test_the_default_length_is_the_one_that_the_bundle_states(scorer, rows) -> None:
-    some = rows[-20:]
-    for a, b in zip(scorer.score(some), scorer.score(some, 64), strict=True):
-        assert np.array_equal(a, b)
-
-
-def test_batching_and_order_do_not_change_scores(scorer, rows) -> None:
-    some = rows[-30:]
-    together = scorer.score(some, 64)
-    one_by_one = [
-        dataclasses.replace(scorer, token_budget=1).score([request], 64)[0] for request in some
-    ]
-    backwards = scorer.score(some[::-1], 64)[::-1]
-    for a, b, c in zip(together, one_by_one, backwards, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
-        np.testing.assert_allclose(a, c, atol=2e-6)
-
-
-def test_candidates_keep_their_order_and_do_not_change_each_other_through_the_order(
-    scorer, rows
+def test_the_default_length_is_the_one_of_the_bundle(
+    scorer: Scorer,
+    requests: list[RequestRows],
 ) -> None:
-    request = next(request for request in rows[-30:] if len(set(request.candidates.tolist())) >= 3)
-    flipped = dataclasses.replace(request, candidates=request.candidates[::-1].copy())
-    np.testing.assert_allclose(
-        scorer.score([flipped])[0][::-1], scorer.score([request])[0], atol=2e-6
-    )
+    asked = requests[-20:]
+    explicit = scorer.score(asked, SERVED_LENGTH)
+    for scores, expected in zip(scorer.score(asked), explicit, strict=True):
+        assert np.array_equal(scores, expected)
 
 
-def test_events_at_or_after_the_moment_are_not_used(scorer, rows) -> None:
-    request = max(rows[-60:], key=lambda request: request.history.num_rows)
+def test_batching_and_order_do_not_change_scores(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
+    asked = requests[-30:]
+    unbatched = dataclasses.replace(scorer, token_budget=1)
+    together = scorer.score(asked, SERVED_LENGTH)
+    one_by_one = [unbatched.score([request], SERVED_LENGTH)[0] for request in asked]
+    backwards = scorer.score(asked[::-1], SERVED_LENGTH)[::-1]
+    for scores, alone, reordered in zip(together, one_by_one, backwards, strict=True):
+        assert_close(scores, alone)
+        assert_close(scores, reordered)
+
+
+def test_the_order_of_candidates_does_not_change_their_scores(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
+    for request in requests[-30:]:
+        if len(set(request.candidates.tolist())) >= 3:
+            break
+    backwards = request.candidates[::-1].copy()
+    flipped = dataclasses.replace(request, candidates=backwards)
+    [scores] = scorer.score([request])
+    [flipped_scores] = scorer.score([flipped])
+    assert_close(flipped_scores[::-1], scores)
+
+
+def test_events_at_or_after_the_request_time_are_not_used(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
+    request = longest(requests[-60:])
     times = np.asarray(request.history.column("timestamp"))
-    request_time = int(times[len(times) // 2])  # an event happens at this very moment
-    before = request.history.slice(0, int(np.searchsorted(times, request_time, side="left")))
-    assert before.num_rows < int(np.searchsorted(times, request_time, side="right"))
-    full = dataclasses.replace(request, request_time_ms=request_time)
-    cut = dataclasses.replace(full, history=before)
-    assert np.array_equal(scorer.score([full])[0], scorer.score([cut])[0])
+    # an event happens at this very time
+    request_time_ms = int(times[len(times) // 2])
+    end = int(np.searchsorted(times, request_time_ms, side="left"))
+    assert end < int(np.searchsorted(times, request_time_ms, side="right"))
+    full = dataclasses.replace(request, request_time_ms=request_time_ms)
+    cut = dataclasses.replace(full, history=request.history.slice(0, end))
+    [full_scores] = scorer.score([full], SERVED_LENGTH)
+    [cut_scores] = scorer.score([cut], SERVED_LENGTH)
+    assert np.array_equal(full_scores, cut_scores)
     late = dataclasses.replace(request, request_time_ms=int(times[-1]) + 1)
-    assert not np.array_equal(scorer.score([late], 64)[0], scorer.score([cut], 64)[0])
+    [late_scores] = scorer.score([late], SERVED_LENGTH)
+    assert not np.array_equal(late_scores, cut_scores)
 
 
-def test_unknown_users_and_items_and_no_candidates(scorer, rows) -> None:
-    request = rows[-1]
+def test_unknown_users_and_items_and_no_candidates(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
+    request = requests[-1]
     nobody = RequestRows(
         request.history.slice(0, 0),
         None,
         request.request_time_ms,
         np.array([small_histories.FIRST_ID, -1, 999], np.int64),
     )
-    bare = dataclasses.replace(nobody, history=pa.RecordBatch.from_pydict({}))
-    nothing = dataclasses.replace(request, candidates=np.array([], np.int64))
-    scores = scorer.score([nothing, nobody, bare, nothing])
-    assert [score.shape for score in scores] == [(0, 2), (3, 2), (3, 2), (0, 2)]
-    assert np.isfinite(scores[1]).all() and ((scores[1] > 0) & (scores[1] < 1)).all()
-    np.testing.assert_allclose(scores[1], scores[2], atol=2e-6)
-    np.testing.assert_allclose(scores[1][1], scores[1][2], atol=2e-6)  # both are the unknown item
-    assert scorer.score([]) == [] and scorer.score([nothing])[0].shape == (0, 2)
-
-
-def test_the_length_changes_scores_but_no_weight(scorer, rows) -> None:
-    before = {name: tensor.clone() for name, tensor in scorer.bundle.ranker.state_dict().items()}
-    request = max(
-        rows, key=lambda request: request.history.num_rows if len(request.candidates) else 0
+    without_columns = dataclasses.replace(nobody, history=pa.RecordBatch.from_pydict({}))
+    without_candidates = dataclasses.replace(request, candidates=np.array([], np.int64))
+    scores = scorer.score(
+        [
+            without_candidates,
+            nobody,
+            without_columns,
+            without_candidates,
+        ]
     )
-    request = dataclasses.replace(request, request_time_ms=2**60)
-    scores = {length: scorer.score([request], length)[0] for length in (0, 8, 10_000)}
-    assert not np.array_equal(scores[0], scores[8]) and not np.array_equal(
-        scores[8], scores[10_000]
-    )
-    np.testing.assert_array_equal(
-        scorer.score([request], request.history.num_rows)[0], scores[10_000]
-    )
-    after = scorer.bundle.ranker.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [part.shape for part in scores] == [(0, 2), (3, 2), (3, 2), (0, 2)]
+    assert np.isfinite(scores[1]).all()
+    assert (scores[1] > 0).all()
+    assert (scores[1] < 1).all()
+    assert_close(scores[1], scores[2])
+    # both are the unknown item
+    assert_close(scores[1][1], scores[1][2])
+    assert scorer.score([]) == []
+    [nothing] = scorer.score([without_candidates])
+    assert nothing.shape == (0, 2)
 
 
-def test_inference_mode_does_not_leak_to_the_caller(scorer, encoded) -> None:
-    for _ in scorer.score_batches(
-        RequestStream.for_evaluation(encoded, encoded.requests("eval"), 8, token_budget=50, max_requests=5)
-    ):
+def test_the_length_changes_scores_but_no_weight(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
+    before = {}
+    for name, tensor in scorer.bundle.ranker.state_dict().items():
+        before[name] = tensor.clone()
+    with_candidates = [request for request in requests if len(request.candidates)]
+    request = dataclasses.replace(longest(with_candidates), request_time_ms=2**60)
+    scores = {}
+    for length in (0, 8, 10_000, request.history.num_rows):
+        [scores[length]] = scorer.score([request], length)
+    assert not np.array_equal(scores[0], scores[8])
+    assert not np.array_equal(scores[8], scores[10_000])
+    assert np.array_equal(scores[request.history.num_rows], scores[10_000])
+    for name, tensor in scorer.bundle.ranker.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_inference_mode_does_not_leak_to_the_caller(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+) -> None:
+    stream = RequestStream.for_evaluation(
+        encoded,
+        encoded.requests("eval"),
+        8,
+        token_budget=50,
+        max_requests=5,
+    )
+    for _ in scorer.score_batches(stream):
         assert not torch.is_inference_mode_enabled()
 
 
-def test_mistakes_are_named(scorer, bundle_dir, rows) -> None:
-    request = max(rows, key=lambda request: request.history.num_rows)
+def test_wrong_requests_are_named(scorer: Scorer, requests: list[RequestRows]) -> None:
+    request = longest(requests)
+    order = range(request.history.num_rows - 1, -1, -1)
     backwards = dataclasses.replace(
-        request, history=request.history.take(pa.array(range(request.history.num_rows - 1, -1, -1)))
+        request,
+        history=request.history.take(pa.array(order)),
     )
     with pytest.raises(DataError, match="time order"):
         scorer.score([backwards])
+    wrong_type = dataclasses.replace(request, user_features={"region": 5})
     with pytest.raises(DataError, match="region"):
-        scorer.score([dataclasses.replace(request, user_features={"region": 5})])
+        scorer.score([wrong_type])
     with pytest.raises(ConfigError, match="negative"):
         scorer.score([request], -1)
+
+
+def test_another_schema_is_refused(bundle_dir: Path) -> None:
     schema = small_histories.SCHEMA
-    with pytest.raises(SchemaMismatch):
-        Scorer.load(
-            bundle_dir, schema=Schema(schema.name, schema.item, schema.user, (), schema.tasks)
-        )
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="no GPU"):
-            Scorer.load(bundle_dir, "cuda")
-
-
-def test_a_missing_user_feature_is_missing(scorer, rows) -> None:
-    request = rows[-1]
-    empty, none, null = (
-        dataclasses.replace(request, user_features=value)
-        for value in ({}, None, {"region": None, "user_id": 7})
+    other = Schema(
+        schema.name,
+        schema.item,
+        schema.user,
+        (),
+        schema.tasks,
     )
-    scores = [scorer.score([entry])[0] for entry in (empty, none, null)]
-    assert np.array_equal(scores[0], scores[1]) and np.array_equal(scores[0], scores[2])
+    with pytest.raises(SchemaMismatch):
+        Scorer.load(bundle_dir, schema=other)
 
 
-def test_the_bundle_alone_gives_the_same_scores(bundle_dir, scorer, rows, tmp_path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_refused(bundle_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="no GPU"):
+        Scorer.load(bundle_dir, "cuda")
+
+
+def test_a_user_feature_that_is_left_out_is_missing(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
+    scores = []
+    for features in ({}, None, {"region": None, "user_id": 7}):
+        request = dataclasses.replace(requests[-1], user_features=features)
+        scores.append(scorer.score([request])[0])
+    assert np.array_equal(scores[0], scores[1])
+    assert np.array_equal(scores[0], scores[2])
+
+
+def test_the_bundle_alone_gives_the_same_scores(
+    bundle_dir: Path,
+    scorer: Scorer,
+    requests: list[RequestRows],
+    tmp_path: Path,
+) -> None:
     Bundle.load(bundle_dir).save(tmp_path / "copy")
-    for a, b in zip(
-        Scorer.load(tmp_path / "copy").score(rows[:10]), scorer.score(rows[:10]), strict=True
-    ):
-        assert np.array_equal(a, b)
+    copied = Scorer.load(tmp_path / "copy")
+    asked = requests[:10]
+    for scores, expected in zip(copied.score(asked), scorer.score(asked), strict=True):
+        assert np.array_equal(scores, expected)
