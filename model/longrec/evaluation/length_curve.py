@@ -149,12 +149,8 @@ def _curve_row(
     is_first: bool,
 ) -> Row:
     auc = metrics.estimate("auc")
-    log.info(
-        "served length %d: AUC %s, %.1f s",
-        entry.length,
-        auc.value,
-        entry.seconds,
-    )
+    auc_text = "not defined" if auc.value is None else f"{auc.value:.4f}"
+    log.info("served length %d: AUC %s, %.1f s", entry.length, auc_text, entry.seconds)
     return {
         "length": entry.length,
         "auc": auc.value,

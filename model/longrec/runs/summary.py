@@ -81,7 +81,7 @@ def summarize(
         "popularity": {task: _with_interval(row) for task, row in metrics["popularity"].items()},
         "gain_over_popularity": metrics["gain"],
         "lengths": _length_rows(metrics),
-        "best_possible_auc_full": metrics["bayes_full"],
+        "best_possible_auc_full": metrics["best_possible_full"],
         "gate": {"passed": metrics["gate"]["passed"], "reasons": metrics["gate"]["reasons"]},
         "bento_tag": None if packaged is None else read_json(packaged)["tag"],
         "report": str(folder / "report.html"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,12 @@ from longrec.reporting import page
 
 def validate(suites: Sequence[Suite]) -> list[SuiteResult]:
     """Return the results of all suites."""
+    # Importing Great Expectations logs some 200 lines about its own classes.
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
 
+    # This logger sets its own level at import.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     source = context.data_sources.add_pandas("profiles")

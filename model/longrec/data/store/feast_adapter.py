@@ -5,10 +5,14 @@ Online and offline reads return stored values; histories stay packed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import logging
 import os
 import shutil
 import struct
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -46,6 +50,7 @@ Views = list[tuple[Any, list[str]]]
 """Feature views of a service, and the names of the features to read of each."""
 OnlineReader = Callable[[list[int]], list[Values]]
 
+_LENGTHS = (HISTORY_LENGTH, TAIL_LENGTH)
 _BYTES_TAG = 0x0A  # field 1 of a Value, length-delimited
 _MAX_VARINT_BYTES = 5
 _INT64 = struct.Struct("<q")
@@ -64,7 +69,11 @@ class FeastAdapter:
             another version of longrec.
     """
 
-    def __init__(self, published: PublishedVersion, repo_dir: str | Path | None) -> None:
+    def __init__(
+        self,
+        published: PublishedVersion,
+        repo_dir: str | Path | None,
+    ) -> None:
         self.published = published
         with feast_errors(f"the feature store at {published.path} cannot be opened"):
             self.feast = open_feast(published.path, repo_dir)
@@ -74,9 +83,14 @@ class FeastAdapter:
         self._check_names(names)
         reader = _READERS.get(self.feast.config.online_store.type, ViewByViewReader)
         self._read_online = reader(self.feast, self._views(names))
-        lengths = (HISTORY_LENGTH, TAIL_LENGTH)
-        self._current_references = [f"{view}:{name}" for view, name in names if name not in lengths]
-        self._base_references = [f"{view}:{name}" for view, name in names if view != "user_tail"]
+        self._base_references: list[str] = []
+        self._current_references: list[str] = []
+        for view, name in names:
+            reference = f"{view}:{name}"
+            if view != "user_tail":
+                self._base_references.append(reference)
+            if name not in _LENGTHS:
+                self._current_references.append(reference)
 
     def base_rows(self, user_ids: Int64) -> pa.Table:
         """Return base history, its length and the user features as of the end of the log.
@@ -85,7 +99,12 @@ class FeastAdapter:
             user_ids: int64, sorted and unique; one row per user comes back, null for no value.
         """
         log_end_us = self.published.log_end_us
-        return self._historical(self._base_references, USER_ID, user_ids, log_end_us)
+        return self._historical(
+            self._base_references,
+            USER_ID,
+            user_ids,
+            log_end_us,
+        )
 
     def current_rows(self, user_ids: Int64) -> pa.Table:
         """Return base history, tail, its base length and user features as of the last push.
@@ -95,7 +114,12 @@ class FeastAdapter:
         """
         last_push_us = last_feature_time(self.published.path)
         as_of_us = max(self.published.log_end_us, last_push_us)
-        table = self._historical(self._current_references, USER_ID, user_ids, as_of_us)
+        table = self._historical(
+            self._current_references,
+            USER_ID,
+            user_ids,
+            as_of_us,
+        )
         return table.drop_columns([EVENT_TIME])
 
     def history_lengths(self, user_ids: Int64) -> Int64:
@@ -103,8 +127,14 @@ class FeastAdapter:
         references = [f"user_history:{HISTORY_LENGTH}"]
         lengths = []
         for ids in _batches(user_ids):
-            table = self._historical(references, USER_ID, ids, self.published.log_end_us)
-            lengths.append(np.asarray(table.column(HISTORY_LENGTH).fill_null(0), np.int64))
+            table = self._historical(
+                references,
+                USER_ID,
+                ids,
+                self.published.log_end_us,
+            )
+            column = table.column(HISTORY_LENGTH).fill_null(0)
+            lengths.append(np.asarray(column, np.int64))
         return np.concatenate(lengths)
 
     def items(self, item_ids: Int64) -> pa.Table:
@@ -115,7 +145,14 @@ class FeastAdapter:
         for ids in _batches(item_ids):
             if references:
                 log_end_us = self.published.log_end_us
-                tables.append(self._historical(references, ITEM_ID, ids, log_end_us))
+                tables.append(
+                    self._historical(
+                        references,
+                        ITEM_ID,
+                        ids,
+                        log_end_us,
+                    )
+                )
             else:
                 tables.append(pa.table({ITEM_ID: ids}))
         table = pa.concat_tables(tables)
@@ -135,10 +172,15 @@ class FeastAdapter:
         rows: list[Values] = []
         with feast_errors("the online store cannot be read"):
             for start in range(0, len(user_ids), ONLINE_BATCH_USERS):
-                rows += self._read_online(user_ids[start : start + ONLINE_BATCH_USERS])
+                batch = user_ids[start : start + ONLINE_BATCH_USERS]
+                rows += self._read_online(batch)
         return rows
 
-    def write_online(self, histories: pa.Table | None, tails: pa.Table) -> None:
+    def write_online(
+        self,
+        histories: pa.Table | None,
+        tails: pa.Table,
+    ) -> None:
         """Write rows of user_history, then of user_tail, to the online store.
 
         Raises:
@@ -187,7 +229,8 @@ class FeastAdapter:
         ]
 
     def _check_names(self, names: list[tuple[str, str]]) -> None:
-        missing = {HISTORY, TAIL, TAIL_BASE} - {name for _, name in names}
+        found = {name for _, name in names}
+        missing = {HISTORY, TAIL, TAIL_BASE} - found
         if missing:
             raise StoreError(
                 f"the feature store at {self.published.path} was published by another version "
@@ -201,7 +244,7 @@ class FeastAdapter:
         names_of_view: dict[str, list[str]] = {}
         for view, name in names:
             features = names_of_view.setdefault(view, [])
-            if name not in (HISTORY_LENGTH, TAIL_LENGTH):
+            if name not in _LENGTHS:
                 features.append(name)
         return [
             (self.feast.get_feature_view(view), features)
@@ -225,10 +268,17 @@ class FeastAdapter:
         """
         import pandas as pd
 
-        as_of = pd.Timestamp(as_of_us, unit="us", tz="UTC")
+        as_of = pd.Timestamp(
+            as_of_us,
+            unit="us",
+            tz="UTC",
+        )
         with feast_errors("the offline store cannot be read"), _no_warnings():
             entities = pd.DataFrame({key: ids, EVENT_TIME: as_of})
-            job = self.feast.get_historical_features(entity_df=entities, features=references)
+            job = self.feast.get_historical_features(
+                entity_df=entities,
+                features=references,
+            )
             table: pa.Table = job.to_arrow()
             # Feast leaves Spark's answer there.
             staging = self.published.path / "feast" / "staging"
@@ -252,7 +302,11 @@ class ViewByViewReader:
     value into an answer and parse references anew.
     """
 
-    def __init__(self, feast: Any, views: Views) -> None:
+    def __init__(
+        self,
+        feast: Any,
+        views: Views,
+    ) -> None:
         self._config = feast.config
         self._views = views
         self._store = feast._get_provider().online_store
@@ -278,7 +332,11 @@ class SqliteReader:
     A history is copied once.
     """
 
-    def __init__(self, feast: Any, views: Views) -> None:
+    def __init__(
+        self,
+        feast: Any,
+        views: Views,
+    ) -> None:
         self._config = feast.config
         self._store = feast._get_provider().online_store
         self._key_prefix = _key_prefix(feast.config)
@@ -289,7 +347,9 @@ class SqliteReader:
 
     def __call__(self, user_ids: list[int]) -> list[Values]:
         keys = [self._key_prefix + _INT64.pack(user_id) for user_id in user_ids]
-        rows: dict[bytes, Values] = {key: dict(self._missing) for key in keys}
+        rows: dict[bytes, Values] = {}
+        for key in keys:
+            rows[key] = dict(self._missing)
         is_single = len(rows) == 1
         query = self._single_user_query if is_single else self._query(len(rows))
         parameters = [*rows] * len(self._tables)
@@ -313,7 +373,11 @@ class SqliteReader:
 class RedisReader:
     """Reads users from Redis by one HMGET for all views, which it stores under one key per user."""
 
-    def __init__(self, feast: Any, views: Views) -> None:
+    def __init__(
+        self,
+        feast: Any,
+        views: Views,
+    ) -> None:
         from feast.infra.online_stores.redis import RedisClient
 
         self._config = feast.config
@@ -358,6 +422,7 @@ def open_feast(version: Path, repo_dir: str | Path | None) -> Any:
     from feast import FeatureStore
     from feast.repo_config import load_repo_config
 
+    _prepare_process()
     folder = version / "feast"
     base_dir = Path(repo_dir or folder).resolve()
     config = load_repo_config(base_dir, folder / "feature_store.yaml")
@@ -370,6 +435,23 @@ def open_feast(version: Path, repo_dir: str | Path | None) -> Any:
             fix=f"Set {address.strip('${}')}, for example to 127.0.0.1:6379.",
         )
     return FeatureStore(config=config)
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Silence Feast's log, and let the interpreter end without a list of leaked DuckDB objects.
+
+    Feast logs each refresh of its registry. Its offline store reads with ibis, whose default
+    backend holds a DuckDB connection. DuckDB's bindings report that connection as leaked at exit.
+    """
+    logging.getLogger("feast").setLevel(logging.WARNING)
+    atexit.register(_drop_ibis_backend)
+
+
+def _drop_ibis_backend() -> None:
+    ibis: Any = sys.modules.get("ibis")
+    if ibis is not None:
+        ibis.options.default_backend = None
 
 
 def declarations(
@@ -396,10 +478,13 @@ def declarations(
         FeatureView,
         FeatureService,
         DataSource,
-        Project,
     )
-    found = [value for value in values if isinstance(value, kinds)]
-    return [value for value in found if not isinstance(value, Project) or value.name == project]
+    found = []
+    for value in values:
+        is_own_project = isinstance(value, Project) and value.name == project
+        if is_own_project or isinstance(value, kinds):
+            found.append(value)
+    return found
 
 
 def restore_features(table: pa.Table, features: Sequence[Feature]) -> dict[str, Column]:
@@ -504,8 +589,9 @@ def _parse_value(serialized: bytes | None) -> Any:
         size = 0
         position = 0
         for position in range(1, min(len(serialized), 1 + _MAX_VARINT_BYTES)):
-            size |= (serialized[position] & 0x7F) << 7 * (position - 1)
-            if serialized[position] < 0x80:
+            byte = serialized[position]
+            size |= (byte & 0x7F) << 7 * (position - 1)
+            if byte < 0x80:
                 break
         payload = serialized[position + 1 :]
         if len(payload) == size:
@@ -516,7 +602,11 @@ def _parse_value(serialized: bytes | None) -> Any:
 
 
 def _values_of(found: dict[str, Any], names: list[str]) -> Values:
-    return {name: _value_of(found[name]) if name in found else None for name in names}
+    values: Values = dict.fromkeys(names)
+    for name in names:
+        if name in found:
+            values[name] = _value_of(found[name])
+    return values
 
 
 def _value_of(value: Any) -> Any:
@@ -528,6 +618,5 @@ def _value_of(value: Any) -> Any:
 
 
 def _batches(ids: Int64) -> list[Int64]:
-    if not len(ids):
-        return [ids]
-    return [ids[row : row + OFFLINE_BATCH_IDS] for row in range(0, len(ids), OFFLINE_BATCH_IDS)]
+    bounds = np.arange(OFFLINE_BATCH_IDS, len(ids), OFFLINE_BATCH_IDS)
+    return np.split(ids, bounds)
