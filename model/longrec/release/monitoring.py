@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from longrec.config import DriftConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
-from longrec.data.quality.drift import LENGTH_EDGES, histogram, psi, psi_noise, quantile_edges
+from longrec.data.quality.drift import LENGTH_EDGES
+from longrec.data.quality.psi import histogram, psi, psi_noise, quantile_edges
 from longrec.errors import CheckFailed, DataError
 from longrec.release import model_store, registry
 from longrec.release.request_log import log_files
@@ -172,7 +173,7 @@ def measure_drift(
     ]
     report = _summarize(live, comparisons, config)
     text = _render(report, comparisons, reference.num_rows, config)
-    with files.replacing(report_html) as temporary:
+    with files.atomic_replace(report_html) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return report
 

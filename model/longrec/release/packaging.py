@@ -90,7 +90,7 @@ def package(
     if not names_its_content:
         script.check(tag)
     with (
-        files.replacing(out_dir) as folder,
+        files.atomic_replace(out_dir) as folder,
         tempfile.TemporaryDirectory(prefix="longrec-package-") as scratch,
     ):
         staged = stage(
@@ -154,7 +154,7 @@ def _store_reference(
     version: str,
     evaluation_dir: Path,
 ) -> None:
-    with files.replacing(registry.reference_dir(workdir, version)) as reference:
+    with files.atomic_replace(registry.reference_dir(workdir, version)) as reference:
         reference.mkdir()
         shutil.copy(evaluation_dir / "predictions.parquet", reference)
 

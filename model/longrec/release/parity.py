@@ -188,17 +188,18 @@ def training_forward(
     """
     import torch
 
-    from longrec.data.loader import EncodedHistories, RequestStream
+    from longrec.data.loading.encoded_histories import EncodedHistories
+    from longrec.data.loading.request_stream import RequestStream
 
     bundle = scorer.bundle
     ranker = bundle.ranker.eval()
     with tempfile.TemporaryDirectory(prefix="longrec-parity-") as cache, torch.no_grad():
-        encoded = EncodedHistories.make(
+        encoded = EncodedHistories.encode(
             histories,
             bundle.encoder,
             Path(cache) / "encoded",
         )
-        stream = RequestStream.serving(
+        stream = RequestStream.for_evaluation(
             encoded,
             requests,
             bundle.served_length,

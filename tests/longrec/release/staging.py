@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +53,15 @@ def files_below(folder: Path) -> set[str]:
     """Return the relative paths of all files."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix() for path in paths}
+
+
+def install(wheel: Path, folder: Path) -> None:
+    """Install a wheel into a folder with pip, without its requirements."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
+
+
+def installed_distribution(folder: Path) -> Distribution:
+    """Return longrec as it is installed in a folder."""
+    (distribution,) = importlib.metadata.distributions(name="longrec", path=[str(folder)])
+    return distribution

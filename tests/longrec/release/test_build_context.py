@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +135,44 @@ def test_a_project_without_a_part_is_refused(tmp_path: Path) -> None:
     message = r"not a project folder of longrec; found no bento/service\.py"
     with pytest.raises(PackagingError, match=message):
         project_root(tmp_path / "feature_repo")
+
+
+STAGE_SCRIPT = """\
+import json, sys
+from pathlib import Path
+import longrec
+from longrec.release.build_context import stage
+world, repo_dir, out_dir = map(Path, sys.argv[1:])
+staged = stage(
+    world / "bundle",
+    world / "evaluation",
+    out_dir,
+    histories_dir=world / "histories",
+    repo_dir=repo_dir,
+    version="run-1",
+)
+print(json.dumps({"library": longrec.__file__, "wheel": staged.wheel}))
+"""
+
+
+def test_outside_a_checkout_the_installed_library_is_staged(
+    served_world: ServedWorld, wheel: Path, installed: Path, tmp_path: Path
+) -> None:
+    repo_dir = installed / "longrec" / "_project" / "feature_repo"
+    context = tmp_path / "context"
+    arguments = [str(served_world.path), str(repo_dir), str(context)]
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE_SCRIPT, *arguments],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    output = json.loads(done.stdout)
+    assert Path(output["library"]).is_relative_to(installed)
+    assert output["wheel"] == wheel.name
+    with zipfile.ZipFile(context / "wheels" / wheel.name) as archive:
+        packed = archive.read("longrec/release/wheel.py")
+    assert packed == (installed / "longrec" / "release" / "wheel.py").read_bytes()
+    assert "bento/service.py" in files_below(context)

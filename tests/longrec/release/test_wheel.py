@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 import zipfile
-from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from longrec.release.bento_server import PackagingError
 from longrec.release.wheel import build_wheel, pinned_requirements, repack_installed
 from tests.conftest import ROOT
+from tests.longrec.release.staging import install, installed_distribution
 
 METADATA = """\
 Metadata-Version: 2.1
@@ -24,33 +22,6 @@ Requires-Dist: no-such-thing<3,>=2
 Requires-Dist: left-out; extra == "other"
 Requires-Dist: only-elsewhere; sys_platform == "plan9"
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from this checkout."""
-    before = sorted(ROOT.iterdir())
-    wheel = build_wheel(ROOT, tmp_path_factory.mktemp("wheel") / "wheels")
-    assert sorted(ROOT.iterdir()) == before, "building left something in the checkout"
-    return wheel
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip installed the wheel."""
-    folder = tmp_path_factory.mktemp("installed")
-    install(wheel, folder)
-    return folder
-
-
-def install(wheel: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)
-
-
-def installed_distribution(folder: Path) -> Distribution:
-    (distribution,) = importlib.metadata.distributions(name="longrec", path=[str(folder)])
-    return distribution
 
 
 def content(wheel: Path) -> dict[str, bytes]:
@@ -70,6 +41,8 @@ def test_the_wheel_holds_the_library_and_only_it(wheel: Path) -> None:
         "longrec/data/store/feast_adapter.py",
         "longrec/errors.py",
         "longrec/py.typed",
+        "longrec/_project/bento/service.py",
+        "longrec/_project/feature_repo/definitions.py",
     }
 
 
