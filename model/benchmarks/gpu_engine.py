@@ -1,22 +1,18 @@
-"""The engine on one GPU: share of the peak, gain of request level batching, memory, growth with the
-history, other models.
+"""Measure training on one GPU: share of the peak, request level batching, memory, length, models.
 
     python model/benchmarks/gpu_engine.py                      all claims
     python model/benchmarks/gpu_engine.py --only step length   some of them
-    python model/benchmarks/gpu_engine.py --out rows.csv       rows there instead of results.csv
+    python model/benchmarks/gpu_engine.py --out rows.csv       rows go there, not to results.csv
 
-Whole training steps unless said: lookup, forward, backward, clipping, both optimizers, bfloat16,
-d=256, h=8, M=4, r=2, histories of
-10,240 events, 32 targets. "eager" is the time in a Python loop, "device" that of a replayed graph
-of the same step.
+Unless a claim says otherwise: whole training steps (lookup, forward, backward, clipping, both
+optimizers), bfloat16, d=256, h=8, M=4, r=2, histories of 10,240 events, 32 targets. "eager" is the
+time in a Python loop, "device" that of a replayed CUDA graph of the same step.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,56 +22,60 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-import _kernels
-import _rows
-import _world
-
+from harness import kernel_profile, results, timing, training_step
+from harness.longest_history import LIMIT_GIB, free_memory, longest_history, peak_gib
+from harness.results import Row
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
 from longrec.nn import fused_paths
 from longrec.nn.baselines.hstu import hstu
 from longrec.nn.baselines.transformer import causal_transformer
-from longrec.nn.ranker import Ranker
 from longrec.nn.stca import STCA
 
 DEVICE = torch.device("cuda")
-EVENTS, TARGETS = 10_240, 32
-CONFIG = ModelConfig(
-    width=256,
-    num_layers=4,
-    num_heads=8,
-    ffn_ratio=2,
-)
-Row = dict[str, str]
+EVENTS = 10_240
+TARGETS = 32
+NUM_ITEMS = training_step.NUM_ITEMS
+CONFIG = ModelConfig(width=256, num_layers=4, num_heads=8, ffn_ratio=2)
+SMALL_SHARE = 0.01
+"""Kernels below this share of a step are summed."""
+LENGTHS = [1024, 2048, 5120, 10240, 20480, 51200, 102400]
 
 
-def make(
-    config: ModelConfig,
-    requests: int,
-    events: int,
-    targets: int,
+def make_step(
+    config: ModelConfig, num_requests: int, num_events: int, num_targets: int
 ) -> Callable[[], None]:
-    """Returns a training step."""
-    return _world.step(
-        _world.ranker(config, DEVICE), _world.batch(requests, events, targets, DEVICE)
+    """Return a whole training step of a new ranker."""
+    ranker = training_step.make_ranker(config, DEVICE, num_items=NUM_ITEMS)
+    return training_step.make_step(ranker, random_batch(num_requests, num_events, num_targets))
+
+
+def random_batch(num_requests: int, num_events: int, num_targets: int) -> RequestBatch:
+    """Return a random batch on the device."""
+    return training_step.random_batch(
+        num_requests, num_events, num_targets, DEVICE, num_items=NUM_ITEMS
     )
 
 
-def shape(
-    requests: int,
-    events: int,
-    targets: int,
-    width: int = CONFIG.width,
+def shape_of(
+    num_requests: int, num_events: int, num_targets: int, width: int = CONFIG.width
 ) -> str:
-    return f"R{requests} L{events} m{targets} d{width} h8 M4 r2"
+    """Return the shape column of a row."""
+    return f"R{num_requests} L{num_events} m{num_targets} d{width} h8 M4 r2"
+
+
+def peak_rates() -> tuple[float, float]:
+    """Return the matrix rate in FLOP/s and the copy rate in bytes/s, measured now."""
+    matrix_rate = timing.matmul_peak(DEVICE, torch.bfloat16)
+    return matrix_rate, timing.copy_peak(DEVICE, size=1 << 30)
 
 
 def claim_step() -> Iterator[Row]:
-    """Share of the matrix peak of a whole step: the best few products of this run, on a cool
-    device, before or after the step; and,
-    in the notes, of the rate that products keep up right after the step for as long as the steps
-    were timed."""
+    """Yield the share of the matrix peak of whole steps.
+
+    The share is of the best few products of this run, on a cool device, before or after the step.
+    The notes add the rate that products sustain for a second right after the step.
+    """
     wide = dataclasses.replace(CONFIG, width=512)
     cases = [
         (CONFIG, 16, "device"),
@@ -89,114 +89,164 @@ def claim_step() -> Iterator[Row]:
         (dataclasses.replace(CONFIG, fusion=False), 128, "device"),
         (CONFIG, 256, "eager"),
     ]
-    best = peaks()[0]
-    for config, requests, how in cases:
-        work = make(config, requests, EVENTS, TARGETS)
-        times = _rows.timed(_rows.replayed(work) if how == "device" else work, DEVICE, repeats=20)
-        now, copy = peaks()
-        kept_up = _rows.matmul_peak(DEVICE, torch.bfloat16, repeats=1000)
-        best = max(best, now)
-        size, rate = (config, requests, EVENTS, TARGETS), 1e3 / times[1]
-        written, least = _world.written_flops(*size, order="plain"), _world.least_flops(*size)
-        moved = _world.least_bytes(config, requests, EVENTS)
-        notes = (
-            f"{written * rate / 1e12:.0f} TFLOP/s of {best / 1e12:.0f} (right after the step {now / 1e12:.0f}, over a second "
-            f"{kept_up / 1e12:.0f}: {written * rate / kept_up:.3f}); counting only the cheapest "
-            f"exact orders {least * rate / 1e12:.0f} ({least * rate / best:.3f}); bytes alone take "
-            f"{moved / copy * 1e3:.2f} ms; {requests * EVENTS * rate / 1e6:.1f} M events/s; {memory_gib():.1f} GiB"
-        )
-        name = f"step d={config.width} {how}{'' if config.fusion else ' without fusion'}"
-        yield _rows.row(
-            name,
-            shape(requests, EVENTS, TARGETS, config.width),
-            "bfloat16",
-            times,
-            flops=written,
-            num_bytes=moved,
-            share=written * rate / best,
-            notes=notes,
-        )
-        del work
-        free()
+    best_rate = peak_rates()[0]
+    for config, num_requests, mode in cases:
+        step = make_step(config, num_requests, EVENTS, TARGETS)
+        work = timing.replayed(step) if mode == "device" else step
+        times = timing.timed(work, DEVICE, repeats=20)
+        rates = peak_rates()
+        sustained_rate = timing.matmul_peak(DEVICE, torch.bfloat16, repeats=1000)
+        best_rate = max(best_rate, rates[0])
+        yield _step_row(config, num_requests, mode, times, (best_rate, *rates, sustained_rate))
+        del step, work
+        free_memory()
+
+
+def _step_row(
+    config: ModelConfig,
+    num_requests: int,
+    mode: str,
+    times: timing.Times,
+    rates: tuple[float, float, float, float],
+) -> Row:
+    """Return the row of a step.
+
+    Args:
+        config: of the ranker.
+        num_requests: of the batch.
+        mode: `device` or `eager`.
+        times: of the step.
+        rates: best, current, copy and sustained rate.
+    """
+    best_rate, current_rate, copy_rate, sustained_rate = rates
+    sizes = (config, num_requests, EVENTS, TARGETS)
+    steps_per_second = 1e3 / times[1]
+    written = training_step.written_flops(*sizes, order="plain")
+    written_rate = written * steps_per_second
+    least_rate = training_step.least_flops(*sizes) * steps_per_second
+    num_bytes = training_step.least_bytes(config, num_requests, EVENTS)
+    event_rate = num_requests * EVENTS * steps_per_second
+    notes = (
+        f"{written_rate / 1e12:.0f} TFLOP/s of {best_rate / 1e12:.0f} "
+        f"(right after the step {current_rate / 1e12:.0f}, "
+        f"over a second {sustained_rate / 1e12:.0f}: {written_rate / sustained_rate:.3f}); "
+        f"counting only the cheapest exact orders {least_rate / 1e12:.0f} "
+        f"({least_rate / best_rate:.3f}); bytes alone take {num_bytes / copy_rate * 1e3:.2f} ms; "
+        f"{event_rate / 1e6:.1f} M events/s; {peak_gib():.1f} GiB"
+    )
+    suffix = "" if config.fusion else " without fusion"
+    return results.row(
+        f"step d={config.width} {mode}{suffix}",
+        shape_of(num_requests, EVENTS, TARGETS, config.width),
+        "bfloat16",
+        times,
+        flops=written,
+        num_bytes=num_bytes,
+        share=written_rate / best_rate,
+        notes=notes,
+    )
 
 
 def claim_breakdown() -> Iterator[Row]:
-    """What a step's time is spent on: its kernels, each with the least time that its FLOPs and
-    bytes allow at this run's rates.
-    """
+    """Yield the kernels of a step, each with its least time at the rates of this run."""
+    num_requests = 64
     for width in (256, 512):
-        config, requests = dataclasses.replace(CONFIG, width=width), 64
-        work = make(config, requests, EVENTS, TARGETS)
-        rates = peaks()
-        where = shape(requests, EVENTS, TARGETS, width)
-        lines = _kernels.profiled(work, _kernels.costs(config, requests * EVENTS, TARGETS))
-        total, rest = sum(line.milliseconds for line in lines), 0.0
+        config = dataclasses.replace(CONFIG, width=width)
+        step = make_step(config, num_requests, EVENTS, TARGETS)
+        rates = peak_rates()
+        shape = shape_of(num_requests, EVENTS, TARGETS, width)
+        costs = kernel_profile.kernel_costs(config, num_requests * EVENTS, TARGETS)
+        lines = kernel_profile.profile_kernels(step, costs)
+        total_ms = sum(line.milliseconds for line in lines)
+        small = [line for line in lines if line.milliseconds < SMALL_SHARE * total_ms]
         for line in lines:
-            if line.milliseconds < 0.01 * total:
-                rest += line.milliseconds
-                continue
-            floor, known = line.floor(*rates), line.cost or (0.0, 0.0)
-            notes = f"{line.milliseconds / total:.1%} of the kernels' {total:.2f} ms, {line.launches:g} launches"
-            if floor is not None:
-                notes += f"; FLOPs alone take {known[0] / rates[0] * 1e3:.2f} ms, bytes {known[1] / rates[1] * 1e3:.2f} ms"
-            yield _rows.row(
-                f"breakdown {line.name}",
-                where,
-                "bfloat16",
-                (line.milliseconds,) * 3,
-                flops=known[0],
-                num_bytes=known[1],
-                share=None if floor is None else floor / line.milliseconds,
-                notes=notes,
-            )
-        yield _rows.row(
+            if line not in small:
+                yield _kernel_row(line, total_ms, rates, shape)
+        small_ms = sum(line.milliseconds for line in small)
+        yield results.row(
             "breakdown everything below 1 %",
-            where,
+            shape,
             "bfloat16",
-            (rest,) * 3,
-            notes=f"{rest / total:.1%} of {total:.2f} ms",
+            (small_ms, small_ms, small_ms),
+            notes=f"{small_ms / total_ms:.1%} of {total_ms:.2f} ms",
         )
-        del work
-        free()
+        del step
+        free_memory()
+
+
+def _kernel_row(
+    line: kernel_profile.KernelLine, total_ms: float, rates: tuple[float, float], shape: str
+) -> Row:
+    milliseconds = line.milliseconds
+    matrix_rate, copy_rate = rates
+    flops, num_bytes = line.cost or (0.0, 0.0)
+    floor_ms = line.floor_ms(matrix_rate, copy_rate)
+    notes = (
+        f"{milliseconds / total_ms:.1%} of the kernels' {total_ms:.2f} ms, "
+        f"{line.launches:g} launches"
+    )
+    share = None
+    if floor_ms is not None:
+        share = floor_ms / milliseconds
+        notes += (
+            f"; FLOPs alone take {flops / matrix_rate * 1e3:.2f} ms, "
+            f"bytes {num_bytes / copy_rate * 1e3:.2f} ms"
+        )
+    return results.row(
+        f"breakdown {line.name}",
+        shape,
+        "bfloat16",
+        (milliseconds, milliseconds, milliseconds),
+        flops=flops,
+        num_bytes=num_bytes,
+        share=share,
+        notes=notes,
+    )
 
 
 def claim_rlb() -> Iterator[Row]:
-    """Gain of request level batching: time of one target, alone on its own copy of the history
-    against with others on one copy.
+    """Yield the gain of request level batching.
+
+    The time of a target alone on its own copy of the history is compared with that of a target that
+    shares one copy with others.
     """
-    requests = 48
+    num_requests = 48
     for order in ("auto", "plain"):
-        config, alone = dataclasses.replace(CONFIG, attention=order), 0.0
-        for targets in (1, 8, 32):
-            times = _rows.timed(
-                _rows.replayed(make(config, requests, EVENTS, targets)), DEVICE, repeats=15
-            )
-            each = times[1] / (requests * targets)
-            alone = each if targets == 1 else alone
-            stored = bytes_of(_world.batch(1, EVENTS, targets, DEVICE)) / targets
+        config = dataclasses.replace(CONFIG, attention=order)
+        alone_ms = 0.0
+        for num_targets in (1, 8, 32):
+            step = timing.replayed(make_step(config, num_requests, EVENTS, num_targets))
+            times = timing.timed(step, DEVICE, repeats=15)
+            target_ms = times[1] / (num_requests * num_targets)
+            if num_targets == 1:
+                alone_ms = target_ms
+            gain = alone_ms / target_ms
+            bytes_per_target = bytes_of(random_batch(1, EVENTS, num_targets)) / num_targets
             notes = (
-                f"{each * 1e3:.2f} us a target; gain {alone / each:.2f} = {alone / each / targets:.3f} m; "
-                f"{stored:.0f} bytes of batch a target"
+                f"{target_ms * 1e3:.2f} us a target; gain {gain:.2f} = "
+                f"{gain / num_targets:.3f} m; {bytes_per_target:.0f} bytes of batch a target"
             )
-            yield _rows.row(
-                f"rlb m={targets} {order}",
-                shape(requests, EVENTS, targets),
+            yield results.row(
+                f"rlb m={num_targets} {order}",
+                shape_of(num_requests, EVENTS, num_targets),
                 "bfloat16",
                 times,
-                num_bytes=stored,
+                num_bytes=bytes_per_target,
                 notes=notes,
             )
-            free()
+            del step
+            free_memory()
 
 
 def claim_host() -> Iterator[Row]:
-    """The host's share: steps on next to no events, whose device work is hidden; steps of a Python
-    loop never take less.
+    """Yield the host's time of a step: steps on few events, whose device work is hidden.
+
+    Steps of a Python loop never take less.
     """
-    times = _rows.timed(make(CONFIG, 1, 1024, TARGETS), DEVICE, repeats=30, warm=10)
-    yield _rows.row(
+    times = timing.timed(make_step(CONFIG, 1, 1024, TARGETS), DEVICE, repeats=30, warm=10)
+    yield results.row(
         "host's part of a step",
-        shape(1, 1024, TARGETS),
+        shape_of(1, 1024, TARGETS),
         "bfloat16",
         times,
         notes="operations issued, one by one",
@@ -204,150 +254,115 @@ def claim_host() -> Iterator[Row]:
 
 
 def claim_memory() -> Iterator[Row]:
-    """Longest history that trains within 16 GiB, with 32 targets on one copy against 32 copies,
-    kept or recomputed.
+    """Yield the longest histories that train within the limit of memory.
+
+    32 targets share one copy of the history, or have one copy each; hidden rows are stored or
+    recomputed.
     """
-    model = _world.ranker(CONFIG, DEVICE)
-    for name in ("kept", "recomputed"):
-        cast("STCA", model.stca).recompute = name == "recomputed"
-        shared = longest(model, lambda length: (1, length, TARGETS))
-        copied = longest(model, lambda length: (TARGETS, length, 1))
+    model = training_step.make_ranker(CONFIG, DEVICE, num_items=NUM_ITEMS)
+    for mode in ("stored", "recomputed"):
+        cast("STCA", model.stca).recompute = mode == "recomputed"
+        shared = longest_history(model, lambda length: (1, length, TARGETS), DEVICE)
+        copied = longest_history(model, lambda length: (TARGETS, length, 1), DEVICE)
         notes = (
-            f"within {CAP_GIB} GiB, hidden rows {name}: {shared} events shared by {TARGETS} targets, {copied} copied for each: "
-            f"{shared / copied:.1f} times as long"
+            f"within {LIMIT_GIB} GiB, hidden rows {mode}: {shared} events shared by {TARGETS} "
+            f"targets, {copied} copied for each: {shared / copied:.1f} times as long"
         )
-        yield _rows.row(
-            f"longest history, {name}", f"m{TARGETS} d256 h8 M4 r2", "bfloat16", None, notes=notes
-        )
-
-
-CAP_GIB = 16
-
-
-def longest(model: Ranker, sizes: Callable[[int], tuple[int, int, int]]) -> int:
-    """Returns the most events of a training step within CAP_GIB, to 2 %."""
-    low, high = 512, 1 << 20
-    torch.cuda.set_per_process_memory_fraction(
-        CAP_GIB * 2**30 / torch.cuda.get_device_properties(DEVICE).total_memory
-    )
-    while high - low > max(512, low // 50):
-        middle = (low + high) // 2 // 512 * 512
-        low, high = (middle, high) if fits(model, sizes(middle)) else (low, middle)
-    torch.cuda.set_per_process_memory_fraction(1.0)
-    return low
-
-
-def fits(model: Ranker, sizes: tuple[int, int, int]) -> bool:
-    """Returns whether two training steps find the memory they need."""
-    found = _trains(model, sizes)
-    model.zero_grad()
-    free()
-    return found
-
-
-def _trains(model: Ranker, sizes: tuple[int, int, int]) -> bool:
-    try:
-        work = _world.step(model, _world.batch(*sizes, DEVICE))
-        work()
-        work()
-        torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
-        return False
-    return True
+        shape = f"m{TARGETS} d256 h8 M4 r2"
+        yield results.row(f"longest history, {mode}", shape, "bfloat16", None, notes=notes)
 
 
 def claim_length() -> Iterator[Row]:
-    """Step time against the length of the history, with a fitted line and parabola."""
-    lengths, medians, requests = [1024, 2048, 5120, 10240, 20480, 51200, 102400], [], 8
-    for length in lengths:
-        times = _rows.timed(
-            _rows.replayed(make(CONFIG, requests, length, TARGETS)), DEVICE, repeats=10
-        )
+    """Yield step times against the length of the history, then a fitted line and parabola."""
+    num_requests = 8
+    medians = []
+    for length in LENGTHS:
+        step = timing.replayed(make_step(CONFIG, num_requests, length, TARGETS))
+        times = timing.timed(step, DEVICE, repeats=10)
         medians.append(times[1])
-        yield _rows.row(
+        ns_per_event = times[1] * 1e6 / num_requests / length
+        yield results.row(
             "step against length",
-            shape(requests, length, TARGETS),
+            shape_of(num_requests, length, TARGETS),
             "bfloat16",
             times,
-            notes=f"{times[1] * 1e6 / requests / length:.1f} ns an event; {memory_gib():.1f} GiB",
+            notes=f"{ns_per_event:.1f} ns an event; {peak_gib():.1f} GiB",
         )
-        free()
-    x, y = np.array(lengths) / lengths[-1], np.array(medians)
-    line, parabola = np.polyfit(x, y, 1), np.polyfit(x, y, 2)
-    explained = 1 - np.sum((y - np.polyval(line, x)) ** 2) / np.sum((y - y.mean()) ** 2)
-    yield _rows.row(
+        del step
+        free_memory()
+    yield results.row(
         "linear in length",
-        f"R{requests} L1024..102400 m{TARGETS} d256 h8 M4 r2",
+        f"R{num_requests} L1024..102400 m{TARGETS} d256 h8 M4 r2",
         "bfloat16",
         None,
-        notes=f"ms = {line[0]:.3f} L/102400 + {line[1]:.3f}, R^2 {explained:.6f}; with a square term {parabola[0]:.3f} "
-        f"(L/102400)^2, {parabola[0] / y[-1]:+.4f} of the time at 102,400",
+        notes=_fit(np.array(LENGTHS), np.array(medians)),
+    )
+
+
+def _fit(lengths: np.ndarray, milliseconds: np.ndarray) -> str:
+    """Return a description of the fitted line and parabola."""
+    x = lengths / lengths[-1]
+    slope, constant = np.polyfit(x, milliseconds, 1)
+    square, *_ = np.polyfit(x, milliseconds, 2)
+    residuals = milliseconds - (slope * x + constant)
+    explained = 1 - np.sum(residuals**2) / np.sum((milliseconds - milliseconds.mean()) ** 2)
+    return (
+        f"ms = {slope:.3f} L/102400 + {constant:.3f}, R^2 {explained:.6f}; "
+        f"with a square term {square:.3f} (L/102400)^2, "
+        f"{square / milliseconds[-1]:+.4f} of the time at 102,400"
     )
 
 
 def claim_models() -> Iterator[Row]:
-    """The same ranker with a causal Transformer (flash attention) or HSTU (a Triton kernel) in the
-    place of STCA, replayed graphs all;
-    the others also with two heads, whose width suits their kernels best."""
-    requests, base = 16, 0.0
-    peers = [
-        (name, kind, heads)
-        for name, kind in (("causal transformer", causal_transformer), ("hstu", hstu))
-        for heads in (8, 2)
+    """Yield steps of the same ranker with STCA, a causal Transformer or HSTU as its history reader.
+
+    All are replayed graphs. The Transformer uses flash attention, HSTU a Triton kernel. Both also
+    run with two heads, the number that suits their kernels best.
+    """
+    cases = [
+        ("stca", None, 8),
+        ("causal transformer", causal_transformer, 8),
+        ("causal transformer", causal_transformer, 2),
+        ("hstu", hstu, 8),
+        ("hstu", hstu, 2),
     ]
-    for name, kind, heads in (("stca", None, 8), *peers):
-        model = _world.ranker(CONFIG, DEVICE)
-        if kind is not None:
-            model.stca = kind(dataclasses.replace(CONFIG, num_heads=heads)).to(DEVICE)
-        work = _world.step(model, _world.batch(requests, EVENTS, TARGETS, DEVICE))
-        times = _rows.timed(_rows.replayed(work), DEVICE, repeats=10 if kind is None else 4, warm=2)
-        base = times[1] if kind is None else base
-        yield _rows.row(
-            f"model {name}",
-            shape(requests, EVENTS, TARGETS).replace("h8", f"h{heads}"),
-            "bfloat16",
-            times,
-            notes=f"{times[1] / base:.2f} times the step of STCA; {memory_gib():.1f} GiB",
-        )
-        del model, work
-        free()
+    num_requests = 16
+    stca_ms = 0.0
+    for name, make_reader, num_heads in cases:
+        model = training_step.make_ranker(CONFIG, DEVICE, num_items=NUM_ITEMS)
+        if make_reader is not None:
+            config = dataclasses.replace(CONFIG, num_heads=num_heads)
+            model.stca = make_reader(config).to(DEVICE)
+        batch = random_batch(num_requests, EVENTS, TARGETS)
+        step = timing.replayed(training_step.make_step(model, batch))
+        times = timing.timed(step, DEVICE, repeats=10 if make_reader is None else 4, warm=2)
+        if make_reader is None:
+            stca_ms = times[1]
+        shape = shape_of(num_requests, EVENTS, TARGETS).replace("h8", f"h{num_heads}")
+        notes = f"{times[1] / stca_ms:.2f} times the step of STCA; {peak_gib():.1f} GiB"
+        yield results.row(f"model {name}", shape, "bfloat16", times, notes=notes)
+        del model, step
+        free_memory()
 
 
 def claim_reference() -> Iterator[Row]:
-    """The same step without the fused paths: the readable twins in eager PyTorch, as they run on
-    any device.
-    """
-    work = make(CONFIG, 16, EVENTS, TARGETS)
+    """Yield the step of the reference implementation in eager PyTorch, as on any device."""
+    step = make_step(CONFIG, 16, EVENTS, TARGETS)
     with fused_paths.reference_only():
-        times = _rows.timed(work, DEVICE, repeats=5, warm=2)
-    yield _rows.row(
-        "step of the readable twins",
-        shape(16, EVENTS, TARGETS),
+        times = timing.timed(step, DEVICE, repeats=5, warm=2)
+    yield results.row(
+        "step of the reference implementation",
+        shape_of(16, EVENTS, TARGETS),
         "bfloat16",
         times,
-        notes=f"{memory_gib():.1f} GiB",
+        notes=f"{peak_gib():.1f} GiB",
     )
 
 
-def peaks() -> tuple[float, float]:
-    """Returns (matrix rate, copy rate) of this run, measured now, FLOP/s and bytes/s."""
-    return _rows.matmul_peak(DEVICE, torch.bfloat16), _rows.copy_peak(DEVICE, size=1 << 30)
-
-
 def bytes_of(requests: RequestBatch) -> int:
-    """Returns the bytes of the tensors of a batch."""
+    """Return the bytes of the tensors of a batch."""
     values = [getattr(requests, field.name) for field in dataclasses.fields(requests)]
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
-
-
-def memory_gib() -> float:
-    return torch.cuda.max_memory_allocated() / 2**30
-
-
-def free() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
 
 
 CLAIMS = {
@@ -363,41 +378,35 @@ CLAIMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=CLAIMS,
-        default=list(CLAIMS),
-    )
+    """Measure the chosen claims; a claim that fails does not hide the others."""
+    options = _arguments()
     warnings.simplefilter("ignore")  # PyTorch's remarks on sparse tensors
-    parser.add_argument("--out", type=Path, default=_rows.RESULTS)
-    arguments = parser.parse_args()
-    peak, copy = peaks()
+    matrix_rate, copy_rate = peak_rates()
     print(
-        f"{torch.cuda.get_device_name()}: bfloat16 product of 8192 {peak / 1e12:.0f} TFLOP/s, copy {copy / 1e12:.2f} TB/s",
+        f"{torch.cuda.get_device_name()}: bfloat16 product of 8192 {matrix_rate / 1e12:.0f} "
+        f"TFLOP/s, copy {copy_rate / 1e12:.2f} TB/s",
         flush=True,
     )
     failures = []
-    for name in arguments.only:
+    for name in options.only:
         try:
-            for found in CLAIMS[name]():
-                _rows.append([found], arguments.out)
-                print(
-                    *(
-                        found[field]
-                        for field in ("claim", "shape", "p50_ms", "share_of_floor", "notes")
-                    ),
-                    sep=" | ",
-                    flush=True,
-                )
-        except RuntimeError as error:  # a claim that cannot be measured must not hide the others
+            for measured in CLAIMS[name]():
+                results.append([measured], options.out)
+                results.show(measured)
+        except RuntimeError as error:
             failures.append(name)
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
-        free()
+        free_memory()
     raise SystemExit(1 if failures else 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=CLAIMS, default=list(CLAIMS))
+    parser.add_argument("--out", type=Path, default=results.RESULTS)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""One training step of the ranker on a CPU (lookup, forward, backward, clipping, both optimizers)
-against the matrix peak of the same run.
+"""Time one training step of the ranker on a CPU against the matrix peak of the same run.
 
-The share of the peak counts only the matrix FLOPs of STCA (spec section 2; three times the forward
-pass for a training step):
-lookups, fusion, the head and the optimizers are in the time and not in the FLOPs, so it is a lower
-bound. For a GPU: gpu_engine.
+A step is lookup, forward, backward, clipping and both optimizers. The share of the peak counts only
+the matrix FLOPs of STCA (docs/concepts/stca.md), three times the forward pass. Lookups, fusion,
+head and optimizers are in the time and not in the FLOPs, so the share is a lower bound. For a GPU
+see gpu_engine.py.
 
     longrec bench train
     longrec bench train --events 10240 --requests 2 --targets 32 --width 128 --layers 4
@@ -17,61 +16,74 @@ import argparse
 import os
 import typing
 
-import _rows
-import _world
 import torch
 
+from harness import results, timing, training_step
 from longrec.config import ModelConfig
 from longrec.nn.flops import stca_flops
 
 CPU = torch.device("cpu")
+KINDS_WITHOUT_BIAS = ("mean", "transformer", "hstu")
+"""Models without attention logits, which a gap bias could be added to."""
 
 
 def main() -> None:
-    chosen, load = _arguments(), os.getloadavg()[0]
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    recency: typing.Literal["token", "bias"] = (
-        "token" if chosen.kind in ("mean", "transformer", "hstu") else "bias"
-    )
-    model = ModelConfig(
-        kind=chosen.kind,
-        width=chosen.width,
-        num_layers=chosen.layers,
-        num_heads=chosen.heads,
+    """Measure one shape and print its row."""
+    options = _arguments()
+    load = os.getloadavg()[0]
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = _model(options)
+    batch = training_step.random_batch(options.requests, options.events, options.targets, CPU)
+    ranker = training_step.make_ranker(config, CPU)
+    step = training_step.make_step(ranker, batch, mixed=False)
+    times = timing.timed(step, CPU, repeats=options.repeats)
+    measured = _row(options, config, times, load)
+    if not options.dry_run:
+        results.append([measured])
+    for name, value in measured.items():
+        print(f"{name:<15}{value}")
+
+
+def _model(options: argparse.Namespace) -> ModelConfig:
+    recency: typing.Literal["token", "bias"] = "bias"
+    if options.kind in KINDS_WITHOUT_BIAS:
+        recency = "token"
+    return ModelConfig(
+        kind=options.kind,
+        width=options.width,
+        num_layers=options.layers,
+        num_heads=options.heads,
         recency=recency,
     )
-    batch = _world.batch(chosen.requests, chosen.events, chosen.targets, CPU)
-    times = _rows.timed(
-        _world.step(_world.ranker(model, CPU), batch, mixed=False), CPU, repeats=chosen.repeats
-    )
-    flops = 3.0 * chosen.requests * stca_flops(model, chosen.events, chosen.targets).total
-    peak = _rows.matmul_peak(CPU, torch.float32, size=2048)
-    events = chosen.requests * chosen.events / times[1] * 1e3
+
+
+def _row(
+    options: argparse.Namespace, config: ModelConfig, times: timing.Times, load: float
+) -> results.Row:
+    steps_per_second = 1e3 / times[1]
+    events_per_second = options.requests * options.events * steps_per_second
+    peak = timing.matmul_peak(CPU, torch.float32, size=2048)
     notes = (
-        f"{events:,.0f} events/s; peak {peak / 1e9:.0f} GFLOP/s; {torch.get_num_threads()} threads; load before {load:.1f}; "
+        f"{events_per_second:,.0f} events/s; peak {peak / 1e9:.0f} GFLOP/s; "
+        f"{torch.get_num_threads()} threads; load before {load:.1f}; "
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')}"
     )
-    shape = f"R{chosen.requests} L{chosen.events} m{chosen.targets} d{model.width} h{model.num_heads} M{model.num_layers}"
-    name, counted = (
-        ("CPU training step", True)
-        if chosen.kind == "stca"
-        else (f"CPU training step of {chosen.kind}", False)
+    shape = (
+        f"R{options.requests} L{options.events} m{options.targets} "
+        f"d{config.width} h{config.num_heads} M{config.num_layers}"
     )
-    row = _rows.row(
-        name,
-        shape,
-        "float32",
-        times,
-        flops=flops if counted else 0,
-        share=flops / times[1] * 1e3 / peak if counted else None,
-        notes=notes,
-    )
-    row["device"] = _rows.cpu_name()
-    if not chosen.dry_run:
-        _rows.append([row])
-    for name, value in row.items():
-        print(f"{name:<15}{value}")
+    claim = "CPU training step"
+    flops = 0.0
+    share = None
+    if options.kind == "stca":
+        flops = 3.0 * options.requests * stca_flops(config, options.events, options.targets).total
+        share = flops * steps_per_second / peak
+    else:
+        claim += f" of {options.kind}"
+    measured = results.row(claim, shape, "float32", times, flops=flops, share=share, notes=notes)
+    measured["device"] = results.cpu_name()
+    return measured
 
 
 def _arguments() -> argparse.Namespace:
@@ -99,9 +111,7 @@ def _arguments() -> argparse.Namespace:
         default="stca",
         help="model.kind: how the history is read (default stca)",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the row, do not append it to results.csv"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print the row only")
     return parser.parse_args()
 
 

@@ -1,11 +1,13 @@
-"""The benchmark scripts run, and results.csv says of each row how to get it."""
+"""The benchmark scripts run, and every row of results.csv names its command."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -38,7 +40,13 @@ def _run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def _harness(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return a module that the scripts share."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module(f"harness.{name}")
+
+
+def _script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -106,44 +114,42 @@ def test_the_pictures_of_the_page_come_from_the_rows(tmp_path: Path) -> None:
     for name in ("step_against_length", "rlb_gain", "loader", "breakdown_256", "breakdown_512"):
         text = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
         ElementTree.fromstring(text)
-        assert "NVIDIA H100" in text and f"images/{name}.svg" in (
-            ROOT / "docs" / "engine.md"
-        ).read_text(encoding="utf-8")
+        page = (ROOT / "docs" / "benchmarks" / "training.md").read_text(encoding="utf-8")
+        assert "NVIDIA H100" in text
+        assert f"images/{name}.svg" in page
 
 
 def test_a_line_of_the_breakdown_has_the_larger_of_two_floors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kernels = _module("_kernels", monkeypatch)
-    assert kernels.Line("product", 9.0, 1, (4e12, 1e9)).floor(8e14, 3e12) == pytest.approx(5.0)
-    assert kernels.Line("copy", 9.0, 1, (0.0, 6e9)).floor(8e14, 3e12) == pytest.approx(2.0)
-    assert kernels.Line("unknown", 9.0, 1).floor(8e14, 3e12) is None
-    assert kernels._product_cost("aten::addmm", [[30], [10, 20], [20, 30], []]) == (
-        2 * 10 * 20 * 30,
-        2 * (200 + 600 + 300),
-    )
+    profile = _harness("kernel_profile", monkeypatch)
+    product = profile.KernelLine("product", 9.0, 1, (4e12, 1e9))
+    copy = profile.KernelLine("copy", 9.0, 1, (0.0, 6e9))
+    assert product.floor_ms(8e14, 3e12) == pytest.approx(5.0)
+    assert copy.floor_ms(8e14, 3e12) == pytest.approx(2.0)
+    assert profile.KernelLine("unknown", 9.0, 1).floor_ms(8e14, 3e12) is None
+    cost = profile.product_cost("aten::addmm", [[30], [10, 20], [20, 30], []])
+    assert cost == (2 * 10 * 20 * 30, 2 * (200 + 600 + 300))
 
 
 @pytest.mark.parametrize("claim", ["models", "reference", "host"])
 def test_claims_that_wait_for_a_gpu_run_on_tiny_shapes(
     claim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is wrong with their Python must not be found out in lent minutes."""
-    world = _module("_world", monkeypatch)
-    monkeypatch.setattr(world, "NUM_ITEMS", 500)
-    monkeypatch.setattr(world, "SIZES", {"item": (501, 64), "user": (9,), "event": (8,)})
+    """An error in their Python must not be found only when a GPU is at hand."""
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
-    engine = _module("gpu_engine", monkeypatch)
+    engine = _script("gpu_engine", monkeypatch)
     small = dataclasses.replace(engine.CONFIG, width=16, num_heads=2, num_layers=2)
     for name, value in {
         "DEVICE": torch.device("cpu"),
         "EVENTS": 16,
         "TARGETS": 2,
+        "NUM_ITEMS": 500,
         "CONFIG": small,
-        "free": lambda: None,
+        "free_memory": lambda: None,
     }.items():
         monkeypatch.setattr(engine, name, value)
-    monkeypatch.setattr(engine._rows, "replayed", lambda work: work)
+    monkeypatch.setattr(engine.timing, "replayed", lambda work: work)
     rows = list(engine.CLAIMS[claim]())
     assert rows and all(float(row["p50_ms"]) > 0 for row in rows)
     assert claim != "models" or [row["claim"] for row in rows] == [
@@ -153,20 +159,16 @@ def test_claims_that_wait_for_a_gpu_run_on_tiny_shapes(
     ]
 
 
-def test_the_lent_minutes_hold_only_commands_that_there_are() -> None:
-    lines = [
-        line
-        for line in (FOLDER / "gpu_all.sh").read_text(encoding="utf-8").splitlines()
-        if line.lstrip().startswith("bounded ")
-    ]
+def test_the_script_of_all_gpu_benchmarks_holds_existing_commands() -> None:
+    text = (FOLDER / "gpu_all.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    variables = dict(re.findall(r'^(launch|sizes)="(.*)"$', text, re.MULTILINE))
+    lines = [line for line in text.splitlines() if line.lstrip().startswith("bounded ")]
     assert len(lines) > 12
     for line in lines:
-        words = shlex.split(
-            line.removesuffix(";;")
-            .removesuffix("&")
-            .replace("$bench", str(FOLDER))
-            .replace("$rows", "rows.csv")
-        )
+        command = line.removesuffix(";;").removesuffix("&")
+        for name, value in {**variables, "bench": str(FOLDER), "rows": "rows.csv"}.items():
+            command = command.replace(f"${name}", value)
+        words = shlex.split(command)
         script = next(word for word in words if word.endswith(".py"))
         options = {word for word in words[words.index(script) :] if word.startswith("--")}
         source = Path(script).read_text(encoding="utf-8")
@@ -177,27 +179,17 @@ def test_the_lent_minutes_hold_only_commands_that_there_are() -> None:
 
 @pytest.mark.slow
 def test_ranking_on_a_gpu_is_timed_in_every_way(tmp_path: Path) -> None:
-    """What a CPU can tell of gpu_serve: cache and fixed buffers agree with the forward pass, for
-    three works of each shape.
-    """
+    """On a CPU, cache and fixed buffers agree with the forward pass for three kinds of calls."""
     sizes = shlex.split(
-        "--device cpu --events 1100 70 --targets 70 5 --width 32 --heads 2 --items 500 --repeats 9 --cases 3"
+        "--device cpu --events 1100 70 --targets 70 5 --width 32 --heads 2 --items 500 "
+        "--repeats 9 --cases 3"
     )
     found = _run("gpu_serve.py", *sizes, "--out", str(tmp_path / "rows.csv"))
     with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    works = ["cold", "warm", "append"]
-    assert [row["claim"].split()[1] for row in rows] == [
-        *works,
-        "2",
-        "2",
-        "4",
-        "4",
-        "8",
-        "8",
-        *works,
-        *works,
-    ]
+    kinds = ["cold", "warm", "append"]
+    together = ["2", "2", "4", "4", "8", "8"]
+    assert [row["claim"].split()[1] for row in rows] == [*kinds, *together, *kinds, *kinds]
     assert "score to cold" in found and "another scorer captures" in found
 
 

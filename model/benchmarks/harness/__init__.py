@@ -1,0 +1,1 @@
+"""Shared parts of the benchmark scripts: timing, rows of results.csv, models, logs and servers."""
