@@ -1,5 +1,6 @@
-"""Real logs as datasets, where they lie beside the checkout; a test that wants one that is not
-there is skipped.
+"""Real logs as datasets; tests of a log that is not on this machine are skipped.
+
+Real data is next to the repository, in shared/data, and never in it.
 """
 
 from __future__ import annotations
@@ -12,32 +13,45 @@ from longrec.data.importers import (
     EventMapping,
     ImportOptions,
     NegativeSampling,
+    RequestGrouping,
     import_events,
     import_kuairand,
 )
-from longrec.data.importers.requests.grouping import RequestGrouping
 
 
 def shared(name: str) -> Path:
-    """Returns a folder of real data, beside the checkout or beside the checkout that this worktree
-    belongs to.
-    """
+    """Return a folder of real data, next to this checkout or to the one of its worktree."""
     root = Path(__file__).resolve().parents[3]
+    for place in (root.parent, _main_checkout(root).parent):
+        folder = place / "shared" / "data" / name
+        if folder.is_dir():
+            return folder
+    pytest.skip(f"{name} is not there: real data is next to the repository, never in it")
+
+
+def _main_checkout(root: Path) -> Path:
+    """Return the checkout that a worktree belongs to; any other checkout itself."""
     git = root / ".git"
-    main = Path(git.read_text().split("gitdir: ")[1].strip()).parents[2] if git.is_file() else root
-    for place in (root.parent, main.parent):
-        if (found := place / "shared" / "data" / name).is_dir():
-            return found
-    pytest.skip(f"{name} is not there: real data lies beside the repository, never in it")
+    if not git.is_file():
+        return root
+    git_dir = git.read_text().split("gitdir: ")[1].strip()
+    return Path(git_dir).parents[2]
 
 
 def kuairand(out: Path) -> None:
-    import_kuairand(shared("kuairand-pure-partial"), out, grouping=RequestGrouping(max_requests_per_user=1))
+    import_kuairand(
+        shared("kuairand-pure-partial"),
+        out,
+        grouping=RequestGrouping(max_requests_per_user=1),
+    )
 
 
 def dev_events(out: Path) -> None:
     mapping = EventMapping(
-        timestamp="ts", timestamp_unit="s", basket="commit_id", features=("action:category",)
+        timestamp="ts",
+        timestamp_unit="s",
+        basket="commit_id",
+        features=("action:category",),
     )
     import_events(
         shared("dev-events") / "events.parquet",
@@ -50,3 +64,4 @@ def dev_events(out: Path) -> None:
 
 
 IMPORT = {"kuairand": kuairand, "dev_events": dev_events}
+"""Name of a real log -> function that writes its dataset."""

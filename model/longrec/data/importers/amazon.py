@@ -26,8 +26,7 @@ from longrec.data.importers.reading.log_files import estimate_num_rows, list_log
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogBatch, LogFile
 from longrec.data.importers.reading.sequence_numbers import SequenceNumbers
-from longrec.data.importers.requests.builder import NegativeRequestBuilder, RequestBuilder
-from longrec.data.importers.requests.catalogue import catalogue_of_log
+from longrec.data.importers.requests.builder import make_request_builder
 from longrec.data.importers.requests.grouping import RequestGrouping
 from longrec.data.importers.requests.negatives import NegativeSampling
 from longrec.data.importers.text_ids import TextIds
@@ -127,12 +126,8 @@ def import_amazon(
     """
     grouping = grouping or RequestGrouping()
     paths = list_log_files(src)
+    _check_meta(meta, negatives)
     schema = amazon_schema(with_meta=meta is not None)
-    if negatives:
-        columns = META_COLUMNS if meta is not None else ()
-        negatives.require_within(columns, "a column of --meta")
-    if meta is not None and not Path(meta).is_file():
-        raise DataError(f"{meta} does not exist", expected="meta_CATEGORY.jsonl")
     with (
         dataset_builder(
             out,
@@ -151,30 +146,36 @@ def import_amazon(
                 rated,
                 ids,
             )
-        requests = RequestBuilder(schema, grouping)
-        if negatives:
-            catalogue = catalogue_of_log(builder.spill, items, negatives.within)
-            requests = NegativeRequestBuilder(
-                schema,
-                grouping,
-                negatives,
-                catalogue,
-            )
-        source = {
-            "kind": "amazon",
-            "files": [path.name for path in paths],
-            "meta": Path(meta).name if meta else None,
-            "threshold": threshold,
-            "negatives": dataclasses.asdict(negatives) if negatives else None,
-            "requests": dataclasses.asdict(grouping),
-        }
+        requests = make_request_builder(
+            schema,
+            grouping,
+            negatives,
+            spill=builder.spill,
+            items=items,
+        )
         info = DatasetInfo(
             name=f"amazon-{paths[0].name.split('.')[0]}",
-            source=source,
+            source={
+                "kind": "amazon",
+                "files": [path.name for path in paths],
+                "meta": Path(meta).name if meta else None,
+                "threshold": threshold,
+                "negatives": dataclasses.asdict(negatives) if negatives else None,
+                "requests": dataclasses.asdict(grouping),
+            },
             items=items,
             write_extra_files=ids.write,
         )
         return builder.write(requests, info)
+
+
+def _check_meta(meta: str | Path | None, negatives: NegativeSampling | None) -> None:
+    """Raise a DataError when the metadata, or the column of negatives in it, is missing."""
+    if negatives:
+        columns = META_COLUMNS if meta is not None else ()
+        negatives.require_within(columns, "a column of --meta")
+    if meta is not None and not Path(meta).is_file():
+        raise DataError(f"{meta} does not exist", expected="meta_CATEGORY.jsonl")
 
 
 def _read_ratings(

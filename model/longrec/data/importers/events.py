@@ -23,8 +23,7 @@ from longrec.data.importers.reading.log_files import (
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogBatch, LogFile
 from longrec.data.importers.reading.sequence_numbers import SequenceNumbers
-from longrec.data.importers.requests.builder import NegativeRequestBuilder, RequestBuilder
-from longrec.data.importers.requests.catalogue import catalogue_of_log
+from longrec.data.importers.requests.builder import make_request_builder
 from longrec.data.importers.requests.grouping import RequestGrouping
 from longrec.data.importers.requests.negatives import NegativeSampling
 from longrec.data.importers.text_ids import TextIds
@@ -74,12 +73,7 @@ def import_events(
             are bad.
     """
     grouping = grouping or RequestGrouping()
-    if bool(mapping.labels) == bool(negatives):
-        raise DataError(
-            "a log has either labels or negatives to be drawn",
-            found="both" if negatives else "neither",
-            fix="Name 0/1 columns with --label, or give --negatives K.",
-        )
+    _require_labels_or_negatives(mapping, negatives)
     paths = list_log_files(src)
     schema = mapping.schema(name or Path(src).stem, paths[0])
     if negatives:
@@ -100,15 +94,13 @@ def import_events(
         items = log.read_items()
         users = log.read_users()
         log.read_events(paths)
-        requests = RequestBuilder(schema, grouping)
-        if negatives:
-            catalogue = catalogue_of_log(builder.spill, items, negatives.within)
-            requests = NegativeRequestBuilder(
-                schema,
-                grouping,
-                negatives,
-                catalogue,
-            )
+        requests = make_request_builder(
+            schema,
+            grouping,
+            negatives,
+            spill=builder.spill,
+            items=items,
+        )
         info = DatasetInfo(
             name=schema.name,
             source=_source(paths, mapping, negatives, grouping),
@@ -119,13 +111,25 @@ def import_events(
         return builder.write(requests, info)
 
 
+def _require_labels_or_negatives(
+    mapping: EventMapping,
+    negatives: NegativeSampling | None,
+) -> None:
+    if bool(mapping.labels) == bool(negatives):
+        raise DataError(
+            "a log has either labels or negatives to be drawn",
+            found="both" if negatives else "neither",
+            fix="Name 0/1 columns with --label, or give --negatives K.",
+        )
+
+
 def _labels_besides_features(mapping: EventMapping, schema: Schema) -> tuple[str, ...]:
     features = {feature.name for feature in schema.event}
     return tuple(label for label in mapping.labels if label not in features)
 
 
 class _EventLog:
-    """Reads the files of a mapped log.
+    """Reader of the files of a mapped log.
 
     Args:
         mapping: the columns.

@@ -148,7 +148,7 @@ def import_kuairand(
     """Write the dataset of a KuaiRand directory; return the report.
 
     Every row is an exposure and an event, also in the random logs. Times are `time_ms`. Events of
-    equal time keep the order of the files: standard logs by date and part, then random ones.
+    equal time are in the order of the files: standard logs by date and part, then random ones.
     `video_features_statistic` is not read.
 
     Args:

@@ -2,7 +2,7 @@
 
 Each event shows an item, drawn uniformly. With a small probability (`like_rate`) the event is a
 "like", otherwise a "view". Each item has one topic. The label of a target is 1 with probability
-`p1` if its user liked an item of the target's topic before the request, else with probability
+`p1` if its user liked an item of the same topic before the request. Otherwise the probability is
 `p0`. A small bias of the topic shifts both, on the logit scale. Nothing else matters.
 
 Likes are rare: about half of the (user, topic) pairs have one in a full history. A model that
@@ -63,7 +63,7 @@ class SyntheticReport:
         path: the dataset directory.
         num_users, num_events, num_items, num_requests, num_targets: sizes.
         like_rate: share of events that are likes.
-        liked_topic_share: share of the measured targets whose user liked the topic before.
+        liked_topic_share: share of the measured targets with an earlier like on the topic.
         best_possible_auc: rows {"length", "auc"}, by length.
         best_possible_auc_full: best possible AUC with every event.
         facts: facts in dataset.json.
@@ -142,21 +142,20 @@ def synthesize(
         p0=p0,
         seed=seed,
     )
-    source = {
-        "kind": "synth",
-        **dataclasses.asdict(sizes),
-        "like_rate": like_rate,
-        "p1": p1,
-        "p0": p0,
-        "seed": seed,
-    }
     num_parts = num_parts_for(num_users * events_per_user * 3 // 4, rows_per_part)
     simulation = _Simulation(truth, sizes, seed)
     with DatasetWriter(
         out_dir,
         synthetic_schema(),
         name="synthetic",
-        source=source,
+        source={
+            "kind": "synth",
+            **dataclasses.asdict(sizes),
+            "like_rate": like_rate,
+            "p1": p1,
+            "p0": p0,
+            "seed": seed,
+        },
         num_parts=num_parts,
     ) as writer:
         simulation.write(writer)
@@ -265,7 +264,7 @@ class _Targets:
 
 
 class _Simulation:
-    """Draws users, events and requests, one part at a time, and collects their targets."""
+    """Simulation of users, events and requests, one part at a time; it collects the targets."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ def text_id(text: str) -> int:
 
 
 class TextIds:
-    """Converts texts to ids batch by batch and writes the tables of ids and texts.
+    """Converter of texts to ids, batch by batch, with tables of ids and texts.
 
     The pairs stay on disk until they are checked for collisions.
 

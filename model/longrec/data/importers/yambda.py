@@ -1,7 +1,7 @@
 """Yambda (Ploshkin et al. 2025, arXiv 2505.22238): music listening, flat or sequential Parquet.
 
-A listen tells which track was played and how much of it, so it is an exposure with a label:
-`listened` is played_ratio_pct >= 50, the Listen+ of the paper. Likes, dislikes and their
+A listen is an exposure with a label, since the log tells how much of the track was played. The
+label `listened` is played_ratio_pct >= 50, the Listen+ of the paper. Likes, dislikes and their
 withdrawals are events of the histories and never targets.
 """
 

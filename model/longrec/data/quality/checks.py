@@ -230,8 +230,8 @@ def _profile_events(
     try:
         drift = DriftProfile.of(Dataset.open(directory, shard))
     except DataError as error:
-        # Where an expectation finds the mistake, its message is better. This one is kept for the
-        # other mistakes.
+        # An expectation that finds the same mistake has a better message. This one is for the
+        # mistakes that no expectation finds.
         return ShardProfile(
             shard,
             metadata,

@@ -75,8 +75,7 @@ def profile_dataset(
         directory: the dataset.
         metadata: content of its dataset.json.
         connection: a DuckDB connection.
-        shard: the shard whose events and targets are profiled; items and users come with the
-            first shard.
+        shard: the shard of events and targets; items and users come with the first shard.
         previous_items: sorted item ids of the previous version; None without one.
 
     Raises:
@@ -235,7 +234,7 @@ def _time_column(name: str) -> ExpectedColumn:
 
 
 class _Profiler:
-    """Profiles the parts of events and targets.
+    """Profiler of the parts of events and targets.
 
     Args:
         connection: a DuckDB connection.

@@ -170,34 +170,10 @@ class _DatasetSuites:
             columns,
             self.facts.get("num_events"),
         )
-        suite.expect_share(
-            users,
-            "num_duplicates",
-            "events equal another one of the user in item, time and sequence",
-            maximum=self.checks.max_duplicate_share,
-        )
-        suite.expect_share(
-            users,
-            "num_repeats",
-            "events repeat item and time of another one of the user",
-            maximum=MAX_REPEAT_SHARE,
-            severity="warning",
-        )
-        suite.expect_share(
-            users,
-            "num_unknown_items",
-            "events have an item that is not in the item table",
-            maximum=self.checks.max_unknown_item_share,
-        )
+        self._expect_event_shares(suite, users)
         _expect_user_rows(suite, profile)
+        _expect_likely_time(suite, profile)
         times = profile.columns[TIMESTAMP]
-        expectation = Expectation(
-            "first event: time (ms)",
-            "the first event is after 1990; an earlier one hints at seconds read as ms",
-            minimum=EARLIEST_LIKELY_MS,
-            severity="warning",
-        )
-        suite.add(expectation, times.minimum)
         facts = {
             "events": profile.counts["num_rows"],
             "users": len(users),
@@ -237,19 +213,7 @@ class _DatasetSuites:
             self.checks,
             rates,
         )
-        suite.expect_share(
-            users,
-            "num_unknown_items",
-            "targets have an item that is not in the item table",
-            maximum=self.checks.max_unknown_item_share,
-        )
-        suite.expect_share(
-            users,
-            "num_duplicates",
-            "targets repeat an item of their request",
-            maximum=MAX_REPEAT_SHARE,
-            severity="warning",
-        )
+        self._expect_target_shares(suite, users)
         _expect_user_rows(suite, profile)
         if not events.mismatches:
             suite.expect_none(
@@ -265,6 +229,42 @@ class _DatasetSuites:
             facts[f"rate of {task}"] = rate
         order = _order_suite("target order", users, has_baskets=False)
         return [suite.build("targets"), order], facts
+
+    def _expect_event_shares(self, suite: SuiteBuilder, users: UserProfile) -> None:
+        suite.expect_share(
+            users,
+            "num_duplicates",
+            "events equal another one of the user in item, time and sequence",
+            maximum=self.checks.max_duplicate_share,
+        )
+        suite.expect_share(
+            users,
+            "num_repeats",
+            "events repeat item and time of another one of the user",
+            maximum=MAX_REPEAT_SHARE,
+            severity="warning",
+        )
+        suite.expect_share(
+            users,
+            "num_unknown_items",
+            "events have an item that is not in the item table",
+            maximum=self.checks.max_unknown_item_share,
+        )
+
+    def _expect_target_shares(self, suite: SuiteBuilder, users: UserProfile) -> None:
+        suite.expect_share(
+            users,
+            "num_unknown_items",
+            "targets have an item that is not in the item table",
+            maximum=self.checks.max_unknown_item_share,
+        )
+        suite.expect_share(
+            users,
+            "num_duplicates",
+            "targets repeat an item of their request",
+            maximum=MAX_REPEAT_SHARE,
+            severity="warning",
+        )
 
 
 def _order_suite(
@@ -345,6 +345,16 @@ def _expect_whole_requests(suite: SuiteBuilder, profile: TableProfile) -> None:
         suite.add(_with_failed_rows(expectation, profile), profile.counts[column])
 
 
+def _expect_likely_time(suite: SuiteBuilder, profile: TableProfile) -> None:
+    expectation = Expectation(
+        "first event: time (ms)",
+        "the first event is after 1990; an earlier one hints at seconds read as ms",
+        minimum=EARLIEST_LIKELY_MS,
+        severity="warning",
+    )
+    suite.add(expectation, profile.columns[TIMESTAMP].minimum)
+
+
 def _expect_user_rows(suite: SuiteBuilder, profile: TableProfile) -> None:
     column = "num_users_without_row"
     expectation = Expectation(
@@ -364,7 +374,7 @@ def _label_rate(profile: TableProfile, task: str) -> float | None:
 
 
 def _num_moved_users(events: UserProfile, targets: UserProfile) -> int:
-    """Return the number of users whose targets are in another part than their events."""
+    """Return the number of users with targets in another part than their events."""
     _, event_rows, target_rows = np.intersect1d(
         events.columns[USER_ID],
         targets.columns[USER_ID],

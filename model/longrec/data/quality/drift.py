@@ -326,7 +326,7 @@ def _rate_change(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, flo
 
 
 def _describe_resized(events: UserProfile, previous: PreviousVersion) -> list[str]:
-    """Name the users whose timelines grew or shrank most, by ratio."""
+    """Name the users with the largest growth or loss of their timelines, by ratio."""
     table = pq.read_table(previous.tables / "user_history", columns=[USER_ID, "history_length"])
     _, old_rows, new_rows = np.intersect1d(
         int64_column(table, USER_ID),

@@ -71,7 +71,7 @@ class Suite:
 
 
 class SuiteBuilder:
-    """Collects the values of a profile of one row and the expectations on them."""
+    """Builder of a suite on a profile of one row."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -177,41 +177,54 @@ def column_expectations(
     profile: ColumnProfile,
 ) -> Iterator[ColumnExpectation]:
     """Yield the expectations on the nulls and the range of a column."""
-    name = column.name
-    unit = " (ms)" if column.dtype == "time" or name == TIMESTAMP else ""
     if column.max_null_share < 1:
-        frequency = "seldom" if column.max_null_share else "never"
-        expectation = Expectation(
-            f"{name}: null share",
-            f"{name} is {frequency} null",
-            maximum=column.max_null_share,
-        )
-        yield ColumnExpectation(
-            expectation,
-            profile.null_share,
-            f"not ({sql_usable(column)})",
-        )
+        yield _null_expectation(column, profile)
     if column.minimum is not None:
-        expectation = Expectation(
-            f"{name}: minimum{unit}",
-            f"{name} is never below its bound",
-            minimum=column.minimum,
-        )
-        predicate = f"{sql_value(column)} < {column.minimum}"
-        yield ColumnExpectation(
-            expectation,
-            profile.minimum,
-            predicate,
-        )
+        yield _minimum_expectation(column, profile)
     if column.maximum is not None:
-        expectation = Expectation(
-            f"{name}: maximum{unit}",
-            f"{name} is never above its bound",
-            maximum=column.maximum,
-        )
-        predicate = f"{sql_value(column)} > {column.maximum}"
-        yield ColumnExpectation(
-            expectation,
-            profile.maximum,
-            predicate,
-        )
+        yield _maximum_expectation(column, profile)
+
+
+def _null_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnExpectation:
+    frequency = "seldom" if column.max_null_share else "never"
+    expectation = Expectation(
+        f"{column.name}: null share",
+        f"{column.name} is {frequency} null",
+        maximum=column.max_null_share,
+    )
+    return ColumnExpectation(
+        expectation,
+        value=profile.null_share,
+        failed_predicate=f"not ({sql_usable(column)})",
+    )
+
+
+def _minimum_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnExpectation:
+    expectation = Expectation(
+        f"{column.name}: minimum{_unit(column)}",
+        f"{column.name} is never below its bound",
+        minimum=column.minimum,
+    )
+    return ColumnExpectation(
+        expectation,
+        value=profile.minimum,
+        failed_predicate=f"{sql_value(column)} < {column.minimum}",
+    )
+
+
+def _maximum_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnExpectation:
+    expectation = Expectation(
+        f"{column.name}: maximum{_unit(column)}",
+        f"{column.name} is never above its bound",
+        maximum=column.maximum,
+    )
+    return ColumnExpectation(
+        expectation,
+        value=profile.maximum,
+        failed_predicate=f"{sql_value(column)} > {column.maximum}",
+    )
+
+
+def _unit(column: ExpectedColumn) -> str:
+    is_time = column.dtype == "time" or column.name == TIMESTAMP
+    return " (ms)" if is_time else ""

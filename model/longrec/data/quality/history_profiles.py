@@ -205,13 +205,10 @@ def profile_histories(directory: Path, manifest: Mapping[str, Any]) -> dict[str,
     users = read_timelines(directory)
     requests = RequestTable.read(directory / "requests.parquet", users)
     known = known_ids(directory / "items.parquet", ITEM_ID)
-    histories = _profile_requests(
-        schema,
-        int(manifest["max_history"]),
-        timelines,
-        users,
-        requests,
-    )
+    masks = _wrong_histories(int(manifest["max_history"]), timelines, requests)
+    if schema.has_baskets:
+        masks["num_split_baskets"] = _splits_basket(timelines, requests)
+    histories = _count_by_user(users[USER_ID], requests, masks)
     return {
         "events": _profile_events(schema, timelines, known),
         "timelines": TableProfile(users=_profile_timelines(timelines, users)),
@@ -226,7 +223,7 @@ def read_timelines(directory: Path) -> dict[str, Int64]:
 
 
 def event_columns(schema: Schema) -> list[ExpectedColumn]:
-    """Return the columns of timelines whose values have bounds."""
+    """Return the columns of timelines that have bounds."""
     return [
         ExpectedColumn(ITEM_ID, "int64", minimum=0),
         ExpectedColumn(
@@ -327,30 +324,31 @@ def _count_disordered(timelines: TimelineFile, starts: Int64) -> Int64:
     offsets = np.concatenate(found)
     offsets = offsets[~np.isin(offsets, starts)]
     owners = np.searchsorted(starts, offsets, side="right") - 1
-    return np.bincount(owners[owners >= 0], minlength=len(starts)).astype(np.int64)
+    return _count_rows(owners[owners >= 0], len(starts))
 
 
-def _profile_requests(
-    schema: Schema,
-    max_history: int,
-    timelines: TimelineFile,
-    users: Mapping[str, Int64],
+def _count_by_user(
+    users: Int64,
     requests: RequestTable,
+    masks: Mapping[str, Bools],
 ) -> UserProfile:
-    """Return the number of wrong histories of each user, by kind of mistake."""
-    masks = _wrong_histories(max_history, timelines, requests)
-    if schema.has_baskets:
-        masks["num_split_baskets"] = _splits_basket(timelines, requests)
-    num_users = len(users[USER_ID])
+    """Return the number of requests of each user, and of those in each mask.
+
+    Args:
+        users: int64 [U], user ids.
+        requests: the requests.
+        masks: name of a count -> the requests that it counts, bool [R].
+    """
     rows = requests.columns["user_row"][requests.has_user]
-    columns = {
-        USER_ID: users[USER_ID],
-        "num_rows": np.bincount(rows, minlength=num_users).astype(np.int64),
-    }
+    columns = {USER_ID: users, "num_rows": _count_rows(rows, len(users))}
     for name, mask in masks.items():
-        wrong_rows = rows[mask[requests.has_user]]
-        columns[name] = np.bincount(wrong_rows, minlength=num_users).astype(np.int64)
+        masked_rows = rows[mask[requests.has_user]]
+        columns[name] = _count_rows(masked_rows, len(users))
     return UserProfile.merged([UserProfile(columns)])
+
+
+def _count_rows(rows: Int64, num_rows: int) -> Int64:
+    return np.bincount(rows, minlength=num_rows).astype(np.int64)
 
 
 def _wrong_histories(
@@ -358,7 +356,7 @@ def _wrong_histories(
     timelines: TimelineFile,
     requests: RequestTable,
 ) -> dict[str, Bools]:
-    """Return the requests whose history is wrong, bool [R], by kind of mistake."""
+    """Return the requests with a wrong history, bool [R], by kind of mistake."""
     starts = requests.columns["event_start"]
     ends = requests.columns["event_end"]
     request_times = requests.columns[TIMESTAMP]
@@ -379,7 +377,7 @@ def _wrong_histories(
 
 
 def _splits_basket(timelines: TimelineFile, requests: RequestTable) -> Bools:
-    """Return the requests whose history ends within a basket, bool [R]."""
+    """Return the requests with a history that ends within a basket, bool [R]."""
     ends = requests.columns["event_end"]
     has_events = ends > requests.columns["event_start"]
     has_next = ends < requests.timeline_ends

@@ -223,6 +223,29 @@ def _request_suite(
     suite = SuiteBuilder()
     times = requests.columns[TIMESTAMP]
     lengths = requests.columns["event_end"] - requests.columns["event_start"]
+    _expect_request_rows(suite, requests)
+    longest = Expectation(
+        "longest history",
+        "the longest history has enough events",
+        minimum=checks.min_history,
+    )
+    suite.add(longest, int(lengths.max(initial=0)))
+    num_requests = _expect_splits(suite, requests, checks)
+    _expect_targets(suite, requests, targets, checks)
+    facts = {
+        "first request": int(times.min()) if len(times) else None,
+        "last request": int(times.max()) if len(times) else None,
+        "history length": quantiles_in_words(lengths),
+        **{f"{split} requests": count for split, count in num_requests.items()},
+        "targets": targets.num_targets,
+        **targets.rates(),
+    }
+    return suite.build("requests"), facts
+
+
+def _expect_request_rows(suite: SuiteBuilder, requests: RequestTable) -> None:
+    """Add the expectations on users, order and ids of the requests."""
+    times = requests.columns[TIMESTAMP]
     suite.add(
         Expectation(
             "num_rows",
@@ -246,23 +269,6 @@ def _request_suite(
         "every request_id occurs once",
         len(requests) - len(np.unique(requests.columns[REQUEST_ID])),
     )
-    longest = Expectation(
-        "longest history",
-        "the longest history has enough events",
-        minimum=checks.min_history,
-    )
-    suite.add(longest, int(lengths.max(initial=0)))
-    num_requests = _expect_splits(suite, requests, checks)
-    _expect_targets(suite, requests, targets, checks)
-    facts = {
-        "first request": int(times.min()) if len(times) else None,
-        "last request": int(times.max()) if len(times) else None,
-        "history length": quantiles_in_words(lengths),
-        **{f"{split} requests": count for split, count in num_requests.items()},
-        "targets": targets.num_targets,
-        **targets.rates(),
-    }
-    return suite.build("requests"), facts
 
 
 def _expect_splits(
@@ -322,8 +328,41 @@ def _expect_targets(
     checks: ChecksConfig,
 ) -> None:
     """Add the expectations on the targets."""
-    num_targets = targets.num_targets
     totals = targets.totals
+    _expect_target_spans(suite, requests, targets.num_targets)
+    suite.expect_none(
+        "num_null_items",
+        "every target has an item",
+        totals.num_null_items,
+    )
+    unknown_items = Expectation(
+        "unknown target items: share",
+        "few of the targets have an item that is not in the item table",
+        maximum=checks.max_unknown_item_share,
+    )
+    suite.add(unknown_items, totals.num_unknown_items / max(1, targets.num_targets))
+    suite.expect_none(
+        "num_other_labels",
+        "labels are 0 or 1",
+        totals.num_other_labels,
+    )
+    for split in EVALUATED_SPLITS:
+        rates = totals.rates_in(split)
+        expect_label_rates(
+            suite,
+            targets.schema,
+            checks,
+            rates,
+            where=f" in {split}",
+        )
+
+
+def _expect_target_spans(
+    suite: SuiteBuilder,
+    requests: RequestTable,
+    num_targets: int,
+) -> None:
+    """Add the expectations on the span of targets of each request."""
     starts = requests.columns["target_start"]
     ends = requests.columns["target_end"]
     is_outside = (starts < 0) | (ends > num_targets) | (ends <= starts)
@@ -346,31 +385,6 @@ def _expect_targets(
         "every target belongs to one request",
         _count_target_gaps(starts, ends, num_targets),
     )
-    suite.expect_none(
-        "num_null_items",
-        "every target has an item",
-        totals.num_null_items,
-    )
-    unknown_items = Expectation(
-        "unknown target items: share",
-        "few of the targets have an item that is not in the item table",
-        maximum=checks.max_unknown_item_share,
-    )
-    suite.add(unknown_items, totals.num_unknown_items / max(1, num_targets))
-    suite.expect_none(
-        "num_other_labels",
-        "labels are 0 or 1",
-        totals.num_other_labels,
-    )
-    for split in EVALUATED_SPLITS:
-        rates = totals.rates_in(split)
-        expect_label_rates(
-            suite,
-            targets.schema,
-            checks,
-            rates,
-            where=f" in {split}",
-        )
 
 
 def _count_target_gaps(

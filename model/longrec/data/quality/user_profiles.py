@@ -83,7 +83,7 @@ class UserProfile:
 def sum_by_user(found: Mapping[str, Sequence[Int64]]) -> UserProfile:
     """Return one row per user from columns in pieces; counts are summed.
 
-    `part` and `shard` keep the first value of a user.
+    `part` and `shard` are the first values of a user.
     """
     if not found:
         return UserProfile.empty()

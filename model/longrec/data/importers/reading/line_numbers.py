@@ -47,7 +47,7 @@ class RaggedRow:
 
 
 class LineCounter:
-    """Turns row numbers of a text file into line numbers and rejects rows that are not one line.
+    """Counter of lines that numbers rows and rejects those that are not one line.
 
     Args:
         file: the text file.

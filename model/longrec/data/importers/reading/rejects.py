@@ -33,7 +33,7 @@ Bools = npt.NDArray[np.bool_]
 class Rejects:
     """Rejected rows of one import, counted and written to a CSV file.
 
-    The file lies beside the dataset directory until `move_to` or `check_share` moves it.
+    The file is next to the dataset directory until `move_to` or `check_share` moves it.
 
     Args:
         directory: the dataset directory of the import.
@@ -95,7 +95,7 @@ class Rejects:
     def check_share(self, group: str) -> None:
         """Raise a DataError when too large a share of a group was rejected.
 
-        The CSV file then stays beside the dataset directory, as NAME.rejects.csv.
+        The CSV file then stays next to the dataset directory, as NAME.rejects.csv.
         """
         num_rejected = self.num_rejected[group]
         num_read = self.num_read[group]

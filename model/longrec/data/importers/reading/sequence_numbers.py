@@ -10,7 +10,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class SequenceNumbers:
-    """Numbers the rows of several files one after another, by their lines.
+    """Numbers of the rows of several files, one file after another.
 
     Args:
         num_header_lines: number of lines before the first row of a file.

@@ -8,10 +8,11 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from longrec.data.importers.requests.catalogue import ItemCatalogue
+from longrec.data.importers.requests.catalogue import ItemCatalogue, catalogue_of_log
 from longrec.data.importers.requests.exposures import exposure_requests
 from longrec.data.importers.requests.grouping import RequestGrouping
 from longrec.data.importers.requests.negatives import NegativeSampler, NegativeSampling
+from longrec.data.importers.writing.event_spill import EventSpill
 from longrec.schema import Schema
 
 SelectTargets: TypeAlias = Callable[[pa.Table], pa.Table]
@@ -24,7 +25,7 @@ def all_events(events: pa.Table) -> pa.Table:
 
 
 class RequestBuilder:
-    """Builds the targets of each part of a log of exposures.
+    """Builder of the targets of each part of a log of exposures.
 
     Args:
         schema: features and tasks.
@@ -70,7 +71,7 @@ class RequestBuilder:
 
 
 class NegativeRequestBuilder(RequestBuilder):
-    """Builds the targets of each part of a log without exposures, with drawn negatives.
+    """Builder of the targets of each part of a log without exposures: negatives are drawn.
 
     Args:
         schema, grouping, select_targets: as in `RequestBuilder`.
@@ -122,3 +123,26 @@ class NegativeRequestBuilder(RequestBuilder):
                 "left out (--keep-new keeps them)"
             )
         return notes
+
+
+def make_request_builder(
+    schema: Schema,
+    grouping: RequestGrouping,
+    negatives: NegativeSampling | None,
+    *,
+    spill: EventSpill,
+    items: pa.Table | None,
+) -> RequestBuilder:
+    """Return the request builder of a log, with drawn negatives if there are any.
+
+    Args:
+        schema: features and tasks.
+        grouping: how events are grouped into requests.
+        negatives: how negatives are drawn; None for a log of exposures.
+        spill: all events of the log; closed here to draw negatives from them.
+        items: the item table; None when there is none.
+    """
+    if negatives is None:
+        return RequestBuilder(schema, grouping)
+    catalogue = catalogue_of_log(spill, items, negatives.within)
+    return NegativeRequestBuilder(schema, grouping, negatives, catalogue)

@@ -81,7 +81,7 @@ def catalogue_of_log(
     Args:
         spill: all events of the log; closed here.
         items: the item table; None when there is none.
-        group_column: item column whose value is the group; None for a single group.
+        group_column: item column with the group; None for a single group.
     """
     spill.close()
     ids = np.zeros(0, np.int64)

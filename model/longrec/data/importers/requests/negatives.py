@@ -3,8 +3,8 @@
 Shape letters: E events of a part, sorted by (user, time, sequence); R requests; P positives;
 I items of the catalogue.
 
-A pair of a request and an item is one number, `request * I + row of the item`, so sets of pairs
-are sorted arrays.
+A pair of a request and an item is one number: `request * I + row of the item`. A set of pairs is
+a sorted array.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ImplicitRequests:
 
 
 class NegativeSampler:
-    """Draws negatives for the positives of a log.
+    """Sampler of negatives for the positives of a log.
 
     Args:
         schema: its one task is 1 for a positive and 0 for a negative.
@@ -212,10 +212,11 @@ class NegativeSampler:
         positives: Int64,
         request_times: Int64,
     ) -> tuple[Int64, Int64, Int64]:
-        """Return what each negative is drawn from, int64 [P * per_positive] each.
+        """Return the candidates of each negative, int64 [P * per_positive] each.
 
-        It is the request, the first candidate in the order of the catalogue and the number of
-        candidates: the items of the positive's group that were seen before the request.
+        These are the request, the first candidate in the order of the catalogue and the number
+        of candidates. Candidates are the items of the positive's group that were seen before
+        the request.
         """
         catalogue = self.catalogue
         request, item = np.divmod(positives, catalogue.num_items)

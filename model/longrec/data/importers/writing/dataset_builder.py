@@ -2,7 +2,7 @@
 
     log -> batches -> EventSpill -> one sorted part at a time -> requests -> DatasetWriter
 
-Items and users are held in memory as a whole. Of the events, memory holds one batch or one part.
+Memory holds all items and users, and one batch or one part of the events.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def spilled_events(
     schema: pa.Schema,
     num_parts: int,
 ) -> Iterator[EventSpill]:
-    """Yield an event spill in a temporary directory beside `out`; remove it at the end.
+    """Yield an event spill in a temporary directory next to `out`; remove it at the end.
 
     Args:
         out: the dataset directory.
