@@ -23,7 +23,10 @@ from torch import Tensor
 from longrec.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class GlobalBatch:
     """Sizes of the batch of one step over all ranks; each rank has a RequestBatch of it.
 
@@ -39,7 +42,10 @@ class GlobalBatch:
     is_placeholder: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RequestBatch:
     """The input of the ranker. The Encoder made all indices; times are int64 milliseconds.
 
@@ -89,7 +95,12 @@ class RequestBatch:
         """Number of packed targets, N."""
         return self.target_items.numel()
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RequestBatch:
+    def to(
+        self,
+        device: torch.device | str,
+        *,
+        non_blocking: bool = False,
+    ) -> RequestBatch:
         """Return the batch on a device."""
         copy = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return dataclasses.replace(copy, host_counts=self._counts())
@@ -138,12 +149,15 @@ class RequestBatch:
             "target_offsets": self.num_requests + 1,
             "labels": self.num_targets,
         }
-        tensors = self._tensors()
         for name, size in expected.items():
-            if name in tensors and tensors[name].shape[0] != size:
+            tensor = getattr(self, name)
+            if tensor is None:  # no labels when scoring
+                continue
+            found = tensor.shape[0]
+            if found != size:
                 raise DataError(
                     f"{name} does not fit the batch",
-                    found=tensors[name].shape[0],
+                    found=found,
                     expected=size,
                 )
 
@@ -157,11 +171,17 @@ class RequestBatch:
         return num_events, num_targets
 
     def _tensors(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                tensors[field.name] = value
+        return tensors
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> RequestBatch:
-        changes: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        changes: dict[str, Any] = {}
+        for name, tensor in self._tensors().items():
+            changes[name] = change(tensor)
         return dataclasses.replace(self, **changes)
 
 
@@ -178,7 +198,8 @@ def _check_offsets(
         )
     first = int(offsets[0])
     last = int(offsets[-1])
-    is_falling = bool((offsets[1:] < offsets[:-1]).any())
+    lengths = offsets.diff()
+    is_falling = bool((lengths < 0).any())
     if first != 0 or last != num_values or is_falling:
         raise DataError(
             f"{name}_offsets do not fit",

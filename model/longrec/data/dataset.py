@@ -94,7 +94,10 @@ def user_schema(schema: Schema) -> pa.Schema:
     return pa.schema([(USER_ID, pa.int64()), *_feature_columns(schema.user)])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Dataset:
     """An opened dataset directory, made by `open`; it reads only file footers until asked.
 
@@ -121,7 +124,11 @@ class Dataset:
     shard: Shard = WHOLE_DATASET
 
     @classmethod
-    def open(cls, directory: str | Path, shard: Shard = WHOLE_DATASET) -> Dataset:
+    def open(
+        cls,
+        directory: str | Path,
+        shard: Shard = WHOLE_DATASET,
+    ) -> Dataset:
         """Return a dataset after checking its layout, columns, types and row counts.
 
         Args:
@@ -180,7 +187,11 @@ class Dataset:
         """Return the path of one part of targets/."""
         return self.path / "targets" / part_name(part)
 
-    def events(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+    def events(
+        self,
+        part: int,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
         """Return one part of events/, whole users in order.
 
         Args:
@@ -189,7 +200,11 @@ class Dataset:
         """
         return read_table(self.event_path(part), self._event_schema, columns)
 
-    def targets(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+    def targets(
+        self,
+        part: int,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
         """Return one part of targets/: the requests of the users of the same part of events/."""
         return read_table(self.target_path(part), self._target_schema, columns)
 
@@ -299,7 +314,11 @@ def read_table(
     check_columns(path, expected)
     names = list(expected.names if columns is None else columns)
     try:
-        table = pq.read_table(path, columns=names, partitioning=None)
+        table = pq.read_table(
+            path,
+            columns=names,
+            partitioning=None,
+        )
         return table.select(names)
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise unreadable_parquet(path, error) from error
@@ -333,7 +352,11 @@ def _type_differences(
     return [*missing, *unexpected, *changed]
 
 
-def _check_count(path: Path, found: int, expected: object) -> None:
+def _check_count(
+    path: Path,
+    found: int,
+    expected: object,
+) -> None:
     if found != expected:
         raise DataError(
             f"{path} does not have the rows that dataset.json counted",

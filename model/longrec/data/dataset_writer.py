@@ -23,12 +23,14 @@ from longrec.data.dataset import (
 )
 from longrec.data.shards import part_name, part_of
 from longrec.data.timelines import (
+    equals_previous,
+    group_lengths,
     group_starts,
     history_lengths,
-    is_sorted,
     quantiles,
     quantiles_of_counts,
     sorted_known_times,
+    steps_back,
 )
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
@@ -142,7 +144,11 @@ class DatasetWriter:
         _write_parquet(events, self.path / "events" / file_name)
         _write_parquet(targets, self.path / "targets" / file_name)
 
-    def write_entities(self, items: pa.Table, users: pa.Table) -> None:
+    def write_entities(
+        self,
+        items: pa.Table,
+        users: pa.Table,
+    ) -> None:
         """Write items.parquet and users.parquet, sorted by id.
 
         Raises:
@@ -170,7 +176,9 @@ class DatasetWriter:
         keys = [int64_column(table, name) for name in order]
         int64_column(table, ITEM_ID)  # refuses nulls
         parts = part_of(keys[0], self.num_parts)
-        if not is_sorted(keys) or np.any(parts != part):
+        is_sorted = not steps_back(*keys).any()
+        is_own = np.all(parts == part)
+        if not (is_sorted and is_own):
             raise ValueError(
                 f"part {part}: rows must be those of the part, sorted by {', '.join(order)}"
             )
@@ -184,8 +192,7 @@ class DatasetWriter:
         key = schema.names[0]
         table = _select(table, schema).sort_by(key)
         ids = int64_column(table, key)
-        is_repeated = ids[1:] == ids[:-1]
-        repeated = ids[1:][is_repeated]
+        repeated = ids[1:][equals_previous(ids)]
         if len(repeated):
             raise DataError(
                 f"{key} must be unique in {name}",
@@ -212,7 +219,8 @@ class DatasetWriter:
         digest = hashlib.sha256(self.schema.fingerprint.encode())
         for path in sorted(self.path.rglob("*.parquet")):
             name = path.relative_to(self.path)
-            digest.update(f"{name}:{files.sha256_of(path)}".encode())
+            line = f"{name}:{files.sha256_of(path)}"
+            digest.update(line.encode())
         return digest.hexdigest()
 
 
@@ -230,7 +238,11 @@ class _FactCounter:
         self._history_length_counts = np.zeros(0, np.int64)
         self._times_ms: list[int] = []
 
-    def add(self, events: pa.Table, targets: pa.Table) -> None:
+    def add(
+        self,
+        events: pa.Table,
+        targets: pa.Table,
+    ) -> None:
         """Count one part."""
         event_users, event_times = sorted_known_times(events)
         self.num_parts += 1
@@ -244,7 +256,9 @@ class _FactCounter:
         first_ms = min(self._times_ms, default=None)
         last_ms = max(self._times_ms, default=None)
         num_targets = max(self.num_targets, 1)
-        label_rates = {task: count / num_targets for task, count in self._num_positives.items()}
+        label_rates = {}
+        for task, num_positives in self._num_positives.items():
+            label_rates[task] = num_positives / num_targets
         return {
             "num_parts": self.num_parts,
             "num_events": self.num_events,
@@ -259,13 +273,16 @@ class _FactCounter:
             "label_rates": label_rates,
         }
 
-    def _add_events(self, users: Int64, times: Int64) -> None:
-        starts = group_starts(users)
-        ends = np.append(starts[1:], len(users))[: len(starts)]
+    def _add_events(
+        self,
+        users: Int64,
+        times: Int64,
+    ) -> None:
         self.num_events += len(users)
-        self._events_per_user.append(ends - starts)
+        self._events_per_user.append(group_lengths(users))
         if len(times):
-            self._times_ms += [int(times.min()), int(times.max())]
+            self._times_ms.append(int(times.min()))
+            self._times_ms.append(int(times.max()))
 
     def _add_requests(
         self,

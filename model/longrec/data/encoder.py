@@ -29,6 +29,7 @@ from longrec.data.feature_encoders import (
     restore_feature_encoder,
 )
 from longrec.data.hashing import fingerprint_arrays
+from longrec.data.timelines import equals_previous
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import ITEM_ID, TIMESTAMP, Feature, Schema
 
@@ -102,7 +103,12 @@ class Encoder:
             "event": tuple(counter.fit() for counter in event_counters),
         }
         item_table = _make_item_table(schema, item_encoders, items)
-        return cls(schema, encoders, item_ids, item_table)
+        return cls(
+            schema,
+            encoders,
+            item_ids,
+            item_table,
+        )
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -153,13 +159,14 @@ class Encoder:
         """Write encoder.json and encoder.safetensors into a directory, replacing it at once."""
         from safetensors.numpy import save_file
 
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
-        sizes = {group: list(group_sizes) for group, group_sizes in self.sizes.items()}
+        arrays = self._arrays()
+        for name, array in arrays.items():
+            arrays[name] = np.ascontiguousarray(array)
         meta = {
             "format_version": ENCODER_FORMAT_VERSION,
             "fingerprint": self.fingerprint,
             "num_items": self.num_items,
-            "sizes": sizes,
+            "sizes": self.sizes,
             "schema": self.schema.to_dict(),
         }
         with files.atomic_replace(directory) as temporary:
@@ -168,7 +175,11 @@ class Encoder:
             files.write_json(temporary / "encoder.json", meta)
 
     @classmethod
-    def load(cls, directory: str | Path, schema: Schema | None = None) -> Encoder:
+    def load(
+        cls,
+        directory: str | Path,
+        schema: Schema | None = None,
+    ) -> Encoder:
         """Return the encoder that `save` wrote.
 
         Args:
@@ -205,7 +216,11 @@ class Encoder:
         return encoder
 
     @classmethod
-    def _restore(cls, schema: Schema, directory: Path) -> Encoder:
+    def _restore(
+        cls,
+        schema: Schema,
+        directory: Path,
+    ) -> Encoder:
         arrays = _read_arrays(directory / "encoder.safetensors")
         encoders = {}
         try:
@@ -228,7 +243,11 @@ class Encoder:
                 fix="Copy or train it again.",
             ) from error
 
-    def _encode(self, group: str, table: pa.Table | pa.RecordBatch) -> Int32:
+    def _encode(
+        self,
+        group: str,
+        table: pa.Table | pa.RecordBatch,
+    ) -> Int32:
         features = getattr(self.schema, group)
         return _encode_columns(features, self.feature_encoders[group], table)
 
@@ -249,8 +268,7 @@ def _sort_items(items: pa.Table) -> tuple[pa.Table, Int64]:
     ids = int64_column(items, ITEM_ID)
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
-    is_repeated = ids[1:] == ids[:-1]
-    repeated = ids[1:][is_repeated]
+    repeated = ids[1:][equals_previous(ids)]
     if len(repeated):
         raise DataError(
             "item ids must be unique in the item table",

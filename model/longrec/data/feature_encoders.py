@@ -50,7 +50,10 @@ class FeatureEncoder(Protocol):
         """Return the fitted state as arrays."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Vocabulary:
     """The encoder of an id or a category.
 
@@ -100,15 +103,20 @@ class Vocabulary:
             return found
         is_known = np.asarray(pc.is_valid(positions))
         is_given = np.asarray(pc.is_valid(texts))
-        known_positions = np.asarray(pc.fill_null(positions, 0), np.int64)[is_known]
-        unknown_rows = np.flatnonzero(~is_known & is_given).tolist()
-        hashes = [zlib.crc32(texts[row].as_py().encode()) for row in unknown_rows]
+        is_unknown = ~is_known & is_given
+        known_positions = positions.drop_null().to_numpy()
+        unknown_texts = texts.filter(pa.array(is_unknown)).to_pylist()
+        hashes = [zlib.crc32(text.encode()) for text in unknown_texts]
         encoded = np.zeros(len(texts), np.int32)
         encoded[is_known] = self.indices[known_positions]
-        encoded[unknown_rows] = self._shared_indices(np.array(hashes, np.int64))
+        encoded[is_unknown] = self._shared_indices(np.array(hashes, np.int64))
         return encoded
 
-    def _encode_numbers(self, values: Numbers, is_missing: Mask) -> Int32:
+    def _encode_numbers(
+        self,
+        values: Numbers,
+        is_missing: Mask,
+    ) -> Int32:
         encoded = self._shared_indices(values)
         known_values = np.asarray(self.values)
         if len(known_values):
@@ -127,7 +135,10 @@ class Vocabulary:
         return (1 + buckets).astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Bins:
     """The encoder of a number: 0 for null or NaN, else 1 + the number of edges <= the value.
 
@@ -183,7 +194,9 @@ def restore_feature_encoder(
         return Vocabulary(feature, values, indices)
     joined = arrays[prefix + "bytes"].tobytes()
     offsets = arrays[prefix + "offsets"]
-    texts = [joined[start:end].decode() for start, end in itertools.pairwise(offsets)]
+    texts = []
+    for start, end in itertools.pairwise(offsets):
+        texts.append(joined[start:end].decode())
     return Vocabulary(feature, pa.array(texts, pa.string()), indices)
 
 
@@ -214,7 +227,11 @@ class ValueCounter:
             values, counts = np.unique(numbers, return_counts=True)
             self.add_counts(values, counts)
 
-    def add_counts(self, values: Numbers, counts: Int64) -> None:
+    def add_counts(
+        self,
+        values: Numbers,
+        counts: Int64,
+    ) -> None:
         """Add counts of numeric values."""
         all_values = np.concatenate([self._values, values])
         all_counts = np.concatenate([self._value_counts, counts])
@@ -249,8 +266,9 @@ class ValueCounter:
         end = self._num_seen + len(numbers)
         positions = np.arange(self._num_seen, end, dtype=np.int64)
         self._num_seen = end
+        new_keys = splitmix64(positions)
         values = np.concatenate([self._values, numbers]).astype(np.float64)
-        keys = np.concatenate([self._sample_keys, splitmix64(positions)])
+        keys = np.concatenate([self._sample_keys, new_keys])
         if len(keys) > SAMPLE_SIZE:
             chosen = np.argpartition(keys, SAMPLE_SIZE)[:SAMPLE_SIZE]
             values = values[chosen]
@@ -284,7 +302,7 @@ def _fit_vocabulary(
     is_frequent = counts[order] >= max(feature.min_count, 1)
     order = order[is_frequent][: feature.max_size]
     rank = np.empty(len(counts), np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order))
     known = np.sort(order)
     indices = 1 + feature.num_oov + rank[known]
     return Vocabulary(
@@ -338,9 +356,15 @@ def _numbers(column: pa.Array, feature: Feature) -> tuple[Numbers, Mask]:
     """Return (values as int64 or float64, whether each is missing); a missing value reads 0."""
     is_exact = feature.dtype == "int64" and feature.kind != "number"
     dtype = pa.int64() if is_exact else pa.float64()
-    column = cast_column(column, dtype, feature.name, safe=is_exact)
+    column = cast_column(
+        column,
+        dtype,
+        feature.name,
+        safe=is_exact,
+    )
     if is_exact and not column.null_count:
-        return np.asarray(column), np.zeros(len(column), np.bool_)
+        no_row = np.zeros(len(column), np.bool_)
+        return np.asarray(column), no_row
     is_missing = np.asarray(pc.is_null(column, nan_is_null=True))
     filled = np.asarray(pc.fill_null(column, 0))
     values = np.where(is_missing, 0, filled)

@@ -44,7 +44,10 @@ def atomic_replace(path: str | Path) -> Iterator[Path]:
         DataError: the disk is full.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(
+        parents=True,
+        exist_ok=True,
+    )
     remove_leftovers(target)
     temporary = temporary_path(target, "tmp")
     try:
@@ -124,7 +127,11 @@ def fsync_directory(directory: Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON, keys in the given order, replacing `path` atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(
+        value,
+        indent=2,
+        ensure_ascii=False,
+    )
     with atomic_replace(path) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
 

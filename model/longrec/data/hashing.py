@@ -11,17 +11,27 @@ import numpy.typing as npt
 
 UInt64 = npt.NDArray[np.uint64]
 
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1 = np.uint64(30)
+_SHIFT_2 = np.uint64(27)
+_SHIFT_3 = np.uint64(31)
+
 
 def splitmix64(values: npt.NDArray[Any]) -> UInt64:
     """Return one well-mixed uint64 per 64-bit value, the same on every machine.
 
     Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
     """
-    mixed: UInt64 = np.ascontiguousarray(values).view(np.uint64)
-    mixed = mixed + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    unsigned: UInt64 = np.ascontiguousarray(values).view(np.uint64)
+    mixed = unsigned + _INCREMENT
+    mixed ^= mixed >> _SHIFT_1
+    mixed *= _MULTIPLIER_1
+    mixed ^= mixed >> _SHIFT_2
+    mixed *= _MULTIPLIER_2
+    mixed ^= mixed >> _SHIFT_3
+    return mixed
 
 
 def fingerprint_arrays(
@@ -36,7 +46,8 @@ def fingerprint_arrays(
     """
     digest = hashlib.sha256(prefix.encode())
     for label, array in arrays:
-        digest.update(f"{label}{array.dtype}:{array.shape}".encode())
+        header = f"{label}{array.dtype}:{array.shape}"
+        digest.update(header.encode())
         if array.size:
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]

@@ -26,6 +26,7 @@ import pyarrow as pa
 from longrec.data import files, history
 from longrec.data.columns import Int64, arrow_type, int64_column
 from longrec.data.dataset import item_schema, read_table
+from longrec.data.timelines import steps_back
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
@@ -58,7 +59,10 @@ def user_schema(schema: Schema) -> pa.Schema:
     return pa.schema([*columns, *features])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Histories:
     """An opened histories directory, made by `open`.
 
@@ -143,7 +147,11 @@ class Histories:
         """Yield the timelines as views, whole users one after another."""
         yield from self.batches
 
-    def events(self, start: int, end: int) -> pa.RecordBatch:
+    def events(
+        self,
+        start: int,
+        end: int,
+    ) -> pa.RecordBatch:
         """Return the events of global offsets [start, end) of one user, as a slice.
 
         Raises:
@@ -181,8 +189,13 @@ class Histories:
         """
         return self._events_of_row(self.users, user_row)
 
-    def _events_of_row(self, table: pa.Table, row: int) -> pa.RecordBatch:
-        start, end = (table.column(name)[row].as_py() for name in EVENT_SPAN)
+    def _events_of_row(
+        self,
+        table: pa.Table,
+        row: int,
+    ) -> pa.RecordBatch:
+        start = table.column("event_start")[row].as_py()
+        end = table.column("event_end")[row].as_py()
         return self.events(start, end)
 
     def _check_counts(self) -> None:
@@ -206,7 +219,8 @@ class Histories:
     def _check_requests(self) -> None:
         user_rows = int64_column(self.requests, "user_row")
         num_users = self.users.num_rows
-        if len(user_rows) and not (user_rows.min() >= 0 and user_rows.max() < num_users):
+        is_known = (user_rows >= 0) & (user_rows < num_users)
+        if not is_known.all():
             raise DataError(
                 f"{self.path}: a request names no user",
                 found=f"user_row {user_rows.min()}..{user_rows.max()}",
@@ -214,7 +228,7 @@ class Histories:
                 fix=RETRIEVE_AGAIN,
             )
         times = int64_column(self.requests, TIMESTAMP)
-        if np.any(times[1:] < times[:-1]):
+        if steps_back(times).any():
             raise DataError(
                 f"{self.path}: requests are not sorted by time",
                 fix=RETRIEVE_AGAIN,
@@ -223,11 +237,14 @@ class Histories:
 
     def _check_offsets(self, user_rows: Int64) -> None:
         """Check that each request owns events of its own user and at least one target."""
-        user_start, user_end = (int64_column(self.users, name)[user_rows] for name in EVENT_SPAN)
-        event_start, event_end = (int64_column(self.requests, name) for name in EVENT_SPAN)
-        target_start, target_end = (int64_column(self.requests, name) for name in TARGET_SPAN)
-        is_right = event_start >= user_start
-        is_right &= event_end <= user_end
+        timeline_start = int64_column(self.users, "event_start")
+        timeline_end = int64_column(self.users, "event_end")
+        event_start = int64_column(self.requests, "event_start")
+        event_end = int64_column(self.requests, "event_end")
+        target_start = int64_column(self.requests, "target_start")
+        target_end = int64_column(self.requests, "target_end")
+        is_right = event_start >= timeline_start[user_rows]
+        is_right &= event_end <= timeline_end[user_rows]
         is_right &= event_start <= event_end
         is_right &= target_start < target_end
         is_right &= target_start >= 0

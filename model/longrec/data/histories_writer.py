@@ -38,7 +38,11 @@ class HistoriesWriter:
         schema: features and tasks.
     """
 
-    def __init__(self, directory: str | Path, schema: Schema) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        schema: Schema,
+    ) -> None:
         self.directory = Path(directory)
         self.schema = schema
         self.num_events = 0
@@ -142,7 +146,11 @@ class HistoriesWriter:
             columns.append(column)
         return pa.record_batch(columns, schema=batch.schema)
 
-    def _extend_dictionary(self, name: str, column: pa.DictionaryArray) -> pa.DictionaryArray:
+    def _extend_dictionary(
+        self,
+        name: str,
+        column: pa.DictionaryArray,
+    ) -> pa.DictionaryArray:
         known = self._dictionaries.get(name, pa.array([""], pa.string()))
         is_new = pc.is_null(pc.index_in(column.dictionary, known))
         known = pa.concat_arrays([known, column.dictionary.filter(is_new)])

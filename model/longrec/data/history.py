@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longrec.data.columns import single_array
+from longrec.data.timelines import group_starts, steps_back
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
 
@@ -117,11 +118,11 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
         SchemaMismatch: it was packed for another schema.
     """
     view = memoryview(payload)
-    if len(view) <= _TRAILER_BYTES or bytes(view[-len(MAGIC) :]) != MAGIC:
-        raise _unreadable(f"{len(view)} bytes without the end mark {MAGIC!r}")
     stream = view[:-_TRAILER_BYTES]
-    stored_checksum = bytes(view[-_TRAILER_BYTES : -len(MAGIC)])
-    if _checksum(stream) != stored_checksum:
+    trailer = bytes(view[-_TRAILER_BYTES:])
+    if not len(stream) or not trailer.endswith(MAGIC):
+        raise _unreadable(f"{len(view)} bytes without the end mark {MAGIC!r}")
+    if not trailer.startswith(_checksum(stream)):
         raise _unreadable(f"{len(view)} bytes with another checksum than they end with")
     try:
         _check_tags(_schema_message(stream), schema)
@@ -200,11 +201,9 @@ def merge(
         return both
     keys = [both.column(name).to_numpy() for name in EVENT_KEY]
     order = np.lexsort(keys[::-1])
-    is_new_key = np.zeros(len(order), bool)
-    is_new_key[0] = True
-    for key in keys:
-        is_new_key[1:] |= key[order[1:]] != key[order[:-1]]
-    return both.take(pa.array(order[is_new_key]))
+    sorted_keys = [key[order] for key in keys]
+    first_rows = group_starts(*sorted_keys)
+    return both.take(pa.array(order[first_rows]))
 
 
 def _key_of_row(events: pa.RecordBatch, row: int) -> tuple[int, ...]:
@@ -270,17 +269,14 @@ def _canonical(column: pa.Array) -> pa.Array:
 
 
 def _check_order(batch: pa.RecordBatch) -> None:
-    times = timestamps(batch)
-    order = batch.column(EVENT_SEQ).to_numpy()
-    goes_back = times[1:] < times[:-1]
-    is_tied = times[1:] == times[:-1]
-    goes_back |= is_tied & (order[1:] < order[:-1])
-    if not goes_back.any():
+    event_seqs = batch.column(EVENT_SEQ).to_numpy()
+    is_back = steps_back(timestamps(batch), event_seqs)
+    if not is_back.any():
         return
-    first_row = int(goes_back.argmax()) + 1
+    first_row = int(is_back.argmax()) + 1
     raise DataError(
         "the events of a history are not in order",
-        found=f"{int(goes_back.sum())} steps back, the first at row {first_row}",
+        found=f"{int(is_back.sum())} steps back, the first at row {first_row}",
         expected="ascending timestamp, then event_seq",
         fix="Sort them before packing.",
     )

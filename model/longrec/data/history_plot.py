@@ -22,6 +22,7 @@ RIGHT_MARGIN = 30
 TOP_MARGIN = 56
 BOTTOM_MARGIN = 40
 LANE_HEIGHT = 46
+MIN_BAR_HEIGHT = 2
 MAX_BAR_HEIGHT = 34
 NUM_TIME_BINS = 200
 MAX_LANES = 12
@@ -38,7 +39,12 @@ OTHERS = "all others"
 """Name of the lane that the rarest kinds share."""
 SUFFIXES = (".svg", ".html")
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_EPOCH = datetime.datetime(
+    1970,
+    1,
+    1,
+    tzinfo=datetime.UTC,
+)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 
 
@@ -94,8 +100,10 @@ def text_table(events: pa.RecordBatch, num_rows: int) -> list[str]:
     names = [name for name in rows[0] if name != TIMESTAMP]
     cells = [names]
     for row in rows:
-        cells.append(["" if row[name] is None else str(row[name]) for name in names])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        values = [row[name] for name in names]
+        cells.append(["" if value is None else str(value) for value in values])
+    columns = zip(*cells, strict=True)
+    widths = [max(map(len, column)) for column in columns]
     lines = []
     for line in cells:
         padded = map(str.ljust, line, widths)
@@ -145,7 +153,12 @@ def render_svg(events: pa.RecordBatch, title: str) -> str:
         f'width="{WIDTH}" height="{height}" role="img" font-family="sans-serif" font-size="12">',
         f"<title>{html.escape(title)}</title>",
         '<rect width="100%" height="100%" fill="#fff"/>',
-        _text(LEFT_MARGIN, 24, f"{title}: {events.num_rows} events", size=15),
+        _text(
+            LEFT_MARGIN,
+            24,
+            f"{title}: {events.num_rows} events",
+            size=15,
+        ),
     ]
     if events.num_rows:
         parts += _plot_area(history.timestamps(events), lane_of_event, names)
@@ -164,13 +177,29 @@ def _plot_area(
     span = max(last - first, 1)
     bins = (times - first) * (NUM_TIME_BINS - 1) // span
     counts = np.zeros((len(names), NUM_TIME_BINS), np.int64)
-    np.add.at(counts, (lane_of_event, bins.astype(np.int64)), 1)
+    np.add.at(counts, (lane_of_event, bins), 1)
     highest = int(counts.max())
-    parts = [_lane(lane, name, counts[lane], highest) for lane, name in enumerate(names)]
+    parts = []
+    for lane, name in enumerate(names):
+        parts.append(
+            _lane(
+                lane,
+                name,
+                counts[lane],
+                highest,
+            )
+        )
     bottom = TOP_MARGIN + LANE_HEIGHT * len(names) + 20
     right = WIDTH - RIGHT_MARGIN
     parts.append(_text(LEFT_MARGIN, bottom, format_time(first)))
-    parts.append(_text(right, bottom, format_time(last), anchor="end"))
+    parts.append(
+        _text(
+            right,
+            bottom,
+            format_time(last),
+            anchor="end",
+        )
+    )
     return parts
 
 
@@ -187,7 +216,8 @@ def _lane(
     bars = []
     for position in np.flatnonzero(counts).tolist():
         x = LEFT_MARGIN + position * step
-        height = max(2.0, MAX_BAR_HEIGHT * int(counts[position]) / highest)
+        share = int(counts[position]) / highest
+        height = max(MIN_BAR_HEIGHT, MAX_BAR_HEIGHT * share)
         bars.append(
             f'<rect x="{x:.1f}" y="{base - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
         )
@@ -201,7 +231,12 @@ def _lane(
         f'<g fill="{color}"><title>{html.escape(name)}: {total} events</title>',
         *bars,
         "</g>",
-        _text(LEFT_MARGIN - 10, base - 4, f"{label} {total}", anchor="end"),
+        _text(
+            LEFT_MARGIN - 10,
+            base - 4,
+            f"{label} {total}",
+            anchor="end",
+        ),
     ]
     return "".join(parts)
 
@@ -221,7 +256,8 @@ def _lanes(events: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], list[str]]:
     )
     order = np.lexsort((kinds, -counts))
     lane_of_kind = np.empty(len(kinds), np.int64)
-    lane_of_kind[order] = np.minimum(np.arange(len(kinds)), MAX_LANES - 1)
+    ranks = np.arange(len(kinds))
+    lane_of_kind[order] = np.minimum(ranks, MAX_LANES - 1)
     names = kinds[order].tolist()
     if len(names) > MAX_LANES:
         names = [*names[: MAX_LANES - 1], OTHERS]

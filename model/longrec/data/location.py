@@ -46,7 +46,12 @@ def local_directory(uri: str, shard: Shard = WHOLE_DATASET) -> Iterator[Path]:
             if shard == WHOLE_DATASET:
                 _copy(system, root, folder)
             else:
-                _copy_shard(system, root, Path(folder), shard)
+                _copy_shard(
+                    system,
+                    root,
+                    Path(folder),
+                    shard,
+                )
         yield Path(folder)
 
 

@@ -20,7 +20,10 @@ ROWS_PER_PART = 2_000_000
 MAX_PARTS = 1_024
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Shard:
     """A range of the users of a dataset, written `2/5`; the first of five is `1/5`.
 
@@ -88,7 +91,8 @@ def shard_order(shards: Sequence[Shard]) -> list[int]:
     Raises:
         DataError: a shard is missing or occurs twice.
     """
-    order = sorted(range(len(shards)), key=lambda position: shards[position].index)
+    positions = range(len(shards))
+    order = sorted(positions, key=lambda position: shards[position].index)
     in_order = [shards[position] for position in order]
     if not shards or in_order != _all_shards(len(shards)):
         count = shards[0].count if shards else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from longrec.data.columns import Int64, int64_column
 from longrec.schema import CREATED, TIMESTAMP, USER_ID
+
+Mask = npt.NDArray[np.bool_]
 
 _QUANTILES_PER_MILLE = {
     "p10": 100,
@@ -21,16 +23,37 @@ _QUANTILES_PER_MILLE = {
 }
 
 
+def equals_previous(*keys: npt.NDArray[Any]) -> Mask:
+    """Return whether each row but the first equals the row before in all keys, bool [n - 1]."""
+    num_steps = max(len(keys[0]) - 1, 0)
+    is_equal = np.ones(num_steps, bool)
+    for key in keys:
+        is_equal &= key[1:] == key[:-1]
+    return is_equal
+
+
+def steps_back(*keys: npt.NDArray[Any]) -> Mask:
+    """Return whether each row but the first is below the row before, bool [n - 1].
+
+    Args:
+        keys: columns of equal length; rows are compared in lexical order.
+    """
+    num_steps = max(len(keys[0]) - 1, 0)
+    is_back = np.zeros(num_steps, bool)
+    is_tied = np.ones(num_steps, bool)
+    for key in keys:
+        is_lower = key[1:] < key[:-1]
+        is_back |= is_tied & is_lower
+        is_tied &= equals_previous(key)
+    return is_back
+
+
 def group_starts(*keys: npt.NDArray[Any]) -> Int64:
     """Return the first row of each run of equal keys, int64; empty for no rows."""
-    num_rows = len(keys[0])
-    if not num_rows:
+    if not len(keys[0]):
         return np.zeros(0, np.int64)
-    changed = np.zeros(num_rows - 1, bool)
-    for key in keys:
-        changed |= key[1:] != key[:-1]
-    later_starts = np.flatnonzero(changed) + 1
-    return np.concatenate([[0], later_starts]).astype(np.int64)
+    is_start = np.append(True, ~equals_previous(*keys))
+    return np.flatnonzero(is_start).astype(np.int64)
 
 
 def group_spans(*keys: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
@@ -40,16 +63,35 @@ def group_spans(*keys: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
     return zip(starts, ends, strict=False)
 
 
-def is_sorted(keys: Sequence[Int64]) -> bool:
-    """Return whether the rows ascend in the lexical order of the keys; equal rows are allowed."""
-    num_steps = max(len(keys[0]) - 1, 0)
-    is_tied = np.ones(num_steps, bool)
-    for key in keys:
-        falls = key[1:] < key[:-1]
-        if np.any(is_tied & falls):
-            return False
-        is_tied &= key[1:] == key[:-1]
-    return True
+def group_lengths(*keys: npt.NDArray[Any]) -> Int64:
+    """Return the number of rows of each run of equal keys, int64."""
+    starts = group_starts(*keys)
+    bounds = np.append(starts, len(keys[0]))
+    return np.diff(bounds)
+
+
+def find_split_basket(
+    users: Int64,
+    baskets: Int64,
+    times: Int64,
+) -> tuple[int, str] | None:
+    """Return whether the events of a basket have different times, which a history could split.
+
+    Args:
+        users, baskets, times: int64 [E], of each event.
+
+    Returns:
+        Number of steps between different times and an example, or None.
+    """
+    order = np.lexsort((times, baskets, users))
+    users = users[order]
+    baskets = baskets[order]
+    is_split = equals_previous(users, baskets)
+    is_split &= ~equals_previous(times[order])
+    if not is_split.any():
+        return None
+    row = int(is_split.argmax())
+    return int(is_split.sum()), f"basket {baskets[row]} of user {users[row]}"
 
 
 def known_times(events: pa.Table | pa.RecordBatch) -> Int64:
@@ -109,9 +151,11 @@ def quantiles(lengths: npt.NDArray[Any]) -> dict[str, int]:
     """Return p10, p50, p90, p99 and max of some lengths; all are 0 for no lengths."""
     if not len(lengths):
         return dict.fromkeys(_QUANTILES_PER_MILLE, 0)
-    shares = [per_mille / 1_000 for per_mille in _QUANTILES_PER_MILLE.values()]
-    values = np.quantile(lengths, shares, method="inverted_cdf")
-    return {name: int(value) for name, value in zip(_QUANTILES_PER_MILLE, values, strict=True)}
+    result = {}
+    for name, per_mille in _QUANTILES_PER_MILLE.items():
+        value = np.quantile(lengths, per_mille / 1_000, method="inverted_cdf")
+        result[name] = int(value)
+    return result
 
 
 def quantiles_of_counts(counts: Int64) -> dict[str, int]:

@@ -15,8 +15,8 @@ user features. `join_shards` combines the files of all shards. No file holds use
 the dataset, so joined tables equal those of one build, byte for byte.
 """
 
-from longrec.data.features.tables import build_features
 from longrec.data.features.join import join_shards
 from longrec.data.features.manifest import FeatureReport
+from longrec.data.features.tables import build_features
 
 __all__ = ["FeatureReport", "build_features", "join_shards"]

@@ -120,7 +120,11 @@ def check_replaceable(path: Path) -> None:
 
 def _file_hashes(directory: Path) -> dict[str, str]:
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): files.sha256_of(path) for path in paths}
+    hashes = {}
+    for path in paths:
+        name = str(path.relative_to(directory))
+        hashes[name] = files.sha256_of(path)
+    return hashes
 
 
 def _users_and_lengths(directory: Path) -> tuple[Int64, Int64]:

@@ -13,7 +13,13 @@ import pyarrow as pa
 from longrec.data import history
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import IMPORT_AGAIN, Dataset
-from longrec.data.timelines import group_spans, known_times
+from longrec.data.timelines import (
+    equals_previous,
+    find_split_basket,
+    group_spans,
+    known_times,
+    steps_back,
+)
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Schema
 
@@ -64,7 +70,12 @@ def pack_in_process(source: Dataset, hold_late: bool) -> Iterator[tuple[int, Pac
     for part in source.parts:
         table = source.events(part, columns)
         path = source.event_path(part)
-        for packed in pack_users(table, source.schema, path, hold_late=hold_late):
+        for packed in pack_users(
+            table,
+            source.schema,
+            path,
+            hold_late=hold_late,
+        ):
             yield part, packed
 
 
@@ -88,7 +99,8 @@ def pack_users(
         DataError: events are out of order or before 1970, two events share a key, or a basket has
             two times.
     """
-    events = _Events.of(history.conform(table, schema), int64_column(table, USER_ID))
+    codec = history.conform(table, schema)
+    events = _Events.of(codec, int64_column(table, USER_ID))
     _check_order(path, events)
     if hold_late:
         events = events.moved_to(known_times(table))
@@ -142,22 +154,10 @@ class _Events:
         )
 
     @property
-    def is_same_user(self) -> Mask:
-        """Whether each row but the first has the user of the row before."""
-        same_user: Mask = self.users[1:] == self.users[:-1]
-        return same_user
-
-    @property
-    def is_tied(self) -> Mask:
-        """Whether each row but the first has user, time and event_seq of the row before."""
-        same_time = self.times[1:] == self.times[:-1]
-        same_seq = self.event_seqs[1:] == self.event_seqs[:-1]
-        is_tied: Mask = self.is_same_user & same_time & same_seq
-        return is_tied
-
-    @property
     def has_equal_event_seqs(self) -> bool:
-        return bool(self.is_tied.any())
+        """Whether two events of a user have one time and one event_seq."""
+        is_tied = equals_previous(self.users, self.times, self.event_seqs)
+        return bool(is_tied.any())
 
     def moved_to(self, times: Int64) -> _Events:
         """Return the events at other times, sorted by (user, time, event_seq, item)."""
@@ -174,18 +174,13 @@ class _Events:
 
 
 def _check_order(path: Path, events: _Events) -> None:
-    users = events.users
-    times = events.times
-    event_seqs = events.event_seqs
-    seq_falls = (times[1:] == times[:-1]) & (event_seqs[1:] < event_seqs[:-1])
-    time_falls = (times[1:] < times[:-1]) | seq_falls
-    goes_back = (users[1:] < users[:-1]) | (events.is_same_user & time_falls)
-    if not goes_back.any():
+    is_back = steps_back(events.users, events.times, events.event_seqs)
+    if not is_back.any():
         return
-    first_row = int(goes_back.argmax()) + 1
+    first_row = int(is_back.argmax()) + 1
     raise DataError(
         f"{path} is out of order",
-        found=f"{int(goes_back.sum())} steps back, the first at row {first_row}",
+        found=f"{int(is_back.sum())} steps back, the first at row {first_row}",
         expected="user_id, timestamp, event_seq ascending",
         fix=IMPORT_AGAIN,
     )
@@ -206,7 +201,12 @@ def _check_times(path: Path, events: _Events) -> None:
 
 def _check_keys(path: Path, events: _Events) -> None:
     """Raise DataError if two events of a user have one key; the rows are sorted by it."""
-    is_repeated = events.is_tied & (events.items[1:] == events.items[:-1])
+    is_repeated = equals_previous(
+        events.users,
+        events.times,
+        events.event_seqs,
+        events.items,
+    )
     if not is_repeated.any():
         return
     row = int(is_repeated.argmax())
@@ -222,20 +222,17 @@ def _check_keys(path: Path, events: _Events) -> None:
 
 
 def _check_baskets(path: Path, events: _Events) -> None:
-    baskets = events.codec.column(BASKET_ID).to_numpy()
-    order = np.lexsort((events.times, baskets, events.users))
-    users = events.users[order]
-    baskets = baskets[order]
-    times = events.times[order]
-    is_same_basket = (users[1:] == users[:-1]) & (baskets[1:] == baskets[:-1])
-    is_split = is_same_basket & (times[1:] != times[:-1])
-    if not is_split.any():
+    split = find_split_basket(
+        events.users,
+        events.codec.column(BASKET_ID).to_numpy(),
+        events.times,
+    )
+    if split is None:
         return
-    row = int(is_split.argmax())
-    example = f"basket {baskets[row]} of user {users[row]}"
+    num_splits, example = split
     raise DataError(
         f"{path}: events of one basket have different times, a history could split it",
-        found=f"{int(is_split.sum())} such steps, for example {example}",
+        found=f"{num_splits} such steps, for example {example}",
         expected="one time per basket",
         fix="Give all events of a basket one timestamp.",
     )

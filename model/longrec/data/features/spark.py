@@ -62,7 +62,12 @@ def _pack_on_spark(
         arrays = [group.column(name).cast(all_columns.field(name).type) for name in columns]
         table = pa.table(arrays, names=columns)
         table = table.sort_by([(TIMESTAMP, "ascending"), (EVENT_SEQ, "ascending")])
-        packed = pack_users(table, schema, events_dir, hold_late=hold_late)
+        packed = pack_users(
+            table,
+            schema,
+            events_dir,
+            hold_late=hold_late,
+        )
         return _packed_table(list(packed), num_parts)
 
     paths = [str(source.event_path(part)) for part in source.parts]

@@ -208,8 +208,18 @@ def _write_features(
 ) -> None:
     """Write item_features and user_features."""
     schema = source.schema
-    items = _feature_table(source.items(), ITEM_ID, schema.item[1:], created_ms)
-    users = _feature_table(source.users(), USER_ID, schema.user, created_ms)
+    items = _feature_table(
+        source.items(),
+        ITEM_ID,
+        schema.item[1:],
+        created_ms,
+    )
+    users = _feature_table(
+        source.users(),
+        USER_ID,
+        schema.user,
+        created_ms,
+    )
     pq.write_table(items, directory / "item_features.parquet", compression="zstd")
     pq.write_table(users, directory / "user_features.parquet", compression="zstd")
 

@@ -131,10 +131,10 @@ def _concatenate(parts: Sequence[npt.NDArray[Any]], *, pin: bool) -> torch.Tenso
     if not pin:
         return torch.from_numpy(np.concatenate(parts))
     num_rows = sum(map(len, parts))
-    dtype = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
+    no_row = torch.from_numpy(parts[0][:0].copy())
     pinned = torch.empty(
         (num_rows, *parts[0].shape[1:]),
-        dtype=dtype,
+        dtype=no_row.dtype,
         pin_memory=True,
     )
     np.concatenate(parts, out=pinned.numpy())
@@ -143,4 +143,5 @@ def _concatenate(parts: Sequence[npt.NDArray[Any]], *, pin: bool) -> torch.Tenso
 
 def _offsets(parts: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
     lengths = map(len, parts)
-    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    return torch.from_numpy(offsets)

@@ -33,7 +33,10 @@ Split = Literal["warmup", "train", "eval"]
 Int8 = npt.NDArray[np.int8]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class EncodedHistories:
     """Encoded timelines, requests and targets; arrays are mapped read-only from the cache.
 
@@ -101,7 +104,10 @@ class EncodedHistories:
             name: _map_array(directory / f"{name}.npy") for name in _array_names()
         }
         meta = files.read_json(directory / "meta.json")
-        return cls(**arrays, encoder_fingerprint=meta["encoder_fingerprint"])
+        return cls(
+            **arrays,
+            encoder_fingerprint=meta["encoder_fingerprint"],
+        )
 
     @property
     def num_requests(self) -> int:
@@ -176,7 +182,11 @@ def _slices(starts: Int64, ends: Int64) -> Iterator[slice]:
 def _map_array(path: Path) -> npt.NDArray[np.generic]:
     """Return the array in a .npy file, mapped read-only; an empty file is read instead."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(
+            path,
+            mmap_mode="r",
+            allow_pickle=False,
+        )
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist",

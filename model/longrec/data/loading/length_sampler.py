@@ -28,7 +28,10 @@ _NUM_DRAWS = 3
 """Independent uniform numbers of a request: for its length, its rounding, its random window."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class LengthSampler:
     """Draws the events that a training step sees.
 
@@ -97,7 +100,8 @@ class LengthSampler:
             return starts, starts + lengths
         num_positions = available - lengths + 1
         uniform = self._uniform(request_ids, epoch, _POSITION_DRAW)
-        first = starts + np.floor(uniform * num_positions).astype(np.int64)
+        position = np.floor(uniform * num_positions)
+        first = starts + position.astype(np.int64)
         return first, first + lengths
 
     def lengths(
@@ -168,12 +172,16 @@ class LengthSampler:
         share = betaincinv(alpha, beta, uniform)
         return np.asarray(low + share * (high - low), np.float64)
 
-    def _two_point(self, available: Int64, uniform: Float64) -> Int64:
+    def _two_point(
+        self,
+        available: Int64,
+        uniform: Float64,
+    ) -> Int64:
         capacity = float(self.config.maximum)
         alpha = self.config.alpha
         multiple = self.config.multiple
-        short = round(capacity ** (alpha / 2) / multiple) * multiple
-        short = max(multiple, short)
+        target = capacity ** (alpha / 2)
+        short = max(multiple, round(target / multiple) * multiple)
         squared = np.maximum(available, 1).astype(np.float64) ** 2
         keeps_all = uniform * squared < capacity**alpha
         return np.where(keeps_all, available, np.minimum(available, short))
@@ -206,7 +214,8 @@ class LengthSampler:
             draw: which of the independent numbers of a request.
         """
         seed_hash = splitmix64(np.array([self.seed], np.int64))
-        key = splitmix64(seed_hash ^ np.uint64(_NUM_DRAWS * epoch + draw))
+        draw_number = np.uint64(_NUM_DRAWS * epoch + draw)
+        key = splitmix64(seed_hash ^ draw_number)
         id_hash = splitmix64(request_ids.astype(np.int64))
         bits = splitmix64(id_hash ^ key) >> np.uint64(11)
         return (bits.astype(np.float64) + 0.5) * 2.0**-53

@@ -22,7 +22,12 @@ class BatchSource(Protocol):
     def batch_numbers(self) -> range:
         """Numbers of the batches, in order."""
 
-    def batch(self, number: int, *, pin: bool = False) -> RequestBatch:
+    def batch(
+        self,
+        number: int,
+        *,
+        pin: bool = False,
+    ) -> RequestBatch:
         """Return one batch, in page-locked memory if `pin` is set."""
 
 

@@ -21,7 +21,10 @@ from longrec.data.loading.length_sampler import LengthSampler
 from longrec.data.loading.prefetch import prefetch
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RequestStream:
     """Batches over encoded histories; iterating packs them ahead in a background thread.
 
@@ -79,7 +82,8 @@ class RequestStream:
             rank: this process.
         """
         requests = encoded.requests(split)
-        order = np.random.default_rng([seed, epoch]).permutation(len(requests))
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(requests))
         requests = requests[order]
         starts, ends = length_sampler.cut(
             encoded.request_ids[requests],
@@ -152,14 +156,21 @@ class RequestStream:
         """Numbers of the batches that iterating gives, counted from the start of the epoch."""
         return range(self.first_batch, len(self.bounds) - 1)
 
-    def batch(self, number: int, *, pin: bool = False) -> RequestBatch:
+    def batch(
+        self,
+        number: int,
+        *,
+        pin: bool = False,
+    ) -> RequestBatch:
         """Return one batch.
 
         Args:
             number: of the batch, counted from the start of the epoch.
             pin: whether the batch is in page-locked memory.
         """
-        positions = np.arange(self.bounds[number], self.bounds[number + 1])
+        start = self.bounds[number]
+        end = self.bounds[number + 1]
+        positions = np.arange(start, end)
         global_batch = None
         if self.num_ranks > 1:
             positions, global_batch = self._rank_part(positions)
@@ -189,7 +200,8 @@ class RequestStream:
         ends = self.encoded.target_ends[self.requests].tolist()
         if not starts:
             return np.zeros(0, np.int64)
-        return np.concatenate([np.arange(*span) for span in zip(starts, ends, strict=True)])
+        ranges = list(map(np.arange, starts, ends))
+        return np.concatenate(ranges)
 
     @property
     def target_requests(self) -> Int64:

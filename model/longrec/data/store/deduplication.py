@@ -12,13 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 from longrec.data import history
+from longrec.data.columns import Int64
+from longrec.data.timelines import equals_previous, group_starts
 from longrec.errors import DataError
 from longrec.schema import USER_ID
 
 KEY = (USER_ID, *history.EVENT_KEY)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class DeduplicatedEvents:
     """Events of one user, divided by whether they are stored already.
 
@@ -42,18 +47,22 @@ def deduplicate(events: pa.RecordBatch, stored: pa.RecordBatch) -> DeduplicatedE
     """
     if not events.num_rows:
         return DeduplicatedEvents(events, events, stored.slice(0, 0))
-    times = history.timestamps(events)
-    stored_times = history.timestamps(stored)
-    first = int(np.searchsorted(stored_times, times[0], side="left"))
-    end = int(np.searchsorted(stored_times, times[-1], side="right"))
-    nearby = stored.slice(first, end - first)
-    row_of_key = {key: row for row, key in enumerate(_keys(nearby), first)}
-    stored_rows = np.array([row_of_key.get(key, -1) for key in _keys(events)], np.int64)
-    is_stored = stored_rows >= 0
+    nearby = _between(stored, history.timestamps(events))
+    row_of_key = dict(zip(_keys(nearby), range(nearby.num_rows), strict=True))
+    new_rows = []
+    repeated_rows = []
+    stored_rows = []
+    for row, key in enumerate(_keys(events)):
+        stored_row = row_of_key.get(key)
+        if stored_row is None:
+            new_rows.append(row)
+        else:
+            repeated_rows.append(row)
+            stored_rows.append(stored_row)
     return DeduplicatedEvents(
-        new=events.take(pa.array(np.flatnonzero(~is_stored))),
-        repeated=events.take(pa.array(np.flatnonzero(is_stored))),
-        stored=stored.take(pa.array(stored_rows[is_stored])),
+        new=_take(events, new_rows),
+        repeated=_take(events, repeated_rows),
+        stored=_take(nearby, stored_rows),
     )
 
 
@@ -68,17 +77,16 @@ def sort_distinct(events: pa.Table) -> pa.Table:
     """
     keys = [events.column(name).to_numpy() for name in KEY]
     order = np.lexsort(keys[::-1])
-    is_repeat = np.zeros(len(order), bool)
-    is_repeat[1:] = True
-    for key in keys:
-        is_repeat[1:] &= key[order[1:]] == key[order[:-1]]
-    repeats = np.flatnonzero(is_repeat)
+    events = events.take(pa.array(order))
+    sorted_keys = [key[order] for key in keys]
+    repeats = np.flatnonzero(equals_previous(*sorted_keys)) + 1
     if len(repeats):
         _check_rows(
-            events.take(pa.array(order[repeats])),
-            events.take(pa.array(order[repeats - 1])),
+            events.take(pa.array(repeats)),
+            events.take(pa.array(repeats - 1)),
         )
-    return events.take(pa.array(order[~is_repeat])).combine_chunks()
+    first_rows = group_starts(*sorted_keys)
+    return events.take(pa.array(first_rows)).combine_chunks()
 
 
 def check_same_events(
@@ -108,6 +116,18 @@ def check_same_events(
         )
 
 
+def _between(stored: pa.RecordBatch, times: Int64) -> pa.RecordBatch:
+    """Return the stored events from the first to the last of some sorted times."""
+    stored_times = history.timestamps(stored)
+    first = int(np.searchsorted(stored_times, times[0], side="left"))
+    end = int(np.searchsorted(stored_times, times[-1], side="right"))
+    return stored.slice(first, end - first)
+
+
+def _take(events: pa.RecordBatch, rows: list[int]) -> pa.RecordBatch:
+    return events.take(pa.array(rows, pa.int64()))
+
+
 def _check_rows(events: pa.Table, others: pa.Table) -> None:
     users = events.column(USER_ID).to_pylist()
     for row, user in enumerate(users):
@@ -124,5 +144,8 @@ def _event_of_row(table: pa.Table, row: int) -> pa.RecordBatch:
 
 
 def _keys(events: pa.RecordBatch) -> list[tuple[int, ...]]:
-    columns = [events.column(name).to_numpy().tolist() for name in history.EVENT_KEY]
+    columns = []
+    for name in history.EVENT_KEY:
+        column = events.column(name).to_numpy()
+        columns.append(column.tolist())
     return list(zip(*columns, strict=True))

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ from pyarrow import csv, json
 
 from longrec.data import history
 from longrec.data.store.deduplication import sort_distinct
-from longrec.data.timelines import group_spans, known_times
+from longrec.data.timelines import find_split_basket, group_spans, known_times
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, CREATED, TIMESTAMP, USER_ID, Schema
 
@@ -114,20 +113,16 @@ def check_baskets(events: pa.Table, schema: Schema) -> None:
     """
     if not schema.has_baskets:
         return
-    users = events.column(USER_ID).to_numpy()
-    baskets = events.column(BASKET_ID).to_numpy()
-    times = events.column(TIMESTAMP).to_numpy()
-    order = np.lexsort((times, baskets, users))
-    users = users[order]
-    baskets = baskets[order]
-    times = times[order]
-    is_same_basket = (users[1:] == users[:-1]) & (baskets[1:] == baskets[:-1])
-    is_split = is_same_basket & (times[1:] != times[:-1])
-    if is_split.any():
-        row = int(is_split.argmax())
+    split = find_split_basket(
+        users=events.column(USER_ID).to_numpy(),
+        baskets=events.column(BASKET_ID).to_numpy(),
+        times=events.column(TIMESTAMP).to_numpy(),
+    )
+    if split is not None:
+        _, example = split
         raise DataError(
             "events of one basket have different times, a history could split it",
-            found=f"basket {baskets[row]} of user {users[row]}",
+            found=example,
             expected="one time per basket",
             fix="Give all events of a basket one timestamp.",
         )

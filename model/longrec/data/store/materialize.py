@@ -27,7 +27,12 @@ logger = logging.getLogger(__name__)
 MAX_SLICE_BYTES = 256 << 20
 """Packed histories that one materialization holds in memory."""
 VERIFIED_USERS_PER_FILE = 16
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_EPOCH = datetime.datetime(
+    1970,
+    1,
+    1,
+    tzinfo=datetime.UTC,
+)
 
 
 def fill_online_store(published: PublishedVersion, repo_dir: Path) -> tuple[int, int]:
@@ -57,18 +62,29 @@ def materialize(adapter: FeastAdapter) -> int:
         history_directory(published.path),
         columns=[EVENT_TIME, HISTORY_LENGTH],
     )
-    times_us = np.asarray(tables.column(EVENT_TIME).cast(pa.int64()), np.int64)
+    event_times = tables.column(EVENT_TIME).cast(pa.int64())
+    times_us = np.asarray(event_times, np.int64)
     counts = published.manifest["counts"]
     bytes_per_event = counts["history_bytes"] / max(counts["num_events"], 1)
     sizes = int64_column(tables, HISTORY_LENGTH) * bytes_per_event
     num_slices = 0
     for start_us, end_us in time_slices(times_us, sizes):
-        _materialize_view(adapter, "user_history", start_us, end_us)
+        _materialize_view(
+            adapter,
+            "user_history",
+            start_us,
+            end_us,
+        )
         num_slices += 1
     online_views = {view.name for view in adapter.feast.list_feature_views() if view.online}
     log_end_us = published.log_end_us
     for name in sorted(online_views - {"user_history", "user_tail"}):
-        _materialize_view(adapter, name, log_end_us, log_end_us)
+        _materialize_view(
+            adapter,
+            name,
+            log_end_us,
+            log_end_us,
+        )
         num_slices += 1
     return num_slices
 
@@ -89,7 +105,8 @@ def time_slices(times_us: Int64, sizes: npt.NDArray[np.float64]) -> Iterator[tup
     bytes_before = 0.0
     while row < len(times):
         full_row = int(np.searchsorted(cumulative, bytes_before + MAX_SLICE_BYTES))
-        last_us = int(times[min(full_row, len(times) - 1)])
+        last_row = min(full_row, len(times) - 1)
+        last_us = int(times[last_row])
         yield int(times[row]), last_us
         row = int(np.searchsorted(times, last_us, side="right"))
         bytes_before = float(cumulative[row - 1])

@@ -26,7 +26,11 @@ class OfflineStore:
         StoreError: nothing was published, or the registry was made for another schema.
     """
 
-    def __init__(self, workdir: str | Path, repo_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        repo_dir: str | Path | None = None,
+    ) -> None:
         self._adapter = FeastAdapter(PublishedVersion.open(workdir), repo_dir)
 
     @property

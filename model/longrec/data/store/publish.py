@@ -229,7 +229,7 @@ def _is_current(
         if files.read_json(tables / "manifest.json") != manifest:
             return False
         written_key = files.read_json(feast / "key.json")
-        if any(written_key.get(name) != value for name, value in _key(key).items()):
+        if written_key | _key(key) != written_key:
             return False
         if not _are_files(tables, manifest["files"]):
             return False
@@ -289,7 +289,8 @@ def _write_settings(repo_dir: Path, version: Path) -> None:
 
 def redis_project(version: Path) -> str:
     """Return the Feast project of a version in Redis; no two versions share one."""
-    store_hash = hashlib.sha256(str(version.parent).encode()).hexdigest()[:8]
+    store = str(version.parent)
+    store_hash = hashlib.sha256(store.encode()).hexdigest()[:8]
     name = version.name.replace("-", "_")
     return f"longrec_{name}_{store_hash}"
 

@@ -43,7 +43,10 @@ RepeatCheck = Callable[[int, pa.RecordBatch, pa.RecordBatch], None]
 """Called with a user, repeated events and the stored events with their keys."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class PushReport:
     """Counts of a push.
 
@@ -90,7 +93,11 @@ class Pusher:
     Arguments and errors are those of `push`.
     """
 
-    def __init__(self, workdir: str | Path, repo_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        repo_dir: str | Path | None = None,
+    ) -> None:
         self._workdir = Path(workdir).resolve()
         self._repo_dir = repo_dir
         self._adapter = self._open()
@@ -167,11 +174,18 @@ def add_events(
     )
 
 
-def accept_repeats(user: int, events: pa.RecordBatch, stored: pa.RecordBatch) -> None:
+def accept_repeats(
+    user: int,
+    events: pa.RecordBatch,
+    stored: pa.RecordBatch,
+) -> None:
     """Accept any repeated event; the stored one stays."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class UserUpdate:
     """The new rows of a user.
 
@@ -248,7 +262,12 @@ def _updates(
     stored_users = read_stored_users(adapter, user_ids)
     updates = []
     for stored, (_, events) in zip(stored_users, batch, strict=True):
-        update = _update(stored, events, schema, check_repeats)
+        update = _update(
+            stored,
+            events,
+            schema,
+            check_repeats,
+        )
         if update is not None:
             updates.append(update)
     return updates

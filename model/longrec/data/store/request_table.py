@@ -11,14 +11,17 @@ import pyarrow as pa
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import IMPORT_AGAIN, Dataset
 from longrec.data.histories import TARGET_SPAN, Histories
-from longrec.data.timelines import group_starts
+from longrec.data.timelines import group_lengths, group_starts
 from longrec.errors import DataError
 from longrec.schema import REQUEST_ID, TIMESTAMP, USER_ID
 
 _KEYS = (REQUEST_ID, USER_ID, TIMESTAMP)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RequestTable:
     """Requests sorted by (time, request_id); all columns are int64 [R].
 
@@ -45,7 +48,9 @@ class RequestTable:
     @classmethod
     def of_shards(cls, shards: Sequence[Histories]) -> RequestTable:
         """Return the requests of all shards; their targets are in the tables of the shards."""
-        tables = [_requests_of_shard(shard, number) for number, shard in enumerate(shards)]
+        tables = []
+        for number, shard in enumerate(shards):
+            tables.append(_requests_of_shard(shard, number))
         return cls._sorted(tables)
 
     def check(self, source: str) -> None:
@@ -72,7 +77,11 @@ class RequestTable:
                 fix=IMPORT_AGAIN,
             )
 
-    def sample(self, max_requests: int, seed: int) -> RequestTable:
+    def sample(
+        self,
+        max_requests: int,
+        seed: int,
+    ) -> RequestTable:
         """Return a random sample of requests in the same order.
 
         Args:
@@ -105,12 +114,14 @@ class RequestTable:
             requests = np.flatnonzero(self.parts == part)
             part_counts = counts[requests]
             rows = _ranges(self.starts[requests], part_counts)
-            targets = read_part(part).cast(columns).take(pa.array(rows))
+            part_targets = read_part(part).cast(columns)
+            targets = part_targets.take(pa.array(rows))
             tables.append(targets)
-            first_rows[requests] = num_rows + np.cumsum(part_counts) - part_counts
+            first_rows[requests] = num_rows + _starts_of(part_counts)
             num_rows += targets.num_rows
-        by_request = _ranges(first_rows, counts)
-        return pa.concat_tables(tables).take(pa.array(by_request)), np.cumsum(counts)
+        by_part = pa.concat_tables(tables)
+        by_request = by_part.take(pa.array(_ranges(first_rows, counts)))
+        return by_request, np.cumsum(counts)
 
     @classmethod
     def _sorted(cls, tables: Sequence[RequestTable]) -> RequestTable:
@@ -118,28 +129,35 @@ class RequestTable:
         columns = []
         for field in dataclasses.fields(cls):
             arrays = [getattr(table, field.name) for table in tables]
-            columns.append(np.concatenate([no_rows, *arrays]).astype(np.int64))
+            column = np.concatenate([no_rows, *arrays])
+            columns.append(column.astype(np.int64))
         whole = cls(*columns)
         order = np.lexsort((whole.request_ids, whole.request_times))
         return whole._take(order)
 
     def _take(self, rows: Int64) -> RequestTable:
-        columns = [getattr(self, field.name)[rows] for field in dataclasses.fields(self)]
-        return RequestTable(*columns)
+        return RequestTable(
+            self.request_ids[rows],
+            self.user_ids[rows],
+            self.request_times[rows],
+            self.parts[rows],
+            self.starts[rows],
+            self.ends[rows],
+        )
 
 
 def _requests_of_part(source: Dataset, part: int) -> RequestTable:
     table = source.targets(part, _KEYS)
     request_ids, user_ids, times = (int64_column(table, name) for name in _KEYS)
     starts = group_starts(request_ids, user_ids, times)
-    ends = np.append(starts[1:], table.num_rows)[: len(starts)]
+    lengths = group_lengths(request_ids, user_ids, times)
     return RequestTable(
         request_ids[starts],
         user_ids[starts],
         times[starts],
         parts=np.full(len(starts), part),
         starts=starts,
-        ends=ends,
+        ends=starts + lengths,
     )
 
 
@@ -160,7 +178,10 @@ def _requests_of_shard(shard: Histories, number: int) -> RequestTable:
 
 def _ranges(starts: Int64, counts: Int64) -> Int64:
     """Return starts[0], starts[0]+1, ... (counts[0] values), then those of starts[1], and so on."""
-    ends = np.cumsum(counts)
-    first_positions = ends - counts
-    shifts: Int64 = np.repeat(starts - first_positions, counts)
+    shifts: Int64 = np.repeat(starts - _starts_of(counts), counts)
     return np.arange(len(shifts)) + shifts
+
+
+def _starts_of(counts: Int64) -> Int64:
+    """Return the first position of each range when ranges follow each other."""
+    return np.cumsum(counts) - counts

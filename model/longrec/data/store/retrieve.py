@@ -45,7 +45,10 @@ _SHARED_KEYS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RetrieveReport:
     """Counts of the histories that were written.
 
@@ -128,7 +131,12 @@ def retrieve(
         head = _manifest_head(source, published)
         head["seed"] = seed
         content = _Content(requests, spans, *targets, items)
-        return _finish(writer, content, head, data)
+        return _finish(
+            writer,
+            content,
+            head,
+            data,
+        )
 
 
 def join_shards(
@@ -148,11 +156,14 @@ def join_shards(
             features; or there is no request.
     """
     shards = [Histories.open(directory) for directory in shard_dirs]
-    numbers = [Shard.parse(shard.manifest.get("shard", "1/1")) for shard in shards]
-    shards = [shards[position] for position in shard_order(numbers)]
+    names = [shard.manifest.get("shard", "1/1") for shard in shards]
+    order = shard_order([Shard.parse(name) for name in names])
+    shards = [shards[position] for position in order]
     _check_shards(shards)
     first = shards[0]
-    head: dict[str, Any] = {key: first.manifest[key] for key in _SHARED_KEYS}
+    head: dict[str, Any] = {}
+    for key in _SHARED_KEYS:
+        head[key] = first.manifest[key]
     requests = RequestTable.of_shards(shards)
     requests.check(f"the dataset {head['dataset']}")
     requests = requests.sample(data.max_requests, seed)
@@ -171,10 +182,18 @@ def join_shards(
         )
         head["seed"] = seed
         content = _Content(requests, spans, *targets, first.items)
-        return _finish(writer, content, head, data)
+        return _finish(
+            writer,
+            content,
+            head,
+            data,
+        )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _Content:
     """Tables of the histories before they are written.
 

@@ -23,6 +23,7 @@ from longrec.data import files, history
 from longrec.data.columns import EVENT_TIME, HISTORY, TAIL, Int64, int64_column
 from longrec.data.store.deduplication import deduplicate
 from longrec.data.store.versions import PublishedVersion
+from longrec.data.timelines import group_lengths
 from longrec.schema import USER_ID
 
 MAX_TAIL_FILES = 64
@@ -41,7 +42,11 @@ def history_directory(version: Path) -> Path:
     return version / "features" / "user_history"
 
 
-def write_tails(version: Path, tails: pa.Table, feature_time_us: int = 0) -> None:
+def write_tails(
+    version: Path,
+    tails: pa.Table,
+    feature_time_us: int = 0,
+) -> None:
     """Write a file of tails, which completes a push on disk.
 
     Args:
@@ -54,7 +59,11 @@ def write_tails(version: Path, tails: pa.Table, feature_time_us: int = 0) -> Non
     _write_file(version, tails, _tail_path(version, feature_time_us))
 
 
-def write_compacted(version: Path, histories: pa.Table, feature_time_us: int) -> None:
+def write_compacted(
+    version: Path,
+    histories: pa.Table,
+    feature_time_us: int,
+) -> None:
     """Write a file of compacted histories; it counts once the tails of the push are written.
 
     Args:
@@ -122,10 +131,8 @@ def latest_rows(table: pa.Table) -> pa.Table:
     """Return the last row of each user, sorted by user."""
     users = int64_column(table, USER_ID)
     order = np.lexsort((_feature_times(table), users))
-    sorted_users = users[order]
-    is_last = np.ones(len(users), bool)
-    is_last[:-1] = sorted_users[1:] != sorted_users[:-1]
-    return table.take(pa.array(order[is_last]))
+    last_positions = np.cumsum(group_lengths(users[order])) - 1
+    return table.take(pa.array(order[last_positions]))
 
 
 def users_with_pushes(version: Path) -> Int64:
@@ -154,10 +161,12 @@ def pushed_events(before: PublishedVersion, users: Int64) -> pa.Table:
     times_us = _feature_times(histories)
     is_compacted = times_us > before.log_end_us
     is_complete = times_us <= last_feature_time(before.path)
-    published = _payloads(histories.filter(pa.array(~is_compacted)))
-    compacted = _payloads(latest_rows(histories.filter(pa.array(is_compacted & is_complete))))
+    published_rows = histories.filter(pa.array(~is_compacted))
+    compacted_rows = histories.filter(pa.array(is_compacted & is_complete))
+    published = _payloads(published_rows, HISTORY)
+    compacted = _payloads(latest_rows(compacted_rows), HISTORY)
     tables = []
-    for user, tail in zip(tails[USER_ID].to_pylist(), tails[TAIL].to_pylist(), strict=True):
+    for user, tail in _payloads(tails, TAIL).items():
         stored = history.merge(
             history.unpack_or_empty(compacted.get(user), schema),
             history.unpack_or_empty(tail, schema),
@@ -171,15 +180,17 @@ def pushed_events(before: PublishedVersion, users: Int64) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries()
 
 
-def _payloads(histories: pa.Table) -> dict[int, bytes]:
-    users = histories[USER_ID].to_pylist()
-    payloads = histories[HISTORY].to_pylist()
+def _payloads(table: pa.Table, name: str) -> dict[int, bytes]:
+    """Return a column of packed histories by user."""
+    users = table[USER_ID].to_pylist()
+    payloads = table[name].to_pylist()
     return dict(zip(users, payloads, strict=True))
 
 
 def _feature_times(table: pa.Table) -> Int64:
     """Return the feature timestamps of rows, int64 microseconds."""
-    return np.asarray(table.column(EVENT_TIME).cast(pa.int64()), np.int64)
+    times = table.column(EVENT_TIME).cast(pa.int64())
+    return np.asarray(times, np.int64)
 
 
 def _tail_paths(version: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -26,7 +27,10 @@ MAX_GROUP_EVENTS = 4_000_000
 """Events that one offline query brings into memory."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Timelines:
     """Timelines of a group of users.
 
@@ -41,7 +45,10 @@ class Timelines:
     features: pa.Table
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RequestSpans:
     """Where the history of each request is.
 
@@ -102,24 +109,23 @@ class ShardTimelines:
     """
 
     def __init__(self, shards: Sequence[Histories]) -> None:
-        ids = [int64_column(shard.users, USER_ID) for shard in shards]
-        shard_numbers = [np.full(len(own), number) for number, own in enumerate(ids)]
-        rows = [np.arange(len(own)) for own in ids]
-        starts = [int64_column(shard.users, "event_start") for shard in shards]
-        ends = [int64_column(shard.users, "event_end") for shard in shards]
-        order = np.argsort(np.concatenate(ids), kind="stable")
+        tables = []
+        for number, shard in enumerate(shards):
+            tables.append(_user_spans(shard, number))
+        users = np.concatenate(tables, axis=1)
+        order = np.argsort(users[0], kind="stable")
         self._shards = shards
-        self._ids = np.concatenate(ids)[order]
-        self._shard_numbers = np.concatenate(shard_numbers)[order]
-        self._rows = np.concatenate(rows)[order]
-        self._starts = np.concatenate(starts)[order]
-        self._ends = np.concatenate(ends)[order]
+        self._ids = users[0][order]
+        self._shard_numbers = users[1][order]
+        self._rows = users[2][order]
+        self._starts = users[3][order]
+        self._ends = users[4][order]
 
     def lengths(self, user_ids: Int64) -> Int64:
         """Return the number of events of each user (sorted, unique ids)."""
         positions = np.searchsorted(self._ids, user_ids)
-        lengths: Int64 = self._ends[positions] - self._starts[positions]
-        return lengths
+        all_lengths: Int64 = self._ends - self._starts
+        return all_lengths[positions]
 
     def read(self, user_ids: Int64) -> Timelines:
         """Return the timelines of users of one part (sorted, unique ids)."""
@@ -127,7 +133,7 @@ class ShardTimelines:
         shard = self._shards[self._shard_numbers[positions[0]]]  # users of a part share a shard
         starts = self._starts[positions].tolist()
         ends = self._ends[positions].tolist()
-        parts = [shard.events(*span) for span in zip(starts, ends, strict=True)]
+        parts = list(map(shard.events, starts, ends))
         events = history.concatenate(parts, shard.schema)
         names = [feature.name for feature in shard.schema.user]
         rows = pa.array(self._rows[positions])
@@ -136,6 +142,21 @@ class ShardTimelines:
             _offsets(self.lengths(user_ids)),
             shard.users.select(names).take(rows),
         )
+
+
+def _user_spans(shard: Histories, number: int) -> Int64:
+    """Return ids, shard number, row, start and end of the timelines of a shard, int64 [5, U]."""
+    ids = int64_column(shard.users, USER_ID)
+    rows = np.arange(len(ids))
+    return np.stack(
+        [
+            ids,
+            np.full(len(ids), number),
+            rows,
+            int64_column(shard.users, "event_start"),
+            int64_column(shard.users, "event_end"),
+        ]
+    )
 
 
 def write_timelines(
@@ -170,7 +191,14 @@ def write_timelines(
         timelines = source.read(user_ids[start:end])
         requests_by_user.count_events_before(start, timelines, num_before)
         first_event, _ = writer.add(timelines.events)
-        tables.append(_user_rows(user_ids[start:end], start, first_event, timelines))
+        tables.append(
+            _user_rows(
+                user_ids[start:end],
+                start,
+                first_event,
+                timelines,
+            )
+        )
     users = pa.concat_tables(tables)
     first_events = int64_column(users, "event_start")[user_rows]
     ends = first_events + num_before
@@ -183,7 +211,10 @@ def write_timelines(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _RequestsByUser:
     """Requests grouped by user: those of user u are order[bounds[u]:bounds[u+1]]."""
 
@@ -199,8 +230,15 @@ class _RequestsByUser:
         num_users: int,
     ) -> _RequestsByUser:
         order = np.argsort(user_rows, kind="stable")
-        bounds = np.searchsorted(user_rows[order], np.arange(num_users + 1))
+        users = np.arange(num_users + 1)
+        bounds = np.searchsorted(user_rows[order], users)
         return cls(order, bounds, requests.request_times)
+
+    def of_user(self, user: int) -> Int64:
+        """Return the rows of a user's requests."""
+        start = self.bounds[user]
+        end = self.bounds[user + 1]
+        return self.order[start:end]
 
     def count_events_before(
         self,
@@ -210,12 +248,11 @@ class _RequestsByUser:
     ) -> None:
         """Write the number of events strictly before each request of a group into `num_before`."""
         times = history.timestamps(timelines.events)
-        for position in range(len(timelines.offsets) - 1):
-            user = first_user + position
-            own_requests = self.order[self.bounds[user] : self.bounds[user + 1]]
-            own_times = times[timelines.offsets[position] : timelines.offsets[position + 1]]
-            request_times = self.request_times[own_requests]
-            num_before[own_requests] = np.searchsorted(own_times, request_times, side="left")
+        spans = itertools.pairwise(timelines.offsets.tolist())
+        for user, (start, end) in enumerate(spans, first_user):
+            requests = self.of_user(user)
+            request_times = self.request_times[requests]
+            num_before[requests] = np.searchsorted(times[start:end], request_times, side="left")
 
 
 def _user_rows(
@@ -243,7 +280,8 @@ def _unpack_rows(rows: pa.Table, schema: Schema) -> tuple[pa.RecordBatch, Int64]
     payloads = rows.column(HISTORY)
     histories = [history.unpack_or_empty(value.as_buffer(), schema) for value in payloads]
     lengths = np.array([own.num_rows for own in histories], np.int64)
-    expected = np.asarray(rows.column(HISTORY_LENGTH).fill_null(0), np.int64)
+    stated = rows.column(HISTORY_LENGTH).fill_null(0)
+    expected = np.asarray(stated, np.int64)
     wrong = np.flatnonzero(lengths != expected)
     if len(wrong):
         raise StoreError(
@@ -256,7 +294,7 @@ def _unpack_rows(rows: pa.Table, schema: Schema) -> tuple[pa.RecordBatch, Int64]
 
 
 def _offsets(lengths: Int64) -> Int64:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _user_groups(

@@ -13,7 +13,10 @@ from longrec.data.columns import HISTORY, TAIL, TAIL_BASE
 from longrec.schema import Feature, Schema
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class UserRecord:
     """What the feature store knows of one user.
 
@@ -30,7 +33,10 @@ class UserRecord:
     features: dict[str, Any] | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class StoredUser:
     """The stored values of one user, not merged yet.
 
@@ -113,7 +119,10 @@ def _features(values: Mapping[str, Any], schema: Schema) -> dict[str, Any] | Non
     stored = {feature.name: values.get(feature.name) for feature in schema.user}
     if all(value is None for value in stored.values()):
         return None
-    return {feature.name: _feature_value(stored[feature.name], feature) for feature in schema.user}
+    features = {}
+    for feature in schema.user:
+        features[feature.name] = _feature_value(stored[feature.name], feature)
+    return features
 
 
 def _feature_value(value: Any, feature: Feature) -> Any:

@@ -94,7 +94,10 @@ def write_lock(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         StoreError: another writer held it for `wait_seconds`.
     """
     store = workdir / "store"
-    store.mkdir(parents=True, exist_ok=True)
+    store.mkdir(
+        parents=True,
+        exist_ok=True,
+    )
     deadline = time.monotonic() + wait_seconds
     with open(store / ".lock", "w") as stream:
         while not _try_lock(stream.fileno()):
