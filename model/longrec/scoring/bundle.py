@@ -41,7 +41,10 @@ REQUIRED_KEYS = frozenset({*VERSIONED_KEYS, "version", "schema", "facts"})
 COPY_OR_TRAIN = "Copy the bundle again, or rebuild it: longrec train HISTORIES OUT."
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Bundle:
     """A trained ranker with the encoder and the configuration that it was trained with.
 
@@ -144,7 +147,11 @@ def _host_tensors(ranker: Ranker) -> dict[str, Tensor]:
 
 def _version(meta: Mapping[str, Any]) -> str:
     content = {key: meta[key] for key in VERSIONED_KEYS}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        content,
+        sort_keys=True,
+        separators=(",", ":"),
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -180,7 +187,11 @@ def _read_meta(directory: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", meta)
 
 
-def _check_schema(directory: Path, meta: Mapping[str, Any], schema: Schema) -> None:
+def _check_schema(
+    directory: Path,
+    meta: Mapping[str, Any],
+    schema: Schema,
+) -> None:
     """Refuse a stored schema that differs from its fingerprint."""
     expected = meta["schema_fingerprint"]
     if schema.fingerprint == expected:
@@ -205,7 +216,11 @@ def _check_same_schema(schema: Schema | None, saved_schema: Schema) -> None:
         )
 
 
-def _check_hashes(directory: Path, meta: Mapping[str, Any], encoder: Encoder) -> None:
+def _check_hashes(
+    directory: Path,
+    meta: Mapping[str, Any],
+    encoder: Encoder,
+) -> None:
     """Refuse files that differ from the hashes in bundle.json."""
     hashes = {
         "encoder_fingerprint": encoder.fingerprint,

@@ -13,7 +13,10 @@ NUM_REQUEST_FIELDS = 3
 """Numbers in front of the user features: request time, 0, number of events."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RequestBuffers:
     """Tensors that are copied between host and device for one request.
 

@@ -59,7 +59,10 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 _capture_lock = threading.Lock()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class EncodedCandidates:
     """The user and the candidates of one request, encoded.
 
@@ -110,7 +113,11 @@ class CudaGraphScorer:
         """Number of graphs captured so far."""
         return len(self._graphs)
 
-    def fits(self, num_events: int, num_targets: int) -> bool:
+    def fits(
+        self,
+        num_events: int,
+        num_targets: int,
+    ) -> bool:
         """Return whether a request of this size can be scored here."""
         return 0 < num_events <= self.max_events and num_targets <= MAX_TARGETS
 
@@ -217,7 +224,11 @@ class CudaGraphScorer:
                 self._copies_done.synchronize()
             yield
 
-    def _encode(self, events: EncodedEvents, request_time_ms: int) -> int:
+    def _encode(
+        self,
+        events: EncodedEvents,
+        request_time_ms: int,
+    ) -> int:
         """Write K | V of the events; return the number of events."""
         count = len(events[0])
         for name, values in zip(("items", "features", "timestamps"), events, strict=True):
@@ -235,7 +246,11 @@ class CudaGraphScorer:
         self._run(self._encode_bucket, bucket)
         return count
 
-    def _score(self, count: int, candidates: EncodedCandidates) -> Float32:
+    def _score(
+        self,
+        count: int,
+        candidates: EncodedCandidates,
+    ) -> Float32:
         """Return the probabilities over the first `count` rows of K | V."""
         num_targets = len(candidates.items)
         num_events = bucket_size(count, MIN_EVENT_BUCKET)
@@ -289,7 +304,11 @@ class CudaGraphScorer:
             self._ranker.keys_values(batch, self._weights),
         )
 
-    def _score_bucket(self, num_events: int, num_targets: int) -> None:
+    def _score_bucket(
+        self,
+        num_events: int,
+        num_targets: int,
+    ) -> None:
         """Read K | V, times and the request, write all probabilities; captured as well."""
         buffers = self._buffers
         request = buffers.request
@@ -322,7 +341,11 @@ class CudaGraphScorer:
         logits = self._ranker.score(batch, masked).logits
         buffers.scores[:num_targets] = torch.sigmoid(logits.float())
 
-    def _mask(self, sources: Sequence[Any], num_events: int) -> list[Any]:
+    def _mask(
+        self,
+        sources: Sequence[Any],
+        num_events: int,
+    ) -> list[Any]:
         """Add a bias to each attention source that removes rows behind the request's events."""
         positions = torch.arange(num_events, device=self._device)
         is_own = positions < self._buffers.request[2]
@@ -338,7 +361,11 @@ class CudaGraphScorer:
         """Return int64 [0, count], made on the device."""
         return torch.arange(2, device=self._device) * count
 
-    def _run(self, work: Callable[..., None], *size: int) -> None:
+    def _run(
+        self,
+        work: Callable[..., None],
+        *size: int,
+    ) -> None:
         """Do `work(*size)`; on a CUDA device replay its graph, captured at the first call."""
         if not self._is_cuda:
             with self._autocast():

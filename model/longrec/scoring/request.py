@@ -30,7 +30,10 @@ _ARROW_TYPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class RequestRows:
     """One request with the rows that the feature store returned for it.
 
@@ -49,7 +52,10 @@ class RequestRows:
     candidates: Int64
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class CachedEvents:
     """Encoded events of one request, ready for attention; a cache may store and concatenate them.
 
@@ -68,7 +74,11 @@ class CachedEvents:
         return len(self.timestamps)
 
 
-def encode_history(encoder: Encoder, request: RequestRows, length: int) -> EncodedEvents:
+def encode_history(
+    encoder: Encoder,
+    request: RequestRows,
+    length: int,
+) -> EncodedEvents:
     """Encode the last `length` events strictly before the request time.
 
     Raises:

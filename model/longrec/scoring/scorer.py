@@ -50,7 +50,10 @@ Eight requests are as fast as one batch (docs/benchmarks/serving.md).
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Scorer:
     """Scores requests with a bundle.
 
@@ -272,7 +275,11 @@ class Scorer:
             scores = _probabilities(logits)
         return _split_scores(scores, num_targets)
 
-    def attention(self, request: RequestRows, cached: CachedEvents) -> npt.NDArray[np.float32]:
+    def attention(
+        self,
+        request: RequestRows,
+        cached: CachedEvents,
+    ) -> npt.NDArray[np.float32]:
         """Return the attention weights that score each candidate, float32 [M, H, m, L].
 
         Rows sum to 1.
@@ -288,7 +295,11 @@ class Scorer:
             attention: npt.NDArray[np.float32] = stacked.cpu().numpy()
         return attention
 
-    def to_batch(self, requests: Sequence[RequestRows], length: int) -> RequestBatch:
+    def to_batch(
+        self,
+        requests: Sequence[RequestRows],
+        length: int,
+    ) -> RequestBatch:
         """Pack requests that all have candidates, with at most `length` events each."""
         encoder = self.bundle.encoder
         histories = [encode_history(encoder, request, length) for request in requests]

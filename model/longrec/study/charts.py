@@ -132,7 +132,11 @@ def difference_bars(rows: Sequence[Facts]) -> Html:
     )
 
 
-def _bar_tick(tick: float, across: float, floor: float) -> str:
+def _bar_tick(
+    tick: float,
+    across: float,
+    floor: float,
+) -> str:
     """Return the vertical line and the label of a tick."""
     line = element(
         "line",
@@ -152,7 +156,12 @@ def _bar_tick(tick: float, across: float, floor: float) -> str:
     return line + text
 
 
-def _bar(row: Facts, places: Mapping[str, float], level: float, label_end: float) -> str:
+def _bar(
+    row: Facts,
+    places: Mapping[str, float],
+    level: float,
+    label_end: float,
+) -> str:
     """Return the label, the line and the dot of one difference.
 
     Args:

@@ -39,7 +39,10 @@ COST_COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class StudyReport:
     """The results of a study so far.
 
@@ -71,7 +74,10 @@ class StudyReport:
 def gather(result_dirs: Sequence[str | Path], out_dir: str | Path) -> None:
     """Copy results from several folders, one per trial, into the folder of a study."""
     target = trials_dir(out_dir)
-    target.mkdir(parents=True, exist_ok=True)
+    target.mkdir(
+        parents=True,
+        exist_ok=True,
+    )
     for result_dir in result_dirs:
         for path in trials_dir(result_dir).glob("*.json"):
             shutil.copyfile(path, target / path.name)
@@ -145,7 +151,11 @@ def _check_results(
         )
 
 
-def _facts(report: StudyReport, study: StudyConfig, result: Row) -> Row:
+def _facts(
+    report: StudyReport,
+    study: StudyConfig,
+    result: Row,
+) -> Row:
     """Return the content of study.json."""
     variants = {name: dict(overrides) for name, overrides in study.variants.items()}
     return {
@@ -160,7 +170,11 @@ def _facts(report: StudyReport, study: StudyConfig, result: Row) -> Row:
     }
 
 
-def _write(out_dir: Path, report: StudyReport, facts: Row) -> None:
+def _write(
+    out_dir: Path,
+    report: StudyReport,
+    facts: Row,
+) -> None:
     for table in TABLES:
         _write_csv(out_dir / f"{table}.csv", getattr(report, table))
     files.write_json(out_dir / "study.json", facts)
@@ -199,7 +213,12 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     names = dict.fromkeys(name for row in rows for name in row)
     with (
         files.atomic_replace(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
+        open(
+            temporary,
+            "w",
+            newline="",
+            encoding="utf-8",
+        ) as stream,
     ):
         writer = csv.DictWriter(stream, list(names))
         writer.writeheader()

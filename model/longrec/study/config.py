@@ -15,10 +15,19 @@ from longrec.errors import ConfigError
 
 Overrides: TypeAlias = Mapping[str, Any]
 """Values by `section.key`."""
+Combination: TypeAlias = tuple[str, dict[str, Any], RunConfig]
+"""(variant, grid point, configuration)."""
+Grid: TypeAlias = Mapping[str, Sequence[Any]]
+"""Lists of values by `section.key`."""
+Recovery: TypeAlias = Mapping[str, tuple[str, int]]
+"""(variant, served length) by role."""
 RECOVERY_ROLES = ("base", "full", "extrapolated")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class StudyConfig:
     """A grid of trainings.
 
@@ -41,17 +50,19 @@ class StudyConfig:
     name: str
     base: RunConfig
     variants: Mapping[str, Overrides]
-    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    grid: Grid = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     reference: str = ""
     train_events: int = 0
-    recovery: Mapping[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    recovery: Recovery = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.variants or not self.seeds:
+        num_variants = len(self.variants)
+        num_seeds = len(self.seeds)
+        if not num_variants or not num_seeds:
             raise ConfigError(
                 "a study needs at least one variant and one seed",
-                found=f"{len(self.variants)} and {len(self.seeds)}",
+                found=f"{num_variants} and {num_seeds}",
             )
         named_variants = [variant for variant, _ in self.recovery.values()]
         if self.reference:
@@ -63,7 +74,7 @@ class StudyConfig:
                     found=name,
                     expected=", ".join(self.variants),
                 )
-        if self.recovery and set(self.recovery) != set(RECOVERY_ROLES):
+        if self.recovery and self.recovery.keys() != set(RECOVERY_ROLES):
             raise ConfigError(
                 "study.recovery must name three variants",
                 found=", ".join(self.recovery),
@@ -75,7 +86,7 @@ class StudyConfig:
         """The variant that the others are compared with."""
         return self.reference or next(iter(self.variants))
 
-    def combinations(self) -> Iterator[tuple[str, dict[str, Any], RunConfig]]:
+    def combinations(self) -> Iterator[Combination]:
         """Yield (variant, grid point, configuration) of every variant at every grid point.
 
         Raises:
@@ -88,7 +99,10 @@ class StudyConfig:
                 yield variant, point, config
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+) -> StudyConfig:
     """Return the study in a YAML file.
 
     `base` in the file is a configuration, or the path of one relative to the file; `set` overrides
@@ -182,7 +196,11 @@ def _check_keys(value: Any, path: str | Path) -> None:
         )
 
 
-def _build(value: dict[str, Any], overrides: Sequence[str], path: Path) -> StudyConfig:
+def _build(
+    value: dict[str, Any],
+    overrides: Sequence[str],
+    path: Path,
+) -> StudyConfig:
     """Return the study of its YAML value."""
     fields = dict(value)
     base = _base_config(fields.pop("base"), path)
@@ -191,7 +209,8 @@ def _build(value: dict[str, Any], overrides: Sequence[str], path: Path) -> Study
         key, entry = config_file.parse_override(text)
         changes[key] = entry
     recovery = {}
-    for role, (variant, length) in (fields.pop("recovery", None) or {}).items():
+    roles = fields.pop("recovery", None) or {}
+    for role, (variant, length) in roles.items():
         recovery[role] = (str(variant), int(length))
     seeds = fields.pop("seeds", (0,))
     name = fields.pop("name", path.stem)

@@ -381,7 +381,11 @@ def _configuration_section(facts: Facts) -> Html:
     return page.section("How it was made", details)
 
 
-def _estimate(row: Facts, name: str, form: str = ".4f") -> Html:
+def _estimate(
+    row: Facts,
+    name: str,
+    form: str = ".4f",
+) -> Html:
     """Return a cell with an estimate of a row and its interval."""
     return interval_cell(
         row.get(name),

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 Facts: TypeAlias = Mapping[str, Any]
 """Content of study.json, or one row of a table in it."""
+FactsByLabel: TypeAlias = dict[str, list[Facts]]
+"""Rows by variant and grid point."""
 
 
 def label_of(row: Facts) -> str:
@@ -19,25 +21,37 @@ def label_of(row: Facts) -> str:
     return ", ".join(parts)
 
 
-def by_label(rows: Iterable[Facts]) -> dict[str, list[Facts]]:
+def by_label(rows: Iterable[Facts]) -> FactsByLabel:
     """Return the rows of each variant and grid point."""
-    grouped: dict[str, list[Facts]] = {}
+    grouped: FactsByLabel = {}
     for row in rows:
-        grouped.setdefault(label_of(row), []).append(row)
+        label = label_of(row)
+        own = grouped.setdefault(label, [])
+        own.append(row)
     return grouped
 
 
-def at_served_length(rows: Iterable[Facts], served_length: int) -> list[Facts]:
+def at_served_length(
+    rows: Iterable[Facts],
+    served_length: int,
+) -> list[Facts]:
     """Return one row per variant and grid point, the best AUC first.
 
     It is the row at the served length; at the longest length if the served one was not measured.
     """
     selected = []
     for own in by_label(rows).values():
-        longest = max(own, key=lambda row: row["length"])
-        served = [row for row in own if row["length"] == served_length]
-        selected.append(served[0] if served else longest)
-    return sorted(selected, key=lambda row: -(row["auc"] or 0))
+        by_length = {row["length"]: row for row in own}
+        longest = max(by_length)
+        row = by_length.get(served_length, by_length[longest])
+        selected.append(row)
+    selected.sort(key=_falling_auc)
+    return selected
+
+
+def _falling_auc(row: Facts) -> float:
+    """Return the sort key of a row; an undefined AUC comes last."""
+    return -(row["auc"] or 0.0)
 
 
 def mean_of(rows: Sequence[Facts], key: str) -> float | None:

@@ -86,7 +86,10 @@ def run_trial(
             prepare(histories_dir, cache_dir)
         data = _open(str(histories_dir), str(cache_dir))
         result = _train_and_measure(data, asked, Path(out_dir))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(
+        parents=True,
+        exist_ok=True,
+    )
     files.write_json(path, result)
     return result
 
@@ -104,7 +107,11 @@ def _open(histories_dir: str, cache_dir: str) -> Data:
     return histories, encoder, encoded
 
 
-def _train_and_measure(data: Data, trial: Trial, out_dir: Path) -> Row:
+def _train_and_measure(
+    data: Data,
+    trial: Trial,
+    out_dir: Path,
+) -> Row:
     """Return the result of a trial."""
     start = time.perf_counter()
     histories, encoder, encoded = data
@@ -254,7 +261,11 @@ def _measure_lengths(
         yield _measure(scores, sample, config)
 
 
-def _measure(scores: LengthScores, sample: EvaluationSample, config: RunConfig) -> Row:
+def _measure(
+    scores: LengthScores,
+    sample: EvaluationSample,
+    config: RunConfig,
+) -> Row:
     """Return the metrics of the first task at one served length."""
     measured = bootstrap.measure(
         sample.labels[:, 0],

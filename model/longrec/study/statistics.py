@@ -32,7 +32,10 @@ INTERVAL_PERCENTILES = (2.5, 97.5)
 MIN_FIT_POINTS = 3
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class TrialGroup:
     """The trials of one variant at one grid point, one per seed.
 
@@ -64,7 +67,7 @@ class TrialGroup:
     @property
     def point_key(self) -> str:
         """Text that is equal for equal grid points."""
-        return json.dumps(self.point, sort_keys=True)
+        return _text_of(self.point)
 
     def names(self) -> Row:
         """Return the columns that name the group."""
@@ -80,16 +83,26 @@ class TrialGroup:
         values = [result[key] for result in self.results.values()]
         return float(np.mean(values))
 
-    def samples(self, metric: str, length: int) -> Float:
+    def samples(
+        self,
+        metric: str,
+        length: int,
+    ) -> Float:
         """Return the values of a metric at a served length, float64 [S, B + 1].
 
         The first column is the value itself, the others are its resamples. If a seed does not
         define it: nan, [S, 1].
         """
-        rows = [_at_length(result, length) for result in self.results.values()]
-        if not all(metric in row["samples"] for row in rows):
-            return np.full((len(rows), 1), np.nan)
-        values = [[row[metric], *row["samples"][metric]] for row in rows]
+        rows = []
+        for result in self.results.values():
+            row = _at_length(result, length)
+            if metric not in row["samples"]:
+                return np.full((len(self.results), 1), np.nan)
+            rows.append(row)
+        values = []
+        for row in rows:
+            resampled = row["samples"][metric]
+            values.append([row[metric], *resampled])
         return np.array(values, np.float64)
 
     def curve(self) -> Iterator[Row]:
@@ -119,13 +132,22 @@ def group_trials(trials: Sequence[Trial], results: Mapping[str, Row]) -> list[Tr
         trials: trials with a result.
         results: results by trial id.
     """
-    grouped: dict[str, TrialGroup] = {}
+    first_trials: dict[str, Trial] = {}
+    results_by_seed: dict[str, dict[int, Row]] = {}
     for trial in trials:
-        key = json.dumps([trial.variant, trial.point], sort_keys=True)
-        group = grouped.get(key, TrialGroup(trial.variant, trial.point, {}))
-        by_seed = {**group.results, trial.seed: results[trial.id]}
-        grouped[key] = dataclasses.replace(group, results=by_seed)
-    return list(grouped.values())
+        key = _text_of([trial.variant, trial.point])
+        first_trials.setdefault(key, trial)
+        by_seed = results_by_seed.setdefault(key, {})
+        by_seed[trial.seed] = results[trial.id]
+    groups = []
+    for key, first in first_trials.items():
+        group = TrialGroup(
+            first.variant,
+            first.point,
+            results_by_seed[key],
+        )
+        groups.append(group)
+    return groups
 
 
 def interval(samples: Float) -> Estimate:
@@ -158,8 +180,15 @@ def over_seeds(samples: Float) -> Float:
     num_seeds, num_columns = samples.shape
     num_drawn = max(num_seeds - 1, 1)
     generator = np.random.default_rng(0)
-    drawn = generator.integers(num_seeds, size=(num_drawn, num_columns))
-    resampled = np.take_along_axis(samples, drawn, axis=0)
+    drawn = generator.integers(
+        num_seeds,
+        size=(num_drawn, num_columns),
+    )
+    resampled = np.take_along_axis(
+        samples,
+        drawn,
+        axis=0,
+    )
     mean: Float = resampled.mean(0)
     mean[0] = samples[:, 0].mean()
     return mean
@@ -210,35 +239,60 @@ def fits(groups: Sequence[TrialGroup]) -> Iterator[Row]:
     """
     for group in groups:
         yield from _length_fits(group)
-    for variant in dict.fromkeys(group.variant for group in groups):
-        own = [group for group in groups if group.variant == variant]
-        yield from _cost_fits(variant, own)
+    groups_of: dict[str, list[TrialGroup]] = {}
+    for group in groups:
+        groups_of.setdefault(group.variant, []).append(group)
+    for variant, own_groups in groups_of.items():
+        yield from _cost_fits(variant, own_groups)
 
 
 def _length_fits(group: TrialGroup) -> Iterator[Row]:
     """Yield the fits of one group against served lengths; a number of events counts once."""
-    rows = [row for row in group.first_result["lengths"] if row["length"] > 0]
     length_of = {}
-    for row in reversed(rows):
-        length_of[row["mean_events"]] = row["length"]
+    # backwards: of several lengths with the same events, the shortest stays
+    for row in reversed(group.first_result["lengths"]):
+        if row["length"] > 0:
+            length_of[row["mean_events"]] = row["length"]
     mean_events = sorted(length_of)
-    lengths = [length_of[events] for events in mean_events]
+    xs = {
+        "served length": [length_of[events] for events in mean_events],
+        "mean_events": mean_events,
+    }
     for metric in COMPARED_METRICS:
-        values = [over_seeds(group.samples(metric, length)) for length in lengths]
-        for against, xs in (("served length", lengths), ("mean_events", mean_events)):
-            fit = fit_doubling(xs, values)
-            if fit is not None:
-                yield {**group.names(), "metric": metric, "against": against, **fit}
+        values = []
+        for length in xs["served length"]:
+            samples = group.samples(metric, length)
+            values.append(over_seeds(samples))
+        for against, places in xs.items():
+            fit = fit_doubling(places, values)
+            if fit is None:
+                continue
+            yield {
+                **group.names(),
+                "metric": metric,
+                "against": against,
+                **fit,
+            }
 
 
 def _cost_fits(variant: str, groups: Sequence[TrialGroup]) -> Iterator[Row]:
     """Yield the fits of one variant against its costs, over its grid points."""
     for metric, key in itertools.product(COMPARED_METRICS, COST_KEYS):
-        costs = [group.mean(key) for group in groups]
-        values = [over_seeds(group.samples(metric, group.served_length)) for group in groups]
+        costs = []
+        values = []
+        for group in groups:
+            samples = group.samples(metric, group.served_length)
+            values.append(over_seeds(samples))
+            costs.append(group.mean(key))
         fit = fit_doubling(costs, values)
-        if fit is not None:
-            yield {"variant": variant, "metric": metric, "against": key, **fit}
+        if fit is None:
+            continue
+        yield {
+            "variant": variant,
+            "metric": metric,
+            "against": key,
+            **fit,
+        }
 
 
 def fit_doubling(xs: Sequence[float], ys: Sequence[Float]) -> Row | None:
@@ -261,18 +315,27 @@ def fit_doubling(xs: Sequence[float], ys: Sequence[Float]) -> Row | None:
     log_x = np.log2(np.array(known_xs))
     values = np.stack(known_ys)
     centred = log_x - log_x.mean()
-    slopes = centred @ (values - values.mean(0)) / (centred @ centred)
-    own = values[:, 0]
-    intercept = float(own.mean() - slopes[0] * log_x.mean())
-    residuals = own - intercept - slopes[0] * log_x
-    spread = float(((own - own.mean()) ** 2).sum())
-    unexplained = float((residuals**2).sum())
+    deviations = values - values.mean(0)
+    slopes = centred @ deviations / (centred @ centred)
+    own_values = values[:, 0]
+    own_slope = slopes[0]
+    intercept = own_values.mean() - own_slope * log_x.mean()
+    residuals = own_values - intercept - own_slope * log_x
+    spread = _sum_of_squares(own_values - own_values.mean())
+    r_squared = None
+    if spread:
+        r_squared = 1 - _sum_of_squares(residuals) / spread
     return {
         "num_points": len(known_xs),
         **columns("slope_per_doubling", interval(slopes[None])),
-        "intercept": intercept,
-        "r_squared": 1 - unexplained / spread if spread else None,
+        "intercept": float(intercept),
+        "r_squared": r_squared,
     }
+
+
+def _sum_of_squares(values: Float) -> float:
+    squares = values**2
+    return float(squares.sum())
 
 
 def recovery(groups: Sequence[TrialGroup], study: StudyConfig) -> Row:
@@ -281,28 +344,32 @@ def recovery(groups: Sequence[TrialGroup], study: StudyConfig) -> Row:
     Empty if the study does not ask for it, or if a trial is missing.
     """
     group_of = {}
-    auc_of = {}
-    for role, (variant, length) in study.recovery.items():
+    for role, (variant, _) in study.recovery.items():
         for group in groups:
             if group.variant == variant:
                 group_of[role] = group
-                auc_of[role] = over_seeds(group.samples("auc", length))
     if len(group_of) < len(RECOVERY_ROLES):
         return {}
+    auc_of = {}
+    events_of = {}
+    for role, group in group_of.items():
+        _, length = study.recovery[role]
+        samples = group.samples("auc", length)
+        auc_of[role] = over_seeds(samples)
+        events_of[role] = group.mean("train_events_read")
     full_gain = auc_of["full"] - auc_of["base"]
     extrapolated_gain = auc_of["extrapolated"] - auc_of["base"]
     # without a gain, a share of it means nothing
     recovered = np.full(1, np.nan)
     if full_gain[0] > 0:
         recovered = extrapolated_gain / full_gain
-    events = {role: group.mean("train_events_read") for role, group in group_of.items()}
     row = {
         **columns("recovered", interval(recovered[None])),
         **columns("full_gain", interval(full_gain[None])),
         **columns("extrapolated_gain", interval(extrapolated_gain[None])),
-        "events_share": events["extrapolated"] / events["full"],
+        "events_share": events_of["extrapolated"] / events_of["full"],
     }
-    for role, num_events in events.items():
+    for role, num_events in events_of.items():
         row[f"{role}_events"] = num_events
     return row
 
@@ -314,6 +381,11 @@ def columns(name: str, estimate: Estimate) -> Row:
         f"{name}_low": estimate.low,
         f"{name}_high": estimate.high,
     }
+
+
+def _text_of(value: object) -> str:
+    """Return text that is equal for equal values."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _at_length(result: Row, length: int) -> Row:

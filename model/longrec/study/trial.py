@@ -28,7 +28,10 @@ HASHED_KEYS = {"distribution": "law"}
 """Former names of renamed keys: ids still hash them, so results of older versions are found."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Trial:
     """One training of a study.
 
@@ -116,7 +119,11 @@ def trials_dir(out_dir: str | Path) -> Path:
     return new
 
 
-def _trial_id(trial_name: str, seed: int, content: Any) -> str:
+def _trial_id(
+    trial_name: str,
+    seed: int,
+    content: Any,
+) -> str:
     """Return the id of a trial: its name, its seed and a hash of its content."""
     text = json.dumps(content, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -35,7 +35,10 @@ VALUES_NAME = "state.json"
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Checkpoint:
     """The state of a training after some steps.
 
@@ -50,7 +53,10 @@ class Checkpoint:
     values: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Checkpoints:
     """The checkpoints of one training.
 
@@ -117,7 +123,11 @@ class Checkpoints:
         """Return the folders of this training's checkpoints, the oldest first."""
         return sorted(self.folder.glob("step-*"))
 
-    def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
+    def _write(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+    ) -> None:
         from safetensors.torch import save_file
 
         path = folder / TENSORS_NAME

@@ -11,7 +11,10 @@ from typing import TypeAlias
 CURVE_NAME = "training_curve.csv"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class CurveRow:
     """One row of training_curve.csv.
 
@@ -51,7 +54,12 @@ def write_curve(path: Path, curve: Sequence[CurveRow]) -> None:
     """Write a curve as CSV; leave out columns without values."""
     first_row = dataclasses.asdict(curve[0])
     names = [name for name, value in first_row.items() if value is not None]
-    with open(path, "w", newline="", encoding="utf-8") as stream:
+    with open(
+        path,
+        "w",
+        newline="",
+        encoding="utf-8",
+    ) as stream:
         writer = csv.DictWriter(
             stream,
             names,

@@ -37,7 +37,10 @@ class RankLost(LongrecError):
     """Another process of the training has ended."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class DistributedContext:
     """This process among those that train together.
 
@@ -78,7 +81,11 @@ class DistributedContext:
         parallel._set_params_and_buffers_to_ignore_for_model(ranker, ignored)
         return parallel(ranker, gradient_as_bucket_view=True)
 
-    def loss_weight(self, batch: RequestBatch, config: TrainConfig) -> float:
+    def loss_weight(
+        self,
+        batch: RequestBatch,
+        config: TrainConfig,
+    ) -> float:
         """Return the factor of this rank's loss.
 
         The mean over ranks of the weighted losses is the loss of the whole batch.
@@ -144,7 +151,11 @@ class DistributedContext:
         by_table: list[list[int]] = torch.stack(counts, dim=1).tolist()
         return by_table
 
-    def gather_to_rank_zero(self, rows: Tensor, num_rows: int) -> Tensor:
+    def gather_to_rank_zero(
+        self,
+        rows: Tensor,
+        num_rows: int,
+    ) -> Tensor:
         """Return all ranks' rows in host memory on rank zero, and an empty tensor elsewhere.
 
         Args:
@@ -196,7 +207,11 @@ class DistributedContext:
             dist.broadcast(checkpoint.tensors[name], 0, self.host_group)
         return checkpoint
 
-    def rank_zero_first(self, make: Callable[[], T], then: Callable[[], T]) -> T:
+    def rank_zero_first(
+        self,
+        make: Callable[[], T],
+        then: Callable[[], T],
+    ) -> T:
         """Return the result of `make` on rank zero, and afterwards of `then` on the others."""
         if self.is_rank_zero:
             result = make()
@@ -210,7 +225,10 @@ class DistributedContext:
             dist.barrier(self.host_group)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _CheckpointHeader:
     """A checkpoint without its tensors' content.
 
@@ -250,7 +268,10 @@ def process_group(device: torch.device) -> Iterator[DistributedContext]:
             dist.get_rank(),
             dist.get_world_size(),
             device,
-            dist.new_group(backend="gloo", timeout=timeout),
+            dist.new_group(
+                backend="gloo",
+                timeout=timeout,
+            ),
         )
         dist.destroy_process_group()
     except RuntimeError as error:

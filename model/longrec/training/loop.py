@@ -104,7 +104,11 @@ def fit(
     return trainer
 
 
-def make_ranker(config: ModelConfig, encoder: Encoder, seed: int) -> Ranker:
+def make_ranker(
+    config: ModelConfig,
+    encoder: Encoder,
+    seed: int,
+) -> Ranker:
     """Return a ranker with initial weights drawn from `seed`.
 
     The global random state does not change.
@@ -245,13 +249,21 @@ def check_indices(ranker: Ranker, encoded: EncodedHistories) -> None:
             table.check(torch.from_numpy(bounds), f"{name} of the histories")
 
 
-def _is_checkpoint_due(config: TrainConfig, step: int, epoch_ends: set[int]) -> bool:
+def _is_checkpoint_due(
+    config: TrainConfig,
+    step: int,
+    epoch_ends: set[int],
+) -> bool:
     if not config.checkpoint_every:
         return False
     return step % config.checkpoint_every == 0 or step in epoch_ends
 
 
-def _stopped(trainer: Trainer, step: int, checkpoints: Checkpoints | None) -> Stopped:
+def _stopped(
+    trainer: Trainer,
+    step: int,
+    checkpoints: Checkpoints | None,
+) -> Stopped:
     """Return the error of a training that SIGTERM stopped."""
     fix = ""
     if checkpoints is not None:

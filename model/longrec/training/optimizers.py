@@ -82,7 +82,11 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         return loss
 
 
-def _update_table(table: Tensor, row_sums: Tensor, group: ParameterGroup) -> None:
+def _update_table(
+    table: Tensor,
+    row_sums: Tensor,
+    group: ParameterGroup,
+) -> None:
     """Update a table by its gradient, which may be dense, sparse or on a CUDA device."""
     gradient = table.grad
     assert gradient is not None
@@ -141,7 +145,12 @@ def _update_rows_fused(
     )
 
 
-def schedule(step: int, *, num_steps: int, warmup_fraction: float) -> float:
+def schedule(
+    step: int,
+    *,
+    num_steps: int,
+    warmup_fraction: float,
+) -> float:
     """Return the share of the peak learning rate: linear rise, then cosine decay to FINAL_SCALE.
 
     Args:
@@ -171,7 +180,10 @@ class FusedTables(Protocol):
     def load_row_sums(self, sums: Sequence[Tensor]) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Optimizers:
     """The two optimizers of a ranker, stepped together.
 

@@ -103,7 +103,11 @@ class ShardedTable(nn.Module):
         row_sums, _ = self._local_row_sums()
         return self.context.gather_to_rank_zero(row_sums, self.num_embeddings)
 
-    def load(self, weight: Tensor | None, row_sums: Tensor | None) -> None:
+    def load(
+        self,
+        weight: Tensor | None,
+        row_sums: Tensor | None,
+    ) -> None:
         """Load this rank's part of a whole table, or of its accumulators.
 
         Args:
@@ -157,7 +161,10 @@ class ShardedTable(nn.Module):
         self.load(weight, None)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class ShardedTables:
     """The sharded tables of a ranker: its `longrec.training.optimizers.FusedTables`.
 
@@ -237,7 +244,11 @@ def shard(
     return ShardedTables(owners)
 
 
-def _collection(table: nn.Embedding, learning_rate: float, context: DistributedContext) -> Any:
+def _collection(
+    table: nn.Embedding,
+    learning_rate: float,
+    context: DistributedContext,
+) -> Any:
     """Return a sharded EmbeddingCollection of one table of the same size, without values."""
     _require_torchrec()
     import torchrec
@@ -310,7 +321,11 @@ def _local_shard(sharded: Any) -> tuple[Tensor, int]:
     return shards[0].tensor, first_row
 
 
-def _copy_part(whole: Tensor, part: Tensor, first_row: int) -> None:
+def _copy_part(
+    whole: Tensor,
+    part: Tensor,
+    first_row: int,
+) -> None:
     """Copy the rows of a whole table from `first_row` on into a rank's part of it."""
     last_row = first_row + part.shape[0]
     rows = whole.detach()[first_row:last_row]

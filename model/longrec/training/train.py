@@ -142,7 +142,10 @@ def train(
     return dataclasses.replace(report, version=version)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _Settings:
     """The settings of one training.
 
@@ -158,7 +161,11 @@ class _Settings:
     train: TrainConfig
     seed: int
 
-    def identity(self, data_digest: str, precision: str) -> dict[str, Any]:
+    def identity(
+        self,
+        data_digest: str,
+        precision: str,
+    ) -> dict[str, Any]:
         """Return all that affects the results of the training.
 
         Args:
@@ -178,7 +185,11 @@ class _Settings:
             "train": semantic,
         }
 
-    def facts(self, report: TrainReport, histories: Histories) -> dict[str, Any]:
+    def facts(
+        self,
+        report: TrainReport,
+        histories: Histories,
+    ) -> dict[str, Any]:
         """Return the facts about the training that a bundle holds."""
         return {
             **dataclasses.asdict(report),
@@ -197,7 +208,11 @@ def _log_dir(log_dir: str | Path | None, out_dir: Path) -> Path:
     return out_dir.with_name(f"{out_dir.name}.tensorboard")
 
 
-def _write(out_dir: Path, bundle: Bundle, curve: Sequence[CurveRow]) -> str:
+def _write(
+    out_dir: Path,
+    bundle: Bundle,
+    curve: Sequence[CurveRow],
+) -> str:
     """Replace `out_dir` by the bundle and the curve in one step; return the bundle's version."""
     with files.atomic_replace(out_dir) as temporary:
         temporary.mkdir()
@@ -219,7 +234,10 @@ def _work_dir(out_dir: Path, context: DistributedContext) -> Iterator[Path]:
     if not context.is_rank_zero:
         yield work_dir
         return
-    work_dir.mkdir(parents=True, exist_ok=True)
+    work_dir.mkdir(
+        parents=True,
+        exist_ok=True,
+    )
     with open(work_dir / ".lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -65,7 +65,10 @@ class TrainState:
         return cls(**{**values, "curve": curve})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _PendingStep:
     """A step with a loss that was not read yet.
 
@@ -133,7 +136,11 @@ class Trainer:
         self.ranker.train()
         self._step_start = time.perf_counter()
 
-    def step(self, host: RequestBatch, batch: RequestBatch) -> list[CurveRow]:
+    def step(
+        self,
+        host: RequestBatch,
+        batch: RequestBatch,
+    ) -> list[CurveRow]:
         """Update the weights by one batch; return the rows of the curve that became complete.
 
         On a CUDA device this waits for nothing: the loss is read LOSS_LAG steps later.
@@ -253,7 +260,11 @@ class Trainer:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _count(self, batch: RequestBatch, loss: float) -> None:
+    def _count(
+        self,
+        batch: RequestBatch,
+        loss: float,
+    ) -> None:
         """Add a step to the progress."""
         state = self.state
         now = time.perf_counter()
@@ -281,7 +292,11 @@ class Trainer:
             forward_flops += stca_flops(config, num_events, num_targets).total
         return 3.0 * forward_flops
 
-    def _add_row(self, norm: float, learning_rate: float) -> CurveRow:
+    def _add_row(
+        self,
+        norm: float,
+        learning_rate: float,
+    ) -> CurveRow:
         """Return the next row of the curve, after adding it to the state."""
         state = self.state
         before = state.curve[-1] if state.curve else None
@@ -341,7 +356,10 @@ def _save_batch(batch: RequestBatch, path: Path) -> None:
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             tensors[field.name] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(
+        parents=True,
+        exist_ok=True,
+    )
     save_file(tensors, path)
 
 
