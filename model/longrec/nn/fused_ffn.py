@@ -130,14 +130,14 @@ class _Encode(torch.autograd.Function):
         if w_kv is not None:
             w_kv = w_kv.to(dtype)
         needs_grad = any(ctx.needs_input_grad)
-        keep = needs_grad and not recompute
+        save_hidden = needs_grad and not recompute
         num_rows, width = events.shape
         layers, _, num_hidden = w_o.shape
         xhat = events.new_empty((num_rows, layers, width))
         rstd = events.new_empty((num_rows, layers), dtype=torch.float32)
-        uv = hidden_rows(events, w_uv) if keep else None
+        uv = hidden_rows(events, w_uv) if save_hidden else None
         h = None
-        if keep and width == WIDE_WIDTH:
+        if save_hidden and width == WIDE_WIDTH:
             h = events.new_empty((num_rows, layers, num_hidden))
         for rows in row_chunks(num_rows):
             gate_project_normalize(

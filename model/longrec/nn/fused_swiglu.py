@@ -86,11 +86,11 @@ def narrow_gate_project(
     w_o: Tensor,
     w_x: Tensor,
     *,
-    keep: bool,
+    save_hidden: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return x W_x + gate(x W_uv) W_o, [T, D], and u and v, [T, 1, 2, H].
 
-    u and v are None unless `keep` is set and `swiglu_backward` is faster with them.
+    u and v are None unless `save_hidden` is set and `swiglu_backward` is faster with them.
 
     Args:
         x: [T, In].
@@ -105,7 +105,7 @@ def narrow_gate_project(
     width, num_hidden = w_o.shape
     output = x.new_empty((num_rows, width))
     uv = None
-    if keep and width in TILED_WIDTHS:
+    if save_hidden and width in TILED_WIDTHS:
         uv = x.new_empty((num_rows, 1, 2, num_hidden))
     kernels.narrow_gate_project(
         x,
@@ -288,6 +288,7 @@ def rows_product(
 
 
 def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    """Return some rows of a tensor, or None for None."""
     return None if tensor is None else tensor[rows]
 
 

@@ -234,7 +234,7 @@ class _Fuse(torch.autograd.Function):
                 w_uv[0],
                 w_o[0],
                 b_e,
-                keep=needs_grad,
+                save_hidden=needs_grad,
             )
         else:
             uv = fused_swiglu.hidden_rows(z, w_uv)

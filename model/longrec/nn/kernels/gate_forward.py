@@ -45,7 +45,7 @@ def _gate_project(
     BLOCK_H: tl.constexpr,
     NORMALIZE: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    KEEP: tl.constexpr,
+    SAVE_HIDDEN: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -71,7 +71,7 @@ def _gate_project(
         w = w_o.load([layer * D, block * BLOCK_H])
         v_float = v.to(tl.float32)
         hidden = (u.to(tl.float32) * v_float * sigmoid(v_float, FAST)).to(u.dtype)
-        if KEEP:
+        if SAVE_HIDDEN:
             local = tl.arange(0, BLOCK_T)[:, None]
             column = block * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
             h_offsets = ((row + local).to(tl.int64) * M + layer) * H + column
@@ -116,7 +116,7 @@ def _narrow_gate_project(
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    KEEP: tl.constexpr,
+    SAVE_HIDDEN: tl.constexpr,
     FAST: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -137,7 +137,7 @@ def _narrow_gate_project(
             w_v = w_uv.load([H + column, 0])
             u = tl.dot(rows, w_u.T, input_precision=PRECISION).to(out.dtype)
             v = tl.dot(rows, w_v.T, input_precision=PRECISION).to(out.dtype)
-            if KEEP:  # only with one part: others would store the same rows again
+            if SAVE_HIDDEN:  # only with one part: others would store the same rows again
                 uv.store([row, column], u)
                 uv.store([row, H + column], v)
             v_float = v.to(tl.float32)
@@ -222,7 +222,7 @@ def gate_project(
         BLOCK_H=block_h,
         NORMALIZE=rstd is not None,
         RESIDUAL=residual is not None,
-        KEEP=h is not None,
+        SAVE_HIDDEN=h is not None,
         FAST=not INTERPRETED,
         PRECISION=dot_precision(uv),
         STAGES=stages,
@@ -257,10 +257,10 @@ def narrow_gate_project(
     """
     num_rows, columns = x.shape
     width, hidden = w_o.shape
-    keep = uv is not None
+    save_hidden = uv is not None
     block_d = block_d or min(width, MAX_BLOCK_D)
-    block_h = block_h or (32 if keep else 64)
-    stages = stages or (3 if keep else 2)
+    block_h = block_h or (32 if save_hidden else 64)
+    stages = stages or (3 if save_hidden else 2)
     num_tiles = triton.cdiv(num_rows, block_t) * (width // block_d)
     out_tiles = tile(out, block_t, block_d)
     uv_tiles = out_tiles
@@ -279,7 +279,7 @@ def narrow_gate_project(
         BLOCK_T=block_t,
         BLOCK_H=block_h,
         BLOCK_D=block_d,
-        KEEP=keep,
+        SAVE_HIDDEN=save_hidden,
         FAST=not INTERPRETED,
         PRECISION=dot_precision(x),
         STAGES=stages,

@@ -120,8 +120,7 @@ def keys_values_weight(
 ) -> Float[Tensor, "*M D D2"]:
     """Return W with rows @ W = keys and values side by side in each head, [H, 2, K].
 
-    One head of one event then lies together in memory: one line of it on a GPU at K = 32 in 16
-    bits.
+    One head of one event is then contiguous: one line of GPU memory at K = 32 in 16 bits.
     """
     keys = w_k.unflatten(-1, (num_heads, -1))
     values = w_v.unflatten(-1, (num_heads, -1))
