@@ -11,8 +11,10 @@ from typing import Any
 
 from longrec.config import RunConfig
 from longrec.data import location
+from longrec.data.dataset import DATASET_FORMAT_VERSION
 from longrec.data.files import read_json
 from longrec.data.shards import shard_names
+from longrec.data.store.workdir import initialize_workdir
 from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener, find_output
 from longrec.runs.project import find_root, import_module
@@ -132,6 +134,7 @@ def run_pipeline(
     pipeline = import_module("pipelines.compiler").pipeline(name, None)
     workdir = workdir.resolve()
     with locked(workdir), environment(run_environment(workdir)):
+        initialize_workdir(workdir)
         folder = new_run_folder(workdir / RUNS_FOLDER, title)
         parameters = {
             **arguments,
@@ -192,7 +195,8 @@ def synthetic_dataset(workdir: Path, config: RunConfig, **sizes: int) -> tuple[P
 
     lengths = sorted(set(config.evaluate.lengths))
     arguments: dict[str, Any] = {**sizes, "seed": config.seed, "lengths": lengths}
-    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
+    identity = {**arguments, "format_version": DATASET_FORMAT_VERSION}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     path = workdir / "data" / f"synthetic-{digest}"
     if (path / "dataset.json").is_file():
         return path, False
