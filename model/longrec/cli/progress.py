@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from longrec.runs.local_run import FinishedStep, StepStatus
@@ -20,6 +21,8 @@ STATUS_STYLES: dict[StepStatus, tuple[str, str]] = {
     "cached": ("cached", "cyan"),
     "failed": ("FAILED", "red"),
 }
+NAME_WIDTH = 18
+ELAPSED_WIDTH = 7
 
 
 class StepProgress:
@@ -92,11 +95,15 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def _spinner(console: Console) -> Progress:
+    # Only the detail may shrink on a narrow terminal.
+    name = Column(no_wrap=True, min_width=NAME_WIDTH)
+    detail = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[detail]}"),
+        SpinnerColumn(table_column=Column(min_width=1)),
+        TextColumn("{task.description}", table_column=name),
+        TimeElapsedColumn(table_column=Column(min_width=ELAPSED_WIDTH)),
+        TextColumn("[dim]{task.fields[detail]}", table_column=detail),
+        expand=True,
         console=console,
         transient=True,
         redirect_stdout=False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -109,6 +111,18 @@ def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
     assert any(
         "<live> & kicking: 1 events" in (title.text or "") for title in picture.iter(f"{SVG}title")
     )
+
+
+def test_an_offline_read_leaves_nothing_on_stderr(workdir: Path) -> None:
+    """Without care, DuckDB's bindings list leaked objects when the interpreter ends."""
+    command = [sys.executable, "-m", "longrec", "inspect", "history", "--user", "3"]
+    done = subprocess.run(
+        [*command, "--side", "offline", "--workdir", str(workdir)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "" and done.stdout.startswith("user 3, offline: ")
 
 
 def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
