@@ -185,3 +185,26 @@ def test_importing_the_store_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_online_read_loads_no_feature_building_checks_or_training() -> None:
+    forbidden = (
+        "longrec.data.features",
+        "longrec.data.quality",
+        "longrec.data.importers",
+        "longrec.training",
+        "longrec.evaluation",
+    )
+    code = (
+        "import sys, longrec.data.store.online_store\n"
+        "print('\\n'.join(name for name in sys.modules if name.startswith('longrec')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = done.stdout.split()
+    assert "longrec.data.store.online_store" in loaded
+    assert [name for name in loaded if name.startswith(forbidden)] == []
