@@ -8,6 +8,7 @@ import itertools
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -68,6 +69,7 @@ def fit(
         LongrecError: the loss is not finite.
     """
     context = context or DistributedContext()
+    ignore_sparse_warning()
     _, precision = resources.choose_device(train)
     check_indices(ranker, encoded)
     if train.recompute:
@@ -219,6 +221,15 @@ def run_steps(
             if is_stopping:
                 raise _stopped(trainer, step, checkpoints)
     trainer.finish()
+
+
+def ignore_sparse_warning() -> None:
+    """Silence torch's warning that it does not validate sparse tensors.
+
+    Some versions of torch warn once per process although longrec passes `check_invariants=False`.
+    Its sparse gradients have the indices of their batch, which `check_indices` has checked.
+    """
+    warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
 
 
 def check_indices(ranker: Ranker, encoded: EncodedHistories) -> None:
