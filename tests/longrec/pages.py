@@ -23,12 +23,20 @@ class Page(html.parser.HTMLParser):
         self.feed(source)
         self.close()
 
-    def handle_starttag(self, tag: str, attrs: Attributes) -> None:
+    def handle_starttag(
+        self,
+        tag: str,
+        attrs: Attributes,
+    ) -> None:
         self.handle_startendtag(tag, attrs)
         if tag not in VOID_TAGS:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: Attributes) -> None:
+    def handle_startendtag(
+        self,
+        tag: str,
+        attrs: Attributes,
+    ) -> None:
         for name, value in attrs:
             self.attributes.append((name, value or ""))
 

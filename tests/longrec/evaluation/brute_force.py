@@ -44,7 +44,11 @@ def targets(draw):
     size = draw(st.integers(1, 40))
 
     def column(low, high):
-        values = st.lists(st.integers(low, high), min_size=size, max_size=size)
+        values = st.lists(
+            st.integers(low, high),
+            min_size=size,
+            max_size=size,
+        )
         return np.array(draw(values))
 
     labels = column(0, 1)

@@ -19,7 +19,11 @@ from tests.longrec.evaluation.evaluations import run_evaluation
 def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Histories of 60 users whose manifest knows the best possible AUC."""
     folder = tmp_path_factory.mktemp("data")
-    path = small_histories.write(folder / "histories", num_users=60, requests_per_user=10)
+    path = small_histories.write(
+        folder / "histories",
+        num_users=60,
+        requests_per_user=10,
+    )
     manifest = read_json(path / "manifest.json")
     manifest["dataset"] = "small"
     manifest["dataset_facts"] = {

@@ -33,7 +33,12 @@ def run_evaluation(
 ) -> EvaluationReport:
     """Evaluate on the CPU with CONFIG, GATE and seed 3, unless they are changed."""
     arguments: dict[str, Any] = {"config": CONFIG, "gate": GATE, "seed": 3, "device": "cpu"}
-    return evaluate(bundle_dir, histories_dir, out_dir, **{**arguments, **changes})
+    return evaluate(
+        bundle_dir,
+        histories_dir,
+        out_dir,
+        **{**arguments, **changes},
+    )
 
 
 def failed_criteria(report: EvaluationReport) -> set[str]:

@@ -36,7 +36,11 @@ def test_every_resample_equals_the_metric_of_the_expanded_targets(sample, seed):
         )
         assert "logloss" in measured.samples
         for metric, values in measured.samples.items():
-            np.testing.assert_allclose(values[index], expected[metric], equal_nan=True)
+            np.testing.assert_allclose(
+                values[index],
+                expected[metric],
+                equal_nan=True,
+            )
 
 
 def metrics_of(labels, scores, users):
@@ -61,7 +65,11 @@ def metrics_of(labels, scores, users):
 )
 def test_an_undefined_metric_has_a_reason(labels, scores, undefined):
     resamples = Resamples.of_users(np.arange(len(labels)), 10, 0)
-    measured = bootstrap.measure(np.array(labels), np.array(scores), resamples)
+    measured = bootstrap.measure(
+        np.array(labels),
+        np.array(scores),
+        resamples,
+    )
     assert set(measured.reasons) == undefined
     assert set(measured.values) == set(METRICS) - undefined
     assert all(measured.reasons.values())
@@ -69,7 +77,8 @@ def test_an_undefined_metric_has_a_reason(labels, scores, undefined):
     for metric in undefined:
         assert as_json[metric] is None
         assert measured.estimate(metric).reason
-        assert bootstrap.paired_difference(measured, measured, metric).value is None
+        difference = bootstrap.paired_difference(measured, measured, metric)
+        assert difference.value is None
 
 
 def test_gauc_needs_a_user_with_both_labels():
@@ -84,7 +93,11 @@ def test_gauc_needs_a_user_with_both_labels():
 
 def test_one_user_has_no_interval():
     resamples = Resamples.of_users(np.array([7, 7]), 10, 0)
-    measured = bootstrap.measure(np.array([0, 1]), np.array([0.1, 0.2]), resamples)
+    measured = bootstrap.measure(
+        np.array([0, 1]),
+        np.array([0.1, 0.2]),
+        resamples,
+    )
     reason = "there are too few users for an interval"
     assert measured.estimate("auc") == Estimate(1.0, reason=reason)
 
@@ -111,7 +124,8 @@ def test_intervals_cover_the_true_auc():
     for seed in range(100):
         labels, scores, users = draw(150)
         resamples = Resamples.of_users(users, 200, seed)
-        estimate = bootstrap.measure(labels, scores, resamples).estimate("auc")
+        measured = bootstrap.measure(labels, scores, resamples)
+        estimate = measured.estimate("auc")
         num_covered += estimate.low <= true_auc <= estimate.high
         widths.append(estimate.high - estimate.low)
     assert 85 <= num_covered <= 100

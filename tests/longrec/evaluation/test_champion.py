@@ -23,7 +23,11 @@ from tests.longrec.evaluation.evaluations import (
 from tests.longrec.pages import text_of
 
 
-def save_changed(bundle_dir: Path, out_dir: Path, change: Callable[[Bundle], Bundle]) -> Path:
+def save_changed(
+    bundle_dir: Path,
+    out_dir: Path,
+    change: Callable[[Bundle], Bundle],
+) -> Path:
     change(Bundle.load(bundle_dir)).save(out_dir)
     return out_dir
 

@@ -36,7 +36,11 @@ PREDICTION_COLUMNS = (
 )
 
 
-def score_raw_rows(bundle_dir: Path, histories_dir: Path, length: int) -> np.ndarray:
+def score_raw_rows(
+    bundle_dir: Path,
+    histories_dir: Path,
+    length: int,
+) -> np.ndarray:
     """Return the scores of all evaluation requests from raw rows, [N, K]."""
     histories = Histories.open(histories_dir)
     scorer = Scorer.load(bundle_dir)
@@ -84,8 +88,16 @@ def test_scores_are_those_of_the_scorer_at_the_served_length(
     histories_dir: Path, bundle_dir: Path, predictions: pa.Table, report: EvaluationReport
 ) -> None:
     scores = score_raw_rows(bundle_dir, histories_dir, 64)
-    np.testing.assert_allclose(column(predictions, "click_score"), scores[:, 0], atol=1e-6)
-    np.testing.assert_allclose(column(predictions, "buy_score"), scores[:, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        column(predictions, "click_score"),
+        scores[:, 0],
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(
+        column(predictions, "buy_score"),
+        scores[:, 1],
+        atol=1e-6,
+    )
     assert report.parity_error < 1e-6
 
 
@@ -224,11 +236,20 @@ def test_the_metrics_are_of_the_served_length_whatever_else_is_on_the_curve(
     histories_dir: Path, bundle_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = dataclasses.replace(CONFIG, lengths=(2, 32), served_length=8)
-    report = run_evaluation(bundle_dir, histories_dir, tmp_path / "out", config=config)
+    report = run_evaluation(
+        bundle_dir,
+        histories_dir,
+        tmp_path / "out",
+        config=config,
+    )
     assert "served at 64 events, but evaluated at 8" in caplog.text
     scores = score_raw_rows(bundle_dir, histories_dir, 8)
     written = pq.read_table(tmp_path / "out" / "predictions.parquet")
-    np.testing.assert_allclose(column(written, "click_score"), scores[:, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        column(written, "click_score"),
+        scores[:, 0],
+        atol=1e-6,
+    )
     curve = {row["length"]: row["auc"] for row in report.lengths}
     assert list(curve) == [2, 8, 32]
     assert len(set(curve.values())) == 3
@@ -244,7 +265,13 @@ def test_equal_arguments_give_equal_results_and_the_seed_matters(
     tables = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         out_dir = tmp_path / name
-        report = run_evaluation(bundle_dir, histories_dir, out_dir, config=config, seed=seed)
+        report = run_evaluation(
+            bundle_dir,
+            histories_dir,
+            out_dir,
+            config=config,
+            seed=seed,
+        )
         reports.append(report)
         tables.append(pq.read_table(out_dir / "predictions.parquet"))
     assert reports[0].num_requests == 50
@@ -259,7 +286,12 @@ def test_a_sample_larger_than_the_split_is_the_split(
     histories_dir: Path, bundle_dir: Path, report: EvaluationReport, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(CONFIG, max_requests=10**6, lengths=(4,))
-    other = run_evaluation(bundle_dir, histories_dir, tmp_path / "out", config=config)
+    other = run_evaluation(
+        bundle_dir,
+        histories_dir,
+        tmp_path / "out",
+        config=config,
+    )
     assert other.metrics == report.metrics
 
 
@@ -268,7 +300,12 @@ def test_extrapolation_is_paired_with_the_trained_mean_length(
 ) -> None:
     trained = round(Bundle.load(bundle_dir).facts["mean_length"])
     config = dataclasses.replace(CONFIG, lengths=(trained,))
-    other = run_evaluation(bundle_dir, histories_dir, tmp_path / "out", config=config)
+    other = run_evaluation(
+        bundle_dir,
+        histories_dir,
+        tmp_path / "out",
+        config=config,
+    )
     curve = {row["length"]: row for row in other.lengths}
     found = report.extrapolation
     assert found["trained_length"] == trained
@@ -295,7 +332,11 @@ def test_labels_of_one_class_fail_the_gate_with_the_reason(
     assert "gate failed" in text_of(out_dir / "report.html")
 
 
-def _with_labels(histories_dir: Path, out_dir: Path, value: int) -> Path:
+def _with_labels(
+    histories_dir: Path,
+    out_dir: Path,
+    value: int,
+) -> Path:
     """Return a copy of the histories whose clicks all have one label."""
     shutil.copytree(histories_dir, out_dir)
     path = out_dir / "targets.parquet"
@@ -310,7 +351,12 @@ def test_scores_that_are_not_finite_fail_the_gate(
     histories_dir: Path, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "sigmoid", lambda logits: logits * math.nan)
-    report = run_evaluation(bundle_dir, histories_dir, tmp_path / "out", seed=0)
+    report = run_evaluation(
+        bundle_dir,
+        histories_dir,
+        tmp_path / "out",
+        seed=0,
+    )
     assert not report.gate.passed
     assert any("scores are not finite" in reason for reason in report.gate.reasons)
     read_strict_json(tmp_path / "out" / "metrics.json")
@@ -324,7 +370,12 @@ def test_a_difference_between_batches_and_raw_rows_fails_the_gate(
         return dataclasses.replace(rows, history=histories.events(0, 0))
 
     monkeypatch.setattr(serving_checks, "request_rows", without_history)
-    report = run_evaluation(bundle_dir, histories_dir, tmp_path / "out", seed=0)
+    report = run_evaluation(
+        bundle_dir,
+        histories_dir,
+        tmp_path / "out",
+        seed=0,
+    )
     assert report.parity_error > 1e-3
     assert not report.gate.passed
     assert any("batches and raw rows" in reason for reason in report.gate.reasons)

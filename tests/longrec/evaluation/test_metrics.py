@@ -20,9 +20,21 @@ from tests.longrec.evaluation.brute_force import auc_of_pairs, gauc_of_loops, ta
 def test_auc_and_gauc_equal_all_pairs(sample):
     labels, scores, users = sample
     auc = metrics.auc(labels, scores)
-    np.testing.assert_allclose(auc, auc_of_pairs(labels, scores), equal_nan=True)
+    np.testing.assert_allclose(
+        auc,
+        auc_of_pairs(labels, scores),
+        equal_nan=True,
+    )
     gauc = metrics.gauc(labels, scores, users)
-    np.testing.assert_allclose(gauc, gauc_of_loops(labels, scores, users), equal_nan=True)
+    np.testing.assert_allclose(
+        gauc,
+        gauc_of_loops(
+            labels,
+            scores,
+            users,
+        ),
+        equal_nan=True,
+    )
 
 
 @settings(max_examples=100, deadline=None)

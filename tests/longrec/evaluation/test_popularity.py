@@ -76,7 +76,11 @@ def test_popularity_uses_nothing_from_the_evaluation(
     """Other labels of later requests and other later events leave the scores as they are."""
     histories = Histories.open(histories_dir)
     encoder = Scorer.load(bundle_dir).bundle.encoder
-    encoded = EncodedHistories.encode(histories, encoder, tmp_path / "encoded")
+    encoded = EncodedHistories.encode(
+        histories,
+        encoder,
+        tmp_path / "encoded",
+    )
     sample = draw_sample(encoded, CONFIG, 0)
     before = PopularityScores.compute(histories, encoded, sample)
     assert before.rates.std() > 0
@@ -101,7 +105,11 @@ def _with_other_later_events(histories: Histories) -> Histories:
     items[times >= histories.split_time_ms] = small_histories.FIRST_ID
     assert not np.array_equal(items, np.asarray(last.column("item_id")))
     place = last.schema.get_field_index("item_id")
-    changed = last.set_column(place, last.schema.field("item_id"), pa.array(items))
+    changed = last.set_column(
+        place,
+        last.schema.field("item_id"),
+        pa.array(items),
+    )
     return dataclasses.replace(histories, batches=(*earlier, changed))
 
 

@@ -52,7 +52,14 @@ def evaluated_targets(histories: Histories) -> list[Target]:
         if request["split"] != "eval":
             continue
         for item in items[request["target_start"] : request["target_end"]]:
-            targets.append(Target(place, item, request["timestamp"], request["user_row"]))
+            targets.append(
+                Target(
+                    place,
+                    item,
+                    request["timestamp"],
+                    request["user_row"],
+                )
+            )
     return targets
 
 

@@ -81,7 +81,11 @@ def milliseconds(time: datetime.datetime) -> int:
     return int(time.timestamp() * 1000)
 
 
-def compare(world: ServedWorld, workdir: Path, config: DriftConfig = CONFIG) -> DriftReport:
+def compare(
+    world: ServedWorld,
+    workdir: Path,
+    config: DriftConfig = CONFIG,
+) -> DriftReport:
     return measure_drift(
         workdir,
         evaluation_dir=world.path / "evaluation",
@@ -129,7 +133,11 @@ def test_with_too_few_requests_nothing_has_drifted(
 ) -> None:
     log_reference(workdir, reference, halve_score)
     assert not compare(served_world, workdir, WHOLE_LOG).passed
-    assert compare(served_world, workdir, DriftConfig(min_requests=10**6)).passed
+    assert compare(
+        served_world,
+        workdir,
+        DriftConfig(min_requests=10**6),
+    ).passed
 
 
 def test_only_the_window_and_the_last_version_count(
@@ -194,7 +202,12 @@ def test_answers_of_a_scorer_can_be_logged(served_world: ServedWorld, workdir: P
     items = histories.items.column("item_id").to_numpy()[:5]
     log = RequestLog(workdir, 1.0)
     for row, user in enumerate(histories.users.to_pylist()[:25]):
-        rows = RequestRows(histories.timeline(row), user, 1_720_000_000_000, items)
+        rows = RequestRows(
+            histories.timeline(row),
+            user,
+            1_720_000_000_000,
+            items,
+        )
         (scores,) = scorer.score([rows])
         log.add(
             user["user_id"],

@@ -57,7 +57,11 @@ def test_packaging_imports_no_bentoml() -> None:
         "import sys, longrec.release.packaging\n"
         "assert not {'bentoml', 'torch', 'feast'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ},
+    )
 
 
 @pytest.mark.slow
@@ -80,7 +84,11 @@ def test_a_version_is_packaged_once(
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(packaged.store))
     with pytest.raises(PackagingError, match="a version is never used twice"):
-        packaged.again(served_world, tmp_path / "bento", workdir=served_world.workdir)
+        packaged.again(
+            served_world,
+            tmp_path / "bento",
+            workdir=served_world.workdir,
+        )
     assert not (tmp_path / "bento").exists()
     assert packaged.listed() == ([TAG], [TAG])
 

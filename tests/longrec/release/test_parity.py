@@ -117,7 +117,12 @@ class LocalService:
         self.fault = fault
         self.num_answers = 0
 
-    def post_rank(self, host: str, port: int, body: dict[str, Any]) -> dict[str, Any]:
+    def post_rank(
+        self,
+        host: str,
+        port: int,
+        body: dict[str, Any],
+    ) -> dict[str, Any]:
         user = self.users[body["user_id"]]
         request_time = body["request_time"]
         timeline = self.histories.timeline(user["user_row"])

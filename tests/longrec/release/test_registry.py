@@ -35,13 +35,28 @@ class Models:
     def log_path(self) -> Path:
         return self.registry_path.with_name("log.jsonl")
 
-    def promote(self, version: str, by: str = "ann", why: str = "first") -> ModelRegistry:
-        return registry.promote(self.workdir, self.store, version, by=by, why=why)
+    def promote(
+        self,
+        version: str,
+        by: str = "ann",
+        why: str = "first",
+    ) -> ModelRegistry:
+        return registry.promote(
+            self.workdir,
+            self.store,
+            version,
+            by=by,
+            why=why,
+        )
 
     def rollback(self, why: str = "worse") -> ModelRegistry:
         return registry.rollback(self.workdir, self.store, by="ann", why=why)
 
-    def start_shadow(self, version: str, share: float = 1.0) -> ModelRegistry:
+    def start_shadow(
+        self,
+        version: str,
+        share: float = 1.0,
+    ) -> ModelRegistry:
         return registry.start_shadow(
             self.workdir,
             self.store,
@@ -94,7 +109,11 @@ def store(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture()
-def models(served_world: ServedWorld, store: Path, tmp_path: Path) -> Models:
+def models(
+    served_world: ServedWorld,
+    store: Path,
+    tmp_path: Path,
+) -> Models:
     """A work directory with published features and without a registry."""
     workdir = tmp_path / "workdir"
     workdir.mkdir()
@@ -292,7 +311,15 @@ def longrec_models(models: Models, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_the_command_promotes_and_rolls_back(longrec_models: Callable[..., str]) -> None:
     output = longrec_models("promote", "longrec-ranker:v1", "--why", "first")
     assert "champion v1" in output
-    output = longrec_models("promote", "v2", "--why", "second", "--by", "bob", "--json")
+    output = longrec_models(
+        "promote",
+        "v2",
+        "--why",
+        "second",
+        "--by",
+        "bob",
+        "--json",
+    )
     assert json.loads(output)["previous"] == "v1"
     assert "champion v1 again" in longrec_models("rollback", "--why", "oh")
     table = longrec_models("list")
@@ -304,7 +331,12 @@ def test_the_command_promotes_and_rolls_back(longrec_models: Callable[..., str])
 
 def test_the_command_runs_a_shadow(longrec_models: Callable[..., str]) -> None:
     longrec_models("promote", "v2", "--why", "first")
-    assert "v1 receives a copy of 0.5" in longrec_models("shadow", "v1", "--share", 0.5)
+    assert "v1 receives a copy of 0.5" in longrec_models(
+        "shadow",
+        "v1",
+        "--share",
+        0.5,
+    )
     assert "no worker has compared" in longrec_models("shadow", "report")
     assert longrec_models("shadow", "report", "--json") == "null\n"
     longrec_models("shadow", "off")

@@ -82,7 +82,11 @@ def test_outside_a_checkout_the_installed_files_are_packed(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distribution = installed_distribution(installed)
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+    monkeypatch.setattr(
+        importlib.metadata,
+        "distribution",
+        lambda name: distribution,
+    )
     (tmp_path / "project").mkdir()
     wheel = build_wheel(tmp_path / "project", tmp_path / "wheels")
     assert wheel.parent == tmp_path / "wheels"

@@ -11,7 +11,11 @@ from longrec.reporting.charts import nice_ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-9, 1e6), st.integers(2, 8))
-def test_ticks_span_their_range_in_few_even_steps(low: float, width: float, num: int) -> None:
+def test_ticks_span_their_range_in_few_even_steps(
+    low: float,
+    width: float,
+    num: int,
+) -> None:
     high = low + width
     ticks = nice_ticks(low, high, num)
     slack = 1e-6 * max(abs(low), abs(high), width) + 1e-9
