@@ -2,10 +2,11 @@
 
     torchrun --nproc-per-node 2 -m longrec train HISTORIES OUT
 
-A batch is the one of a single process, split into one part per rank (longrec.data.loading.batching.balance_events).
-Dense gradients go through DistributedDataParallel. Gradients of the id tables are sparse: all ranks
-gather their rows. So every rank holds the whole ranker and makes the same update. Without torchrun
-there is one rank, and nothing here does anything.
+A batch is the one of a single process, split into one part per rank by
+`longrec.data.loading.batching.balance_events`. Dense gradients go through
+DistributedDataParallel. Gradients of the id tables are sparse: all ranks gather their rows. So
+every rank holds the whole ranker and makes the same update. Without torchrun there is one rank,
+and nothing here does anything.
 """
 
 from __future__ import annotations
