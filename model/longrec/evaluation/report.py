@@ -302,11 +302,7 @@ def _calibration_chart(bins: Mapping[str, Sequence[Row]]) -> Html:
         "Calibration",
     )
     shapes = [chart.line([(0, 0), (top, top)], "axis dash")]
-    for style, (task, rows) in zip(
-        SERIES_STYLES,
-        bins.items(),
-        strict=False,
-    ):
+    for style, (task, rows) in zip(SERIES_STYLES, bins.items(), strict=False):
         points = [(row["score"], row["rate"]) for row in rows]
         texts = [f"{task}: {BIN_TEXT.format_map(row)}" for row in rows]
         shapes.append(chart.line(points, style))
