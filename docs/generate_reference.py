@@ -30,26 +30,36 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "model" / "longrec"
-API_PAGES = {
-    "longrec": "The public names of the library, then its schema and its errors.",
-    "data": "From a raw log to the batches that a model reads.",
-    "data.importers": "Raw logs in, dataset directories out.",
-    "data.store": "The only package that talks to the feature store.",
-    "data.quality": "Checks of events and histories, and drift between two versions.",
-    "nn": "Layers, STCA, the ranker and its head.",
-    "nn.target_attention": "Attention of targets over events: reference, reordered, fused, cached.",
-    "nn.baselines": "Other ways to read a history, under the same ranker.",
-    "scoring": "The bundle of a trained model, and the scorer that evaluation and serving share.",
-    "training": "The training loop, its optimizers, losses and checkpoints.",
-    "evaluation": "Metrics, slices, the promotion gate and the report.",
-    "study": "Many trainings on the same histories, compared.",
-    "release": "The model registry, packaging, the parity check and monitoring.",
-    "serving": "What runs inside the service: engine, KV cache, reader, metrics.",
-    "runs": "Pipeline runs on this machine: steps, fingerprints, outcomes.",
-}
-"""Page of the API reference: its first sentence."""
+HIDDEN_PACKAGES = ("cli", "nn.kernels")
+"""Packages without a page: the command line has its own, and kernels are called by `nn` only."""
 TOP_LEVEL_MODULES = ("schema", "errors")
 Json = dict[str, Any]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of the packages to the navigation."""
+    pages = [{name: f"reference/api/{name}.md"} for name in api_packages()]
+    _section(_section(config.nav, "Reference"), "Python API").extend(pages)
+    return config
+
+
+def _section(nav: Any, title: str) -> list[Any]:
+    """Return the entries of a section of the navigation."""
+    for entry in nav:
+        if isinstance(entry, dict) and title in entry:
+            return entry[title]  # type: ignore[no-any-return]
+    raise KeyError(title)
+
+
+def api_packages() -> list[str]:
+    """Return the packages of the library that have public modules, such as `data.store`."""
+    names = []
+    for folder in sorted(LIBRARY.rglob("*")):
+        name = ".".join(folder.relative_to(LIBRARY).parts)
+        has_modules = any(not path.stem.startswith("_") for path in folder.glob("*.py"))
+        if has_modules and not name.startswith(HIDDEN_PACKAGES):
+            names.append(name)
+    return names
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -70,8 +80,9 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 
 
 def _pages() -> Iterator[tuple[str, str]]:
-    for package, sentence in API_PAGES.items():
-        yield f"reference/api/{package}.md", api_page(package, sentence)
+    yield "reference/api/longrec.md", public_page()
+    for package in api_packages():
+        yield f"reference/api/{package}.md", api_page(package)
     yield "reference/cli.md", cli_page()
     yield "reference/configuration.md", configuration_page()
     yield "reference/environment.md", environment_page()
@@ -83,15 +94,21 @@ def _pages() -> Iterator[tuple[str, str]]:
 # Python API
 
 
-def api_page(package: str, sentence: str) -> str:
+def public_page() -> str:
+    """Return the page of the public names, and of the modules at the top of the library."""
+    sentence = "These names come from `import longrec`; each is imported on its first use."
+    modules = [f"longrec.{name}" for name in TOP_LEVEL_MODULES]
+    return _page("longrec", sentence, _public_names(), *_module_blocks(modules))
+
+
+def api_page(package: str) -> str:
     """Return a page with the public modules of a package, for mkdocstrings to fill."""
-    if package == "longrec":
-        modules = [f"longrec.{name}" for name in TOP_LEVEL_MODULES]
-        return _page("longrec", sentence, _public_names(), *_module_blocks(modules))
     folder = LIBRARY.joinpath(*package.split("."))
+    tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+    introduction = ast.get_docstring(tree) or ""
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     modules = [f"longrec.{package}.{name}" for name in names]
-    return _page(f"longrec.{package}", sentence, *_module_blocks(modules))
+    return _page(f"longrec.{package}", introduction, *_module_blocks(modules))
 
 
 def _public_names() -> str:
