@@ -15,11 +15,11 @@ CLOSED_RETRY_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HttpError:
-    """Why a request is not answered.
+    """Reason why a request is not answered.
 
     Args:
-        status: of the HTTP response.
-        reason: for the caller.
+        status: status of the HTTP response.
+        reason: error that the caller reads.
         retry_after_seconds: when to try again, None for a request that must change first.
         rejection: reason to count, one of longrec.serving.metrics.REJECTION_REASONS; empty for a
             fault of the request.
@@ -42,8 +42,8 @@ def http_error_of(error: LongrecError, timeout_ms: int | None) -> HttpError:
     """Return the HTTP error of a request that failed.
 
     Args:
-        error: 400 for a fault of the request; 408, 429, 503 and 504 where a retry may help.
-        timeout_ms: of the request; None for the default of the service.
+        error: a fault of the request gives 400; 408, 429, 503 and 504 may pass on a retry.
+        timeout_ms: timeout that the request named, if any.
 
     Raises:
         LongrecError: the error itself, if it is not one that a request can cause.

@@ -33,7 +33,7 @@ Answer = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestRanker:
-    """Answers requests of one worker.
+    """The path of every request of one worker.
 
     Args:
         models: gives the engine of the current version.
@@ -63,7 +63,12 @@ class RequestRanker:
             started = time.perf_counter()
             result = await engine.rank(encoded, ticket)
             milliseconds = 1e3 * (time.perf_counter() - started)
-            self.models.shadow.mirror(encoded, version, result.scores.T, milliseconds)
+            self.models.shadow.mirror(
+                encoded,
+                version,
+                result.scores.T,
+                milliseconds,
+            )
             answer = _answer(version, engine, fetched, result)
             self._log(encoded, fetched, answer)
             return answer
@@ -94,8 +99,7 @@ class RequestRanker:
     ) -> Iterator[Ticket]:
         """Yield a ticket of the engine, and release it.
 
-        How many events the request will use is guessed: as many as at the user's last read, or the
-        mean of other requests.
+        The number of events is that of the user's last read, or a mean of other requests.
         """
         num_events = self.reader.num_events(request.user_id)
         if num_events is None:
@@ -122,7 +126,7 @@ class RequestRanker:
         request: RankRequest,
         deadline: float,
     ) -> tuple[FetchResult, EncodedRequest]:
-        """Return what was read of the user, and the request with it."""
+        """Return the rows read of the user, and the request with these rows."""
         from longrec.scoring.request import RequestRows
 
         request_time_ms = request.request_time_ms
@@ -195,7 +199,10 @@ def _answer(
     }
 
 
-def _attention(explanation: Explanation, timeline: pa.RecordBatch) -> list[dict[str, Any]]:
+def _attention(
+    explanation: Explanation,
+    timeline: pa.RecordBatch,
+) -> list[dict[str, Any]]:
     """Return the JSON form of the events that each head weighs most."""
     used = timeline.slice(explanation.first_row, explanation.result.num_events)
     return [
@@ -208,7 +215,10 @@ def _attention(explanation: Explanation, timeline: pa.RecordBatch) -> list[dict[
     ]
 
 
-def _events(head: TopEvents, used: pa.RecordBatch) -> list[dict[str, Any]]:
+def _events(
+    head: TopEvents,
+    used: pa.RecordBatch,
+) -> list[dict[str, Any]]:
     items = used.column(ITEM_ID).to_numpy()[head.rows]
     times = used.column(TIMESTAMP).to_numpy()[head.rows]
     columns = (head.rows, items, times, head.weights)

@@ -1,7 +1,7 @@
 """Bodies of requests and answers, as the interface describes them.
 
-A body of a request decodes to a RankRequest, whatever its form; a bad one gives an HttpError.
-BentoML calls `from_http_request`. It would log a stack trace for each bad request itself.
+A JSON or Arrow body decodes to a RankRequest; a bad one gives an HttpError. BentoML calls
+`from_http_request`; its own decoding would log a stack trace for each bad request.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ WEB = WebApp()
 
 @bentoml.service(name="longrec-ranker", traffic={"timeout": 60})
 class Ranker:
-    """Scores candidates for a user by the user's long history."""
+    """Score candidates for a user by the user's long history."""
 
     model = MODEL
 
@@ -159,7 +159,12 @@ class Ranker:
             metrics=self._metrics,
         )
         self._log = RequestLog(workdir(), SETTINGS.log_share)
-        self._requests = RequestRanker(self._models, self._reader, self._metrics, self._log)
+        self._requests = RequestRanker(
+            self._models,
+            self._reader,
+            self._metrics,
+            self._log,
+        )
         WEB.source = PageSource(workdir(), self._reader, self._models.acquire)
         self._models.start()
         logger.info("serving %s with %d threads", self._models.version, SETTINGS.num_threads)
@@ -223,10 +228,10 @@ def _manage_models(
     """Return the engines of this worker.
 
     Args:
-        own_version: of the model that BentoML resolved.
-        own_bundle: its folder; other versions are found in the BentoML store.
-        schema: of the histories that this service reads.
-        metrics: reports of the engine that answers, and of the rollout.
+        own_version: version of the model that BentoML resolved.
+        own_bundle: folder of its bundle; other versions are read from the BentoML store.
+        schema: schema of the histories that this service reads.
+        metrics: observes the engine that answers, and the rollout.
     """
     from longrec.serving.engine import Engine
 

@@ -37,7 +37,12 @@ class OperatedService:
         self.store = path / "bentoml"
         self.url = ""
         no_models = shutil.ignore_patterns("models")
-        shutil.copytree(served.workdir, self.workdir, symlinks=True, ignore=no_models)
+        shutil.copytree(
+            served.workdir,
+            self.workdir,
+            symlinks=True,
+            ignore=no_models,
+        )
         shutil.copytree(served.store, self.store)
         models = self.store / "models" / model_store.MODEL_NAME
         for version in ("better", "damaged"):

@@ -27,7 +27,11 @@ def rank(client: httpx.Client, **body: object) -> dict:
     return response.json()
 
 
-def score_rows(scorer: Scorer, rows: RequestRows, length: int | None = None) -> np.ndarray:
+def score_rows(
+    scorer: Scorer,
+    rows: RequestRows,
+    length: int | None = None,
+) -> np.ndarray:
     """Return the first task's scores of a cold computation."""
     return scorer.score([rows], length)[0][:, 0]
 
@@ -59,7 +63,11 @@ def score_events(
 
 def assert_scores(answer: dict, expected: np.ndarray) -> None:
     """Assert the scores of an answer."""
-    np.testing.assert_allclose(answer["scores"]["label"], expected, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        answer["scores"]["label"],
+        expected,
+        atol=TOLERANCE,
+    )
 
 
 def now_ms() -> int:

@@ -108,7 +108,11 @@ def test_a_bento_serves_its_own_model_although_the_store_has_a_later_one(
         "BENTOML_HOME": str(store),
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    subprocess.run([sys.executable, "-c", COPY_AS_RUN_2], env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-c", COPY_AS_RUN_2],
+        env=environment,
+        check=True,
+    )
     assert (store / "models/longrec-ranker/latest").read_text() == "run-2"
     with serve_bento(
         "longrec-ranker:run-1",

@@ -147,7 +147,11 @@ def test_sigterm_finishes_the_accepted_requests(served_world, body) -> None:
         for response in responses:
             assert response.status == 200, response.read()
             scores = json.load(response)["scores"]["label"]
-            np.testing.assert_allclose(scores, alone["scores"]["label"], atol=TOLERANCE)
+            np.testing.assert_allclose(
+                scores,
+                alone["scores"]["label"],
+                atol=TOLERANCE,
+            )
         _, alive = psutil.wait_procs(family, timeout=60)
         assert alive == []
         with pytest.raises(httpx.ConnectError):
@@ -156,7 +160,8 @@ def test_sigterm_finishes_the_accepted_requests(served_world, body) -> None:
 
 def open_connections(client: httpx.Client, count: int) -> list[http.client.HTTPConnection]:
     """Return connections that the server has accepted, each by a request that takes no time."""
-    host, port = client.base_url.host, client.base_url.port
+    host = client.base_url.host
+    port = client.base_url.port
     connections = [http.client.HTTPConnection(host, port, timeout=60) for _ in range(count)]
     for connection in connections:
         connection.request("GET", "/readyz")

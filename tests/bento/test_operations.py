@@ -52,7 +52,13 @@ def service(
         variables={**PATIENT, **variables},
     ) as (host, port):
         service.url = f"http://{host}:{port}"
-        registry.promote(service.workdir, service.store, VERSION, by="test", why="start")
+        registry.promote(
+            service.workdir,
+            service.store,
+            VERSION,
+            by="test",
+            why="start",
+        )
         eventually(lambda: service.rank()["model_version"] == VERSION)
         yield service
 
@@ -100,7 +106,13 @@ def test_a_version_that_breaks_after_its_promotion_keeps_the_old_one(
     bundle = model_store.bundle_dir(service.store, "damaged")
     weights = bundle / "model.safetensors"
     content = weights.read_bytes()
-    registry.promote(service.workdir, service.store, "damaged", by="test", why="looks good")
+    registry.promote(
+        service.workdir,
+        service.store,
+        "damaged",
+        by="test",
+        why="looks good",
+    )
     # It breaks on its way to the service, which may have loaded it before.
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
@@ -144,7 +156,11 @@ def test_the_token_protects_everything_that_reads_data(
     service: OperatedService,
     headers: dict[str, str],
 ) -> None:
-    response = httpx.post(f"{service.url}/rank", json=BODY, headers=headers)
+    response = httpx.post(
+        f"{service.url}/rank",
+        json=BODY,
+        headers=headers,
+    )
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert list(response.json()) == ["error"]
@@ -295,11 +311,13 @@ def test_the_page_in_a_browser(service: OperatedService) -> None:
 def dashboard_metrics() -> set[str]:
     """Return the names of the metrics in the dashboard, those of histograms with their suffix."""
     dashboard = json.loads((ROOT / "deploy" / "grafana" / "longrec.json").read_text())
-    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    targets = []
+    for panel in dashboard["panels"]:
+        targets += panel.get("targets", [])
     queries = [target["expr"] for target in targets]
     assert len(queries) > 20
     pattern = re.compile(r"(?:longrec|bentoml_service)_[a-z_]+")
-    names = {name for query in queries for name in pattern.findall(query)}
+    names = set(pattern.findall("\n".join(queries)))
     assert len(names) > 15
     return names
 
@@ -364,23 +382,22 @@ def test_fuzzing_the_described_interface_finds_no_server_error(
     (tmp_path / "schemathesis.toml").write_text(
         f"[checks]\nnot_a_server_error.expected-statuses = {expected}\n"
     )
-    options = {
-        "--checks": "not_a_server_error",
-        "--phases": "examples,coverage,fuzzing",
-        "--max-examples": "60",
-        "--seed": "1",
-        "--header": f"Authorization: {AUTHORIZED['Authorization']}",
-        "--request-timeout": "90",
-    }
-    arguments = [text for option in options.items() for text in option]
+    options = [
+        "--checks=not_a_server_error",
+        "--phases=examples,coverage,fuzzing",
+        "--max-examples=60",
+        "--seed=1",
+        f"--header=Authorization: {AUTHORIZED['Authorization']}",
+        "--request-timeout=90",
+        "--no-color",
+        "--continue-on-failure",
+    ]
     done = subprocess.run(
         [
             str(program),
             "run",
             f"{service.url}/docs.json",
-            *arguments,
-            "--no-color",
-            "--continue-on-failure",
+            *options,
         ],
         cwd=tmp_path,
         capture_output=True,

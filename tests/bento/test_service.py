@@ -66,7 +66,11 @@ def test_the_order_of_candidates_and_repeated_ones(client, user, items) -> None:
     forward = rank(client, **request, candidates=items)["scores"]["label"]
     backward = rank(client, **request, candidates=items[::-1])
     assert_scores(backward, forward[::-1])
-    repeated = rank(client, **request, candidates=[items[0]] * 3)
+    repeated = rank(
+        client,
+        **request,
+        candidates=[items[0]] * 3,
+    )
     assert_scores(repeated, [forward[0]] * 3)
 
 
@@ -80,7 +84,11 @@ def test_an_event_at_the_request_time_is_not_used(client, scorer, user, items) -
     assert after["history_length"] == int((times <= event_time).sum()) > at["history_length"]
     assert_scores(at, score_user(scorer, user, items, event_time))
     assert_scores(after, score_user(scorer, user, items, event_time + 1))
-    is_equal = np.allclose(at["scores"]["label"], after["scores"]["label"], atol=1e-5)
+    is_equal = np.allclose(
+        at["scores"]["label"],
+        after["scores"]["label"],
+        atol=1e-5,
+    )
     assert not is_equal, "the event makes no difference: nothing was tested"
 
 
@@ -108,7 +116,12 @@ def test_the_default_request_time_is_now(client, scorer, user, items) -> None:
     assert answer["history_length"] == LENGTH
     differences = [np.abs(answer["scores"]["label"] - now).max() for now in (before, after)]
     assert min(differences) < 1e-4
-    later = score_user(scorer, user, items, now_ms() + DAY_MS // 2)
+    later = score_user(
+        scorer,
+        user,
+        items,
+        now_ms() + DAY_MS // 2,
+    )
     difference = np.abs(later - after).max()
     assert difference > 1e-4, "the request time makes no difference: nothing was tested"
 
@@ -129,7 +142,14 @@ def test_an_unknown_user_is_scored_with_an_empty_history(client, scorer, items) 
     answer = rank(client, user_id=UNKNOWN_USER, candidates=items, request_time=LATE_MS)
     facts = (answer["user_known"], answer["history_length"], answer["degraded"])
     assert facts == (False, 0, False)
-    assert_scores(answer, score_events(scorer, history.empty(scorer.bundle.schema), items))
+    assert_scores(
+        answer,
+        score_events(
+            scorer,
+            history.empty(scorer.bundle.schema),
+            items,
+        ),
+    )
 
 
 def test_a_known_user_before_the_first_event_has_an_empty_history(client, user, items) -> None:
@@ -141,10 +161,18 @@ def test_a_known_user_before_the_first_event_has_an_empty_history(client, user, 
 
 def test_unknown_items_are_scored_as_the_unknown_item(client, user, items) -> None:
     request = {"user_id": user.id, "request_time": LATE_MS}
-    answer = rank(client, **request, candidates=[UNKNOWN_ITEM, items[0], 2**63 - 1])
+    answer = rank(
+        client,
+        **request,
+        candidates=[UNKNOWN_ITEM, items[0], 2**63 - 1],
+    )
     scores = answer["scores"]["label"]
     assert answer["unknown_candidates"] == 2
-    np.testing.assert_allclose(scores[0], scores[2], atol=TOLERANCE)
+    np.testing.assert_allclose(
+        scores[0],
+        scores[2],
+        atol=TOLERANCE,
+    )
     assert abs(scores[1] - scores[0]) > 1e-5
     known = rank(client, **request, candidates=[items[0]])
     assert_scores(known, scores[1:2])
@@ -289,7 +317,11 @@ def test_an_arrow_request_may_hold_a_packed_history(client, scorer, user, items)
     packed = history.pack(events, scorer.bundle.schema)
     batch = rank_arrow(client, items, packed, user_id=UNKNOWN_USER, request_time=LATE_MS)
     expected = score_events(scorer, events, items)
-    np.testing.assert_allclose(batch.column("label").to_numpy(), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        batch.column("label").to_numpy(),
+        expected,
+        atol=TOLERANCE,
+    )
 
 
 def test_inline_events_replace_the_stored_ones(client, scorer, user, items) -> None:
@@ -357,7 +389,11 @@ def read_metrics(client: httpx.Client) -> dict[str, float]:
 def test_requests_are_counted(client, user, items) -> None:
     rank(client, user_id=user.id, candidates=items)
     before = read_metrics(client)
-    rank(client, user_id=user.id, candidates=[*items, UNKNOWN_ITEM])
+    rank(
+        client,
+        user_id=user.id,
+        candidates=[*items, UNKNOWN_ITEM],
+    )
     rank(client, user_id=UNKNOWN_USER - 7, candidates=items)
     after = read_metrics(client)
     change = {series: value - before.get(series, 0.0) for series, value in after.items()}

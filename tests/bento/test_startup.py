@@ -81,7 +81,11 @@ def test_a_feature_store_of_another_schema(served_world: ServedWorld, tmp_path: 
 def test_damaged_weights(served_world: ServedWorld, tmp_path: Path) -> None:
     environment = {**served_world.environment, "BENTOML_HOME": str(tmp_path)}
     bundle = str(served_world.path / "bundle")
-    subprocess.run([sys.executable, "-c", ADD_MODEL, bundle], env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-c", ADD_MODEL, bundle],
+        env=environment,
+        check=True,
+    )
     weights = next(tmp_path.rglob("model.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

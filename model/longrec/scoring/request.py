@@ -35,7 +35,9 @@ _ARROW_TYPES = {
     slots=True,
 )
 class RequestRows:
-    """One request with the rows that the feature store returned for it.
+    """One request with the rows that the feature store returned for it: the input of a Scorer.
+
+    Serving adds cache key and deadline (longrec.serving.requests.EncodedRequest).
 
     Args:
         history: the history codec's columns, oldest event first; no rows for an unknown user.

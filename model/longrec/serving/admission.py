@@ -1,10 +1,12 @@
-"""Admission control (load shedding): a request that cannot be answered in time is rejected at once.
+"""Admission control (load shedding): requests that would be late are rejected at once.
 
 A request is rejected here, before any work is done for it, for one of four reasons:
+
     its caller has too many requests in progress                       TooManyRequests, HTTP 429
     the engine has too many requests in progress                       Overloaded, HTTP 503
     the work in progress takes too large a share of its deadline       Overloaded, HTTP 503
     the engine closes                                                  EngineClosed, HTTP 503
+
 The work is estimated by a cost model that learns from each batch.
 """
 
@@ -42,7 +44,10 @@ class Overloaded(LongrecError):
     """
 
     def __init__(self, what: str, retry_after_seconds: float) -> None:
-        super().__init__(what, fix=f"Try again in {math.ceil(retry_after_seconds)} s.")
+        super().__init__(
+            what,
+            fix=f"Try again in {math.ceil(retry_after_seconds)} s.",
+        )
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -56,13 +61,13 @@ class EngineClosed(LongrecError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one engine.
+    """Upper bounds of one engine.
 
     Args:
-        cache_bytes: size of the history KV cache.
-        batch_events: events of one batch; a request above it is scored alone.
-        batch_requests: requests of one batch.
-        queue_seconds: estimated work in progress.
+        cache_bytes: bytes of the history KV cache.
+        batch_events: events in one batch; a larger request is scored alone.
+        batch_requests: requests in one batch.
+        queue_seconds: seconds of estimated work in progress.
         queue_requests: requests in progress.
         caller_requests: requests in progress of one caller.
     """
@@ -77,12 +82,14 @@ class Limits:
 
 @dataclasses.dataclass(slots=True)
 class CostModel:
-    """Cost of a request: request + pair * candidates * events + event * encoded events.
+    """Estimated cost of a request, learned from measured batches.
+
+    seconds = request + pair * candidates * events + event * encoded events
 
     Args:
-        request_seconds: of each request.
-        pair_seconds: of each pair of a candidate and an event.
-        event_seconds: of each encoded event.
+        request_seconds: cost of each request.
+        pair_seconds: cost of each pair of a candidate and an event.
+        event_seconds: cost of each encoded event.
     """
 
     request_seconds: float = 0.005
@@ -124,8 +131,8 @@ class Ticket:
     """An admitted request.
 
     Args:
-        caller: whose request it is.
-        seconds: its estimated work.
+        caller: name or address of the caller.
+        seconds: estimated work.
     """
 
     caller: str
@@ -133,7 +140,7 @@ class Ticket:
 
 
 class AdmissionControl:
-    """Admits requests as long as they can be answered in time.
+    """Gate of an engine: it admits requests that can be answered in time.
 
     Args:
         limits: bounds of the engine.
@@ -181,11 +188,11 @@ class AdmissionControl:
         """Return a ticket for a request, to be given to `release` once it is answered.
 
         Args:
-            num_candidates: of the request.
-            num_events: events it will use, as far as known.
-            is_cached: whether most of its events are in the cache.
+            num_candidates: candidates of the request.
+            num_events: events that the request will use, as far as known.
+            is_cached: whether most of these events are in the cache.
             deadline: monotonic seconds.
-            caller: whose request it is.
+            caller: name or address of the caller.
 
         Raises:
             TooManyRequests: the caller has too many requests in progress.

@@ -73,7 +73,10 @@ def write_request(
     return _write_stream(batch) + packed_history
 
 
-def write_answer(scores: Mapping[str, Any], facts: Mapping[str, object]) -> bytes:
+def write_answer(
+    scores: Mapping[str, Any],
+    facts: Mapping[str, object],
+) -> bytes:
     """Return the Arrow form of an answer.
 
     Args:
@@ -81,9 +84,11 @@ def write_answer(scores: Mapping[str, Any], facts: Mapping[str, object]) -> byte
         facts: other keys of the answer, written as texts.
     """
     metadata = {name: _text(value) for name, value in facts.items()}
-    schema = pa.schema([(task, pa.float32()) for task in scores], metadata)
-    columns = [pa.array(column, pa.float32()) for column in scores.values()]
-    return _write_stream(pa.record_batch(columns, schema=schema))
+    dtype = pa.float32()
+    schema = pa.schema([(task, dtype) for task in scores], metadata)
+    columns = [pa.array(column, dtype) for column in scores.values()]
+    batch = pa.record_batch(columns, schema=schema)
+    return _write_stream(batch)
 
 
 def _read_stream(body: bytes) -> tuple[pa.RecordBatch, int]:

@@ -55,7 +55,7 @@ class Tokens:
     and the new one.
 
     Args:
-        environment: of the process.
+        environment: environment variables by name.
 
     Raises:
         ConfigError: both variables are set, the file cannot be read, or a token is too short.

@@ -27,8 +27,8 @@ class _Batch:
 
     Args:
         slices: events that each request attended to.
-        events: their keys and values; None for a model without a KV cache.
-        results: of each request.
+        events: keys and values of each slice; None for a model without a KV cache.
+        results: one result for each request.
     """
 
     slices: Sequence[HistorySlice]
@@ -37,11 +37,11 @@ class _Batch:
 
 
 class BatchScorer:
-    """Scores requests together; for one thread at a time.
+    """Scorer of whole batches, for one thread at a time.
 
     Args:
         scorer: the model.
-        cache: its history KV cache.
+        cache: history KV cache of the model.
         costs: learns from the time of each batch.
         metrics: observes each batch.
     """
@@ -83,22 +83,34 @@ class BatchScorer:
             )
         first_candidate = request.rows.candidates[:1]
         rows = dataclasses.replace(request.rows, candidates=first_candidate)
-        weights = self.scorer.attention(rows, batch.events[0])[:, :, 0]
+        weights = self.scorer.attention(rows, batch.events[0])  # [M, H, 1, L]
+        num_layers, num_heads = weights.shape[:2]
         heads = []
-        for layer, head in np.ndindex(*weights.shape[:2]):
-            of_events = weights[layer, head]
-            order = np.argsort(-of_events, kind="stable")[:num_top_events]
-            heads.append(TopEvents(layer, head, order, of_events[order]))
-        return Explanation(batch.results[0], batch.slices[0].start, tuple(heads))
+        for layer, head in np.ndindex(num_layers, num_heads):
+            weights_of_head = weights[layer, head, 0]
+            order = np.argsort(-weights_of_head, kind="stable")
+            rows_of_head = order[:num_top_events]
+            top = TopEvents(
+                layer=layer,
+                head=head,
+                rows=rows_of_head,
+                weights=weights_of_head[rows_of_head],
+            )
+            heads.append(top)
+        return Explanation(
+            batch.results[0],
+            batch.slices[0].start,
+            tuple(heads),
+        )
 
     def num_events(self, request: EncodedRequest) -> int:
-        """Return the most events that a request can use."""
+        """Return an upper bound of the events that a request uses."""
         num_rows = int(request.rows.history.num_rows)
         return min(num_rows, self._length(request))
 
     def _run(self, requests: Sequence[EncodedRequest]) -> _Batch:
         slices = [self._slice(request) for request in requests]
-        ages = [self.cache.age_seconds(piece.key) for piece in slices if piece.key is not None]
+        ages_seconds = self._cache_ages(slices)
         before = dataclasses.replace(self.cache.counts)
         started = time.perf_counter()
         events = self.cache.get_or_encode(slices) if self.scorer.is_separable else None
@@ -119,9 +131,20 @@ class BatchScorer:
             change,
             num_bytes=self.cache.num_bytes,
             num_users=len(self.cache),
-            ages_seconds=[age for age in ages if age is not None],
+            ages_seconds=ages_seconds,
         )
         return _Batch(slices, events, results)
+
+    def _cache_ages(self, slices: Sequence[HistorySlice]) -> list[float]:
+        """Return the ages of the entries of these users, in seconds."""
+        ages = []
+        for piece in slices:
+            if piece.key is None:
+                continue
+            age = self.cache.age_seconds(piece.key)
+            if age is not None:
+                ages.append(age)
+        return ages
 
     def _slice(self, request: EncodedRequest) -> HistorySlice:
         """Return the most recent events before the request time."""
@@ -155,7 +178,8 @@ class BatchScorer:
             _with_history(request.rows, piece)
             for request, piece in zip(requests, slices, strict=True)
         ]
-        return self.scorer.score(rows, max(piece.num_events for piece in slices))
+        longest = max(piece.num_events for piece in slices)
+        return self.scorer.score(rows, longest)
 
     def _result(
         self,
@@ -165,7 +189,8 @@ class BatchScorer:
     ) -> RankResult:
         newest_ms = None
         if piece.num_events:
-            newest_ms = int(history.timestamps(piece.timeline)[piece.end - 1])
+            times = history.timestamps(piece.timeline)
+            newest_ms = int(times[piece.end - 1])
         item_rows = self.scorer.bundle.encoder.item_rows(request.rows.candidates)
         return RankResult(
             scores=scores,
@@ -182,7 +207,8 @@ class BatchScorer:
     ) -> None:
         """Update the cost of scoring, and the mean number of events."""
         num_events = [result.num_events for result in results]
-        self.mean_events += MEAN_WEIGHT * (float(np.mean(num_events)) - self.mean_events)
+        mean_of_batch = float(np.mean(num_events))
+        self.mean_events += MEAN_WEIGHT * (mean_of_batch - self.mean_events)
         num_candidates = [len(request.rows.candidates) for request in requests]
         num_pairs = int(np.dot(num_candidates, num_events))
         self.costs.learn_scoring(len(requests), num_pairs, seconds)

@@ -24,7 +24,7 @@ class CacheEntry:
     """Keys and values of one user's events, in buffers with free rows at the end.
 
     Args:
-        events: of rows start:end of the buffers, oldest first.
+        events: events of rows start:end of the buffers, oldest first.
         layers: [M, capacity, 2 D].
         encoded: int32 [capacity, 1 + F].
         timestamps: int64 [capacity], ms.
@@ -45,8 +45,8 @@ class CacheEntry:
         """Return an entry with uninitialised rows.
 
         Args:
-            events: of the rows.
-            example: gives dtype, device and widths of the buffers.
+            events: events of the rows, oldest first.
+            example: any rows; they give dtype, device and widths of the buffers.
         """
         num_events = events.num_rows
         capacity = num_events + max(MIN_FREE_ROWS, num_events // FREE_SHARE)
@@ -103,7 +103,7 @@ class CacheEntry:
 
         Args:
             part: the new rows, at most `num_free`.
-            events: of all rows in use afterwards; it may leave out the oldest ones.
+            events: events of all rows afterwards; without the oldest ones their rows are dropped.
         """
         num_dropped = self.num_events + len(part) - events.num_rows
         self.write(self.end, part)

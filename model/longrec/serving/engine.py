@@ -5,7 +5,7 @@
 
 No request waits for a batch to fill: while one batch is scored, the next one gathers. An engine
 belongs to one model version. To change models, a service starts another engine and closes this one,
-which finishes what it has admitted.
+which finishes its admitted requests first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _QueueEntry:
 
 
 class Engine:
-    """Ranks with one model; owns its history KV cache, batches and admission control.
+    """One model at work, with its history KV cache, queue and admission control.
 
     The constructor returns once the engine is warm.
 
@@ -77,7 +77,12 @@ class Engine:
         self._changed = threading.Condition()
         costs = CostModel()
         self.admission = AdmissionControl(self.limits, costs, self._changed)
-        self._batches = BatchScorer(scorer, self.cache, costs, metrics or NullMetrics())
+        self._batches = BatchScorer(
+            scorer,
+            self.cache,
+            costs,
+            metrics or NullMetrics(),
+        )
         self._queue: collections.deque[_QueueEntry] = collections.deque()
         self._is_warm = concurrent.futures.Future[None]()
         self._thread = threading.Thread(
@@ -135,7 +140,7 @@ class Engine:
 
         Args:
             request: to be ranked.
-            ticket: of an admitted request; it is accepted even while the engine closes.
+            ticket: ticket of an admitted request, which is accepted even while the engine closes.
             num_top_events: above 0 for an Explanation instead of a RankResult.
 
         Raises:
@@ -235,7 +240,8 @@ class Engine:
         first = entries[0]
         if first.num_top_events:
             return [self._batches.explain(first.request, first.num_top_events)]
-        return [*self._batches.rank([entry.request for entry in entries])]
+        requests = [entry.request for entry in entries]
+        return [*self._batches.rank(requests)]
 
 
 def _is_wanted(entry: _QueueEntry, now: float) -> bool:

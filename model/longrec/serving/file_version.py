@@ -1,4 +1,4 @@
-"""Version of a watched file: equal versions mean that it need not be read again."""
+"""Version of a watched file: it is read again only when its version changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file_version(path: Path) -> FileVersion:
     """Return the version of a file.
 
     Raises:
-        OSError: the file cannot be looked at.
+        OSError: the file does not exist or cannot be accessed.
     """
     facts = path.stat()
     return FileVersion(facts.st_mtime_ns, facts.st_ino, facts.st_size)

@@ -49,7 +49,7 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
     Args:
         columns: values by name. item_id and timestamp (ms since 1970 UTC) are required. event_seq
             is the given order by default; missing event features are null.
-        schema: of the model.
+        schema: schema of the model.
 
     Raises:
         DataError: a column is unknown or missing, has another length, or a value of a wrong type.
@@ -59,7 +59,10 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
     num_events = len(columns[ITEM_ID])
     _check_lengths(columns, num_events)
     given = {EVENT_SEQ: range(num_events), **columns}
-    arrays = {field.name: _array(field, given.get(field.name), num_events) for field in fields}
+    arrays = {}
+    for field in fields:
+        values = given.get(field.name)
+        arrays[field.name] = _array(field, values, num_events)
     order = [(name, "ascending") for name in (TIMESTAMP, EVENT_SEQ, ITEM_ID)]
     events = pa.table(arrays).sort_by(order)
     return history.conform(events, schema)

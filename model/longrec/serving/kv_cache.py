@@ -1,4 +1,4 @@
-"""HistoryKVCache: keys and values of users' histories, cached so that only new events are encoded.
+"""HistoryKVCache: cached keys and values of histories, so only new events are encoded.
 
 With `recency: bias` or `none` the keys and values of an event depend on that event alone
 (longrec.nn.ranker). Cached rows therefore stay valid when events are appended, come late or leave
@@ -34,10 +34,10 @@ class HistorySlice:
     """Events that one request attends to.
 
     Args:
-        key: whose events they are; None for events that must not be cached.
+        key: user of the cache; None for events that must not be cached.
         timeline: all known events of the user, in order (the history codec's columns).
         start, end: rows of the timeline to attend to.
-        request_time_ms: of the request.
+        request_time_ms: ms since 1970 UTC.
     """
 
     key: Hashable
@@ -63,8 +63,8 @@ class CacheCounts:
 
     Args:
         hits, partial_hits, misses: requests that found all, some or none of their events.
-        num_encoded: encoded events.
-        evictions: users evicted for others.
+        num_encoded: events that were encoded.
+        evictions: users that were evicted for others.
     """
 
     hits: int = 0
@@ -85,22 +85,42 @@ class CacheCounts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Gap:
+    """Rows of a slice that must be encoded.
+
+    Args:
+        piece: the slice.
+        start: first row in its timeline.
+        count: number of rows.
+    """
+
+    piece: HistorySlice
+    start: int
+    count: int
+
+    @property
+    def events(self) -> pa.RecordBatch:
+        """Events to encode; no copy."""
+        return self.piece.timeline.slice(self.start, self.count)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Lookup:
     """What the cache has for one slice.
 
     Args:
         piece: the slice.
-        entry: of its user, None without one.
+        entry: entry of the slice's user, if any.
         spans: events of the entry that are in the timeline.
-        hits: their parts within the slice.
-        gaps: (first row, count) of the slice's rows that must be encoded.
+        hits: parts of the spans within the slice.
+        gaps: rows of the slice that no hit covers.
     """
 
     piece: HistorySlice
     entry: CacheEntry | None
     spans: Sequence[Span]
     hits: Sequence[Span]
-    gaps: Sequence[tuple[int, int]]
+    gaps: Sequence[_Gap]
 
     @property
     def newest_row(self) -> int:
@@ -108,27 +128,29 @@ class _Lookup:
         return max((span.new_end for span in self.spans), default=0)
 
     def appendable(self) -> Span | None:
-        """Return the span to append to: the slice ends it, and only newer events are missing."""
-        if self.entry is None or len(self.spans) != 1:
+        """Return the span to append to, if only events after the entry are missing."""
+        if self.entry is None:
             return None
-        if len(self.hits) != 1 or len(self.gaps) != 1:
+        num_parts = (len(self.spans), len(self.hits), len(self.gaps))
+        if num_parts != (1, 1, 1):
             return None
         span = self.spans[0]
         ends_the_entry = span.old_end == self.entry.num_events
         starts_in_the_entry = self.hits[0].new == self.piece.start
-        if not (ends_the_entry and starts_in_the_entry and span.new_end < self.piece.end):
-            return None
-        return span
+        has_newer_events = span.new_end < self.piece.end
+        if ends_the_entry and starts_in_the_entry and has_newer_events:
+            return span
+        return None
 
 
 class HistoryKVCache:
-    """Keys and values of histories, by user; for one thread at a time.
+    """Keys and values of users' histories, for one thread at a time.
 
     Args:
         scorer: encodes events; a cache belongs to one model.
-        max_bytes: of all entries; 0 caches nothing. A model whose events depend on the request time
-            caches nothing either.
-        events_per_user: cached events of a user, None for the served length. A longer request
+        max_bytes: bytes of all entries; 0 caches nothing. With `recency: token` events depend on
+            the request time, and nothing is cached either.
+        events_per_user: events cached of a user, None for the served length. A longer request
             caches all of its events.
     """
 
@@ -143,7 +165,7 @@ class HistoryKVCache:
         self._scorer = scorer
         self._max_bytes = max_bytes if scorer.is_cacheable else 0
         self._events_per_user = events_per_user
-        self._entries: collections.OrderedDict[Hashable, CacheEntry] = collections.OrderedDict()
+        self._entries = collections.OrderedDict[Hashable, CacheEntry]()
         self.counts = CacheCounts()
         self.num_bytes = 0
 
@@ -171,7 +193,8 @@ class HistoryKVCache:
         while len(answers) < len(slices):
             # One slice of each user at a time: the next one finds the rows of this one.
             positions = _first_of_each_user(slices, answers)
-            found = self._answer_round([slices[position] for position in positions])
+            round_of_users = [slices[position] for position in positions]
+            found = self._answer_round(round_of_users)
             answers.update(zip(positions, found, strict=True))
         return [answers[position] for position in range(len(slices))]
 
@@ -188,40 +211,52 @@ class HistoryKVCache:
         return answers
 
     def _look_up(self, piece: HistorySlice) -> _Lookup:
-        entry = None if piece.key is None else self._entries.get(piece.key)
-        spans = [] if entry is None else equal_spans(entry.events, piece.timeline)
+        entry = self._entries.get(piece.key)
+        if entry is None or piece.key is None:
+            everything = _Gap(piece, piece.start, piece.num_events)
+            gaps = [everything] if piece.num_events else []
+            return _Lookup(piece, entry=None, spans=[], hits=[], gaps=gaps)
+        spans = equal_spans(entry.events, piece.timeline)
         clipped = [span.clipped(piece.start, piece.end) for span in spans]
         hits = [span for span in clipped if span.count]
-        gaps = list(uncovered(hits, piece.start, piece.end))
-        return _Lookup(piece, entry, spans, hits, gaps)
+        between = uncovered(hits, piece.start, piece.end)
+        gaps = [_Gap(piece, start, count) for start, count in between]
+        return _Lookup(
+            piece=piece,
+            entry=entry,
+            spans=spans,
+            hits=hits,
+            gaps=gaps,
+        )
 
     def _encode(self, lookups: Sequence[_Lookup]) -> Iterator[CachedEvents]:
         """Yield keys and values of all gaps in order, encoded a token budget at a time."""
-        gaps = [(lookup.piece, *gap) for lookup in lookups for gap in lookup.gaps]
-        position = 0
-        while position < len(gaps):
-            end = _end_of_batch(gaps, position, self._scorer.token_budget)
-            batch = gaps[position:end]
-            yield from self._scorer.keys_values(
-                [piece.timeline.slice(start, count) for piece, start, count in batch],
-                [piece.request_time_ms for piece, _, _ in batch],
-            )
-            position = end
+        gaps: list[_Gap] = []
+        for lookup in lookups:
+            gaps += lookup.gaps
+        while gaps:
+            batch = _first_batch(gaps, self._scorer.token_budget)
+            events = [gap.events for gap in batch]
+            request_times_ms = [gap.piece.request_time_ms for gap in batch]
+            yield from self._scorer.keys_values(events, request_times_ms)
+            gaps = gaps[len(batch) :]
 
     def _combine(self, lookup: _Lookup, fresh: list[CachedEvents]) -> CachedEvents:
         """Return the rows of a slice, and cache them where that helps later requests."""
-        piece, entry, hits = lookup.piece, lookup.entry, lookup.hits
+        piece = lookup.piece
+        entry = lookup.entry
         if piece.key is None or not self._max_bytes:
             return _concatenated(fresh) if fresh else self._encode_nothing(piece)
-        if entry is not None and not fresh and len(hits) == 1:
+        if entry is not None and not fresh and len(lookup.hits) == 1:
+            hit = lookup.hits[0]
             self._entries.move_to_end(piece.key)
-            return entry.view(hits[0].old, hits[0].count)
+            return entry.view(hit.old, hit.count)
         span = lookup.appendable()
         if entry is not None and span is not None:
             return self._append(piece, entry, span, fresh[0])
         if piece.num_events == 0:
             return self._encode_nothing(piece)
-        rebuilt = _rebuilt(piece, entry, hits, fresh)
+        rebuilt = _rebuilt(piece, entry, lookup.hits, fresh)
         # A request for the past must not replace newer rows.
         if entry is None or piece.end >= lookup.newest_row:
             self._store(piece.key, rebuilt)
@@ -263,15 +298,17 @@ class HistoryKVCache:
             self.counts.evictions += 1
 
     def _count(self, lookup: _Lookup) -> None:
-        self.counts.num_encoded += sum(count for _, count in lookup.gaps)
+        counts = self.counts
+        for gap in lookup.gaps:
+            counts.num_encoded += gap.count
         if lookup.piece.key is None or lookup.piece.num_events == 0:
             return
         if not lookup.gaps:
-            self.counts.hits += 1
+            counts.hits += 1
         elif lookup.hits:
-            self.counts.partial_hits += 1
+            counts.partial_hits += 1
         else:
-            self.counts.misses += 1
+            counts.misses += 1
 
     def _encode_nothing(self, piece: HistorySlice) -> CachedEvents:
         """Return no rows, of the right widths."""
@@ -283,7 +320,7 @@ def _first_of_each_user(
     slices: Sequence[HistorySlice],
     answers: dict[int, CachedEvents],
 ) -> list[int]:
-    """Return the first unanswered position of each user, and all unanswered ones without a key."""
+    """Return the first unanswered position of each user, and all without a user."""
     positions = []
     users = set[Hashable]()
     for position, piece in enumerate(slices):
@@ -295,18 +332,14 @@ def _first_of_each_user(
     return positions
 
 
-def _end_of_batch(
-    gaps: Sequence[tuple[HistorySlice, int, int]],
-    first: int,
-    token_budget: int,
-) -> int:
-    """Return the position after the last gap that fits the budget; at least one gap is taken."""
-    total = gaps[first][2]
-    end = first + 1
-    while end < len(gaps) and total + gaps[end][2] <= token_budget:
-        total += gaps[end][2]
-        end += 1
-    return end
+def _first_batch(gaps: Sequence[_Gap], token_budget: int) -> Sequence[_Gap]:
+    """Return the first gaps that fit the budget, at least one."""
+    num_events = 0
+    for place, gap in enumerate(gaps):
+        num_events += gap.count
+        if place and num_events > token_budget:
+            return gaps[:place]
+    return gaps
 
 
 def _rebuilt(
@@ -318,20 +351,24 @@ def _rebuilt(
     """Return a new entry of a slice, copied from an old entry and from new rows.
 
     Args:
-        piece: rows of the new entry.
-        entry: None where all rows are new.
+        piece: events of the new entry.
+        entry: old entry; None if all rows are new.
         spans: rows of the old entry that are in the timeline.
-        fresh: rows of each gap between the spans, in order.
+        fresh: new rows for each gap between the spans, in order.
     """
     example = entry.view(0, 0) if entry is not None else fresh[0]
     rebuilt = CacheEntry.allocate(piece.events, example)
-    if entry is not None:
-        for span in spans:
-            part = span.clipped(piece.start, piece.end)
-            rebuilt.write(part.new - piece.start, entry.view(part.old, part.count))
+    for span in spans:
+        assert entry is not None
+        cached = span.clipped(piece.start, piece.end)
+        row = cached.new - piece.start
+        rebuilt.write(
+            row,
+            entry.view(cached.old, cached.count),
+        )
     gaps = uncovered(spans, piece.start, piece.end)
-    for (row, _), part_of_gap in zip(gaps, fresh, strict=True):
-        rebuilt.write(row - piece.start, part_of_gap)
+    for (start, _), rows in zip(gaps, fresh, strict=True):
+        rebuilt.write(start - piece.start, rows)
     return rebuilt
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a worker, as Prometheus counts them; what an engine does is reported to a MetricsSink.
+"""Metrics of a worker for Prometheus; engines report to a MetricsSink.
 
 Every name begins with `longrec_`. Units are base units and part of the name.
 """
@@ -42,7 +42,7 @@ SHADOW_OUTCOMES = ("compared", "dropped", "failed")
 
 
 class MetricsSink(Protocol):
-    """Observes an engine; called from the engine's thread, so it must not wait."""
+    """Observer of an engine; called from the engine's thread, so it must not wait."""
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Observe the time of a stage: `queue` of a request; `encode` and `score` of a batch."""
@@ -333,6 +333,6 @@ class PrometheusMetrics:
 
 
 def _create_series(counter: Any, label_values: Sequence[str]) -> None:
-    """Create the series of a counter: its rate is then known from the first increment on."""
+    """Create the series of a counter, so its rate is known from the first increment on."""
     for value in label_values:
         counter.labels(value)

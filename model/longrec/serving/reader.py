@@ -1,4 +1,4 @@
-"""StoreReader: rows of users within a time limit, even when the feature store is slow or down.
+"""StoreReader: rows of users in time, even when the feature store is slow or down.
 
 One thread reads the store, for all waiting users in one query. The last rows of each user are
 cached. When the store does not answer in time, a request gets those rows, or an empty history, and
@@ -50,8 +50,8 @@ class FetchResult:
     """Rows of a user, and whether they are fresh.
 
     Args:
-        rows: of the user. When degraded: the last ones read, or an empty history without features.
-        degraded: why the store was not read; empty when it was.
+        rows: rows of the user; when degraded, the last ones read or an empty history.
+        degraded: reason why the store was not read; empty if it was read.
     """
 
     rows: UserRecord
@@ -63,13 +63,13 @@ _Waiting = dict[int, concurrent.futures.Future[UserRecord]]
 
 
 class StoreReader:
-    """Reads users from a store that may fail.
+    """Reader of users from a store that may fail.
 
     Args:
         open_store: opens the store; called in the reading thread.
-        schema: of empty histories.
+        schema: schema of empty histories.
         timeout_seconds: longest wait for the store.
-        cache_bytes: size of the cached rows.
+        cache_bytes: bytes of cached rows.
 
     Raises:
         LongrecError: the store cannot be opened at the start.
@@ -87,7 +87,7 @@ class StoreReader:
         self._schema = schema
         self._timeout_seconds = timeout_seconds
         self._cache_bytes = cache_bytes
-        self._cached: collections.OrderedDict[int, UserRecord] = collections.OrderedDict()
+        self._cached = collections.OrderedDict[int, UserRecord]()
         self._num_cached_bytes = 0
         self._changed = threading.Condition()
         self._waiting = _Waiting()
@@ -113,8 +113,8 @@ class StoreReader:
         """Return the rows of a user in time; a failing store gives a degraded result.
 
         Args:
-            user_id: of the user.
-            timeout_seconds: longest wait, if it is shorter than that of the reader.
+            user_id: id of the user.
+            timeout_seconds: longest wait, if shorter than the reader's own.
         """
         timeout = self._timeout_seconds
         if timeout_seconds is not None:

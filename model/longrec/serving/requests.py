@@ -45,10 +45,12 @@ class RankRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """A request inside an engine: the rows of its user are read, in the form the encoder takes.
+    """A request inside an engine: its user's rows, ready to be encoded.
+
+    RequestRows is the part that a Scorer needs; evaluation uses it alone.
 
     Args:
-        rows: of the user; the history may hold events after the request time.
+        rows: what the Scorer takes; the history may hold events after the request time.
         length: most recent events to use; None for the served length.
         key: user of the cache; None for a history that must not be cached.
         deadline: monotonic seconds; later answers are of no use.
@@ -99,8 +101,8 @@ class Explanation:
 
     Args:
         result: scores of the candidate.
-        first_row: first row of the timeline that was used; `result.num_events` rows follow it.
-        heads: one for each layer and head.
+        first_row: first row used of the timeline; `result.num_events` rows are used.
+        heads: top events of each layer and head.
     """
 
     result: RankResult

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import history
-from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID
+from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, TIMESTAMP
 
 Bool = npt.NDArray[np.bool_]
 Key = tuple[int, int, int]
@@ -70,10 +70,14 @@ def equal_spans(old: pa.RecordBatch, new: pa.RecordBatch) -> list[Span]:
         return []
     old_start = _search(old, _key(new, 0), "left")
     new_start = _search(new, _key(old, 0), "left")
-    count = min(old.num_rows - old_start, new.num_rows - new_start)
+    num_old = old.num_rows - old_start
+    num_new = new.num_rows - new_start
+    count = min(num_old, num_new)
     if count <= 0:
         return []
-    is_equal = _equal_rows(old.slice(old_start, count), new.slice(new_start, count))
+    old_part = old.slice(old_start, count)
+    new_part = new.slice(new_start, count)
+    is_equal = _equal_rows(old_part, new_part)
     head = Span(old_start, new_start, _num_leading(is_equal))
     spans = [head] if head.count else []
     if head.count < count:
@@ -81,11 +85,15 @@ def equal_spans(old: pa.RecordBatch, new: pa.RecordBatch) -> list[Span]:
     return spans
 
 
-def uncovered(spans: Iterable[Span], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield (first row, count) of the stretches of rows start:end that no span covers.
+def uncovered(
+    spans: Iterable[Span],
+    start: int,
+    end: int,
+) -> Iterator[tuple[int, int]]:
+    """Yield (first row, count) of each part of rows start:end that no span covers.
 
     Args:
-        spans: in the order of their rows.
+        spans: spans in the order of their rows.
         start, end: rows of the new timeline.
     """
     row = start
@@ -97,11 +105,23 @@ def uncovered(spans: Iterable[Span], start: int, end: int) -> Iterator[tuple[int
         yield row, end - row
 
 
-def _tail_span(old: pa.RecordBatch, new: pa.RecordBatch, head: Span) -> list[Span]:
+def _tail_span(
+    old: pa.RecordBatch,
+    new: pa.RecordBatch,
+    head: Span,
+) -> list[Span]:
     """Return the span of equal events at the shared end, or nothing."""
-    old_end = _search(old, _key(new, new.num_rows - 1), "right")
-    new_end = _search(new, _key(old, old.num_rows - 1), "right")
-    num_rest = min(old_end - head.old, new_end - head.new) - head.count
+    old_end = _search(
+        old,
+        _key(new, new.num_rows - 1),
+        "right",
+    )
+    new_end = _search(
+        new,
+        _key(old, old.num_rows - 1),
+        "right",
+    )
+    num_rest = min(old_end - head.old_end, new_end - head.new_end)
     if num_rest <= 0:
         return []
     is_equal = _equal_rows(
@@ -122,12 +142,18 @@ def _num_leading(is_equal: Bool) -> int:
 
 
 def _key(events: pa.RecordBatch, row: int) -> Key:
-    time_ms, order, item = (events.column(name)[row].as_py() for name in history.EVENT_KEY)
+    time_ms = events.column(TIMESTAMP)[row].as_py()
+    order = events.column(EVENT_SEQ)[row].as_py()
+    item = events.column(ITEM_ID)[row].as_py()
     return time_ms, order, item
 
 
-def _search(events: pa.RecordBatch, key: Key, side: Literal["left", "right"]) -> int:
-    """Return the row at which `key` keeps the order, as numpy.searchsorted does."""
+def _search(
+    events: pa.RecordBatch,
+    key: Key,
+    side: Literal["left", "right"],
+) -> int:
+    """Return the row at which `key` belongs, as numpy.searchsorted does."""
     times = history.timestamps(events)
     start = int(np.searchsorted(times, key[0], side="left"))
     end = int(np.searchsorted(times, key[0], side="right"))
@@ -141,9 +167,10 @@ def _search(events: pa.RecordBatch, key: Key, side: Literal["left", "right"]) ->
 
 def _equal_rows(old: pa.RecordBatch, new: pa.RecordBatch) -> Bool:
     """Return which rows hold the same event, features included; both have the same length."""
-    names = [name for name in old.schema.names if name != BASKET_ID]
-    columns = [_equal_values(old.column(name), new.column(name)) for name in names]
-    is_equal: Bool = np.logical_and.reduce(columns)
+    is_equal = np.ones(old.num_rows, np.bool_)
+    for name in old.schema.names:
+        if name != BASKET_ID:
+            is_equal &= _equal_values(old.column(name), new.column(name))
     return is_equal
 
 
@@ -157,18 +184,22 @@ def _equal_values(old: pa.Array, new: pa.Array) -> Bool:
     return is_equal
 
 
-def _comparable_codes(old: pa.Array, new: pa.Array) -> tuple[pa.Array, pa.Array]:
+def _comparable_codes(
+    old: pa.Array,
+    new: pa.Array,
+) -> tuple[pa.Array, pa.Array]:
     """Return the codes of two dictionary columns under one dictionary."""
     num_shared = min(len(old.dictionary), len(new.dictionary))
     old_words = old.dictionary.slice(0, num_shared)
     new_words = new.dictionary.slice(0, num_shared)
     if not old_words.equals(new_words):
-        old, new = pa.chunked_array([old, new]).unify_dictionaries().chunks
+        both = pa.chunked_array([old, new])
+        old, new = both.unify_dictionaries().chunks
     return old.indices, new.indices
 
 
 def _bits(column: pa.Array) -> npt.NDArray[np.generic]:
-    """Return the bits of a fixed-width column as integers: NaN equals itself, nothing is copied."""
+    """Return the bits of a fixed-width column as integers, so NaN equals itself; no copy."""
     dtype = np.dtype(f"i{column.type.bit_width // 8}")
     return np.frombuffer(
         column.buffers()[1],

@@ -145,7 +145,7 @@ def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert not accepts(tokens, GOOD)
     assert accepts(tokens, OTHER)
     path.unlink()
-    assert accepts(tokens, OTHER)  # a file that is gone for a moment changes nothing
+    assert accepts(tokens, OTHER)  # a missing file changes nothing
     path.write_text("short")
     assert accepts(tokens, OTHER)
     assert not accepts(tokens, "short")

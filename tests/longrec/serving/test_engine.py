@@ -42,7 +42,11 @@ def make_requests(count: int, seed: int = 0) -> list[EncodedRequest]:
         user_id = number % 7
         user = User(seed + user_id)
         user.append(10 + 9 * user_id)
-        rows = user.request(user.timeline(), user.next_ms, 1 + number % 5)
+        rows = user.request(
+            user.timeline(),
+            user.next_ms,
+            1 + number % 5,
+        )
         requests.append(EncodedRequest(rows, key=user_id))
     return requests
 

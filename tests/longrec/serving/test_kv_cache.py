@@ -81,7 +81,11 @@ def scores(
     return scorer.score_cached([rows for _, rows, _ in requests], events)
 
 
-def score_newest(scorer: Scorer, cache: HistoryKVCache, user: User) -> np.ndarray:
+def score_newest(
+    scorer: Scorer,
+    cache: HistoryKVCache,
+    user: User,
+) -> np.ndarray:
     """Return the scores of a request after the last event of a user."""
     request = user.request(user.timeline(), user.next_ms)
     return scores(scorer, cache, [("u", request, SERVED_LENGTH)])[0]
@@ -94,7 +98,11 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 def random_requests(rng: np.random.Generator, users: list[User]) -> list[KeyedRequest]:
     """Return requests of some users, after new events: in order, late, or none."""
     requests = []
-    for number in rng.integers(0, len(users), rng.integers(1, 5)):
+    for number in rng.integers(
+        0,
+        len(users),
+        rng.integers(1, 5),
+    ):
         user = users[number]
         user.append(int(rng.choice([0, 0, 1, 1, 2, 30])))
         if rng.random() < 0.2:
@@ -102,10 +110,14 @@ def random_requests(rng: np.random.Generator, users: list[User]) -> list[KeyedRe
         request_time = user.next_ms
         if rng.random() < 0.25 and user.rows:  # a time in the past
             request_time = int(user.rows[rng.integers(0, len(user.rows))][0])
-        # Sometimes the store keeps fewer events.
+        # Sometimes the store has fewer events.
         num_dropped = int(rng.integers(0, 10)) if rng.random() < 0.3 else 0
         timeline = user.timeline().slice(num_dropped)
-        request = user.request(timeline, request_time, int(rng.integers(1, 6)))
+        request = user.request(
+            timeline,
+            request_time,
+            int(rng.integers(1, 6)),
+        )
         length = int(rng.choice([SERVED_LENGTH, SERVED_LENGTH, 7, 90, 0]))
         requests.append((int(number), request, length))
     return requests
@@ -170,7 +182,11 @@ def test_a_request_for_the_past_reads_the_cached_events(scorer) -> None:
     score_newest(scorer, cache, user)
     before = cache.counts.num_encoded
     earlier = int(user.rows[-20][0])
-    scores(scorer, cache, [("u", user.request(user.timeline(), earlier), 5)])
+    scores(
+        scorer,
+        cache,
+        [("u", user.request(user.timeline(), earlier), 5)],
+    )
     assert cache.counts.num_encoded == before
 
 
@@ -208,7 +224,11 @@ def test_parallel_chunks_score_the_same(
     for number in range(num_requests):
         user = User(number)
         user.append([30, 0, 45][number % 3])
-        request = user.request(user.timeline(), user.next_ms, 1 + 4 * number)
+        request = user.request(
+            user.timeline(),
+            user.next_ms,
+            1 + 4 * number,
+        )
         requests.append((number, request, SERVED_LENGTH))
     expected = any_scorer.score([request for _, request, _ in requests], SERVED_LENGTH)
     num_torch_threads = torch.get_num_threads()
@@ -228,8 +248,19 @@ def test_selected_rows_are_those_attended_to_and_weighed() -> None:
     events = torch.randn(9, 16)
     rows = torch.tensor([0, 3, 4, 8])
     bias = torch.randn(2, 4)
-    selected = cached.CachedKeysValues([events], [bias], 2, [5], rows=[rows])
-    alone = cached.CachedKeysValues([events[rows]], [bias], 2, [5])
+    selected = cached.CachedKeysValues(
+        [events],
+        [bias],
+        2,
+        [5],
+        rows=[rows],
+    )
+    alone = cached.CachedKeysValues(
+        [events[rows]],
+        [bias],
+        2,
+        [5],
+    )
     assert torch.equal(selected.attend(queries), alone.attend(queries))
     assert torch.equal(selected.weights(queries)[0], alone.weights(queries)[0])
 
@@ -239,7 +270,11 @@ def test_requests_of_one_user_in_one_batch_encode_once(scorer) -> None:
     user = User(3)
     user.append(30)
     request = user.request(user.timeline(), user.next_ms)
-    found = scores(scorer, cache, [("u", request, SERVED_LENGTH)] * 4)
+    found = scores(
+        scorer,
+        cache,
+        [("u", request, SERVED_LENGTH)] * 4,
+    )
     assert cache.counts.num_encoded == 30
     expected = scorer.score([request], SERVED_LENGTH)[0]
     for part in found:
@@ -254,7 +289,11 @@ def test_attention_is_the_softmax_that_scores(scorer) -> None:
     events = HistoryKVCache(scorer, 0).get_or_encode([slice_of(None, request)])[0]
     weights = scorer.attention(request, events)
     assert weights.shape == (3, 2, 3, 25)
-    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(
+        weights.sum(-1),
+        1.0,
+        atol=1e-5,
+    )
     expected = reference_attention(scorer, request)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
 
@@ -311,7 +350,13 @@ def test_a_new_event_costs_little_compared_with_a_cold_encoding(
     )
     user = User(5)
     user.append(10_060)
-    piece = HistorySlice("u", user.timeline(), 0, 10_000, user.next_ms)
+    piece = HistorySlice(
+        key="u",
+        timeline=user.timeline(),
+        start=0,
+        end=10_000,
+        request_time_ms=user.next_ms,
+    )
     cache = HistoryKVCache(scorer, LARGE, events_per_user=10_000)
     hits = []
     appended = []
@@ -321,7 +366,11 @@ def test_a_new_event_costs_little_compared_with_a_cold_encoding(
         cold = [cpu_seconds(HistoryKVCache(scorer, LARGE), piece) for _ in range(5)]
         cache.get_or_encode([piece])
         for _ in range(50):
-            piece = dataclasses.replace(piece, start=piece.start + 1, end=piece.end + 1)
+            piece = dataclasses.replace(
+                piece,
+                start=piece.start + 1,
+                end=piece.end + 1,
+            )
             appended.append(cpu_seconds(cache, piece))
             hits.append(cpu_seconds(cache, piece))
     finally:

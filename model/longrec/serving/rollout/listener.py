@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class RolloutListener(Protocol):
-    """Observes a rollout, for metrics; must not wait."""
+    """Observer of a rollout, for metrics; its methods must not wait."""
 
     def model_activated(self, version: str, replaced: str | None) -> None:
         """Observe that a version answers from now on, and the version before it."""

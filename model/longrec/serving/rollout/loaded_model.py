@@ -10,11 +10,11 @@ Engine = TypeVar("Engine")
 
 @dataclasses.dataclass(slots=True)
 class LoadedModel(Generic[Engine]):
-    """An engine and its users.
+    """The engine of one version, and the number of requests that use it.
 
     Args:
-        version: of the model.
-        engine: warm.
+        version: version of the model.
+        engine: warm engine.
         num_requests: requests that use it now.
         is_replaced: whether another version answers new requests.
     """

@@ -5,7 +5,7 @@
     the old engine finishes its requests, then it is closed
 
 An engine is whatever `load` returns; this module calls none of its methods. A request uses one
-engine from begin to end (`acquire`): its answer and its `model_version` belong together.
+engine from start to end (`acquire`): its answer and its `model_version` belong together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ModelManager(Generic[Engine]):
         close: closes an engine that no request uses.
         activate: called with an engine before it answers its first caller.
         listener: observes the rollout.
-        is_pinned: whether the own version is served whatever the registry says.
+        is_pinned: whether the registry is ignored and the own version is served.
     """
 
     def __init__(
@@ -133,9 +133,10 @@ class ModelManager(Generic[Engine]):
                 self._close_in_background(model.engine)
 
     def sync_with_registry(self) -> None:
-        """Serve what the registry says, if it changed or a failed version is due for a retry."""
+        """Serve the versions of the registry, if it changed or a failed one is due for a retry."""
         version = self._read_registry_version()
-        if version == self._registry_version and time.monotonic() < self._retry_at:
+        is_unchanged = version == self._registry_version
+        if is_unchanged and time.monotonic() < self._retry_at:
             return
         self._registry_version = version
         self._retry_at = NEVER
@@ -205,8 +206,9 @@ class ModelManager(Generic[Engine]):
             self._report_load_error(str(challenger), error)
 
     def _report_load_error(self, version: str, error: Exception) -> None:
-        is_known = isinstance(error, LongrecError)
-        reason = str(error) if is_known else f"{type(error).__name__}: {error}"
+        reason = str(error)
+        if not isinstance(error, LongrecError):
+            reason = f"{type(error).__name__}: {reason}"
         self.load_errors[version] = reason
         self._retry_at = time.monotonic() + RETRY_SECONDS
         self._listener.load_failed()

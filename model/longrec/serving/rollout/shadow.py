@@ -1,4 +1,4 @@
-"""Shadow: the challenger scores copies of requests, and its scores are compared, never returned.
+"""Shadow: the challenger scores copies of requests; its scores are only compared.
 
 Copies are scored one at a time, after the champion has answered. A copy that would wait too long is
 dropped and counted.
@@ -42,7 +42,7 @@ def _latencies() -> collections.deque[float]:
 
 @dataclasses.dataclass(slots=True)
 class ShadowComparison:
-    """What a worker has seen of champion and challenger on the same requests.
+    """Scores and latencies of champion and challenger on the same requests of one worker.
 
     Args:
         champion, challenger: versions.
@@ -119,9 +119,9 @@ class MirroredRequest:
     """A copy of an answered request.
 
     Args:
-        request: as the engine takes it.
-        scores: of the champion.
-        champion_ms: its latency.
+        request: the engine's form of the request.
+        scores: scores of the champion.
+        champion_ms: latency of the champion.
     """
 
     request: Any
@@ -175,8 +175,7 @@ class Shadow(Generic[Engine]):
             Exception: whatever `load` raises; nothing is compared then.
         """
         self._mirror_share = mirror_share
-        now = self.comparison
-        if now is not None and (now.champion, now.challenger) == (champion, challenger):
+        if self._compares(champion, challenger):
             return
         self._end_comparison(next_challenger=challenger)
         if challenger is None or challenger == champion:
@@ -212,10 +211,10 @@ class Shadow(Generic[Engine]):
         """Queue a copy of a request if it is in the mirrored share; never wait.
 
         Args:
-            request: as the engine takes it.
-            version: that answered it.
-            scores: its scores.
-            champion_ms: its latency.
+            request: the engine's form of the request.
+            version: version that answered it.
+            scores: scores of that version.
+            champion_ms: latency of that version.
         """
         comparison = self.comparison
         if comparison is None or version != comparison.champion:
@@ -237,6 +236,12 @@ class Shadow(Generic[Engine]):
                 continue
             with self._lock:
                 self._compare_scores(mirrored)
+
+    def _compares(self, champion: str, challenger: str | None) -> bool:
+        comparison = self.comparison
+        if comparison is None:
+            return False
+        return comparison.champion == champion and comparison.challenger == challenger
 
     def _end_comparison(self, next_challenger: str | None) -> None:
         with self._lock:  # the challenger is idle then

@@ -1,4 +1,4 @@
-"""What the workers of a work directory report: `longrec models list` and `longrec models shadow`.
+"""Reports of the workers of a work directory, for `longrec models list` and `shadow report`.
 
 Each worker writes models/workers/HOST-PID.json, at each change and every HEARTBEAT_SECONDS.
 """
@@ -78,11 +78,12 @@ def shadow_report(workdir: str | Path) -> Report | None:
     same load, without a queue.
     """
     current = registry.read_registry(workdir)
-    comparisons = [worker["shadow"] for worker in workers(workdir) if worker.get("shadow")]
+    reported = [worker.get("shadow") for worker in workers(workdir)]
+    comparisons = [comparison for comparison in reported if comparison]
     chosen = _current_comparisons(comparisons, current)
     if not chosen:
         return None
-    total = {key: sum(each[key] for each in chosen) for key in SUMMED_KEYS}
+    total = _sums(chosen)
     champion_ms = _median_of(chosen, "champion_ms")
     challenger_ms = _median_of(chosen, "challenger_ms")
     return {
@@ -115,7 +116,7 @@ def rollout_summary(workdir: str | Path, store: str | Path) -> Report:
         "mirror_share": current.mirror_share,
         "generation": current.generation,
         "models": [dataclasses.asdict(model) for model in stored_models],
-        "workers": [{key: worker[key] for key in SHOWN_KEYS} for worker in live],
+        "workers": [_shown(worker) for worker in live],
         "log": [dataclasses.asdict(decision) for decision in decisions],
     }
 
@@ -129,13 +130,36 @@ def _current_comparisons(
     current: registry.ModelRegistry,
 ) -> list[Report]:
     """Return the comparisons of the current pair, else the last one."""
-    pair = (current.champion, current.challenger)
-    of_pair = [each for each in comparisons if (each["champion"], each["challenger"]) == pair]
+    of_pair = []
+    for comparison in comparisons:
+        is_champion = comparison["champion"] == current.champion
+        is_challenger = comparison["challenger"] == current.challenger
+        if is_champion and is_challenger:
+            of_pair.append(comparison)
     return of_pair or comparisons[-1:]
 
 
-def _median_of(comparisons: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [value for comparison in comparisons for value in comparison[key]]
+def _shown(worker: Report) -> Report:
+    """Return the keys of a report that a summary shows."""
+    return {key: worker[key] for key in SHOWN_KEYS}
+
+
+def _sums(comparisons: Sequence[Report]) -> dict[str, Any]:
+    """Return the sum of each of SUMMED_KEYS."""
+    sums: dict[str, Any] = dict.fromkeys(SUMMED_KEYS, 0)
+    for comparison in comparisons:
+        for key in SUMMED_KEYS:
+            sums[key] += comparison[key]
+    return sums
+
+
+def _median_of(
+    comparisons: Sequence[Mapping[str, Any]],
+    key: str,
+) -> float | None:
+    values: list[float] = []
+    for comparison in comparisons:
+        values += comparison[key]
     if not values:
         return None
     return float(np.median(values))

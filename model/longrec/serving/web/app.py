@@ -47,6 +47,8 @@ NUM_EXAMINED_USERS = 20_000
 """Users of the first published file among which examples are chosen."""
 MAX_CANDIDATES = 2_048
 TIMEOUT_SECONDS = 5.0
+ExampleUser = dict[str, Any]
+"""`user_id` as text, `history_length`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class PageSource:
 
     Args:
         workdir: LONGREC_HOME.
-        reader: of the feature store.
+        reader: reader of the feature store.
         acquire: gives the current version and its engine for the time of a `with` block.
     """
 
@@ -178,7 +180,8 @@ def _candidates(body: Mapping[str, Any]) -> npt.NDArray[np.int64]:
     values = body.get("candidates")
     if not isinstance(values, list) or not 0 < len(values) <= MAX_CANDIDATES:
         raise DataError(f"candidates should be a list of 1 to {MAX_CANDIDATES} item ids")
-    return np.array([to_int64(value, "candidates") for value in values], np.int64)
+    items = [to_int64(value, "candidates") for value in values]
+    return np.array(items, np.int64)
 
 
 def _events_used(
@@ -198,12 +201,13 @@ def _evenly_spread(item_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if num_items == 0:
         return item_ids
     count = min(NUM_EXAMPLE_CANDIDATES, num_items)
-    places = np.linspace(0, num_items - 1, count).astype(np.int64)
-    return np.unique(item_ids[places])
+    places = np.linspace(0, num_items - 1, count)
+    chosen = item_ids[places.astype(np.int64)]
+    return np.unique(chosen)
 
 
 @functools.lru_cache(maxsize=2)
-def _example_users(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
+def _example_users(folder: Path) -> tuple[list[ExampleUser], int | None]:
     """Return users with long histories, and a time after their last event.
 
     Args:
@@ -224,7 +228,7 @@ def _example_users(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
     return [], None
 
 
-def _example_user(row: Mapping[str, Any]) -> dict[str, Any]:
+def _example_user(row: Mapping[str, Any]) -> ExampleUser:
     return {
         "user_id": str(row["user_id"]),
         "history_length": row["history_length"],

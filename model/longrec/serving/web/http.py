@@ -89,7 +89,7 @@ def to_int64(value: Any, name: str) -> int:
 
     Args:
         value: an int, or a text of ASCII digits: JSON numbers of a browser lose digits.
-        name: of the parameter, for the error.
+        name: name of the parameter, for the error.
 
     Raises:
         DataError: it is not a whole number, or too large.

@@ -17,8 +17,8 @@ class Page:
     """An HTML page.
 
     Args:
-        html: its text.
-        policy: Content-Security-Policy to send with it.
+        html: text of the page.
+        policy: its Content-Security-Policy.
     """
 
     html: str
@@ -66,7 +66,11 @@ def main_page() -> Page:
 
 def _hash_of_tag(html: str, tag: str) -> str:
     """Return the hash of a tag's content, as a policy names it."""
-    match = re.search(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    match = re.search(
+        f"<{tag}>(.*?)</{tag}>",
+        html,
+        re.DOTALL,
+    )
     assert match is not None
     digest = hashlib.sha256(match[1].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

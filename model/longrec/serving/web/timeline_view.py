@@ -1,4 +1,4 @@
-"""What the page draws of a history: each event's lane (item category) and kind (event category)."""
+"""Columns that the page draws: the lane (item category) and kind (event category) of each event."""
 
 from __future__ import annotations
 
@@ -51,29 +51,27 @@ def append_event(
     Args:
         events: the history.
         item: id of the new event's item.
-        time_ms: of the new event; the newest event of the history may be later.
+        time_ms: time of the new event; that of the newest event if it is later.
         kind: value of the events' first category as text, None for a missing one. All other
             features of the new event are missing.
-        encoder: of the model.
+        encoder: encoder of the model.
 
     Raises:
         DataError: the kind is not a value of the category.
     """
     fields = history.arrow_schema(encoder.schema)
-    values: dict[str, Any] = {field.name: 0 for field in fields if not field.nullable}
+    required = [field.name for field in fields if not field.nullable]
+    values: dict[str, Any] = dict.fromkeys(required, 0)
     values[ITEM_ID] = item
-    values[TIMESTAMP] = time_ms
-    values[EVENT_SEQ] = 0
-    if events.num_rows:
-        newest_ms = events.column(TIMESTAMP)[-1].as_py()
-        newest_seq = events.column(EVENT_SEQ)[-1].as_py()
-        values[TIMESTAMP] = max(time_ms, newest_ms)
-        values[EVENT_SEQ] = min(newest_seq + 1, INT64 - 1)
+    values |= _newest_key(events, time_ms)
     category = _first_category(encoder.schema.event)
     if kind is not None and category is not None:
         name = encoder.schema.event[category].name
         values[name] = _value_of_kind(kind, _vocabulary(encoder, "event", category))
-    columns = [_one_value(values.get(field.name), field.type) for field in fields]
+    columns = []
+    for field in fields:
+        value = values.get(field.name)
+        columns.append(_one_value(value, field.type))
     event = pa.record_batch(columns, schema=fields)
     return history.concatenate([events, event], encoder.schema)
 
@@ -88,15 +86,16 @@ def group_rare(
 
     Args:
         names: text of each code.
-        codes: of the events, [n].
+        codes: int [n], code of each event.
         feature: name of the feature, shown with the groups.
-        max_groups: the last group takes all values that are rarer.
+        max_groups: largest number of groups; the last one takes all rarer values.
     """
     values, positions, counts = np.unique(codes, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     group = np.empty(len(values), np.int64)
-    group[order] = np.minimum(np.arange(len(values)), max_groups - 1)
-    texts = [names[int(value)] for value in values[order]]
+    ranks = np.arange(len(values))
+    group[order] = np.minimum(ranks, max_groups - 1)
+    texts = [names[value] for value in values[order].tolist()]
     if len(texts) > max_groups:
         texts = [*texts[: max_groups - 1], OTHERS]
     return {
@@ -113,7 +112,12 @@ def _lanes(events: pa.RecordBatch, encoder: Encoder) -> dict[str, Any]:
     rows = encoder.item_rows(events.column(ITEM_ID).to_numpy())
     codes = encoder.item_table[rows][:, category]
     names = _category_names(encoder, "item", category)
-    return group_rare(names, codes, encoder.schema.item[category].name, MAX_LANES)
+    return group_rare(
+        names,
+        codes,
+        encoder.schema.item[category].name,
+        MAX_LANES,
+    )
 
 
 def _kinds(events: pa.RecordBatch, encoder: Encoder) -> dict[str, Any]:
@@ -123,7 +127,12 @@ def _kinds(events: pa.RecordBatch, encoder: Encoder) -> dict[str, Any]:
     _, features, _ = encoder.events(events)
     codes = features[:, category]
     names = _category_names(encoder, "event", category)
-    return group_rare(names, codes, encoder.schema.event[category].name, MAX_KINDS)
+    return group_rare(
+        names,
+        codes,
+        encoder.schema.event[category].name,
+        MAX_KINDS,
+    )
 
 
 def _one_group(name: str, events: pa.RecordBatch) -> dict[str, Any]:
@@ -139,6 +148,18 @@ def _choices(encoder: Encoder) -> list[str]:
     num_special = 1 + encoder.schema.event[category].num_oov  # missing, unknown
     names = _category_names(encoder, "event", category)
     return names[num_special:][:MAX_CHOICES]
+
+
+def _newest_key(events: pa.RecordBatch, time_ms: int) -> dict[str, int]:
+    """Return time and sequence number of an event after all others."""
+    if events.num_rows == 0:
+        return {TIMESTAMP: time_ms, EVENT_SEQ: 0}
+    newest_ms = events.column(TIMESTAMP)[-1].as_py()
+    newest_seq = events.column(EVENT_SEQ)[-1].as_py()
+    return {
+        TIMESTAMP: max(time_ms, newest_ms),
+        EVENT_SEQ: min(newest_seq + 1, INT64 - 1),
+    }
 
 
 def _value_of_kind(kind: Any, vocabulary: Vocabulary) -> Any:
@@ -168,18 +189,28 @@ def _first_category(features: tuple[Feature, ...]) -> int | None:
     return None
 
 
-def _vocabulary(encoder: Encoder, group: str, place: int) -> Vocabulary:
+def _vocabulary(
+    encoder: Encoder,
+    group: str,
+    place: int,
+) -> Vocabulary:
     rule = encoder.feature_encoders[group][place]
     assert isinstance(rule, Vocabulary)
     return rule
 
 
-def _category_names(encoder: Encoder, group: str, place: int) -> list[str]:
+def _category_names(
+    encoder: Encoder,
+    group: str,
+    place: int,
+) -> list[str]:
     """Return the text of each code of a categorical feature."""
     vocabulary = _vocabulary(encoder, group, place)
     values = vocabulary.values.to_pylist()
     num_oov = vocabulary.feature.num_oov
-    names = ["missing", *["unknown"] * num_oov, *[""] * len(values)]
+    names = ["missing"]
+    names += ["unknown"] * num_oov
+    names += [""] * len(values)
     for code, value in zip(vocabulary.indices.tolist(), values, strict=True):
         names[code] = str(value)
     return names

@@ -15,9 +15,18 @@ NUMBERS = [0.1, 0.2, 0.4]
 SLOW_MS = 1e6
 
 
-def mirror(shadow: Shadow, version: str = "a", champion_ms: float = 2.0) -> None:
+def mirror(
+    shadow: Shadow,
+    version: str = "a",
+    champion_ms: float = 2.0,
+) -> None:
     """Mirror a request that the champion answered with its own numbers."""
-    shadow.mirror(NUMBERS, version, [np.array(NUMBERS)], champion_ms)
+    shadow.mirror(
+        NUMBERS,
+        version,
+        [np.array(NUMBERS)],
+        champion_ms,
+    )
 
 
 def compare_next(shadow: Shadow) -> None:
