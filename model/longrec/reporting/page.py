@@ -214,20 +214,18 @@ def _is_number(value: object) -> bool:
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink:#1c2430; --soft:#5b6675; --line:#d9dee5; --back:#f6f7f9;
- --card:#fff;
- --good:#12703c; --goodback:#dff3e6; --bad:#a61b1b; --badback:#fbe3e3; --warn:#7a5200;
- --warnback:#fdf0d3;
- --series1:#2158c7; --series2:#b4540a; --series3:#5b6675; --series4:#12803c; --series5:#8a2be2;
- --series6:#b3175f; --series7:#0a8a8a;
- --series8:#8a6d00; --band:#2158c7; }
-@media (prefers-color-scheme: dark) { :root { --ink:#e6e9ee; --soft:#9aa5b4; --line:#333c49;
- --back:#12161c; --card:#1a2029;
- --good:#7ddba2; --goodback:#15382480; --bad:#ff9c9c; --badback:#4a1c1c80; --warn:#f0c36a;
- --warnback:#40300c80;
- --series1:#7aa8ff; --series2:#f0a35e; --series3:#9aa5b4; --series4:#6fd39a; --series5:#c39bff;
- --series6:#ff8fc0; --series7:#5fd6d6;
- --series8:#e0c84a; --band:#7aa8ff; } }
+:root { color-scheme: light dark;
+ --ink:#1c2430; --soft:#5b6675; --line:#d9dee5; --back:#f6f7f9; --card:#fff;
+ --good:#12703c; --goodback:#dff3e6; --bad:#a61b1b; --badback:#fbe3e3;
+ --warn:#7a5200; --warnback:#fdf0d3; --band:#2158c7;
+ --series1:#2158c7; --series2:#b4540a; --series3:#5b6675; --series4:#12803c;
+ --series5:#8a2be2; --series6:#b3175f; --series7:#0a8a8a; --series8:#8a6d00; }
+@media (prefers-color-scheme: dark) { :root {
+ --ink:#e6e9ee; --soft:#9aa5b4; --line:#333c49; --back:#12161c; --card:#1a2029;
+ --good:#7ddba2; --goodback:#15382480; --bad:#ff9c9c; --badback:#4a1c1c80;
+ --warn:#f0c36a; --warnback:#40300c80; --band:#7aa8ff;
+ --series1:#7aa8ff; --series2:#f0a35e; --series3:#9aa5b4; --series4:#6fd39a;
+ --series5:#c39bff; --series6:#ff8fc0; --series7:#5fd6d6; --series8:#e0c84a; } }
 * { box-sizing: border-box; }
 body { margin:0; background:var(--back); color:var(--ink);
  font:15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -250,8 +248,7 @@ td.n, th.n { text-align:right; white-space:nowrap; }
 tr.bad td { background:var(--badback); }
 tr.warn td { background:var(--warnback); }
 .badge { display:inline-block; padding:2px 10px; border-radius:999px; font-size:12.5px;
- font-weight:650; vertical-align:middle;
- white-space:nowrap; }
+ font-weight:650; vertical-align:middle; white-space:nowrap; }
 .good { color:var(--good); background:var(--goodback); }
 .bad:not(tr) { color:var(--bad); background:var(--badback); }
 .warn:not(tr) { color:var(--warn); background:var(--warnback); }
@@ -277,19 +274,18 @@ svg .s5 { stroke:var(--series5); } svg .s6 { stroke:var(--series6); }
 svg .s7 { stroke:var(--series7); } svg .s8 { stroke:var(--series8); }
 svg .line { fill:none; stroke-width:2.2; }
 svg .dash { stroke-dasharray:6 5; }
-svg .f1 { fill:var(--series1); } svg .f2 { fill:var(--series2); } svg .f3 { fill:var(--series3); }
-svg .f4 { fill:var(--series4); }
-svg .f5 { fill:var(--series5); } svg .f6 { fill:var(--series6); } svg .f7 { fill:var(--series7); }
-svg .f8 { fill:var(--series8); }
+svg .f1 { fill:var(--series1); } svg .f2 { fill:var(--series2); }
+svg .f3 { fill:var(--series3); } svg .f4 { fill:var(--series4); }
+svg .f5 { fill:var(--series5); } svg .f6 { fill:var(--series6); }
+svg .f7 { fill:var(--series7); } svg .f8 { fill:var(--series8); }
 svg .band { fill:var(--band); opacity:.16; }
 .legend { display:flex; flex-wrap:wrap; gap:4px 18px; font-size:12.5px; color:var(--soft);
  margin-top:6px; }
 .legend i { display:inline-block; width:20px; height:0; border-top:2.5px solid;
  vertical-align:middle; margin-right:6px; }
 .legend .s1 { border-color:var(--series1); } .legend .s2 { border-color:var(--series2); }
-.legend .s3 { border-color:var(--series3); }
-.legend .s4 { border-color:var(--series4); } .legend .s5 { border-color:var(--series5); }
-.legend .s6 { border-color:var(--series6); }
+.legend .s3 { border-color:var(--series3); } .legend .s4 { border-color:var(--series4); }
+.legend .s5 { border-color:var(--series5); } .legend .s6 { border-color:var(--series6); }
 .legend .s7 { border-color:var(--series7); } .legend .s8 { border-color:var(--series8); }
 .legend .dash { border-top-style:dashed; }
 @media (max-width:540px) { main { padding:18px 10px; } .grid { grid-template-columns:1fr; } }

@@ -60,7 +60,7 @@ def without_user_features(bundle: Bundle, histories_dir: Path) -> Bundle:
     """Return an untrained bundle of another schema."""
     manifest = read_json(histories_dir / "manifest.json")
     schema = Schema.from_dict({**manifest["schema"], "user": []})
-    rules = {**bundle.encoder.feature_encoders, "user": ()}
+    feature_encoders = {**bundle.encoder.feature_encoders, "user": ()}
     encoder = dataclasses.replace(bundle.encoder, schema=schema, feature_encoders=feature_encoders)
     ranker = make_ranker(bundle.config, encoder, 0)
     return dataclasses.replace(bundle, encoder=encoder, ranker=ranker)
