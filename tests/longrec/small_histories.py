@@ -23,7 +23,7 @@ FIRST_ID = 2**60 + 1
 UNKNOWN_ID = 42
 SPLIT_MS = 1_700_000_000_000
 TIME_STEP_MS = 100_000
-"""Times are multiples of it, so that some are equal."""
+"""Times are multiples of it, so some are equal."""
 SCHEMA = Schema(
     name="small",
     item=(

@@ -1,4 +1,4 @@
-"""Find equal events of a request, so that attention reads each of them once."""
+"""Find equal events of a request: attention then reads each of them once."""
 
 from __future__ import annotations
 

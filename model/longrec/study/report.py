@@ -14,7 +14,7 @@ FIT_NAMES = {
     "served length": "served length",
     "mean_events": "events of a request at it",
     "train_flops": "training FLOPs",
-    "num_layer_parameters": "parameters beside the tables",
+    "num_layer_parameters": "parameters outside the id tables",
     "train_events_read": "events read in training",
 }
 FIT_METRICS = {
@@ -296,7 +296,7 @@ def _spent_section(facts: Facts) -> Html:
         "Training seconds",
     ]
     note = (
-        "Means over seeds. Parameters are those beside the tables of ids; MFLOPs: one request with"
+        "Means over seeds. Parameters are those outside the id tables; MFLOPs: one request with"
         " its targets at the served length."
     )
     return page.section("What it cost", page.table(headers, rows), note=note)

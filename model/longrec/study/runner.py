@@ -106,7 +106,7 @@ def _failure(trial: Row, error: Exception) -> Row:
 
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` and remove it; also remove those of killed calls."""
+    """Yield a new folder next to `path` and remove it; also remove those of killed calls."""
     files.remove_leftovers(path)
     folder = files.temporary_path(path, "tmp")
     folder.mkdir()
@@ -140,7 +140,7 @@ def run_in_processes(
     """Yield each trial with its outcome as they finish, run by several processes.
 
     A process that dies (for example, out of memory) breaks its pool for good. The trials in the
-    pool have failed then; the rest goes on in a new one.
+    pool have failed then; the rest runs in a new one.
     """
     context = multiprocessing.get_context("spawn")
     for first in due:

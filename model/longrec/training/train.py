@@ -16,8 +16,10 @@ import torch
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
+from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
 from longrec.errors import ConfigError
+from longrec.nn.ranker import Ranker
 from longrec.scoring.bundle import Bundle
 from longrec.training import encoded_cache, loop
 from longrec.training.checkpoint import Checkpoints
@@ -63,8 +65,8 @@ def train(
 
     On a CPU, equal arguments and an equal number of threads give equal weights, bit for bit. An
     interrupted training resumes from its last checkpoint and gives the same weights. While it runs,
-    `.<name>.work` beside `out_dir` holds encoded histories and checkpoints. `<name>.tensorboard`
-    beside `out_dir` stays.
+    `.<name>.work` next to `out_dir` holds encoded histories and checkpoints. `<name>.tensorboard`
+    next to `out_dir` stays.
 
     Args:
         histories_dir: made by `store.retrieve`.
@@ -78,7 +80,7 @@ def train(
             that outlives the process. A finished training removes its own. None for
             `.<name>.work/checkpoints`.
         log_dir: folder of TensorBoard's files, below which each training has its own. None for
-            `<name>.tensorboard` beside `out_dir`.
+            `<name>.tensorboard` next to `out_dir`.
         on_progress: called with each row of the curve; None for a progress bar on a terminal.
 
     Raises:
@@ -98,9 +100,12 @@ def train(
             lambda: encoded_cache.encode(histories, encoded_dir),
             lambda: encoded_cache.open_encoded(histories, encoded_dir),
         )
-        with enough_memory("the ranker", loop.SMALLER_RANKER):
-            ranker = loop.make_ranker(model, encoder, seed)
-            ranker = ranker.to(context.device)
+        ranker = _make_ranker(
+            model,
+            encoder,
+            seed,
+            context.device,
+        )
         data_digest = context.broadcast_object(lambda: encoded_cache.digest_of(encoded_dir))
         checkpoints = Checkpoints(
             Path(checkpoint_dir or work_dir / CHECKPOINTS_NAME),
@@ -132,13 +137,7 @@ def train(
         version = context.broadcast_object(lambda: _write(out_dir, bundle, trainer.state.curve))
         if context.is_rank_zero:
             checkpoints.remove()
-    log.info(
-        "trained %d steps in %.1f s, %.0f events/s, final loss %.4f",
-        report.num_steps,
-        report.seconds,
-        report.events_per_second,
-        report.final_loss,
-    )
+    _log_report(report)
     return dataclasses.replace(report, version=version)
 
 
@@ -201,6 +200,32 @@ class _Settings:
         }
 
 
+def _make_ranker(
+    model: ModelConfig,
+    encoder: Encoder,
+    seed: int,
+    device: torch.device,
+) -> Ranker:
+    """Return a new ranker on a device.
+
+    Raises:
+        ConfigError: memory ran out.
+    """
+    with enough_memory("the ranker", loop.SMALLER_RANKER):
+        ranker = loop.make_ranker(model, encoder, seed)
+        return ranker.to(device)
+
+
+def _log_report(report: TrainReport) -> None:
+    log.info(
+        "trained %d steps in %.1f s, %.0f events/s, final loss %.4f",
+        report.num_steps,
+        report.seconds,
+        report.events_per_second,
+        report.final_loss,
+    )
+
+
 def _log_dir(log_dir: str | Path | None, out_dir: Path) -> Path:
     """Return the folder of TensorBoard's files."""
     if log_dir:
@@ -223,7 +248,7 @@ def _write(
 
 @contextlib.contextmanager
 def _work_dir(out_dir: Path, context: DistributedContext) -> Iterator[Path]:
-    """Yield `.<name>.work` beside `out_dir`, locked against other trainings.
+    """Yield `.<name>.work` next to `out_dir`, locked against other trainings.
 
     Rank zero locks it for all ranks. Afterwards it holds only checkpoints, or is removed.
 

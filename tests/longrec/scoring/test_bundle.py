@@ -46,7 +46,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
-def test_a_round_trip_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_round_trip_changes_nothing(
+    bundle: Bundle,
+    tmp_path: Path,
+) -> None:
     version = bundle.save(tmp_path / "bundle")
     loaded = Bundle.load(tmp_path / "bundle", schema=small_histories.SCHEMA)
     assert loaded.version == version
@@ -64,7 +67,10 @@ def test_a_round_trip_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:
     assert loaded.save(tmp_path / "again") == version
 
 
-def test_the_version_depends_on_weights_and_served_length(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_version_depends_on_weights_and_served_length(
+    bundle: Bundle,
+    tmp_path: Path,
+) -> None:
     other_ranker = make_ranker(MODEL, bundle.encoder, 1)
     base = bundle.save(tmp_path / "base")
     longer = dataclasses.replace(bundle, served_length=128).save(tmp_path / "longer")
@@ -74,7 +80,10 @@ def test_the_version_depends_on_weights_and_served_length(bundle: Bundle, tmp_pa
     assert len({base, longer, other}) == 3
 
 
-def test_another_schema_is_refused_with_its_fields(bundle: Bundle, tmp_path: Path) -> None:
+def test_another_schema_is_refused_with_its_fields(
+    bundle: Bundle,
+    tmp_path: Path,
+) -> None:
     bundle.save(tmp_path / "bundle")
     schema = small_histories.SCHEMA
     other = Schema(
@@ -114,7 +123,10 @@ def truncate_weights(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def change(key: str, value: Any) -> Callable[[Path], None]:
+def change(
+    key: str,
+    value: Any,
+) -> Callable[[Path], None]:
     """Return a function that changes a key of bundle.json."""
 
     def write(directory: Path) -> None:
@@ -138,7 +150,10 @@ def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
 
-def overwrite(name: str, content: bytes) -> Callable[[Path], Any]:
+def overwrite(
+    name: str,
+    content: bytes,
+) -> Callable[[Path], Any]:
     """Return a function that overwrites a file of the bundle."""
     return lambda directory: (directory / name).write_bytes(content)
 
@@ -161,7 +176,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_refused_in_one_line(bundle: Bundle, tmp_path: Path, name: str) -> None:
+def test_damage_is_refused_in_one_line(
+    bundle: Bundle,
+    tmp_path: Path,
+    name: str,
+) -> None:
     bundle.save(tmp_path / "bundle")
     DAMAGES[name](tmp_path / "bundle")
     with pytest.raises(LongrecError) as caught:

@@ -63,7 +63,10 @@ def eager(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return small_scorer.make_scorer(tmp_path_factory.mktemp("eager"))
 
 
-def in_buffers(scorer: Scorer, max_requests: int = 4) -> Scorer:
+def in_buffers(
+    scorer: Scorer,
+    max_requests: int = 4,
+) -> Scorer:
     """Return the same scorer in fixed buffers."""
     return dataclasses.replace(scorer, max_cuda_graph_requests=max_requests)
 
@@ -73,7 +76,11 @@ def graphs_of(scorer: Scorer) -> CudaGraphScorer:
     return scorer.cuda_graphs
 
 
-def request(num_events: int, num_targets: int, seed: int = 0) -> RequestRows:
+def request(
+    num_events: int,
+    num_targets: int,
+    seed: int = 0,
+) -> RequestRows:
     """Return a request some time after the last event of a random user."""
     user = small_scorer.User(seed)
     user.append(num_events)
@@ -82,7 +89,10 @@ def request(num_events: int, num_targets: int, seed: int = 0) -> RequestRows:
     return user.request(user.timeline(), request_time_ms, num_targets)
 
 
-def score_both_ways(scorer: Scorer, asked: RequestRows) -> tuple[np.ndarray, np.ndarray]:
+def score_both_ways(
+    scorer: Scorer,
+    asked: RequestRows,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of a request, and its scores over cached events."""
     cached = scorer.keys_values([asked.history], [asked.request_time_ms])
     [scores] = scorer.score([asked], LENGTH)
@@ -90,7 +100,11 @@ def score_both_ways(scorer: Scorer, asked: RequestRows) -> tuple[np.ndarray, np.
     return scores, cached_scores
 
 
-def assert_close(scores: np.ndarray, expected: np.ndarray, bound: float = TOLERANCE) -> None:
+def assert_close(
+    scores: np.ndarray,
+    expected: np.ndarray,
+    bound: float = TOLERANCE,
+) -> None:
     np.testing.assert_allclose(
         scores,
         expected,
@@ -202,7 +216,10 @@ def test_few_requests_are_scored_one_by_one_and_more_as_a_batch(
     run = graphs._run
     sizes: list[tuple[int, ...]] = []
 
-    def recorded_run(work: Callable[..., None], *size: int) -> None:
+    def recorded_run(
+        work: Callable[..., None],
+        *size: int,
+    ) -> None:
         sizes.append(size)
         run(work, *size)
 
@@ -228,7 +245,12 @@ def test_threads_take_turns(eager: Scorer) -> None:
 
     threads = []
     for seed in range(3):
-        threads.append(threading.Thread(target=work, args=(seed,)))
+        threads.append(
+            threading.Thread(
+                target=work,
+                args=(seed,),
+            )
+        )
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,7 +259,10 @@ def test_threads_take_turns(eager: Scorer) -> None:
     assert max(errors) < TOLERANCE
 
 
-def test_only_models_that_can_use_fixed_buffers_do(eager: Scorer, tmp_path: Path) -> None:
+def test_only_models_that_can_use_fixed_buffers_do(
+    eager: Scorer,
+    tmp_path: Path,
+) -> None:
     # on a CPU a batch is faster
     assert eager.cuda_graphs is None
     assert eager.warm_up() is None
@@ -258,7 +283,10 @@ def test_an_engine_does_not_start_with_graphs_that_score_otherwise(
     scorer = in_buffers(eager)
     score = CudaGraphScorer._score
 
-    def wrong_score(graphs: CudaGraphScorer, *arguments: Any) -> np.ndarray:
+    def wrong_score(
+        graphs: CudaGraphScorer,
+        *arguments: Any,
+    ) -> np.ndarray:
         return score(graphs, *arguments) + np.float32(error)
 
     monkeypatch.setattr(CudaGraphScorer, "_score", wrong_score)
@@ -271,7 +299,10 @@ def test_an_engine_does_not_start_with_graphs_that_score_otherwise(
 
 
 @pytest.mark.parametrize("recency", ["bias", "token"])
-def test_captured_work_reads_no_value_from_the_device(tmp_path: Path, recency: str) -> None:
+def test_captured_work_reads_no_value_from_the_device(
+    tmp_path: Path,
+    recency: str,
+) -> None:
     """A value that is read, or a tensor that is made on the host, would end a capture."""
     scorer = in_buffers(small_scorer.make_scorer(tmp_path, recency))
     graphs = graphs_of(scorer)

@@ -52,7 +52,10 @@ def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle_dir(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_dir(
+    histories_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     train(
         histories_dir,
@@ -105,7 +108,11 @@ def requests(histories_dir: Path) -> list[RequestRows]:
     return rows
 
 
-def history_between(events: pa.Table, start: int, end: int) -> pa.RecordBatch:
+def history_between(
+    events: pa.Table,
+    start: int,
+    end: int,
+) -> pa.RecordBatch:
     batches = events.slice(start, end - start).to_batches()
     if batches:
         return batches[0]
@@ -116,14 +123,20 @@ def longest(requests: list[RequestRows]) -> RequestRows:
     return max(requests, key=lambda request: request.history.num_rows)
 
 
-def forward(scorer: Scorer, batch: RequestBatch) -> np.ndarray:
+def forward(
+    scorer: Scorer,
+    batch: RequestBatch,
+) -> np.ndarray:
     """Return the probabilities of the training forward."""
     with torch.no_grad():
         logits = scorer.bundle.ranker(batch).logits
         return torch.sigmoid(logits).numpy()
 
 
-def assert_close(scores: np.ndarray, expected: np.ndarray) -> None:
+def assert_close(
+    scores: np.ndarray,
+    expected: np.ndarray,
+) -> None:
     np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
 
 
@@ -283,7 +296,10 @@ def test_inference_mode_does_not_leak_to_the_caller(
         assert not torch.is_inference_mode_enabled()
 
 
-def test_wrong_requests_are_named(scorer: Scorer, requests: list[RequestRows]) -> None:
+def test_wrong_requests_are_named(
+    scorer: Scorer,
+    requests: list[RequestRows],
+) -> None:
     request = longest(requests)
     order = range(request.history.num_rows - 1, -1, -1)
     backwards = dataclasses.replace(

@@ -22,7 +22,10 @@ def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def finished(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(
+    histories_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
     """A study with all results; tests must not change them."""
     folder = tmp_path_factory.mktemp("study")
     study = load_study(folder)

@@ -33,14 +33,20 @@ seeds: [0, 1]
 """
 
 
-def write_study(folder: Path, text: str = STUDY) -> Path:
+def write_study(
+    folder: Path,
+    text: str = STUDY,
+) -> Path:
     """Write the YAML file of a study."""
     path = folder / "study.yaml"
     path.write_text(text)
     return path
 
 
-def load_study(folder: Path, text: str = STUDY) -> StudyConfig:
+def load_study(
+    folder: Path,
+    text: str = STUDY,
+) -> StudyConfig:
     """Return the study of YAML text."""
     return load(write_study(folder, text))
 
@@ -53,20 +59,31 @@ def results_in(out: Path) -> dict[str, Result]:
     return results
 
 
-def write_result(out: Path, trial_id: str, result: Result) -> None:
+def write_result(
+    out: Path,
+    trial_id: str,
+    result: Result,
+) -> None:
     """Write the result of a trial."""
     folder = out / "trials"
     folder.mkdir(exist_ok=True)
     (folder / f"{trial_id}.json").write_text(json.dumps(result))
 
 
-def at_length(result: Result, length: int) -> Result:
+def at_length(
+    result: Result,
+    length: int,
+) -> Result:
     """Return the metrics of a result at a served length."""
     [row] = [row for row in result["lengths"] if row["length"] == length]
     return row
 
 
-def without_metric(result: Result, metric: str, length: int) -> Result:
+def without_metric(
+    result: Result,
+    metric: str,
+    length: int,
+) -> Result:
     """Return a result with a metric that is not defined at one length.
 
     That happens if scores are not finite, or if no user has both labels.
@@ -81,7 +98,12 @@ def without_metric(result: Result, metric: str, length: int) -> Result:
     return {**result, "lengths": rows}
 
 
-def study_arguments(config: Path, histories: object, out: Path, *options: str) -> list[str]:
+def study_arguments(
+    config: Path,
+    histories: object,
+    out: Path,
+    *options: str,
+) -> list[str]:
     """Return the arguments of `longrec study`."""
     return [
         "study",

@@ -88,7 +88,10 @@ def test_an_undefined_metric_leaves_a_dash_and_the_rest(
     assert "mean" in text_of(tmp_path / "report.html")
 
 
-def test_a_study_without_any_defined_auc_says_so(finished: Finished, tmp_path: Path) -> None:
+def test_a_study_without_any_defined_auc_says_so(
+    finished: Finished,
+    tmp_path: Path,
+) -> None:
     study, out = finished
     for trial_id, result in results_in(out).items():
         for length in LENGTHS:
@@ -150,7 +153,10 @@ def test_results_on_other_requests_are_not_mixed(
         collect(tmp_path / "out", study)
 
 
-def test_study_json_describes_the_histories(histories_dir: Path, finished: Finished) -> None:
+def test_study_json_describes_the_histories(
+    histories_dir: Path,
+    finished: Finished,
+) -> None:
     _, out = finished
     data = read_json(out / "study.json")["data"]
     splits = np.asarray(Histories.open(histories_dir).requests["split"])

@@ -58,7 +58,10 @@ def test_the_drawing_of_differences_is_a_file_of_its_own(finished: Finished) -> 
     assert low < float(dot.attrib["cx"]) < high
 
 
-def test_charts_show_the_reference_and_the_best(finished: Finished, tmp_path: Path) -> None:
+def test_charts_show_the_reference_and_the_best(
+    finished: Finished,
+    tmp_path: Path,
+) -> None:
     study, out = finished
     variants = {f"v{number}": {"model.id_dim": 8 + number} for number in range(10)}
     many = StudyConfig("many", study.base, variants)

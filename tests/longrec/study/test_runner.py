@@ -38,7 +38,11 @@ def test_an_interrupted_study_resumes(
     out = tmp_path / "out"
     first_ids: list[str] = []
 
-    def interrupt(result: Result, num_done: int, num_trials: int) -> None:
+    def interrupt(
+        result: Result,
+        num_done: int,
+        num_trials: int,
+    ) -> None:
         first_ids.append(result["id"])
         assert (num_done, num_trials) == (len(first_ids), NUM_TRIALS)
         if len(first_ids) == 3:
@@ -55,7 +59,11 @@ def test_an_interrupted_study_resumes(
     assert len(first_ids) == 3
     calls: list[tuple[str, int, int]] = []
 
-    def record(result: Result, num_done: int, num_trials: int) -> None:
+    def record(
+        result: Result,
+        num_done: int,
+        num_trials: int,
+    ) -> None:
         calls.append((result["id"], num_done, num_trials))
 
     report = run_study(
@@ -84,7 +92,10 @@ def test_a_finished_trial_never_runs_again(
     study, whole = finished
     shutil.copytree(whole, tmp_path / "out")
 
-    def forbidden(*arguments: Any, **options: Any) -> None:
+    def forbidden(
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
         pytest.fail("a finished trial ran again")
 
     monkeypatch.setattr(trial_runner.loop, "fit", forbidden)
@@ -121,7 +132,10 @@ def test_a_trial_that_fails_is_reported_and_the_others_run(
     out = tmp_path / "out"
     make_ranker = trial_runner.loop.make_ranker
 
-    def broken(model: ModelConfig, *arguments: Any) -> Any:
+    def broken(
+        model: ModelConfig,
+        *arguments: Any,
+    ) -> Any:
         if model.kind == "mean":
             raise RuntimeError("out of memory")
         return make_ranker(model, *arguments)

@@ -18,7 +18,11 @@ FAKE_LENGTHS = (2, 4, 8, 16)
 SEEDS = (0, 1)
 
 
-def fake_result(first_auc: float, slope: float, **values: Any) -> Result:
+def fake_result(
+    first_auc: float,
+    slope: float,
+    **values: Any,
+) -> Result:
     """Return a result with an AUC of first_auc + slope log2(length)."""
     rows = []
     for length in FAKE_LENGTHS:
@@ -45,7 +49,10 @@ def fake_result(first_auc: float, slope: float, **values: Any) -> Result:
     }
 
 
-def group_of(variant: str, result: Result) -> TrialGroup:
+def group_of(
+    variant: str,
+    result: Result,
+) -> TrialGroup:
     return TrialGroup(variant, {}, {0: result})
 
 

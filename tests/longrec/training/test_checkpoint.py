@@ -93,7 +93,7 @@ def version_of(bundle_dir: Path) -> str:
 
 
 def assert_equal(bundle_dir: Path, whole: Path) -> None:
-    """Check that two bundles are equal, and that nothing else lies beside the first."""
+    """Check that two bundles are equal, and that the first has no other file next to it."""
     name = "model.safetensors"
     assert (bundle_dir / name).read_bytes() == (whole / name).read_bytes()
     assert losses_of(bundle_dir) == losses_of(whole)
@@ -103,7 +103,7 @@ def assert_equal(bundle_dir: Path, whole: Path) -> None:
 
 
 def checkpoints_of(out: Path) -> list[Path]:
-    """Return the checkpoints beside a bundle, the oldest first."""
+    """Return the checkpoints next to a bundle, the oldest first."""
     folder = out.with_name(f".{out.name}.work") / "checkpoints"
     return sorted(folder.glob("*/step-*"))
 

@@ -68,7 +68,7 @@ WEIGHT_TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module")
 def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small histories, beside the configuration of the training."""
+    """The small histories, next to the configuration of the training."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return small_histories.write(folder / "histories")
