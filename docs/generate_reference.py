@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "model" / "longrec"
 HIDDEN_PACKAGES = ("cli", "nn.kernels")
 """Packages without a page: the command line has its own, and kernels are called by `nn` only."""
-TOP_LEVEL_MODULES = ("schema", "errors")
+TOP_LEVEL_MODULES = ("config_file", "schema", "errors")
 Json = dict[str, Any]
 
 
@@ -248,8 +248,11 @@ def _library_calls(tree: ast.Module) -> list[str]:
 def configuration_page() -> str:
     """Return a table per section of a configuration: key, type, default and meaning."""
     from longrec.config import RunConfig
+    from pipelines.platform_config import PlatformConfig, StepConfig
 
     sections = [RunConfig, *_sections(RunConfig)]
+    # `platform` belongs to the pipelines, and `platform.steps` maps a step to a StepConfig.
+    sections += [PlatformConfig, *_sections(PlatformConfig), StepConfig]
     blocks = [_section_block(section) for section in dict.fromkeys(sections)]
     sentence = (
         "A configuration is a YAML file; `--set train.epochs=2` overrides one key. "

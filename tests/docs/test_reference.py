@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from longrec.config import RunConfig
 from longrec.serving.metrics import PrometheusMetrics
+from pipelines.platform_config import PlatformConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -72,6 +73,9 @@ def resolves(name: str) -> bool:
 def is_config_key(name: str) -> bool:
     """Say whether `section.key` is a key of a configuration; a step's name matches any word."""
     section: Any = RunConfig
+    if name.startswith("platform."):
+        section = PlatformConfig
+        name = name.removeprefix("platform.")
     for part in name.split("."):
         if not dataclasses.is_dataclass(section):
             return True
@@ -91,7 +95,7 @@ def test_modules_and_functions_in_the_pages_exist() -> None:
 
 
 def test_configuration_keys_in_the_pages_exist() -> None:
-    sections = "|".join(field.name for field in dataclasses.fields(RunConfig))
+    sections = "|".join(["platform", *(field.name for field in dataclasses.fields(RunConfig))])
     pattern = re.compile(rf"(?:{sections})\.[a-z_.]+")
     missing = {}
     for code, page in inline_code().items():
@@ -164,7 +168,12 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     )
     assert done.returncode == 0, done.stderr
     loads = re.compile(r"""<(?:script|img|iframe|link)[^>]+(?:src|href)=["']https?://[^"']+""")
-    for path in tmp_path.rglob("*.html"):
-        assert not loads.findall(path.read_text(encoding="utf-8")), path
+    pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    anchors = {path: set(re.findall(r'id="([^"]+)"', text)) for path, text in pages.items()}
+    for path, text in pages.items():
+        assert not loads.findall(text), path
+        for name, anchor in re.findall(r'href="([^"#:]*[.]html)#([^"]+)"', text):
+            target = (path.parent / name).resolve()
+            assert anchor in anchors[target], f"{path.name}: {name}#{anchor}"
     commands = (tmp_path / "reference" / "cli.html").read_text(encoding="utf-8")
     assert "longrec import events" in commands

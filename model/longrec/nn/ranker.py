@@ -194,7 +194,7 @@ class Ranker(TokenLayers):
         """Return the attention sources of cached keys and values, for `score`.
 
         Args:
-            parts: [R][M] of [L, 2 D], rows that `keys_values` made.
+            parts: R lists of M tensors [L, 2 D], rows that `keys_values` made.
             timestamps: R of int64 [L], ms, of the events.
             batch: the requests; its own events are not read.
             segments: of the parts one after another, if they are on their device already.

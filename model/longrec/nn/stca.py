@@ -167,7 +167,7 @@ class STCA(nn.Module):
         """Return the attention source of each layer from cached keys and values.
 
         Args:
-            parts: [R][M] of [L, 2 D], rows that `keys_values` made.
+            parts: R lists of M tensors [L, 2 D], rows that `keys_values` made.
             gaps: R of [L], bucket of the time gap of each event, for `recency: bias`.
             num_targets: targets of each request.
             segments: of the parts one after another, if they are on their device already.
