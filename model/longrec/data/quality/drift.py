@@ -303,7 +303,10 @@ def _sum_pairs(shards: Sequence[Mapping[str, tuple[int, int]]]) -> dict[str, tup
 
 
 def _to_pairs(value: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, int]]:
-    return {name: (int(first), int(second)) for name, (first, second) in value.items()}
+    pairs = {}
+    for name, (first, second) in value.items():
+        pairs[name] = (int(first), int(second))
+    return pairs
 
 
 def _rate(counts: tuple[int, int]) -> float:

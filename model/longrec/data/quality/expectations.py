@@ -48,9 +48,9 @@ class Expectation:
         """Return whether a value is within the bounds; None is."""
         if value is None:
             return True
-        is_above_minimum = self.minimum is None or value >= self.minimum
-        is_below_maximum = self.maximum is None or value <= self.maximum
-        return is_above_minimum and is_below_maximum
+        if self.minimum is not None and value < self.minimum:
+            return False
+        return self.maximum is None or value <= self.maximum
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -394,7 +394,8 @@ def _count_target_gaps(
 ) -> int:
     """Return the number of places where targets of requests do not follow each other."""
     order = np.argsort(starts, kind="stable")
-    num_gaps = int((starts[order][1:] != ends[order][:-1]).sum())
+    next_starts = starts[order][1:]
+    num_gaps = int((next_starts != ends[order][:-1]).sum())
     misses_first = int(starts.min(initial=0)) != 0
     misses_last = int(ends.max(initial=0)) != num_targets
     return num_gaps + misses_first + misses_last

@@ -80,7 +80,9 @@ class TableProfile:
 
     def save(self, directory: Path, name: str) -> None:
         """Write NAME.json, and the users to NAME.parquet."""
-        columns = {key: dataclasses.asdict(profile) for key, profile in self.columns.items()}
+        columns = {}
+        for key, profile in self.columns.items():
+            columns[key] = dataclasses.asdict(profile)
         content = {
             "columns": columns,
             "counts": self.counts,
@@ -108,8 +110,11 @@ class TableProfile:
             column: [(int(key), text) for key, text in rows]
             for column, rows in content["failed_rows"].items()
         }
+        columns = {}
+        for key, value in content["columns"].items():
+            columns[key] = ColumnProfile(**value)
         return cls(
-            columns={key: ColumnProfile(**value) for key, value in content["columns"].items()},
+            columns=columns,
             counts=content["counts"],
             failed_rows=failed_rows,
             users=UserProfile({column: to_int64(users[column]) for column in users.column_names}),

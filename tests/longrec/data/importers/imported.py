@@ -34,6 +34,8 @@ def plain_rows(table: pa.Table) -> list[Row]:
 
 def rejected_rows(path: Path) -> list[tuple[str, int, str]]:
     """Return file, line and reason of the rejected rows of a dataset."""
+    rejected = []
     with (path / "rejects.csv").open(newline="") as stream:
-        rows = list(csv.reader(stream))
-    return [(file, int(line), reason) for file, line, reason, _ in rows[1:]]
+        for row in csv.DictReader(stream):
+            rejected.append((row["file"], int(row["line"]), row["reason"]))
+    return rejected
