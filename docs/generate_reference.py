@@ -212,13 +212,18 @@ def _benchmarks() -> str:
 
 
 def steps_table() -> str:
-    """Return a table of the pipeline steps: name, first sentence and calls of the library."""
-    rows = [("step", "does", "calls")]
-    for path in sorted((ROOT / "components").glob("[!_]*.py")):
+    """Return the table of the pipeline steps in the order of execution."""
+    from longrec.runs.steps import STEPS
+
+    rows = [("step", "does", "calls", "cached", "volumes")]
+    for step in STEPS.values():
+        path = ROOT / "components" / f"{step.component}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        sentence = (ast.get_docstring(tree) or "").split("\n\n")[0]
+        sentence = (ast.get_docstring(tree) or "").split("\n\n")[0].partition(": ")[2]
         calls = ", ".join(f"`{name}`" for name in _library_calls(tree))
-        rows.append((path.stem.replace("_", "-"), sentence, calls))
+        needs = {"work directory": step.uses_workdir, "datasets": step.uses_data}
+        volumes = ", ".join(name for name, is_needed in needs.items() if is_needed)
+        rows.append((step.name, sentence, calls, "yes" if step.is_cached else "no", volumes))
     return _table(rows)
 
 

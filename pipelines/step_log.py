@@ -45,7 +45,7 @@ ORCHESTRATOR = "orchestrator"
 
 
 class StepLog(io.TextIOBase):
-    """A stdout for kfp.local: writes all lines to the log and reports progress.
+    """A stdout for kfp.local that writes all lines to the log and reports progress.
 
     Args:
         stream: the log.
@@ -116,7 +116,7 @@ class StepLog(io.TextIOBase):
 
 
 class _RecordHandler(logging.Handler):
-    """Writes log records of this process to the step log and collects kfp's warnings."""
+    """A handler that sends log records to the step log and collects kfp's warnings."""
 
     def __init__(self, steps: StepLog) -> None:
         super().__init__(logging.INFO)

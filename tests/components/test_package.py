@@ -1,6 +1,4 @@
-"""The package step, called as a function on real artifacts: the bento, its verdict and its metrics
-are where a pipeline looks for them.
-"""
+"""The package step, called as a function on real artifacts."""
 
 from __future__ import annotations
 
@@ -56,15 +54,11 @@ def test_the_step_leaves_bento_verdict_and_metrics(
         **outputs,
     )
     version = f"{json.loads((world / 'bundle' / 'bundle.json').read_text())['version'][:12]}-0c0de0"
-    assert (out / "bento" / "bento.yaml").is_file() and (
-        out / "bento" / "models" / "longrec-ranker" / version
-    ).is_dir()
+    assert (out / "bento" / "bento.yaml").is_file()
+    assert (out / "bento" / "models" / "longrec-ranker" / version).is_dir()
     facts = json.loads((out / "packaged").read_text())
-    assert facts["tag"] == outputs["bento"].metadata[
-        "tag"
-    ] == f"longrec-ranker:{version}" and facts["path"] == str(out / "bento")
-    assert (
-        json.loads((out / "parity").read_text()) == {**facts["parity"], "problems": []}
-        and facts["parity"]["bound"] == 1e-5
-    )
+    assert facts["tag"] == outputs["bento"].metadata["tag"] == f"longrec-ranker:{version}"
+    assert facts["path"] == str(out / "bento")
+    assert json.loads((out / "parity").read_text()) == {**facts["parity"], "problems": []}
+    assert facts["parity"]["bound"] == 1e-5
     assert json.loads((out / "metrics").read_text())["parity.http_error"] <= 1e-5

@@ -1,6 +1,4 @@
-"""A component is a page: imports, one config line, one call, metrics; nothing of the platform
-outside its decorator.
-"""
+"""A component is a page: imports, one configuration line, one call, metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def _functions(path: Path) -> list[ast.FunctionDef]:
 
 
 def _statements(function: ast.FunctionDef) -> int:
-    """Returns the number of statements of the body without its docstring, nested ones included."""
+    """Return the number of statements in the body, nested ones included, without its docstring."""
     return (
         sum(isinstance(node, ast.stmt) for node in ast.walk(function))
         - 1
@@ -96,9 +94,8 @@ def test_a_component_file_holds_one_decorated_function_and_docstrings(path: Path
         for node in tree.body
         if not isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
     ]
-    assert ast.get_docstring(tree) and len(others) <= 1, (
-        "only imports and functions beside the docstring"
-    )
+    assert ast.get_docstring(tree)
+    assert len(others) <= 1, "only imports and functions beside the docstring"
     for function in _functions(path):
         assert [ast.unparse(decorator) for decorator in function.decorator_list] == ["component"]
         assert ast.get_docstring(function)
@@ -124,4 +121,5 @@ def test_statement_counting_counts_nested_statements() -> None:
             return 1
     ''')
     ).body[0]
-    assert isinstance(function, ast.FunctionDef) and _statements(function) == 4
+    assert isinstance(function, ast.FunctionDef)
+    assert _statements(function) == 4

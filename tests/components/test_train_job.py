@@ -30,7 +30,8 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
     def submit(client: Any, job: kubeflow_trainer.TrainingJob, platform: PlatformConfig) -> str:
         """Does what the nodes do with what the step left for them."""
         settings = load_config(job.folder / "config.yaml")
-        assert platform.trainer.num_nodes == 2 and job.arguments[2:4] == [
+        assert platform.trainer.num_nodes == 2
+        assert job.arguments[2:4] == [
             str(job.folder / "histories"),
             str(job.bundle),
         ]
@@ -61,14 +62,13 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
         lengths={"maximum": 64, "mean": 32},
         training={"max_steps": 3, "token_budget": 300, "device": "cpu", "tensorboard": False},
         platform={
-            "workdir": str(tmp_path / "home"),
+            "workdir": str(tmp_path / "workdir"),
             "trainer": {"engine": "kubeflow", "num_nodes": 2},
         },
         bundle=bundle,
         metrics=metrics,
     )
-    assert (
-        Bundle.load(bundle.path).served_length == 64 and bundle.metadata["checked_by"] == "report"
-    )
+    assert Bundle.load(bundle.path).served_length == 64
+    assert bundle.metadata["checked_by"] == "report"
     assert json.loads(Path(metrics.path).read_text())["num_steps"] == 3
-    assert not list((tmp_path / "home" / "train-jobs").iterdir())
+    assert not list((tmp_path / "workdir" / "train-jobs").iterdir())

@@ -1,6 +1,4 @@
-"""The configuration is read strictly: a wrong key, type or bound is an error that says what to
-do.
-"""
+"""The configuration is read strictly: each mistake is an error that names key and fix."""
 
 from __future__ import annotations
 
@@ -100,12 +98,10 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
             "train.learning_rate=2e-3",
         ],
     )
-    assert (config.train.epochs, config.seed, config.evaluate.lengths, config.model.recency) == (
-        3,
-        7,
-        (10, 20),
-        "token",
-    )
+    assert config.train.epochs == 3
+    assert config.seed == 7
+    assert config.evaluate.lengths == (10, 20)
+    assert config.model.recency == "token"
     assert config.train.learning_rate == pytest.approx(2e-3)
 
 
@@ -229,8 +225,11 @@ def test_numbers_and_texts_are_read_as_people_write_them(tmp_path: Path) -> None
     config = load_config(
         _write(tmp_path, "name: 2026-01-01\nseed: 1e3\ntrain: {learning_rate: 1e-3, clip_norm: 2}")
     )
-    assert (config.name, config.seed, config.train.learning_rate) == ("2026-01-01", 1000, 1e-3)
-    assert isinstance(config.seed, int) and isinstance(config.train.clip_norm, float)
+    assert config.name == "2026-01-01"
+    assert config.seed == 1000
+    assert config.train.learning_rate == 1e-3
+    assert isinstance(config.seed, int)
+    assert isinstance(config.train.clip_norm, float)
 
 
 def test_a_value_that_is_no_json_is_an_error() -> None:

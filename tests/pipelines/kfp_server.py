@@ -1,10 +1,8 @@
-"""A Kubeflow Pipelines server in this process: the v2beta1 calls that longrec makes, read and
-written through kfp's own API models.
+"""A fake Kubeflow Pipelines server: longrec's v2beta1 calls, checked with kfp's own models.
 
-It checks what the real API server checks of a run before it starts: the spec parses as the protobuf
-that it is, the name is one, every
-parameter is known, given where it must be, and of its type. Runs go through `states`, one step at
-each question.
+Like the real API server, it checks a run before it starts: the spec parses as protobuf, the name is
+valid, and every parameter is known, present if required, and of its type. Each request for a run
+moves it to the next of `states`.
 """
 
 from __future__ import annotations
@@ -52,21 +50,17 @@ class _Body:
 
 
 def parse(model: str, value: dict[str, Any]) -> Any:
-    """Returns an API object; a field that the API does not know is refused, as the server's gateway
-    does.
-    """
-    if unknown := set(value) - set(getattr(api, model).attribute_map.values()):
+    """Return an API object; refuse an unknown field, as the server's gateway does."""
+    unknown = set(value) - set(getattr(api, model).attribute_map.values())
+    if unknown:
         raise Refused(400, f'json: unknown field "{sorted(unknown)[0]}"')
     return _MODELS.deserialize(_Body(value), model)
 
 
 def check_job(spec: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises Refused where the API server would not make a workflow of it."""
-    graph, platform = (
-        (spec["pipeline_spec"], spec.get("platform_spec"))
-        if "pipeline_spec" in spec
-        else (spec, None)
-    )
+    """Raise Refused if the API server would not create a workflow."""
+    graph = spec.get("pipeline_spec", spec)
+    platform = spec.get("platform_spec")
     proto = json_format.ParseDict(graph, pipeline_spec_pb2.PipelineSpec())
     if platform is not None:
         json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
@@ -95,10 +89,15 @@ def check_job(spec: dict[str, Any], parameters: dict[str, Any]) -> None:
 
 
 class FakeServer(ThreadingHTTPServer):
-    """State of the server; `token` is the one that it wants, `refuse` (status, message) its answer
-    to everything, `refuse_post` to what
-    is made, `logs` by pod at one of its doors: v1alpha1, v2beta1, or ui, which answers other
-    addresses with its page."""
+    """The state of the server.
+
+    Args:
+        token: required token; empty for none.
+        refuse: status and message of every answer; status 0 for none.
+        refuse_post: the same for requests that create something.
+        logs: by pod, at one of the addresses: v1alpha1, v2beta1 or ui. The ui answers any other
+            address with its page.
+    """
 
     daemon_threads = True
 
@@ -111,8 +110,11 @@ class FakeServer(ThreadingHTTPServer):
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.tasks: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
-        self.token, self.refuse, self.refuse_post = "", (0, ""), (0, "")
-        self.logs_at, self.multi_user = "v1alpha1", False
+        self.token = ""
+        self.refuse = (0, "")
+        self.refuse_post = (0, "")
+        self.logs_at = "v1alpha1"
+        self.multi_user = False
 
     @property
     def url(self) -> str:
@@ -241,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running() -> Iterator[FakeServer]:
-    """Yields a server that answers until the end of the block."""
+    """Run a server inside the block."""
     fake = FakeServer()
     thread = threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True)
     thread.start()

@@ -1,6 +1,4 @@
-"""The compiled pipelines: up to date, byte-stable, free of machine paths, the graphs that the
-architecture describes, and what a cluster
-gives their steps."""
+"""The compiled pipelines: up to date, byte-stable, with the documented graphs and settings."""
 
 from __future__ import annotations
 
@@ -54,19 +52,19 @@ GRAPHS: dict[str, dict[str, set[str]]] = {
         "condition-5": {"fingerprint", "evaluate", "train", "join-histories"},
     },
 }
+"""Pipeline -> steps below its exit handler -> the steps that each of them waits for."""
 LOOPS = {
     "for-loop-2": {"profile-events": set()},
     "for-loop-3": {"build-features": set()},
     "for-loop-4": {"retrieve": set(), "profile-histories": {"retrieve"}},
 }
-"""Steps of each shard, and the steps of it that they wait for."""
-"""Steps of each pipeline, below its exit handler, and the steps that each of them waits for."""
+"""Loop -> its steps -> the steps of the loop that each of them waits for."""
 REQUIRED = {"data_uri", "study"}
 """Parameters without a default."""
 
 
 def _documents(name: str, folder: Path = compiler.FOLDER) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the graph of a compiled pipeline, and what the platform gives each step."""
+    """Return the graph of a compiled pipeline and the platform settings of its steps."""
     spec, platform = yaml.safe_load_all((folder / f"{name}.yaml").read_text())
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
@@ -121,9 +119,8 @@ def test_compiling_by_kfp_writes_the_same_bytes(name: str, tmp_path: Path) -> No
 def test_the_graph_has_the_steps_and_edges_of_the_architecture(name: str) -> None:
     spec, _ = _documents(name)
     root = spec["root"]["dag"]["tasks"]
-    assert set(root) == {"exit-handler-1", "finish"} and root["finish"]["dependentTasks"] == [
-        "exit-handler-1"
-    ]
+    assert set(root) == {"exit-handler-1", "finish"}
+    assert root["finish"]["dependentTasks"] == ["exit-handler-1"]
     assert root["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert {
         step: set(task.get("dependentTasks", ())) for step, task in _tasks(spec).items()
@@ -151,9 +148,7 @@ def test_packaging_waits_for_the_gate() -> None:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_local_run_has_the_same_graph_and_parameters(name: str) -> None:
-    """The pipeline that `longrec run` executes is the compiled one, less what only a cluster
-    has.
-    """
+    """`longrec run` executes the compiled pipeline without the settings of a cluster."""
     local, spec = compiler.pipeline(name, None).pipeline_spec, _documents(name)[0]
     from google.protobuf import json_format
 
@@ -243,25 +238,23 @@ def test_every_cached_step_knows_its_code_and_the_others_are_never_cached(name: 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_file_names_no_path_of_a_machine_and_no_pip(name: str) -> None:
     text = (compiler.FOLDER / f"{name}.yaml").read_text()
-    assert not re.search(r"/(work|tmp|root|home|Users)/", text) and str(ROOT) not in text
+    assert not re.search(r"/(work|tmp|root|home|Users)/", text)
+    assert str(ROOT) not in text
     images = {
         executor["container"]["image"]
         for executor in _documents(name)[0]["deploymentSpec"]["executors"].values()
     }
-    assert images == {PlatformConfig().image} and "python" in PlatformConfig().image
+    assert images == {PlatformConfig().image}
+    assert "python" in PlatformConfig().image
     assert "pip install" not in text
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_server_takes_the_names_and_types(name: str) -> None:
-    """What the API server refuses: names beyond DNS, defaults of another type than the parameter's,
-    required ones with a default.
-    """
+    """The API server refuses names beyond DNS and defaults that do not fit their parameter."""
     spec, _ = _documents(name)
-    assert (
-        re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", spec["pipelineInfo"]["name"])
-        and spec["schemaVersion"] == "2.1.0"
-    )
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,127}", spec["pipelineInfo"]["name"])
+    assert spec["schemaVersion"] == "2.1.0"
     kinds = {
         "STRING": str,
         "STRUCT": dict,
@@ -342,9 +335,7 @@ def placed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], di
 def test_what_the_platform_gives_is_what_the_driver_of_kubernetes_reads(
     name: str, tmp_path: Path
 ) -> None:
-    """The server keeps the platform's part as it is; each step's driver parses it as
-    KubernetesExecutorConfig, where unknown keys fail.
-    """
+    """Each step's driver parses them as KubernetesExecutorConfig and fails on unknown keys."""
     platform = {**PLATFORM, "steps": {"all": PLATFORM["steps"]["train"]}}
     compiler.compile_to(name, tmp_path / f"{name}.yaml", build(PlatformConfig, platform))
     spec, executors = _documents(name, tmp_path)
@@ -353,11 +344,9 @@ def test_what_the_platform_gives_is_what_the_driver_of_kubernetes_reads(
         read = json_format.ParseDict(
             given, kubernetes_executor_config_pb2.KubernetesExecutorConfig()
         )
-        assert (
-            read.active_deadline_seconds == 9000
-            and read.tolerations[0].key == "gpu"
-            and read.secret_as_env
-        )
+        assert read.active_deadline_seconds == 9000
+        assert read.tolerations[0].key == "gpu"
+        assert read.secret_as_env
 
 
 def test_the_platform_gives_containers_what_it_says(
@@ -374,15 +363,11 @@ def test_the_platform_gives_containers_what_it_says(
         for each in containers.values()
     )
     resources = containers["train"]["resources"]
-    assert (
-        resources["resourceMemoryLimit"],
-        resources["resourceMemoryRequest"],
-        resources["resourceCpuRequest"],
-    ) == ("64Gi", "64Gi", "8")
-    assert (
-        resources["accelerator"]["resourceCount"] == "2"
-        and resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
-    )
+    assert resources["resourceMemoryLimit"] == "64Gi"
+    assert resources["resourceMemoryRequest"] == "64Gi"
+    assert resources["resourceCpuRequest"] == "8"
+    assert resources["accelerator"]["resourceCount"] == "2"
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
     assert "resources" not in containers["publish"]
     assert (
         spec["root"]["inputDefinitions"]["parameters"]["workdir"]["defaultValue"] == "/srv/longrec"
@@ -395,9 +380,8 @@ def test_the_platform_gives_steps_retries_and_caching(
     tasks = _tasks(placed[0])
     backoff = {"backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"}
     assert tasks["train"]["retryPolicy"] == {"maxRetryCount": 1, **backoff}
-    assert tasks["evaluate"]["cachingOptions"] == {} and tasks["train"]["cachingOptions"] == {
-        "enableCache": True
-    }
+    assert tasks["evaluate"]["cachingOptions"] == {}
+    assert tasks["train"]["cachingOptions"] == {"enableCache": True}
     default = _tasks(_documents("training")[0])
     assert "retryPolicy" not in default["check-events"], "a failed check says the same again"
     assert default["train"]["retryPolicy"]["maxRetryCount"] == 2
@@ -411,31 +395,31 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(
     assert train["emptyDirMounts"] == [
         {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "16Gi", "volumeName": "shm"}
     ]
-    assert (
-        train["nodeSelector"]["labels"] == {"pool": "gpu"}
-        and train["tolerations"][0]["key"] == "gpu"
-    )
-    assert (
-        train["activeDeadlineSeconds"] == "9000"
-        and pods["retrieve"]["activeDeadlineSeconds"] == "1200"
-    )
+    assert train["nodeSelector"]["labels"] == {"pool": "gpu"}
+    assert train["tolerations"][0]["key"] == "gpu"
+    assert train["activeDeadlineSeconds"] == "9000"
+    assert pods["retrieve"]["activeDeadlineSeconds"] == "1200"
     mounts = {
         step: {(mount["constant"], mount["mountPath"]) for mount in pod.get("pvcMount", ())}
         for step, pod in pods.items()
     }
     workdir, data = ("rec-home", "/srv/longrec"), ("logs", "/logs")
-    assert mounts["retrieve"] == mounts["fingerprint"] == mounts["profile-events"] == {
-        workdir,
-        data,
-    } and mounts["build-features"] == {data}
+    assert (
+        mounts["retrieve"]
+        == mounts["fingerprint"]
+        == mounts["profile-events"]
+        == {
+            workdir,
+            data,
+        }
+    )
+    assert mounts["build-features"] == {data}
     assert (
         mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {workdir}
-        and mounts["check-histories"] == set()
     )
-    assert (
-        mounts["check-events"] == {workdir}
-        and mounts["join-features"] == mounts["join-histories"] == set()
-    )
+    assert mounts["check-histories"] == set()
+    assert mounts["check-events"] == {workdir}
+    assert mounts["join-features"] == mounts["join-histories"] == set()
     for step, pod in pods.items():
         secrets = {
             secret["secretName"]: {(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]}
@@ -455,10 +439,8 @@ def test_training_on_several_nodes_is_a_step_that_waits_for_a_job(tmp_path: Path
     compiler.compile_to("training", tmp_path / "training.yaml", build(PlatformConfig, platform))
     spec, pods = _documents("training", tmp_path)
     tasks = _tasks(spec)
-    assert (
-        "train" not in tasks
-        and set(tasks["train-job"]["dependentTasks"]) == GRAPHS["training"]["train"]
-    )
+    assert "train" not in tasks
+    assert set(tasks["train-job"]["dependentTasks"]) == GRAPHS["training"]["train"]
     given = tasks["train-job"]["inputs"]["parameters"]["platform"]["runtimeValue"]["constant"]
     assert build(PlatformConfig, given) == build(PlatformConfig, platform)
     assert pods["exec-train-job"]["pvcMount"][0]["constant"] == "longrec-home"

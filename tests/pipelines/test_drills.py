@@ -1,6 +1,4 @@
-"""Failure drills: every step of the training pipeline, in two shards, is killed while it works;
-retried, it ends as if nothing was.
-"""
+"""Failure drills: each step of the training pipeline is killed while it works, and retried."""
 
 from __future__ import annotations
 
@@ -37,19 +35,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killer:
-    """Watches the CPU time of each step and all that it starts; kills it the first time it has
-    taken a share of what `seconds` names.
+    """Kills each step once, after a share of its CPU seconds in an undisturbed run.
 
-    Steps of two shards run at the same time: the processes of one are told by the name of its
-    function, and both are killed together.
+    Steps of two shards run at the same time. The name of their function identifies the processes,
+    so both are killed together.
+
+    Args:
+        seconds: CPU seconds of each step in an undisturbed run; None kills nothing.
     """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds, self._limits, self._killed = dict[str, float](), seconds or {}, set[str]()
-        self._running, self._lock = (
-            dict[str, tuple[int, threading.Event, threading.Thread]](),
-            threading.Lock(),
-        )
+        self.seconds: dict[str, float] = {}
+        self._limits = seconds or {}
+        self._killed: set[str] = set()
+        self._running: dict[str, tuple[int, threading.Event, threading.Thread]] = {}
+        self._lock = threading.Lock()
 
     def begin(self, name: str) -> None:
         with self._lock:
@@ -95,9 +95,7 @@ class Killer:
 
 
 def _family(name: str) -> set[psutil.Process]:
-    """Returns the processes of a step below this one: those that execute its function, and all that
-    they started.
-    """
+    """Return the processes that execute a step's function, and all that they started."""
     found = set[psutil.Process]()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -108,33 +106,29 @@ def _family(name: str) -> set[psutil.Process]:
 
 def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> LocalRun:
     monkeypatch.setenv("BENTOML_HOME", str(folder / "bentoml"))
-    monkeypatch.setenv("LONGREC_HOME", str(folder / "home"))
+    monkeypatch.setenv("LONGREC_HOME", str(folder / "workdir"))
     config = build(RunConfig, {**CONFIG, "data": {**CONFIG["data"], "shards": 2}})
     arguments = pipeline_arguments(
         config,
         str(dataset),
         run_id="drill",
-        workdir=str(folder / "home"),
+        workdir=str(folder / "workdir"),
         repo_dir=str(ROOT / "feature_repo"),
     )
     return run(compiler.pipeline("training", RETRYING), arguments, folder / "run", killer)
 
 
 def _results(done: LocalRun) -> dict[str, Any]:
-    """Returns what must not depend on a kill: bytes of features and histories, the weights, what
-    was measured, the bento's name.
-    """
+    """Return results that must not depend on a kill: data, weights, metrics, the bento's name."""
 
     def path(step: str, name: str) -> Path:
         found = done.output(step, name)
         assert found is not None, (step, name)
         return found
 
-    histories, features, metrics = (
-        path("join-histories", "histories"),
-        path("join-features", "features"),
-        path("evaluate", "evaluation"),
-    )
+    histories = path("join-histories", "histories")
+    features = path("join-features", "features")
+    metrics = path("evaluate", "evaluation")
     return {
         "features": read_json(features / "manifest.json"),
         "histories": {
@@ -169,7 +163,7 @@ def test_every_step_killed_and_retried_ends_the_same(
     assert {step.name for step in drilled.steps if step.status == "done"} == set(failed)
     versions = [
         path
-        for path in (tmp_path / "drilled" / "home" / "store").iterdir()
+        for path in (tmp_path / "drilled" / "workdir" / "store").iterdir()
         if path.is_dir() and not path.is_symlink()
     ]
     assert len(versions) <= 2, "no half version is left in the store"

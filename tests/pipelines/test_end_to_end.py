@@ -1,6 +1,4 @@
-"""`longrec run` as a user types it, in an empty HOME: a packaged model, a refused one, and a
-poisoned dataset; what a change of nothing, of
-code, of the store and of the data runs again; and what the webhook hears."""
+"""`longrec run` as a user types it, in an empty HOME."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Place:
-    """An empty home with a work directory and a small configuration; `longrec(...)` types a command
-    in it.
-    """
+    """An empty home directory with a work directory and a small configuration."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.workdir = folder, folder / "work"
@@ -76,18 +72,15 @@ class Place:
         )
 
     def executed(self) -> list[str]:
-        """Returns the steps that kfp executed in the newest run, as its own log says; not the two
-        that always run.
-        """
-        names = re.findall(
-            r"Executing task '([^']+)'",
-            re.sub(r"\x1b\[\d+m", "", (self.newest() / "pipeline.log").read_text()),
-        )
-        assert names[-1] == "finish" and (names[0] == "fingerprint" or names[0] == "drift")
+        """Return the steps that kfp executed in the newest run, without the first and the last."""
+        log = re.sub(r"\x1b\[\d+m", "", (self.newest() / "pipeline.log").read_text())
+        names = re.findall(r"Executing task '([^']+)'", log)
+        assert names[-1] == "finish"
+        assert names[0] == "fingerprint" or names[0] == "drift"
         return [name for name in names if name not in ("fingerprint", "finish")]
 
     def newest(self) -> Path:
-        """Returns the folder of the newest run."""
+        """Return the folder of the newest run."""
         return max(
             (path for path in (self.workdir / "runs").iterdir() if not path.is_symlink()),
             key=lambda path: path.name,
@@ -115,12 +108,11 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     assert answer.returncode == 0, answer.stderr
     printed, summary = json.loads(answer.stdout), place.summary()
     assert printed == summary
-    assert (
-        summary["dataset"]["name"] == "synthetic"
-        and summary["seed"] == 3
-        and "--users 60" in summary["command"]
-    )
-    assert summary["num_requests"] == 96 and summary["num_targets"] == 96 * 16
+    assert summary["dataset"]["name"] == "synthetic"
+    assert summary["seed"] == 3
+    assert "--users 60" in summary["command"]
+    assert summary["num_requests"] == 96
+    assert summary["num_targets"] == 96 * 16
     label = summary["metrics"]["label"]
     assert {"auc", "auc_interval", "gauc", "logloss", "ne", "calibration"} <= set(label)
     assert label["auc_interval"][0] <= label["auc"] <= label["auc_interval"][1]
@@ -130,26 +122,23 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
         0.4 < row["auc"] <= 1 and row["logloss"] > 0 and row["best_possible_auc"] >= 0.5
         for row in summary["lengths"]
     )
-    assert summary["gate"]["passed"] and summary["gate"]["reasons"]
-    assert list(summary["seconds"]) == [*STEPS, "package"] and all(
-        value > 0 for value in summary["seconds"].values()
-    )
-    assert (
-        summary["versions"]["longrec"]
-        and summary["versions"]["torch"]
-        and summary["config"]["model"]["width"] == 16
-    )
-    assert len(summary["example"]["candidates"]) == 5 and 0 <= summary["example"]["user_id"] < 60
+    assert summary["gate"]["passed"]
+    assert summary["gate"]["reasons"]
+    assert list(summary["seconds"]) == [*STEPS, "package"]
+    assert all(value > 0 for value in summary["seconds"].values())
+    assert summary["versions"]["longrec"]
+    assert summary["versions"]["torch"]
+    assert summary["config"]["model"]["width"] == 16
+    assert len(summary["example"]["candidates"]) == 5
+    assert 0 <= summary["example"]["user_id"] < 60
     assert re.fullmatch(r"longrec-ranker:[0-9a-f]{12}-[0-9a-f]{6}", summary["bento_tag"])
     for page in ("report", "check-events", "check-histories"):
         assert "<html" in (place.workdir / "runs" / "latest" / f"{page}.html").read_text()
     assert Path(summary["report"]).is_file()
-    heard = place.hook.got[-1]
-    assert (heard["state"], heard["run_id"], heard["pipeline"]) == (
-        "SUCCEEDED",
-        summary["run"],
-        "longrec-training",
-    )
+    recorder = place.hook.got[-1]
+    assert recorder["state"] == "SUCCEEDED"
+    assert recorder["run_id"] == summary["run"]
+    assert recorder["pipeline"] == "longrec-training"
 
 
 def test_drift_of_live_requests_is_a_run_of_its_own_that_fails(place: Place) -> None:
@@ -182,32 +171,29 @@ def test_drift_of_live_requests_is_a_run_of_its_own_that_fails(place: Place) -> 
             "--set",
             "drift.window_hours=1000000",
         )
-        assert answer.returncode == code and said in answer.stdout + answer.stderr, answer.stderr
+        assert answer.returncode == code
+        assert said in answer.stdout + answer.stderr, answer.stderr
         assert place.executed() == ["drift"]
-    assert (
-        place.hook.got[-1]["state"] == "FAILED"
-        and place.hook.got[-1]["pipeline"] == "longrec-drift"
-    )
+    assert place.hook.got[-1]["state"] == "FAILED"
+    assert place.hook.got[-1]["pipeline"] == "longrec-drift"
     assert "score label" in (place.newest() / "drift.html").read_text()
     shutil.rmtree(place.workdir / "requests")
 
 
 def test_a_second_run_executes_no_heavy_step(place: Place) -> None:
-    """What is outside of the pipeline is looked at and found as it should be; a bento that was lost
-    comes back.
-    """
+    """The feature store is checked and found current; a deleted bento is restored."""
     before, published = place.summary(), (place.workdir / "feast" / "online.db").stat()
     shutil.rmtree(place.folder / "bentoml")
     answer = place.run("--users", "60", "--events", "64")
     assert answer.returncode == 0, answer.stderr
-    assert place.executed() == ["publish"] and set(place.summary()["steps"].values()) == {
+    assert place.executed() == ["publish"]
+    assert set(place.summary()["steps"].values()) == {
         "done",
         "cached",
     }
     found = (place.workdir / "feast" / "online.db").stat()
-    assert (found.st_ino, found.st_mtime_ns) == (published.st_ino, published.st_mtime_ns), (
-        "publish had nothing to do"
-    )
+    assert found.st_ino == published.st_ino
+    assert found.st_mtime_ns == published.st_mtime_ns, "publish had nothing to do"
     same = ("metrics", "bento_tag", "lengths", "gate", "num_requests")
     assert {key: place.summary()[key] for key in same} == {key: before[key] for key in same}
     assert (
@@ -221,7 +207,8 @@ def test_a_lost_store_is_published_again_and_nothing_else(place: Place) -> None:
             place.workdir / name
         )
     answer = place.run("--users", "60", "--events", "64")
-    assert answer.returncode == 0 and place.executed() == ["publish"], answer.stderr
+    assert answer.returncode == 0
+    assert place.executed() == ["publish"], answer.stderr
     assert (place.workdir / "feast" / "online.db").is_file()
 
 
@@ -242,9 +229,7 @@ def test_an_edit_of_the_trainer_trains_again_and_nothing_before_it(place: Place)
 
 
 def test_a_new_day_of_events_runs_what_depends_on_it(place: Place) -> None:
-    """The refresh checks, builds and publishes; the training after it takes those results and goes
-    on from there.
-    """
+    """The refresh checks, builds and publishes; the next training reuses these results."""
     config = ("--config", "tiny.yaml", "--workdir", "work", "--data", "day-2")
     assert (
         place.longrec(
@@ -253,7 +238,8 @@ def test_a_new_day_of_events_runs_what_depends_on_it(place: Place) -> None:
         == 0
     )
     answer = place.longrec("refresh", *config, "--set", "checks.check_drift=false")
-    assert answer.returncode == 0 and "published" in answer.stdout, answer.stderr
+    assert answer.returncode == 0
+    assert "published" in answer.stdout, answer.stderr
     assert place.executed() == FEATURES
     answer = place.longrec(
         "run", *config, "--set", "checks.check_drift=false", "--set", "gate.min_auc=0.999"
@@ -281,16 +267,15 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
     assert "Executing task" in (place.workdir / "runs" / "latest" / "pipeline.log").read_text()
 
 
-def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
+def test_a_study_trains_its_grid_in_parallel_on_existing_histories(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop over trials and the collected results, by the local runner: two trainings at a
-    time.
-    """
-    from longrec import config as configuration
+    """The local runner runs two trials at a time and collects their results."""
+    from longrec.config import RunConfig
+    from longrec.config_file import build
     from longrec.runs import run as runs
     from longrec.study.config import parse, to_text
-    from tests.pipelines.test_local_runner import Heard
+    from tests.pipelines.test_local_runner import Recorder
 
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
     monkeypatch.delenv("LONGREC_WEBHOOK", raising=False)
@@ -304,8 +289,8 @@ def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
             }
         )
     )
-    config = configuration.build(
-        configuration.RunConfig,
+    config = build(
+        RunConfig,
         {**CONFIG, "checks": {**CONFIG.get("checks", {}), "check_drift": False}},
     )
     arguments = runs.pipeline_arguments(
@@ -314,8 +299,8 @@ def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
         study=to_text(study),
         only=("data_uri", "shards", "data", "checks", "seed", "study"),
     )
-    heard = Heard()
-    _, finished = runs.run_pipeline("study", arguments, "study", place.workdir, heard)
+    recorder = Recorder()
+    _, finished = runs.run_pipeline("study", arguments, "study", place.workdir, recorder)
     executed = [
         step.name
         for step in finished.steps
@@ -325,7 +310,8 @@ def test_a_study_trains_its_grid_side_by_side_on_what_is_there(
         "features and histories are those of the training"
     )
     facts = json.loads((finished.output("collect", "tables") / "study.json").read_text())
-    assert facts["num_done"] == 2 and {row["variant"] for row in facts["trials"]} == {"stca", "mean"}
+    assert facts["num_done"] == 2
+    assert {row["variant"] for row in facts["trials"]} == {"stca", "mean"}
     assert "<html" in finished.output("collect", "report").read_text()
 
 
@@ -343,21 +329,19 @@ def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) ->
     )
     assert answer.returncode == 3, answer.stderr
     summary = place.summary()
-    assert summary["gate"]["passed"] is False and "The AUC" in summary["gate"]["reasons"][0]
-    assert summary["bento_tag"] is None and list(summary["seconds"]) == STEPS
+    assert summary["gate"]["passed"] is False
+    assert "The AUC" in summary["gate"]["reasons"][0]
+    assert summary["bento_tag"] is None
+    assert list(summary["seconds"]) == STEPS
     assert place.hook.got[-1]["state"] == "SUCCEEDED", "a refusal is an outcome, not a failure"
-    assert (
-        "REFUSED" in answer.stdout
-        and "The AUC" in answer.stdout
-        and "longrec serve" not in answer.stdout
-    )
+    assert "REFUSED" in answer.stdout
+    assert "The AUC" in answer.stdout
+    assert "longrec serve" not in answer.stdout
     assert sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml")) == before
 
 
-def test_the_gate_compares_with_the_champion_where_it_is_asked_to(place: Place) -> None:
-    """A model of one step cannot show that it is as good as the champion, which is the first model
-    of the work directory.
-    """
+def test_the_gate_compares_with_the_champion_if_configured(place: Place) -> None:
+    """A model of one step cannot pass against the champion, the first model of the workdir."""
     answer = place.run(
         "--users",
         "60",
@@ -378,23 +362,22 @@ def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Plac
     latest = (place.workdir / "runs" / "latest").resolve()
     _repeat_an_event(place.folder / "poisoned" / "events" / "part-00000.parquet")
     answer = place.run("--data", "poisoned")
-    assert answer.returncode == 1 and answer.stdout == ""
+    assert answer.returncode == 1
+    assert answer.stdout == ""
     message = answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else ""
-    assert (
-        "longrec: step check-events failed" in answer.stderr
-        and "duplicate" in answer.stderr.lower()
-    ), answer.stderr
-    assert "Traceback" not in answer.stderr and message
+    assert "longrec: step check-events failed" in answer.stderr
+    assert "duplicate" in answer.stderr.lower(), answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert message
     newest = max(
         (path for path in (place.workdir / "runs").iterdir() if not path.is_symlink()),
         key=lambda path: path.name,
     )
-    assert (
-        "<html" in (newest / "check-events.html").read_text()
-        and not (newest / "summary.json").exists()
-    )
+    assert "<html" in (newest / "check-events.html").read_text()
+    assert not (newest / "summary.json").exists()
     assert not list(newest.glob("artifacts/*/publish")), "nothing after the failed check ran"
-    assert (place.hook.got[-1]["state"], place.hook.got[-1]["run_id"]) == ("FAILED", newest.name)
+    assert place.hook.got[-1]["state"] == "FAILED"
+    assert place.hook.got[-1]["run_id"] == newest.name
     assert (
         json.loads(next(newest.glob("artifacts/*/finish/outcome")).read_text())
         == place.hook.got[-1]
@@ -409,16 +392,15 @@ def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
     part = place.folder / "cut" / "events" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:1000])
     answer = place.run("--data", "cut")
-    assert (
-        answer.returncode == 1
-        and "longrec: step profile-events failed" in answer.stderr
-        and "Traceback" not in answer.stderr
-    )
+    assert answer.returncode == 1
+    assert "longrec: step profile-events failed" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_shards_end_as_one_process_and_are_cached(place: Place) -> None:
-    """Three shards of five parts: the same histories, model and metrics; again, nothing is
-    executed; a poisoned shard stops the run.
+    """Three shards of five parts give the same histories, model and metrics as one.
+
+    The same run again executes nothing. A corrupted shard stops the run.
     """
     from longrec.data.importers.synthetic import synthesize
 
@@ -444,15 +426,15 @@ def test_shards_end_as_one_process_and_are_cached(place: Place) -> None:
         answer = place.run(*run, "--set", f"data.shards={count}")
         assert answer.returncode == 3, answer.stderr
         found.append((place.executed(), place.summary()))
-    assert [steps.count("retrieve") for steps, _ in found] == [1, 3, 0] and found[2][0] == [
-        "publish"
-    ]
+    assert [steps.count("retrieve") for steps, _ in found] == [1, 3, 0]
+    assert found[2][0] == ["publish"]
     assert all(
         steps.count(name) == 1
         for steps, _ in found[:2]
         for name in ("join-features", "join-histories", "check-events", "train")
     )
-    assert list(found[1][1]["seconds"]) == STEPS and set(found[2][1]["steps"].values()) == {
+    assert list(found[1][1]["seconds"]) == STEPS
+    assert set(found[2][1]["steps"].values()) == {
         "done",
         "cached",
     }
@@ -463,11 +445,9 @@ def test_shards_end_as_one_process_and_are_cached(place: Place) -> None:
     )
     _repeat_an_event(dataset / "events" / "part-00004.parquet")
     answer = place.run(*run, "--set", "data.shards=3")
-    assert (
-        answer.returncode == 1
-        and "step check-events failed" in answer.stderr
-        and "(shard 3)" in answer.stderr.replace("\n", " ")
-    )
+    assert answer.returncode == 1
+    assert "step check-events failed" in answer.stderr
+    assert "(shard 3)" in answer.stderr.replace("\n", " ")
     assert "build-features" not in place.executed()
 
 
@@ -487,7 +467,9 @@ def test_a_place_that_cannot_be_written_or_read_is_one_clear_line(place: Place) 
         (unwritable, "cannot be written"),
         (unreachable, "s3://bucket/dataset cannot be read"),
     ):
-        assert answer.returncode == 1 and answer.stdout == "" and text in answer.stderr
+        assert answer.returncode == 1
+        assert answer.stdout == ""
+        assert text in answer.stderr
         assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
 
 

@@ -1,6 +1,4 @@
-"""The training step by Kubeflow Trainer: the TrainJob that the SDK sends, what it runs, and what
-the step makes of how it ends.
-"""
+"""The training step by Kubeflow Trainer: its TrainJob, its command, and its failures."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_histories.write(tmp_path_factory.mktemp("world") / "histories")
+    return small_histories.write(tmp_path_factory.mktemp("histories") / "histories")
 
 
 SETTINGS = {
@@ -96,13 +94,12 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
         )
     [sent] = cluster.created
     spec = sent["spec"]
-    assert (
-        sent["metadata"]["name"] == name
-        and len(name) <= 40
-        and spec["runtimeRef"]["name"] == "torch-distributed"
-    )
+    assert sent["metadata"]["name"] == name
+    assert len(name) <= 40
+    assert spec["runtimeRef"]["name"] == "torch-distributed"
     node = spec["trainer"]
-    assert node["image"] == "registry/longrec-python-ml:7" and node["numNodes"] == 3
+    assert node["image"] == "registry/longrec-python-ml:7"
+    assert node["numNodes"] == 3
     assert node["resourcesPerNode"]["limits"] == {
         "cpu": "8",
         "memory": "64Gi",
@@ -111,10 +108,8 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
     variables = {entry["name"]: entry["value"] for entry in node["env"]}
     assert variables["AWS_REGION"] == "x"
     assert json.loads(variables["LONGREC_TRAIN"])[:2] == ["longrec", "train"]
-    assert (
-        "torchrun" in node["command"][-1]
-        and "$" not in node["command"][-1].partition("EOM")[2].partition("EOM")[0]
-    )
+    assert "torchrun" in node["command"][-1]
+    assert "$" not in node["command"][-1].partition("EOM")[2].partition("EOM")[0]
     assert spec["activeDeadlineSeconds"] == 7200
     [patch] = spec["runtimePatches"]
     [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
@@ -124,7 +119,8 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
     [container] = pod["containers"]
     assert container["volumeMounts"][0] == {"name": "workdir", "mountPath": str(tmp_path)}
     assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "s3", "key": "accesskey"}
-    assert pod["nodeSelector"] == {"pool": "gpu"} and pod["serviceAccountName"] == "trainer"
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["serviceAccountName"] == "trainer"
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "tolerationSeconds": 60}]
 
@@ -155,16 +151,14 @@ def test_a_job_that_is_still_running_is_waited_for_and_its_failure_is_one_line(
             kubeflow_trainer.run_training_job(
                 histories, tmp_path / "out", settings, platform, client=client, report=report
             )
-    assert (
-        len(cluster.created) == 2
-        and "\n" not in str(caught.value)
-        and not (tmp_path / "out").exists()
-    )
+    assert len(cluster.created) == 2
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
     assert any("ChildFailedError" in text for text in reported)
 
 
 def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Path) -> None:
-    settings, platform = config(tmp_path / "home")
+    settings, platform = config(tmp_path / "workdir")
     job = kubeflow_trainer.prepare(histories, settings, platform)
     report = train(
         histories,
@@ -182,11 +176,9 @@ def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Pa
             ).version
             == report.version
         )
-    assert (
-        not cluster.created
-        and Bundle.load(tmp_path / "out").version == report.version
-        and not job.folder.exists()
-    )
+    assert not cluster.created
+    assert Bundle.load(tmp_path / "out").version == report.version
+    assert not job.folder.exists()
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(histories: Path, tmp_path: Path) -> None:
@@ -209,7 +201,8 @@ def test_without_the_sdk_the_command_that_installs_it_is_named(
 
 @pytest.mark.slow
 def test_two_nodes_train_what_one_process_trains(histories: Path, tmp_path: Path) -> None:
-    settings, platform = config(tmp_path / "home", trainer={"engine": "kubeflow", "num_nodes": 2})
+    trainer = {"engine": "kubeflow", "num_nodes": 2}
+    settings, platform = config(tmp_path / "workdir", trainer=trainer)
     with trainer_cluster.running(runs=True) as (cluster, client):
         by_nodes = kubeflow_trainer.run_training_job(
             histories, tmp_path / "out", settings, platform, client=client
@@ -223,12 +216,12 @@ def test_two_nodes_train_what_one_process_trains(histories: Path, tmp_path: Path
         served_length=64,
         seed=3,
     )
-    assert by_nodes.num_steps == report.num_steps == 6 and by_nodes.final_loss == pytest.approx(
-        report.final_loss, rel=1e-4
-    )
+    assert by_nodes.num_steps == report.num_steps == 6
+    assert by_nodes.final_loss == pytest.approx(report.final_loss, rel=1e-4)
     bundle = Bundle.load(tmp_path / "out")
-    assert bundle.served_length == 64 and bundle.version == by_nodes.version
-    assert [path.name for path in (tmp_path / "home" / "train-jobs").iterdir()] == []
+    assert bundle.served_length == 64
+    assert bundle.version == by_nodes.version
+    assert [path.name for path in (tmp_path / "workdir" / "train-jobs").iterdir()] == []
     [log] = cluster.logs.values()
     assert "trained 6 steps" in log
 
@@ -246,9 +239,7 @@ $CLEANUP_SCRIPT
 def test_the_local_backend_of_the_sdk_runs_the_same_function_with_two_processes(
     histories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backend makes an empty venv for each job and has pip install torch into it; that step of
-    its script is left out here.
-    """
+    """The backend installs torch into a new venv for each job; the test skips that installation."""
     from kubeflow.trainer import LocalProcessBackendConfig, TrainerClient
     from kubeflow.trainer.backends.localprocess import constants
 
@@ -257,7 +248,7 @@ def test_the_local_backend_of_the_sdk_runs_the_same_function_with_two_processes(
         "LOCAL_EXEC_JOB_TEMPLATE",
         NO_VENV.format(torchrun=Path(sys.executable).with_name("torchrun")),
     )
-    settings, platform = config(tmp_path / "home")
+    settings, platform = config(tmp_path / "workdir")
     client = TrainerClient(LocalProcessBackendConfig())
     job = kubeflow_trainer.prepare(histories, settings, platform)
     own = kubeflow_trainer.custom_trainer(job, platform)

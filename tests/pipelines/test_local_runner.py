@@ -1,6 +1,4 @@
-"""The local runner: progress, failures with the step's own message, and branches that are never
-skipped in silence.
-"""
+"""The local runner: progress, error messages of steps, and no silently skipped branch."""
 
 import builtins
 import contextlib
@@ -24,17 +22,17 @@ from pipelines.local_runner import StepFailed, run
 ROOT = Path(__file__).parents[2]
 
 
-class Heard:
+class Recorder:
     def __init__(self) -> None:
         self.begun: list[str] = []
-        self.said: list[str] = []
+        self.details: list[str] = []
         self.ended: list[FinishedStep] = []
 
     def begin(self, name: str) -> None:
         self.begun.append(name)
 
     def detail(self, text: str) -> None:
-        self.said.append(text)
+        self.details.append(text)
 
     def end(self, step: FinishedStep) -> None:
         self.ended.append(step)
@@ -132,7 +130,7 @@ def loop(items: list = ["a", "b"]):
 
 def test_a_step_in_a_loop_gets_the_outputs_of_earlier_steps(tmp_path: Path) -> None:
     """kfp 2.17 alone gives it the item of the loop instead."""
-    run(loop, {}, tmp_path / "run", Heard())
+    run(loop, {}, tmp_path / "run", Recorder())
     assert sorted(path.read_text() for path in tmp_path.glob("run/artifacts/**/spelled")) == [
         "a two",
         "b two",
@@ -140,41 +138,36 @@ def test_a_step_in_a_loop_gets_the_outputs_of_earlier_steps(tmp_path: Path) -> N
 
 
 def test_a_loop_leaves_print_as_it_was_and_no_line_indented(tmp_path: Path) -> None:
-    """kfp 2.17 alone replaces it in the loop's threads, and every line after them begins further
-    right: no error was understood.
-    """
+    """kfp 2.17 alone leaves `print` replaced, so later lines are indented and not understood."""
     before = builtins.print
-    run(loop, {"items": list("abcdef")}, tmp_path / "run", Heard())
+    run(loop, {"items": list("abcdef")}, tmp_path / "run", Recorder())
     assert builtins.print is before
-    assert (
-        "\n[KFP Executor" in (log := (tmp_path / "run" / "pipeline.log").read_text())
-        and "    [KFP Executor" not in log
-    )
+    assert "\n[KFP Executor" in (log := (tmp_path / "run" / "pipeline.log").read_text())
+    assert "    [KFP Executor" not in log
 
 
-def _run(tmp_path: Path, fault: str, heard: Optional[Heard] = None) -> LocalRun:
+def _run(tmp_path: Path, fault: str, recorder: Optional[Recorder] = None) -> LocalRun:
     source = tmp_path / "source.txt"
     source.write_text("data ")
-    return run(fake, {"uri": str(source), "fault": fault}, tmp_path / "run", heard or Heard())
+    return run(fake, {"uri": str(source), "fault": fault}, tmp_path / "run", recorder or Recorder())
 
 
-def test_every_step_is_heard_of_and_its_artifacts_are_found(
+def test_every_step_is_recorder_of_and_its_artifacts_are_found(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    heard = Heard()
-    result = _run(tmp_path, "", heard)
-    assert set(heard.begun) == {"importer", "make", "use"} and list(result.steps) == heard.ended
-    assert {step.status for step in result.steps} == {"done"} and sum(
-        step.seconds for step in result.steps
-    ) > 0
-    assert heard.said == ["step 1 of 2"]
+    recorder = Recorder()
+    result = _run(tmp_path, "", recorder)
+    assert set(recorder.begun) == {"importer", "make", "use"}
+    assert list(result.steps) == recorder.ended
+    assert {step.status for step in result.steps} == {"done"}
+    assert sum(step.seconds for step in result.steps) > 0
+    assert recorder.details == ["step 1 of 2"]
     used = result.output("use", "used")
-    assert (
-        used is not None
-        and used.read_text().startswith("data 3")
-        and used.read_text().endswith("used")
-    )
-    assert result.output("use", "other") is None and result.skipped == ()
+    assert used is not None
+    assert used.read_text().startswith("data 3")
+    assert used.read_text().endswith("used")
+    assert result.output("use", "other") is None
+    assert result.skipped == ()
     assert capfd.readouterr().out == "", "kfp's output belongs to the log"
     assert "Executing task" in result.log.read_text()
 
@@ -182,26 +175,26 @@ def test_every_step_is_heard_of_and_its_artifacts_are_found(
 def test_a_false_condition_skips_its_branch_and_says_so(tmp_path: Path) -> None:
     result = _run(tmp_path, "refuse")
     assert [step.name for step in result.steps if step.name != "importer"] == ["make"]
-    assert len(result.skipped) == 1 and result.output("use", "used") is None
+    assert len(result.skipped) == 1
+    assert result.output("use", "used") is None
 
 
 def test_a_longrec_error_of_a_step_is_the_message_and_its_report_stays(tmp_path: Path) -> None:
-    heard = Heard()
+    recorder = Recorder()
     with pytest.raises(StepFailed) as caught:
-        _run(tmp_path, "check", heard)
+        _run(tmp_path, "check", recorder)
     error = caught.value
-    assert (
-        error.step == "make"
-        and "3 events are in the future; found 2031\nsecond line; expected now. Look at it"
-        in str(error)
+    assert error.step == "make"
+    assert "3 events are in the future; found 2031\nsecond line; expected now. Look at it" in str(
+        error
     )
-    assert (
-        "Traceback" not in str(error)
-        and "nanobind" not in str(error)
-        and "finished with status" not in str(error)
-    )
-    assert str(error.log) in str(error) and "CheckFailed" in error.log.read_text()
-    assert heard.ended[-1].status == "failed" and "use" not in heard.begun
+    assert "Traceback" not in str(error)
+    assert "nanobind" not in str(error)
+    assert "finished with status" not in str(error)
+    assert str(error.log) in str(error)
+    assert "CheckFailed" in error.log.read_text()
+    assert recorder.ended[-1].status == "failed"
+    assert "use" not in recorder.begun
     assert [path.read_text() for path in tmp_path.glob("run/artifacts/*/make/report")] == [
         "<p>report</p>"
     ]
@@ -221,20 +214,21 @@ def test_a_killed_step_is_an_error(tmp_path: Path) -> None:
 
 def test_noise_on_stderr_is_not_an_error(tmp_path: Path) -> None:
     result = _run(tmp_path, "noise")
-    assert result.output("use", "used") is not None and "nanobind" in result.log.read_text()
+    assert result.output("use", "used") is not None
+    assert "nanobind" in result.log.read_text()
 
 
 def test_a_missing_input_is_an_error_of_the_step_that_reads_it(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="step make failed: FileNotFoundError"):
-        run(fake, {"uri": str(tmp_path / "absent")}, tmp_path / "run", Heard())
+        run(fake, {"uri": str(tmp_path / "absent")}, tmp_path / "run", Recorder())
 
 
 def test_a_branch_that_kfp_skips_because_it_cannot_read_the_condition_is_an_error(
     tmp_path: Path,
 ) -> None:
-    """kfp.local reports success here (stack notes, 1.1); a run must not."""
+    """kfp.local reports success here; a run must not."""
     with pytest.raises(StepFailed, match="could not evaluate a condition"):
-        run(trap, {}, tmp_path / "run", Heard())
+        run(trap, {}, tmp_path / "run", Recorder())
 
 
 def test_a_stopped_run_stops_its_step(tmp_path: Path) -> None:
@@ -244,7 +238,9 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 import test_local_runner
 from pathlib import Path
-test_local_runner.run(test_local_runner.fake, {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}, Path("{tmp_path}/run"), test_local_runner.Heard())
+arguments = {{"uri": "{tmp_path}/source.txt", "fault": "sleep"}}
+folder = Path("{tmp_path}/run")
+test_local_runner.run(test_local_runner.fake, arguments, folder, test_local_runner.Recorder())
 """
     process, step = subprocess.Popen([sys.executable, "-c", code]), 0
     try:

@@ -1,6 +1,4 @@
-"""A run whose dataset lies in an object store: moto's S3 server over HTTP, found by the endpoint
-and keys of the environment.
-"""
+"""A run with a dataset in an object store: moto's S3 server over HTTP."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
-    """Variables with which a process reaches an S3 server of its own; `make tools` installs the
-    server, in an environment of its own.
-    """
+    """Environment variables of an S3 server for the tests; `make tools` installs the server."""
     binary = shutil.which("moto_server", path=f"{ROOT / '.tools' / 'bin'}:{os.environ['PATH']}")
     if binary is None:
         pytest.skip("moto_server is not installed (make tools)")
@@ -78,10 +74,12 @@ def bucket(store: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def _put(key: str, content: bytes) -> None:
-    """Writes an object, or makes a bucket; by HTTP, for Arrow's writer and moto disagree about the
-    end of an upload.
+    """Write an object or create a bucket over HTTP.
+
+    Arrow's writer and moto disagree about the end of an upload.
     """
-    signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    credential = "Credential=key/20260101/us-east-1/s3/aws4_request"
+    signed = f"AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0"
     headers = {"Content-Type": "binary/octet-stream", "Authorization": signed}
     request = urllib.request.Request(
         f"{os.environ['AWS_ENDPOINT_URL']}/{key}", content, headers, method="PUT"
@@ -100,8 +98,10 @@ def test_a_dataset_is_copied_whole_and_told_by_size_and_time(bucket: str, tmp_pa
     before = location.fingerprint(bucket)
     with location.local_directory(bucket) as copy:
         found = _content(copy)
-    assert found == _content(tmp_path / "dataset") and len(found) >= 5
-    assert not copy.exists() and location.fingerprint(bucket) == before
+    assert found == _content(tmp_path / "dataset")
+    assert len(found) >= 5
+    assert not copy.exists()
+    assert location.fingerprint(bucket) == before
     time.sleep(1.1)  # S3 tells seconds
     _put("logs/day-1/dataset.json", (tmp_path / "dataset" / "dataset.json").read_bytes())
     assert location.fingerprint(bucket) != before
@@ -126,10 +126,13 @@ def test_a_run_reads_its_dataset_from_the_store(bucket: str, tmp_path: Path) -> 
     answer = place.run("--data", bucket, *refuse)
     assert answer.returncode == 3, answer.stderr
     summary = place.summary()
-    assert summary["dataset"]["path"] == bucket and summary["metrics"]["label"]["auc"] > 0
-    assert place.run("--data", bucket, *refuse).returncode == 3 and place.executed() == ["publish"]
+    assert summary["dataset"]["path"] == bucket
+    assert summary["metrics"]["label"]["auc"] > 0
+    assert place.run("--data", bucket, *refuse).returncode == 3
+    assert place.executed() == ["publish"]
     missing = place.run("--data", "s3://logs/day-2")
-    assert missing.returncode == 1 and "there is no dataset at s3://logs/day-2" in missing.stderr
+    assert missing.returncode == 1
+    assert "there is no dataset at s3://logs/day-2" in missing.stderr
     assert (
         json.loads((tmp_path / "dataset" / "dataset.json").read_text())["facts"]
         == summary["dataset"]["facts"]

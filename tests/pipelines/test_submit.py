@@ -1,6 +1,4 @@
-"""submit, schedule, status and logs, typed as a user types them, over real HTTP to a server that
-reads requests with kfp's own models.
-"""
+"""submit, schedule, status and logs, over real HTTP to a fake server."""
 
 from __future__ import annotations
 
@@ -100,20 +98,15 @@ def test_a_run_arrives_with_parameters_graph_and_platform(
         made["run_id"] == run.run_id and made["url"] == f"{server.url}/#/runs/details/{run.run_id}"
     )
     parameters = run.runtime_config.parameters
-    assert (parameters["data_uri"], parameters["seed"], parameters["model"]["width"]) == (
-        "s3://bucket/data",
-        3,
-        128,
-    )
-    assert (parameters["webhook"], parameters["run_id"]) == (
-        "https://chat/hook",
-        "17",
-    ) and "platform" not in parameters
-    assert (run.display_name, run.service_account, run.runtime_config.pipeline_root) == (
-        "team",
-        "trainer",
-        "s3://bucket/a",
-    )
+    assert parameters["data_uri"] == "s3://bucket/data"
+    assert parameters["seed"] == 3
+    assert parameters["model"]["width"] == 128
+    assert parameters["webhook"] == "https://chat/hook"
+    assert parameters["run_id"] == "17"
+    assert "platform" not in parameters
+    assert run.display_name == "team"
+    assert run.service_account == "trainer"
+    assert run.runtime_config.pipeline_root == "s3://bucket/a"
     executors = run.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
     assert executors["exec-train"]["container"]["image"] == "team/python:4"
     assert executors["exec-train"]["container"]["resources"]["accelerator"]["resourceCount"] == "1"
@@ -135,54 +128,50 @@ def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
 
 def test_waiting_shows_steps_and_ends_with_the_run(server: FakeServer) -> None:
     answer = _type("submit", *DATA, "--wait")
-    assert answer.exit_code == 0 and "submitted" in answer.stdout
+    assert answer.exit_code == 0
+    assert "submitted" in answer.stdout
     lines = answer.stderr.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["SUCCEEDED", "fingerprint"],
         ["SUCCEEDED", "train"],
-    ] and "60 s" in lines[1]
+    ]
+    assert "60 s" in lines[1]
 
 
 def test_waiting_for_a_run_that_fails_is_exit_code_1_and_names_the_step(server: FakeServer) -> None:
     server.states = ["PENDING", "FAILED"]
     server.tasks = [{**TRAIN, "state": "FAILED", "error": {"code": 1, "message": "out of memory"}}]
     answer = _type("submit", *DATA, "--wait")
-    assert (
-        answer.exit_code == 1
-        and "ended FAILED; found train" in answer.stderr
-        and "longrec logs" in answer.stderr
-    )
+    assert answer.exit_code == 1
+    assert "ended FAILED; found train" in answer.stderr
+    assert "longrec logs" in answer.stderr
     assert "out of memory" in answer.stderr
 
 
 def test_waiting_ends_in_time(server: FakeServer) -> None:
     server.states = ["PENDING"]
     answer = _type("submit", *DATA, "--wait", "--timeout", "0.05")
-    assert answer.exit_code == 1 and "has not ended after 0.05 s; found PENDING" in answer.stderr
+    assert answer.exit_code == 1
+    assert "has not ended after 0.05 s; found PENDING" in answer.stderr
 
 
 def test_a_schedule_is_made_kept_and_replaced(server: FakeServer) -> None:
     nightly = ("schedule", *DATA, "--cron", "0 3 * * *")
     assert _json(*nightly)["done"] == "created"
     (first,) = server.recurring.values()
-    assert (
-        first.trigger.cron_schedule.cron == "0 0 3 * * *"
-        and first.no_catchup is True
-        and first.max_concurrency == "1"
-    )
-    assert first.display_name == "training-quickstart" and first.mode == "ENABLE"
-    assert _json(*nightly)["done"] == "unchanged" and list(server.recurring) == [
-        first.recurring_run_id
-    ]
+    assert first.trigger.cron_schedule.cron == "0 0 3 * * *"
+    assert first.no_catchup is True
+    assert first.max_concurrency == "1"
+    assert first.display_name == "training-quickstart"
+    assert first.mode == "ENABLE"
+    assert _json(*nightly)["done"] == "unchanged"
+    assert list(server.recurring) == [first.recurring_run_id]
     assert _json(*nightly, "--set", "train.epochs=9")["done"] == "updated"
     (second,) = server.recurring.values()
-    assert (
-        second.recurring_run_id != first.recurring_run_id
-        and second.runtime_config.parameters["train"]["epochs"] == 9
-    )
-    assert (
-        _json(*nightly, "--pipeline", "refresh")["done"] == "created" and len(server.recurring) == 2
-    )
+    assert second.recurring_run_id != first.recurring_run_id
+    assert second.runtime_config.parameters["train"]["epochs"] == 9
+    assert _json(*nightly, "--pipeline", "refresh")["done"] == "created"
+    assert len(server.recurring) == 2
 
 
 def test_a_refused_update_leaves_the_schedule(server: FakeServer) -> None:
@@ -204,22 +193,21 @@ def test_status_shows_a_run_with_its_steps_and_the_newest_runs(server: FakeServe
         and f"{first}  PENDING" in answer.stdout
         and f"{server.url}/#/runs/details/{first}" in answer.stdout
     )
-    assert (
-        "train" in answer.stdout
-        and "driver" not in answer.stdout
-        and "executor" not in answer.stdout
-    )
+    assert "train" in answer.stdout
+    assert "driver" not in answer.stdout
+    assert "executor" not in answer.stdout
     assert [run["run_id"] for run in _json("status")["runs"]] == [second, first]
 
 
 def _hash(text: str) -> int:
-    """Returns 32-bit FNV-1a, as Argo names nodes."""
+    """Return the 32-bit FNV-1a hash, as in Argo's names of nodes."""
     return continue_fnv1a(2_166_136_261, text)
 
 
 def _as_argo_names_them(step: str, attempts: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the tasks that a server lists of a step, and the pods of its attempts: tasks name
-    nodes below them, and never a pod.
+    """Return the tasks that a server lists for a step, and the pods of its attempts.
+
+    A task names the nodes below it, never a pod.
     """
 
     def node(name: str) -> str:
@@ -260,14 +248,14 @@ def _as_argo_names_them(step: str, attempts: int) -> tuple[list[dict[str, Any]],
     return tasks, [f"longrec-training-x7k2p-system-container-impl-{_hash(path)}"]
 
 
-@pytest.mark.parametrize("door", ["v1alpha1", "v2beta1", "ui"])
+@pytest.mark.parametrize("address", ["v1alpha1", "v2beta1", "ui"])
 @pytest.mark.parametrize("attempts", [0, 1, 3])
 def test_logs_are_those_of_the_steps_own_last_attempt(
-    server: FakeServer, attempts: int, door: str
+    server: FakeServer, attempts: int, address: str
 ) -> None:
     run = _json("submit", *DATA)["run_id"]
     server.tasks, pods = _as_argo_names_them("train", attempts)
-    server.logs_at = door
+    server.logs_at = address
     server.logs = {pod: f"attempt {number}\n" for number, pod in enumerate(pods)}
     server.logs[f"longrec-training-x7k2p-retry-system-container-impl-{_hash('next.driver')}"] = (
         "another step"
@@ -279,27 +267,21 @@ def test_logs_are_those_of_the_steps_own_last_attempt(
 def test_logs_that_are_not_there(server: FakeServer) -> None:
     run = _json("submit", *DATA)["run_id"]
     missing = _type("logs", run, "train")
-    assert (
-        missing.exit_code == 1
-        and "has no log of step 'train'" in missing.stderr
-        and f"-l pipeline/runid={run}" in missing.stderr
-    )
+    assert missing.exit_code == 1
+    assert "has no log of step 'train'" in missing.stderr
+    assert f"-l pipeline/runid={run}" in missing.stderr
     unknown = _type("logs", run, "trane")
-    assert (
-        unknown.exit_code == 1
-        and "no step 'trane'" in unknown.stderr
-        and "fingerprint, train" in unknown.stderr
-    )
+    assert unknown.exit_code == 1
+    assert "no step 'trane'" in unknown.stderr
+    assert "fingerprint, train" in unknown.stderr
 
 
 def test_a_server_of_many_users_wants_a_namespace(server: FakeServer) -> None:
     server.multi_user = True
     lost = _type("status")
-    assert (
-        lost.exit_code == 1
-        and "is a multi-user server" in lost.stderr
-        and "--namespace" in lost.stderr
-    )
+    assert lost.exit_code == 1
+    assert "is a multi-user server" in lost.stderr
+    assert "--namespace" in lost.stderr
     assert _json("status", "--namespace", "team") == {"runs": []}
 
 
@@ -311,7 +293,8 @@ def test_a_server_that_cannot_tell_an_exit_task_the_state_is_too_old(server: Fak
         "task final status not supported yet",
     )
     old = _type("submit", *DATA)
-    assert old.exit_code == 1 and "2.14 or newer" in old.stderr
+    assert old.exit_code == 1
+    assert "2.14 or newer" in old.stderr
 
 
 def test_a_token_and_a_cookie_are_sent_and_never_an_option(
@@ -332,7 +315,8 @@ def test_a_token_and_a_cookie_are_sent_and_never_an_option(
 def _failing(server: FakeServer, refuse: tuple[int, str], *arguments: str) -> str:
     server.refuse = refuse
     answer = _type(*arguments)
-    assert answer.exit_code == 1 and answer.stdout == "", answer.output
+    assert answer.exit_code == 1
+    assert answer.stdout == "", answer.output
     assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
     return answer.stderr
 
@@ -345,10 +329,8 @@ def test_every_failure_says_what_to_do(server: FakeServer, monkeypatch: pytest.M
         in closed
     )
     skewed = _failing(server, (404, "page not found"), *submit)
-    assert (
-        "does not support this version of the API" in skewed
-        and "2.14 or newer (kfp 2.17.0)" in skewed
-    )
+    assert "does not support this version of the API" in skewed
+    assert "2.14 or newer (kfp 2.17.0)" in skewed
     assert "does not support" in _failing(
         server, (400, 'json: unknown field "platform_spec"'), *submit
     )
@@ -395,7 +377,8 @@ def test_an_unknown_experiment_is_made_only_when_asked_for(server: FakeServer) -
 )
 def test_a_mistake_is_found(server: FakeServer, arguments: tuple[str, ...], message: str) -> None:
     assert message in _failing(server, (0, ""), *arguments)
-    assert not server.runs and not server.recurring
+    assert not server.runs
+    assert not server.recurring
 
 
 def test_a_page_that_is_no_server_is_named(
@@ -420,6 +403,5 @@ def test_packages_of_one_and_two_documents(tmp_path: Path) -> None:
 
 
 def test_five_fields_begin_at_second_zero() -> None:
-    assert (
-        cron_fields("15 3 * * 1") == "0 15 3 * * 1" and cron_fields(" 5 0 3 * * *") == "5 0 3 * * *"
-    )
+    assert cron_fields("15 3 * * 1") == "0 15 3 * * 1"
+    assert cron_fields(" 5 0 3 * * *") == "5 0 3 * * *"

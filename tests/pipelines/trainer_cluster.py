@@ -1,10 +1,8 @@
-"""A cluster with Kubeflow Trainer, as far as its SDK looks at it: the API over HTTP, and nodes that
-are processes of this machine.
+"""A fake cluster with Kubeflow Trainer: its API over HTTP, and processes as nodes.
 
-Every object goes through the SDK's own models; unknown fields are refused. A TrainJob runs its
-container command once per node, with the
-variables that the Trainer's torch plugin sets (and refuses in a TrainJob): one process per
-requested CPU.
+The SDK's own models parse every object; unknown fields are refused. A TrainJob runs its container
+command once per node, with the variables of the Trainer's torch plugin, which a TrainJob must not
+set. It starts one process per requested CPU.
 """
 
 from __future__ import annotations
@@ -80,7 +78,8 @@ class Cluster(ThreadingHTTPServer):
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
         job = models.TrainerV1alpha1TrainJob.from_dict(body)
-        assert job is not None and _subset(body, job.to_dict()), "unknown fields"
+        assert job is not None
+        assert _subset(body, job.to_dict()), "unknown fields"
         assert not RESERVED & {entry.name for entry in job.spec.trainer.env}
         body["metadata"] |= {"namespace": "team", "creationTimestamp": NOW}
         self.jobs[job.metadata.name], self.states[job.metadata.name] = body, "Running"
@@ -192,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running(*, runs: bool) -> Iterator[tuple[Cluster, Any]]:
-    """Yields a cluster and a TrainerClient of it."""
+    """Run a cluster inside the block; yield it and a TrainerClient of it."""
     from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
     from kubernetes.client import Configuration
 

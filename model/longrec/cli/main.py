@@ -45,7 +45,7 @@ PASS_ARGUMENTS = {
 
 
 class _CommandGroup(TyperGroup):
-    """Turns a LongrecError or a file error of any command into one message and an exit code."""
+    """A group that turns a LongrecError or a file error into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

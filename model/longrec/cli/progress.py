@@ -26,7 +26,7 @@ ELAPSED_WIDTH = 7
 
 
 class StepProgress:
-    """Shows the running step and prints one line per finished step.
+    """A display of the running step, with one line per finished step.
 
     A context manager, and a `longrec.runs.local_run.ProgressListener`.
     """

@@ -47,9 +47,9 @@ def study(
 ) -> None:
     """Train a grid of models on the same histories and compare them on the same requests.
 
-    Writes OUT/report.html, trials.csv, curves.csv, differences.csv, fits.csv and study.json, and one
-    file per trial in OUT/trials. An interrupted study resumes with the remaining trials. Exit code 1
-    means that a trial failed; the next call runs it again.
+    Writes OUT/report.html, trials.csv, curves.csv, differences.csv, fits.csv and study.json, and
+    one file per trial in OUT/trials. An interrupted study resumes with the remaining trials. Exit
+    code 1 means that a trial failed; the next call runs it again.
 
     \b
     Examples:

@@ -1,6 +1,4 @@
-"""The longrec command: help, JSON, exit codes, and mistakes that end in one message without a
-traceback.
-"""
+"""The longrec command: help, JSON, exit codes, and mistakes that end in one message."""
 
 from __future__ import annotations
 
@@ -61,11 +59,9 @@ def _longrec(
 def test_every_command_has_help_with_examples_and_json(command: list[str]) -> None:
     answer = CliRunner().invoke(app, [*command, "--help"])
     assert answer.exit_code == 0
-    assert (
-        "Examples:" in answer.output
-        and f"longrec {' '.join(command)}" in answer.output
-        and "--json" in answer.output
-    )
+    assert "Examples:" in answer.output
+    assert f"longrec {' '.join(command)}" in answer.output
+    assert "--json" in answer.output
 
 
 def _all_commands() -> list[list[str]]:
@@ -103,7 +99,8 @@ def test_a_renamed_key_is_one_warning_on_stderr(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, [*command, "--output", str(tmp_path)])
     assert answer.exit_code == 0, answer.output
     warnings = answer.stderr.splitlines()
-    assert len(warnings) == 2 and all(line.startswith("longrec: warning: ") for line in warnings)
+    assert len(warnings) == 2
+    assert all(line.startswith("longrec: warning: ") for line in warnings)
     assert "'lengths.law' was renamed to 'lengths.distribution'" in warnings[0]
     assert "/srv" in (tmp_path / "drift.yaml").read_text()
 
@@ -118,10 +115,12 @@ def test_the_schema_is_printed_or_written(tmp_path: Path) -> None:
 
 def test_bench_lists_the_benchmarks_and_their_options() -> None:
     answer = CliRunner().invoke(app, ["bench"])
-    assert answer.exit_code == 0 and "longrec bench train" in answer.output
+    assert answer.exit_code == 0
+    assert "longrec bench train" in answer.output
     assert "train" in json.loads(CliRunner().invoke(app, ["bench", "--json"]).output)
     options = _longrec("bench", "train", "--help")
-    assert options.returncode == 0 and "--events" in options.stdout
+    assert options.returncode == 0
+    assert "--events" in options.stdout
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
@@ -155,12 +154,11 @@ def test_a_mistake_is_one_message_on_stderr_and_exit_code_1(
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.yaml").write_text("")
     answer = _longrec(*arguments, cwd=tmp_path, LONGREC_ROOT=str(ROOT))
-    assert answer.returncode == 1 and answer.stdout == ""
-    assert (
-        answer.stderr.startswith("longrec: ")
-        and message in answer.stderr
-        and "Traceback" not in answer.stderr
-    )
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("longrec: ")
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
     assert not (tmp_path / "never").exists()
 
 
@@ -168,10 +166,10 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for command in (["synth", "--users", "5", "--out"], ["compile", "training", "--output"]):
         answer = CliRunner().invoke(app, [*command, str(tmp_path / "file" / "below")])
-        assert answer.exit_code == 1 and answer.stderr.startswith(
-            f"longrec: {tmp_path / 'file'}"
-        ), answer.output
-        assert "choose a folder" in answer.stderr and answer.stderr.count("\n") == 1
+        assert answer.exit_code == 1
+        assert answer.stderr.startswith(f"longrec: {tmp_path / 'file'}"), answer.output
+        assert "choose a folder" in answer.stderr
+        assert answer.stderr.count("\n") == 1
 
 
 def test_a_usage_error_is_exit_code_2() -> None:
@@ -181,25 +179,21 @@ def test_a_usage_error_is_exit_code_2() -> None:
 
 def test_synth_prints_counts_and_the_best_possible_auc(tmp_path: Path) -> None:
     answer = CliRunner().invoke(
-        app, ["synth", "--out", str(tmp_path / "world"), "--users", "20", "--events", "40"]
+        app, ["synth", "--out", str(tmp_path / "data"), "--users", "20", "--events", "40"]
     )
-    assert (
-        answer.exit_code == 0
-        and "20 users" in answer.output
-        and "best possible AUC" in answer.output
-    )
+    assert answer.exit_code == 0
+    assert "20 users" in answer.output
+    assert "best possible AUC" in answer.output
     again = CliRunner().invoke(
         app,
         ["synth", "--out", str(tmp_path / "again"), "--users", "20", "--events", "40", "--json"],
     )
     report = json.loads(again.output)
-    assert (
-        report["num_users"] == 20
-        and report["best_possible_auc"][0]["auc"] < report["best_possible_auc_full"]
-    )
+    assert report["num_users"] == 20
+    assert report["best_possible_auc"][0]["auc"] < report["best_possible_auc_full"]
     assert (
         report["content_hash"]
-        == json.loads((tmp_path / "world" / "dataset.json").read_text())["facts"]["content_hash"]
+        == json.loads((tmp_path / "data" / "dataset.json").read_text())["facts"]["content_hash"]
     )
 
 
@@ -229,11 +223,9 @@ def test_import_events_shows_what_came_in_and_what_was_rejected(tmp_path: Path) 
         ["import", "events", str(tmp_path / "log.csv"), "--out", str(tmp_path / "data"), *mapping],
     )
     assert answer.exit_code == 0, answer.output
-    assert (
-        "300 events" in answer.output
-        and "1 of 301" in answer.output
-        and "liked 50.00%" in answer.output
-    )
+    assert "300 events" in answer.output
+    assert "1 of 301" in answer.output
+    assert "liked 50.00%" in answer.output
     strict = CliRunner().invoke(
         app,
         [
@@ -247,7 +239,8 @@ def test_import_events_shows_what_came_in_and_what_was_rejected(tmp_path: Path) 
             "0.001",
         ],
     )
-    assert strict.exit_code == 1 and not (tmp_path / "none").exists()
+    assert strict.exit_code == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_compile_writes_and_checks(tmp_path: Path) -> None:
@@ -256,7 +249,8 @@ def test_compile_writes_and_checks(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["compile", "training", "--check", *place]).exit_code == 0
     target.write_text(target.read_text().replace("build-features", "make-features"))
     stale = CliRunner().invoke(app, ["compile", "training", "--check", "--json", *place])
-    assert stale.exit_code == 1 and "not up to date" in stale.output
+    assert stale.exit_code == 1
+    assert "not up to date" in stale.output
     assert "make-features" in target.read_text(), "a check writes nothing"
     assert (
         CliRunner()
@@ -264,7 +258,8 @@ def test_compile_writes_and_checks(tmp_path: Path) -> None:
         .exit_code
         == 0
     )
-    assert "team/python:2" in target.read_text() and (tmp_path / "refresh.yaml").is_file()
+    assert "team/python:2" in target.read_text()
+    assert (tmp_path / "refresh.yaml").is_file()
 
 
 def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:
@@ -278,20 +273,16 @@ def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:
         str(_empty(tmp_path)),
         WORKDIR=str(tmp_path),
     )
-    assert (
-        answer.returncode == 1
-        and "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in answer.stderr
-    )
+    assert answer.returncode == 1
+    assert "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
 def test_serve_without_a_run_is_one_message(tmp_path: Path) -> None:
     answer = _longrec("serve", "--workdir", str(tmp_path))
-    assert (
-        answer.returncode == 1
-        and "longrec run" in answer.stderr
-        and "Traceback" not in answer.stderr
-    )
+    assert answer.returncode == 1
+    assert "longrec run" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_serve_at_a_port_that_is_taken_is_one_message() -> None:

@@ -1,4 +1,4 @@
-"""`longrec push` and `longrec inspect history` on a small published world."""
+"""`longrec push` and `longrec inspect history` on a small published dataset."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
+    root = tmp_path_factory.mktemp("published")
     features.build_features(random_log.write(root / "data").path, root / "features", DataConfig())
-    publish(root / "features", root / "home", REPO)
-    return root / "home"
+    publish(root / "features", root / "workdir", REPO)
+    return root / "workdir"
 
 
 def longrec(workdir: Path, *arguments: str) -> str:
@@ -70,7 +70,8 @@ def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
         shown[side] = json.loads(
             longrec(workdir, "inspect", "history", "--user", "3", "--side", side, "--json")
         )
-        assert shown[side].pop("side") == side and shown[side]["num_events"] == before + 1
+        assert shown[side].pop("side") == side
+        assert shown[side]["num_events"] == before + 1
         earlier = json.loads(
             longrec(
                 workdir,
@@ -85,7 +86,8 @@ def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
                 str(event["timestamp"]),
             )
         )
-        assert earlier["num_events"] == before and earlier["events"] == shown[side]["events"][:-1]
+        assert earlier["num_events"] == before
+        assert earlier["events"] == shown[side]["events"][:-1]
     assert shown["online"] == shown["offline"]
     assert shown["online"]["events"][-1] == {
         **{name: value for name, value in event.items() if name != "user_id"},
@@ -102,11 +104,10 @@ def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
         "--plot",
         str(tmp_path / "a.svg"),
     ).splitlines()
-    assert (
-        printed[0] == f"user 3, online: {before + 1} events"
-        and printed[2] == f"... {before - 1} older events"
-    )
-    assert printed[4].startswith("2020-09-13T12:26:50.000Z  7") and "<live> & kicking" in printed[4]
+    assert printed[0] == f"user 3, online: {before + 1} events"
+    assert printed[2] == f"... {before - 1} older events"
+    assert printed[4].startswith("2020-09-13T12:26:50.000Z  7")
+    assert "<live> & kicking" in printed[4]
     picture = xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot()
     assert any(
         "<live> & kicking: 1 events" in (title.text or "") for title in picture.iter(f"{SVG}title")
@@ -122,7 +123,8 @@ def test_an_offline_read_leaves_nothing_on_stderr(workdir: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stderr == "" and done.stdout.startswith("user 3, offline: ")
+    assert done.stderr == ""
+    assert done.stdout.startswith("user 3, offline: ")
 
 
 def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
@@ -133,11 +135,9 @@ def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
         (["inspect", "history", "--user", "3", "--plot", "x.png"], "expected .svg, .html"),
     ):
         answer = CliRunner().invoke(app, [*arguments, "--workdir", str(workdir)])
-        assert (
-            answer.exit_code == 1
-            and answer.stderr.startswith("longrec: ")
-            and message in answer.stderr
-        )
+        assert answer.exit_code == 1
+        assert answer.stderr.startswith("longrec: ")
+        assert message in answer.stderr
     assert "no events" in longrec(
         workdir, "inspect", "history", "--user", "424242", "--plot", str(tmp_path / "none.html")
     )
@@ -147,7 +147,9 @@ def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["push"], ["inspect", "history"]], ids=" ".join)
 def test_help_has_examples_and_json(command: list[str]) -> None:
     answer = CliRunner().invoke(app, [*command, "--help"])
-    assert answer.exit_code == 0 and "Examples:" in answer.output and "--json" in answer.output
+    assert answer.exit_code == 0
+    assert "Examples:" in answer.output
+    assert "--json" in answer.output
 
 
 def events(actions: list[str | None], times: list[int]) -> pa.RecordBatch:
@@ -181,13 +183,12 @@ def test_the_picture_counts_every_event_and_bounds_its_lanes() -> None:
         for group in xml.etree.ElementTree.fromstring(picture).iter(f"{SVG}g")
     ]
     texts = [lane.text or "" for lane in lanes if lane is not None]
-    assert len(texts) == history_plot.MAX_LANES and texts[-1].startswith(history_plot.OTHERS)
+    assert len(texts) == history_plot.MAX_LANES
+    assert texts[-1].startswith(history_plot.OTHERS)
     assert sum(int(text.rsplit(": ", 1)[1].split()[0]) for text in texts) == 2_000
-    assert (
-        "http://" not in picture.replace("http://www.w3.org/2000/svg", "")
-        and "href" not in picture
-        and "<script" not in picture
-    )
+    assert "http://" not in picture.replace("http://www.w3.org/2000/svg", "")
+    assert "href" not in picture
+    assert "<script" not in picture
 
 
 def test_one_event_and_events_at_one_moment_are_drawn() -> None:

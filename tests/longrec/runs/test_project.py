@@ -111,7 +111,8 @@ def test_an_installed_wheel_works_outside_a_checkout(installed: Path, tmp_path: 
         "print(json.dumps([read_run_config(DEFAULT_CONFIG, []).name, str(find_root())]))"
     )
     name, root = json.loads(_run(installed, tmp_path, "-c", code))
-    assert name == "quickstart" and root == str(installed / "longrec" / "_project")
+    assert name == "quickstart"
+    assert root == str(installed / "longrec" / "_project")
 
 
 @pytest.mark.slow

@@ -1,6 +1,4 @@
-"""Bookkeeping of runs: the checkout, the parameters, run folders, `latest`, the lock, the
-summary.
-"""
+"""Bookkeeping of runs: parameters, run folders, `latest`, the lock, the summary."""
 
 from __future__ import annotations
 
@@ -63,18 +61,16 @@ def test_pipeline_arguments_are_the_parameters_of_the_pipeline(
     assert set(arguments) == set(training.component_spec.inputs), (
         "every parameter is given, none is unknown"
     )
-    assert (arguments["served_length"], arguments["seed"]) == (
-        77,
-        5,
-    ) and "served_length" not in arguments["evaluate"]
+    assert arguments["served_length"] == 77
+    assert arguments["seed"] == 5
+    assert "served_length" not in arguments["evaluate"]
     assert json.loads(json.dumps(arguments)) == arguments, "only JSON values"
 
 
 def test_run_folders_are_new_and_named_after_the_configuration(tmp_path: Path) -> None:
     folders = {workdir.new_run_folder(tmp_path, "My Run/1") for _ in range(3)}
-    assert len(folders) == 3 and all(
-        "-my-run-1" in folder.name and folder.is_dir() for folder in folders
-    )
+    assert len(folders) == 3
+    assert all("-my-run-1" in folder.name and folder.is_dir() for folder in folders)
 
 
 def test_latest_points_at_the_newest_summary_and_is_replaced(tmp_path: Path) -> None:
@@ -82,10 +78,8 @@ def test_latest_points_at_the_newest_summary_and_is_replaced(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         summary.write_summary(tmp_path / name, {"run": name})
         assert json.loads((tmp_path / "latest" / "summary.json").read_text()) == {"run": name}
-    assert (
-        sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
-        and (tmp_path / "latest").is_symlink()
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+    assert (tmp_path / "latest").is_symlink()
 
 
 def _hold(path: str, held: Any, release: Any) -> None:
@@ -113,32 +107,30 @@ def test_a_second_run_in_the_same_work_directory_is_refused(tmp_path: Path) -> N
         pass
 
 
-def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_HOME", "before")
     monkeypatch.delenv("LONGREC_OTHER", raising=False)
     with workdir.environment({"LONGREC_HOME": "inside", "LONGREC_OTHER": "new"}):
-        assert (os.environ["LONGREC_HOME"], os.environ["LONGREC_OTHER"]) == (
-            "inside",
-            "new",
-        )
-    assert os.environ["LONGREC_HOME"] == "before" and "LONGREC_OTHER" not in os.environ
+        assert os.environ["LONGREC_HOME"] == "inside"
+        assert os.environ["LONGREC_OTHER"] == "new"
+    assert os.environ["LONGREC_HOME"] == "before"
+    assert "LONGREC_OTHER" not in os.environ
 
 
-def test_the_planted_world_is_reused_for_equal_arguments_only(tmp_path: Path) -> None:
+def test_a_synthetic_dataset_is_reused_for_equal_arguments_only(tmp_path: Path) -> None:
     config = RunConfig(evaluate=EvaluateConfig(lengths=(5, 10), served_length=10))
-    world = {"num_users": 6, "events_per_user": 20}
-    path, is_new = run.synthetic_dataset(tmp_path, config, **world)
+    sizes = {"num_users": 6, "events_per_user": 20}
+    path, is_new = run.synthetic_dataset(tmp_path, config, **sizes)
     stamp = (path / "dataset.json").stat().st_mtime_ns
-    assert is_new and [
+    assert is_new
+    assert [
         row["length"]
         for row in json.loads((path / "dataset.json").read_text())["facts"]["best_possible_auc"]
     ] == [5, 10]
+    assert run.synthetic_dataset(tmp_path, config, **sizes) == (path, False)
+    assert (path / "dataset.json").stat().st_mtime_ns == stamp
     assert (
-        run.synthetic_dataset(tmp_path, config, **world) == (path, False)
-        and (path / "dataset.json").stat().st_mtime_ns == stamp
-    )
-    assert (
-        run.synthetic_dataset(tmp_path, RunConfig(seed=1, evaluate=config.evaluate), **world)[0]
+        run.synthetic_dataset(tmp_path, RunConfig(seed=1, evaluate=config.evaluate), **sizes)[0]
         != path
     )
 
@@ -146,7 +138,8 @@ def test_the_planted_world_is_reused_for_equal_arguments_only(tmp_path: Path) ->
 def test_benchmarks_are_listed_by_their_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
     found = project.benchmarks()
-    assert found["train"][0].is_file() and found["train"][1].startswith("One training step")
+    assert found["train"][0].is_file()
+    assert found["train"][1].startswith("Time one training step")
 
 
 def test_numbers_of_a_report_are_finite_flat_and_leave_lists_out() -> None:
@@ -176,6 +169,5 @@ def test_numbers_of_a_report_are_finite_flat_and_leave_lists_out() -> None:
         "inner.share": 0.5,
         "by_task.click.auc": 0.7,
     }
-    assert as_dict(report)["path"] == "x" and as_dict(report)["many"] == [
-        {"passed": False, "share": 1.0}
-    ]
+    assert as_dict(report)["path"] == "x"
+    assert as_dict(report)["many"] == [{"passed": False, "share": 1.0}]
