@@ -1,0 +1,58 @@
+"""Tables round their numbers, and progress on a pipe is one line per step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from longrec.cli import tables
+from longrec.cli.progress import StepProgress, waiting
+from longrec.runs.local_run import FinishedStep
+
+MODEL = {
+    "version": "7ba15e10bc2d-04f875",
+    "role": "champion",
+    "created": "2026-01-01T12:34:56",
+    "labels": {"click.auc": "0.89134567", "schema": "small"},
+    "problem": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.123456, "0.1235"), (None, "-"), (math.nan, "-"), (2, "2.0000")]
+)
+def test_a_number_has_four_digits_or_is_a_dash(value: object, text: str) -> None:
+    assert tables.number(value) == text
+
+
+def test_metrics_of_models_are_rounded(capsys: pytest.CaptureFixture[str]) -> None:
+    unmeasured = {**MODEL, "version": "other", "role": "", "labels": {}}
+    tables.show_models({"models": [MODEL, unmeasured], "workers": [], "log": []})
+    printed = capsys.readouterr().out
+    assert "0.8913" in printed
+    assert "0.89134" not in printed
+    assert "2026-01-01T12:34 " in printed
+
+
+def test_progress_on_a_pipe_is_one_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with StepProgress() as progress:
+        progress.begin("train")
+        progress.detail("step 1 of 2")
+        progress.end(FinishedStep("train", "done", 1.25))
+        progress.begin("fingerprint")
+        progress.end(FinishedStep("fingerprint", "done", 0.1))
+        progress.end(FinishedStep("finish", "failed", 0.1))
+        with progress.step("synth") as statuses:
+            statuses.append("cached")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    words = [line.split()[:2] for line in captured.err.splitlines()]
+    assert words == [["ok", "train"], ["FAILED", "finish"], ["cached", "synth"]]
+
+
+def test_waiting_prints_nothing_on_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with waiting("importing a log"):
+        pass
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
