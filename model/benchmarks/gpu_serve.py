@@ -102,11 +102,11 @@ def stage_times(case: RankingCase) -> str:
     times_ms = [case.rows.request_time_ms]
     history = case.slice_from(0)
     cached = cache.get_or_encode([history])[0]
-    candidates = scorer._encode_candidates(case.rows)
+    candidates = scorer._encode_query(case.rows)
     parts: dict[str, Work] = {
         "encode rows": lambda _: scorer.bundle.encoder.events(events),
         "look up": lambda _: cache.get_or_encode([history]),
-        "pack": lambda _: scorer._encode_candidates(case.rows),
+        "pack": lambda _: scorer._encode_query(case.rows),
         "keys_values": lambda _: scorer.keys_values([events], times_ms),
         "copy cached, replay, copy back": lambda _: graphs.score_cached(
             cached.layers, cached.timestamps, candidates

@@ -1,13 +1,13 @@
 """Event tokens of a batch on a CUDA device: features in, x of every event out.
 
-    z = [embeddings of item | of action | of gap | 1 | 0 ...]    gathered straight into 16 bits
-    [e ; a] = z B                                                B holds both projections and the
-                                                                 bias
+    g = [embeddings of item | of action | of gap | 1 | 0 ...]    gathered, cast to 16 bits
+    B = [item part ; action part ; bias]                         joint projection
+    [e ; a] = g B
     x = e + SwiGLUFFN([e ; a])                                   or e + a
 
 The reference is TokenLayers.reference_event_tokens.
 
-Shape letters: T events, D width, H hidden width, W width of z (a multiple of 64), K width of one
+Shape letters: T events, D width, H hidden width, W width of g (a multiple of 64), K width of one
 embedding, F index columns, n of them read from one table.
 """
 
@@ -24,9 +24,10 @@ from torch.nn import functional
 
 from longrec.nn import fused_ffn, fused_swiglu
 from longrec.nn.fused_paths import apply_function, available
+from longrec.nn.rounding import round_up
 
 ALIGNMENT = 64
-"""z is as wide as a multiple of it."""
+"""Columns of g are padded to a multiple of it, so the kernels read aligned tiles."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,18 +37,18 @@ class EmbeddingLookup:
     Args:
         table: the parameter, [rows, K].
         is_sparse: whether its gradient is sparse.
-        index: int [*, F], row of each feature within its part of the table.
-        columns: int64 [n], columns of `index` that this table serves.
-        starts: int64 [n], first table row of each column's part.
-        items: [T], rows of `index` to read, or None for all in order.
+        indices: int [*, F], index of each feature, counted from its `starts`.
+        columns: int64 [n], columns of `indices` that this table serves.
+        starts: int64 [n], first table row of each column.
+        index_rows: [T]; event t reads the row index_rows[t] of `indices`. None for row t.
     """
 
     table: Float[Tensor, "rows K"]
     is_sparse: bool
-    index: Int[Tensor, "_ F"]
+    indices: Int[Tensor, "_ F"]
     columns: Int[Tensor, " n"]
     starts: Int[Tensor, " n"]
-    items: Int[Tensor, " T"] | None = None
+    index_rows: Int[Tensor, " T"] | None = None
 
     @property
     def width(self) -> int:
@@ -78,23 +79,26 @@ def gather_embeddings(
     num_events: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "T W"]:
-    """Return z: all embeddings side by side, a 1, then zeros up to a multiple of 64 columns."""
-    z: Tensor = apply_function(
+    """Return g: all embeddings side by side, a 1, then zeros up to a multiple of 64 columns."""
+    gathered: Tensor = apply_function(
         _GatherEmbeddings,
         tuple(lookups),
         num_events,
         dtype,
         *(lookup.table for lookup in lookups),
     )
-    return z
+    return gathered
 
 
-def projection(
+def joint_projection(
     item_part: nn.Linear,
     action_part: nn.Linear,
     num_rows: int,
 ) -> Float[Tensor, "W D2"]:
-    """Return B, [num_rows, 2 D]: z B is [item part ; action part] side by side."""
+    """Return B, [num_rows, 2 D]: g B is the item part and the action part side by side.
+
+    The 1 in g multiplies the bias; rows for its zeros are zeros.
+    """
     width = item_part.out_features
     blocks = [
         functional.pad(item_part.weight.t(), (0, width)),
@@ -107,43 +111,45 @@ def projection(
 
 
 def fuse(
-    z: Float[Tensor, "T W"],
-    b: Float[Tensor, "W D2"],
+    gathered: Float[Tensor, "T W"],
+    projection: Float[Tensor, "W D2"],
     w_u: Float[Tensor, "H D2"],
     w_v: Float[Tensor, "H D2"],
     w_o: Float[Tensor, "D H"],
 ) -> Float[Tensor, "T D"]:
-    """Return e + SwiGLUFFN([e ; a]) with [e ; a] = z B.
+    """Return e + SwiGLUFFN([e ; a]) with [e ; a] = g B.
 
-    z is usually narrower than [e ; a], and nothing but a product lies between them. Then
-    (z B) W_u = z (B W_u) saves 8 r d^2 - 4 r d W FLOPs an event, and [e ; a] is never formed. A
-    wider z is projected first.
+    The FFN can read g directly with weights B W_u and B W_v, since (g B) W_u = g (B W_u). For FFN
+    ratio r these two products take 4 r d W FLOPs an event instead of 8 r d^2, less if g is narrower
+    than [e ; a], and [e ; a] is never formed. A wider g is projected first.
 
     Args:
-        z: embeddings (gather_embeddings).
-        b: B (projection).
+        gathered: g (gather_embeddings).
+        projection: B (joint_projection).
         w_u, w_v, w_o: weights of the FFN as nn.Linear holds them.
 
     Source: arXiv 2609.08443, appendix D.
     """
     width = w_o.shape[0]
-    if z.shape[1] > b.shape[1]:
-        z = z @ b.to(z.dtype)
-        b = torch.eye(b.shape[1], dtype=b.dtype, device=b.device)
+    both_widths = projection.shape[1]
+    if gathered.shape[1] > both_widths:
+        # From here on g is [e ; a] itself, so B becomes the identity.
+        gathered = gathered @ projection.to(gathered.dtype)
+        projection = torch.eye(both_widths, dtype=projection.dtype, device=projection.device)
     with torch.autocast("cuda", enabled=False):  # small products, in the weights' own precision
-        w_uv = torch.cat([w_u, w_v]) @ b.t()
+        w_uv = torch.cat([w_u, w_v]) @ projection.t()
     tokens: Tensor = apply_function(
         _Fuse,
-        z,
-        b[:, :width],
-        w_uv.view(1, 2, -1, b.shape[0]),
+        gathered,
+        projection[:, :width],
+        w_uv.view(1, 2, -1, projection.shape[0]),
         w_o[None],
     )
     return tokens
 
 
 class _GatherEmbeddings(torch.autograd.Function):
-    """z from all tables, by the kernels of longrec.nn.kernels.rows."""
+    """g from all tables, by the kernels of longrec.nn.kernels.rows."""
 
     @staticmethod
     def forward(
@@ -156,47 +162,49 @@ class _GatherEmbeddings(torch.autograd.Function):
         from longrec.nn.kernels import rows as kernels
 
         used = sum(lookup.width for lookup in lookups)
-        width = -(-(used + 1) // ALIGNMENT) * ALIGNMENT
+        width = round_up(used + 1, ALIGNMENT)
         device = tables[0].device
-        z = torch.empty((num_events, width), dtype=dtype, device=device)
+        gathered = torch.empty((num_events, width), dtype=dtype, device=device)
         table_rows = []
-        offset = 0
+        first_column = 0
         for lookup, table in zip(lookups, tables, strict=True):
             rows = kernels.gather(
-                lookup.items,
-                lookup.index,
+                lookup.index_rows,
+                lookup.indices,
                 lookup.columns,
                 lookup.starts,
                 table,
-                z,
-                offset,
+                gathered,
+                first_column,
             )
             table_rows.append(rows)
-            offset += lookup.width
-        z[:, used:] = torch.arange(width - used, device=device) == 0
+            first_column += lookup.width
+        # The first column behind the embeddings is 1, the others are 0; in one operation.
+        gathered[:, used:] = torch.arange(width - used, device=device) == 0
         ctx.save_for_backward(*table_rows)
         ctx.tables = [(table.shape, table.dtype) for table in tables]
         ctx.is_sparse = [lookup.is_sparse for lookup in lookups]
-        return z
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from longrec.nn.kernels import rows as kernels
 
         gradient = gradients[0].contiguous()
-        start = 0
-        of_tables = []
+        first_column = 0
+        table_gradients = []
         lookups = zip(ctx.saved_tensors, ctx.tables, ctx.is_sparse, strict=True)
         for table_rows, (shape, dtype), is_sparse in lookups:
-            end = start + table_rows.shape[1] * shape[1]
+            end_column = first_column + table_rows.shape[1] * shape[1]
             if is_sparse:
-                values = gradient[:, start:end].to(dtype)
-                of_table = _sparse_gradient(values, table_rows, shape)
+                values = gradient[:, first_column:end_column].to(dtype)
+                table_gradient = _sparse_gradient(values, table_rows, shape)
             else:
-                of_table = kernels.scatter(gradient, table_rows, start, *shape).to(dtype)
-            of_tables.append(of_table)
-            start = end
-        return None, None, None, *of_tables
+                dense = kernels.scatter(gradient, table_rows, first_column, *shape)
+                table_gradient = dense.to(dtype)
+            table_gradients.append(table_gradient)
+            first_column = end_column
+        return None, None, None, *table_gradients
 
 
 def _sparse_gradient(
@@ -214,45 +222,45 @@ def _sparse_gradient(
 
 
 class _Fuse(torch.autograd.Function):
-    """z B_e + gate(z W_uv) W_o."""
+    """g W_e + gate(g W_uv) W_o; W_e holds the columns of B that make e."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        z: Tensor,
-        b_e: Tensor,
+        gathered: Tensor,
+        w_e: Tensor,
         w_uv: Tensor,
         w_o: Tensor,
     ) -> Tensor:
-        b_e = b_e.to(z.dtype)
-        w_uv = w_uv.to(z.dtype)
-        w_o = w_o.to(z.dtype)
+        w_e = w_e.to(gathered.dtype)
+        w_uv = w_uv.to(gathered.dtype)
+        w_o = w_o.to(gathered.dtype)
         needs_grad = any(ctx.needs_input_grad)
-        if fused_swiglu.is_narrow(z, w_o.shape[1]):
+        if fused_swiglu.is_narrow(gathered, w_o.shape[1]):
             tokens, uv = fused_swiglu.narrow_gate_project(
-                z,
+                gathered,
                 w_uv[0],
                 w_o[0],
-                b_e,
+                w_e,
                 save_hidden=needs_grad,
             )
         else:
-            uv = fused_swiglu.hidden_rows(z, w_uv)
-            tokens = fused_swiglu.gate_project(uv, w_o, z @ b_e)
+            uv = fused_swiglu.hidden_rows(gathered, w_uv)
+            tokens = fused_swiglu.gate_project(uv, w_o, gathered @ w_e)
         if needs_grad:
-            ctx.save_for_backward(z, b_e, uv, w_uv, w_o)
+            ctx.save_for_backward(gathered, w_e, uv, w_uv, w_o)
         return tokens
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        z, b_e, uv, w_uv, w_o = ctx.saved_tensors
+        gathered, w_e, uv, w_uv, w_o = ctx.saved_tensors
         dx = gradients[0].contiguous()
-        dz, dw_uv, dw_o = fused_swiglu.swiglu_backward(
+        dgathered, dw_uv, dw_o = fused_swiglu.swiglu_backward(
             dx.unsqueeze(1),
-            z,
+            gathered,
             uv,
             w_uv,
             w_o,
         )
-        db_e = z.t() @ dx
-        return dz.addmm_(dx, b_e.t()), db_e, dw_uv, dw_o
+        dw_e = gathered.t() @ dx
+        return dgathered.addmm_(dx, w_e.t()), dw_e, dw_uv, dw_o

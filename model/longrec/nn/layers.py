@@ -1,7 +1,7 @@
 """Layers that the stack and the head share: SwiGLU FFN, feature embeddings, time-gap buckets.
 
-Shape letters: T rows, D width, In input width, F features of a group, W width of their embeddings
-side by side.
+Shape letters: T rows, D width, In input width, F features of a group, W their `out_width`: the
+embeddings side by side.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from longrec.nn.fused_tokens import EmbeddingLookup
 from longrec.schema import Feature
 
 NUM_GAP_BUCKETS = 32
+"""Ranges of the time between event and request (gap_buckets)."""
 ID_STD = 0.05
-"""Initial deviation of id embeddings: small, so ids grow as data shows them."""
+"""Initial deviation of id embeddings: small, so a rare id changes scores little."""
 FEATURE_STD = 1.0
 """Initial deviation of other embeddings: a new model tells items apart by their content."""
 
@@ -32,13 +33,15 @@ def linear(
     *,
     bias: bool = False,
 ) -> nn.Linear:
-    """Return a linear layer that keeps unit variance: weights of deviation in_width^-1/2, bias 0.
+    """Return a linear layer with weights of deviation in_width^-1/2 and bias 0.
 
-    With `in_width` 0 only the bias remains.
+    Inputs of unit variance then give outputs of unit variance. A group without features has
+    `in_width` 0, and only the bias remains.
     """
     with warnings.catch_warnings():
         # torch warns that a layer without inputs has nothing to draw.
         warnings.simplefilter("ignore", UserWarning)
+        # nn.Linear itself would draw initial values, which the lines below replace.
         layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, width, bias=bias)
     nn.init.normal_(layer.weight, std=max(in_width, 1) ** -0.5)
     if bias:
@@ -115,7 +118,7 @@ class PlainFFN(nn.Module):
 class ResidualFFN(nn.Module):
     """ResidualFFN(x) = x + SwiGLUFFN(x); ours.
 
-    An encoding then contains its event, whatever the FFN has learned so far.
+    An encoding then contains its event, so queries can find it before the FFN has learned anything.
 
     Args:
         width: D.
@@ -180,17 +183,18 @@ class FeatureEmbedding(nn.Module):
             )
         self.names = [feature.name for feature in features]
         self.sizes = list(sizes)
-        ids = [i for i, feature in enumerate(features) if feature.kind == "id"]
-        others = [i for i, feature in enumerate(features) if feature.kind != "id"]
-        self.out_width = id_dim * len(ids) + feature_dim * len(others)
-        id_sizes = [sizes[i] for i in ids]
-        other_sizes = [sizes[i] for i in others]
+        id_positions = [i for i, feature in enumerate(features) if feature.kind == "id"]
+        other_positions = [i for i, feature in enumerate(features) if feature.kind != "id"]
+        self.out_width = id_dim * len(id_positions) + feature_dim * len(other_positions)
+        id_sizes = [sizes[i] for i in id_positions]
+        other_sizes = [sizes[i] for i in other_positions]
         self.ids = _table(id_sizes, id_dim, std=id_std, sparse=True)
         self.others = _table(other_sizes, feature_dim, std=FEATURE_STD, sparse=False)
-        self._register_constant("id_columns", torch.tensor(ids, dtype=torch.int64))
+        self._register_constant("id_columns", torch.tensor(id_positions, dtype=torch.int64))
         self._register_constant("id_starts", _starts(id_sizes))
-        self._register_constant("other_columns", torch.tensor(others, dtype=torch.int64))
+        self._register_constant("other_columns", torch.tensor(other_positions, dtype=torch.int64))
         self._register_constant("other_starts", _starts(other_sizes))
+        # Without features it gives `forward` a device and a dtype.
         self._register_constant("empty_row", torch.zeros(1, 0))
 
     def _register_constant(
@@ -205,7 +209,7 @@ class FeatureEmbedding(nn.Module):
     def is_sharded(self) -> bool:
         """Whether the table of ids lies on several ranks (longrec.training.sharded_tables).
 
-        A step then reads it once only, since reads update it.
+        A step must then read it exactly once: the backward pass of a read updates the table.
         """
         return self.ids is not None and not isinstance(self.ids, nn.Embedding)
 
@@ -222,13 +226,13 @@ class FeatureEmbedding(nn.Module):
     def lookups(
         self,
         indices: Int[Tensor, "_ F"],
-        items: Int[Tensor, " T"] | None = None,
+        index_rows: Int[Tensor, " T"] | None = None,
     ) -> list[EmbeddingLookup]:
         """Return the table reads of `forward`, for longrec.nn.fused_tokens.
 
         Args:
             indices: as in `forward`.
-            items: rows of `indices` to read; None for all in order.
+            index_rows: rows of `indices` to read; None for all in order.
         """
         return [
             EmbeddingLookup(
@@ -237,7 +241,7 @@ class FeatureEmbedding(nn.Module):
                 indices,
                 columns,
                 starts,
-                items,
+                index_rows,
             )
             for table, columns, starts in self._tables()
         ]
@@ -254,7 +258,7 @@ class FeatureEmbedding(nn.Module):
     def check(
         self,
         indices: Int[Tensor, "T F"],
-        source: str,
+        label: str,
     ) -> None:
         """Check that every index is within the table of its own feature.
 
@@ -262,14 +266,14 @@ class FeatureEmbedding(nn.Module):
 
         Args:
             indices: of all features of the group.
-            source: origin of the indices, for the message.
+            label: what the indices are, for the message.
 
         Raises:
-            DataError: an index is outside its table; the message names the feature and `source`.
+            DataError: an index is outside its table; the message names the feature and `label`.
         """
         if indices.shape[1] != len(self.sizes):
             raise DataError(
-                f"{source} do not fit the schema",
+                f"{label} do not fit the schema",
                 found=f"{indices.shape[1]} columns",
                 expected=f"{len(self.sizes)}: {self.names}",
             )
@@ -280,7 +284,7 @@ class FeatureEmbedding(nn.Module):
             highest = int(column.max())
             if lowest < 0 or highest >= size:
                 raise DataError(
-                    f"{source}: an index of '{name}' is outside its table",
+                    f"{label}: an index of '{name}' is outside its table",
                     found=f"{lowest}..{highest}",
                     expected=f"0..{size - 1}",
                     fix="Encode with the encoder that the model was built with.",
@@ -298,7 +302,7 @@ def gap_buckets(
 
     Args:
         request_times: int64 [T], time of the request of each event, ms.
-        timestamps: int64 [T], time of each event, ms; one after the request counts as no gap.
+        timestamps: int64 [T], time of each event, ms; one after the request is in bucket 0.
 
     Source: time gap of arXiv 2511.06077, log-bucketed.
     """

@@ -39,6 +39,7 @@ from longrec.nn.tokens import TokenLayers, embedding
 from longrec.schema import Schema
 
 NUM_MIXER_TOKENS = 4
+"""Tokens of the head: z, user, target and context."""
 HOUR_MS = 3_600_000
 HOURS_PER_DAY = 24
 DAYS_PER_WEEK = 7
@@ -53,8 +54,9 @@ MATMUL_PARAMETERS = re.compile(
     r"|stca\.layers\.\d+\.w_[qo]"
     r"|mixer\.blocks\.\d+\.[wb]_(in|out)"
 )
-"""Names of the parameters that only products read: one pass casts them together
-(longrec.nn.casting).
+"""Names of the parameters that only matrix products read.
+
+longrec.nn.casting casts all of them in one operation.
 """
 
 
@@ -65,12 +67,12 @@ class RankerOutput:
     Args:
         logits: [N, K].
         aux_logits: [N, K] from z alone, for the auxiliary loss (arXiv 2609.01240); None without it.
-        aux_weight: of the auxiliary loss.
+        aux_loss_weight: weight of the auxiliary loss.
     """
 
     logits: Float[Tensor, "N K"]
     aux_logits: Float[Tensor, "N K"] | None = None
-    aux_weight: float = 0.0
+    aux_loss_weight: float = 0.0
 
 
 class Ranker(TokenLayers):
@@ -79,7 +81,8 @@ class Ranker(TokenLayers):
     The length of a history enters nowhere, since it would not extrapolate.
 
     The attribute `stca` reads the history: STCA, or with another `config.kind` a baseline that is
-    called like it. Names of modules are names of saved weights.
+    called like it. Attributes that hold modules are parts of the names of saved weights and cannot
+    be renamed. This is also why the ranker inherits the token layers instead of holding them.
 
     Args:
         config: sizes and options.
@@ -101,7 +104,7 @@ class Ranker(TokenLayers):
         super().__init__(config, schema, sizes, item_table)
         self.config = config
         self.aux_loss_weight = config.aux_loss_weight
-        self.stca = sequence_model(config)
+        self.stca = sequence_model(config)  # a baseline, too: saved weights have this name
         self.matches = None
         if config.matches:
             self.matches = MatchFeatures(item_table.shape[1], config.width, config.feature_dim)
@@ -133,7 +136,7 @@ class Ranker(TokenLayers):
         A row depends on its own event alone, so a cache can store it and append to it. With
         `recency: token` it also depends on the time of its request.
         """
-        return self._separable().encode(self.event_tokens(batch, self.gaps(batch)))
+        return self._stca_or_raise().encode(self.event_tokens(batch, self.gaps(batch)))
 
     def keys_values(
         self,
@@ -146,9 +149,11 @@ class Ranker(TokenLayers):
 
         Args:
             batch: targets are not read.
-            weights: `stack_weights`, from a caller that keeps the same parameters.
+            weights: result of `stack_weights`, to reuse while the parameters do not change; None
+                stacks them now.
         """
-        # A gap bias is added to logits, not to tokens: `cached` reads it.
+        # Tokens need the gaps with `recency: token` only. A gap bias enters the logits later
+        # (`cached_sources`).
         gaps = None if self.gap is None else self.gaps(batch)
         num_threads = parallel.num_threads_for(batch.event_items)
         if num_threads == 1 or batch.num_events <= ENCODE_CHUNK_EVENTS:
@@ -156,6 +161,7 @@ class Ranker(TokenLayers):
         chunks = []
         for start in range(0, batch.num_events, ENCODE_CHUNK_EVENTS):
             rows = slice(start, start + ENCODE_CHUNK_EVENTS)
+            # `event_tokens` reads items and features only, so the other fields need no cut.
             part = dataclasses.replace(
                 batch,
                 event_items=batch.event_items[rows],
@@ -173,18 +179,18 @@ class Ranker(TokenLayers):
         weights: StackedWeights | None,
     ) -> list[Tensor]:
         events = self.event_tokens(batch, gaps)
-        return self._separable().keys_values(events, weights)
+        return self._stca_or_raise().keys_values(events, weights)
 
     def stack_weights(self) -> StackedWeights | None:
         """Return copies of the current weights that `keys_values` reads.
 
         None if it reads them layer by layer.
         """
-        return self._separable().stack_weights()
+        return self._stca_or_raise().stack_weights()
 
-    def cached(
+    def cached_sources(
         self,
-        parts: Sequence[Sequence[Tensor]],
+        layers_by_request: Sequence[Sequence[Tensor]],
         timestamps: Sequence[Tensor],
         batch: RequestBatch,
         *,
@@ -194,10 +200,10 @@ class Ranker(TokenLayers):
         """Return the attention sources of cached keys and values, for `score`.
 
         Args:
-            parts: R lists of M tensors [L, 2 D], rows that `keys_values` made.
+            layers_by_request: R lists of M tensors [L, 2 D], rows that `keys_values` made.
             timestamps: R of int64 [L], ms, of the events.
             batch: the requests; its own events are not read.
-            segments: of the parts one after another, if they are on their device already.
+            segments: of the requests one after another, already on the device; None makes them.
             duplicates: R, duplicate events of each request, to attend to once; None for a request
                 that attends to all.
         """
@@ -209,8 +215,8 @@ class Ranker(TokenLayers):
             _, num_targets = batch.host_counts
         else:
             num_targets = batch.target_offsets.diff().tolist()
-        return self._separable().cached(
-            parts,
+        return self._stca_or_raise().cached_sources(
+            layers_by_request,
             gaps,
             num_targets,
             segments=segments,
@@ -226,10 +232,10 @@ class Ranker(TokenLayers):
 
         Args:
             batch: the requests.
-            sources: one for each layer, from `encode` or `cached`.
+            sources: one for each layer, from `encode` or `cached_sources`.
         """
         targets = self.item_tokens(batch.target_items)
-        z = self._separable().score(
+        z = self._stca_or_raise().score(
             targets,
             sources,
             _segments(batch),
@@ -245,7 +251,7 @@ class Ranker(TokenLayers):
         Raises:
             ConfigError: the model reads its history in another way than STCA.
         """
-        self._separable().recompute = True
+        self._stca_or_raise().recompute = True
 
     def _output(
         self,
@@ -266,11 +272,11 @@ class Ranker(TokenLayers):
         )
         tokens = torch.stack([z, repeat(user), targets, repeat(context)], dim=1)
         mixed = parallel.map_rows(self.mixer, tokens, HEAD_CHUNK_TARGETS)
-        # Without autocast: a logit above 2 in 16 bits would be off by 8e-3.
+        # Without autocast: a logit above 2 would be rounded to 16 bits, off by up to 8e-3.
         with torch.autocast(mixed.device.type, enabled=False):
             logits = _at_least_float32(self.head(mixed.to(self.head.weight.dtype)))
         if self.aux_head is None:
-            return RankerOutput(logits, aux_weight=self.aux_loss_weight)
+            return RankerOutput(logits, aux_loss_weight=self.aux_loss_weight)
         aux_logits = _at_least_float32(self.aux_head(z))
         return RankerOutput(logits, aux_logits, self.aux_loss_weight)
 
@@ -282,7 +288,7 @@ class Ranker(TokenLayers):
         day: Tensor = self.day(days.remainder(DAYS_PER_WEEK))
         return hour + day
 
-    def _separable(self) -> STCA:
+    def _stca_or_raise(self) -> STCA:
         """Return the STCA that encodes histories apart from targets.
 
         Raises:

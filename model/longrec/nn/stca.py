@@ -34,7 +34,7 @@ from longrec.nn.target_attention.sources import AttentionSource
 log = logging.getLogger(__name__)
 
 MIN_FUSION_LAYERS = 3
-"""Layers from which query fusion makes a difference: the third has several outputs to fuse."""
+"""Query fusion first matters in the third layer, which has two earlier outputs to fuse."""
 
 
 class STCA(nn.Module):
@@ -44,6 +44,12 @@ class STCA(nn.Module):
 
     q_1 = LN(SwiGLUFFN_1(x_t)); q_{i+1} = LN(SwiGLUFFN_{i+1}([o_1 | ... | o_i | x_t] W_C));
     z = SwiGLUFFN([o_1 | ... | o_M | x_t] W_Z).
+
+    There are three ways to z; the first and the second give equal values:
+
+        forward                                        training
+        encode -> score                                one encoding per layer, then all targets
+        keys_values -> cached_sources -> score         serving: keys and values come from a cache
 
     Args:
         config: sizes and options.
@@ -67,12 +73,12 @@ class STCA(nn.Module):
             )
         self.query_fusion = config.query_fusion
         self.layers = nn.ModuleList(STCALayer(config) for _ in range(depth))
-        self.fuse = nn.ModuleList()
+        self.fuse = nn.ModuleList()  # W_C of layers 2 ... M
         for layer in range(1, depth):
             num_outputs = layer if config.query_fusion else 1
             self.fuse.append(linear((num_outputs + 1) * width, width))
-        self.join = linear((depth + 1) * width, width)
-        self.out = SwiGLUFFN(width, config.ffn_ratio)
+        self.join = linear((depth + 1) * width, width)  # W_Z
+        self.out = SwiGLUFFN(width, config.ffn_ratio)  # the FFN of z
         self.out_norm = nn.LayerNorm(width) if config.output_norm else None
         self.chunk_events = 0
         self.recompute = False
@@ -84,7 +90,9 @@ class STCA(nn.Module):
         segments: Segments,
         gaps: Int[Tensor, " T"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """Return z of every target: `score` of `encode`, one layer's encoding at a time.
+        """Return z of every target.
+
+        It equals `score(targets, encode(events), ...)`, but holds one layer's encoding at a time.
 
         Args:
             targets: x_t.
@@ -93,15 +101,15 @@ class STCA(nn.Module):
             gaps: bucket of the time gap of each event, for `recency: bias`.
         """
         layers = self._layers()
-        sources: Iterable[AttentionSource] = self._encodings(events)
-        if fused_stca.usable(layers, events):
-            sources = fused_stca.attention_sources(
-                layers,
-                events,
-                segments,
-                gaps,
-                recompute=self.recompute,
-            )
+        if not fused_stca.usable(layers, events):
+            return self.score(targets, self._encodings(events), segments, gaps)
+        sources = fused_stca.attention_sources(
+            layers,
+            events,
+            segments,
+            gaps,
+            recompute=self.recompute,
+        )
         return self.score(targets, sources, segments, gaps)
 
     def encode(self, events: Float[Tensor, "T D"]) -> list[Tensor]:
@@ -124,7 +132,8 @@ class STCA(nn.Module):
 
         Args:
             events: X, raw event tokens.
-            weights: `stack_weights`, from a caller that keeps the same parameters.
+            weights: result of `stack_weights`, to reuse while the parameters do not change; None
+                stacks them now.
         """
         layers = self._layers()
         weights = weights or self.stack_weights()
@@ -143,7 +152,7 @@ class STCA(nn.Module):
 
         Args:
             targets, segments, gaps: as in `forward`.
-            sources: one for each layer, from `encode` or `cached`.
+            sources: one for each layer, from `encode` or `cached_sources`.
         """
         outputs: list[Tensor] = []
         for index, (layer, source) in enumerate(zip(self._layers(), sources, strict=True)):
@@ -155,9 +164,9 @@ class STCA(nn.Module):
         normed: Tensor = self.out_norm(z)
         return normed
 
-    def cached(
+    def cached_sources(
         self,
-        parts: Sequence[Sequence[Tensor]],
+        layers_by_request: Sequence[Sequence[Tensor]],
         gaps: Sequence[Tensor] | None,
         num_targets: Sequence[int],
         *,
@@ -167,35 +176,38 @@ class STCA(nn.Module):
         """Return the attention source of each layer from cached keys and values.
 
         Args:
-            parts: R lists of M tensors [L, 2 D], rows that `keys_values` made.
+            layers_by_request: R lists of M tensors [L, 2 D], rows that `keys_values` made.
             gaps: R of [L], bucket of the time gap of each event, for `recency: bias`.
             num_targets: targets of each request.
-            segments: of the parts one after another, if they are on their device already.
+            segments: of the requests one after another, already on the device; None makes them.
             duplicates: R, duplicate events of each request, to attend to once; None for a request
                 that attends to all.
         """
-        num_requests = len(parts)
+        num_requests = len(layers_by_request)
         no_gaps: list[Tensor | None] = [None] * num_requests
         duplicates = duplicates or [None] * num_requests
-        rows = [None if group is None else group.first_index for group in duplicates]
+        attended_rows = [None if found is None else found.first_index for found in duplicates]
         table = None if gaps is None else self._gap_bias_table()
-        biases = [
-            self._cached_biases(table, *request)
-            for request in zip(gaps or no_gaps, duplicates, strict=True)
+        biases_by_request = [
+            self._cached_biases(table, own_gaps, own_duplicates)
+            for own_gaps, own_duplicates in zip(gaps or no_gaps, duplicates, strict=True)
         ]
         if segments is None:
-            segments = _cached_segments(parts, rows, num_targets)
-        return [
-            CachedKeysValues(
-                [request[index] for request in parts],
-                [None if by_layer is None else by_layer[index] for by_layer in biases],
+            segments = _cached_segments(layers_by_request, attended_rows, num_targets)
+        sources = []
+        for index, layer in enumerate(self._layers()):
+            keys_values = [layers[index] for layers in layers_by_request]
+            biases = [None if layers is None else layers[index] for layers in biases_by_request]
+            source = CachedKeysValues(
+                keys_values,
+                biases,
                 layer.num_heads,
                 num_targets,
                 segments,
-                rows,
+                attended_rows,
             )
-            for index, layer in enumerate(self._layers())
-        ]
+            sources.append(source)
+        return sources
 
     def _gap_bias_table(self) -> Tensor | None:
         """Return the bias by layer, head and gap bucket, float32 [M H, G]; None without biases."""
@@ -211,13 +223,14 @@ class STCA(nn.Module):
         gaps: Tensor | None,
         duplicates: DuplicateEvents | None,
     ) -> Tensor | None:
-        """Return the bias of the events of one request in every layer, float32 [M, H, L or U].
+        """Return the bias of the events of one request in every layer, or None without any.
 
-        None without any bias. Duplicates make one even without a table: the log of their number.
+        It is float32 [M, H, L], or [M, H, U] with duplicates. Duplicates have a bias even without a
+        table: the log of their number.
         """
         num_layers = len(self.layers)
         num_heads = self._layers()[0].num_heads
-        if table is None or gaps is None:
+        if table is None or gaps is None:  # no gap bias
             if duplicates is None:
                 return None
             zeros = self.join.weight.new_zeros((num_layers * num_heads, 1))
@@ -244,9 +257,9 @@ class STCA(nn.Module):
 
     def _encodings(self, events: Tensor) -> Iterator[Tensor]:
         """Yield X_i layer by layer: scoring without gradients holds one of them at a time."""
-        parts = events.split(self.chunk_events) if self.chunk_events else (events,)
+        chunks = events.split(self.chunk_events) if self.chunk_events else (events,)
         for layer in self._layers():
-            encoded = [self._encode(layer, part) for part in parts]
+            encoded = [self._encode(layer, chunk) for chunk in chunks]
             yield encoded[0] if len(encoded) == 1 else torch.cat(encoded)
 
     def _encode(
@@ -260,20 +273,22 @@ class STCA(nn.Module):
         return layer.encode(events)
 
     def _layers(self) -> list[STCALayer]:
+        """Return the layers with their type, which nn.ModuleList does not state."""
         return [cast("STCALayer", layer) for layer in self.layers]
 
 
 def _cached_segments(
-    parts: Sequence[Sequence[Tensor]],
-    rows: Sequence[Tensor | None],
+    layers_by_request: Sequence[Sequence[Tensor]],
+    attended_rows: Sequence[Tensor | None],
     num_targets: Sequence[int],
 ) -> Segments | None:
-    """Return the segments for the kernels of a CUDA device, made once for all layers."""
-    device = parts[0][0].device
+    """Return the segments that the kernels of a CUDA device read; None on other devices."""
+    first_layers = [layers[0] for layers in layers_by_request]
+    device = first_layers[0].device
     if device.type != "cuda":
         return None
     num_events = []
-    for request, chosen in zip(parts, rows, strict=True):
-        attended = request[0] if chosen is None else chosen
+    for keys_values, rows in zip(first_layers, attended_rows, strict=True):
+        attended = keys_values if rows is None else rows
         num_events.append(len(attended))
     return Segments.from_counts(num_events, num_targets, device)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from longrec.config import ModelConfig
 from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, keys_values_weight
+from longrec.nn.target_attention.inputs import scaled_queries
 from longrec.nn.target_attention.sources import AttentionSource
 
 QK_GAIN = 2.0
@@ -25,8 +26,8 @@ FFNS = {"swiglu": SwiGLUFFN, "plain": PlainFFN, "residual": ResidualFFN}
 class STCALayer(nn.Module):
     """Encoding X_i = LN(SwiGLUFFN_i(X)), query q_i and attention output o_i of one layer.
 
-    With `share_ffn` the query passes the FFN and norm of the history (the literal reading), else
-    copies of them.
+    With `share_ffn` the query passes the FFN and norm of the history (the literal reading). Without
+    it the query has an FFN and norm of its own, which start as copies.
 
     Initial values, ours: W_K = W_Q = QK_GAIN times an orthogonal matrix. Before any training a
     query then looks for events that are encoded like its own target, and a few of them outweigh a
@@ -82,13 +83,14 @@ class STCALayer(nn.Module):
 
         Args:
             queries: q_i.
-            source: X_i, or another representation of the events of this layer.
-            segments: rows of each request.
-            gaps: bucket of the time gap of each event, for `recency: bias` with X_i.
+            source: X_i, or an object that holds the events of this layer in another form.
+            segments: rows of each request; read only if the source is X_i.
+            gaps: bucket of the time gap of each event, for `recency: bias`; read only if the source
+                is X_i.
         """
         if not isinstance(source, Tensor):
-            scale = (queries.shape[1] // self.num_heads) ** -0.5
-            output: Tensor = source.attend(queries @ self.w_q * scale) @ self.w_o
+            scaled = scaled_queries(queries, self.w_q, self.num_heads)
+            output: Tensor = source.attend(scaled) @ self.w_o
             return output
         inputs = AttentionInputs(
             queries,
@@ -109,7 +111,12 @@ def orthogonal(width: int, gain: float) -> nn.Parameter:
 
 
 def gap_bias_table(config: ModelConfig, num_heads: int) -> nn.Parameter | None:
-    """Return the bias of each gap bucket and head, initially 0; None without `recency: bias`."""
+    """Return the bias of each gap bucket and head, initially 0; None without `recency: bias`.
+
+    Args:
+        config: of the model.
+        num_heads: biases of a bucket; 1 for a model without heads.
+    """
     if config.recency != "bias":
         return None
     return nn.Parameter(torch.zeros(NUM_GAP_BUCKETS, num_heads))

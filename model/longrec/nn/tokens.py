@@ -29,9 +29,10 @@ class TokenLayers(nn.Module):
     """Embeddings and projections that make the tokens of events and targets.
 
     The event token is x = e + SwiGLUFFN([e ; a]) with e the item part and a the action part (arXiv
-    2609.08443, appendix D), or e + a without `fusion`. The target token is x_t = e. Items are
-    embedded and projected once per event, not once per distinct item: this costs less than 3 % of a
-    layer's FFN, about as much as finding the distinct ones.
+    2609.08443, appendix D), or e + a without `fusion`. The target token is x_t = e.
+
+    Items are embedded and projected once per event, not once per distinct item. This costs less
+    than 3 % of one layer's FFN. Finding the distinct items would cost about as much.
 
     Args:
         config: sizes and options.
@@ -62,7 +63,7 @@ class TokenLayers(nn.Module):
         self.actions = FeatureEmbedding(schema.event, sizes["event"], **dims)
         self.users = FeatureEmbedding(schema.user, sizes["user"], **dims)
         action_width = self.actions.out_width
-        self.gap = None
+        self.gap = None  # embedding of the gap buckets
         if config.recency == "token":
             self.gap = embedding(NUM_GAP_BUCKETS, config.feature_dim, FEATURE_STD)
             action_width += config.feature_dim
@@ -75,7 +76,8 @@ class TokenLayers(nn.Module):
     def check(self, batch: RequestBatch) -> None:
         """Check that every index of the batch is within its table.
 
-        It waits for the device, so it is for the border of the system only.
+        It waits for the device. Call it where batches enter (loading, requests), not in a training
+        step.
 
         Raises:
             DataError: an index is outside its table, or offsets do not fit.
@@ -120,18 +122,21 @@ class TokenLayers(nn.Module):
         return self._fuse_actions(self.item_tokens(batch.event_items), batch, gaps)
 
     def target_and_event_tokens(
-        self, batch: RequestBatch, gaps: Int[Tensor, " T"] | None
+        self,
+        batch: RequestBatch,
+        gaps: Int[Tensor, " T"] | None,
     ) -> tuple[Tensor, Tensor]:
         """Return x_t of the targets and x of the events; a sharded item table is read once."""
         if not self.items.is_sharded:
             return self.item_tokens(batch.target_items), self.event_tokens(batch, gaps)
-        items = self.item_tokens(torch.cat([batch.target_items, batch.event_items]))
-        targets, event_items = items.split([batch.num_targets, batch.num_events])
-        return targets, self._fuse_actions(event_items, batch, gaps)
+        item_tokens = self.item_tokens(torch.cat([batch.target_items, batch.event_items]))
+        sizes = [batch.num_targets, batch.num_events]
+        target_tokens, event_item_tokens = item_tokens.split(sizes)
+        return target_tokens, self._fuse_actions(event_item_tokens, batch, gaps)
 
     def _fuse_actions(
         self,
-        items: Float[Tensor, "T D"],
+        item_tokens: Float[Tensor, "T D"],
         batch: RequestBatch,
         gaps: Int[Tensor, " T"] | None,
     ) -> Float[Tensor, "T D"]:
@@ -139,11 +144,11 @@ class TokenLayers(nn.Module):
         features = self.actions(batch.event_features)
         if self.gap is not None and gaps is not None:
             features = torch.cat([features, self.gap(gaps)], dim=1)
-        actions: Tensor = self.action_part(features)
+        action_tokens: Tensor = self.action_part(features)
         if self.fusion is None:
-            return items + actions
-        fused: Tensor = self.fusion(torch.cat([items, actions], dim=1))
-        return items + fused
+            return item_tokens + action_tokens
+        fused: Tensor = self.fusion(torch.cat([item_tokens, action_tokens], dim=1))
+        return item_tokens + fused
 
     def _fused_event_tokens(
         self,
@@ -156,6 +161,7 @@ class TokenLayers(nn.Module):
             *self.actions.lookups(batch.event_features),
         ]
         if self.gap is not None and gaps is not None:
+            # The gap table has one index column, 0, whose rows start at row 0.
             zero = gaps.new_zeros(1)
             lookup = fused_tokens.EmbeddingLookup(
                 self.gap.weight,
@@ -166,15 +172,19 @@ class TokenLayers(nn.Module):
             )
             lookups.append(lookup)
         dtype = fused_tokens.product_dtype(self.item_part.weight)
-        z = fused_tokens.gather_embeddings(lookups, batch.num_events, dtype)
-        b = fused_tokens.projection(self.item_part, self.action_part, z.shape[1])
+        gathered = fused_tokens.gather_embeddings(lookups, batch.num_events, dtype)
+        projection = fused_tokens.joint_projection(
+            self.item_part,
+            self.action_part,
+            gathered.shape[1],
+        )
         if self.fusion is None:
-            items, actions = b.chunk(2, dim=1)
-            tokens: Tensor = z @ (items + actions).to(z.dtype)
+            item_weights, action_weights = projection.chunk(2, dim=1)
+            tokens: Tensor = gathered @ (item_weights + action_weights).to(gathered.dtype)
             return tokens
         return fused_tokens.fuse(
-            z,
-            b,
+            gathered,
+            projection,
             self.fusion.w_u.weight,
             self.fusion.w_v.weight,
             self.fusion.w_o.weight,

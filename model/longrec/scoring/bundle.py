@@ -39,6 +39,7 @@ VERSIONED_KEYS = (
 """Keys of bundle.json that decide the scores; the version is a hash of them."""
 REQUIRED_KEYS = frozenset({*VERSIONED_KEYS, "version", "schema", "facts"})
 COPY_OR_TRAIN = "Copy the bundle again, or rebuild it: longrec train HISTORIES OUT."
+"""Advice in the errors about damaged bundles."""
 
 
 @dataclasses.dataclass(
@@ -55,7 +56,8 @@ class Bundle:
         served_length: default number of most recent events that scoring uses.
         facts: JSON values about the training.
         version: first 16 hex digits of a hash of weights, encoder, configuration and served length.
-            Equal versions give equal scores.
+            Equal versions give equal scores. It is empty unless the bundle was loaded; `save`
+            returns it.
     """
 
     ranker: Ranker
@@ -78,7 +80,7 @@ class Bundle:
 
     def write(self, directory: Path) -> str:
         """Write the bundle's files into an existing directory; return the version."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save_file  # loaded on first use only
 
         weights_path = directory / WEIGHTS_NAME
         save_file(_host_tensors(self.ranker), weights_path)
@@ -118,11 +120,11 @@ class Bundle:
         directory = Path(directory)
         meta = _read_meta(directory)
         saved_schema = Schema.from_dict(meta["schema"])
-        _check_schema(directory, meta, saved_schema)
-        _check_same_schema(schema, saved_schema)
+        _check_schema_fingerprint(directory, meta, saved_schema)
+        _check_expected_schema(schema, saved_schema)
         encoder = Encoder.load(directory / ENCODER_NAME, saved_schema)
         _check_hashes(directory, meta, encoder)
-        from longrec.config_file import build  # Pydantic is loaded on first use only.
+        from longrec.config_file import build  # it loads Pydantic, on first use only
 
         config = build(ModelConfig, meta["model"], where="model")
         item_table = torch.from_numpy(encoder.item_table)
@@ -146,6 +148,7 @@ def _host_tensors(ranker: Ranker) -> dict[str, Tensor]:
 
 
 def _version(meta: Mapping[str, Any]) -> str:
+    """Return the version: a hash of the values that decide the scores."""
     content = {key: meta[key] for key in VERSIONED_KEYS}
     text = json.dumps(
         content,
@@ -187,7 +190,7 @@ def _read_meta(directory: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", meta)
 
 
-def _check_schema(
+def _check_schema_fingerprint(
     directory: Path,
     meta: Mapping[str, Any],
     schema: Schema,
@@ -200,10 +203,11 @@ def _check_schema(
         f"{directory / META_NAME} is damaged",
         found=f"schema {schema.fingerprint}",
         expected=expected,
+        fix=COPY_OR_TRAIN,
     )
 
 
-def _check_same_schema(schema: Schema | None, saved_schema: Schema) -> None:
+def _check_expected_schema(schema: Schema | None, saved_schema: Schema) -> None:
     """Refuse a bundle of another schema than the caller's, and list the fields."""
     if schema is None:
         return
@@ -238,6 +242,7 @@ def _check_hashes(
 
 
 def _sha256(path: Path) -> str:
+    """Return the hash of the weights' file."""
     try:
         return files.sha256_of(path)
     except FileNotFoundError as error:
@@ -249,7 +254,8 @@ def _sha256(path: Path) -> str:
 
 
 def _load_weights(ranker: Ranker, path: Path) -> None:
-    from safetensors import SafetensorError
+    """Load the weights into the ranker, in place."""
+    from safetensors import SafetensorError  # loaded on first use only
     from safetensors.torch import load_file
 
     try:

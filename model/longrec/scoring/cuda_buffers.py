@@ -10,7 +10,12 @@ from torch import Tensor
 from longrec.nn.ranker import Ranker
 
 NUM_REQUEST_FIELDS = 3
-"""Numbers in front of the user features: request time, 0, number of events."""
+"""Numbers in front of the user features: request time, 0, number of events.
+
+The last two are the event offsets of a batch of one request.
+"""
+REQUEST_TIME = slice(0, 1)
+EVENT_OFFSETS = slice(1, 3)
 
 
 @dataclasses.dataclass(
@@ -73,7 +78,7 @@ class RequestBuffers:
         }
         return cls(**tensors)
 
-    def pinned_copy(self) -> RequestBuffers:
+    def allocate_pinned(self) -> RequestBuffers:
         """Return zeroed buffers of the same shapes in page-locked host memory."""
         tensors = {}
         for field in dataclasses.fields(self):

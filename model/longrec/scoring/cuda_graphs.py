@@ -1,21 +1,24 @@
 """Score in fixed buffers: on a CUDA device, one graph replaces hundreds of kernel launches.
 
+On other devices the same code runs in the same buffers without a graph, so tests need no GPU.
+
     items, features, times   --copied--> [E events]     --encode--> K | V of every layer --+
     cached K | V, times      --copied-----------------------------> the same               |
     time, user, candidates   --copied--> [N candidates] -----------------------------------+
                                                                                            |
                                                     probabilities  <--------score----------+
 
-There is one graph for each bucket: E of 1,024, 2,048, ... events, N of 64, 128, ... candidates. A
-request takes the smallest bucket that holds it. The buffers of a bucket are the first rows of the
-largest one's, and all graphs share the memory of their intermediate results.
+There is one graph for each bucket (a size: E of 1,024, 2,048, ... events, N of 64, 128, ...
+candidates). A request takes the smallest bucket that holds it. The buffers of a bucket are the
+first rows of the largest one's, and all graphs share the memory of their intermediate results.
 
 Rows behind a request's own hold data of earlier requests. The CUDA kernels get the length and do
-not read them; elsewhere a bias of MASK_BIAS removes their weight. A softmax over masks alone is a
-mean, so a request without events cannot be scored here.
+not read them. Other attention code reads all rows, so a bias of MASK_BIAS removes their weight;
+it is added in either case. A softmax over masked rows alone is a mean, so a request without events
+cannot be scored here.
 
-A graph reads the weights at the addresses that they had at its capture. It belongs to one ranker as
-it is served; another version captures its own.
+A graph reads the weights at the addresses that they had at its capture. Another ranker needs graphs
+of its own.
 
 Shape letters: E events and N candidates of a bucket, L events and m candidates of a request, D
 width, M layers, A action features of an event, U user features, K tasks.
@@ -42,29 +45,36 @@ from longrec.nn.fused_stca import StackedWeights
 from longrec.nn.ranker import Ranker
 from longrec.nn.target_attention import Segments
 from longrec.scoring.cuda_buffers import (
+    EVENT_OFFSETS,
     NUM_REQUEST_FIELDS,
+    REQUEST_TIME,
     RequestBuffers,
     allocate_layers,
 )
 
 MIN_EVENT_BUCKET = 1_024
+"""Events of the smallest bucket."""
 MIN_TARGET_BUCKET = 64
+"""Candidates of the smallest bucket."""
 MAX_TARGETS = 2_048
+"""Candidates of the largest bucket."""
 MASK_BIAS = -1e30
+"""Added to a logit, it makes the softmax weight 0; a finite one gives no NaN in masked chunks."""
 NUM_WARMUP_RUNS = 2
 """Runs before a capture: they compile the kernels and set up the libraries."""
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 _capture_lock = threading.Lock()
+"""All scorers of a device capture on one stream, so one capture runs at a time."""
 
 
 @dataclasses.dataclass(
     frozen=True,
     slots=True,
 )
-class EncodedCandidates:
-    """The user and the candidates of one request, encoded.
+class EncodedQuery:
+    """One request without its history, encoded: time, user and candidates.
 
     Args:
         request_time_ms: the request's time, ms since 1970 UTC.
@@ -149,7 +159,7 @@ class CudaGraphScorer:
             buffers = self._buffers
             items = buffers.items[:count, None]
             features = buffers.features[:count]
-            layers = self._layers[:, :count].clone()
+            layers = self._kv_buffer[:, :count].clone()
             return (
                 list(layers.unbind()),
                 torch.cat([items, features], dim=1),
@@ -159,31 +169,31 @@ class CudaGraphScorer:
     def score(
         self,
         events: EncodedEvents,
-        candidates: EncodedCandidates,
+        query: EncodedQuery,
     ) -> Float32:
         """Return the probabilities of the candidates over the events, float32 [m, K]."""
         with self._exclusive():
-            count = self._encode(events, candidates.request_time_ms)
-            return self._score(count, candidates)
+            count = self._encode(events, query.request_time_ms)
+            return self._score(count, query)
 
     def score_cached(
         self,
         layers: Sequence[Tensor],
         timestamps: Tensor,
-        candidates: EncodedCandidates,
+        query: EncodedQuery,
     ) -> Float32:
         """Return the probabilities of the candidates over cached events, float32 [m, K].
 
         Args:
             layers: M of [L, 2 D] on the device, K | V of the events in each layer.
             timestamps: int64 [L] on the device, ms.
-            candidates: user and candidates of the request.
+            query: time, user and candidates of the request.
         """
         with self._exclusive():
             count = timestamps.shape[0]
             torch._foreach_copy_(self._layer_rows(count), list(layers))
             self._buffers.timestamps[:count].copy_(timestamps)
-            return self._score(count, candidates)
+            return self._score(count, query)
 
     @functools.cached_property
     def _buffers(self) -> RequestBuffers:
@@ -199,11 +209,11 @@ class CudaGraphScorer:
     def _host_buffers(self) -> RequestBuffers:
         """Buffers in host memory; without CUDA the same as those of the device."""
         if self._is_cuda:
-            return self._buffers.pinned_copy()
+            return self._buffers.allocate_pinned()
         return self._buffers
 
     @functools.cached_property
-    def _layers(self) -> Tensor:
+    def _kv_buffer(self) -> Tensor:
         """K | V of the events, [M, E, 2 D]."""
         return allocate_layers(
             self._ranker,
@@ -214,11 +224,14 @@ class CudaGraphScorer:
 
     def _layer_rows(self, count: int) -> list[Tensor]:
         """Return the first `count` rows of K | V of each layer, M of [count, 2 D]."""
-        return [layer[:count] for layer in self._layers.unbind()]
+        return [layer[:count] for layer in self._kv_buffer.unbind()]
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Give this thread the buffers, once earlier copies have read the host's side."""
+        """Hold the buffers for this thread, in inference mode.
+
+        On entry it waits until earlier asynchronous copies have read the host buffers.
+        """
         with self._lock, torch.inference_mode():
             if self._is_cuda:
                 self._copies_done.synchronize()
@@ -230,15 +243,16 @@ class CudaGraphScorer:
         request_time_ms: int,
     ) -> int:
         """Write K | V of the events; return the number of events."""
-        count = len(events[0])
-        for name, values in zip(("items", "features", "timestamps"), events, strict=True):
-            host_buffer = getattr(self._host_buffers, name)
-            buffer = getattr(self._buffers, name)
-            host_buffer.numpy()[:count] = values
-            buffer[:count].copy_(host_buffer[:count], non_blocking=True)
-        host_request = self._host_buffers.request
-        host_request[0] = request_time_ms
-        self._buffers.request[:1].copy_(host_request[:1], non_blocking=True)
+        items, features, timestamps = events
+        count = len(items)
+        host = self._host_buffers
+        buffers = self._buffers
+        _copy_through(host.items, buffers.items, items)
+        _copy_through(host.features, buffers.features, features)
+        _copy_through(host.timestamps, buffers.timestamps, timestamps)
+        host.request[REQUEST_TIME] = request_time_ms
+        host_time = host.request[REQUEST_TIME]
+        buffers.request[REQUEST_TIME].copy_(host_time, non_blocking=True)
         if self._is_cuda:
             stream = torch.cuda.current_stream(self._device)
             self._copies_done.record(stream)
@@ -249,13 +263,13 @@ class CudaGraphScorer:
     def _score(
         self,
         count: int,
-        candidates: EncodedCandidates,
+        query: EncodedQuery,
     ) -> Float32:
         """Return the probabilities over the first `count` rows of K | V."""
-        num_targets = len(candidates.items)
+        num_targets = len(query.items)
         num_events = bucket_size(count, MIN_EVENT_BUCKET)
         bucket = bucket_size(num_targets, MIN_TARGET_BUCKET)
-        self._copy_request(count, candidates, bucket)
+        self._copy_request(count, query, bucket)
         self._run(self._score_bucket, num_events, bucket)
         host_scores = self._host_buffers.scores[:num_targets]
         host_scores.copy_(self._buffers.scores[:num_targets], non_blocking=True)
@@ -267,27 +281,33 @@ class CudaGraphScorer:
     def _copy_request(
         self,
         count: int,
-        candidates: EncodedCandidates,
+        query: EncodedQuery,
         bucket: int,
     ) -> None:
         """Copy time, number of events, user and candidates to the device."""
-        first = NUM_REQUEST_FIELDS + candidates.user.size
-        last = first + len(candidates.items)
+        first = NUM_REQUEST_FIELDS + query.user.size
+        last = first + len(query.items)
         host_request = self._host_buffers.request
         values = host_request.numpy()
         values[:first] = (
-            candidates.request_time_ms,
+            query.request_time_ms,
             0,
             count,
-            *candidates.user.flat,
+            *query.user.flat,
         )
-        values[first:last] = candidates.items
+        values[first:last] = query.items
+        # The graph scores the whole bucket: rows behind `last` hold valid items of earlier requests
+        # or zeros, and their scores are not read.
         used = slice(first + bucket)
         self._buffers.request[used].copy_(host_request[used], non_blocking=True)
 
     def _encode_bucket(self, num_events: int) -> None:
-        """Read the event buffers and write K | V; never wait for the device: this is captured."""
+        """Read the event buffers and write K | V.
+
+        This is captured, so it must not wait for the device.
+        """
         buffers = self._buffers
+        no_users = buffers.request[None, :0]
         batch = RequestBatch(
             event_items=buffers.items[:num_events],
             event_features=buffers.features[:num_events],
@@ -295,8 +315,8 @@ class CudaGraphScorer:
             event_offsets=self._offsets(num_events),
             target_items=buffers.items[:0],
             target_offsets=self._offsets(0),
-            user_features=buffers.request[None, 3:3],
-            request_timestamps=buffers.request[:1],
+            user_features=no_users,
+            request_timestamps=buffers.request[REQUEST_TIME],
             host_counts=([num_events], [0]),
         )
         torch._foreach_copy_(
@@ -322,16 +342,16 @@ class CudaGraphScorer:
             target_items=request[first : first + num_targets],
             target_offsets=target_offsets,
             user_features=request[None, NUM_REQUEST_FIELDS:first],
-            request_timestamps=request[:1],
+            request_timestamps=request[REQUEST_TIME],
             host_counts=([0], [num_targets]),
         )
         segments = Segments(
-            request[1:3],
+            request[EVENT_OFFSETS],
             target_offsets,
             [num_events],
             [num_targets],
         )
-        sources = self._ranker.cached(
+        sources = self._ranker.cached_sources(
             [self._layer_rows(num_events)],
             [buffers.timestamps[:num_events]],
             batch,
@@ -348,7 +368,8 @@ class CudaGraphScorer:
     ) -> list[Any]:
         """Add a bias to each attention source that removes rows behind the request's events."""
         positions = torch.arange(num_events, device=self._device)
-        is_own = positions < self._buffers.request[2]
+        _, num_own_events = self._buffers.request[EVENT_OFFSETS]
+        is_own = positions < num_own_events
         mask = torch.where(is_own, 0.0, MASK_BIAS)
         mask_by_head = mask.expand(self._ranker.config.num_heads, -1)
         masked = []
@@ -387,7 +408,7 @@ class CudaGraphScorer:
                 for _ in range(NUM_WARMUP_RUNS):
                     work()
             torch.cuda.current_stream().wait_stream(capture_stream)
-            # thread_local: an engine that runs in another thread meanwhile may allocate
+            # thread_local: other threads may allocate device memory during the capture.
             with torch.cuda.graph(
                 graph,
                 pool=self._pool,
@@ -414,8 +435,19 @@ class CudaGraphScorer:
 
     @functools.cached_property
     def _copies_done(self) -> torch.cuda.Event:
-        """Event behind the last copies from host buffers that nobody waited for."""
+        """CUDA event, recorded after the last asynchronous copy from the host buffers."""
         return torch.cuda.Event()
+
+
+def _copy_through(
+    host_buffer: Tensor,
+    buffer: Tensor,
+    values: npt.NDArray[Any],
+) -> None:
+    """Write values to the first rows of a host buffer, and copy these to the device's buffer."""
+    count = len(values)
+    host_buffer.numpy()[:count] = values
+    buffer[:count].copy_(host_buffer[:count], non_blocking=True)
 
 
 @functools.cache
@@ -425,7 +457,10 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def bucket_size(count: int, smallest: int) -> int:
-    """Return the smallest of smallest, 2 smallest, 4 smallest, ... that holds `count`."""
+    """Return the least power-of-two multiple of `smallest` that is at least `count`.
+
+    Of 1,024: 1 and 1,024 give 1,024; 1,025 and 2,048 give 2,048; 2,049 gives 4,096.
+    """
     full_buckets = max(count - 1, 0) // smallest
     return smallest << full_buckets.bit_length()
 

@@ -23,6 +23,7 @@ def find_duplicates(events: CachedEvents, work: int) -> DuplicateEvents | None:
     if work < MIN_CHUNK_WORK:
         return None
     encoded = np.ascontiguousarray(events.encoded.numpy())
+    # As rows of bytes: Arrow numbers the distinct ones with a hash table, without sorting.
     rows = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(encoded[0].nbytes),
         len(events),
@@ -34,7 +35,7 @@ def find_duplicates(events: CachedEvents, work: int) -> DuplicateEvents | None:
         return None
     inverse = codes.indices.to_numpy().astype(np.int64)
     first_index = np.empty(num_distinct, np.int64)
-    # backwards: of equal events, the first one is written last
+    # Written backwards, so the first of equal events is the last one written.
     first_index[inverse[::-1]] = np.arange(len(events) - 1, -1, -1)
     return DuplicateEvents(
         torch.from_numpy(first_index),

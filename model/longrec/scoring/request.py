@@ -1,4 +1,4 @@
-"""Requests as the scorer takes them, and their packing into batches."""
+"""Input of the scorer, and how requests are packed into batches."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class RequestRows:
     slots=True,
 )
 class CachedEvents:
-    """Encoded events of one request, ready for attention; a cache may store and concatenate them.
+    """Keys and values of one request's events; a cache may store and concatenate them.
 
     Args:
         layers: M of [L, 2 D] on the scorer's device, keys and values of each event, oldest first.
-        encoded: int32 [L, 1 + F] on the scorer's device, row of the item table and features of each
-            event.
+        encoded: int32 [L, 1 + F] on the scorer's device, the Encoder's output for each event: row
+            of the item table, then features.
         timestamps: int64 [L] on the scorer's device, ms.
     """
 
@@ -177,7 +177,7 @@ def pack_events(
         event_timestamps=_concatenate(timestamps),
         event_offsets=event_offsets,
         target_items=_no_items(),
-        target_offsets=event_offsets,
+        target_offsets=event_offsets,  # a placeholder: encoding reads no targets
         user_features=_no_features(),
         request_timestamps=torch.from_numpy(request_times),
         host_counts=(list(lengths), no_targets),
@@ -191,7 +191,7 @@ def add_cached_items(
 ) -> RequestBatch:
     """Add items and times of cached events to a batch with empty histories.
 
-    A model with `matches` reads them; their features are zeros.
+    A model with `matches` compares items and times only, so the event features are zeros.
 
     Args:
         batch: requests on the device of the events.
@@ -239,6 +239,7 @@ def _no_features() -> Tensor:
 def _user_table(schema: Schema, rows: Sequence[Features]) -> pa.Table:
     """Return the user features of the rows as a table; a feature that a row leaves out is null."""
     if not schema.user:
+        # A table without columns has no rows, so one is made up. The encoder does not read it.
         numbers = np.arange(len(rows))
         return pa.table({"row": numbers})
     columns = {}
@@ -249,6 +250,7 @@ def _user_table(schema: Schema, rows: Sequence[Features]) -> pa.Table:
 
 
 def _user_column(feature: Feature, values: list[Any]) -> pa.Array:
+    """Return the values of a user feature as a column of its type."""
     try:
         return pa.array(values, _ARROW_TYPES[feature.dtype])
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:

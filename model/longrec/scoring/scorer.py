@@ -24,7 +24,7 @@ from longrec.nn.fused_stca import StackedWeights
 from longrec.nn.target_attention.cached import DuplicateEvents
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle
-from longrec.scoring.cuda_graphs import CudaGraphScorer, EncodedCandidates
+from longrec.scoring.cuda_graphs import CudaGraphScorer, EncodedQuery
 from longrec.scoring.duplicates import find_duplicates
 from longrec.scoring.request import (
     CachedEvents,
@@ -42,11 +42,13 @@ from longrec.scoring.request import (
 Scores: TypeAlias = npt.NDArray[np.float32]
 """Probabilities of each task, float32 [m, K]."""
 TOKEN_BUDGET = 65_536
+"""Default number of events that one batch may hold."""
 MAX_REQUESTS = 64
+"""Default number of requests that one batch may hold."""
 MAX_CUDA_GRAPH_REQUESTS = 4
-"""Largest call that CUDA graphs score one request after another.
+"""Most requests of a call that CUDA graphs score one after another.
 
-Eight requests are as fast as one batch (docs/benchmarks/serving.md).
+Up to four, this is faster than one batch; eight are slower (docs/benchmarks/serving.md).
 """
 
 
@@ -57,15 +59,20 @@ Eight requests are as fast as one batch (docs/benchmarks/serving.md).
 class Scorer:
     """Scores requests with a bundle.
 
+    Its fields must not change, since stacked weights and CUDA graphs are made from them.
+
     Args:
         bundle: the model and its encoder.
         device: device of the ranker.
         token_budget: most events of one batch. It changes the speed, not the scores.
         max_requests: most requests of one batch. It changes the speed, not the scores.
         precision: of the matrix products; float32, or bfloat16 for serving on a GPU.
-        max_cuda_graph_requests: largest call that is scored request by request in fixed buffers
-            (longrec.scoring.cuda_graphs). None for MAX_CUDA_GRAPH_REQUESTS on a CUDA device and for
-            0 elsewhere.
+        max_cuda_graph_requests: most requests of a call that are scored one after another in fixed
+            buffers (longrec.scoring.cuda_graphs). None for MAX_CUDA_GRAPH_REQUESTS on a CUDA device
+            and for 0 elsewhere.
+
+    Attributes:
+        cuda_graphs: scorer of single requests in fixed buffers, or None.
     """
 
     bundle: Bundle
@@ -99,6 +106,7 @@ class Scorer:
                 precision=self.precision,
                 max_events=self.bundle.served_length,
             )
+        # A frozen dataclass sets its computed fields in this way.
         object.__setattr__(self, "_weights", weights)
         object.__setattr__(self, "cuda_graphs", cuda_graphs)
 
@@ -143,14 +151,14 @@ class Scorer:
 
     @property
     def is_separable(self) -> bool:
-        """Whether histories are encoded apart from their targets, as `keys_values` needs."""
+        """Whether histories are encoded apart from their targets, as Ranker.keys_values needs."""
         return self.bundle.config.kind == "stca"
 
     @property
     def is_cacheable(self) -> bool:
         """Whether an event's keys and values never change.
 
-        With `recency: token` they depend on the request time.
+        With `recency: token` they depend on the request time (see Ranker.encode).
         """
         return self.is_separable and self.bundle.config.recency != "token"
 
@@ -199,7 +207,7 @@ class Scorer:
         Labels are ignored.
         """
         for batch in batches:
-            unlabelled = dataclasses.replace(batch, labels=None)
+            unlabelled = dataclasses.replace(batch, labels=None)  # saves their copy to the device
             with torch.inference_mode(), self._autocast():
                 output = self.bundle.ranker(unlabelled.to(self.device))
                 scores = _probabilities(output.logits)
@@ -223,10 +231,10 @@ class Scorer:
         cuda_graphs = self._cuda_graphs_for(lengths, no_targets)
         if cuda_graphs is not None:
             cached = []
-            pairs = zip(encoded_histories, request_times_ms, strict=True)
-            for events, request_time_ms in pairs:
-                encoding = cuda_graphs.keys_values(events, request_time_ms)
-                cached.append(CachedEvents(*encoding))
+            histories_with_times = zip(encoded_histories, request_times_ms, strict=True)
+            for events, request_time_ms in histories_with_times:
+                layers, encoded, timestamps = cuda_graphs.keys_values(events, request_time_ms)
+                cached.append(CachedEvents(layers, encoded, timestamps))
             return cached
         batch = pack_events(encoded_histories, lengths, request_times_ms)
         with torch.inference_mode(), self._autocast():
@@ -256,7 +264,7 @@ class Scorer:
                 cuda_graphs.score_cached(
                     events.layers,
                     events.timestamps,
-                    self._encode_candidates(request),
+                    self._encode_query(request),
                 )
                 for request, events in zip(requests, cached, strict=True)
             ]
@@ -265,7 +273,7 @@ class Scorer:
             duplicates = []
             for events, count in zip(cached, num_targets, strict=True):
                 duplicates.append(self._find_duplicates(events, count))
-            sources = self.bundle.ranker.cached(
+            sources = self.bundle.ranker.cached_sources(
                 [events.layers for events in cached],
                 [events.timestamps for events in cached],
                 batch,
@@ -288,10 +296,11 @@ class Scorer:
         batch = self._pack_cached([request], [cached])
         weights: list[list[Tensor]] = []
         with torch.inference_mode(), self._autocast():
-            sources = ranker.cached([cached.layers], [cached.timestamps], batch)
+            sources = ranker.cached_sources([cached.layers], [cached.timestamps], batch)
+            # Each source appends the weights of its layer to `weights` while it is scored.
             recorded = [dataclasses.replace(source, recorded_weights=weights) for source in sources]
             ranker.score(batch, recorded)
-            stacked = torch.stack([layer[0] for layer in weights])
+            stacked = torch.stack([by_request[0] for by_request in weights])
             attention: npt.NDArray[np.float32] = stacked.cpu().numpy()
         return attention
 
@@ -307,7 +316,7 @@ class Scorer:
 
     @property
     def _cuda_graph_limit(self) -> int:
-        """Largest call that is scored request by request."""
+        """Most requests of a call that are scored one after another."""
         if self.max_cuda_graph_requests is not None:
             return self.max_cuda_graph_requests
         return MAX_CUDA_GRAPH_REQUESTS if self.device.type == "cuda" else 0
@@ -342,9 +351,10 @@ class Scorer:
             cuda_graphs = self._cuda_graphs_for(num_events, num_targets)
             if cuda_graphs is not None:
                 return [
-                    cuda_graphs.score(events, self._encode_candidates(request))
+                    cuda_graphs.score(events, self._encode_query(request))
                     for events, request in zip(histories, requests, strict=True)
                 ]
+            # A request is too large for the graphs, which is rare: the batches encode again.
         batches = self._batches(requests, length)
         scores = np.concatenate(list(self.score_batches(batches)))
         return _split_scores(scores, num_targets)
@@ -383,9 +393,10 @@ class Scorer:
         num_targets = [len(request.candidates) for request in requests]
         return add_cached_items(batch, cached, num_targets)
 
-    def _encode_candidates(self, request: RequestRows) -> EncodedCandidates:
+    def _encode_query(self, request: RequestRows) -> EncodedQuery:
+        """Encode the request without its history."""
         encoder = self.bundle.encoder
-        return EncodedCandidates(
+        return EncodedQuery(
             request.request_time_ms,
             encode_users(encoder, [request]),
             encode_candidates(encoder, request),
@@ -396,9 +407,12 @@ class Scorer:
         events: CachedEvents,
         num_targets: int,
     ) -> DuplicateEvents | None:
-        """Return which events are equal, for exact scoring on a CPU."""
-        is_exact = self.device.type == "cpu" and self.precision == torch.float32
-        if not is_exact or not self.is_cacheable:
+        """Return which events are equal, or None if they are not searched or it does not pay.
+
+        They are searched in float32 on a CPU only.
+        """
+        is_float32_on_cpu = self.device.type == "cpu" and self.precision == torch.float32
+        if not is_float32_on_cpu or not self.is_cacheable:
             return None
         work = len(events) * num_targets * self.bundle.config.width
         return find_duplicates(events, work)
@@ -433,13 +447,9 @@ def _split_events(
     if len(lengths) == 1:
         return [CachedEvents(layers, encoded, batch.event_timestamps)]
     sizes = list(lengths)
-    layers_by_request = zip(*(layer.split(sizes) for layer in layers), strict=True)
-    return [
-        CachedEvents(own_layers, own_rows, own_timestamps)
-        for own_layers, own_rows, own_timestamps in zip(
-            layers_by_request,
-            encoded.split(sizes),
-            batch.event_timestamps.split(sizes),
-            strict=True,
-        )
-    ]
+    requests_by_layer = [layer.split(sizes) for layer in layers]
+    layers_by_request = zip(*requests_by_layer, strict=True)
+    encoded_by_request = encoded.split(sizes)
+    timestamps_by_request = batch.event_timestamps.split(sizes)
+    fields = zip(layers_by_request, encoded_by_request, timestamps_by_request, strict=True)
+    return [CachedEvents(*fields_of_request) for fields_of_request in fields]

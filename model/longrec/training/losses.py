@@ -73,7 +73,7 @@ def total(
         batch.target_offsets,
         config.loss,
     )
-    if output.aux_logits is None or not output.aux_weight:
+    if output.aux_logits is None or not output.aux_loss_weight:
         return loss
     aux_loss = binary_cross_entropy(
         output.aux_logits,
@@ -81,4 +81,4 @@ def total(
         batch.target_offsets,
         config.loss,
     )
-    return loss + output.aux_weight * aux_loss
+    return loss + output.aux_loss_weight * aux_loss

@@ -127,7 +127,7 @@ def test_scoring_cached_events_asks_the_device_for_no_value(recency: str) -> Non
         host_counts=([0, 0], [4, 3]),
     )
     with ValueReadRecorder() as values, torch.no_grad():
-        sources = model.cached(parts, timestamps, without_events)
+        sources = model.cached_sources(parts, timestamps, without_events)
         logits = model.score(without_events, sources).logits
     assert not values.reads
     # The bias of a gap is float32 there.

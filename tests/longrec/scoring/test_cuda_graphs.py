@@ -135,7 +135,7 @@ def test_rows_behind_a_request_have_no_weight(eager: Scorer) -> None:
     before = score_both_ways(scorer, asked)
     graphs = graphs_of(scorer)
     with torch.inference_mode():
-        graphs._layers[:, 11:] = 50.0
+        graphs._kv_buffer[:, 11:] = 50.0
         graphs._buffers.timestamps[11:] = asked.request_time_ms - 1
     after = score_both_ways(scorer, asked)
     for scores, expected in zip(after, before, strict=True):

@@ -17,12 +17,12 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segments:
-    """Events and targets of each request (longrec.data.batch draws them).
+    """Events and targets of each request (see the figure in longrec.data.batch).
 
     Args:
         event_offsets, target_offsets: int64 [R+1].
-        num_events, num_targets: counts of each request, on the host: read once a batch, not once a
-            layer.
+        num_events, num_targets: counts of each request, on the host, so that no layer waits for the
+            device.
     """
 
     event_offsets: Int[Tensor, " R1"]
@@ -58,7 +58,7 @@ class Segments:
         num_targets: Sequence[int],
         device: torch.device,
     ) -> Segments:
-        """Return the segments of these counts; one copy to the device, which nobody waits for."""
+        """Return the segments of these counts; they are copied to the device asynchronously."""
         event_ends = itertools.accumulate(num_events)
         target_ends = itertools.accumulate(num_targets)
         offsets = torch.tensor([[0, *event_ends], [0, *target_ends]])
@@ -101,9 +101,8 @@ class AttentionInputs:
 
     def scaled_queries(self) -> Float[Tensor, "N H K"]:
         """Return q W_Q / sqrt(d_h) by head."""
-        head_width = self.queries.shape[1] // self.num_heads
-        scaled = self.queries @ self.w_q * head_width**-0.5
-        by_head: Tensor = scaled.unflatten(1, (self.num_heads, head_width))
+        scaled = scaled_queries(self.queries, self.w_q, self.num_heads)
+        by_head: Tensor = scaled.unflatten(1, (self.num_heads, -1))
         return by_head
 
     def biases(self) -> list[Tensor | None]:
@@ -113,14 +112,26 @@ class AttentionInputs:
         return [part.t() for part in self.bias.split(self.segments.num_events)]
 
 
+def scaled_queries(
+    queries: Float[Tensor, "N D"],
+    w_q: Float[Tensor, "D D"],
+    num_heads: int,
+) -> Float[Tensor, "N D"]:
+    """Return q W_Q / sqrt(d_h), heads side by side."""
+    head_width = queries.shape[1] // num_heads
+    scaled: Tensor = queries @ w_q * head_width**-0.5
+    return scaled
+
+
 def keys_values_weight(
     w_k: Float[Tensor, "*M D D"],
     w_v: Float[Tensor, "*M D D"],
     num_heads: int,
 ) -> Float[Tensor, "*M D D2"]:
-    """Return W with rows @ W = keys and values side by side in each head, [H, 2, K].
+    """Return [W_K | W_V] with its columns in the order [H, 2, K].
 
-    One head of one event is then contiguous: one line of GPU memory at K = 32 in 16 bits.
+    Keys and values of one head of an event are then adjacent: one line of GPU memory at K = 32 in
+    16 bits.
     """
     keys = w_k.unflatten(-1, (num_heads, -1))
     values = w_v.unflatten(-1, (num_heads, -1))
