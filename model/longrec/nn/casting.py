@@ -1,4 +1,4 @@
-"""Cast weights to 16 bits together under autocast: one operation each way, not two per weight.
+"""Cast all weights to 16 bits in one operation forward and one backward, not two for each weight.
 
 Values and gradients equal those of autocast bit for bit. Autocast, too, casts a weight once a pass
 and sums its gradients in 16 bits.
@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from longrec.nn.fused_paths import apply_function
 
 Slot: TypeAlias = tuple[nn.Module, str]
 """Module and attribute that hold a parameter."""
@@ -33,14 +35,15 @@ def cast_weights_once(slots: Mapping[str, Slot], device: torch.device) -> Iterat
     """Replace parameters by their 16-bit casts within the block.
 
     Nothing changes unless autocast is on, gradients are wanted and all parameters are float32.
-    Without gradients several threads may share a module. Autocast must stay on within the block.
+    Without gradients several threads may share a module, so its parameters must not be replaced.
+    Autocast must stay on within the block.
 
     Args:
         slots: module and attribute of each parameter; only matrix products may read them.
         device: of the parameters.
     """
-    places = list(slots.values())
-    parameters = [module._parameters[name] for module, name in places]
+    all_slots = list(slots.values())
+    parameters = [module._parameters[attribute] for module, attribute in all_slots]
     weights = [weight for weight in parameters if weight is not None]
     is_complete = len(weights) == len(parameters)
     is_float32 = all(weight.dtype == torch.float32 for weight in weights)
@@ -49,17 +52,17 @@ def cast_weights_once(slots: Mapping[str, Slot], device: torch.device) -> Iterat
         yield
         return
     dtype = torch.get_autocast_dtype(device.type)
-    casts = _CastWeights.apply(dtype, *weights)  # type: ignore[no-untyped-call]
+    casts = apply_function(_CastWeights, dtype, *weights)
     try:
-        _assign(places, casts)
+        _assign(all_slots, casts)
         yield
     finally:
-        _assign(places, weights)
+        _assign(all_slots, weights)
 
 
-def _assign(places: Sequence[Slot], values: Iterable[Any]) -> None:
-    for (module, name), value in zip(places, values, strict=True):
-        module._parameters[name] = value
+def _assign(slots: Sequence[Slot], values: Iterable[Any]) -> None:
+    for (module, attribute), value in zip(slots, values, strict=True):
+        module._parameters[attribute] = value
 
 
 class _CastWeights(torch.autograd.Function):
@@ -84,6 +87,7 @@ class _CastWeights(torch.autograd.Function):
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return casts of all tensors; one call copies and casts them together."""
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     torch._foreach_copy_(copies, list(tensors))
     return tuple(copies)

@@ -63,13 +63,13 @@ def forward_flops(
 ) -> float:
     """Return the FLOPs of one request through a model of any `config.kind`.
 
-    They hold the fusion of the event tokens and the model that reads them, but no head and no
-    embeddings. Causal attention counts as half of the full matrix.
+    The fusion of the event tokens and the model that reads them are counted, head and embeddings
+    are not. Causal attention counts as half of the full matrix.
 
     Args:
         config: of the model.
-        num_events, num_targets: L and m. Means give means, except for the quadratic kinds, which
-            need more than that at mean L.
+        num_events, num_targets: L and m, or their means. The mean L gives too small a number for
+            the kinds that are quadratic in L (transformer, hstu).
     """
     fusion = 0.0
     if config.fusion:
@@ -79,7 +79,8 @@ def forward_flops(
     if config.kind in ("transformer", "hstu"):
         return fusion + _causal(config, num_events, num_targets)
     output = num_targets * (4 * config.width**2 + _ffn(config))
-    return fusion + (_pooling(config, num_events, num_targets) + output)
+    baseline = _pooling(config, num_events, num_targets) + output
+    return fusion + baseline
 
 
 def _ffn(config: ModelConfig) -> int:
@@ -102,15 +103,17 @@ def _attend_per_event(config: ModelConfig, num_targets: float) -> float:
 
 def _projections_per_target(config: ModelConfig, num_targets: float) -> int:
     """Return the FLOPs of one layer's projections of one target."""
-    num_products = 4 if _is_plain(config, num_targets) else 8
-    return num_products * config.width**2
+    # W_Q and W_O; the reordered attention also multiplies rows of targets by W_K and W_V.
+    num_products = 2 if _is_plain(config, num_targets) else 4
+    return num_products * 2 * config.width**2
 
 
 def _query_per_target(config: ModelConfig, num_targets: float) -> int:
     """Return the FLOPs of STCA for one target that do not depend on the events."""
     depth = config.num_layers
     ffn = _ffn(config)
-    num_inputs = depth + 1  # of z; then those of each query from the second on
+    # Rows of width d that enter a fusion: first those of W_Z, then those of each layer's W_C.
+    num_inputs = depth + 1
     for layer in range(1, depth):
         num_outputs = layer if config.query_fusion else 1
         num_inputs += num_outputs + 1
@@ -124,7 +127,7 @@ def _stca_total(
     num_events: float,
     num_targets: float,
 ) -> float:
-    """Return the total of `stca_flops` between whole numbers of events."""
+    """Return the total of `stca_flops` for a fractional number of events: it is linear in L."""
     targets = round(num_targets)
     without_events = stca_flops(config, 0, targets).total
     per_event = stca_flops(config, 1, targets).total - without_events
@@ -142,7 +145,8 @@ def _pooling(
     if config.kind == "mean":
         return num_events * width
     if config.kind in ("din", "din_sum"):
-        unit_per_pair = 9 * width**2 + width
+        # The layers of the activation unit: 4 d to d, d to d/2, d/2 to 1.
+        unit_per_pair = 8 * width**2 + width**2 + width
         sums = 2 * num_pairs * width
         return num_pairs * unit_per_pair + sums
     if config.kind == "target_attention":
@@ -163,12 +167,13 @@ def _causal(
 ) -> float:
     """Return the FLOPs of a causal sequence model, targets as its last tokens."""
     width = config.width
-    per_row = 10 * width**2
+    per_row = 10 * width**2  # U, V, Q, K and the output of hstu
     if config.kind == "transformer":
-        per_row = 8 * width**2 + _ffn(config)
+        per_row = 8 * width**2 + _ffn(config)  # Q, K, V, output and FFN
     rows = num_events + num_targets
-    history = 2 * num_events**2 * width
-    pairs = 4 * num_events * num_targets * width
-    own = 4 * num_targets * width
-    attention = config.num_layers * (history + pairs + own)
+    events_to_events = 2 * num_events**2 * width  # half of the matrix
+    targets_to_events = 4 * num_events * num_targets * width
+    targets_to_themselves = 4 * num_targets * width
+    per_layer = events_to_events + targets_to_events + targets_to_themselves
+    attention = config.num_layers * per_layer
     return config.num_layers * rows * per_row + attention

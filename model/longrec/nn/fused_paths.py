@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 MIN_CAPABILITY = (9, 0)
-"""Least compute capability of the device: the kernels use its tile copies."""
+"""Least compute capability of the device (Hopper): the kernels copy tiles by tensor descriptors."""
 
 _reference_only = False
 
@@ -43,5 +43,5 @@ def reference_only() -> Iterator[None]:
 
 
 def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """Return the result of an autograd function, recorded for the backward pass."""
+    """Return function.apply(*arguments), which torch leaves untyped."""
     return function.apply(*arguments)

@@ -1,9 +1,10 @@
-"""The history half of STCA, all layers at once: attention sources and keys and values.
+"""The part of STCA that reads only the history, for all layers at once.
 
-The parameters stay in the layers (longrec.nn.stca_layer). Here they are stacked, so all layers
-share one product, and the scale of each norm goes into the weights that read its rows.
+It makes the attention sources, and the keys and values for a cache. The parameters stay in the
+layers (longrec.nn.stca_layer). Here they are stacked, so all layers share one product. The scale of
+each norm is multiplied into the weights that read its rows (longrec.nn.fused_ffn).
 
-Shape letters: T events, D width, M layers, H hidden width of the FFN.
+Shape letters: T events, D width, M layers, H hidden width of the FFN (not heads).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import Segments, fused, keys_values_weight
 
 Encode: TypeAlias = Callable[[Tensor | None], tuple[Tensor, ...]]
-"""Encoding of the events in each layer, times the weights that read it or None."""
+"""Function of the weights W that read the encoding; it returns X_i W of each layer, or X_i for None.
+"""
 
 
 def usable(layers: Sequence[STCALayer], events: Float[Tensor, "T D"]) -> bool:
@@ -71,7 +73,7 @@ def attention_sources(
     biases = _gap_biases(layers, gaps)
     if fused.runs_reordered(first.order, segments, events.shape[1], first.num_heads):
         return _event_tokens(layers, encode, segments, biases)
-    return _keys_values(layers, encode, segments, biases)
+    return _keys_values_sources(layers, encode, segments, biases)
 
 
 def _event_tokens(
@@ -82,7 +84,7 @@ def _event_tokens(
 ) -> list[fused.EventTokens]:
     """Return the encoded events of each layer, with the weights that read them."""
     w_k, w_v, scales, shifts = _attention_weights(layers)
-    sources = zip(
+    fields_by_layer = zip(
         encode(None),
         (scales * w_k).unbind(),
         (scales * w_v).unbind(),
@@ -94,18 +96,18 @@ def _event_tokens(
     return [
         fused.EventTokens(
             tokens,
-            keys,
-            values,
+            scaled_w_k,
+            scaled_w_v,
             heads,
             segments,
             bias,
             shift,
         )
-        for tokens, keys, values, bias, shift in sources
+        for tokens, scaled_w_k, scaled_w_v, bias, shift in fields_by_layer
     ]
 
 
-def _keys_values(
+def _keys_values_sources(
     layers: Sequence[STCALayer],
     encode: Encode,
     segments: Segments,
@@ -125,7 +127,7 @@ def _keys_values(
 class StackedWeights:
     """Weights that make keys and values of events, stacked over the layers.
 
-    For one new event calls cost more than sums, so all layers share the calls.
+    Encoding one new event takes longer to launch than to compute, so all layers share the calls.
 
     Args:
         w_uv: [M, 2, H, D], W_u and W_v of each layer's FFN.
@@ -171,6 +173,7 @@ class StackedWeights:
         _, _, hidden, width = self.w_uv.shape
         if _kernels_usable(events, width, hidden, num_heads):
             without_shift = fused_ffn.encode(events, self.w_uv, self.w_o, self.w_kv, eps=self.eps)
+            # In place: the rows are new results of a product, which nothing else reads.
             return [
                 rows.add_(shift[0].to(rows.dtype))
                 for rows, shift in zip(without_shift, self.shift, strict=True)
@@ -210,7 +213,12 @@ def _gap_biases(
 
 
 def _attention_weights(layers: Sequence[STCALayer]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return W_K, W_V [M, D, D], scales of the norms [M, D, 1] and shifts of the outputs [M, D]."""
+    """Return the weights of attention and norm, stacked over the layers.
+
+    Returns:
+        W_K [M, D, D], W_V [M, D, D], scales of the norms [M, D, 1], shifts of the attention outputs
+        [M, D].
+    """
     w_k = torch.stack([layer.w_k for layer in layers])
     w_v = torch.stack([layer.w_v for layer in layers])
     scales, norm_shifts = _norm_weights(layers)

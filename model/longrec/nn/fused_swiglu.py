@@ -1,5 +1,13 @@
 """Steps of the fused SwiGLU FFN, each with the fastest kernels for its width.
 
+    width D        forward                              backward
+    64, 128, 256   gate and norm inside the product     gate inside both products, norm inside one
+    512            the same, with tiles of 64 rows      gate inside one product; h is stored
+    others         gate, product and norm in turn       product, gate and norm in turn
+
+The hidden rows are u and v; h = gate(uv) = u swish(v). Weights are as nn.Linear holds them, so the
+product x W is x @ weight.t() in code.
+
 Shape letters: T rows, M layers, D width, H hidden width, In input width.
 """
 
@@ -9,6 +17,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from longrec.nn.rounding import ceil_div, round_up
 
 MAX_CHUNK_ROWS = 1 << 19
 """Most rows whose hidden gradients exist at the same time in a backward pass."""
@@ -20,14 +30,11 @@ TILED_WIDTHS = (64, 128, 256)
 Gate and norm then run inside the products, forward and backward.
 """
 WIDE_WIDTH = 512
-"""The width for which 64 rows fit.
-
-Forward is the same. Backward the gate runs inside one product, and its rows are stored for another.
-"""
+"""The width for which 64 rows fit the accumulators of one block."""
 NARROW_INPUT_WIDTH = 64
 """Input width for which u and v cost less to compute than to read."""
 ROWS_PRODUCT_SHAPE = (256, 512)
-"""Shape of a product over rows that is too small for cuBLAS to fill the device."""
+"""Shape of the result of a product over rows that is too small for cuBLAS to fill the device."""
 
 
 def hidden_rows(x: Tensor, w_uv: Tensor) -> Tensor:
@@ -75,9 +82,9 @@ def gate_project(
     return torch.addmm(residual, h[:, 0], weight)
 
 
-def is_narrow(x: Tensor, width: int) -> bool:
+def is_narrow(x: Tensor, out_width: int) -> bool:
     """Return whether `narrow_gate_project` takes these rows."""
-    return x.shape[1] == NARROW_INPUT_WIDTH and width in (*TILED_WIDTHS, WIDE_WIDTH)
+    return x.shape[1] == NARROW_INPUT_WIDTH and out_width in (*TILED_WIDTHS, WIDE_WIDTH)
 
 
 def narrow_gate_project(
@@ -97,7 +104,7 @@ def narrow_gate_project(
         w_uv: [2, H, In].
         w_o: [D, H].
         w_x: [In, D].
-        keep: whether a backward pass follows.
+        save_hidden: whether a backward pass follows.
     """
     from longrec.nn.kernels import gate_forward as kernels
 
@@ -144,7 +151,7 @@ def swiglu_backward(
     total_dw_uv: Tensor | None = None
     total_dw_o: Tensor | None = None
     for rows in row_chunks(x.shape[0]):
-        duv = x.new_empty((*dy[rows].shape[:2], 2, w_o.shape[2]))
+        duv = x.new_empty((*dy[rows].shape[:2], 2, w_o.shape[2]))  # filled by the next call
         dw_o = _hidden_backward(
             dy[rows],
             x[rows],
@@ -241,16 +248,16 @@ def _hidden_backward(
 
     layers, width, num_hidden = w_o.shape
     if uv is None and width == WIDE_WIDTH and is_narrow(x, width):
-        h = x.new_empty((x.shape[0], 1, num_hidden))
+        recomputed_h = x.new_empty((x.shape[0], 1, num_hidden))
         kernels.narrow_gate_backward(
             dy[:, 0],
             w_o[0],
             x,
             w_uv[0],
             duv[:, 0],
-            h[:, 0],
+            recomputed_h[:, 0],
         )
-        return _product_by_layer(dy, h)
+        return _product_by_layer(dy, recomputed_h)
     if uv is None:
         uv = hidden_rows(x, w_uv)
     if width in TILED_WIDTHS:
@@ -261,8 +268,9 @@ def _hidden_backward(
     dh = uv.new_empty((uv.shape[0], layers, num_hidden))
     for i in range(layers):
         torch.mm(dy[:, i], w_o[i], out=dh[:, i])
-    kernels.gate_backward(dh, uv, duv)  # overwrites dh with gate(uv)
-    return _product_by_layer(dy, dh)
+    kernels.gate_backward(dh, uv, duv)
+    h = dh  # the kernel has overwritten dh with gate(uv)
+    return _product_by_layer(dy, h)
 
 
 def _product_by_layer(dy: Tensor, h: Tensor) -> Tensor:
@@ -294,8 +302,8 @@ def rows_of(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 def row_chunks(num_rows: int) -> Iterator[slice]:
     """Yield the rows of each chunk: at least one, about equal, in whole tiles."""
-    num_chunks = max(1, -(-num_rows // MAX_CHUNK_ROWS))
-    rows_per_chunk = -(-num_rows // num_chunks)
-    size = max(1, -(-rows_per_chunk // TILE_ROWS) * TILE_ROWS)
+    num_chunks = max(1, ceil_div(num_rows, MAX_CHUNK_ROWS))
+    rows_per_chunk = ceil_div(num_rows, num_chunks)
+    size = max(1, round_up(rows_per_chunk, TILE_ROWS))
     for start in range(0, max(1, num_rows), size):
         yield slice(start, min(start + size, num_rows))

@@ -15,8 +15,8 @@ target. Only item indices are read, so the encoding of an event stays free of ta
 Source: ours; the exact-match counts of search ranking, and the cross features of SIM's hard search
 (arXiv 2006.05639).
 
-Shape letters: T packed events, N packed targets, D width, I items, C compared columns (the item
-itself, then its features but the id).
+Shape letters: T packed events, N packed targets, D width, I items, C compared columns (column 0 is
+the item itself, the others are its features without the id).
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class MatchFeatures(nn.Module):
         feature_dim: int,
     ) -> None:
         super().__init__()
+        # Embeddings of the buckets of `match_buckets`; saved weights have these names.
         self.counts = nn.Embedding(num_columns * NUM_COUNT_BUCKETS, feature_dim)
         self.gaps = nn.Embedding(num_columns * (NUM_GAP_BUCKETS + 1), feature_dim)
         nn.init.normal_(self.counts.weight, std=FEATURE_STD)
@@ -90,7 +91,8 @@ def match_buckets(
     event_requests = _request_of_rows(batch.event_offsets, batch.num_events)
     target_requests = _request_of_rows(batch.target_offsets, batch.num_targets)
     request_times = batch.request_timestamps[target_requests]
-    no_time = batch.event_timestamps.new_zeros(1)  # read in a batch without events only
+    # In a batch without events, index 0 reads this time; its gap is not used.
+    no_time = batch.event_timestamps.new_zeros(1)
     event_times = torch.cat([batch.event_timestamps, no_time])
     counts = []
     gaps = []
@@ -129,13 +131,15 @@ def _count_matches(
 
     An event matches if it belongs to the same request and has the same value.
     """
+    # Values are int32 and below it, so each (request, value) has a key of its own.
     span = int(torch.iinfo(torch.int32).max)
     event_keys = event_requests * span + event_values
     sorted_keys, order = event_keys.sort(stable=True)  # equal keys stay in time order
     target_keys = target_requests * span + target_values
-    first = torch.searchsorted(sorted_keys, target_keys)
-    end = torch.searchsorted(sorted_keys, target_keys, right=True)
-    count = torch.where(target_values > 0, end - first, 0)
-    padded_order = torch.cat([order, order.new_zeros(1)])  # for a batch without events
-    last_event = padded_order[(end - 1).clamp(min=0)]
+    first_match = torch.searchsorted(sorted_keys, target_keys)
+    end_of_matches = torch.searchsorted(sorted_keys, target_keys, right=True)
+    # Value 0 is unknown or missing and matches nothing.
+    count = torch.where(target_values > 0, end_of_matches - first_match, 0)
+    padded_order = torch.cat([order, order.new_zeros(1)])  # index 0 of a batch without events
+    last_event = padded_order[(end_of_matches - 1).clamp(min=0)]
     return count, last_event

@@ -12,10 +12,11 @@ from torch.nn import functional
 
 
 class MixerBlock(nn.Module):
-    """S = LN(TokenMix(X) + X); X' = LN(PFFN(S) + S).
+    """Y = LN(TokenMix(X) + X); X' = LN(PFFN(Y) + Y).
 
-    TokenMix splits each of S tokens into S heads and transposes: token s of the output is head s
-    of every token. PFFN is a two-layer GELU MLP with its own weights for each token.
+    TokenMix splits each of S tokens into S slices ("heads" in the paper) and transposes: token s of
+    the output is slice s of every token. PFFN is a two-layer GELU MLP with its own weights for each
+    token.
 
     Args:
         num_tokens: S.
@@ -45,14 +46,14 @@ class MixerBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "N S D"]) -> Float[Tensor, "N S D"]:
         """Return the mixed tokens of each target."""
-        heads = tokens.unflatten(2, (self.num_tokens, -1))
-        mixed = heads.transpose(1, 2).flatten(2)
-        state = self.norm_mix(mixed + tokens)
+        slices = tokens.unflatten(2, (self.num_tokens, -1))
+        mixed = slices.transpose(1, 2).flatten(2)
+        y = self.norm_mix(mixed + tokens)
         # baddbmm batches over the tokens: each has its own weights.
-        inputs = state.transpose(0, 1)
+        inputs = y.transpose(0, 1)
         hidden = functional.gelu(torch.baddbmm(self.b_in, inputs, self.w_in))
         outputs = torch.baddbmm(self.b_out, hidden, self.w_out)
-        normed: Tensor = self.norm_ffn(outputs.transpose(0, 1) + state)
+        normed: Tensor = self.norm_ffn(outputs.transpose(0, 1) + y)
         return normed
 
 

@@ -1,10 +1,10 @@
 """Chunks of one forward pass on several cores of a serving process.
 
-OpenMP cuts every operation into equal parts and waits for the last, some fifty times a request.
-On a core that has other work, each wait costs more than its part was worth. After
-`set_num_threads` torch has one thread, and a free thread takes the next chunk of the large work:
-attention over cached events, encoding of many events, the head of many targets. Small work stays
-on one thread. A helper thread that does not get a core holds nobody up.
+OpenMP splits each of about fifty operations of a request over the cores and waits for the slowest
+core every time. Where a core has other work, these waits cost more than the split saves. Therefore
+`set_num_threads` gives torch one thread, and only large work is split: attention over cached
+events, encoding of many events, the head of many targets. Each free thread takes the next chunk, so
+a helper thread that does not get a core delays nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from longrec.errors import ConfigError
 
 T = TypeVar("T")
 NO_CORE = -1
+"""Number of no core, for a helper thread that may run anywhere."""
 _executor: ThreadPoolExecutor | None = None
 _avoided_cores: dict[int, int] = {}
-"""Core that each helper thread stays off, by the thread's native id."""
+"""Core that each helper thread may not use, by the thread's native id."""
 _num_threads = 1
 
 
@@ -44,9 +45,9 @@ def set_num_threads(num_threads: int) -> None:
     Raises:
         ConfigError: fewer than one.
     """
+    global _executor, _num_threads
     if num_threads < 1:
         raise ConfigError("a forward pass needs a thread", found=num_threads, expected="1 or more")
-    global _executor, _num_threads
     if _executor is not None:
         _executor.shutdown()
     _avoided_cores.clear()
@@ -60,8 +61,8 @@ def set_num_threads(num_threads: int) -> None:
 def num_threads_for(rows: Tensor) -> int:
     """Return the number of threads that may share work on these rows.
 
-    It is 1 before `set_num_threads`, off the CPU, and under autocast, which a thread has for
-    itself.
+    It is 1 before `set_num_threads`, on other devices than the CPU, and under autocast: a helper
+    thread would not see this setting of the calling thread.
     """
     if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return 1
@@ -85,18 +86,18 @@ def run_chunks(chunks: Sequence[Callable[[], T]]) -> list[T]:
             while pending:
                 try:
                     index, chunk = pending.popleft()
-                except IndexError:  # another thread took the last one
+                except IndexError:  # another thread took the last one after the test
                     return
                 results[index] = chunk()
 
-    _keep_helpers_off_this_core()
+    _move_helpers_to_other_cores()
     num_helpers = min(_num_threads, len(chunks)) - 1
     helpers = [_executor.submit(take_chunks) for _ in range(num_helpers)]
     try:
         take_chunks()
     finally:
         pending.clear()
-        errors = _wait_for(helpers)
+        errors = _errors_of(helpers)
     for error in errors:
         if error is not None:
             raise error
@@ -121,22 +122,25 @@ def map_rows(
     return torch.cat(run_chunks(chunks))
 
 
-def _wait_for(helpers: list[Future[None]]) -> list[BaseException | None]:
-    """Return the errors of the helpers; one that has not begun is cancelled, not waited for."""
+def _errors_of(helpers: list[Future[None]]) -> list[BaseException | None]:
+    """Wait for the helpers that have begun, cancel the others; return the errors."""
     running = [helper for helper in helpers if not helper.cancel()]
     return [helper.exception() for helper in running]
 
 
 def _start_helper() -> None:
-    torch.get_num_threads()  # products of a new thread take all cores until torch is asked
+    # torch applies its thread limit to a new thread at the first query. Without one, products of
+    # this thread would use all cores.
+    torch.get_num_threads()
     _avoided_cores[threading.get_native_id()] = NO_CORE
 
 
-def _keep_helpers_off_this_core() -> None:
+def _move_helpers_to_other_cores() -> None:
     """Let helper threads wake up on other cores than this thread's.
 
-    Linux wakes an idle thread on the core of its waker, and leaves it there for ten milliseconds
-    and more while another core is idle: it trusts an old record of their load (docs/log.md).
+    Linux wakes an idle thread on the core of its waker. It leaves the thread there for ten
+    milliseconds and more while another core is idle, since its load record is out of date
+    (docs/log.md).
     """
     if sys.platform != "linux":
         return
