@@ -47,9 +47,10 @@ def random_batch(lengths: list[int], num_targets: list[int]) -> RequestBatch:
     ages = [
         torch.randint(1, MAX_AGE_MS, (length,)).sort(descending=True).values for length in lengths
     ]
+    event_items = torch.randint(0, NUM_ITEMS + 1, (events,))
     features = [torch.randint(0, size, (events,)) for size in SIZES["event"]]
     batch = RequestBatch(
-        event_items=torch.randint(0, NUM_ITEMS + 1, (events,)),
+        event_items=event_items,
         event_timestamps=NOW_MS - torch.cat(ages),
         event_offsets=offsets_of(lengths).cpu(),
         event_features=torch.stack(features, dim=1),
