@@ -1,10 +1,8 @@
-"""What Feast knows: users, items, their features, and the long history of a user as one packed
-value.
+"""Feast declarations: users, items, their features, and a user's long history as one packed value.
 
-Fields are made from the schema of the published feature tables
-(`LONGREC_HOME/features/schema.json`); where nothing was
-published yet, from the synthetic dataset's. Only declarations belong here: `feast apply` imports every
-.py file below this folder.
+Fields come from the schema of the published feature tables (`LONGREC_HOME/features/schema.json`).
+Before the first publish they come from the synthetic dataset's schema. Only declarations belong
+here: `feast apply` imports every .py file below this folder.
 """
 
 from __future__ import annotations
@@ -20,22 +18,31 @@ from feast.value_type import ValueType
 
 from longrec.schema import Feature, Schema, synthetic_schema
 
-WORKDIR = Path(
-    os.environ.get("LONGREC_HOME") or Path(__file__).resolve().parents[1] / ".longrec"
-).resolve()
+DEFAULT_WORKDIR = Path(__file__).resolve().parents[1] / ".longrec"
+WORKDIR = Path(os.environ.get("LONGREC_HOME") or DEFAULT_WORKDIR).resolve()
 TABLES = (WORKDIR / "features").resolve()
-SCHEMA = (
-    Schema.load(TABLES / "schema.json") if (TABLES / "schema.json").exists() else synthetic_schema()
-)
-TIMES = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created"}
-TAGS = {"schema": SCHEMA.fingerprint, "schema_name": SCHEMA.name}
-TYPES: dict[str, PrimitiveFeastType] = {"int64": Int64, "float64": Float64, "string": String}
-(WORKDIR / "feast").mkdir(
-    parents=True, exist_ok=True
-)  # Feast makes only the last folder of a path itself
+SCHEMA_FILE = TABLES / "schema.json"
+SCHEMA = Schema.load(SCHEMA_FILE) if SCHEMA_FILE.exists() else synthetic_schema()
+TIMES = {
+    "timestamp_field": "event_timestamp",
+    "created_timestamp_column": "created",
+}
+TAGS = {
+    "schema": SCHEMA.fingerprint,
+    "schema_name": SCHEMA.name,
+}
+TYPES: dict[str, PrimitiveFeastType] = {
+    "int64": Int64,
+    "float64": Float64,
+    "string": String,
+}
+# Feast makes only the last folder of a path itself.
+(WORKDIR / "feast").mkdir(parents=True, exist_ok=True)
 
 
-def _source(name: str, path: str) -> DataSource:
+def _source(name: str, table: str) -> DataSource:
+    """Return the source of a feature table, for Spark or for DuckDB."""
+    path = str(TABLES / table)
     if os.environ.get("LONGREC_FEATURE_OVERLAY") == "spark":
         from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
@@ -54,10 +61,13 @@ def _source(name: str, path: str) -> DataSource:
 
 
 def _view(
-    name: str, key: Entity, table: str, fields: list[Field], *, online: bool, pushed: bool = False
+    name: str,
+    key: Entity,
+    source: DataSource,
+    fields: list[Field],
+    *,
+    online: bool = True,
 ) -> FeatureView:
-    table_source = _source(name, str(TABLES / table))
-    source = PushSource(name=f"{name}_push", batch_source=table_source) if pushed else table_source
     key_field = Field(name=key.join_key, dtype=Int64)
     return FeatureView(
         name=name,
@@ -92,49 +102,72 @@ item = Entity(
     value_type=ValueType.INT64,
 )
 
-# A history never expires (no ttl): its last event may be years old, and its user is still the same.
+# A history has no ttl: its last event may be years old.
 history_fields = [
     Field(
         name="history",
         dtype=Bytes,
-        description="Arrow IPC stream, see longrec.data.history",
+        description="base history: Arrow IPC stream, see longrec.data.history",
     ),
     Field(
         name="history_length",
         dtype=Int64,
-        description="events in it",
+        description="events in the base history",
     ),
 ]
-user_history = _view("user_history", user, "user_history", history_fields, online=True)
-# Events that came after the publish, at most some hundreds: longrec.data.store.push writes them,
-# readers merge them with the history.
+user_history = _view(
+    "user_history",
+    user,
+    _source("user_history", "user_history"),
+    history_fields,
+)
+# Events pushed after the publish, at most some hundreds. longrec.data.store.push writes them,
+# readers merge them with the base history.
 tail_fields = [
     Field(
         name="history_tail",
         dtype=Bytes,
-        description="the codec of history",
+        description="incremental tail, packed like history",
     ),
     Field(
         name="history_tail_length",
         dtype=Int64,
-        description="events in it",
+        description="events in the tail",
     ),
     Field(
-        name="history_tail_base", dtype=Int64, description="length of the history that it continues"
+        name="history_tail_base",
+        dtype=Int64,
+        description="events in the base history that the tail continues",
     ),
 ]
-user_tail = _view("user_tail", user, "user_tail", tail_fields, online=True, pushed=True)
-user_features = (
-    _view("user_features", user, "user_features.parquet", _fields(SCHEMA.user), online=True)
-    if SCHEMA.user
-    else None
+user_tail_push = PushSource(
+    name="user_tail_push",
+    batch_source=_source("user_tail", "user_tail"),
 )
-# Read when histories are made; a served model carries the encoded items itself.
-item_features = (
-    _view("item_features", item, "item_features.parquet", _fields(SCHEMA.item[1:]), online=False)
-    if SCHEMA.item[1:]
-    else None
+user_tail = _view(
+    "user_tail",
+    user,
+    user_tail_push,
+    tail_fields,
 )
+user_features = None
+if SCHEMA.user:
+    user_features = _view(
+        "user_features",
+        user,
+        _source("user_features", "user_features.parquet"),
+        _fields(SCHEMA.user),
+    )
+# Read by retrieval; a served model carries its encoded items.
+item_features = None
+if SCHEMA.item[1:]:
+    item_features = _view(
+        "item_features",
+        item,
+        _source("item_features", "item_features.parquet"),
+        _fields(SCHEMA.item[1:]),
+        online=False,
+    )
 
 ranker_v1 = FeatureService(
     name="ranker_v1",

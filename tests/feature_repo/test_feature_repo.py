@@ -1,6 +1,4 @@
-"""The feature repository with the real `feast` command: it applies by itself, and works on what was
-published.
-"""
+"""The feature repository with the real `feast` command, before and after a publish."""
 
 from __future__ import annotations
 
@@ -27,8 +25,12 @@ from tests.longrec.data.random_log import SCHEMA
 REPO = Path(__file__).parents[2] / "feature_repo"
 
 
-def feast(repo: Path, *arguments: str, **variables: str) -> str:
-    """Returns what the command printed, run in the repository as a person would."""
+def feast(
+    repo: Path,
+    *arguments: str,
+    **variables: str,
+) -> str:
+    """Run a feast command in the repository and return its output."""
     clean = {
         name: value
         for name, value in os.environ.items()
@@ -48,7 +50,7 @@ def feast(repo: Path, *arguments: str, **variables: str) -> str:
 
 
 def build(folder: Path) -> Path:
-    """Returns feature tables of a random dataset."""
+    """Build feature tables of a random dataset."""
     features.build_features(
         random_log.write(folder / "data").path, folder / "features", DataConfig()
     )
@@ -56,8 +58,9 @@ def build(folder: Path) -> Path:
 
 
 def assert_nothing_to_do(plan: str) -> None:
-    """Feast lists a view as updated once it was materialized (it compares time stamps), and tables
-    that exist; nothing else may differ.
+    """Check that a plan lists only materialized views and existing tables.
+
+    Feast compares time stamps, so a materialized view counts as updated.
     """
     lines = [
         line for line in plan.splitlines() if line.startswith(("Created", "Deleted", "Updated"))
@@ -75,7 +78,7 @@ def assert_nothing_to_do(plan: str) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A fresh copy of the repository's folder, with nothing beside it."""
+    """A fresh copy of the repository's folder, alone in its parent folder."""
     return Path(
         shutil.copytree(
             REPO,
@@ -86,7 +89,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_feast_apply_works_by_itself_in_a_fresh_clone(clone: Path) -> None:
-    printed, workdir = feast(clone, "apply"), clone.parent / ".longrec"
+    printed = feast(clone, "apply")
+    workdir = clone.parent / ".longrec"
     for name in (
         "entity user",
         "entity item",
@@ -106,30 +110,31 @@ def test_feast_apply_works_by_itself_in_a_fresh_clone(clone: Path) -> None:
 
 @pytest.mark.slow
 def test_a_fresh_clone_from_apply_over_publish_to_materialize(clone: Path, tmp_path: Path) -> None:
-    """Publishing replaces what `feast apply` made; then the command works on what was published."""
+    """A publish replaces the result of `feast apply`; then the command works on the new version."""
     feast(clone, "apply")
     workdir = clone.parent / ".longrec"
     publish(build(tmp_path), workdir, clone)
     assert tags_of(workdir) == {"schema": SCHEMA.fingerprint, "schema_name": "random"}
     assert_nothing_to_do(feast(clone, "plan"))
-    before, online = (
-        OnlineStore(workdir).fetch(range(20)),
-        (workdir / "feast" / "online.db").resolve(),
-    )
+    before = OnlineStore(workdir).fetch(range(20))
+    online = (workdir / "feast" / "online.db").resolve()
     with contextlib.closing(sqlite3.connect(online)) as database:
         database.execute("delete from longrec_user_history")
         database.commit()
-    feast(clone, "materialize", "1970-01-01T00:00:00", "2100-01-01T00:00:00")
+    feast(
+        clone,
+        "materialize",
+        "1970-01-01T00:00:00",
+        "2100-01-01T00:00:00",
+    )
     for mine, theirs in zip(OnlineStore(workdir).fetch(range(20)), before, strict=True):
-        assert (
-            history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
-            and mine.features == theirs.features
-        )
+        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
+        assert mine.features == theirs.features
     assert sum(answer.history.num_rows for answer in before) > 100
 
 
 def tags_of(workdir: Path) -> dict[str, str]:
-    """Returns the tags of the feature service in the registry file."""
+    """Return the tags of the feature service in the registry file."""
     from feast.protos.feast.core.Registry_pb2 import Registry
 
     registry = Registry()
@@ -138,7 +143,7 @@ def tags_of(workdir: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_command_works_on_another_home(clone: Path, tmp_path: Path) -> None:
+def test_the_command_works_on_another_work_directory(clone: Path, tmp_path: Path) -> None:
     publish(build(tmp_path), tmp_path / "elsewhere", clone)
     assert_nothing_to_do(feast(clone, "plan", **environment(tmp_path / "elsewhere")))
     feast(clone, "apply", **environment(tmp_path / "elsewhere"))

@@ -23,10 +23,7 @@ from torch import Tensor
 from longrec.errors import DataError
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class GlobalBatch:
     """Sizes of the batch of one step over all ranks; each rank has a RequestBatch of it.
 
@@ -42,10 +39,7 @@ class GlobalBatch:
     is_placeholder: bool = False
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestBatch:
     """The input of the ranker. The Encoder made all indices; times are int64 milliseconds.
 
@@ -102,7 +96,11 @@ class RequestBatch:
         non_blocking: bool = False,
     ) -> RequestBatch:
         """Return the batch on a device."""
-        copy = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        copy = self._map(move)
         return dataclasses.replace(copy, host_counts=self._counts())
 
     def pin_memory(self) -> RequestBatch:

@@ -91,13 +91,11 @@ def item_schema(schema: Schema) -> pa.Schema:
 
 def user_schema(schema: Schema) -> pa.Schema:
     """Return the columns of users.parquet."""
-    return pa.schema([(USER_ID, pa.int64()), *_feature_columns(schema.user)])
+    key = (USER_ID, pa.int64())
+    return pa.schema([key, *_feature_columns(schema.user)])
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Dataset:
     """An opened dataset directory, made by `open`; it reads only file footers until asked.
 
@@ -263,7 +261,9 @@ class Dataset:
                 expected=_abbreviate(expected),
                 fix=IMPORT_AGAIN,
             )
-        num_rows = sum(check_columns(folder / file_name, columns) for file_name in found)
+        num_rows = 0
+        for file_name in found:
+            num_rows += check_columns(folder / file_name, columns)
         if self.shard == WHOLE_DATASET:
             _check_count(folder, num_rows, self.facts.get(count_name))
 
@@ -342,13 +342,15 @@ def _type_differences(
     expected: dict[str, pa.DataType],
     found: dict[str, pa.DataType],
 ) -> list[str]:
-    missing = [f"'{name}' is missing" for name in expected if name not in found]
+    missing = []
+    changed = []
+    for name, dtype in expected.items():
+        found_dtype = found.get(name)
+        if found_dtype is None:
+            missing.append(f"'{name}' is missing")
+        elif found_dtype != dtype:
+            changed.append(f"'{name}' is {found_dtype}")
     unexpected = [f"'{name}' is unexpected" for name in found if name not in expected]
-    changed = [
-        f"'{name}' is {found[name]}"
-        for name, dtype in expected.items()
-        if found.get(name, dtype) != dtype
-    ]
     return [*missing, *unexpected, *changed]
 
 

@@ -160,7 +160,8 @@ class DatasetWriter:
 
     def _check_replaceable(self) -> None:
         """Raise DataError if the directory holds something other than a dataset."""
-        if not self.directory.exists() or files.is_empty_or_has(self.directory, "dataset.json"):
+        is_replaceable = files.is_empty_or_has(self.directory, "dataset.json")
+        if is_replaceable or not self.directory.exists():
             return
         raise DataError(
             f"{self.directory} is not a dataset and will not be replaced",

@@ -103,12 +103,7 @@ class Encoder:
             "event": tuple(counter.fit() for counter in event_counters),
         }
         item_table = _make_item_table(schema, item_encoders, items)
-        return cls(
-            schema,
-            encoders,
-            item_ids,
-            item_table,
-        )
+        return cls(schema, encoders, item_ids, item_table)
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -126,8 +121,9 @@ class Encoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the schema and the fitted state."""
-        arrays = sorted(self._arrays().items())
-        labelled = ((f"{name}:", array) for name, array in arrays)
+        labelled = []
+        for name, array in sorted(self._arrays().items()):
+            labelled.append((f"{name}:", array))
         return fingerprint_arrays(self.schema.fingerprint, labelled)
 
     def item_rows(self, ids: npt.NDArray[np.int64]) -> Int32:
@@ -283,7 +279,8 @@ def _rows_of(item_ids: Int64, ids: npt.NDArray[np.int64]) -> Int32:
     positions = np.searchsorted(item_ids, ids)
     positions = np.minimum(positions, len(item_ids) - 1)
     is_known = item_ids[positions] == ids
-    return np.where(is_known, positions + 1, 0).astype(np.int32)
+    rows = np.where(is_known, positions + 1, 0)
+    return rows.astype(np.int32)
 
 
 def _fit_columns(features: Sequence[Feature], table: pa.Table) -> tuple[FeatureEncoder, ...]:
@@ -300,8 +297,9 @@ def _make_item_table(
     encoders: Sequence[FeatureEncoder],
     items: pa.Table,
 ) -> Int32:
+    num_oov = schema.item[0].num_oov
     unknown_item = np.zeros((1, len(encoders)), np.int32)
-    unknown_item[0, 0] = min(1, schema.item[0].num_oov)
+    unknown_item[0, 0] = min(1, num_oov)
     known_items = _encode_columns(schema.item, encoders, items)
     return np.concatenate([unknown_item, known_items])
 

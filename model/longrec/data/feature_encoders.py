@@ -50,10 +50,7 @@ class FeatureEncoder(Protocol):
         """Return the fitted state as arrays."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The encoder of an id or a category.
 
@@ -109,7 +106,8 @@ class Vocabulary:
         hashes = [zlib.crc32(text.encode()) for text in unknown_texts]
         encoded = np.zeros(len(texts), np.int32)
         encoded[is_known] = self.indices[known_positions]
-        encoded[is_unknown] = self._shared_indices(np.array(hashes, np.int64))
+        unknown_hashes = np.array(hashes, np.int64)
+        encoded[is_unknown] = self._shared_indices(unknown_hashes)
         return encoded
 
     def _encode_numbers(
@@ -131,14 +129,12 @@ class Vocabulary:
         """Return the index of each value as if it were unknown."""
         if not self.feature.num_oov:
             return np.zeros(len(values), np.int32)
-        buckets = splitmix64(values) % np.uint64(self.feature.num_oov)
+        num_buckets = np.uint64(self.feature.num_oov)
+        buckets = splitmix64(values) % num_buckets
         return (1 + buckets).astype(np.int32)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Bins:
     """The encoder of a number: 0 for null or NaN, else 1 + the number of edges <= the value.
 
@@ -267,7 +263,8 @@ class ValueCounter:
         positions = np.arange(self._num_seen, end, dtype=np.int64)
         self._num_seen = end
         new_keys = splitmix64(positions)
-        values = np.concatenate([self._values, numbers]).astype(np.float64)
+        values = np.concatenate([self._values, numbers])
+        values = values.astype(np.float64)
         keys = np.concatenate([self._sample_keys, new_keys])
         if len(keys) > SAMPLE_SIZE:
             chosen = np.argpartition(keys, SAMPLE_SIZE)[:SAMPLE_SIZE]

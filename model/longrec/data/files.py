@@ -86,7 +86,8 @@ def temporary_path(target: Path, purpose: str) -> Path:
     """
     process = f"{socket.gethostname()}-{os.getpid()}"
     token = uuid.uuid4().hex[:8]
-    return target.parent / f".{target.name}.{purpose}-{process}-{token}"
+    name = f".{target.name}.{purpose}-{process}-{token}"
+    return target.parent / name
 
 
 def remove_leftovers(target: Path) -> None:

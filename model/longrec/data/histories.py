@@ -47,22 +47,22 @@ def request_schema() -> pa.Schema:
 
 def target_schema(schema: Schema) -> pa.Schema:
     """Return the columns of targets.parquet: item_id and one int8 label per task."""
-    labels = [(name, pa.int8()) for name in schema.task_names]
-    return pa.schema([(ITEM_ID, pa.int64()), *labels])
+    columns = [(ITEM_ID, pa.int64())]
+    for name in schema.task_names:
+        columns.append((name, pa.int8()))
+    return pa.schema(columns)
 
 
 def user_schema(schema: Schema) -> pa.Schema:
     """Return the columns of users.parquet: row, id, span of the timeline, user features."""
     names = ("user_row", USER_ID, *EVENT_SPAN)
     columns = [(name, pa.int64()) for name in names]
-    features = [(feature.name, arrow_type(feature)) for feature in schema.user]
-    return pa.schema([*columns, *features])
+    for feature in schema.user:
+        columns.append((feature.name, arrow_type(feature)))
+    return pa.schema(columns)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Histories:
     """An opened histories directory, made by `open`.
 
@@ -158,8 +158,8 @@ class Histories:
             DataError: the offsets are out of range or span two users' batches.
         """
         last_batch = len(self.batches) - 1
-        position = int(np.searchsorted(self.batch_starts, start, side="right")) - 1
-        position = min(position, last_batch)
+        num_started = np.searchsorted(self.batch_starts, start, side="right")
+        position = min(int(num_started) - 1, last_batch)
         is_ordered = 0 <= start <= end <= self.num_events
         is_within_batch = position >= 0 and end <= self.batch_starts[position + 1]
         if is_ordered and is_within_batch:
@@ -207,7 +207,10 @@ class Histories:
             "num_items": self.items.num_rows,
         }
         expected = self.manifest.get("counts", {})
-        wrong = [name for name in counts if counts[name] != expected.get(name)]
+        wrong = []
+        for name, count in counts.items():
+            if expected.get(name) != count:
+                wrong.append(name)
         if wrong:
             raise DataError(
                 f"{self.path} does not hold what its manifest counted",

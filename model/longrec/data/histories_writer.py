@@ -151,9 +151,11 @@ class HistoriesWriter:
         name: str,
         column: pa.DictionaryArray,
     ) -> pa.DictionaryArray:
-        known = self._dictionaries.get(name, pa.array([""], pa.string()))
+        initial = pa.array([""], pa.string())
+        known = self._dictionaries.get(name, initial)
         is_new = pc.is_null(pc.index_in(column.dictionary, known))
-        known = pa.concat_arrays([known, column.dictionary.filter(is_new)])
+        new_texts = column.dictionary.filter(is_new)
+        known = pa.concat_arrays([known, new_texts])
         self._dictionaries[name] = known
         positions = pc.index_in(column.dictionary, known)
         return pa.DictionaryArray.from_arrays(positions.take(column.indices), known)

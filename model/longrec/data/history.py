@@ -55,7 +55,10 @@ def arrow_schema(schema: Schema) -> pa.Schema:
     names = [ITEM_ID, TIMESTAMP, EVENT_SEQ]
     if schema.has_baskets:
         names.append(BASKET_ID)
-    fields = [pa.field(name, pa.int64(), nullable=False) for name in names]
+    fields = []
+    for name in names:
+        field = pa.field(name, pa.int64(), nullable=False)
+        fields.append(field)
     for feature in schema.event:
         dtype = _FEATURE_TYPES[feature.dtype]
         fields.append(pa.field(feature.name, dtype))
@@ -197,7 +200,9 @@ def merge(
     if not base.num_rows:
         return later
     both = concatenate([base, later], schema)
-    if _key_of_row(base, base.num_rows - 1) < _key_of_row(later, 0):
+    last_key = _key_of_row(base, base.num_rows - 1)
+    first_key = _key_of_row(later, 0)
+    if last_key < first_key:
         return both
     keys = [both.column(name).to_numpy() for name in EVENT_KEY]
     order = np.lexsort(keys[::-1])
@@ -207,7 +212,11 @@ def merge(
 
 
 def _key_of_row(events: pa.RecordBatch, row: int) -> tuple[int, ...]:
-    return tuple(events.column(name)[row].as_py() for name in EVENT_KEY)
+    key = []
+    for name in EVENT_KEY:
+        column = events.column(name)
+        key.append(column[row].as_py())
+    return tuple(key)
 
 
 def _checksum(stream: bytes | memoryview) -> bytes:
@@ -235,7 +244,8 @@ def _conform_column(events: pa.RecordBatch | pa.Table, field: pa.Field) -> pa.Ar
             found=f"{column.null_count} of {len(column)}",
         )
     try:
-        if field.name == TIMESTAMP and pa.types.is_timestamp(column.type):
+        is_timestamp = pa.types.is_timestamp(column.type)
+        if is_timestamp and field.name == TIMESTAMP:
             milliseconds = pa.timestamp("ms", column.type.tz)
             column = pc.cast(column, milliseconds).view(pa.int64())
         if column.type == field.type:

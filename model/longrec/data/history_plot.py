@@ -101,7 +101,7 @@ def text_table(events: pa.RecordBatch, num_rows: int) -> list[str]:
     cells = [names]
     for row in rows:
         values = [row[name] for name in names]
-        cells.append(["" if value is None else str(value) for value in values])
+        cells.append([_cell_text(value) for value in values])
     columns = zip(*cells, strict=True)
     widths = [max(map(len, column)) for column in columns]
     lines = []
@@ -147,7 +147,8 @@ def render_svg(events: pa.RecordBatch, title: str) -> str:
     lane.
     """
     lane_of_event, names = _lanes(events)
-    height = TOP_MARGIN + LANE_HEIGHT * max(len(names), 1) + BOTTOM_MARGIN
+    num_lanes = max(len(names), 1)
+    height = TOP_MARGIN + LANE_HEIGHT * num_lanes + BOTTOM_MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img" font-family="sans-serif" font-size="12">',
@@ -181,14 +182,7 @@ def _plot_area(
     highest = int(counts.max())
     parts = []
     for lane, name in enumerate(names):
-        parts.append(
-            _lane(
-                lane,
-                name,
-                counts[lane],
-                highest,
-            )
-        )
+        parts.append(_lane(lane, name, counts[lane], highest))
     bottom = TOP_MARGIN + LANE_HEIGHT * len(names) + 20
     right = WIDTH - RIGHT_MARGIN
     parts.append(_text(LEFT_MARGIN, bottom, format_time(first)))
@@ -243,11 +237,11 @@ def _lane(
 
 def _lanes(events: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Return the lane of each event, and the names of the lanes, the most frequent kind first."""
-    text_names = [field.name for field in events.schema if pa.types.is_dictionary(field.type)]
-    if not text_names:
+    text_name = _first_text_column(events)
+    if text_name is None:
         names = ["events"] if events.num_rows else []
         return np.zeros(events.num_rows, np.int64), names
-    texts = events.column(text_names[0]).to_pylist()
+    texts = events.column(text_name).to_pylist()
     values = ["missing" if text is None else text for text in texts]
     kinds, kind_of_event, counts = np.unique(
         np.array(values, dtype=str),
@@ -262,6 +256,19 @@ def _lanes(events: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], list[str]]:
     if len(names) > MAX_LANES:
         names = [*names[: MAX_LANES - 1], OTHERS]
     return lane_of_kind[kind_of_event], names
+
+
+def _first_text_column(events: pa.RecordBatch) -> str | None:
+    for field in events.schema:
+        if pa.types.is_dictionary(field.type):
+            return str(field.name)
+    return None
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value)
 
 
 def _json_value(value: Any) -> Any:

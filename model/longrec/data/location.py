@@ -101,8 +101,9 @@ def _copy_shard(
     head = _load_json(system, f"{root}/dataset.json")
     names = ["dataset.json", "items.parquet", "users.parquet"]
     parts = shard.parts(head["facts"]["num_parts"])
-    for table in ("events", "targets"):
-        names += [f"{table}/{part_name(part)}" for part in parts]
+    for part in parts:
+        names.append(f"events/{part_name(part)}")
+        names.append(f"targets/{part_name(part)}")
     for name in names:
         target = folder / name
         target.parent.mkdir(exist_ok=True)

@@ -20,10 +20,7 @@ ROWS_PER_PART = 2_000_000
 MAX_PARTS = 1_024
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
     """A range of the users of a dataset, written `2/5`; the first of five is `1/5`.
 

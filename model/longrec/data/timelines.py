@@ -91,7 +91,8 @@ def find_split_basket(
     if not is_split.any():
         return None
     row = int(is_split.argmax())
-    return int(is_split.sum()), f"basket {baskets[row]} of user {users[row]}"
+    example = f"basket {baskets[row]} of user {users[row]}"
+    return int(is_split.sum()), example
 
 
 def known_times(events: pa.Table | pa.RecordBatch) -> Int64:

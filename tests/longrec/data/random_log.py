@@ -1,9 +1,7 @@
-"""A small random dataset with everything that makes histories hard: ties, baskets, nulls, huge ids,
-users that are half known.
+"""A small random dataset with ties, baskets, nulls, huge ids and partly unknown users.
 
-Users 0.. have events and features, but: `NO_FEATURES` has no row in users.parquet, `NO_EVENTS` has
-features and requests and no event,
-`NOBODY` has requests only.
+Most users have events and features. `NO_FEATURES` has no row in users.parquet, `NO_EVENTS` has
+features and requests but no event, and `NOBODY` has only requests.
 """
 
 from __future__ import annotations
@@ -22,7 +20,9 @@ from longrec.schema import Feature, Schema, Task
 
 HUGE = 2**60 + 1
 START_MS = 1_600_000_000_000
-NO_FEATURES, NO_EVENTS, NOBODY = 5, HUGE + 1, HUGE + 2
+NO_FEATURES = 5
+NO_EVENTS = HUGE + 1
+NOBODY = HUGE + 2
 NUM_ITEMS = 30
 SCHEMA = Schema(
     name="random",
@@ -58,7 +58,7 @@ def write(
     num_parts: int = 2,
     schema: Schema = SCHEMA,
 ) -> Dataset:
-    """Writes the dataset and opens it."""
+    """Write the dataset and open it."""
     rng = np.random.default_rng(seed)
     ids = np.array([*range(num_users - 1), HUGE])
     events = [
@@ -93,8 +93,12 @@ def write(
     return Dataset.open(directory)
 
 
-def _events_of(rng: np.random.Generator, user: int, count: int) -> list[dict[str, Any]]:
-    """Baskets of one to three events; baskets often share a time."""
+def _events_of(
+    rng: np.random.Generator,
+    user: int,
+    count: int,
+) -> list[dict[str, Any]]:
+    """Return baskets of one to three events; baskets often share a time."""
     rows: list[dict[str, Any]] = []
     time = START_MS + int(rng.integers(0, 10))
     while len(rows) < count:
@@ -118,8 +122,9 @@ def _events_of(rng: np.random.Generator, user: int, count: int) -> list[dict[str
 def _targets(
     rng: np.random.Generator, users: list[int], events: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Requests at the time of an event, next to it, before and after all of them."""
-    rows, request = [], 1000
+    """Return requests at the time of an event, next to it, and before and after all events."""
+    rows = []
+    request = 1000
     for user in users:
         times = [row["timestamp"] for row in events if row["user_id"] == user] or [START_MS]
         request_times = sorted(
@@ -155,7 +160,11 @@ def _items(rng: np.random.Generator, schema: Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=item_schema(schema))
 
 
-def _users(rng: np.random.Generator, users: list[int], schema: Schema) -> pa.Table:
+def _users(
+    rng: np.random.Generator,
+    users: list[int],
+    schema: Schema,
+) -> pa.Table:
     rows = [
         {
             "user_id": user,
@@ -183,10 +192,14 @@ def _item(row: int) -> int:
     return HUGE + 3 * row
 
 
-def live(rng: np.random.Generator, count: int, users: list[int], *, seq: int = 100_000) -> pa.Table:
-    """New events at random times, many of them before stored ones and at their times; whole baskets
-    at one time.
-    """
+def live(
+    rng: np.random.Generator,
+    count: int,
+    users: list[int],
+    *,
+    seq: int = 100_000,
+) -> pa.Table:
+    """Return new events at random times, often before or at those of stored ones."""
     rows = []
     for number in range(count):
         time = START_MS + int(rng.integers(0, 80))

@@ -1,6 +1,4 @@
-"""A Redis of one's own: the real server on a free loopback port, without persistence, ended with
-the tests.
-"""
+"""A private Redis: the real server on a free loopback port, without persistence."""
 
 from __future__ import annotations
 
@@ -17,12 +15,15 @@ import pytest
 
 @contextlib.contextmanager
 def running(directory: Path, port: int | None = None) -> Iterator[str]:
-    """Yields host:port of a server, on a free port unless one is named; skips the test where
-    redis-server is not installed.
+    """Yield host:port of a server; skip the test if redis-server is not installed.
+
+    Args:
+        directory: of the server.
+        port: None for a free one.
     """
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
-    server, port = _started(directory, port)
+    server, port = _start(directory, port)
     try:
         yield f"127.0.0.1:{port}"
     finally:
@@ -30,10 +31,8 @@ def running(directory: Path, port: int | None = None) -> Iterator[str]:
         server.wait(10)
 
 
-def _started(directory: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int]:
-    """Returns a server that answers; on another port when somebody took the free one before it
-    could.
-    """
+def _start(directory: Path, port: int | None) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a server that answers; try again when another process took the free port."""
     for _ in range(5):
         chosen = port or _free_port()
         options = [

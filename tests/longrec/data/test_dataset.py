@@ -1,4 +1,4 @@
-"""The dataset directory: round trip, atomic writes, clear errors for damaged ones."""
+"""Dataset: round trip, atomic writes, and clear errors for damaged directories."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def tables(users: list[int]) -> tuple[pa.Table, pa.Table]:
     return events, targets
 
 
-def write(path: Path, num_users: int = 6, num_parts: int = 2) -> Path:
+def write(
+    path: Path,
+    num_users: int = 6,
+    num_parts: int = 2,
+) -> Path:
     users = np.arange(num_users, dtype=np.int64) * 7
     with DatasetWriter(
         path,
@@ -82,26 +86,21 @@ def write(path: Path, num_users: int = 6, num_parts: int = 2) -> Path:
 
 def test_round_trip_keeps_rows_types_and_order(tmp_path: Path) -> None:
     dataset = Dataset.open(write(tmp_path / "d"))
-    assert (
-        dataset.schema == SCHEMA
-        and dataset.event_labels == ("seen",)
-        and dataset.num_parts == 2
-        and dataset.source == {"kind": "test"}
-    )
+    assert dataset.schema == SCHEMA
+    assert dataset.event_labels == ("seen",)
+    assert dataset.num_parts == 2
+    assert dataset.source == {"kind": "test"}
     for part, (events, targets) in enumerate(
         zip(dataset.event_parts(), dataset.target_parts(), strict=True)
     ):
         users = sorted({7 * user for user in range(6)} & set(events["user_id"].to_pylist()))
         expected_events, expected_targets = tables(users)
-        assert (
-            events.to_pylist() == expected_events.to_pylist()
-            and targets.to_pylist() == expected_targets.to_pylist()
-        )
+        assert events.to_pylist() == expected_events.to_pylist()
+        assert targets.to_pylist() == expected_targets.to_pylist()
         assert events.schema.field("timestamp").type == TIMESTAMP_TYPE
         assert np.all(part_of(np.array(users), 2) == part)
-    assert dataset.items()["item_id"].to_pylist() == [1, 2, 3] and dataset.items()[
-        "topic"
-    ].to_pylist() == ["a", None, "c"]
+    assert dataset.items()["item_id"].to_pylist() == [1, 2, 3]
+    assert dataset.items()["topic"].to_pylist() == ["a", None, "c"]
     assert dataset.users()["user_id"].to_pylist() == [0, 7, 14, 21, 28, 35]
     assert dataset.events(0, ["item_id", "user_id"]).schema.names == ["item_id", "user_id"]
 
@@ -115,15 +114,14 @@ def test_facts_count_what_was_written(tmp_path: Path) -> None:
         facts["num_requests"],
         facts["num_targets"],
     ) == (18, 6, 3, 6, 12)
-    assert (
-        facts["time_range_ms"] == [DAY, 2 * DAY]
-        and facts["time_range"][0] == "1970-01-02T00:00:00.000Z"
-    )
+    assert facts["time_range_ms"] == [DAY, 2 * DAY]
+    assert facts["time_range"][0] == "1970-01-02T00:00:00.000Z"
     assert facts["events_per_user"]["p50"] == 3
     assert facts["history_length"] == {"p10": 2, "p50": 2, "p90": 2, "p99": 2, "max": 2}, (
         "the event at the moment is not history"
     )
-    assert facts["label_rates"] == {"click": 0.5} and len(facts["content_hash"]) == 64
+    assert facts["label_rates"] == {"click": 0.5}
+    assert len(facts["content_hash"]) == 64
 
 
 def test_same_rows_same_hash_other_rows_other_hash(tmp_path: Path) -> None:
@@ -138,13 +136,25 @@ def test_a_failed_write_leaves_the_old_version(tmp_path: Path) -> None:
     path = write(tmp_path / "d")
     with (
         pytest.raises(RuntimeError, match="boom"),
-        DatasetWriter(path, SCHEMA, name="x", source={}, num_parts=1) as writer,
+        DatasetWriter(
+            path,
+            SCHEMA,
+            name="x",
+            source={},
+            num_parts=1,
+        ) as writer,
     ):
         writer.write_part(0, *[table.slice(0, 0) for table in without_seen(tables([1]))])
         raise RuntimeError("boom")
     with (
         pytest.raises(ValueError, match="0 of 1 parts"),
-        DatasetWriter(path, SCHEMA, name="x", source={}, num_parts=1),
+        DatasetWriter(
+            path,
+            SCHEMA,
+            name="x",
+            source={},
+            num_parts=1,
+        ),
     ):
         pass
     assert Dataset.open(path).name == "tiny"
@@ -160,7 +170,13 @@ def test_a_directory_that_is_no_dataset_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious" / "thesis.txt").write_text("years")
     with (
         pytest.raises(DataError, match="not be replaced"),
-        DatasetWriter(tmp_path / "precious", SCHEMA, name="x", source={}, num_parts=1),
+        DatasetWriter(
+            tmp_path / "precious",
+            SCHEMA,
+            name="x",
+            source={},
+            num_parts=1,
+        ),
     ):
         pass
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years"
@@ -196,7 +212,13 @@ def test_the_writer_refuses_rows_that_break_the_layout(
     num_parts = 3 if fault == "wrong part" else 1
     with (
         pytest.raises(ValueError, match=words),
-        DatasetWriter(tmp_path / "d", SCHEMA, name="x", source={}, num_parts=num_parts) as writer,
+        DatasetWriter(
+            tmp_path / "d",
+            SCHEMA,
+            name="x",
+            source={},
+            num_parts=num_parts,
+        ) as writer,
     ):
         for part in [1] if fault == "order of parts" else range(num_parts):
             writer.write_part(part, events, targets)
@@ -224,10 +246,15 @@ def test_the_writer_refuses_rows_that_break_the_layout(
         ("no directory", "no dataset at"),
     ],
 )
-def test_opening_names_what_is_wrong(tmp_path: Path, damage: str, words: str) -> None:
+def test_opening_names_what_is_wrong(
+    tmp_path: Path,
+    damage: str,
+    words: str,
+) -> None:
     path = write(tmp_path / "d")
     part = path / "events" / "part-00001.parquet"
-    table, meta = pq.read_table(part), path / "dataset.json"
+    table = pq.read_table(part)
+    meta = path / "dataset.json"
     value = json.loads(meta.read_text())
     if damage == "truncated":
         part.write_bytes(part.read_bytes()[:-200])
@@ -272,7 +299,10 @@ def test_a_damaged_page_is_found_when_it_is_read(tmp_path: Path) -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=40),
     st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 8)), max_size=20),
 )
-@settings(max_examples=100, deadline=None)
+@settings(
+    max_examples=100,
+    deadline=None,
+)
 def test_history_lengths_count_strictly_earlier_events_of_the_user(
     events: list[tuple[int, int]], requests: list[tuple[int, int]]
 ) -> None:
@@ -285,7 +315,15 @@ def test_history_lengths_count_strictly_earlier_events_of_the_user(
         sum(user == asker and time < request_time for user, time in events)
         for asker, request_time in requests
     ]
-    assert history_lengths(users, stamps, askers, request_times).tolist() == expected
+    assert (
+        history_lengths(
+            users,
+            stamps,
+            askers,
+            request_times,
+        ).tolist()
+        == expected
+    )
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
@@ -297,7 +335,8 @@ def test_group_starts_are_the_first_rows_of_runs(keys: list[int]) -> None:
 def test_parts_are_balanced_and_grow_with_the_rows() -> None:
     assert [num_parts_for(count, 100) for count in (0, 1, 100, 101, 10**12)] == [1, 1, 1, 2, 1024]
     sizes = np.bincount(part_of(np.arange(100_000), 8), minlength=8)
-    assert sizes.min() > 0.95 * 12_500 and sizes.max() < 1.05 * 12_500
+    assert sizes.min() > 0.95 * 12_500
+    assert sizes.max() < 1.05 * 12_500
     assert part_of(np.array([0, 1, 12_345_678_901]), 1_000).tolist() == [535, 465, 554], (
         "partitions must not change between versions"
     )
@@ -308,7 +347,10 @@ def test_quantiles_of_nothing_and_of_something() -> None:
     assert quantiles(np.arange(1, 101)) == {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(
+    max_examples=100,
+    deadline=None,
+)
 @given(st.lists(st.integers(0, 40), max_size=60))
 def test_quantiles_of_counts_are_the_quantiles(lengths: list[int]) -> None:
     counts = np.bincount(np.array(lengths, np.int64)).astype(np.int64)

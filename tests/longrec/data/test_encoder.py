@@ -1,4 +1,4 @@
-"""The encoder: rules of every kind of feature, purity, exactness, and the state on disk."""
+"""Encoder: every kind of feature, purity, exactness, and the state on disk."""
 
 from __future__ import annotations
 
@@ -20,20 +20,53 @@ BIG = 2**60 + 1
 SCHEMA = Schema(
     name="test",
     item=(
-        Feature("item_id", "id", min_count=2, num_oov=3),
+        Feature(
+            "item_id",
+            "id",
+            min_count=2,
+            num_oov=3,
+        ),
         Feature("topic", "category"),
-        Feature("price", "number", "float64", num_bins=4),
+        Feature(
+            "price",
+            "number",
+            "float64",
+            num_bins=4,
+        ),
     ),
-    user=(Feature("region", "category", "string"), Feature("age", "number", "int64", num_bins=3)),
+    user=(
+        Feature("region", "category", "string"),
+        Feature(
+            "age",
+            "number",
+            "int64",
+            num_bins=3,
+        ),
+    ),
     event=(
-        Feature("action", "category", "string", min_count=2),
-        Feature("place", "id", "int64", num_oov=2),
+        Feature(
+            "action",
+            "category",
+            "string",
+            min_count=2,
+        ),
+        Feature(
+            "place",
+            "id",
+            "int64",
+            num_oov=2,
+        ),
     ),
     tasks=(Task("click"),),
 )
 
 
-def event_batch(items, actions, places, times=None) -> pa.RecordBatch:
+def event_batch(
+    items,
+    actions,
+    places,
+    times=None,
+) -> pa.RecordBatch:
     times = list(range(len(items))) if times is None else times
     return pa.RecordBatch.from_pydict(
         {
@@ -71,7 +104,13 @@ def fitted(schema: Schema = SCHEMA) -> Encoder:
         event_batch([BIG, 7, BIG], ["view", "view", "buy"], [1, 1, BIG]),
         event_batch([9, 12345], [None, "buy"], [None, 2]),
     ]
-    return Encoder.fit(schema, items_table(), users_table(), events, [np.array([7, 7, 9, 9, 9])])
+    return Encoder.fit(
+        schema,
+        items_table(),
+        users_table(),
+        events,
+        [np.array([7, 7, 9, 9, 9])],
+    )
 
 
 def test_known_values_are_ordered_by_count_then_value() -> None:
@@ -105,7 +144,12 @@ def test_values_above_2_to_53_stay_exact() -> None:
 
 def test_rare_and_unseen_strings_share_the_indices_of_unknown_values() -> None:
     events = [event_batch([7] * 4, ["a", "a", "b", "c"], [1] * 4)]
-    encoder = Encoder.fit(SCHEMA, items_table(), users_table(), events)
+    encoder = Encoder.fit(
+        SCHEMA,
+        items_table(),
+        users_table(),
+        events,
+    )
     _, features, _ = encoder.events(event_batch([7] * 5, ["a", "b", "c", "never", None], [1] * 5))
     assert features[:, 0].tolist() == [2, 1, 1, 1, 0]
     assert encoder.sizes["event"][0] == 3
@@ -116,11 +160,23 @@ def test_max_size_keeps_the_most_frequent() -> None:
         "s",
         (Feature("item_id", "id"),),
         (),
-        (Feature("action", "category", "string", max_size=2),),
+        (
+            Feature(
+                "action",
+                "category",
+                "string",
+                max_size=2,
+            ),
+        ),
         (Task("t"),),
     )
     events = [event_batch([7] * 6, ["x", "y", "y", "z", "z", "z"], [1] * 6)]
-    encoder = Encoder.fit(schema, items_table(), users_table(), events)
+    encoder = Encoder.fit(
+        schema,
+        items_table(),
+        users_table(),
+        events,
+    )
     _, features, _ = encoder.events(event_batch([7] * 3, ["z", "y", "x"], [1] * 3))
     assert features[:, 0].tolist() == [2, 3, 1]
 
@@ -144,12 +200,24 @@ def test_quantile_bins_hold_equal_shares() -> None:
     schema = Schema(
         "s",
         (Feature("item_id", "id"),),
-        (Feature("x", "number", "float64", num_bins=10),),
+        (
+            Feature(
+                "x",
+                "number",
+                "float64",
+                num_bins=10,
+            ),
+        ),
         (),
         (Task("t"),),
     )
     values = np.random.default_rng(0).lognormal(size=50_000)
-    encoder = Encoder.fit(schema, items_table(), pa.table({"x": values}), [])
+    encoder = Encoder.fit(
+        schema,
+        items_table(),
+        pa.table({"x": values}),
+        [],
+    )
     shares = np.bincount(encoder.users(pa.table({"x": values}))[:, 0], minlength=11) / len(values)
     assert shares[0] == 0
     assert np.allclose(shares[1:], 0.1, atol=0.001)
@@ -170,7 +238,12 @@ def test_the_sample_of_a_number_does_not_depend_on_batch_sizes(
             pa.RecordBatch.from_pydict({"item_id": ids[i : i + size], "x": values[i : i + size]})
             for i in range(0, 4_000, size)
         ]
-        return Encoder.fit(schema, items_table(), users_table(), batches)
+        return Encoder.fit(
+            schema,
+            items_table(),
+            users_table(),
+            batches,
+        )
 
     assert fit(4_000).fingerprint == fit(37).fingerprint
 
@@ -178,18 +251,30 @@ def test_the_sample_of_a_number_does_not_depend_on_batch_sizes(
 def test_indices_stay_inside_the_tables() -> None:
     encoder = fitted()
     for column, size in enumerate(encoder.sizes["item"]):
-        assert (
-            encoder.item_table[:, column].min() >= 0 and encoder.item_table[:, column].max() < size
-        )
+        assert encoder.item_table[:, column].min() >= 0
+        assert encoder.item_table[:, column].max() < size
 
 
 def test_features_of_no_users_and_no_events_have_their_width() -> None:
     encoder = fitted()
     items, features, times = encoder.events(event_batch([], [], []))
-    assert items.shape == (0,) and features.shape == (0, 2) and times.shape == (0,)
+    assert items.shape == (0,)
+    assert features.shape == (0, 2)
+    assert times.shape == (0,)
     assert encoder.users(users_table().slice(0, 0)).shape == (0, 2)
-    plain = Schema("s", (Feature("item_id", "id"),), (), (), (Task("t"),))
-    bare = Encoder.fit(plain, items_table(), users_table(), [])
+    plain = Schema(
+        "s",
+        (Feature("item_id", "id"),),
+        (),
+        (),
+        (Task("t"),),
+    )
+    bare = Encoder.fit(
+        plain,
+        items_table(),
+        users_table(),
+        [],
+    )
     assert bare.users(users_table()).shape == (3, 0)
     assert bare.events(event_batch([7], ["a"], [1]))[1].shape == (1, 0)
 
@@ -207,20 +292,38 @@ def test_a_hashed_table_keeps_its_rows_from_version_to_version() -> None:
     hashed = {"max_size": 0, "num_oov": 1_000}
     schema = Schema(
         "s",
-        (Feature("item_id", "id", **hashed), Feature("brand", "id", "string", **hashed)),
+        (
+            Feature("item_id", "id", **hashed),
+            Feature(
+                "brand",
+                "id",
+                "string",
+                **hashed,
+            ),
+        ),
         (),
         (),
         (Task("t"),),
     )
     ids = np.array([7, 9, BIG, BIG + 1, -5], np.int64)
     items = pa.table({"item_id": ids, "brand": ["a", "b", "é", None, "a"]})
-    encoder = Encoder.fit(schema, items, users_table(), [event_batch([7, 7], ["x", "x"], [1, 1])])
+    encoder = Encoder.fit(
+        schema,
+        items,
+        users_table(),
+        [event_batch([7, 7], ["x", "x"], [1, 1])],
+    )
     assert encoder.sizes["item"] == (1_001, 1_001)  # nothing but missing and the hashed rows
     # a trained table is useless when these change, so they are written down (by the reference of
     # splitmix64), not computed
     assert encoder.item_table[encoder.item_rows(ids), 0].tolist() == [488, 229, 748, 854, 515]
     assert encoder.item_table[encoder.item_rows(ids), 1].tolist() == [775, 328, 105, 0, 775]
-    other = Encoder.fit(schema, items.slice(1), users_table(), [])
+    other = Encoder.fit(
+        schema,
+        items.slice(1),
+        users_table(),
+        [],
+    )
     assert set(other.item_table[1:, 0]) <= set(encoder.item_table[1:, 0])  # whatever else there is
 
 
@@ -228,8 +331,26 @@ def test_hashing_fills_the_shared_rows_evenly() -> None:
     ids = np.concatenate(
         [np.arange(20_000), BIG + 1_024 * np.arange(20_000)]
     )  # dense ids and ids with a stride
-    schema = Schema("s", (Feature("item_id", "id", max_size=0, num_oov=100),), (), (), (Task("t"),))
-    encoder = Encoder.fit(schema, pa.table({"item_id": ids}), users_table(), [])
+    schema = Schema(
+        "s",
+        (
+            Feature(
+                "item_id",
+                "id",
+                max_size=0,
+                num_oov=100,
+            ),
+        ),
+        (),
+        (),
+        (Task("t"),),
+    )
+    encoder = Encoder.fit(
+        schema,
+        pa.table({"item_id": ids}),
+        users_table(),
+        [],
+    )
     counts = np.bincount(encoder.item_table[1:, 0], minlength=101)
     assert (
         counts[0] == 0 and counts[1:].min() > 300 and counts[1:].max() < 500
@@ -237,15 +358,37 @@ def test_hashing_fills_the_shared_rows_evenly() -> None:
 
 
 def test_ids_below_the_frequency_share_rows_by_hash() -> None:
-    schema = Schema("s", (Feature("item_id", "id", min_count=3, num_oov=64),), (), (), (Task("t"),))
+    schema = Schema(
+        "s",
+        (
+            Feature(
+                "item_id",
+                "id",
+                min_count=3,
+                num_oov=64,
+            ),
+        ),
+        (),
+        (),
+        (Task("t"),),
+    )
     seen = {7: 3, 9: 2, BIG: 5}
     events = event_batch(
         [item for item, count in seen.items() for _ in range(count)], ["x"] * 10, [1] * 10
     )
-    encoder = Encoder.fit(schema, items_table(), users_table(), [events])
+    encoder = Encoder.fit(
+        schema,
+        items_table(),
+        users_table(),
+        [events],
+    )
     rows = dict(zip(encoder.item_ids.tolist(), encoder.item_table[1:, 0].tolist(), strict=True))
-    assert rows[BIG] == 65 and rows[7] == 66 and encoder.sizes["item"][0] == 67
-    assert 1 <= rows[9] <= 64 and 1 <= rows[BIG - 1] <= 64 and rows[9] != rows[BIG - 1]
+    assert rows[BIG] == 65
+    assert rows[7] == 66
+    assert encoder.sizes["item"][0] == 67
+    assert 1 <= rows[9] <= 64
+    assert 1 <= rows[BIG - 1] <= 64
+    assert rows[9] != rows[BIG - 1]
 
 
 rows = st.lists(
@@ -259,17 +402,28 @@ rows = st.lists(
 ENCODER = fitted()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(
+    max_examples=100,
+    deadline=None,
+)
 @given(rows, st.integers(0, 30), st.integers(0, 30))
-def test_encoding_a_slice_is_the_slice_of_the_encoding(entries, first, second) -> None:
+def test_encoding_a_slice_is_the_slice_of_the_encoding(
+    entries,
+    first,
+    second,
+) -> None:
     batch = event_batch([e[0] for e in entries], [e[1] for e in entries], [e[2] for e in entries])
     start, end = sorted((min(first, len(entries)), min(second, len(entries))))
-    whole, part = ENCODER.events(batch), ENCODER.events(batch.slice(start, end - start))
+    whole = ENCODER.events(batch)
+    part = ENCODER.events(batch.slice(start, end - start))
     for a, b in zip(whole, part, strict=True):
         assert np.array_equal(a[start:end], b)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(
+    max_examples=50,
+    deadline=None,
+)
 @given(rows)
 def test_dictionary_columns_encode_like_plain_ones(entries) -> None:
     batch = event_batch([e[0] for e in entries], [e[1] for e in entries], [e[2] for e in entries])
@@ -280,16 +434,21 @@ def test_dictionary_columns_encode_like_plain_ones(entries) -> None:
         assert np.array_equal(a, b)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(
+    max_examples=50,
+    deadline=None,
+)
 @given(rows)
 def test_every_index_is_missing_shared_or_its_own(entries) -> None:
     batch = event_batch([e[0] for e in entries], [e[1] for e in entries], [e[2] for e in entries])
     _, features, _ = ENCODER.events(batch)
     for (_, action, place), (a, p) in zip(entries, features.tolist(), strict=True):
-        assert (a == 0) == (action is None) and (p == 0) == (place is None)
+        assert (a == 0) == (action is None)
+        assert (p == 0) == (place is None)
         assert (a in (2, 3)) == (action in ("view", "buy"))
         assert (p >= 3) == (place in (1, 2, BIG))
-        assert a < ENCODER.sizes["event"][0] and p < ENCODER.sizes["event"][1]
+        assert a < ENCODER.sizes["event"][0]
+        assert p < ENCODER.sizes["event"][1]
 
 
 def test_fitting_does_not_depend_on_batches_or_row_order() -> None:
@@ -310,7 +469,8 @@ def test_saved_state_round_trips(tmp_path) -> None:
     encoder.save(tmp_path / "encoder")
     loaded = Encoder.load(tmp_path / "encoder", SCHEMA)
     assert loaded.fingerprint == encoder.fingerprint
-    assert np.array_equal(loaded.item_table, encoder.item_table) and loaded.sizes == encoder.sizes
+    assert np.array_equal(loaded.item_table, encoder.item_table)
+    assert loaded.sizes == encoder.sizes
     batch = event_batch([7, BIG, 1], ["é", "buy", None], [BIG, None, 5])
     for a, b in zip(encoder.events(batch), loaded.events(batch), strict=True):
         assert np.array_equal(a, b)
@@ -323,7 +483,13 @@ def test_saved_state_round_trips(tmp_path) -> None:
 
 def test_another_schema_is_refused_with_its_fields(tmp_path) -> None:
     fitted().save(tmp_path / "encoder")
-    other = Schema("test", SCHEMA.item[:2], SCHEMA.user, SCHEMA.event, SCHEMA.tasks)
+    other = Schema(
+        "test",
+        SCHEMA.item[:2],
+        SCHEMA.user,
+        SCHEMA.event,
+        SCHEMA.tasks,
+    )
     with pytest.raises(SchemaMismatch, match=r"item\.price"):
         Encoder.load(tmp_path / "encoder", other)
 
@@ -332,7 +498,8 @@ def test_another_schema_is_refused_with_its_fields(tmp_path) -> None:
 def test_damaged_state_is_refused(tmp_path, damage: str) -> None:
     directory = tmp_path / "encoder"
     fitted().save(directory)
-    arrays, meta = directory / "encoder.safetensors", directory / "encoder.json"
+    arrays = directory / "encoder.safetensors"
+    meta = directory / "encoder.json"
     content = bytearray(arrays.read_bytes())
     if damage == "bytes":
         content[-3] ^= 1
@@ -352,10 +519,20 @@ def test_damaged_state_is_refused(tmp_path, damage: str) -> None:
 
 def test_wrong_tables_are_refused() -> None:
     with pytest.raises(DataError, match="column 'price' is missing"):
-        Encoder.fit(SCHEMA, items_table().drop_columns(["price"]), users_table(), [])
+        Encoder.fit(
+            SCHEMA,
+            items_table().drop_columns(["price"]),
+            users_table(),
+            [],
+        )
     twice = pa.concat_tables([items_table(), items_table()])
     with pytest.raises(DataError, match="unique"):
-        Encoder.fit(SCHEMA, twice, users_table(), [])
+        Encoder.fit(
+            SCHEMA,
+            twice,
+            users_table(),
+            [],
+        )
     wrong = event_batch([7], ["view"], [1])
     wrong = wrong.set_column(4, "place", pa.array(["not a number"]))
     with pytest.raises(DataError, match="'place' has the wrong type"):

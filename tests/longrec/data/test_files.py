@@ -1,6 +1,4 @@
-"""Whole-file writes: old or new and nothing between, whatever happens to the writer; a full disk is
-one line.
-"""
+"""Atomic file writes: old or new content after any failure; a full disk is one line."""
 
 from __future__ import annotations
 
@@ -41,13 +39,12 @@ def test_a_directory_is_replaced_and_nothing_is_left(
         monkeypatch.setattr(files, "_exchange", lambda left, right: False)
     write(tmp_path / "out", "old")
     write(tmp_path / "out", "new")
-    assert (tmp_path / "out" / "a").read_text() == "new" and names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "new"
+    assert names(tmp_path) == ["out"]
 
 
 def test_two_directories_change_places_in_one_step(tmp_path: Path) -> None:
-    """The old version is there until the new one is: no moment without either, which two renames
-    would have.
-    """
+    """One of the versions exists at any time, which two renames cannot ensure."""
     write(tmp_path / "x", "x")
     write(tmp_path / "y", "y")
     assert files._exchange(tmp_path / "x", tmp_path / "y")
@@ -58,7 +55,9 @@ def test_two_directories_change_places_in_one_step(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     tmp_path: Path,
 ) -> None:
-    host, dead, alive = socket.gethostname(), dead_pid(), os.getppid()
+    host = socket.gethostname()
+    dead = dead_pid()
+    alive = os.getppid()
     for name in (f".out.tmp-{host}-{dead}-00", f".out.spill-{host}-{dead}-00"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
@@ -77,7 +76,8 @@ def test_an_old_version_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
     aside = tmp_path / f".out.old-{socket.gethostname()}-{dead_pid()}-00"
     write(aside, "old")
     files.remove_leftovers(tmp_path / "out")
-    assert (tmp_path / "out" / "a").read_text() == "old" and names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -87,7 +87,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, numb
     with pytest.raises(DataError, match=says), files.atomic_replace(tmp_path / "out") as path:
         path.mkdir()
         raise OSError(number, os.strerror(number))
-    assert (tmp_path / "out" / "a").read_text() == "old" and names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert names(tmp_path) == ["out"]
 
 
 def test_another_error_stays_what_it_is(tmp_path: Path) -> None:

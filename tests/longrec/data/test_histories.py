@@ -1,6 +1,4 @@
-"""The histories directory: written at once, mapped without copying, refused when it is not whole;
-and the split in time.
-"""
+"""Histories: written at once, memory-mapped, refused when damaged; and the split in time."""
 
 from __future__ import annotations
 
@@ -49,9 +47,10 @@ def events_of(actions: list[str | None], first: int) -> pa.RecordBatch:
 def write(
     directory: Path, texts: list[list[str | None]] = TEXTS, *, items: pa.Table | None = None
 ) -> Path:
-    """Five users, one in each batch; each with one request at time 2 and two targets."""
+    """Write five users, one per batch, each with one request at time 2 and two targets."""
     ends = np.cumsum([len(actions) for actions in texts])
-    starts, rows = ends - [len(actions) for actions in texts], np.arange(len(texts))
+    starts = ends - [len(actions) for actions in texts]
+    rows = np.arange(len(texts))
     users = pa.table(
         {
             "user_row": rows,
@@ -90,7 +89,13 @@ def write(
     with HistoriesWriter(directory, SCHEMA) as writer:
         for actions, start in zip(texts, starts.tolist(), strict=True):
             assert writer.add(events_of(actions, start)) == (start, start + len(actions))
-        writer.finish(users, requests, targets, items, {"split_time_ms": 2})
+        writer.finish(
+            users,
+            requests,
+            targets,
+            items,
+            {"split_time_ms": 2},
+        )
     return directory
 
 
@@ -113,13 +118,12 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_equal_tables_are_equal_bytes_however_they_were_put_together(tmp_path: Path) -> None:
-    """Parquet's pages end where chunks do: the item table of joined shards was other bytes than
-    that of one retrieval.
-    """
+    """Parquet ends its pages where chunks end, so chunks must not differ."""
     rows = np.arange(200_000)
     items = pa.table({"item_id": rows, "author": rows % 7, "topic": rows, "price": rows * 0.5})
     pieces = pa.concat_tables([items.slice(start, 777) for start in range(0, len(rows), 777)])
-    whole, joined = write(tmp_path / "whole", items=items), write(tmp_path / "joined", items=pieces)
+    whole = write(tmp_path / "whole", items=items)
+    joined = write(tmp_path / "joined", items=pieces)
     assert (whole / "items.parquet").read_bytes() == (joined / "items.parquet").read_bytes()
 
 
@@ -139,11 +143,9 @@ def _two_users(directory: Path, texts: list[list[str | None]]) -> Path:
 
 def test_events_of_two_users_at_once_are_refused(tmp_path: Path) -> None:
     opened = Histories.open(write(tmp_path / "out"))
-    assert (
-        opened.events(0, 3).num_rows == 3
-        and opened.events(9, 9).num_rows == 0
-        and opened.events(0, 0).num_rows == 0
-    )
+    assert opened.events(0, 3).num_rows == 3
+    assert opened.events(9, 9).num_rows == 0
+    assert opened.events(0, 0).num_rows == 0
     for start, end in ((0, 4), (2, 1), (-1, 2), (8, 10)):
         with pytest.raises(DataError, match="no such events"):
             opened.events(start, end)
@@ -256,9 +258,15 @@ def test_other_directories_are_not_replaced(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.99), st.floats(0, 0.99)
+    st.lists(
+        st.integers(0, 12),
+        min_size=1,
+        max_size=60,
+    ),
+    st.floats(0, 0.99),
+    st.floats(0, 0.99),
 )
-def test_requests_of_one_moment_are_on_one_side(
+def test_requests_of_one_time_are_on_one_side(
     values: list[int], warmup: float, evaluation: float
 ) -> None:
     request_times = np.sort(np.array(values, np.int64))
@@ -275,14 +283,13 @@ def test_requests_of_one_moment_are_on_one_side(
     late = request_times[np.array(names) == "eval"]
     if evaluation:
         # what is too many shares the first evaluation moment with what had to be there
-        assert len(late) >= round(len(request_times) * evaluation) and (late > split).sum() < max(
-            round(len(request_times) * evaluation), 1
-        )
+        assert len(late) >= round(len(request_times) * evaluation)
+        assert (late > split).sum() < max(round(len(request_times) * evaluation), 1)
     else:
         assert not len(late)
 
 
-def test_distinct_moments_are_split_by_their_shares() -> None:
+def test_distinct_times_are_split_by_their_shares() -> None:
     request_times = np.arange(100, dtype=np.int64) * 7
     names = list(split_names(request_times, *split_times(request_times, 0.1, 0.2)))
     assert names == ["warmup"] * 10 + ["train"] * 70 + ["eval"] * 20

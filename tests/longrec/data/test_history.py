@@ -1,6 +1,4 @@
-"""The history codec: exact there and back, equal bytes for equal events, and nothing damaged gets
-through.
-"""
+"""History codec: exact round trip, equal bytes for equal events, damage is always found."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ EVENT = st.tuples(
 
 
 def batch_of(rows: list[Any]) -> pa.RecordBatch:
-    """Returns events in order; times repeat, and every time is one basket."""
+    """Return events in order; times repeat, and each time is one basket."""
     rows = sorted(rows, key=lambda row: row[1])
     items, times, actions, seconds, sources = zip(*rows, strict=True) if rows else ((),) * 5
     columns = {
@@ -60,7 +58,7 @@ def packed(count: int) -> bytes:
 
 
 @given(st.lists(EVENT, max_size=40))
-def test_there_and_back_is_exact(rows: list[Any]) -> None:
+def test_a_round_trip_is_exact(rows: list[Any]) -> None:
     events = batch_of(rows)
     payload = history.pack(events, SCHEMA)
     back = history.unpack(payload, SCHEMA)
@@ -78,10 +76,8 @@ def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(
     rows: list[Any], start: int, length: int
 ) -> None:
     events = batch_of(rows)
-    view, unpacked = (
-        events.slice(min(start, len(rows)), length),
-        history.unpack(history.pack(events, SCHEMA), SCHEMA),
-    )
+    view = events.slice(min(start, len(rows)), length)
+    unpacked = history.unpack(history.pack(events, SCHEMA), SCHEMA)
     alone = pa.RecordBatch.from_pylist(view.to_pylist(), schema=events.schema)
     assert (
         history.pack(view, SCHEMA)
@@ -90,9 +86,10 @@ def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(
     )
 
 
-def test_what_is_hidden_under_nulls_does_not_reach_the_bytes() -> None:
+def test_values_under_nulls_do_not_reach_the_bytes() -> None:
     events = batch_of([(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)])
-    valid, payloads = events.column("source").buffers()[0], set()
+    valid = events.column("source").buffers()[0]
+    payloads = set()
     for hidden in (0, 99):
         source = pa.Array.from_buffers(pa.int64(), 2, [valid, pa.py_buffer(np.array([hidden, 7]))])
         payloads.add(history.pack(events.set_column(6, "source", source), SCHEMA))
@@ -108,10 +105,8 @@ def test_a_prefix_holds_exactly_the_events_strictly_before(
     assert prefix.column("event_seq").to_pylist() == [
         row["event_seq"] for row in events.to_pylist() if row["timestamp"] < request_time
     ]
-    baskets, later = (
-        set(prefix.column("basket_id").to_pylist()),
-        set(events.slice(prefix.num_rows).column("basket_id").to_pylist()),
-    )
+    baskets = set(prefix.column("basket_id").to_pylist())
+    later = set(events.slice(prefix.num_rows).column("basket_id").to_pylist())
     assert not baskets & later  # a basket is never split
 
 
@@ -178,13 +173,12 @@ def test_no_events() -> None:
     assert (
         history.events_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
     )
-    assert history.concatenate([], SCHEMA).equals(nothing) and history.concatenate(
-        [nothing, nothing], SCHEMA
-    ).equals(nothing)
+    assert history.concatenate([], SCHEMA).equals(nothing)
+    assert history.concatenate([nothing, nothing], SCHEMA).equals(nothing)
 
 
 @given(st.lists(st.lists(EVENT, max_size=6), max_size=6))
-def test_joined_histories_are_their_events_in_turn(groups: list[list[Any]]) -> None:
+def test_concatenated_histories_are_their_events_in_turn(groups: list[list[Any]]) -> None:
     parts = [history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA) for rows in groups]
     joined = history.concatenate(parts, SCHEMA)
     assert repr(joined.to_pylist()) == repr([row for part in parts for row in part.to_pylist()])
@@ -205,7 +199,11 @@ def test_times_with_a_zone_become_milliseconds() -> None:
         (4, pa.array([1.5]), "'action' of the events has the wrong type"),
     ],
 )
-def test_wrong_columns_are_named(position: int, column: pa.Array | None, message: str) -> None:
+def test_wrong_columns_are_named(
+    position: int,
+    column: pa.Array | None,
+    message: str,
+) -> None:
     events = batch_of([(1, 3, "view", None, None)])
     name = events.schema.names[position]
     wrong = (
@@ -226,7 +224,7 @@ def test_events_out_of_order_are_refused() -> None:
             history.pack(events.take(pa.array(rows)), SCHEMA)
 
 
-def test_every_error_is_one_a_user_can_mend() -> None:
+def test_every_error_names_a_fix() -> None:
     for payload in (
         b"",
         b"LRH1",

@@ -1,6 +1,4 @@
-"""Where a dataset is: directories as they are, other addresses through their store, and what is not
-there in one line.
-"""
+"""Location: directories in place, other addresses through their store, errors in one line."""
 
 from __future__ import annotations
 
@@ -24,10 +22,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("address", [str, Path.as_uri])
-def test_a_directory_is_taken_as_it_is(folder: Path, address: Callable[[Path], str]) -> None:
+def test_a_directory_is_used_in_place(folder: Path, address: Callable[[Path], str]) -> None:
     with location.local_directory(address(folder)) as opened:
         assert opened == folder
-    assert folder.is_dir() and location.read_json(address(folder), "dataset.json") == {"name": "x"}
+    assert folder.is_dir()
+    assert location.read_json(address(folder), "dataset.json") == {"name": "x"}
 
 
 def test_the_fingerprint_is_of_the_content_and_the_names(folder: Path, tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_the_fingerprint_is_of_the_content_and_the_names(folder: Path, tmp_path:
         ("ftp://host/place", "ftp://host/place cannot be read"),
     ],
 )
-def test_what_is_not_there_is_one_line(uri: str, message: str) -> None:
+def test_a_missing_dataset_is_one_line(uri: str, message: str) -> None:
     for call in (location.fingerprint, lambda uri: location.local_directory(uri).__enter__()):
         with pytest.raises(DataError, match=message) as caught:
             call(uri)

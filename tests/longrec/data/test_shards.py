@@ -1,6 +1,4 @@
-"""Shards: what is built, checked and retrieved shard by shard and joined is what one process makes,
-byte for byte.
-"""
+"""Shards: built, checked, retrieved and joined, they equal one process byte for byte."""
 
 from __future__ import annotations
 
@@ -27,8 +25,16 @@ from longrec.errors import CheckFailed, DataError
 from tests.longrec.data import random_log, real_logs
 
 REPO = Path(__file__).parents[3] / "feature_repo"
-CHECKS = ChecksConfig(max_unknown_item_share=0.5, min_requests=1, check_label_rates=False)
-DATA = DataConfig(shard_users=3, max_history=12, warmup_fraction=0.1)
+CHECKS = ChecksConfig(
+    max_unknown_item_share=0.5,
+    min_requests=1,
+    check_label_rates=False,
+)
+DATA = DataConfig(
+    shard_users=3,
+    max_history=12,
+    warmup_fraction=0.1,
+)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -39,9 +45,19 @@ def files_of(path: Path) -> dict[str, bytes]:
     }
 
 
-def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) -> list[Path]:
+def build_shards(
+    source: Path,
+    root: Path,
+    count: int,
+    data: DataConfig = DATA,
+) -> list[Path]:
     for number, name in enumerate(shard_names(count)):
-        features.build_features(source, root / f"features-{number}", data, shard=Shard.parse(name))
+        features.build_features(
+            source,
+            root / f"features-{number}",
+            data,
+            shard=Shard.parse(name),
+        )
     return [root / f"features-{number}" for number in range(count)]
 
 
@@ -51,10 +67,14 @@ def build_shards(source: Path, root: Path, count: int, data: DataConfig = DATA) 
 def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Yields a dataset of five parts."""
+    """Yield a dataset of five parts."""
     path = tmp_path_factory.mktemp(request.param) / "data"
     if request.param == "random":
-        random_log.write(path, num_parts=5, max_events=40)
+        random_log.write(
+            path,
+            num_parts=5,
+            max_events=40,
+        )
     else:
         synthesize(
             path,
@@ -72,14 +92,13 @@ def source(
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 300])
 def test_shards_are_the_dataset_in_order(count: int) -> None:
     parsed = [Shard.parse(name) for name in shard_names(count)]
-    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5)) and shard_order(
-        parsed[::-1]
-    ) == list(range(count))[::-1]
+    assert [part for shard in parsed for part in shard.parts(5)] == list(range(5))
+    assert shard_order(parsed[::-1]) == list(range(count))[::-1]
     assert sum(not shard.parts(5) for shard in parsed) == max(0, count - 5)
 
 
 @pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "1/0", "a/b", "-1/2"])
-def test_what_is_no_shard_is_refused(text: str) -> None:
+def test_an_invalid_shard_is_refused(text: str) -> None:
     with pytest.raises(DataError, match=r"no shard|no such shard"):
         Shard.parse(text)
 
@@ -87,7 +106,8 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 def test_a_shard_reads_its_own_parts_and_needs_no_other(source: Path, tmp_path: Path) -> None:
     shard = Dataset.open(source, Shard(1, 2))
     users = np.concatenate([part["user_id"].to_numpy() for part in shard.event_parts(["user_id"])])
-    assert len(users) and set(part_of(users, 5)) <= {2, 3, 4}
+    assert len(users)
+    assert set(part_of(users, 5)) <= {2, 3, 4}
     for path in sorted(source.rglob("*")):
         if path.is_file() and path.name not in ("part-00000.parquet", "part-00001.parquet"):
             (tmp_path / path.relative_to(source)).parent.mkdir(exist_ok=True)
@@ -112,8 +132,17 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
     source: Path, tmp_path: Path
 ) -> None:
     found = build_shards(source, tmp_path, 2)
-    random_log.write(tmp_path / "other", seed=9, num_parts=2)
-    features.build_features(tmp_path / "other", tmp_path / "foreign", DATA, shard=Shard(1, 2))
+    random_log.write(
+        tmp_path / "other",
+        seed=9,
+        num_parts=2,
+    )
+    features.build_features(
+        tmp_path / "other",
+        tmp_path / "foreign",
+        DATA,
+        shard=Shard(1, 2),
+    )
     for wrong, message in (
         (found[:1], "not all shards"),
         ([found[0], found[0]], "not all shards"),
@@ -141,7 +170,15 @@ def retrieve_shards(
     source: Path, workdir: Path, root: Path, count: int, data: DataConfig
 ) -> list[Path]:
     for number, name in enumerate(shard_names(count)):
-        retrieve(source, workdir, REPO, root / f"histories-{number}", data, 3, Shard.parse(name))
+        retrieve(
+            source,
+            workdir,
+            REPO,
+            root / f"histories-{number}",
+            data,
+            3,
+            Shard.parse(name),
+        )
     return [root / f"histories-{number}" for number in range(count)]
 
 
@@ -160,9 +197,30 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
 ) -> None:
     """Of seven shards two are empty, for there are five parts."""
     data = dataclasses.replace(DATA, max_requests=max_requests)
-    expected = retrieve(source, workdir, REPO, tmp_path / "whole", data, 3)
-    found = retrieve_shards(source, workdir, tmp_path, count, data)
-    assert join_shards(found[::-1], tmp_path / "joined", data, 3) == expected
+    expected = retrieve(
+        source,
+        workdir,
+        REPO,
+        tmp_path / "whole",
+        data,
+        3,
+    )
+    found = retrieve_shards(
+        source,
+        workdir,
+        tmp_path,
+        count,
+        data,
+    )
+    assert (
+        join_shards(
+            found[::-1],
+            tmp_path / "joined",
+            data,
+            3,
+        )
+        == expected
+    )
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     assert (
         sum(Histories.open(each).num_requests for each in found)
@@ -171,48 +229,83 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
     for number, each in enumerate(found):
         checks.profile_histories(each, tmp_path / f"profile-{number}")
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
-    assert said(
+    assert comparable(
         lambda: checks.check_histories(
             tmp_path / "joined", tmp_path / "joined.html", CHECKS, profiles
         )
-    ) == said(lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS))
+    ) == comparable(
+        lambda: checks.check_histories(tmp_path / "whole", tmp_path / "whole.html", CHECKS)
+    )
 
 
 @pytest.mark.parametrize("key", ["store_version", "dataset_hash"])
 def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
     source: Path, workdir: Path, tmp_path: Path, key: str
 ) -> None:
-    """As where somebody published, or the dataset was replaced, between the retrievals of two
-    shards.
-    """
-    found = retrieve_shards(source, workdir, tmp_path, 2, DATA)
+    """Another publish, or another dataset, came between the retrievals of two shards."""
+    found = retrieve_shards(
+        source,
+        workdir,
+        tmp_path,
+        2,
+        DATA,
+    )
     manifest = files.read_json(found[1] / "manifest.json")
     files.write_json(found[1] / "manifest.json", {**manifest, key: "another"})
     with pytest.raises(DataError, match="not shards of one dataset"):
-        join_shards(found, tmp_path / "joined", DATA, 3)
+        join_shards(
+            found,
+            tmp_path / "joined",
+            DATA,
+            3,
+        )
     assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
 
 
 @pytest.mark.slow
 def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -> None:
     """Six parts in four shards: 2.8 million events, an item table larger than a page of Parquet."""
-    source, workdir, data = tmp_path / "data", tmp_path / "home", DataConfig(max_history=10_000)
+    source = tmp_path / "data"
+    workdir = tmp_path / "home"
+    data = DataConfig(max_history=10_000)
     real_logs.dev_events(source)
     features.build_features(source, tmp_path / "whole", data)
-    features.join_shards(build_shards(source, tmp_path, 4, data), tmp_path / "joined")
+    features.join_shards(
+        build_shards(
+            source,
+            tmp_path,
+            4,
+            data,
+        ),
+        tmp_path / "joined",
+    )
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     publish(tmp_path / "joined", workdir, REPO)
-    retrieve(source, workdir, REPO, tmp_path / "histories", data, 3)
+    retrieve(
+        source,
+        workdir,
+        REPO,
+        tmp_path / "histories",
+        data,
+        3,
+    )
     join_shards(
-        retrieve_shards(source, workdir, tmp_path, 4, data), tmp_path / "joined-histories", data, 3
+        retrieve_shards(
+            source,
+            workdir,
+            tmp_path,
+            4,
+            data,
+        ),
+        tmp_path / "joined-histories",
+        data,
+        3,
     )
     assert files_of(tmp_path / "joined-histories") == files_of(tmp_path / "histories")
 
 
-def said(check: Callable[[], checks.CheckReport]) -> object:
-    """Returns what a report, or a failed check, says: less where and how long, and less the shards
-    of what it names.
-    """
+def comparable(check: Callable[[], checks.CheckReport]) -> object:
+    """Return a report or a failed check without paths, durations and shard numbers."""
     try:
         report = check()
     except CheckFailed as error:
@@ -230,23 +323,39 @@ def test_a_dataset_is_checked_alike_in_shards(
     source: Path, workdir: Path, tmp_path: Path, count: int
 ) -> None:
     for number, name in enumerate(shard_names(count)):
-        checks.profile_events(source, tmp_path / f"profile-{number}", workdir, Shard.parse(name))
+        checks.profile_events(
+            source,
+            tmp_path / f"profile-{number}",
+            workdir,
+            Shard.parse(name),
+        )
     profiles = [tmp_path / f"profile-{number}" for number in range(count)]
-    assert said(
+    assert comparable(
         lambda: checks.check_event_profiles(
             profiles[::-1], tmp_path / "joined.html", CHECKS, workdir
         )
-    ) == said(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, workdir))
+    ) == comparable(
+        lambda: checks.check_events(
+            source,
+            tmp_path / "whole.html",
+            CHECKS,
+            workdir,
+        )
+    )
     with pytest.raises(DataError, match="not all shards"):
-        checks.check_event_profiles(profiles[1:], tmp_path / "joined.html", CHECKS, workdir)
+        checks.check_event_profiles(
+            profiles[1:],
+            tmp_path / "joined.html",
+            CHECKS,
+            workdir,
+        )
 
 
 def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
-    """Users of the second of three shards have an event twice, and others of the third an
-    impossible time.
-    """
+    """The second of three shards repeats an event; the third holds an impossible time."""
     source = random_log.write(tmp_path / "data", num_parts=3)
-    twice, late = source.event_path(1), source.event_path(2)
+    twice = source.event_path(1)
+    late = source.event_path(2)
     events = pq.read_table(twice)
     pq.write_table(
         pa.concat_tables([events.slice(0, 1), events.slice(0, 1), events.slice(2)]), twice
@@ -257,7 +366,12 @@ def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
         events.set_column(events.column_names.index("timestamp"), "timestamp", far), late
     )
     for number, name in enumerate(shard_names(3)):
-        checks.profile_events(source.path, tmp_path / f"profile-{number}", None, Shard.parse(name))
+        checks.profile_events(
+            source.path,
+            tmp_path / f"profile-{number}",
+            None,
+            Shard.parse(name),
+        )
     with pytest.raises(CheckFailed) as caught:
         checks.check_event_profiles(
             [tmp_path / f"profile-{number}" for number in range(3)],
@@ -268,8 +382,6 @@ def test_a_poisoned_shard_is_named_with_its_users(tmp_path: Path) -> None:
     assert re.search(
         r"duplicates: share.*\(user \d+ \(shard 2\)\)", str(caught.value).replace("\n", " ")
     ), str(caught.value)
-    assert (
-        re.search(r"timestamp: maximum.*user \d+ \(shard 3\)", str(caught.value))
-        and "(shard 2)" in text
-        and "(shard 3)" in text
-    )
+    assert re.search(r"timestamp: maximum.*user \d+ \(shard 3\)", str(caught.value))
+    assert "(shard 2)" in text
+    assert "(shard 3)" in text

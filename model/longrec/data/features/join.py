@@ -40,8 +40,8 @@ def join_shards(shard_dirs: Sequence[str | Path], out_dir: str | Path) -> Featur
     """
     directories = [Path(directory) for directory in shard_dirs]
     manifests = [_read_manifest(directory) for directory in directories]
-    shards = [Shard.parse(manifest.get("shard", "1/1")) for manifest in manifests]
-    order = shard_order(shards)
+    names = [manifest.get("shard", "1/1") for manifest in manifests]
+    order = shard_order([Shard.parse(name) for name in names])
     directories = [directories[position] for position in order]
     manifests = [manifests[position] for position in order]
     head = _common_head(manifests)
@@ -69,7 +69,10 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 def _common_head(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the manifest entries that all shards share."""
-    heads = [{key: manifest[key] for key in _HEAD_KEYS} for manifest in manifests]
+    heads = []
+    for manifest in manifests:
+        head = {key: manifest[key] for key in _HEAD_KEYS}
+        heads.append(head)
     first = heads[0]
     if any(head != first for head in heads):
         hashes = {str(head["dataset_hash"])[:16] for head in heads}

@@ -25,10 +25,7 @@ from longrec.errors import DataError
 from longrec.schema import ITEM_ID, USER_ID
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FeatureReport:
     """Counts of the feature tables that were written.
 

@@ -26,10 +26,7 @@ from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, TIMESTAMP, US
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PackedUser:
     """The packed history of one user.
 
@@ -121,10 +118,7 @@ def pack_users(
         )
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Events:
     """Events of whole users as the codec's columns, with views of the sort keys."""
 
@@ -161,10 +155,12 @@ class _Events:
 
     def moved_to(self, times: Int64) -> _Events:
         """Return the events at other times, sorted by (user, time, event_seq, item)."""
-        order = np.lexsort((self.items, self.event_seqs, times, self.users))
+        keys = (self.users, times, self.event_seqs, self.items)
+        order = np.lexsort(keys[::-1])
         position = self.codec.schema.get_field_index(TIMESTAMP)
         field = self.codec.schema.field(position)
-        codec = self.codec.set_column(position, field, pa.array(times))
+        column = pa.array(times)
+        codec = self.codec.set_column(position, field, column)
         is_late = times > self.times
         return _Events.of(
             codec.take(pa.array(order)),

@@ -59,7 +59,10 @@ def _pack_on_spark(
     )
 
     def pack(group: pa.Table) -> pa.Table:
-        arrays = [group.column(name).cast(all_columns.field(name).type) for name in columns]
+        arrays = []
+        for name in columns:
+            dtype = all_columns.field(name).type
+            arrays.append(group.column(name).cast(dtype))
         table = pa.table(arrays, names=columns)
         table = table.sort_by([(TIMESTAMP, "ascending"), (EVENT_SEQ, "ascending")])
         packed = pack_users(

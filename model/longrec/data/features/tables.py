@@ -253,7 +253,8 @@ def _feature_table(
 
 def _log_end_ms(source: Dataset) -> int:
     """Return the time of the last event."""
-    _, last_ms = source.facts.get("time_range_ms") or (None, None)
+    time_range = source.facts.get("time_range_ms") or [None, None]
+    last_ms = time_range[1]
     if last_ms is None:
         raise DataError(
             f"{source.path} holds no events",

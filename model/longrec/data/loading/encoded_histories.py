@@ -33,10 +33,7 @@ Split = Literal["warmup", "train", "eval"]
 Int8 = npt.NDArray[np.int8]
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class EncodedHistories:
     """Encoded timelines, requests and targets; arrays are mapped read-only from the cache.
 
@@ -125,7 +122,8 @@ class EncodedHistories:
     def requests(self, split: Split) -> Int64:
         """Return the positions of the requests of a split, in time order, int64."""
         code = SPLITS.index(split)
-        return np.flatnonzero(self.splits == code).astype(np.int64)
+        positions = np.flatnonzero(self.splits == code)
+        return positions.astype(np.int64)
 
     def batch(
         self,
@@ -158,7 +156,8 @@ class EncodedHistories:
         target_starts = self.target_starts[requests]
         target_ends = self.target_ends[requests]
         targets = list(_slices(target_starts, target_ends))
-        labels = np.concatenate([self.labels[span] for span in targets])
+        labels_of_requests = [self.labels[span] for span in targets]
+        labels = np.concatenate(labels_of_requests)
         return pack_batch(
             histories,
             [self.target_items[span] for span in targets],
@@ -242,7 +241,10 @@ def _request_arrays(histories: Histories, encoder: Encoder) -> dict[str, npt.NDA
     targets = histories.targets
     users = histories.users
     user_rows = int64_column(requests, "user_row")
-    labels = [np.asarray(targets.column(task), np.int8) for task in encoder.schema.task_names]
+    labels = []
+    for task in encoder.schema.task_names:
+        column = targets.column(task)
+        labels.append(np.asarray(column, np.int8))
     return {
         "target_items": encoder.item_rows(int64_column(targets, ITEM_ID)),
         "labels": np.stack(labels, axis=1),

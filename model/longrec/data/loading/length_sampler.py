@@ -28,10 +28,7 @@ _NUM_DRAWS = 3
 """Independent uniform numbers of a request: for its length, its rounding, its random window."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LengthSampler:
     """Draws the events that a training step sees.
 
@@ -125,7 +122,8 @@ class LengthSampler:
             return np.full(len(request_ids), int(mean), np.int64)
         uniform = self._uniform(request_ids, epoch, _LENGTH_DRAW)
         if distribution == "two_point":
-            return self._two_point(np.minimum(available, self.config.maximum), uniform)
+            bounded = np.minimum(available, self.config.maximum)
+            return self._two_point(bounded, uniform)
         multiple = self.config.multiple
         if distribution == "uniform":
             num_lengths = (high - low) // multiple + 1
@@ -170,7 +168,8 @@ class LengthSampler:
         alpha = self.config.alpha
         beta = alpha * (high - mean) / (mean - low)
         share = betaincinv(alpha, beta, uniform)
-        return np.asarray(low + share * (high - low), np.float64)
+        lengths = low + share * (high - low)
+        return np.asarray(lengths, np.float64)
 
     def _two_point(
         self,
@@ -182,8 +181,8 @@ class LengthSampler:
         multiple = self.config.multiple
         target = capacity ** (alpha / 2)
         short = max(multiple, round(target / multiple) * multiple)
-        squared = np.maximum(available, 1).astype(np.float64) ** 2
-        keeps_all = uniform * squared < capacity**alpha
+        num_events = np.maximum(available, 1).astype(np.float64)
+        keeps_all = uniform * num_events**2 < capacity**alpha
         return np.where(keeps_all, available, np.minimum(available, short))
 
     def _bounds(self) -> tuple[int, float, int]:
@@ -213,7 +212,8 @@ class LengthSampler:
             epoch: number of the pass over the data.
             draw: which of the independent numbers of a request.
         """
-        seed_hash = splitmix64(np.array([self.seed], np.int64))
+        seed = np.array([self.seed], np.int64)
+        seed_hash = splitmix64(seed)
         draw_number = np.uint64(_NUM_DRAWS * epoch + draw)
         key = splitmix64(seed_hash ^ draw_number)
         id_hash = splitmix64(request_ids.astype(np.int64))

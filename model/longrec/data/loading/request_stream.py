@@ -21,10 +21,7 @@ from longrec.data.loading.length_sampler import LengthSampler
 from longrec.data.loading.prefetch import prefetch
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestStream:
     """Batches over encoded histories; iterating packs them ahead in a background thread.
 
@@ -137,13 +134,7 @@ class RequestStream:
             token_budget=token_budget,
             max_requests=max_requests,
         )
-        return cls(
-            encoded,
-            requests,
-            starts,
-            ends,
-            bounds,
-        )
+        return cls(encoded, requests, starts, ends, bounds)
 
     def __len__(self) -> int:
         return len(self.batch_numbers)
@@ -210,7 +201,9 @@ class RequestStream:
         return np.repeat(self.requests, num_targets)
 
     def _targets_per_request(self, requests: Int64) -> Int64:
-        return self.encoded.target_ends[requests] - self.encoded.target_starts[requests]
+        starts = self.encoded.target_starts[requests]
+        ends = self.encoded.target_ends[requests]
+        return ends - starts
 
     def _rank_part(self, positions: Int64) -> tuple[Int64, GlobalBatch]:
         """Return the requests of this rank in a batch, in order, and the sizes of the batch.

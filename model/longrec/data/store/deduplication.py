@@ -20,10 +20,7 @@ from longrec.schema import USER_ID
 KEY = (USER_ID, *history.EVENT_KEY)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class DeduplicatedEvents:
     """Events of one user, divided by whether they are stored already.
 
@@ -48,7 +45,8 @@ def deduplicate(events: pa.RecordBatch, stored: pa.RecordBatch) -> DeduplicatedE
     if not events.num_rows:
         return DeduplicatedEvents(events, events, stored.slice(0, 0))
     nearby = _between(stored, history.timestamps(events))
-    row_of_key = dict(zip(_keys(nearby), range(nearby.num_rows), strict=True))
+    rows = range(nearby.num_rows)
+    row_of_key = dict(zip(_keys(nearby), rows, strict=True))
     new_rows = []
     repeated_rows = []
     stored_rows = []

@@ -268,11 +268,7 @@ class FeastAdapter:
         """
         import pandas as pd
 
-        as_of = pd.Timestamp(
-            as_of_us,
-            unit="us",
-            tz="UTC",
-        )
+        as_of = pd.Timestamp(as_of_us, unit="us", tz="UTC")
         with feast_errors("the offline store cannot be read"), _no_warnings():
             entities = pd.DataFrame({key: ids, EVENT_TIME: as_of})
             job = self.feast.get_historical_features(
@@ -340,9 +336,14 @@ class SqliteReader:
         self._config = feast.config
         self._store = feast._get_provider().online_store
         self._key_prefix = _key_prefix(feast.config)
-        self._tables = [_sqlite_table(feast, view) for view, _ in views]
-        self._names = [names for _, names in views]
-        self._missing = {name: None for names in self._names for name in names}
+        self._tables: list[str] = []
+        self._names: list[list[str]] = []
+        for view, names in views:
+            self._tables.append(_sqlite_table(feast, view))
+            self._names.append(names)
+        self._missing: Values = {}
+        for names in self._names:
+            self._missing |= dict.fromkeys(names)
         self._single_user_query = self._query(1)
 
     def __call__(self, user_ids: list[int]) -> list[Values]:
@@ -393,7 +394,10 @@ class RedisReader:
             self._fields += fields[:-1]  # the last one is the view's timestamp
 
     def __call__(self, user_ids: list[int]) -> list[Values]:
-        keys = [self._key_prefix + _INT64.pack(user_id) + self._project for user_id in user_ids]
+        keys = []
+        for user_id in user_ids:
+            key = self._key_prefix + _INT64.pack(user_id)
+            keys.append(key + self._project)
         return [
             {name: _parse_value(value) for name, value in zip(self._names, reply, strict=True)}
             for reply in self._replies(keys)
@@ -562,7 +566,8 @@ def _entity_key(user_id: int) -> Any:
 def _key_prefix(config: Any) -> bytes:
     """Return the bytes before the 8 bytes of a user's id in Feast's key of the user."""
     prefix = _serialized_key(0, config)[: -_INT64.size]
-    if _serialized_key(_PROBE_USER, config) != prefix + _INT64.pack(_PROBE_USER):
+    expected = prefix + _INT64.pack(_PROBE_USER)
+    if _serialized_key(_PROBE_USER, config) != expected:
         raise StoreError(
             "this version of Feast writes the keys of users in another way",
             fix="Install the versions of constraints.txt.",

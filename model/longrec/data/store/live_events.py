@@ -102,7 +102,8 @@ def split_by_user(events: pa.Table) -> Iterator[tuple[int, pa.RecordBatch]]:
     codec = events.drop_columns([USER_ID]).combine_chunks()
     for start, end in group_spans(users):
         own = codec.slice(start, end - start)
-        yield int(users[start]), own.to_batches()[0]
+        [batch] = own.to_batches()
+        yield int(users[start]), batch
 
 
 def check_baskets(events: pa.Table, schema: Schema) -> None:
@@ -179,8 +180,9 @@ def _read_table(path: Path, schema: Schema) -> pa.Table:
     types = {USER_ID: pa.int64()}
     for field in history.arrow_schema(schema):
         if field.name != TIMESTAMP:  # either a number or ISO 8601
-            is_text = pa.types.is_dictionary(field.type)
-            types[field.name] = pa.string() if is_text else field.type
+            types[field.name] = field.type
+            if pa.types.is_dictionary(field.type):
+                types[field.name] = pa.string()
     if path.suffix == ".csv":
         options = csv.ConvertOptions(
             column_types=types,

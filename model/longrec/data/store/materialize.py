@@ -76,7 +76,10 @@ def materialize(adapter: FeastAdapter) -> int:
             end_us,
         )
         num_slices += 1
-    online_views = {view.name for view in adapter.feast.list_feature_views() if view.online}
+    online_views = set()
+    for view in adapter.feast.list_feature_views():
+        if view.online:
+            online_views.add(view.name)
     log_end_us = published.log_end_us
     for name in sorted(online_views - {"user_history", "user_tail"}):
         _materialize_view(

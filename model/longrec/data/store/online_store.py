@@ -115,7 +115,8 @@ def read_stored_users(adapter: FeastAdapter, user_ids: list[int]) -> list[Stored
         if not torn:
             return users
         torn_ids = [user_ids[row] for row in torn]
-        for row, user in zip(torn, _read_once(adapter, torn_ids), strict=True):
+        read_again = _read_once(adapter, torn_ids)
+        for row, user in zip(torn, read_again, strict=True):
             users[row] = user
     raise StoreError(
         "the online store holds a tail without its base",

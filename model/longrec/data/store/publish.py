@@ -45,10 +45,7 @@ _REDIS_TYPE = "type: redis"
 _SQLITE_TYPE = "type: sqlite"
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PublishReport:
     """Counts of a publish.
 
@@ -102,7 +99,8 @@ def publish(
     repo_dir = Path(repo_dir)
     manifest = _checked_manifest(tables)
     token = uuid.uuid4().hex[:6]
-    version = workdir / "store" / f"{manifest['version']}-{token}"
+    name = f"{manifest['version']}-{token}"
+    version = workdir / "store" / name
     with write_lock(workdir):
         initialize_workdir(workdir)
         if key and _is_current(workdir, manifest, key):
@@ -149,7 +147,8 @@ def _checked_manifest(tables: Path) -> dict[str, Any]:
     hashes = manifest.get("files", {})
     for name, expected_hash in hashes.items():
         table = tables / name
-        if not table.is_file() or files.sha256_of(table) != expected_hash:
+        is_unchanged = table.is_file() and files.sha256_of(table) == expected_hash
+        if not is_unchanged:
             raise DataError(
                 f"{table} is missing or was changed",
                 fix=BUILD_AGAIN,
@@ -347,4 +346,6 @@ def _carry_over(
 def _has_equal_events(old: Schema, new: Schema) -> bool:
     if old.name != new.name:
         return False
-    return bool(history.arrow_schema(old).equals(history.arrow_schema(new)))
+    old_columns = history.arrow_schema(old)
+    new_columns = history.arrow_schema(new)
+    return bool(old_columns.equals(new_columns))

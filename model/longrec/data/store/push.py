@@ -43,10 +43,7 @@ RepeatCheck = Callable[[int, pa.RecordBatch, pa.RecordBatch], None]
 """Called with a user, repeated events and the stored events with their keys."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PushReport:
     """Counts of a push.
 
@@ -182,10 +179,7 @@ def accept_repeats(
     """Accept any repeated event; the stored one stays."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class UserUpdate:
     """The new rows of a user.
 
@@ -262,12 +256,7 @@ def _updates(
     stored_users = read_stored_users(adapter, user_ids)
     updates = []
     for stored, (_, events) in zip(stored_users, batch, strict=True):
-        update = _update(
-            stored,
-            events,
-            schema,
-            check_repeats,
-        )
+        update = _update(stored, events, schema, check_repeats)
         if update is not None:
             updates.append(update)
     return updates
@@ -285,7 +274,8 @@ def _update(
     if not found.new.num_rows:
         return None
     if schema.has_baskets:
-        _check_baskets(stored.user_id, history.merge(known, found.new, schema), schema)
+        all_events = history.merge(known, found.new, schema)
+        _check_baskets(stored.user_id, all_events, schema)
     base = stored.base
     tail = history.merge(stored.tail, found.new, schema)
     is_compacted = tail.num_rows > MAX_TAIL_EVENTS

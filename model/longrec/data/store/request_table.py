@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import IMPORT_AGAIN, Dataset
-from longrec.data.histories import TARGET_SPAN, Histories
+from longrec.data.histories import Histories
 from longrec.data.timelines import group_lengths, group_starts
 from longrec.errors import DataError
 from longrec.schema import REQUEST_ID, TIMESTAMP, USER_ID
@@ -18,10 +18,7 @@ from longrec.schema import REQUEST_ID, TIMESTAMP, USER_ID
 _KEYS = (REQUEST_ID, USER_ID, TIMESTAMP)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestTable:
     """Requests sorted by (time, request_id); all columns are int64 [R].
 
@@ -148,7 +145,9 @@ class RequestTable:
 
 def _requests_of_part(source: Dataset, part: int) -> RequestTable:
     table = source.targets(part, _KEYS)
-    request_ids, user_ids, times = (int64_column(table, name) for name in _KEYS)
+    request_ids = int64_column(table, REQUEST_ID)
+    user_ids = int64_column(table, USER_ID)
+    times = int64_column(table, TIMESTAMP)
     starts = group_starts(request_ids, user_ids, times)
     lengths = group_lengths(request_ids, user_ids, times)
     return RequestTable(
@@ -165,14 +164,13 @@ def _requests_of_shard(shard: Histories, number: int) -> RequestTable:
     requests = shard.requests
     user_rows = int64_column(requests, "user_row")
     user_ids = int64_column(shard.users, USER_ID)
-    starts, ends = (int64_column(requests, name) for name in TARGET_SPAN)
     return RequestTable(
         int64_column(requests, REQUEST_ID),
         user_ids[user_rows],
         int64_column(requests, TIMESTAMP),
         parts=np.full(len(user_rows), number),
-        starts=starts,
-        ends=ends,
+        starts=int64_column(requests, "target_start"),
+        ends=int64_column(requests, "target_end"),
     )
 
 

@@ -45,10 +45,7 @@ _SHARED_KEYS = (
 )
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RetrieveReport:
     """Counts of the histories that were written.
 
@@ -131,12 +128,7 @@ def retrieve(
         head = _manifest_head(source, published)
         head["seed"] = seed
         content = _Content(requests, spans, *targets, items)
-        return _finish(
-            writer,
-            content,
-            head,
-            data,
-        )
+        return _finish(writer, content, head, data)
 
 
 def join_shards(
@@ -182,18 +174,10 @@ def join_shards(
         )
         head["seed"] = seed
         content = _Content(requests, spans, *targets, first.items)
-        return _finish(
-            writer,
-            content,
-            head,
-            data,
-        )
+        return _finish(writer, content, head, data)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Content:
     """Tables of the histories before they are written.
 
@@ -245,7 +229,7 @@ def _finish(
     time_range: list[int | None] = [None, None]
     if len(times):
         warmup_end, split_time = split_times(times, data.warmup_fraction, data.eval_fraction)
-        time_range = [int(times[0]), int(times[-1])]
+        time_range = times[[0, -1]].tolist()
     splits = split_names(times, warmup_end, split_time)
     split_counts = {name: splits.count(name) for name in SPLITS}
     manifest = {
@@ -328,7 +312,8 @@ def _check_shards(shards: Sequence[Histories]) -> None:
     for shard in shards:
         dataset_hash = shard.manifest["dataset_hash"]
         store_version = shard.manifest["store_version"]
-        origins.add(f"{dataset_hash} {shard.schema.fingerprint} {store_version}")
+        origin = f"{dataset_hash} {shard.schema.fingerprint} {store_version}"
+        origins.add(origin)
     if len(origins) > 1:
         raise DataError(
             "these are not shards of one dataset, read from one version of its features",

@@ -156,7 +156,8 @@ def pushed_events(before: PublishedVersion, users: Int64) -> pa.Table:
     """
     schema = before.schema
     of_users = [(USER_ID, "in", users.tolist())]
-    tails = latest_rows(pq.read_table(tail_directory(before.path), filters=of_users))
+    all_tails = pq.read_table(tail_directory(before.path), filters=of_users)
+    tails = latest_rows(all_tails)
     histories = pq.read_table(history_directory(before.path), filters=of_users)
     times_us = _feature_times(histories)
     is_compacted = times_us > before.log_end_us

@@ -27,10 +27,7 @@ MAX_GROUP_EVENTS = 4_000_000
 """Events that one offline query brings into memory."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Timelines:
     """Timelines of a group of users.
 
@@ -45,10 +42,7 @@ class Timelines:
     features: pa.Table
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestSpans:
     """Where the history of each request is.
 
@@ -130,7 +124,8 @@ class ShardTimelines:
     def read(self, user_ids: Int64) -> Timelines:
         """Return the timelines of users of one part (sorted, unique ids)."""
         positions = np.searchsorted(self._ids, user_ids)
-        shard = self._shards[self._shard_numbers[positions[0]]]  # users of a part share a shard
+        shard_number = self._shard_numbers[positions[0]]  # users of a part share a shard
+        shard = self._shards[shard_number]
         starts = self._starts[positions].tolist()
         ends = self._ends[positions].tolist()
         parts = list(map(shard.events, starts, ends))
@@ -181,7 +176,8 @@ def write_timelines(
     ids, rows = np.unique(requests.user_ids, return_inverse=True)
     order = np.lexsort((ids, part_of(ids, num_parts)))
     user_ids = ids[order]
-    user_rows = np.argsort(order)[rows].astype(np.int64)
+    row_of_id = np.argsort(order)
+    user_rows = row_of_id[rows].astype(np.int64)
     requests_by_user = _RequestsByUser.of(requests, user_rows, len(user_ids))
     lengths = source.lengths(ids)[order]
     parts = part_of(user_ids, num_parts)
@@ -211,10 +207,7 @@ def write_timelines(
     )
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _RequestsByUser:
     """Requests grouped by user: those of user u are order[bounds[u]:bounds[u+1]]."""
 
@@ -277,8 +270,10 @@ def _user_rows(
 
 def _unpack_rows(rows: pa.Table, schema: Schema) -> tuple[pa.RecordBatch, Int64]:
     """Return the events of all users of an offline query, and the offsets of each user."""
-    payloads = rows.column(HISTORY)
-    histories = [history.unpack_or_empty(value.as_buffer(), schema) for value in payloads]
+    histories = []
+    for payload in rows.column(HISTORY):
+        own = history.unpack_or_empty(payload.as_buffer(), schema)
+        histories.append(own)
     lengths = np.array([own.num_rows for own in histories], np.int64)
     stated = rows.column(HISTORY_LENGTH).fill_null(0)
     expected = np.asarray(stated, np.int64)

@@ -13,10 +13,7 @@ from longrec.data.columns import HISTORY, TAIL, TAIL_BASE
 from longrec.schema import Feature, Schema
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class UserRecord:
     """What the feature store knows of one user.
 
@@ -33,10 +30,7 @@ class UserRecord:
     features: dict[str, Any] | None
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StoredUser:
     """The stored values of one user, not merged yet.
 
@@ -116,13 +110,13 @@ class StoredUser:
 
 def _features(values: Mapping[str, Any], schema: Schema) -> dict[str, Any] | None:
     """Return the user features in the types of the dataset; None if all are missing."""
-    stored = {feature.name: values.get(feature.name) for feature in schema.user}
-    if all(value is None for value in stored.values()):
-        return None
     features = {}
+    is_known = False
     for feature in schema.user:
-        features[feature.name] = _feature_value(stored[feature.name], feature)
-    return features
+        value = values.get(feature.name)
+        is_known |= value is not None
+        features[feature.name] = _feature_value(value, feature)
+    return features if is_known else None
 
 
 def _feature_value(value: Any, feature: Feature) -> Any:

@@ -16,10 +16,7 @@ from longrec.schema import Schema
 PUBLISH_FIRST = "Publish feature tables first (longrec refresh, or step publish of longrec run)."
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PublishedVersion:
     """A published version.
 

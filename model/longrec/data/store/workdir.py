@@ -94,10 +94,7 @@ def write_lock(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         StoreError: another writer held it for `wait_seconds`.
     """
     store = workdir / "store"
-    store.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    store.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
     with open(store / ".lock", "w") as stream:
         while not _try_lock(stream.fileno()):
@@ -161,7 +158,8 @@ def _link(link: Path, target: str) -> None:
         return
     token = uuid.uuid4().hex[:8]
     if link.is_dir() and not link.is_symlink():  # made by a plain `feast apply`
-        os.replace(link, link.parent / "store" / f".replaced-{token}")
+        unused_name = f".replaced-{token}"
+        os.replace(link, link.parent / "store" / unused_name)
     temporary = link.parent / f".{link.name}.tmp-{token}"
     temporary.symlink_to(target)
     os.replace(temporary, link)

@@ -1,6 +1,4 @@
-"""Feature tables: one row per user with all of its events, the same bytes each time, old or new and
-nothing between.
-"""
+"""Feature tables: one row per user with all events, equal bytes each time, replaced at once."""
 
 from __future__ import annotations
 
@@ -55,9 +53,8 @@ def test_every_user_has_one_row_with_all_events_in_order(tmp_path: Path, seed: i
             if name == "timestamp":
                 expected = [round(time.timestamp() * 1000) for time in expected]
             assert repr(stored.column(name).to_pylist()) == repr(expected), name
-        assert (
-            row["history_length"] == len(mine) and row["event_timestamp"] == mine[-1]["timestamp"]
-        )
+        assert row["history_length"] == len(mine)
+        assert row["event_timestamp"] == mine[-1]["timestamp"]
     assert (report.num_users, report.num_events) == (len(rows), len(events))
     assert report.longest_history == max(row["history_length"] for row in rows.values())
     assert report.history_bytes == sum(len(row["history"]) for row in rows.values())
@@ -68,14 +65,16 @@ def test_every_user_has_one_row_with_all_events_in_order(tmp_path: Path, seed: i
     )
 
 
-def test_half_known_users_are_counted(tmp_path: Path) -> None:
+def test_users_without_features_or_events_are_counted(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     report = features.build_features(source.path, tmp_path / "out", DataConfig())
     assert (report.users_without_events, report.users_without_features) == (1, 1)
     known = pq.read_table(tmp_path / "out" / "user_features.parquet").column("user_id").to_pylist()
     rows = rows_of(tmp_path / "out")
-    assert NO_FEATURES in rows and NO_FEATURES not in known
-    assert NO_EVENTS in known and NO_EVENTS not in rows
+    assert NO_FEATURES in rows
+    assert NO_FEATURES not in known
+    assert NO_EVENTS in known
+    assert NO_EVENTS not in rows
 
 
 def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -103,15 +102,13 @@ def test_parts_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert features.build_features(source.path, tmp_path / "out", DataConfig()).num_parts == 20
 
 
-def test_the_manifest_tells_what_was_written(tmp_path: Path) -> None:
+def test_the_manifest_counts_and_hashes_the_files(tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     report = features.build_features(source.path, tmp_path / "out", DataConfig(shard_users=7))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["counts"] == dataclasses.asdict(report)
-    assert (
-        manifest["dataset_hash"] == source.facts["content_hash"]
-        and manifest["fingerprint"] == SCHEMA.fingerprint
-    )
+    assert manifest["dataset_hash"] == source.facts["content_hash"]
+    assert manifest["fingerprint"] == SCHEMA.fingerprint
     assert {
         name: files.sha256_of(tmp_path / "out" / name) for name in manifest["files"]
     } == manifest["files"]
@@ -202,7 +199,11 @@ def test_a_user_in_two_parts_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), [("items", "item_id"), ("users", "user_id")])
-def test_repeated_ids_are_refused(tmp_path: Path, name: str, key: str) -> None:
+def test_repeated_ids_are_refused(
+    tmp_path: Path,
+    name: str,
+    key: str,
+) -> None:
     source = random_log.write(tmp_path / "data")
     rewrite(
         source.path / f"{name}.parquet",
@@ -226,9 +227,14 @@ def test_a_failure_half_way_leaves_what_was_there(
     out = tmp_path / "work" / "out"
     features.build_features(source.path, out, DataConfig())
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    written, write = [], pq.write_table
+    written = []
+    write = pq.write_table
 
-    def failing(table: pa.Table, path: Path, **options: Any) -> None:
+    def failing(
+        table: pa.Table,
+        path: Path,
+        **options: Any,
+    ) -> None:
         written.append(path)
         if len(written) == 3:
             raise OSError("No space left on device")

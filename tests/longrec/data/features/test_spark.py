@@ -1,4 +1,4 @@
-"""Spark in local mode gives the files of one process, byte for byte, and its errors in one line."""
+"""Spark in local mode: the same files as one process, byte for byte, and errors in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from longrec.data.importers import NegativeSampling, import_events
 from longrec.data.store.publish import publish
 from longrec.data.store.retrieve import retrieve
 from longrec.errors import DataError
-from tests.longrec.data import random_log, test_late
+from tests.longrec.data import random_log, test_late_events
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -59,16 +59,21 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_same_bytes_as_one_process(session: Any, tmp_path: Path) -> None:
-    source = random_log.write(tmp_path / "data", num_users=60, num_parts=3)
+    source = random_log.write(
+        tmp_path / "data",
+        num_users=60,
+        num_parts=3,
+    )
     here = features.build_features(source.path, tmp_path / "here", DataConfig(shard_users=7))
     there = features.build_features(
         source.path, tmp_path / "there", DataConfig(shard_users=7), spark.spark_packer(session)
     )
-    assert there == here and content(tmp_path / "there") == content(tmp_path / "here")
+    assert there == here
+    assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Path) -> None:
-    table = test_late.log(tmp_path / "log.csv", np.random.default_rng(0))
+    table = test_late_events.log(tmp_path / "log.csv", np.random.default_rng(0))
     tied = table.set_column(2, "timestamp", pa.array(np.asarray(table["timestamp"]) // 50 * 50))
     pq.write_table(
         tied.append_column("place", pa.array(np.arange(400) % 2)).set_column(
@@ -76,7 +81,11 @@ def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Pat
         ),
         tmp_path / "log.parquet",
     )
-    mapping = test_late.EventMapping(created="came_in", features=("action:category",), seq="place")
+    mapping = test_late_events.EventMapping(
+        created="came_in",
+        features=("action:category",),
+        seq="place",
+    )
     import_events(
         tmp_path / "log.parquet",
         tmp_path / "data",
@@ -87,14 +96,12 @@ def test_late_events_and_ties_of_one_sequence_number(session: Any, tmp_path: Pat
     there = features.build_features(
         tmp_path / "data", tmp_path / "there", DataConfig(), spark.spark_packer(session)
     )
-    assert (
-        here.num_late > 50
-        and there == here
-        and content(tmp_path / "there") == content(tmp_path / "here")
-    )
+    assert here.num_late > 50
+    assert there == here
+    assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
-def test_what_is_wrong_is_said_in_one_line(session: Any, tmp_path: Path) -> None:
+def test_an_error_on_an_executor_is_one_line(session: Any, tmp_path: Path) -> None:
     source = random_log.write(tmp_path / "data")
     path = source.event_path(0)
     table = pq.read_table(path, partitioning=None)
@@ -114,14 +121,23 @@ def test_what_is_wrong_is_said_in_one_line(session: Any, tmp_path: Path) -> None
 def test_retrieval_by_spark_gives_the_same_histories(
     session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Feast's Spark offline store against its DuckDB one: every file of the histories."""
+    """Compare every file of the histories with those of the DuckDB offline store."""
     source = random_log.write(tmp_path / "data")
     features.build_features(source.path, tmp_path / "tables", DataConfig())
     found = []
     for overlay in ("", "spark"):
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", overlay)
         publish(tmp_path / "tables", tmp_path / f"home{overlay}", ROOT / "feature_repo")
-        workdir, out = tmp_path / f"home{overlay}", tmp_path / f"out{overlay}"
-        report = retrieve(source.path, workdir, ROOT / "feature_repo", out, DataConfig(), 0)
+        workdir = tmp_path / f"home{overlay}"
+        out = tmp_path / f"out{overlay}"
+        report = retrieve(
+            source.path,
+            workdir,
+            ROOT / "feature_repo",
+            out,
+            DataConfig(),
+            0,
+        )
         found.append((report, content(out)))
-    assert found[0] == found[1] and len(found[0][1]) == 6
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 6

@@ -1,6 +1,4 @@
-"""RequestStream: every request once, with its own events and targets, however the batches are
-filled.
-"""
+"""RequestStream: every request once, with its own events and targets, in any batches."""
 
 from __future__ import annotations
 
@@ -30,7 +28,15 @@ from longrec.training.encoded_cache import fit_encoder
 from tests.longrec import small_histories
 
 FULL = LengthSampler(LengthConfig("full"))
-SHORT = LengthSampler(LengthConfig("beta", 0, 16, 64), seed=3)
+SHORT = LengthSampler(
+    LengthConfig(
+        "beta",
+        0,
+        16,
+        64,
+    ),
+    seed=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +53,7 @@ def encoded(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Encode
 
 
 def by_request(batches) -> dict[tuple[int, ...], list[list]]:
-    """Returns what each request of the batches holds, keyed by its time and its targets (unique in
-    the small world).
-    """
+    """Return the content of each request, by its time and targets, which are unique."""
     seen: dict[tuple[int, ...], list[list]] = {}
     for batch in batches:
         batch.validate()
@@ -68,7 +72,7 @@ def by_request(batches) -> dict[tuple[int, ...], list[list]]:
     return seen
 
 
-def test_a_batch_holds_what_the_files_say(directory: Path, encoded: EncodedHistories) -> None:
+def test_a_batch_equals_the_files(directory: Path, encoded: EncodedHistories) -> None:
     histories = Histories.open(directory)
     encoder = fit_encoder(histories)
     events = pa.ipc.open_file(str(directory / "timelines.arrow")).read_all()
@@ -91,7 +95,8 @@ def test_a_batch_holds_what_the_files_say(directory: Path, encoded: EncodedHisto
             (batch.event_items, batch.event_features, batch.event_timestamps), expected, strict=True
         ):
             assert got[own].tolist() == np.asarray(want).tolist()
-        first, last = requests["target_start"][position], requests["target_end"][position]
+        first = requests["target_start"][position]
+        last = requests["target_end"][position]
         own = slice(int(batch.target_offsets[r]), int(batch.target_offsets[r + 1]))
         assert (
             batch.target_items[own].tolist()
@@ -105,11 +110,20 @@ def test_a_batch_holds_what_the_files_say(directory: Path, encoded: EncodedHisto
         assert np.array_equal(
             batch.user_features[r], encoder.users(users.slice(requests["user_row"][position], 1))[0]
         )
-    assert batch.num_events > 0 and batch.event_items.dtype == torch.int32
+    assert batch.num_events > 0
+    assert batch.event_items.dtype == torch.int32
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 40), st.sampled_from([FULL, SHORT]), st.integers(0, 3))
+@settings(
+    max_examples=25,
+    deadline=None,
+)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 40),
+    st.sampled_from([FULL, SHORT]),
+    st.integers(0, 3),
+)
 def test_packing_equals_one_request_at_a_time(
     encoded, budget: int, max_requests: int, length_sampler: LengthSampler, epoch: int
 ) -> None:
@@ -123,13 +137,22 @@ def test_packing_equals_one_request_at_a_time(
     assert len(single) == len(encoded.requests("train"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(
+    max_examples=100,
+    deadline=None,
+)
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 120), st.integers(1, 8))
-def test_filling_is_greedy_and_inside_the_budget(
+def test_batches_are_filled_greedily_inside_the_budget(
     sizes: list[int], budget: int, max_requests: int
 ) -> None:
-    bounds = batch_bounds(np.array(sizes, np.int64), token_budget=budget, max_requests=max_requests)
-    assert bounds[0] == 0 and bounds[-1] == len(sizes) and (np.diff(bounds) > 0).all()
+    bounds = batch_bounds(
+        np.array(sizes, np.int64),
+        token_budget=budget,
+        max_requests=max_requests,
+    )
+    assert bounds[0] == 0
+    assert bounds[-1] == len(sizes)
+    assert (np.diff(bounds) > 0).all()
     for start, end in itertools.pairwise(bounds):
         alone = end - start == 1
         assert alone or (sum(sizes[start:end]) <= budget and end - start <= max_requests)
@@ -144,25 +167,45 @@ def test_orders_are_seeded_and_change_with_the_epoch(encoded: EncodedHistories) 
         ).requests.tolist()
 
     assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
     assert sorted(order(0, 0)) == sorted(order(0, 1)) == encoded.requests("train").tolist()
 
 
 def test_a_stream_resumes_where_it_stopped(encoded: EncodedHistories) -> None:
     options = {"token_budget": 100, "max_requests": 8, "seed": 1, "epoch": 2}
     whole = list(RequestStream.for_training(encoded, SHORT, **options))
-    rest = RequestStream.for_training(encoded, SHORT, **options, first_batch=3)
+    rest = RequestStream.for_training(
+        encoded,
+        SHORT,
+        **options,
+        first_batch=3,
+    )
     assert len(rest) == len(whole) - 3
     for a, b in zip(whole[3:], rest, strict=True):
         for field in dataclasses.fields(a):
-            left, right = getattr(a, field.name), getattr(b, field.name)
+            left = getattr(a, field.name)
+            right = getattr(b, field.name)
             assert left is right is None or torch.equal(left, right)
 
 
-def test_the_law_acts_on_training_batches_only(encoded: EncodedHistories) -> None:
-    short = RequestStream.for_training(encoded, SHORT, token_budget=500, max_requests=64, seed=0)
-    full = RequestStream.for_training(encoded, FULL, token_budget=500, max_requests=64, seed=0)
-    assert short.num_events < full.num_events and short.num_targets == full.num_targets
+def test_the_length_sampler_acts_on_training_batches_only(encoded: EncodedHistories) -> None:
+    short = RequestStream.for_training(
+        encoded,
+        SHORT,
+        token_budget=500,
+        max_requests=64,
+        seed=0,
+    )
+    full = RequestStream.for_training(
+        encoded,
+        FULL,
+        token_budget=500,
+        max_requests=64,
+        seed=0,
+    )
+    assert short.num_events < full.num_events
+    assert short.num_targets == full.num_targets
     assert sum(batch.num_events for batch in short) == short.num_events
     available = encoded.event_ends[short.requests] - encoded.event_starts[short.requests]
     kept = short.ends - short.starts
@@ -171,7 +214,7 @@ def test_the_law_acts_on_training_batches_only(encoded: EncodedHistories) -> Non
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 1000])
-def test_serving_takes_the_most_recent_events_in_the_given_order(
+def test_evaluation_takes_the_most_recent_events_in_the_given_order(
     encoded: EncodedHistories, length: int
 ) -> None:
     requests = encoded.requests("eval")
@@ -200,7 +243,13 @@ def test_serving_takes_the_most_recent_events_in_the_given_order(
 
 
 def test_positions_of_targets_follow_the_stream(encoded: EncodedHistories) -> None:
-    served = RequestStream.for_training(encoded, FULL, token_budget=100, max_requests=4, seed=5)
+    served = RequestStream.for_training(
+        encoded,
+        FULL,
+        token_budget=100,
+        max_requests=4,
+        seed=5,
+    )
     labels = torch.cat([batch.labels for batch in served if batch.labels is not None]).numpy()
     assert np.array_equal(labels, encoded.labels[served.target_positions])
     users = encoded.request_users[served.target_requests]
@@ -222,7 +271,7 @@ def test_cache_round_trips_and_is_mapped(
         EncodedHistories.open(tmp_path / "cache")
 
 
-def test_a_leak_is_refused(directory: Path, tmp_path: Path) -> None:
+def test_an_event_after_its_request_is_refused(directory: Path, tmp_path: Path) -> None:
     for name in directory.iterdir():
         (tmp_path / name.name).write_bytes(name.read_bytes())
     table = pq.read_table(tmp_path / "requests.parquet")
@@ -249,9 +298,19 @@ def test_a_failing_batch_stops_the_stream_with_its_error(encoded: EncodedHistori
         list(broken)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 8))
-def test_parts_have_nearly_equal_events_and_are_not_empty(sizes: list[int], num_parts: int) -> None:
+@settings(
+    max_examples=100,
+    deadline=None,
+)
+@given(
+    st.lists(
+        st.integers(0, 50),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 8),
+)
+def test_ranks_have_nearly_equal_events_and_are_not_empty(sizes: list[int], num_parts: int) -> None:
     parts = balance_events(np.array(sizes, np.int64), num_parts)
     loads = [
         sum(size for size, part in zip(sizes, parts, strict=True) if part == number)
@@ -262,19 +321,27 @@ def test_parts_have_nearly_equal_events_and_are_not_empty(sizes: list[int], num_
 
 
 @pytest.mark.parametrize(("num_ranks", "budget"), [(2, 60), (3, 300)])
-def test_the_parts_of_a_batch_are_the_batch(
+def test_the_parts_of_all_ranks_are_the_batch(
     encoded: EncodedHistories, num_ranks: int, budget: int
 ) -> None:
     options = {"token_budget": budget, "max_requests": 16, "seed": 1}
     whole = RequestStream.for_training(encoded, SHORT, **options)
     parts = [
-        RequestStream.for_training(encoded, SHORT, **options, num_ranks=num_ranks, rank=rank)
+        RequestStream.for_training(
+            encoded,
+            SHORT,
+            **options,
+            num_ranks=num_ranks,
+            rank=rank,
+        )
         for rank in range(num_ranks)
     ]
     assert all(len(part) == len(whole) for part in parts)
-    stand_ins, skews = 0, []
+    num_placeholders = 0
+    skews = []
     for number in range(len(whole)):
-        batch, own = whole.batch(number), [part.batch(number) for part in parts]
+        batch = whole.batch(number)
+        own = [part.batch(number) for part in parts]
         assert all(
             (
                 part.global_batch.num_requests,
@@ -287,21 +354,19 @@ def test_the_parts_of_a_batch_are_the_batch(
         assert by_request(
             [part for part in own if not part.global_batch.is_placeholder]
         ) == by_request([batch])
-        stand_ins += sum(part.global_batch.is_placeholder for part in own)
+        num_placeholders += sum(part.global_batch.is_placeholder for part in own)
         skews.append(max(part.num_events for part in own) - min(part.num_events for part in own))
         assert skews[-1] <= int(batch.event_offsets.diff().max())
     if budget == 60:
-        assert stand_ins  # a batch of fewer requests than ranks was among them
+        assert num_placeholders  # a batch of fewer requests than ranks was among them
     else:
         assert np.mean(skews) < 0.1 * budget / num_ranks
 
 
-def _wounded(batch: RequestBatch, wound: str) -> RequestBatch:
-    offsets, targets, one = (
-        batch.event_offsets,
-        batch.target_offsets,
-        torch.zeros(1, dtype=torch.int64),
-    )
+def _damaged(batch: RequestBatch, damage: str) -> RequestBatch:
+    offsets = batch.event_offsets
+    targets = batch.target_offsets
+    one = torch.zeros(1, dtype=torch.int64)
     change = {
         "first offset": {"event_offsets": offsets + 1},
         "falling offsets": {
@@ -316,12 +381,12 @@ def _wounded(batch: RequestBatch, wound: str) -> RequestBatch:
         "a request without target": {
             "target_offsets": torch.cat([targets[:1], targets[:1], targets[2:]])
         },
-    }[wound]
+    }[damage]
     return dataclasses.replace(batch, **change)
 
 
 @pytest.mark.parametrize(
-    ("wound", "what"),
+    ("damage", "what"),
     [
         ("first offset", "event_offsets do not fit"),
         ("falling offsets", "event_offsets do not fit"),
@@ -338,13 +403,13 @@ def _wounded(batch: RequestBatch, wound: str) -> RequestBatch:
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(
-    encoded: EncodedHistories, wound: str, what: str
+    encoded: EncodedHistories, damage: str, what: str
 ) -> None:
     requests = encoded.requests("train")[-4:]
     batch = encoded.batch(requests, encoded.event_starts[requests], encoded.event_ends[requests])
     batch.validate(num_items=small_histories.NUM_ITEMS + 1)
     with pytest.raises(DataError, match=what) as caught:
-        _wounded(batch, wound).validate(num_items=small_histories.NUM_ITEMS + 1)
+        _damaged(batch, damage).validate(num_items=small_histories.NUM_ITEMS + 1)
     assert "\n" not in str(caught.value)
 
 
@@ -370,15 +435,22 @@ def test_batches_do_not_depend_on_the_workers(encoded: EncodedHistories, workers
     batches = list(prefetch(epochs, num_workers=workers))
     assert len(batches) == len(expected)
     for got, want in zip(batches, expected, strict=True):
-        assert torch.equal(got.event_timestamps, want.event_timestamps) and torch.equal(
-            got.target_items, want.target_items
-        )
+        assert torch.equal(got.event_timestamps, want.event_timestamps)
+        assert torch.equal(got.target_items, want.target_items)
         assert torch.equal(got.request_timestamps, want.request_timestamps)
 
 
 def test_a_reader_that_stops_leaves_no_thread(encoded: EncodedHistories) -> None:
     batches = prefetch(
-        [RequestStream.for_training(encoded, SHORT, token_budget=50, max_requests=4, seed=1)],
+        [
+            RequestStream.for_training(
+                encoded,
+                SHORT,
+                token_budget=50,
+                max_requests=4,
+                seed=1,
+            )
+        ],
         num_workers=3,
     )
     next(batches)

@@ -1,4 +1,4 @@
-"""One published world for all tests of the feature store that only look."""
+"""Published stores: one that all tests read, and private ones that a test may change."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from longrec.data.store.publish import publish
-from tests.longrec.data.store.worlds import REPO, World, make
+from tests.longrec.data.store.published_store import REPO, PublishedStore, make
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def store(tmp_path_factory: pytest.TempPathFactory) -> PublishedStore:
     return make(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture
-def own_world(world: World, tmp_path: Path) -> World:
-    """A published home that the test may change."""
-    publish(world.root / "features", tmp_path / "home", REPO)
+def private_store(store: PublishedStore, tmp_path: Path) -> PublishedStore:
+    """A published work directory that the test may change."""
+    publish(store.root / "features", tmp_path / "home", REPO)
     for name in ("data", "features", "histories"):
-        (tmp_path / name).symlink_to(world.root / name)
-    return dataclasses.replace(world, root=tmp_path)
+        (tmp_path / name).symlink_to(store.root / name)
+    return dataclasses.replace(store, root=tmp_path)

@@ -1,6 +1,4 @@
-"""Live events read from files: one content whatever the format, and a reason for what is
-refused.
-"""
+"""Live events read from files: equal content in every format, and a reason for each refusal."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from tests.longrec.data.random_log import HUGE, SCHEMA, live, table_of
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
-def test_files_of_events_say_the_same(tmp_path: Path, suffix: str) -> None:
+def test_files_of_every_format_are_read_equally(tmp_path: Path, suffix: str) -> None:
     rows = live(np.random.default_rng(0), 20, [3, HUGE]).to_pylist()
     events = table_of([row for row in rows if row["seconds"] is None or row["seconds"] < 1])
     path = tmp_path / f"events.{suffix}"
@@ -28,21 +26,18 @@ def test_files_of_events_say_the_same(tmp_path: Path, suffix: str) -> None:
         csv.write_csv(events, path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in events.to_pylist()))
-    assert (
-        live_events.read_file(path, SCHEMA).equals(live_events.conform(events, SCHEMA))
-        and events.num_rows > 8
-    )
+    assert live_events.read_file(path, SCHEMA).equals(live_events.conform(events, SCHEMA))
+    assert events.num_rows > 8
 
 
-def test_times_in_words_are_utc(tmp_path: Path) -> None:
+def test_iso_times_are_utc(tmp_path: Path) -> None:
     path = tmp_path / "events.csv"
     path.write_text(
         HEADER + '1,2,2020-09-13T12:26:40Z,3,4,view,,\n1,2,2020-09-13T12:26:40Z,4,4,"",0.5,7\n'
     )
     read = live_events.read_file(path, SCHEMA)
-    assert read["timestamp"].to_pylist() == [1_600_000_000_000] * 2 and read[
-        "action"
-    ].to_pylist() == ["view", ""]
+    assert read["timestamp"].to_pylist() == [1_600_000_000_000] * 2
+    assert read["action"].to_pylist() == ["view", ""]
 
 
 HEADER = "user_id,item_id,timestamp,event_seq,basket_id,action,seconds,source\n"
@@ -78,7 +73,7 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str) -> Non
         live_events.read_file(tmp_path / "bad.csv", SCHEMA)
 
 
-def test_a_missing_a_strange_and_a_truncated_file(tmp_path: Path) -> None:
+def test_a_missing_an_unknown_and_a_truncated_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         live_events.read_file(tmp_path / "none.csv", SCHEMA)
     (tmp_path / "a.xml").write_text("")

@@ -1,6 +1,4 @@
-"""Publishing with a real Feast: one version at a time, whatever kills it; the online store filled
-in slices.
-"""
+"""Publish with a real Feast: one version at a time after any kill, an online store in slices."""
 
 from __future__ import annotations
 
@@ -26,17 +24,15 @@ from longrec.data.store.workdir import write_lock
 from longrec.errors import DataError, StoreError
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA
-from tests.longrec.data.store.worlds import REPO, SMALL, World
+from tests.longrec.data.store.published_store import REPO, SMALL, PublishedStore
 
 
 def test_time_slices_cover_every_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(materialize, "MAX_SLICE_BYTES", 100)
     rng = np.random.default_rng(0)
     for _ in range(200):
-        times, sizes = (
-            rng.integers(0, 20, 30),
-            rng.integers(1, 300 if rng.random() < 0.5 else 30, 30).astype(float),
-        )
+        times = rng.integers(0, 20, 30)
+        sizes = rng.integers(1, 300 if rng.random() < 0.5 else 30, 30).astype(float)
         slices = list(materialize.time_slices(times, sizes))
         assert [sum(first <= time <= last for first, last in slices) for time in times] == [
             1
@@ -45,27 +41,28 @@ def test_time_slices_cover_every_time_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_online_store_is_filled_in_slices(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PublishedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(materialize, "MAX_SLICE_BYTES", 5_000)
-    report = publish(world.root / "features", tmp_path / "home", REPO)
+    report = publish(store.root / "features", tmp_path / "home", REPO)
     assert report.online_slices > 5
-    users = list(world.events())
+    users = list(store.events())
     for mine, theirs in zip(
         OnlineStore(tmp_path / "home").fetch(users),
-        OnlineStore(world.workdir).fetch(users),
+        OnlineStore(store.workdir).fetch(users),
         strict=True,
     ):
-        assert mine.history.num_rows and history.pack(mine.history, SCHEMA) == history.pack(
-            theirs.history, SCHEMA
-        )
+        assert mine.history.num_rows
+        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
 
 
 @contextlib.contextmanager
-def killed(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> Iterator[None]:
-    """Ends the block when a function is reached, without the cleaning up that a killed process cannot
-    do.
-    """
+def killed(
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    function: str,
+) -> Iterator[None]:
+    """Kill the block when it calls a function; a killed process does not clean up."""
 
     class Kill(BaseException):
         pass
@@ -91,8 +88,8 @@ STEPS = (
 
 @pytest.mark.parametrize(("module", "function"), STEPS)
 def test_a_publish_killed_at_any_step_changes_nothing(
-    world: World,
-    own_world: World,
+    store: PublishedStore,
+    private_store: PublishedStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     module: Any,
@@ -101,44 +98,56 @@ def test_a_publish_killed_at_any_step_changes_nothing(
     other = random_log.write(tmp_path / "other", seed=9)
     features.build_features(other.path, tmp_path / "other_features", SMALL)
     with killed(monkeypatch, module, function):
-        publish(tmp_path / "other_features", own_world.workdir, REPO)
+        publish(tmp_path / "other_features", private_store.workdir, REPO)
     assert (
-        PublishedVersion.open(own_world.workdir).manifest["dataset_hash"]
-        == world.source.facts["content_hash"]
+        PublishedVersion.open(private_store.workdir).manifest["dataset_hash"]
+        == store.source.facts["content_hash"]
     )
-    users = list(world.events())
+    users = list(store.events())
     for mine, expected in zip(
-        OnlineStore(own_world.workdir).fetch(users),
-        OnlineStore(world.workdir).fetch(users),
+        OnlineStore(private_store.workdir).fetch(users),
+        OnlineStore(store.workdir).fetch(users),
         strict=True,
     ):
         assert history.pack(mine.history, SCHEMA) == history.pack(expected.history, SCHEMA)
-    report = retrieve(world.source.path, own_world.workdir, REPO, tmp_path / "again", SMALL, 0)
-    assert report == world.report
+    report = retrieve(
+        store.source.path,
+        private_store.workdir,
+        REPO,
+        tmp_path / "again",
+        SMALL,
+        0,
+    )
+    assert report == store.report
     with killed(monkeypatch, module, function):
-        publish(world.root / "features", tmp_path / "first", REPO)
+        publish(store.root / "features", tmp_path / "first", REPO)
     with pytest.raises(StoreError, match="no feature store"):
         OnlineStore(tmp_path / "first")
     assert (
-        publish(tmp_path / "other_features", own_world.workdir, REPO).num_verified > 0
+        publish(tmp_path / "other_features", private_store.workdir, REPO).num_verified > 0
     )  # and the next one works
     left = {
         path.name
-        for path in (own_world.workdir / "store").iterdir()
+        for path in (private_store.workdir / "store").iterdir()
         if path.is_dir() and not path.is_symlink()
     }
     assert len(left) == 2  # the new one and the one before
 
 
 def test_a_publish_killed_while_it_switches_leaves_one_version(
-    own_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    private_store: PublishedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = random_log.write(tmp_path / "other", seed=9)
     features.build_features(other.path, tmp_path / "other_features", SMALL)
-    replace, calls = os.replace, []
+    replace = os.replace
+    calls = []
     for stop in range(4):
 
-        def counting(source: Any, target: Any, stop: int = stop) -> None:
+        def counting(
+            source: Any,
+            target: Any,
+            stop: int = stop,
+        ) -> None:
             calls.append(target)
             if len(calls) > stop:
                 raise KeyboardInterrupt
@@ -147,23 +156,25 @@ def test_a_publish_killed_while_it_switches_leaves_one_version(
         calls.clear()
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", counting)
-            publish(tmp_path / "other_features", own_world.workdir, REPO)
-        published, online = PublishedVersion.open(own_world.workdir), OnlineStore(own_world.workdir)
-        assert online.version == published.path.name and online.fetch([0])[0].history.num_rows > 0
+            publish(tmp_path / "other_features", private_store.workdir, REPO)
+        published = PublishedVersion.open(private_store.workdir)
+        online = OnlineStore(private_store.workdir)
+        assert online.version == published.path.name
+        assert online.fetch([0])[0].history.num_rows > 0
         assert (
-            (own_world.workdir / "feast").resolve().parent
-            == (own_world.workdir / "features").resolve().parent
+            (private_store.workdir / "feast").resolve().parent
+            == (private_store.workdir / "features").resolve().parent
             == published.path
         )
 
 
-def test_two_publishes_at_once_are_refused(own_world: World) -> None:
-    with write_lock(own_world.workdir), pytest.raises(StoreError, match="another publish"):
-        publish(own_world.root / "features", own_world.workdir, REPO)
+def test_two_publishes_at_once_are_refused(private_store: PublishedStore) -> None:
+    with write_lock(private_store.workdir), pytest.raises(StoreError, match="another publish"):
+        publish(private_store.root / "features", private_store.workdir, REPO)
 
 
-def test_changed_feature_tables_are_refused(world: World, tmp_path: Path) -> None:
-    shutil.copytree(world.root / "features", tmp_path / "features")
+def test_changed_feature_tables_are_refused(store: PublishedStore, tmp_path: Path) -> None:
+    shutil.copytree(store.root / "features", tmp_path / "features")
     part = tmp_path / "features" / "user_history" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-10])
     with pytest.raises(DataError, match=r"part-00000.parquet is missing or was changed"):
@@ -173,4 +184,4 @@ def test_changed_feature_tables_are_refused(world: World, tmp_path: Path) -> Non
     with pytest.raises(
         StoreError, match=r"no feature repository at .*; found no feature_store.yaml"
     ):
-        publish(world.root / "features", tmp_path / "home", tmp_path)
+        publish(store.root / "features", tmp_path / "home", tmp_path)

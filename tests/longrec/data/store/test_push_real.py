@@ -1,6 +1,4 @@
-"""Real logs, a part of which arrives as pushes: 1,000 random (user, moment) pairs of each, equal
-bit for bit in both doors.
-"""
+"""Real logs with a part pushed: 1,000 random (user, time) pairs are equal in both stores."""
 
 from __future__ import annotations
 
@@ -25,7 +23,8 @@ from longrec.data.store.push import Pusher
 from tests.longrec.data import real_logs, redis_server
 
 REPO = Path(__file__).parents[4] / "feature_repo"
-NUM_PAIRS, MAX_HISTORY = 1_000, 10_000
+NUM_PAIRS = 1_000
+MAX_HISTORY = 10_000
 SHARES = {"kuairand": 8, "dev_events": 5}
 """One user in so many is published: a user's history does not depend on the others, and publishing
 and pushing take the time.
@@ -34,26 +33,38 @@ and pushing take the time.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(params=["kuairand", "dev_events"], scope="module")
+@pytest.fixture(
+    params=["kuairand", "dev_events"],
+    scope="module",
+)
 def log(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Path, pa.Table, int]]:
-    """Yields the dataset, the feature tables of most events of some of its users, the rest of their
-    events, to be pushed, and the share.
-    """
+    """Yield a dataset, feature tables of most events of some users, the other events, the share."""
     root = tmp_path_factory.mktemp("log")
     real_logs.IMPORT[request.param](root / "all")
     share = SHARES[request.param]
-    rest = hold_out(Dataset.open(root / "all"), root / "most", share, np.random.default_rng(0))
+    rest = hold_out(
+        Dataset.open(root / "all"),
+        root / "most",
+        share,
+        np.random.default_rng(0),
+    )
     features.build_features(root / "most", root / "features", DataConfig())
     shutil.rmtree(root / "most")
     yield root / "all", root / "features", rest, share
     shutil.rmtree(root)
 
 
-def hold_out(source: Dataset, target: Path, share: int, rng: np.random.Generator) -> pa.Table:
-    """Returns the events of one user in `share` that the dataset in `target` lacks: some at random,
-    and the ends of some timelines.
+def hold_out(
+    source: Dataset,
+    target: Path,
+    share: int,
+    rng: np.random.Generator,
+) -> pa.Table:
+    """Write most events of one user in `share`; return the others.
+
+    Those are some random events and the ends of some timelines.
     """
     held = []
     with DatasetWriter(
@@ -84,14 +95,25 @@ def test_1000_pairs_are_equal_bit_for_bit(
         if kind == "redis":
             monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
             monkeypatch.setenv("LONGREC_REDIS", address)
-        source, workdir, rng = Dataset.open(log[0]), tmp_path / "home", np.random.default_rng(1)
+        source = Dataset.open(log[0])
+        workdir = tmp_path / "home"
+        rng = np.random.default_rng(1)
         publish(log[1], workdir, REPO)
         push_all(workdir, log[2], rng)
-        check(source, workdir, log[3], rng)
+        check(
+            source,
+            workdir,
+            log[3],
+            rng,
+        )
 
 
-def push_all(workdir: Path, rest: pa.Table, rng: np.random.Generator) -> None:
-    """Pushes events in random order, one in five of them twice."""
+def push_all(
+    workdir: Path,
+    rest: pa.Table,
+    rng: np.random.Generator,
+) -> None:
+    """Push events in random order, one in five of them twice."""
     order = rng.permutation(
         np.concatenate(
             [np.arange(rest.num_rows), rng.integers(0, rest.num_rows, rest.num_rows // 5)]
@@ -102,7 +124,12 @@ def push_all(workdir: Path, rest: pa.Table, rng: np.random.Generator) -> None:
     assert sum(report.num_new for report in reports) == rest.num_rows > 1_000
 
 
-def check(source: Dataset, workdir: Path, share: int, rng: np.random.Generator) -> None:
+def check(
+    source: Dataset,
+    workdir: Path,
+    share: int,
+    rng: np.random.Generator,
+) -> None:
     everyone = np.unique(
         np.concatenate([part["user_id"].to_numpy() for part in source.event_parts(["user_id"])])
     )
@@ -126,7 +153,8 @@ def check(source: Dataset, workdir: Path, share: int, rng: np.random.Generator) 
                 ] == [wanted, wanted], (user, request_time)
                 num_pairs += 1
             num_pushed += user % 7 == 0
-    assert num_pairs == NUM_PAIRS and num_pushed > 5
+    assert num_pairs == NUM_PAIRS
+    assert num_pushed > 5
 
 
 def cut(events: pa.RecordBatch, request_time: int) -> pa.RecordBatch:
@@ -134,7 +162,7 @@ def cut(events: pa.RecordBatch, request_time: int) -> pa.RecordBatch:
 
 
 def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:
-    """Returns all events of users, straight from the dataset."""
+    """Return all events of users, straight from the dataset."""
     names = event_schema(source.schema).names
     chosen = pa.concat_tables(
         [

@@ -1,6 +1,4 @@
-"""Histories through a real Feast: exactly the events strictly before, users and items as they were,
-nothing lost.
-"""
+"""Retrieve with a real Feast: exactly the events strictly before, exact features, nothing lost."""
 
 from __future__ import annotations
 
@@ -20,11 +18,13 @@ from longrec.data.store.push import push
 from longrec.data.store.retrieve import retrieve
 from longrec.errors import StoreError
 from tests.longrec.data.random_log import HUGE, SCHEMA, live
-from tests.longrec.data.store.worlds import REPO, SMALL, World, make
+from tests.longrec.data.store.published_store import REPO, SMALL, PublishedStore, make
 
 
-def check_against_brute_force(world: World, data: DataConfig) -> None:
-    events, opened, requests = world.events(), world.histories, world.requests()
+def check_against_brute_force(store: PublishedStore, data: DataConfig) -> None:
+    events = store.events()
+    opened = store.histories
+    requests = store.requests()
     rows = opened.requests.to_pylist()
     assert [row["request_id"] for row in rows] == [request["request_id"] for request in requests]
     for number, (row, request) in enumerate(zip(rows, requests, strict=True)):
@@ -44,26 +44,32 @@ def check_against_brute_force(world: World, data: DataConfig) -> None:
         assert list(zip(*targets.to_pydict().values(), strict=True)) == request["targets"]
 
 
-def test_offline_histories_are_the_events_strictly_before(world: World) -> None:
-    check_against_brute_force(world, SMALL)
+def test_offline_histories_are_the_events_strictly_before(store: PublishedStore) -> None:
+    check_against_brute_force(store, SMALL)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_offline_histories_of_other_worlds(tmp_path: Path, seed: int) -> None:
+def test_offline_histories_of_other_datasets(tmp_path: Path, seed: int) -> None:
     data = DataConfig(
         shard_users=1 + 50 * (seed - 1), max_history=[3, 10_000][seed - 1], eval_fraction=0.5
     )
     check_against_brute_force(
-        make(tmp_path, seed=seed, data=data, num_parts=seed, max_events=40), data
+        make(
+            tmp_path,
+            seed=seed,
+            data=data,
+            num_parts=seed,
+            max_events=40,
+        ),
+        data,
     )
 
 
-def test_the_cases_that_leak_are_in_the_world_and_do_not(world: World) -> None:
-    """Not a property of the code: the random world has ties, events at the moment, later events and
-    baskets at the boundary.
-    """
-    events, opened = world.events(), world.histories
-    at_moment = later = ties = 0
+def test_the_dataset_holds_the_cases_that_could_leak(store: PublishedStore) -> None:
+    """The random dataset has ties, events at the request time, later events and split baskets."""
+    events = store.events()
+    opened = store.histories
+    at_request_time = later = ties = 0
     for number, request in enumerate(opened.requests.to_pylist()):
         mine = events.get(opened.users.column("user_id")[request["user_row"]].as_py(), [])
         found = opened.history(number)
@@ -72,17 +78,17 @@ def test_the_cases_that_leak_are_in_the_world_and_do_not(world: World) -> None:
         }
         assert not siblings & set(found.column("basket_id").to_pylist())
         assert all(time < request["timestamp"] for time in found.column("timestamp").to_pylist())
-        at_moment += any(event["timestamp"] == request["timestamp"] for event in mine)
+        at_request_time += any(event["timestamp"] == request["timestamp"] for event in mine)
         later += any(event["timestamp"] > request["timestamp"] for event in mine)
         times = found.column("timestamp").to_pylist()
         ties += len(set(times)) < len(times)
-    assert min(at_moment, later, ties) > 10
+    assert min(at_request_time, later, ties) > 10
 
 
-def test_users_and_items_come_back_exact(world: World) -> None:
-    opened = world.histories
-    assert opened.items.to_pylist() == world.source.items().to_pylist()
-    known = {row["user_id"]: row for row in world.source.users().to_pylist()}
+def test_users_and_items_come_back_exact(store: PublishedStore) -> None:
+    opened = store.histories
+    assert opened.items.to_pylist() == store.source.items().to_pylist()
+    known = {row["user_id"]: row for row in store.source.users().to_pylist()}
     for row in opened.users.to_pylist():
         expected = known.get(row["user_id"], dict.fromkeys(known[0]))
         assert {name: row[name] for name in ("inviter", "group", "age", "city")} == {
@@ -96,45 +102,55 @@ def test_users_and_items_come_back_exact(world: World) -> None:
     )
 
 
-def test_the_split_is_in_time_and_complete(world: World) -> None:
-    rows = world.histories.requests.to_pylist()
+def test_the_split_is_in_time_and_complete(store: PublishedStore) -> None:
+    rows = store.histories.requests.to_pylist()
     request_times = {
         name: [row["timestamp"] for row in rows if row["split"] == name]
         for name in ("warmup", "train", "eval")
     }
-    assert max(request_times["warmup"]) < min(request_times["train"]) and max(
-        request_times["train"]
-    ) < min(request_times["eval"])
-    assert min(request_times["eval"]) == world.histories.split_time_ms == world.report.split_time_ms
-    report = world.report
+    assert max(request_times["warmup"]) < min(request_times["train"])
+    assert max(request_times["train"]) < min(request_times["eval"])
+    assert min(request_times["eval"]) == store.histories.split_time_ms == store.report.split_time_ms
+    report = store.report
     assert (report.num_warmup, report.num_train, report.num_eval) == tuple(
         len(part) for part in request_times.values()
     )
-    assert report.num_requests == len(rows) == world.source.facts["num_requests"]
-    assert report.num_targets == world.source.facts["num_targets"]
+    assert report.num_requests == len(rows) == store.source.facts["num_requests"]
+    assert report.num_targets == store.source.facts["num_targets"]
 
 
-def test_the_report_counts_what_is_special(world: World) -> None:
-    opened, report = world.histories, world.report
+def test_the_report_counts_what_is_special(store: PublishedStore) -> None:
+    opened = store.histories
+    report = store.report
     kept = [row["event_end"] - row["event_start"] for row in opened.requests.to_pylist()]
     assert report.users_without_history == 2  # NO_EVENTS and NOBODY
     assert report.requests_without_history == kept.count(0) > 0
     assert report.longest_history == max(kept) == SMALL.max_history
     assert 0 < report.requests_at_the_bound <= kept.count(SMALL.max_history)
-    assert report.num_events == sum(len(events) for events in world.events().values())
+    assert report.num_events == sum(len(events) for events in store.events().values())
 
 
-def test_a_sample_of_requests_is_seeded_and_keeps_their_order(world: World, tmp_path: Path) -> None:
+def test_a_sample_of_requests_is_seeded_and_keeps_their_order(
+    store: PublishedStore, tmp_path: Path
+) -> None:
     data = dataclasses.replace(SMALL, max_requests=11)
     chosen = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        report = retrieve(world.source.path, world.workdir, REPO, tmp_path / name, data, seed)
+        report = retrieve(
+            store.source.path,
+            store.workdir,
+            REPO,
+            tmp_path / name,
+            data,
+            seed,
+        )
         opened = Histories.open(tmp_path / name)
         chosen.append(opened.requests.column("request_id").to_pylist())
-        assert report.num_requests == 11 and opened.targets.num_rows == report.num_targets
+        assert report.num_requests == 11
+        assert opened.targets.num_rows == report.num_targets
         for number, request in enumerate(opened.requests.to_pylist()):
             everything = next(
-                row for row in world.requests() if row["request_id"] == request["request_id"]
+                row for row in store.requests() if row["request_id"] == request["request_id"]
             )
             targets = opened.targets.slice(
                 request["target_start"], request["target_end"] - request["target_start"]
@@ -151,7 +167,8 @@ def test_groups_are_bounded_in_users_and_events_and_are_of_one_part(
 ) -> None:
     monkeypatch.setattr(timeline_sources, "MAX_GROUP_EVENTS", 10)
     lengths = np.array([3, 4, 3, 1, 50, 0, 0, 9, 2])
-    one, two = np.zeros(9, np.int64), np.array([0, 0, 1, 1, 1, 1, 1, 3, 3])
+    one = np.zeros(9, np.int64)
+    two = np.array([0, 0, 1, 1, 1, 1, 1, 3, 3])
     assert list(timeline_sources._user_groups(lengths, one, 100)) == [
         (0, 3),
         (3, 4),
@@ -178,16 +195,23 @@ def test_groups_are_bounded_in_users_and_events_and_are_of_one_part(
 
 
 def test_a_schema_without_user_and_item_features(tmp_path: Path) -> None:
-    bare = dataclasses.replace(SCHEMA, item=SCHEMA.item[:1], user=(), event=(), has_baskets=False)
-    world = make(tmp_path, schema=bare)
-    check_against_brute_force(world, SMALL)
-    assert world.histories.items.schema.names == ["item_id"]
-    answer = OnlineStore(world.workdir).fetch([0])[0]
-    assert answer.features is None and answer.history.num_rows == len(world.events()[0])
+    bare = dataclasses.replace(
+        SCHEMA,
+        item=SCHEMA.item[:1],
+        user=(),
+        event=(),
+        has_baskets=False,
+    )
+    store = make(tmp_path, schema=bare)
+    check_against_brute_force(store, SMALL)
+    assert store.histories.items.schema.names == ["item_id"]
+    answer = OnlineStore(store.workdir).fetch([0])[0]
+    assert answer.features is None
+    assert answer.history.num_rows == len(store.events()[0])
 
 
 def test_a_row_that_feast_loses_is_noticed(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PublishedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from feast import FeatureStore
 
@@ -208,16 +232,30 @@ def test_a_row_that_feast_loses_is_noticed(
     with pytest.raises(
         StoreError, match="did not return one row per id; found 21 rows; expected 22 rows"
     ):
-        retrieve(world.source.path, world.workdir, REPO, tmp_path / "out", SMALL, 0)
+        retrieve(
+            store.source.path,
+            store.workdir,
+            REPO,
+            tmp_path / "out",
+            SMALL,
+            0,
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_the_same_tables_published_again_give_the_same_files(
-    world: World, own_world: World, tmp_path: Path
+    store: PublishedStore, private_store: PublishedStore, tmp_path: Path
 ) -> None:
     push(
-        own_world.workdir, None, live(np.random.default_rng(0), 5, [0, 1])
+        private_store.workdir, None, live(np.random.default_rng(0), 5, [0, 1])
     )  # is not in what is trained on
-    retrieve(world.source.path, own_world.workdir, REPO, tmp_path / "again", SMALL, 0)
-    for path in (world.root / "histories").iterdir():
+    retrieve(
+        store.source.path,
+        private_store.workdir,
+        REPO,
+        tmp_path / "again",
+        SMALL,
+        0,
+    )
+    for path in (store.root / "histories").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -1,6 +1,4 @@
-"""Rows that came in late: no history before the moment at which a row became known holds it, by
-import and build and by push.
-"""
+"""Late events: no history holds an event before it became known, built or pushed."""
 
 from __future__ import annotations
 
@@ -21,13 +19,18 @@ from longrec.errors import DataError
 from tests.longrec.data.features.test_features import rows_of
 
 START = 1_600_000_000_000
-MAPPING = EventMapping(created="came_in", features=("action:category",))
+MAPPING = EventMapping(
+    created="came_in",
+    features=("action:category",),
+)
 
 
-def log(path: Path, rng: np.random.Generator, num_events: int = 400) -> pa.Table:
-    """Writes a CSV in which one row in four came in up to 50 ms after it happened; times tie
-    often.
-    """
+def log(
+    path: Path,
+    rng: np.random.Generator,
+    num_events: int = 400,
+) -> pa.Table:
+    """Write a CSV in which one row in four arrives up to 50 ms late; times tie often."""
     late = np.where(rng.random(num_events) < 0.25, rng.integers(1, 50, num_events), 0)
     times = START + np.sort(rng.integers(0, 300, num_events))
     table = pa.table(
@@ -59,7 +62,11 @@ def imported(tmp_path: Path, mapping: EventMapping = MAPPING) -> tuple[Dataset, 
     return Dataset.open(tmp_path / "data"), rows
 
 
-def histories(source: Dataset, out: Path, data: DataConfig) -> dict[int, pa.RecordBatch]:
+def histories(
+    source: Dataset,
+    out: Path,
+    data: DataConfig,
+) -> dict[int, pa.RecordBatch]:
     features.build_features(source.path, out, data)
     return {
         user: history.unpack(row["history"], source.schema) for user, row in rows_of(out).items()
@@ -69,7 +76,8 @@ def histories(source: Dataset, out: Path, data: DataConfig) -> dict[int, pa.Reco
 def test_no_history_holds_what_was_not_known_yet(tmp_path: Path) -> None:
     source, rows = imported(tmp_path)
     built = histories(source, tmp_path / "out", DataConfig())
-    users, known = np.asarray(rows["user_id"]), np.asarray(rows["came_in"])
+    users = np.asarray(rows["user_id"])
+    known = np.asarray(rows["came_in"])
     for user, events in built.items():
         for request_time in range(START - 1, START + 360):
             expected = np.flatnonzero((users == user) & (known < request_time))
@@ -85,7 +93,8 @@ def test_no_history_holds_what_was_not_known_yet(tmp_path: Path) -> None:
 def test_late_events_can_be_taken_at_their_own_time(tmp_path: Path) -> None:
     source, rows = imported(tmp_path)
     built = histories(source, tmp_path / "out", DataConfig(late_events="ignore"))
-    times, users = np.asarray(rows["timestamp"]), np.asarray(rows["user_id"])
+    times = np.asarray(rows["timestamp"])
+    users = np.asarray(rows["user_id"])
     for user, events in built.items():
         assert history.timestamps(events).tolist() == times[users == user].tolist()
 
@@ -95,7 +104,8 @@ def test_a_basket_is_known_when_its_last_row_is(tmp_path: Path) -> None:
     built = histories(source, tmp_path / "out", DataConfig())
     for user, events in built.items():
         mine = rows.filter(pa.array(np.asarray(rows["user_id"]) == user))
-        baskets, known = np.asarray(mine["basket"]), np.asarray(mine["came_in"])
+        baskets = np.asarray(mine["basket"])
+        known = np.asarray(mine["came_in"])
         for basket, time in zip(
             events.column("basket_id").to_pylist(), history.timestamps(events).tolist(), strict=True
         ):
@@ -104,7 +114,8 @@ def test_a_basket_is_known_when_its_last_row_is(tmp_path: Path) -> None:
 
 def test_the_profile_counts_what_was_known(tmp_path: Path) -> None:
     source, rows = imported(tmp_path)
-    users, known = np.asarray(rows["user_id"]), np.asarray(rows["came_in"])
+    users = np.asarray(rows["user_id"])
+    known = np.asarray(rows["came_in"])
     targets = source.targets(0).select(["request_id", "user_id", "timestamp"]).to_pylist()
     requests = {
         row["request_id"]: (row["user_id"], round(row["timestamp"].timestamp() * 1000))

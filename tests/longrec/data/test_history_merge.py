@@ -1,6 +1,4 @@
-"""The seam between a base and its tail: every event once, in order, whichever of the two hold
-it.
-"""
+"""Merging a base history and its tail: every event once, in order."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ KEYS = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 2)
 
 
 def of(keys: set[tuple[int, int, int]], source: str) -> pa.RecordBatch:
-    """Events of those keys that say where they come from."""
+    """Return events of some keys that name their origin."""
     rows = np.array(sorted(keys), np.int64).reshape(-1, 3)
     return history.conform(
         pa.table(
@@ -38,7 +36,10 @@ def of(keys: set[tuple[int, int, int]], source: str) -> pa.RecordBatch:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(
+    deadline=None,
+    max_examples=150,
+)
 @given(KEYS, KEYS)
 def test_each_key_once_in_order_the_base_first(
     base: set[tuple[int, int, int]], tail: set[tuple[int, int, int]]
@@ -53,7 +54,7 @@ def test_each_key_once_in_order_the_base_first(
 
 
 def test_a_tail_that_the_base_holds_already_is_dropped() -> None:
-    """An old tail beside the new base: what a reader can see while a fold is being written."""
+    """A reader can see an old tail with the new base during a compaction."""
     base = of({(0, 0, 1), (1, 1, 1), (2, 2, 1)}, "base")
     assert history.pack(history.merge(base, base.slice(1), SCHEMA), SCHEMA) == history.pack(
         base, SCHEMA

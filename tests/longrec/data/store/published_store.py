@@ -1,4 +1,4 @@
-"""A random log, published and retrieved, for the tests of the feature store."""
+"""A random dataset, published and retrieved, for the tests of the feature store."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from longrec.data.store.retrieve import RetrieveReport, retrieve
 from tests.longrec.data import random_log
 
 REPO = Path(__file__).parents[4] / "feature_repo"
-SMALL = DataConfig(shard_users=6, max_history=9, eval_fraction=0.3, warmup_fraction=0.1)
+SMALL = DataConfig(
+    shard_users=6,
+    max_history=9,
+    eval_fraction=0.3,
+    warmup_fraction=0.1,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class PublishedStore:
     """A dataset that was built, published and retrieved."""
 
     root: Path
@@ -37,7 +42,7 @@ class World:
         return Histories.open(self.root / "histories")
 
     def events(self) -> dict[int, list[dict[str, Any]]]:
-        """Events of each user in order, times in ms."""
+        """Return the events of each user in order, times in ms."""
         rows: dict[int, list[dict[str, Any]]] = {}
         for part in self.source.event_parts():
             for row in part.set_column(
@@ -50,7 +55,7 @@ class World:
         }
 
     def requests(self) -> list[dict[str, Any]]:
-        """Targets of the dataset grouped by request, in the order of the histories."""
+        """Return the targets of the dataset by request, in the order of the histories."""
         rows: dict[int, dict[str, Any]] = {}
         for part in self.source.target_parts():
             for row in part.set_column(
@@ -61,10 +66,29 @@ class World:
         return sorted(rows.values(), key=lambda row: (row["timestamp"], row["request_id"]))
 
 
-def make(root: Path, *, seed: int = 0, data: DataConfig = SMALL, **options: Any) -> World:
-    source = random_log.write(root / "data", seed=seed, **options)
+def make(
+    root: Path,
+    *,
+    seed: int = 0,
+    data: DataConfig = SMALL,
+    **options: Any,
+) -> PublishedStore:
+    source = random_log.write(
+        root / "data",
+        seed=seed,
+        **options,
+    )
     features.build_features(source.path, root / "features", data)
     publish(root / "features", root / "home", REPO)
-    return World(
-        root, source, retrieve(source.path, root / "home", REPO, root / "histories", data, seed)
+    return PublishedStore(
+        root,
+        source,
+        retrieve(
+            source.path,
+            root / "home",
+            REPO,
+            root / "histories",
+            data,
+            seed,
+        ),
     )

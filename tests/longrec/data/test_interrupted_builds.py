@@ -1,6 +1,4 @@
-"""What goes wrong at night: killed builds, files cut short or of the wrong kind, a full disk. One
-line, and nothing half-written.
-"""
+"""Killed builds, damaged files and a full disk: one line of error, nothing half-written."""
 
 from __future__ import annotations
 
@@ -46,9 +44,21 @@ SCHEMA = Schema(
 )
 
 
-def write_log(path: Path, *, num_users: int, per_user: int, seed: int) -> Dataset:
+def write_log(
+    path: Path,
+    *,
+    num_users: int,
+    per_user: int,
+    seed: int,
+) -> Dataset:
     rng = np.random.default_rng(seed)
-    with DatasetWriter(path, SCHEMA, name="log", source={}, num_parts=1) as writer:
+    with DatasetWriter(
+        path,
+        SCHEMA,
+        name="log",
+        source={},
+        num_parts=1,
+    ) as writer:
         users = np.repeat(np.arange(num_users), per_user)
         events = pa.table(
             {
@@ -90,30 +100,41 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_ten_random_moments_gives_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL. Each time the old version or the new one is there, whole; in the end the new one,
-    and nothing beside it.
-    """
-    source = write_log(tmp_path / "data", num_users=300, per_user=8_000, seed=0)
-    before = write_log(tmp_path / "before", num_users=5, per_user=10, seed=1)
+def test_a_build_killed_at_ten_random_times_gives_the_same_bytes(tmp_path: Path) -> None:
+    """After each SIGKILL the old or the new version is complete; at the end only the new one."""
+    source = write_log(
+        tmp_path / "data",
+        num_users=300,
+        per_user=8_000,
+        seed=0,
+    )
+    before = write_log(
+        tmp_path / "before",
+        num_users=5,
+        per_user=10,
+        seed=1,
+    )
     features.build_features(before.path, tmp_path / "old", DataConfig())
     started = time.monotonic()
     expected_report = features.build_features(
         source.path, tmp_path / "expected", DataConfig(shard_users=20)
     )
     duration = time.monotonic() - started
-    old, new = content(tmp_path / "old"), content(tmp_path / "expected")
+    old = content(tmp_path / "old")
+    new = content(tmp_path / "expected")
     place = tmp_path / "out"
     place.mkdir()
     features.build_features(before.path, place / "tables", DataConfig())
-    rng, num_killed = random.Random(0), 0
+    rng = random.Random(0)
+    num_killed = 0
     while num_killed < 10:
         child = subprocess.Popen(
             [sys.executable, "-c", BUILD, str(source.path), str(place / "tables")],
             stdout=subprocess.PIPE,
             env=ENVIRONMENT,
         )
-        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
         time.sleep(rng.uniform(0, duration))
         num_killed += child.poll() is None
         child.send_signal(signal.SIGKILL)
@@ -121,7 +142,8 @@ def test_a_build_killed_at_ten_random_moments_gives_the_same_bytes(tmp_path: Pat
         child.stdout.close()
         assert content(place / "tables") in (old, new)
     report = features.build_features(source.path, place / "tables", DataConfig(shard_users=20))
-    assert content(place / "tables") == new and report == expected_report
+    assert content(place / "tables") == new
+    assert report == expected_report
     assert names(place) == ["tables"]
 
 
@@ -140,12 +162,18 @@ def test_equal_content_has_the_equal_version(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_of_a_build_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Eight times the users, in parts of one size: the peak is that of a part."""
+    """Build eight times the users in parts of one size; the peak is that of a part."""
     peaks = []
     for num_parts in (2, 16):
         path = tmp_path / f"data-{num_parts}"
         rng = np.random.default_rng(0)
-        with DatasetWriter(path, SCHEMA, name="log", source={}, num_parts=num_parts) as writer:
+        with DatasetWriter(
+            path,
+            SCHEMA,
+            name="log",
+            source={},
+            num_parts=num_parts,
+        ) as writer:
             everyone = np.arange(20 * num_parts)
             for part in range(num_parts):
                 mine = everyone[part_of(everyone, num_parts) == part]
@@ -187,10 +215,14 @@ def test_memory_of_a_build_does_not_grow_with_the_data(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size: str) -> Iterator[Path]:
-    """Yields a directory on a file system of its own; skips where mounting one is not allowed."""
+    """Yield a directory on its own file system; skip if mounting is not allowed."""
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run(
+        mount,
+        check=False,
+        stderr=subprocess.DEVNULL,
+    ).returncode:
         pytest.skip("a file system can only be mounted by root")
     try:
         yield directory
@@ -199,11 +231,17 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
 
 
 def longrec(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the command, with files of at most `limit` kB."""
+    """Run the command with files of at most `limit` kB."""
     command = [sys.executable, "-m", "longrec.cli.main", *arguments]
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit}; trap "" XFSZ; exec "$@"', "bash", *command]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
@@ -249,16 +287,20 @@ def test_a_file_that_may_not_grow_ends_an_import_in_one_line(tmp_path: Path) -> 
 
 
 def test_a_full_disk_leaves_the_old_feature_tables(tmp_path: Path) -> None:
-    source, large = (
-        random_log.write(tmp_path / "data"),
-        write_log(tmp_path / "large", num_users=20, per_user=5_000, seed=0),
+    source = random_log.write(tmp_path / "data")
+    large = write_log(
+        tmp_path / "large",
+        num_users=20,
+        per_user=5_000,
+        seed=0,
     )
     with small_disk(tmp_path / "disk", "1m") as disk:
         features.build_features(source.path, disk / "out", DataConfig())
         before = content(disk / "out")
         with pytest.raises(DataError, match="no space is left to write"):
             features.build_features(large.path, disk / "out", DataConfig())
-        assert content(disk / "out") == before and names(disk) == ["out"]
+        assert content(disk / "out") == before
+        assert names(disk) == ["out"]
 
 
 def parquet_log(path: Path) -> pa.Table:
@@ -304,7 +346,11 @@ def test_negative_times_end_an_import_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def rewrite(path: Path, name: str, change: object) -> None:
+def rewrite(
+    path: Path,
+    name: str,
+    change: object,
+) -> None:
     table = pq.read_table(path)
     column = table[name]
     ordinals = np.asarray(column.cast(pa.int64())).copy()
@@ -341,7 +387,12 @@ def rewrite(path: Path, name: str, change: object) -> None:
 def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(
     tmp_path: Path, name: str, change: object, says: str
 ) -> None:
-    source = write_log(tmp_path / "data", num_users=3, per_user=5, seed=0)
+    source = write_log(
+        tmp_path / "data",
+        num_users=3,
+        per_user=5,
+        seed=0,
+    )
     path = source.event_path(0)
     if name == "event_seq":
         for column in ("timestamp", "item_id"):
