@@ -25,8 +25,7 @@ from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import Segments, fused, keys_values_weight
 
 Encode: TypeAlias = Callable[[Tensor | None], tuple[Tensor, ...]]
-"""Function of the weights W that read the encoding; it returns X_i W of each layer, or X_i for None.
-"""
+"""Function of the weights W_i that read the encoding; it returns X_i W_i, or X_i for None."""
 
 
 def usable(layers: Sequence[STCALayer], events: Float[Tensor, "T D"]) -> bool:

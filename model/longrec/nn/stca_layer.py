@@ -1,6 +1,6 @@
 """One layer of STCA: the encoding of the events, the query of every target, its attention.
 
-Shape letters: T packed events, N packed targets, D width, H heads.
+Shape letters: T packed events, N packed targets, D width, H heads, G gap buckets.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def gap_bias_table(config: ModelConfig, num_heads: int) -> nn.Parameter | None:
 
 
 def gap_bias_of_events(
-    table: Float[Tensor, "B H"] | None,
+    table: Float[Tensor, "G H"] | None,
     gaps: Int[Tensor, " T"] | None,
 ) -> Float[Tensor, "T H"] | None:
     """Return the bias of each event and head, or None without a table or gaps."""

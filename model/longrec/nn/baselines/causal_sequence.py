@@ -6,7 +6,7 @@ Shape letters: T packed events, N packed targets, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypeAlias, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from longrec.config import ModelConfig
 from longrec.nn.target_attention import Segments
 
-SequenceLayer = Callable[[Tensor, Tensor, Segments], tuple[Tensor, Tensor]]
+SequenceLayer: TypeAlias = Callable[[Tensor, Tensor, Segments], tuple[Tensor, Tensor]]
 """(events, targets, segments) to (events, targets) of the next layer."""
 
 
 class CausalSequenceModel(nn.Module):
-    """z of every target, the last token of its request; called like STCA, with gaps unused.
+    """z of every target; called like STCA, with gaps unused.
+
+    Each target acts as the last token of its request: it sees the history, but no other target.
 
     Args:
         config: number of layers, width.

@@ -1,13 +1,12 @@
 """DIN: a small network weighs every event against the target, and the events are summed.
 
     w_ij = MLP([x_j | x_t | x_j - x_t | x_j * x_t]) (+ gap bias),  hidden widths d and d/2, SiLU
-    o_i = sum_j w_ij x_j              `din_sum`, the paper's: without a softmax the intensity of an
-                                      interest survives
+    o_i = sum_j w_ij x_j              `din_sum`, as in the paper
     o_i = sum_j softmax_j(w_ij) x_j   `din`
     z = SwiGLUFFN([o | x_t] W_Z)
 
-The network runs for each (event, target) pair, so targets share nothing: 8 d^2 + d^2 + d FLOPs
-a pair.
+Without a softmax the intensity of an interest enters z. The network runs for each (event, target)
+pair, so targets share nothing. A pair takes 8 d^2 + d^2 + d FLOPs in its three layers.
 
 Source: arXiv 1706.06978, section 4.3 and equation 3. The paper's PReLU or Dice is SiLU here, as
 everywhere else in this model.
@@ -34,7 +33,7 @@ class DIN(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.unit = nn.Sequential(
+        self.unit = nn.Sequential(  # the paper's activation unit
             linear(4 * width, width, bias=True),
             nn.SiLU(),
             linear(width, width // 2, bias=True),
@@ -78,7 +77,10 @@ class DIN(nn.Module):
 
 
 def pairs(segments: Segments) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Return the target and the event of every pair within a request, by target, int64 [P] each."""
+    """Return the target and the event of every pair within a request, by target, int64 [P] each.
+
+    For one request with 2 targets and 3 events: targets 0 0 0 1 1 1, events 0 1 2 0 1 2.
+    """
     num_targets = sum(segments.num_targets)
     target_counts = segments.target_offsets.diff()
     events_of_target = segments.event_offsets.diff().repeat_interleave(
@@ -107,6 +109,7 @@ def softmax_by_target(
 ) -> Float[Tensor, " P"]:
     """Return the softmax over the pairs of each target."""
     detached = logits.detach()
+    # A target without events stays at -inf, which no pair reads.
     lowest = detached.new_full((num_targets,), -torch.inf)
     maximum = lowest.scatter_reduce(0, target, detached, "amax")
     exponentials = (logits - maximum[target]).exp()

@@ -12,8 +12,8 @@ matrix.
 
 Source: arXiv 2402.17152, equations 1 to 3.
 
-Shape letters: T packed events, N packed targets, L events and M targets of one request, D width,
-H heads, K head width.
+Shape letters: T packed events, N packed targets, L events and M targets of one request (not
+layers), D width, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class HSTULayer(nn.Module):
         )
 
     def _project(self, rows: Tensor) -> Tensor:
-        """Return U, V, Q and K by head, [*, 4, H, K]."""
+        """Return the rows' uvqk: U, V, Q and K in this order, by head, [*, 4, H, K]."""
         projected = functional.silu(self.uvqk(self.norm(rows)))
         by_head: Tensor = projected.unflatten(1, (4, self.num_heads, -1))
         return by_head
@@ -106,10 +106,10 @@ def causal_attention(uvqk: Float[Tensor, "T 4 H K"], segments: Segments) -> Floa
             segments,
         )
         return output
-    return reference(queries, keys, values, segments.num_events)
+    return causal_attention_reference(queries, keys, values, segments.num_events)
 
 
-def reference(
+def causal_attention_reference(
     queries: Float[Tensor, "T H K"],
     keys: Float[Tensor, "T H K"],
     values: Float[Tensor, "T H K"],
@@ -133,7 +133,7 @@ def candidate_attention(
     _, values, _, keys = history.unbind(1)
     _, own_values, queries, own_keys = candidates.unbind(1)
     scale = queries.shape[-1] ** -0.5
-    n = history.shape[0] + 1
+    n = history.shape[0] + 1  # the history and the target itself
     logits = torch.einsum("mhk,lhk->mhl", queries, keys)
     own_logits = (queries * own_keys).sum(-1, keepdim=True)
     weights = functional.silu(logits * scale)
@@ -182,7 +182,7 @@ class _CausalAttention(torch.autograd.Function):
         from longrec.nn.kernels import hstu as kernels
 
         queries, keys, values, offsets = ctx.saved_tensors
-        of_inputs = kernels.backward(
+        input_gradients = kernels.backward(
             queries,
             keys,
             values,
@@ -190,4 +190,4 @@ class _CausalAttention(torch.autograd.Function):
             ctx.max_events,
             gradients[0].contiguous(),
         )
-        return *of_inputs, None
+        return *input_gradients, None

@@ -1,6 +1,7 @@
 """Mean pooling: the interest of a request is the mean of its event tokens, for every target.
 
-o = (1/L) sum_j x_j (zeros for an empty history);  z = SwiGLUFFN([o | x_t] W_Z). Cost L d.
+o = (1/L) sum_j x_j (zeros for an empty history);  z = SwiGLUFFN([o | x_t] W_Z). FLOPs of the mean:
+L d.
 
 Source: the averaged history of the YouTube candidate model (Covington et al. 2016, section 3.2).
 
@@ -35,12 +36,12 @@ class MeanPooling(nn.Module):
         """Return z; arguments as in STCA.forward."""
         interest = mean_of_events(events, segments)
         counts = segments.target_offsets.diff()
-        of_targets = interest.repeat_interleave(
+        interest_by_target = interest.repeat_interleave(
             counts,
             dim=0,
             output_size=targets.shape[0],
         )
-        z: Tensor = self.join(of_targets, targets)
+        z: Tensor = self.join(interest_by_target, targets)
         return z
 
 

@@ -13,7 +13,8 @@ from longrec.nn.layers import SwiGLUFFN, linear
 class OutputProjection(nn.Module):
     """z = SwiGLUFFN([o | x_t] W_Z), the output of a one-layer STCA.
 
-    Models then differ only in how they read the history. Shape letters: N targets, D width.
+    Models then differ only in how they read the history. Its `join` holds W_Z, like `join` of STCA;
+    in a baseline `join` is this whole module. Shape letters: N targets, D width.
 
     Args:
         config: width and FFN ratio.

@@ -1,10 +1,11 @@
 """Retrieve, then attend (SIM, TWIN): each target attends to its most relevant events only.
 
-    score_j = (1/h) sum_heads (x_t W_Q (X W_K)^T / sqrt(d_h))_j    first stage, with the metric of
-                                                                   the second (TWIN)
+    score_j = (1/h) sum_heads (x_t W_Q (X W_K)^T / sqrt(d_h))_j    first stage
     top = the `retrieved` events of highest score
-    o = MHA(x_t, X[top]) W_O, with the gap bias;  z = SwiGLUFFN([o | x_t] W_Z)
+    o = MHA(x_t, X[top]) W_O, with the gap bias                    second stage
+    z = SwiGLUFFN([o | x_t] W_Z)
 
+Both stages measure relevance by the same logits, as in TWIN; the first one without the gap bias.
 Events outside of `top` get no gradient. The first stage of a production system reads an index. Here
 it is exact.
 

@@ -23,7 +23,7 @@ from longrec.nn.target_attention import AttentionInputs, Segments, attend
 class TargetAttention(nn.Module):
     """z of every target; called like STCA.
 
-    W_K starts equal to W_Q, as in STCA: the two differ in the stack only.
+    W_K starts equal to W_Q, as in STCA, so this model differs from STCA in the stack only.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -36,7 +36,7 @@ ATTENTION_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Without cuDNN, which builds a plan for every new length: here each request has its own."""
+"""cuDNN is left out: it builds a plan for every new length, and most requests have their own."""
 
 
 def causal_transformer(config: ModelConfig) -> CausalSequenceModel:
@@ -92,7 +92,7 @@ class TransformerLayer(nn.Module):
 
 def causal_attention(qkv: Float[Tensor, "L 3 H K"]) -> Float[Tensor, "L H K"]:
     """Return softmax(q k^T / sqrt(d_h)) v of one history, each event over those up to itself."""
-    queries, keys, values = (part.transpose(0, 1)[None] for part in qkv.unbind(1))
+    queries, keys, values = qkv.permute(1, 2, 0, 3)[:, None]  # each [1, H, L, K]
     with sdpa_kernel(ATTENTION_BACKENDS):
         attended: Tensor = functional.scaled_dot_product_attention(
             queries,

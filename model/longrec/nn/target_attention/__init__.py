@@ -35,7 +35,8 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D
 
     Args:
         inputs: of one layer.
-        order: `auto` weighs the targets of each request by its events, since they are the cost.
+        order: order of computation; `auto` takes the cheaper one for the mean number of targets of
+            an event's request.
 
     Source: arXiv 2511.06077; per head softmax(q W_Q (X W_K)^T / sqrt(d_h)) X W_V.
     """

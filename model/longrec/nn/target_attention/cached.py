@@ -1,15 +1,16 @@
 """Attention over cached keys and values: a cache stores them for every event of a user.
 
 With cached events the plain order is the cheapest for any number of targets: 4 L d m FLOPs a layer,
-where the reordered one takes 4 L d h m. K and V were paid for once per event. Caching X_i instead
-would halve the bytes, and cost h times as much or 4 L d^2 again.
+where the reordered one takes 4 L d h m. K and V are computed once per event, not per request.
+Caching X_i instead would halve the bytes. Each request would then take the reordered order, or
+4 L d^2 FLOPs to compute K and V again.
 
 Duplicate events (same item, same features, other times) have equal keys and values, so their
 weights add up. A request attends to each distinct event once, with the log-sum-exp of the
 duplicates' biases as its bias. This is exact, and shortens a history by its repetitions.
 
 Shape letters: R requests, T packed events, N packed targets, L events (U distinct ones) and
-M targets of one request, C chunks, B layers times heads, G gap buckets, D width, H heads,
+M targets of one request, C chunks, F layers times heads, G gap buckets, D width, H heads,
 K head width.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -33,7 +35,10 @@ from longrec.nn.target_attention.inputs import Segments, softmax
 ATTENTION_CHUNK_EVENTS = 1_024
 """Events of a chunk: their keys and values stay in a core's cache while all targets pass over."""
 MIN_CHUNK_WORK = 1 << 22
-"""Least targets times events times width of a chunk; less is done before a thread wakes up."""
+"""Smallest chunk, as targets times events times width.
+
+Smaller work ends before a helper thread has woken up.
+"""
 
 ChunkResult: TypeAlias = tuple[Tensor, Tensor]
 """Attention to a chunk of events [H, M, K], and its log-sum-exp [H, M]."""
@@ -41,7 +46,9 @@ ChunkResult: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DuplicateEvents:
-    """Which events of a request are equal but for their times, named as by numpy.unique.
+    """Which events of a request are equal but for their times.
+
+    The fields are named like the results of numpy.unique.
 
     Args:
         first_index: int64 [U], row of the first of each group of duplicates.
@@ -53,26 +60,28 @@ class DuplicateEvents:
 
     def bias(
         self,
-        table: Float[Tensor, "B G"],
+        table: Float[Tensor, "F G"],
         gaps: Int[Tensor, " L"] | None,
-    ) -> Float[Tensor, "B U"]:
+    ) -> Float[Tensor, "F U"]:
         """Return the bias of each distinct event: the log-sum-exp of its duplicates' biases.
 
         Args:
             table: bias by gap bucket; zeros for a model without.
             gaps: gap bucket of each event, or None if all are in bucket 0.
         """
+        # Counts of every pair of distinct event and gap bucket turn the sum over duplicates into
+        # one small product.
         num_buckets = table.shape[1]
         bins = self.inverse * num_buckets
         if gaps is not None:
             bins = bins + gaps
         num_bins = len(self.first_index) * num_buckets
         counts_UG = torch.bincount(bins, minlength=num_bins).view(-1, num_buckets)
-        # Counts by bucket turn the sum over duplicates into one small product.
         largest = table.max(dim=1, keepdim=True).values
-        sums = torch.exp(table - largest) @ counts_UG.t().to(table.dtype)
-        smallest = torch.finfo(sums.dtype).tiny
-        return largest + torch.log(sums.clamp_min(smallest))
+        sums_FU = torch.exp(table - largest) @ counts_UG.t().to(table.dtype)
+        # A distinct event occurs at least once, but exp may underflow to 0.
+        smallest = torch.finfo(sums_FU.dtype).tiny
+        return largest + torch.log(sums_FU.clamp_min(smallest))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,8 +94,8 @@ class CachedKeysValues:
         biases: R of [H, L], or of [H, U] with `rows`, added to the logits; None for no bias.
         num_heads: H.
         num_targets: targets of each request.
-        segments: of the parts one after another, on their device; made once for all layers. None
-            makes them when they are needed.
+        segments: of the parts one after another, already on the device; None makes them when they
+            are needed.
         rows: R of int64 [U], rows of each part to attend to; None for all of them.
         recorded_weights: `attend` appends its weights, R of [H, M, L]; None records nothing.
     """
@@ -116,9 +125,14 @@ class CachedKeysValues:
             self.biases,
             strict=True,
         )
-        chunks = [_attention_chunks(*request, self.num_heads) for request in requests]
-        results = iter(parallel.run_chunks([chunk for request in chunks for chunk in request]))
-        outputs = [_merge_chunks([next(results) for _ in request]) for request in chunks]
+        chunks: list[Callable[[], ChunkResult]] = []
+        num_chunks = []
+        for request in requests:
+            chunks_of_request = _attention_chunks(*request, self.num_heads)
+            chunks += chunks_of_request
+            num_chunks.append(len(chunks_of_request))
+        results = iter(parallel.run_chunks(chunks))
+        outputs = [_merge_chunks(list(itertools.islice(results, count))) for count in num_chunks]
         return torch.cat(outputs)
 
     def weights(self, queries: Float[Tensor, "N D"]) -> list[Tensor]:
@@ -182,6 +196,7 @@ def _attention_chunks(
         chunk_events = _chunk_events(queries_MD.numel())
     if bias_HU is not None:
         bias_HU = bias_HU.to(queries_MD.dtype)
+    # Chosen rows are gathered inside of a chunk, so the threads share this work, too.
     chunks: list[Callable[[], ChunkResult]] = []
     for start in range(0, num_events, chunk_events):
         events = slice(start, start + chunk_events)
@@ -203,6 +218,7 @@ def _chunk_events(query_elements: int) -> int:
 
 
 def _attend_nothing(queries_HMK: Tensor) -> ChunkResult:
+    """Return zeros as the only chunk of a request: its log-sum-exp is not read."""
     log_sum_exp_HM = queries_HMK.new_zeros(queries_HMK.shape[:2])
     return torch.zeros_like(queries_HMK), log_sum_exp_HM
 
@@ -219,17 +235,17 @@ def _attend_chunk(
     """
     num_heads, num_targets, _ = queries_HMK.shape
     keys_HUK, values_HUK = _keys_values(_select(kv_LD2, rows_U), num_heads)
-    mask = None
+    bias = None
     if bias_HU is not None:
-        mask = bias_HU[None, :, None].expand(1, -1, num_targets, -1)
+        bias = bias_HU[None, :, None].expand(1, -1, num_targets, -1)
     inputs = (queries_HMK[None], keys_HUK[None], values_HUK[None])
     if queries_HMK.device.type != "cpu":
-        output = scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)
+        output = scaled_dot_product_attention(*inputs, attn_mask=bias, scale=1.0)
         return output[0], queries_HMK.new_zeros((num_heads, num_targets))
     # The kernel behind scaled_dot_product_attention, called directly for its log-sum-exp.
     output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *inputs,
-        attn_mask=mask,
+        attn_mask=bias,  # a float mask is added to the logits
         scale=1.0,
     )
     return output[0], log_sum_exp[0]
@@ -243,6 +259,7 @@ def _merge_chunks(chunks: list[ChunkResult]) -> Tensor:
         log_sum_exps_CHM = torch.stack([log_sum_exp for _, log_sum_exp in chunks])
         shares_CHM = torch.softmax(log_sum_exps_CHM, 0)
         merged = (outputs_CHMK * shares_CHM[..., None]).sum(0)
+    # The shares may be float32, whatever the dtype of the outputs is.
     attended: Tensor = merged.to(outputs_CHMK.dtype).transpose(0, 1).flatten(1)
     return attended
 

@@ -1,18 +1,19 @@
 """Target-to-history attention on a CUDA device: ragged, and split over the events.
 
 Both orders are here, each with its kernel (longrec.nn.kernels). The history is read once forward
-and once backward. Nothing of size targets x events is ever written.
+and once backward. Nothing of size targets x events is ever written. A program is a thread block of
+Triton.
 
     KeysValues    plain       keys and values of every event; a program takes one head of one
                               request and one split of its events
     EventTokens   reordered   the events themselves; a program takes the (target, head) rows of
                               one request and one split of its events
 
-The norm of the encoding can be left half done (longrec.nn.fused_ffn). Its scale is then in the
-weights. Its shift is added to the output, since softmax weights sum to 1. The reference
+The encoding may come without the scale and shift of its norm (longrec.nn.fused_ffn). The scale is
+then in the weights. The shift is added to the output, since softmax weights sum to 1. The reference
 implementations are target_attention.reference and target_attention.reordered.
 
-Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width, B gap
+Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width, G gap
 buckets, M layers.
 """
 
@@ -26,29 +27,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from longrec.nn.fused_paths import apply_function, available
+from longrec.nn.rounding import ceil_div
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
 from longrec.nn.target_attention.reordered import lift_queries, project_values
 
-TARGET_PROGRAMS = 2048
+PROGRAMS_TO_FILL = 2048
 """Programs that fill the device several times over; a history is split until there are as many."""
 MIN_EVENTS_PER_SPLIT = 256
 """Fewest events that are worth a split of their own."""
 HEAD_WIDTHS = (16, 32, 64, 128)
 """Head widths that the kernels take."""
 REORDERED_WIDTHS = (64, 128, 256)
+"""Widths D that the reordered kernel takes."""
 MAX_REORDERED_ROWS = 64
-"""Most (target, head) rows of a request for which the reordered kernel is faster than keys and
-values; measured, docs/benchmarks/training.md.
+"""Most (target, head) rows of a request for which the reordered kernel is the faster one.
+
+Beyond it keys and values are faster (measured, docs/benchmarks/training.md).
 """
 REORDERED_PROGRAMS_PER_BLOCK = 4
-"""Weight of a program of the reordered kernel in `num_splits`: it needs fewer splits."""
+"""A program of the reordered kernel counts as four in `num_splits`, so histories are split less."""
 
 
-def usable(tensor: Tensor, num_heads: int) -> bool:
-    """Return whether the kernels take rows [*, D] like these, on their device."""
-    head_width = tensor.shape[-1] // num_heads
-    is_supported = tensor.dtype != torch.float64 and head_width in HEAD_WIDTHS
-    return tensor.is_cuda and is_supported and available()
+def usable(rows: Tensor, num_heads: int) -> bool:
+    """Return whether the kernels take rows [*, D] like these, on their device.
+
+    They compute in float32 inside, so float64 is left to the reference.
+    """
+    head_width = rows.shape[-1] // num_heads
+    is_supported = rows.dtype != torch.float64 and head_width in HEAD_WIDTHS
+    return rows.is_cuda and is_supported and available()
 
 
 def runs_reordered(
@@ -161,7 +168,7 @@ class EventTokens:
         return _add_shift(output, self.shift, self.segments)
 
 
-def gap_biases(tables: Float[Tensor, "M B H"], gaps: Int[Tensor, " T"]) -> tuple[Tensor, ...]:
+def gap_biases(tables: Float[Tensor, "M G H"], gaps: Int[Tensor, " T"]) -> tuple[Tensor, ...]:
     """Return the bias of every event in each layer, M of float32 [H, T].
 
     The backward pass sums by bucket without sorting.
@@ -172,8 +179,8 @@ def gap_biases(tables: Float[Tensor, "M B H"], gaps: Int[Tensor, " T"]) -> tuple
 def num_splits(segments: Segments, programs_per_request: int) -> int:
     """Return in how many parts every history is split."""
     num_programs = programs_per_request * len(segments.num_events)
-    to_fill_device = -(-TARGET_PROGRAMS // num_programs)
-    worthwhile = -(-max(segments.num_events) // MIN_EVENTS_PER_SPLIT)
+    to_fill_device = ceil_div(PROGRAMS_TO_FILL, num_programs)
+    worthwhile = ceil_div(max(segments.num_events), MIN_EVENTS_PER_SPLIT)
     return max(1, min(to_fill_device, worthwhile))
 
 
@@ -186,7 +193,7 @@ def _add_shift(
     if shift is None:
         return output
     shift = shift.to(output.dtype)
-    if min(segments.num_events) > 0:
+    if min(segments.num_events) > 0:  # the usual case, known on the host: no mask is needed
         return output + shift
     has_events = segments.event_offsets.diff() > 0
     has_history = has_events.repeat_interleave(
@@ -212,12 +219,23 @@ class _PlainAttention(torch.autograd.Function):
 
         queries = queries.contiguous()
         kv = kv.contiguous()
-        offsets = (segments.event_offsets, segments.target_offsets)
-        block = kernels.block_n(segments.num_targets)
-        ctx.sizes = (num_heads, block, num_splits(segments, num_heads))
-        ctx.once = max(segments.num_targets) <= block
-        out, lse = kernels.forward(queries, kv, bias, *offsets, *ctx.sizes)
-        ctx.save_for_backward(queries, kv, bias, *offsets, out, lse)
+        event_offsets = segments.event_offsets
+        target_offsets = segments.target_offsets
+        ctx.num_heads = num_heads
+        ctx.block = kernels.targets_per_block(segments.num_targets)
+        ctx.splits = num_splits(segments, num_heads)
+        ctx.single_pass = max(segments.num_targets) <= ctx.block
+        out, lse = kernels.forward(
+            queries,
+            kv,
+            bias,
+            event_offsets,
+            target_offsets,
+            num_heads,
+            ctx.block,
+            ctx.splits,
+        )
+        ctx.save_for_backward(queries, kv, bias, event_offsets, target_offsets, out, lse)
         return out
 
     @staticmethod
@@ -225,22 +243,21 @@ class _PlainAttention(torch.autograd.Function):
         from longrec.nn.kernels import attention as kernels
 
         queries, kv, bias, event_offsets, target_offsets, out, lse = ctx.saved_tensors
-        num_heads, block, splits = ctx.sizes
-        of_inputs = kernels.backward(
+        input_gradients = kernels.backward(
             queries,
             kv,
             bias,
             event_offsets,
             target_offsets,
-            num_heads,
-            block,
-            splits,
+            ctx.num_heads,
+            ctx.block,
+            ctx.splits,
             out,
             lse,
             gradients[0].contiguous(),
-            once=ctx.once,
+            single_pass=ctx.single_pass,
         )
-        return *of_inputs, None, None
+        return *input_gradients, None, None
 
 
 class _ReorderedAttention(torch.autograd.Function):
@@ -256,13 +273,21 @@ class _ReorderedAttention(torch.autograd.Function):
     ) -> Tensor:
         from longrec.nn.kernels import reordered as kernels
 
-        max_targets = max(segments.num_targets)
-        blocks = kernels.num_blocks(max_targets, lifted.shape[1])
-        splits = num_splits(segments, REORDERED_PROGRAMS_PER_BLOCK * blocks)
-        offsets = (segments.event_offsets, segments.target_offsets)
-        ctx.sizes = (max_targets, splits)
-        out, lse = kernels.forward(lifted, tokens, bias, *offsets, *ctx.sizes)
-        ctx.save_for_backward(lifted, tokens, bias, *offsets, out, lse)
+        event_offsets = segments.event_offsets
+        target_offsets = segments.target_offsets
+        ctx.max_targets = max(segments.num_targets)
+        blocks = kernels.num_blocks(ctx.max_targets, lifted.shape[1])
+        ctx.splits = num_splits(segments, REORDERED_PROGRAMS_PER_BLOCK * blocks)
+        out, lse = kernels.forward(
+            lifted,
+            tokens,
+            bias,
+            event_offsets,
+            target_offsets,
+            ctx.max_targets,
+            ctx.splits,
+        )
+        ctx.save_for_backward(lifted, tokens, bias, event_offsets, target_offsets, out, lse)
         return out
 
     @staticmethod
@@ -270,20 +295,19 @@ class _ReorderedAttention(torch.autograd.Function):
         from longrec.nn.kernels import reordered as kernels
 
         lifted, tokens, bias, event_offsets, target_offsets, out, lse = ctx.saved_tensors
-        max_targets, splits = ctx.sizes
-        of_inputs = kernels.backward(
+        input_gradients = kernels.backward(
             lifted,
             tokens,
             bias,
             event_offsets,
             target_offsets,
-            max_targets,
-            splits,
+            ctx.max_targets,
+            ctx.splits,
             out,
             lse,
             gradients[0].contiguous(),
         )
-        return *of_inputs, None
+        return *input_gradients, None
 
 
 class _GapBiases(torch.autograd.Function):

@@ -26,8 +26,8 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
     queries_HNK = inputs.scaled_queries().transpose(0, 1)
     keys_HTK = _by_head(inputs.tokens @ inputs.w_k, inputs.num_heads)
     values_HTK = _by_head(inputs.tokens @ inputs.w_v, inputs.num_heads)
-    # split, not slices: the backward pass of split joins the parts once, where the one of each
-    # slice would fill a gradient of all T events.
+    # split, not slices: the backward pass of split joins all gradients once. Each slice would
+    # allocate a gradient of all T events.
     requests = zip(
         queries_HNK.split(segments.num_targets, 1),
         keys_HTK.split(segments.num_events, 1),

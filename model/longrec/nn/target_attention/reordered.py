@@ -25,7 +25,7 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
     """
     segments = inputs.segments
     lifted_NHD = lift_queries(inputs.scaled_queries(), inputs.w_k)
-    # split, not slices: see the plain order.
+    # split, not slices: see longrec.nn.target_attention.reference.
     requests = zip(
         lifted_NHD.split(segments.num_targets),
         inputs.tokens.split(segments.num_events),
