@@ -2,11 +2,11 @@
 """Kernels of target-to-history attention over packed requests, forward and backward.
 
 Queries are few and histories very long. One program takes one head and one split of the events
-of a request (longrec.nn.kernels.splits). It reads keys and values once each way. Keys and values
-of one head lie side by side in the row of an event, [H, 2, K].
+of a request (longrec.nn.kernels.splits). It reads keys and values once forward and once backward.
+Keys and values of one head are adjacent in the row of an event, [H, 2, K].
 
 Shape letters: R requests, T packed events, N packed targets, D width, H heads, K head width,
-S splits. Logits are in units of log2.
+S splits. BLOCK_N targets, BLOCK_L events. Logits are in units of log2.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ def _backward(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BIAS: tl.constexpr,
-    ONCE: tl.constexpr,
+    SINGLE_PASS: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Write dq of each split, to be summed, and dkv and dbias of all events.
 
-    Logits are held as [events, targets]. Without ONCE, targets of a request beyond BLOCK_N come in
-    further passes that add to dkv: exact up to the rounding of its dtype.
+    Logits are held as [events, targets]. Without SINGLE_PASS, targets of a request beyond BLOCK_N
+    are taken in later passes, which add to dkv. The sums are exact up to the rounding of its dtype.
     """
     split = tl.program_id(0)
     head = tl.program_id(1)
@@ -156,7 +156,7 @@ def _backward(
         queries = tl.load(q + q_offsets, mask=mask, other=0.0)
         doutput = tl.load(dout + q_offsets, mask=mask, other=0.0)
         output = tl.load(out + q_offsets, mask=mask, other=0.0)
-        # The softmax's own part of the gradient: sum of output times its gradient, per target.
+        # delta = sum(output * doutput) of each target: softmax's derivative subtracts it.
         delta = tl.sum(doutput.to(tl.float32) * output.to(tl.float32), 1)
         log_sum_exp = tl.load(lse + rows * H + head, mask=is_target, other=float("inf"))
         acc = tl.zeros((K, BLOCK_N), tl.float32)
@@ -184,13 +184,13 @@ def _backward(
             )
             if BIAS:
                 per_event = tl.sum(dlogits, 1)
-            if not ONCE:
+            if not SINGLE_PASS:
                 is_later_pass = inside & (block > first_target)
-                again = is_later_pass[:, None]
-                former_dkeys = tl.load(dkeys_start + kv_offsets, mask=again, other=0.0)
-                former_dvalues = tl.load(dvalues_start + kv_offsets, mask=again, other=0.0)
-                dkeys += former_dkeys.to(tl.float32)
-                dvalues += former_dvalues.to(tl.float32)
+                add_mask = is_later_pass[:, None]
+                earlier_dkeys = tl.load(dkeys_start + kv_offsets, mask=add_mask, other=0.0)
+                earlier_dvalues = tl.load(dvalues_start + kv_offsets, mask=add_mask, other=0.0)
+                dkeys += earlier_dkeys.to(tl.float32)
+                dvalues += earlier_dvalues.to(tl.float32)
                 if BIAS:
                     per_event += tl.load(dbias_start + events, mask=is_later_pass, other=0.0)
             tl.store(dkeys_start + kv_offsets, dkeys, mask=inside[:, None])
@@ -199,12 +199,12 @@ def _backward(
                 tl.store(dbias_start + events, per_event, mask=inside)
         dq_rows = split * num_targets + rows
         tl.store(dq + dq_rows[:, None] * D + columns[None, :], tl.trans(acc), mask=mask)
-        if not ONCE:
+        if not SINGLE_PASS:
             tl.debug_barrier()  # the next pass reads dkv as other threads wrote it
 
 
-def block_n(num_targets: list[int]) -> int:
-    """Return the targets of a request taken at a time: a power of two from 16 to 128.
+def targets_per_block(num_targets: list[int]) -> int:
+    """Return how many targets of a request a program takes at a time: a power of two, 16 to 128.
 
     It holds all targets of the largest request where that is possible.
     """
@@ -293,7 +293,7 @@ def backward(
     lse: Tensor,
     dout: Tensor,
     *,
-    once: bool,
+    single_pass: bool,
     block_l: int = 64,
     warps: int = 4,
     stages: int = 3,
@@ -304,7 +304,7 @@ def backward(
         q, kv, bias, event_offsets, target_offsets, num_heads, block_n, splits: as in `forward`.
         out, lse: results of `forward`.
         dout: [N, D], gradient of out.
-        once: whether no request has more than block_n targets.
+        single_pass: whether no request has more than block_n targets.
         block_l, warps, stages: launch parameters.
     """
     num_targets, width = q.shape
@@ -335,7 +335,7 @@ def backward(
         BLOCK_N=block_n,
         BLOCK_L=block_l,
         BIAS=bias is not None,
-        ONCE=once,
+        SINGLE_PASS=single_pass,
         PRECISION=attention_precision(q),
         STAGES=stages,
         num_warps=warps,

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 """Kernel that sums the gradient of the gap bias by bucket, without sorting.
 
-Shape letters: T packed events, H heads, B gap buckets.
+Shape letters: T packed events, H heads, B gap buckets (G in other files).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def _sum_by_bucket(
 ):
     """Write the sums of one block of events by bucket: [programs, BLOCK_B, HEADS].
 
-    Events come in time order, so a block holds few buckets. HEADS is the power of two above H.
+    Events come in time order, so a block has few buckets and its loop is short. HEADS is the least
+    power of two that is at least H.
     """
     program = tl.program_id(0)
     events = program * BLOCK_L + tl.arange(0, BLOCK_L)

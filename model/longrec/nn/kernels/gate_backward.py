@@ -1,13 +1,14 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 """Kernels of the SwiGLU FFN, backward: gradients of u, v and W_o from those of the output rows.
 
-    dh = dy W_o^T                             inside every kernel of this file
+    dh = dy w_o                               inside every kernel but gate_backward, which reads it
     du = dh swish(v), dv = dh u swish'(v)
-    dW_o = dy^T (u swish(v))                  project_gate_backward only
-    dx, dW_uv                                 products of duv, left to cuBLAS
+    dw_o = dy^T (u swish(v))                  project_gate_backward only
+    dx, dw_uv                                 products of duv, left to cuBLAS
 
 Shape letters: T rows, M layers, D width, H hidden width of the FFN, In input width.
 Memory layouts: uv and duv [T, M, 2, H], h [T, M, H], dy [T, M, D].
+Weights are as nn.Linear holds them: w_o [D, H].
 All launchers take contiguous inputs and write their output arguments.
 """
 
@@ -40,11 +41,11 @@ def _project_gate_backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write du, dv and dW_o = dy^T (u swish(v)) with dh = dy W_o; W_o is [D, H].
+    """Write du, dv and dw_o = dy^T (u swish(v)) with dh = dy w_o.
 
-    A program keeps BLOCK_H columns of W_o and of its gradient on chip and passes over a part of
-    the rows, so u swish(v) never reaches memory. Results are stored by pointers: tile stores of
-    one shape share a buffer, and each waits for the one before it.
+    A program holds BLOCK_H columns of w_o and of its gradient on chip and passes over a part of
+    the rows, so u swish(v) never reaches memory. Results are stored by pointers: two tile stores of
+    one shape share a buffer and would wait for each other.
     """
     num_blocks: tl.constexpr = H // BLOCK_H
     program = tl.program_id(0)
@@ -85,7 +86,7 @@ def _project_gate_backward(
 def _wide_gate_backward(
     dy,
     w_o,
-    uv,
+    x_or_uv,
     w_uv,
     duv,
     h,
@@ -101,10 +102,10 @@ def _wide_gate_backward(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write du and dv with dh = dy W_o, one tile [BLOCK_T, BLOCK_H] a program; w_o is [M D, H].
+    """Write du and dv with dh = dy w_o, one tile [BLOCK_T, BLOCK_H] a program; w_o is [M D, H].
 
-    With NARROW `uv` holds x (of few columns, M = 1). Then u and v are computed again, and
-    h = u swish(v) is written as well.
+    `x_or_uv` holds uv, or with NARROW x (of few columns, M = 1). Then u and v are computed again,
+    and h = u swish(v) is written as well.
     """
     num_columns: tl.constexpr = M * (H // BLOCK_H)
     program = tl.program_id(0)
@@ -112,14 +113,14 @@ def _wide_gate_backward(
     layer = (program % num_columns) % M
     column = ((program % num_columns) // M) * BLOCK_H
     if NARROW:
-        rows = uv.load([row, 0])
+        rows = x_or_uv.load([row, 0])
         w_u = w_uv.load([column, 0])
         w_v = w_uv.load([H + column, 0])
         u = tl.dot(rows, w_u.T, input_precision=PRECISION).to(duv.dtype)
         v = tl.dot(rows, w_v.T, input_precision=PRECISION).to(duv.dtype)
     else:
-        u = uv.load([row, layer * 2 * H + column])
-        v = uv.load([row, layer * 2 * H + H + column])
+        u = x_or_uv.load([row, layer * 2 * H + column])
+        v = x_or_uv.load([row, layer * 2 * H + H + column])
     dh = tl.zeros((BLOCK_T, BLOCK_H), tl.float32)
     for k in tl.range(0, D, BLOCK_K, num_stages=STAGES):
         dh = tl.dot(
@@ -249,7 +250,7 @@ def wide_gate_backward(
         dy,
         w_o,
         # The variant that is not NARROW reads neither w_uv nor h: other tiles stand in.
-        uv=uv_tiles,
+        x_or_uv=uv_tiles,
         w_uv=uv_tiles,
         duv=duv_tiles,
         h=duv_tiles,
@@ -291,7 +292,7 @@ def narrow_gate_backward(
     _launch_wide(
         dy[:, None],
         w_o[None],
-        uv=tile(x, block_t, columns),
+        x_or_uv=tile(x, block_t, columns),
         w_uv=tile(w_uv.view(-1, columns), block_h, columns),
         duv=tile(duv.view(num_rows, -1), block_t, block_h),
         h=tile(h, block_t, block_h),

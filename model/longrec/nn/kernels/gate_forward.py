@@ -11,6 +11,7 @@ normalized rows (longrec.nn.fused_ffn). The backward kernels are in gate_backwar
 
 Shape letters: T rows, M layers, D width, H hidden width of the FFN, In input width.
 Memory layouts: uv [T, M, 2, H], h [T, M, H], xhat [T, M, D], rstd [T, M].
+Weights are as nn.Linear holds them, so x W above is x W^T in the docstrings of the kernels.
 All launchers take contiguous inputs and write their output arguments.
 """
 
@@ -24,6 +25,10 @@ from longrec.nn.kernels.tiles import INTERPRETED, dot_precision, num_programs, s
 
 MAX_BLOCK_D = 256
 """Most columns of an output tile whose accumulator fits on chip."""
+NARROW_BLOCK_H = {True: 32, False: 64}
+"""Measured best BLOCK_H of the narrow kernel, with and without saving u and v."""
+NARROW_STAGES = {True: 3, False: 2}
+"""Measured best STAGES of the narrow kernel, with and without saving u and v."""
 
 
 @triton.jit
@@ -137,7 +142,7 @@ def _narrow_gate_project(
             w_v = w_uv.load([H + column, 0])
             u = tl.dot(rows, w_u.T, input_precision=PRECISION).to(out.dtype)
             v = tl.dot(rows, w_v.T, input_precision=PRECISION).to(out.dtype)
-            if SAVE_HIDDEN:  # only with one part: others would store the same rows again
+            if SAVE_HIDDEN:  # with one part only: BLOCK_D is D
                 uv.store([row, column], u)
                 uv.store([row, H + column], v)
             v_float = v.to(tl.float32)
@@ -203,7 +208,8 @@ def gate_project(
     width = w_o.shape[1]
     num_tiles = triton.cdiv(num_rows, block_t) * layers
     grid = (num_programs(num_tiles, uv.device, per_processor),)
-    # A pointer that a kernel variant does not read still needs some tensor: `out` stands in.
+    # A pointer that a kernel variant does not read still needs some tensor: `out` stands in. The
+    # result itself is passed twice, as a pointer (RESIDUAL) and as tiles (otherwise).
     _gate_project[grid](
         tile(uv.view(num_rows, -1), block_t, block_h),
         tile(w_o.view(-1, hidden), width, block_h),
@@ -259,8 +265,9 @@ def narrow_gate_project(
     width, hidden = w_o.shape
     save_hidden = uv is not None
     block_d = block_d or min(width, MAX_BLOCK_D)
-    block_h = block_h or (32 if save_hidden else 64)
-    stages = stages or (3 if save_hidden else 2)
+    assert not save_hidden or block_d == width  # several parts would store the same rows
+    block_h = block_h or NARROW_BLOCK_H[save_hidden]
+    stages = stages or NARROW_STAGES[save_hidden]
     num_tiles = triton.cdiv(num_rows, block_t) * (width // block_d)
     out_tiles = tile(out, block_t, block_d)
     uv_tiles = out_tiles

@@ -18,6 +18,8 @@ from longrec.nn.kernels.tiles import INTERPRETED, sigmoid
 
 BLOCK_QUERIES = 128
 BLOCK_EVENTS = 64
+EVENT_KERNEL_QUERIES = 64
+"""Queries of a tile in the kernel of dk and dv: fewer, since it holds two accumulators."""
 
 
 @triton.jit
@@ -27,7 +29,10 @@ def _bounds(
     H: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Return (first row of the block, events of the request, offset of its head in [T, H, K])."""
+    """Return (first row of the block, events of the request, offset of its head in [T, H, K]).
+
+    The first row is counted from the first event of the request.
+    """
     request = tl.program_id(2)
     start = tl.load(offsets + request)
     end = tl.load(offsets + request + 1)
@@ -249,7 +254,6 @@ def backward(
         BLOCK_M=BLOCK_QUERIES,
         **options,
     )
-    # Smaller blocks of queries: this kernel holds two accumulators.
     _backward_events[(triton.cdiv(max_events, BLOCK_EVENTS), heads, num_requests)](
         q,
         k,
@@ -258,7 +262,7 @@ def backward(
         dout,
         dk,
         dv,
-        BLOCK_M=BLOCK_EVENTS,
+        BLOCK_M=EVENT_KERNEL_QUERIES,
         **options,
     )
     return dq, dk, dv

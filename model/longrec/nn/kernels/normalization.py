@@ -17,7 +17,7 @@ from torch import Tensor
 from longrec.nn.kernels.tiles import dot_precision, num_programs, tile
 
 ELEMENTS_PER_PROGRAM = 2048
-"""Elements that a program of the kernels without products holds at a time."""
+"""Elements that a program of the element-wise kernels holds at a time."""
 
 
 @triton.jit
@@ -31,20 +31,20 @@ def _project_normalize_backward(
     layer,
     M: tl.constexpr,
     D: tl.constexpr,
-    WIDE: tl.constexpr,
+    NUM_COLUMNS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write dy with g = dkv W^T; W is [D, WIDE].
+    """Write dy with g = dkv W^T; W is [D, NUM_COLUMNS].
 
-    One loop runs over tiles of rows and blocks of WIDE, as in gate_forward._gate_project.
+    One loop runs over tiles of rows and blocks of NUM_COLUMNS, as in gate_forward._gate_project.
     """
     first = tl.program_id(0)
     step = tl.num_programs(0)
     num_tiles = tl.cdiv(num_rows, BLOCK_T)
-    num_blocks: tl.constexpr = WIDE // BLOCK_K
+    num_blocks: tl.constexpr = NUM_COLUMNS // BLOCK_K
     num_steps = tl.cdiv(num_tiles - first, step) * num_blocks
     acc = tl.zeros((BLOCK_T, D), tl.float32)
     for i in tl.range(0, num_steps, num_stages=STAGES):
@@ -118,12 +118,12 @@ def _normalize_backward(
     g_offsets = rows[:, None] * D + columns[None, :]
     row_of_layer = rows * M + layer
     offsets = row_of_layer[:, None] * D + columns[None, :]
-    value = tl.load(g + g_offsets, mask=inside, other=0.0).to(tl.float32)
-    x = tl.load(xhat + offsets, mask=inside, other=0.0).to(tl.float32)
+    g_tile = tl.load(g + g_offsets, mask=inside, other=0.0).to(tl.float32)
+    normed = tl.load(xhat + offsets, mask=inside, other=0.0).to(tl.float32)
     rstd = tl.load(rstd_pointer + row_of_layer, mask=is_row, other=0.0)
-    mean_g = tl.sum(value, 1) / D
-    mean_gx = tl.sum(value * x, 1) / D
-    result = (value - mean_g[:, None] - x * mean_gx[:, None]) * rstd[:, None]
+    mean_g = tl.sum(g_tile, 1) / D
+    mean_gx = tl.sum(g_tile * normed, 1) / D
+    result = (g_tile - mean_g[:, None] - normed * mean_gx[:, None]) * rstd[:, None]
     tl.store(dy + offsets, result, mask=inside)
 
 
@@ -164,7 +164,7 @@ def project_normalize_backward(
         layer,
         M=layers,
         D=width,
-        WIDE=w_kv.shape[1],
+        NUM_COLUMNS=w_kv.shape[1],
         BLOCK_T=block_t,
         BLOCK_K=block_k,
         PRECISION=dot_precision(dkv),

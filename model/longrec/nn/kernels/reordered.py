@@ -3,10 +3,13 @@
 
 Every (target, head) pair is a row u of full width, and softmax(u X^T + bias) X is the same sum for
 all of them. One program takes up to BLOCK_M rows of a request and one split of its events
-(longrec.nn.kernels.splits). Events are read once each way. Best for few rows per request.
+(longrec.nn.kernels.splits). Events are read once forward and once backward. These kernels are
+faster than those of longrec.nn.kernels.attention if requests have few rows.
 
 Shape letters: R requests, T packed events, N packed targets, D width, H heads, S splits.
-Logits are in units of log2.
+BLOCK_M rows, BLOCK_L events. HEADS is H with padding: products need at least 16 rows and columns,
+so it is at least 8 forward, for the two parts of a bias, and at least 16 backward. Logits are in
+units of log2.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def _bias(
 ):
     """Return the bias [rows, events] of [H, T] as a product: row r picks head r % H.
 
-    The product runs in `dtype`. A second summand of low parts keeps the digits of float32.
+    The product runs in `dtype`. Each bias enters as the sum of two parts, its rounding and the
+    rest, so the result is almost as precise as float32.
     """
     j = tl.arange(0, 2 * HEADS)
     head = j % HEADS
@@ -186,7 +190,7 @@ def _backward(
     lifted = tl.load(u + u_offsets, mask=mask, other=0.0)
     doutput = tl.load(dout + u_offsets, mask=mask, other=0.0)
     output = tl.load(out + u_offsets, mask=mask, other=0.0)
-    # The softmax's own part of the gradient: sum of output times its gradient, per row.
+    # delta = sum(output * doutput) of each row: softmax's derivative subtracts it.
     delta = tl.sum(doutput.to(tl.float32) * output.to(tl.float32), 1)
     log_sum_exp = tl.load(lse + rows, mask=is_row, other=float("inf"))
     acc = tl.zeros((BLOCK_M, D), tl.float32)

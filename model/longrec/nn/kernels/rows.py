@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 """Kernels of embedding tables: gather into one matrix, its gradients, and row-wise Adagrad.
 
-Nothing here waits for the device: the host never reads the number of distinct rows of a batch.
-Sums over the occurrences of one row are added atomically. Equal batches therefore give equal
-updates up to the order of float32 additions.
+The host never reads the number of distinct rows of a batch, so it never waits for the device.
+Gradients of one row are added atomically, in any order. Two runs on equal batches can therefore
+differ in the last bits.
 
 Shape letters: T events, F index columns, n of them read from one table, K width of one row.
 """
@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from longrec.nn.kernels.tiles import dot_precision
 
 SMALL_TABLE_ROWS = 128
 """Most rows of a table whose gradient is summed on chip first."""
@@ -31,8 +33,8 @@ ADAGRAD_ELEMENTS = 2048
 
 @triton.jit
 def _gather(
-    items,
-    index,
+    index_rows,
+    indices,
     columns,
     starts,
     table,
@@ -48,16 +50,16 @@ def _gather(
     BLOCK_T: tl.constexpr,
     INDIRECT: tl.constexpr,
 ):
-    """Copy the table rows of one index column; with INDIRECT `items` names the rows of `index`."""
+    """Copy the table rows of one column of `indices`; INDIRECT picks its rows by `index_rows`."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     k = tl.program_id(1)
     inside = rows < num_rows
     rows_int64 = rows.to(tl.int64)
     index_row = rows_int64
     if INDIRECT:
-        index_row = tl.load(items + rows, mask=inside, other=0).to(tl.int64)
+        index_row = tl.load(index_rows + rows, mask=inside, other=0).to(tl.int64)
     index_offset = index_row * num_index_columns + tl.load(columns + k)
-    value_index = tl.load(index + index_offset, mask=inside, other=0).to(tl.int64)
+    value_index = tl.load(indices + index_offset, mask=inside, other=0).to(tl.int64)
     table_row = value_index + tl.load(starts + k)
     tl.store(table_rows + rows_int64 * n + k, table_row, mask=inside)
     column = tl.arange(0, BLOCK_K)
@@ -111,7 +113,7 @@ def _scatter_small(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Do the same for a table that fits on chip: a product with a one-hot matrix sums the rows."""
+    """Add the gradients of a table that fits on chip: a one-hot product sums the rows first."""
     k = tl.program_id(1)
     column = tl.arange(0, BLOCK_K)
     is_column = column < K
@@ -195,27 +197,27 @@ def _adagrad(
     tl.store(sums + key, total, mask=is_first)
     pointer = table + key[:, None] * K + column[None, :]
     value = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
-    deviation = tl.sqrt(total) + eps
-    tl.store(pointer, value - lr * gradient / deviation[:, None], mask=mask)
+    denominator = tl.sqrt(total) + eps
+    tl.store(pointer, value - lr * gradient / denominator[:, None], mask=mask)
 
 
 def gather(
-    items: Tensor | None,
-    index: Tensor,
+    index_rows: Tensor | None,
+    indices: Tensor,
     columns: Tensor,
     starts: Tensor,
     table: Tensor,
     out: Tensor,
     offset: int,
 ) -> Tensor:
-    """Write out[t, offset + k K:][:K] = table[index[t, columns[k]] + starts[k]].
+    """Copy table rows into columns of `out`; return which rows, int64 [T, n].
 
-    Returns the table rows that it read, int64 [T, n].
+    out[t, offset + k K + j] = table[row, j] with row = indices[t, columns[k]] + starts[k].
 
     Args:
-        items: [T], rows of `index` to read instead of row t; None for row t.
-        index: int [T or number of items, F].
-        columns: int64 [n], columns of `index` that this table serves.
+        index_rows: [T], rows of `indices` to read instead of row t; None for row t.
+        indices: int [T, F], or [*, F] with `index_rows`.
+        columns: int64 [n], columns of `indices` that this table serves.
         starts: int64 [n], first table row of each column.
         table: [rows, K].
         out: [T, width].
@@ -232,22 +234,22 @@ def gather(
     block_k = triton.next_power_of_2(width)
     block_t = max(16, GATHER_ELEMENTS // block_k)
     _gather[(triton.cdiv(num_rows, block_t), n)](
-        index if items is None else items,
-        index,
+        indices if index_rows is None else index_rows,
+        indices,
         columns,
         starts,
         table,
         out,
         table_rows,
         num_rows,
-        index.shape[1],
+        indices.shape[1],
         out.shape[1],
         offset,
         n,
         K=width,
         BLOCK_K=block_k,
         BLOCK_T=block_t,
-        INDIRECT=items is not None,
+        INDIRECT=index_rows is not None,
         num_warps=8,
     )
     return table_rows
@@ -306,7 +308,7 @@ def scatter(
         BLOCK_K=block_k,
         BLOCK_T=SUM_BLOCK_ROWS,
         BLOCK_R=max(16, triton.next_power_of_2(num_table_rows)),
-        PRECISION="ieee" if gradient.dtype == torch.float32 else "tf32",
+        PRECISION=dot_precision(gradient),
     )
     return out
 
@@ -329,12 +331,12 @@ def adagrad(
         rows: int64 [n], rows to update.
         gradients: [n, K].
         lr: learning rate.
-        eps: added to the deviation.
+        eps: added to the root of an accumulator.
     """
     count, width = gradients.shape
     if count == 0:
         return
-    fits_int32 = table.shape[0] < 2**31
+    fits_int32 = table.shape[0] < 2**31  # then the sort reads half the bytes
     keys, order = torch.sort(rows.to(torch.int32) if fits_int32 else rows)
     # Number of the segment of equal keys that each position belongs to.
     segment = torch.zeros_like(keys)

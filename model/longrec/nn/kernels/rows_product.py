@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 """Kernel of a^T b over very many rows with a small result, split over the rows.
 
-Shape letters: T rows, M layers, A columns of a, B columns of b.
+Shape letters: T rows, M layers, A columns of a, B columns of b (in capitals; a and b are matrices).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
-"""Turns a logit into units of log2, for exp2 is one instruction."""
+"""Factor of logits: exp(x) = exp2(x * LOG2E), and exp2 is one instruction."""
 MERGE_BLOCK_ELEMENTS = 256
 """Elements of a row block that one program merges."""
 
@@ -145,6 +145,7 @@ def merge_splits(
 def attention_precision(tensor: Tensor) -> str:
     """Return the precision of the products of attention.
 
-    float32 takes three tf32 products of its parts, which keep all but the last bits.
+    A float32 product is the sum of three tf32 products of its operands' parts, almost as precise.
+    16-bit operands are not affected.
     """
     return "tf32x3" if tensor.dtype == torch.float32 else "tf32"

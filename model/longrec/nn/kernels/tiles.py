@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels in its interpreter, on a CPU."""
+"""Whether Triton runs kernels in its interpreter, on a CPU; read at import only."""
 INTERPRETED_PROGRAMS = 3
 """Most programs of a launch in the interpreter: enough to exercise the loops over tiles."""
 
@@ -56,7 +56,10 @@ def num_programs(
     device: torch.device,
     per_processor: int = 1,
 ) -> int:
-    """Return the number of persistent programs: one per processor, and no more than tiles."""
+    """Return the number of persistent programs, at most one for each tile.
+
+    Each streaming multiprocessor of the device runs `per_processor` of them.
+    """
     if INTERPRETED:
         return min(INTERPRETED_PROGRAMS, num_tiles)
     properties = torch.cuda.get_device_properties(device)
@@ -71,6 +74,8 @@ def num_row_parts(
     per_processor: int = 1,
 ) -> tuple[int, int]:
     """Return (parts, rows of a part) for a sum over rows that several programs share.
+
+    With 132 processors and 8 tiles of the result, 16 parts give 128 programs.
 
     Args:
         num_rows: rows to sum over.
