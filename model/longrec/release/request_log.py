@@ -115,10 +115,16 @@ class RequestLog:
         while not self._is_stopped:
             self._wake.wait(FILE_SECONDS)
             self._wake.clear()
-            try:
-                self._write()
-            except OSError as error:
-                log.warning("the log of requests cannot be written: %s", error)
+            self._try_to_write()
+        # Rows may have come while the loop wrote the ones before.
+        self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        """Write the rows in memory; log a warning if that fails, for example on a full disk."""
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("the log of requests cannot be written: %s", error)
 
     def _write(self) -> None:
         with self._lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -62,3 +64,27 @@ def test_answers_are_dropped_if_too_many_are_pending(
         add_request(log, 50)
     assert log.num_dropped > 5
     log.stop()
+
+
+def test_rows_that_come_during_the_last_write_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_writing = threading.Event()
+    may_write = threading.Event()
+    write_table = pq.write_table
+
+    def write_slowly(*arguments: Any) -> None:
+        is_writing.set()
+        may_write.wait(60)
+        write_table(*arguments)
+
+    monkeypatch.setattr(pq, "write_table", write_slowly)
+    monkeypatch.setattr(request_log, "FILE_ROWS", 1)
+    log = RequestLog(tmp_path, 1.0)
+    add_request(log, 1)
+    assert is_writing.wait(60)
+    add_request(log, 1)
+    threading.Timer(0.2, may_write.set).start()
+    log.stop()
+    num_rows = sum(pq.read_table(path).num_rows for path in log_files(tmp_path))
+    assert num_rows == 2
