@@ -262,7 +262,8 @@ class Optimizers:
             DataError: a tensor does not have the shape of its parameter.
         """
         if self.fused is not None:
-            keys = sorted(key for key in tensors if key.startswith("tables."))
+            keys = [key for key in tensors if key.startswith("tables.")]
+            keys.sort(key=_parameter_number)
             self.fused.load_row_sums([tensors[key] for key in keys])
         for name, optimizer in self._by_name().items():
             state = _optimizer_state(name, optimizer, tensors)
@@ -369,8 +370,8 @@ def _optimizer_state(
     for key, tensor in tensors.items():
         if not key.startswith(f"{name}."):
             continue
-        _, text, value_name = key.split(".")
-        number = int(text)
+        number = _parameter_number(key)
+        value_name = key.rpartition(".")[2]
         is_known = number < len(parameters)
         if not is_known or not _fits(tensor, parameters[number]):
             raise DataError(
@@ -379,6 +380,11 @@ def _optimizer_state(
             )
         state.setdefault(number, {})[value_name] = tensor
     return state
+
+
+def _parameter_number(key: str) -> int:
+    """Return the number in a name `<optimizer>.<parameter>.<value>`."""
+    return int(key.split(".")[1])
 
 
 def _fits(tensor: Tensor, parameter: Tensor) -> bool:

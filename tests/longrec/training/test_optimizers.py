@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -231,3 +232,28 @@ def test_the_schedule_rises_and_falls_to_a_tenth() -> None:
         warmup_fraction=0.0,
     )
     assert only == 1.0
+
+
+class Recorder:
+    """Stands in for sharded tables, and records the row sums that it loads."""
+
+    def __init__(self, num_tables: int) -> None:
+        self.sums = [torch.tensor([float(number)]) for number in range(num_tables)]
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        pass
+
+    def row_sums(self) -> list[torch.Tensor]:
+        return self.sums
+
+    def load_row_sums(self, sums: Sequence[torch.Tensor]) -> None:
+        self.sums = list(sums)
+
+
+def test_row_sums_of_more_than_ten_sharded_tables_return_to_their_tables() -> None:
+    recorder = Recorder(12)
+    optimizers = optim.build(nn.Linear(2, 2), TrainConfig(), recorder)
+    tensors = optimizers.tensors()
+    recorder.sums = []
+    optimizers.load(tensors)
+    assert [int(sums) for sums in recorder.sums] == list(range(12))
