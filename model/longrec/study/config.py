@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,7 +45,7 @@ class StudyConfig:
             distribution. The number of epochs follows from it; 0 for `train.epochs`.
         recovery: {"base": (variant, length), "full": ..., "extrapolated": ...}. The report states
             the share of the gain of `full` over `base` that `extrapolated` reaches, and its share
-            of the events.
+            of the events. Only without a grid: it compares variants.
     """
 
     name: str
@@ -79,6 +80,13 @@ class StudyConfig:
                 "study.recovery must name three variants",
                 found=", ".join(self.recovery),
                 expected=", ".join(RECOVERY_ROLES),
+            )
+        num_points = math.prod(map(len, self.grid.values()))
+        if self.recovery and num_points > 1:
+            raise ConfigError(
+                "study.recovery compares variants, so it needs a study without a grid",
+                found=f"{num_points} grid points per variant",
+                fix="Remove `recovery`, or write the points that it compares as variants.",
             )
 
     @property

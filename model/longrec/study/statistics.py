@@ -207,7 +207,7 @@ def differences(groups: Sequence[TrialGroup], reference: str) -> Iterator[Row]:
         baseline = references.get(group.point_key)
         if baseline is None or group is baseline:
             continue
-        seeds = [seed for seed in group.results if seed in baseline.results]
+        seeds = _common_seeds([group, baseline])
         if seeds:
             yield from _paired_differences(group.only(seeds), baseline.only(seeds))
 
@@ -341,7 +341,8 @@ def _sum_of_squares(values: Float) -> float:
 def recovery(groups: Sequence[TrialGroup], study: StudyConfig) -> Row:
     """Return the share of the gain of full-length training that the extrapolated model reaches.
 
-    Empty if the study does not ask for it, or if a trial is missing.
+    The three variants are compared over the seeds that all of them have. Empty if the study does
+    not ask for it, or if there is no such seed.
     """
     group_of = {}
     for role, (variant, _) in study.recovery.items():
@@ -350,13 +351,17 @@ def recovery(groups: Sequence[TrialGroup], study: StudyConfig) -> Row:
                 group_of[role] = group
     if len(group_of) < len(RECOVERY_ROLES):
         return {}
+    seeds = _common_seeds(list(group_of.values()))
+    if not seeds:
+        return {}
     auc_of = {}
     events_of = {}
     for role, group in group_of.items():
         _, length = study.recovery[role]
-        samples = group.samples("auc", length)
+        compared = group.only(seeds)
+        samples = compared.samples("auc", length)
         auc_of[role] = over_seeds(samples)
-        events_of[role] = group.mean("train_events_read")
+        events_of[role] = compared.mean("train_events_read")
     full_gain = auc_of["full"] - auc_of["base"]
     extrapolated_gain = auc_of["extrapolated"] - auc_of["base"]
     # without a gain, a share of it means nothing
@@ -381,6 +386,12 @@ def columns(name: str, estimate: Estimate) -> Row:
         f"{name}_low": estimate.low,
         f"{name}_high": estimate.high,
     }
+
+
+def _common_seeds(groups: Sequence[TrialGroup]) -> list[int]:
+    """Return the seeds that all groups have, in the order of the first group."""
+    first = groups[0]
+    return [seed for seed in first.results if all(seed in group.results for group in groups)]
 
 
 def _text_of(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from longrec.config import RunConfig
 from longrec.data.files import read_json
+from longrec.errors import ConfigError
 from longrec.study.config import StudyConfig
 from longrec.study.run_trial import RESAMPLED_METRICS
 from longrec.study.statistics import TrialGroup, fits, interval, over_seeds, recovery
@@ -171,3 +173,20 @@ def test_recovery_is_the_share_of_the_gain() -> None:
 def test_recovery_without_one_of_its_variants_is_empty() -> None:
     groups = [group_of("short", fake_result(0.5, 0.0))]
     assert recovery(groups, recovery_study()) == {}
+
+
+def test_recovery_is_over_the_seeds_that_all_variants_have() -> None:
+    base = {0: fake_result(0.5, 0.0), 1: fake_result(0.9, 0.0)}
+    groups = [
+        TrialGroup("short", {}, base),
+        group_of("full", fake_result(0.5, 0.05, train_events_read=10)),
+        group_of("beta", fake_result(0.5, 0.04, train_events_read=3)),
+    ]
+    row = recovery(groups, recovery_study())
+    assert row["recovered"] == pytest.approx(0.8)
+    assert row["full_gain"] == pytest.approx(0.2)
+
+
+def test_recovery_of_a_grid_is_refused() -> None:
+    with pytest.raises(ConfigError, match="without a grid"):
+        dataclasses.replace(recovery_study(), grid={"model.width": [16, 32]})
