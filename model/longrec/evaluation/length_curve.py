@@ -110,6 +110,7 @@ def measure_lengths(inputs: EvaluationInputs) -> LengthCurve:
     rows: list[Row] = []
     measured: dict[int, TaskMetrics] = {}
     mean_events: dict[int, float] = {}
+    seconds: dict[int, float] = {}
     for entry in score_lengths(inputs.scorer, inputs.encoded, sample, lengths):
         if entry.same_as is None:
             metrics = bootstrap.measure(
@@ -121,10 +122,16 @@ def measure_lengths(inputs: EvaluationInputs) -> LengthCurve:
             metrics = measured[entry.same_as]
         measured[entry.length] = metrics
         mean_events[entry.length] = entry.mean_events
+        seconds[entry.length] = entry.seconds
         if entry.length == served_length:
             served_scores = entry.scores
         if entry.length in shown_lengths:
-            rows.append(_curve_row(entry, metrics, is_first=not rows))
+            row = _curve_row(entry, metrics)
+            # The trained length may have no row: a row refers to an earlier row only.
+            row["same_as"] = _equal_row(entry, rows)
+            if entry.same_as is not None and row["same_as"] is None:
+                row["seconds"] = seconds[entry.same_as]
+            rows.append(row)
     extrapolation: Row = {}
     if trained_length is not None:
         gain = bootstrap.paired_difference(measured[served_length], measured[trained_length])
@@ -142,12 +149,15 @@ def _trained_length(scorer: Scorer) -> int | None:
     return None
 
 
-def _curve_row(
-    entry: LengthScores,
-    metrics: TaskMetrics,
-    *,
-    is_first: bool,
-) -> Row:
+def _equal_row(entry: LengthScores, rows: Iterable[Row]) -> int | None:
+    """Return the length of the first row with the scores of `entry`; None if there is none."""
+    for row in rows:
+        if row["mean_events"] == entry.mean_events:
+            return int(row["length"])
+    return None
+
+
+def _curve_row(entry: LengthScores, metrics: TaskMetrics) -> Row:
     auc = metrics.estimate("auc")
     auc_text = "not defined" if auc.value is None else f"{auc.value:.4f}"
     log.info("served length %d: AUC %s, %.1f s", entry.length, auc_text, entry.seconds)
@@ -158,7 +168,6 @@ def _curve_row(
         "auc_high": auc.high,
         "logloss": metrics.estimate("logloss").value,
         "mean_events": entry.mean_events,
-        # A curve that starts at the repeated length has no row to refer to.
-        "same_as": None if is_first else entry.same_as,
+        "same_as": entry.same_as,
         "seconds": entry.seconds,
     }

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from longrec.data.histories import Histories
 from longrec.errors import DataError
-from longrec.evaluation import metrics, serving_checks
+from longrec.evaluation import length_curve, metrics, serving_checks
 from longrec.evaluation.evaluate import EvaluationReport
 from longrec.evaluation.serving_checks import request_rows
 from longrec.scoring.bundle import Bundle
@@ -315,6 +315,21 @@ def test_extrapolation_is_paired_with_the_trained_mean_length(
     assert found["low"] <= found["value"] <= found["high"]
     # It is measured, but it is no point of the curve that was asked for.
     assert trained not in [row["length"] for row in report.lengths]
+
+
+def test_rows_never_refer_to_the_trained_length_without_a_row(
+    histories_dir: Path,
+    bundle_dir: Path,
+    report: EvaluationReport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = report.longest_history
+    monkeypatch.setattr(length_curve, "_trained_length", lambda scorer: trained)
+    other = run_evaluation(bundle_dir, histories_dir, tmp_path / "out")
+    assert trained not in [row["length"] for row in other.lengths]
+    assert [row["same_as"] for row in other.lengths] == [None, None, None, None, 64, 64]
+    assert other.lengths[3]["seconds"] > 0
 
 
 def test_labels_of_one_class_fail_the_gate_with_the_reason(
