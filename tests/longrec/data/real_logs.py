@@ -58,10 +58,7 @@ def dev_events(out: Path) -> None:
         out,
         mapping,
         negatives=NegativeSampling(1),
-        grouping=RequestGrouping(
-            max_targets=2,
-            max_requests_per_user=1,
-        ),
+        grouping=RequestGrouping(max_targets=2, max_requests_per_user=1),
         options=ImportOptions(rows_per_part=500_000),
     )
 

@@ -299,10 +299,7 @@ def test_a_damaged_page_is_found_when_it_is_read(tmp_path: Path) -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=40),
     st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 8)), max_size=20),
 )
-@settings(
-    max_examples=100,
-    deadline=None,
-)
+@settings(max_examples=100, deadline=None)
 def test_history_lengths_count_strictly_earlier_events_of_the_user(
     events: list[tuple[int, int]], requests: list[tuple[int, int]]
 ) -> None:
@@ -315,15 +312,7 @@ def test_history_lengths_count_strictly_earlier_events_of_the_user(
         sum(user == asker and time < request_time for user, time in events)
         for asker, request_time in requests
     ]
-    assert (
-        history_lengths(
-            users,
-            stamps,
-            askers,
-            request_times,
-        ).tolist()
-        == expected
-    )
+    assert history_lengths(users, stamps, askers, request_times).tolist() == expected
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
@@ -347,10 +336,7 @@ def test_quantiles_of_nothing_and_of_something() -> None:
     assert quantiles(np.arange(1, 101)) == {"p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=60))
 def test_quantiles_of_counts_are_the_quantiles(lengths: list[int]) -> None:
     counts = np.bincount(np.array(lengths, np.int64)).astype(np.int64)

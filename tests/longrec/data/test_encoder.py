@@ -20,42 +20,17 @@ BIG = 2**60 + 1
 SCHEMA = Schema(
     name="test",
     item=(
-        Feature(
-            "item_id",
-            "id",
-            min_count=2,
-            num_oov=3,
-        ),
+        Feature("item_id", "id", min_count=2, num_oov=3),
         Feature("topic", "category"),
-        Feature(
-            "price",
-            "number",
-            "float64",
-            num_bins=4,
-        ),
+        Feature("price", "number", "float64", num_bins=4),
     ),
     user=(
         Feature("region", "category", "string"),
-        Feature(
-            "age",
-            "number",
-            "int64",
-            num_bins=3,
-        ),
+        Feature("age", "number", "int64", num_bins=3),
     ),
     event=(
-        Feature(
-            "action",
-            "category",
-            "string",
-            min_count=2,
-        ),
-        Feature(
-            "place",
-            "id",
-            "int64",
-            num_oov=2,
-        ),
+        Feature("action", "category", "string", min_count=2),
+        Feature("place", "id", "int64", num_oov=2),
     ),
     tasks=(Task("click"),),
 )
@@ -160,14 +135,7 @@ def test_max_size_keeps_the_most_frequent() -> None:
         "s",
         (Feature("item_id", "id"),),
         (),
-        (
-            Feature(
-                "action",
-                "category",
-                "string",
-                max_size=2,
-            ),
-        ),
+        (Feature("action", "category", "string", max_size=2),),
         (Task("t"),),
     )
     events = [event_batch([7] * 6, ["x", "y", "y", "z", "z", "z"], [1] * 6)]
@@ -200,14 +168,7 @@ def test_quantile_bins_hold_equal_shares() -> None:
     schema = Schema(
         "s",
         (Feature("item_id", "id"),),
-        (
-            Feature(
-                "x",
-                "number",
-                "float64",
-                num_bins=10,
-            ),
-        ),
+        (Feature("x", "number", "float64", num_bins=10),),
         (),
         (Task("t"),),
     )
@@ -294,12 +255,7 @@ def test_a_hashed_table_keeps_its_rows_from_version_to_version() -> None:
         "s",
         (
             Feature("item_id", "id", **hashed),
-            Feature(
-                "brand",
-                "id",
-                "string",
-                **hashed,
-            ),
+            Feature("brand", "id", "string", **hashed),
         ),
         (),
         (),
@@ -333,14 +289,7 @@ def test_hashing_fills_the_shared_rows_evenly() -> None:
     )  # dense ids and ids with a stride
     schema = Schema(
         "s",
-        (
-            Feature(
-                "item_id",
-                "id",
-                max_size=0,
-                num_oov=100,
-            ),
-        ),
+        (Feature("item_id", "id", max_size=0, num_oov=100),),
         (),
         (),
         (Task("t"),),
@@ -360,14 +309,7 @@ def test_hashing_fills_the_shared_rows_evenly() -> None:
 def test_ids_below_the_frequency_share_rows_by_hash() -> None:
     schema = Schema(
         "s",
-        (
-            Feature(
-                "item_id",
-                "id",
-                min_count=3,
-                num_oov=64,
-            ),
-        ),
+        (Feature("item_id", "id", min_count=3, num_oov=64),),
         (),
         (),
         (Task("t"),),
@@ -402,10 +344,7 @@ rows = st.lists(
 ENCODER = fitted()
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-)
+@settings(max_examples=100, deadline=None)
 @given(rows, st.integers(0, 30), st.integers(0, 30))
 def test_encoding_a_slice_is_the_slice_of_the_encoding(
     entries,
@@ -420,10 +359,7 @@ def test_encoding_a_slice_is_the_slice_of_the_encoding(
         assert np.array_equal(a[start:end], b)
 
 
-@settings(
-    max_examples=50,
-    deadline=None,
-)
+@settings(max_examples=50, deadline=None)
 @given(rows)
 def test_dictionary_columns_encode_like_plain_ones(entries) -> None:
     batch = event_batch([e[0] for e in entries], [e[1] for e in entries], [e[2] for e in entries])
@@ -434,10 +370,7 @@ def test_dictionary_columns_encode_like_plain_ones(entries) -> None:
         assert np.array_equal(a, b)
 
 
-@settings(
-    max_examples=50,
-    deadline=None,
-)
+@settings(max_examples=50, deadline=None)
 @given(rows)
 def test_every_index_is_missing_shared_or_its_own(entries) -> None:
     batch = event_batch([e[0] for e in entries], [e[1] for e in entries], [e[2] for e in entries])

@@ -40,8 +40,9 @@ EVENT = st.tuples(
 def batch_of(rows: list[Any]) -> pa.RecordBatch:
     """Return events in order; times repeat, and each time is one basket."""
     rows = sorted(rows, key=lambda row: row[1])
-    items, times, actions, seconds, sources = zip(*rows, strict=True) if rows else ((),) * 5
-    columns = {
+    columns = list(zip(*rows, strict=True)) or [()] * 5
+    items, times, actions, seconds, sources = columns
+    batch = {
         "item_id": pa.array(items, pa.int64()),
         "timestamp": pa.array(times, pa.int64()),
         "event_seq": pa.array(range(len(rows)), pa.int64()),
@@ -50,11 +51,16 @@ def batch_of(rows: list[Any]) -> pa.RecordBatch:
         "seconds": pa.array(seconds, pa.float64()),
         "source": pa.array(sources, pa.int64()),
     }
-    return pa.record_batch(columns)
+    return pa.record_batch(batch)
 
 
 def packed(count: int) -> bytes:
-    return history.pack(batch_of([(row, row, "view", 0.5, None) for row in range(count)]), SCHEMA)
+    rows = [(row, row, "view", 0.5, None) for row in range(count)]
+    return history.pack(batch_of(rows), SCHEMA)
+
+
+def round_trip(events: pa.RecordBatch) -> pa.RecordBatch:
+    return history.unpack(history.pack(events, SCHEMA), SCHEMA)
 
 
 @given(st.lists(EVENT, max_size=40))
@@ -67,23 +73,21 @@ def test_a_round_trip_is_exact(rows: list[Any]) -> None:
     assert history.pack(back, SCHEMA) == payload
 
 
-@example(
-    [(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)], 0, 1
-)  # a view at the start: Arrow writes its buffers up to 64 bytes
+# A view at the start: Arrow writes its buffers up to 64 bytes.
+@example([(1, 1, "view", None, None), (2, 2, "buy", 0.5, 7)], 0, 1)
 @example([(1, 1, None, None, None), (2, 2, "buy", 0.5, 7)], 0, 1)
 @given(st.lists(EVENT, max_size=40), st.integers(0, 40), st.integers(0, 40))
 def test_equal_events_give_equal_bytes_wherever_they_were_sliced_from(
     rows: list[Any], start: int, length: int
 ) -> None:
     events = batch_of(rows)
-    view = events.slice(min(start, len(rows)), length)
-    unpacked = history.unpack(history.pack(events, SCHEMA), SCHEMA)
+    start = min(start, len(rows))
+    view = events.slice(start, length)
     alone = pa.RecordBatch.from_pylist(view.to_pylist(), schema=events.schema)
-    assert (
-        history.pack(view, SCHEMA)
-        == history.pack(alone, SCHEMA)
-        == history.pack(unpacked.slice(min(start, len(rows)), length), SCHEMA)
-    )
+    of_unpacked = round_trip(events).slice(start, length)
+    expected = history.pack(alone, SCHEMA)
+    assert history.pack(view, SCHEMA) == expected
+    assert history.pack(of_unpacked, SCHEMA) == expected
 
 
 def test_values_under_nulls_do_not_reach_the_bytes() -> None:
@@ -91,8 +95,10 @@ def test_values_under_nulls_do_not_reach_the_bytes() -> None:
     valid = events.column("source").buffers()[0]
     payloads = set()
     for hidden in (0, 99):
-        source = pa.Array.from_buffers(pa.int64(), 2, [valid, pa.py_buffer(np.array([hidden, 7]))])
-        payloads.add(history.pack(events.set_column(6, "source", source), SCHEMA))
+        values = pa.py_buffer(np.array([hidden, 7]))
+        source = pa.Array.from_buffers(pa.int64(), 2, [valid, values])
+        changed = events.set_column(6, "source", source)
+        payloads.add(history.pack(changed, SCHEMA))
     assert payloads == {history.pack(events, SCHEMA)}
 
 
@@ -100,23 +106,22 @@ def test_values_under_nulls_do_not_reach_the_bytes() -> None:
 def test_a_prefix_holds_exactly_the_events_strictly_before(
     rows: list[Any], request_time: int
 ) -> None:
-    events = history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA)
+    events = round_trip(batch_of(rows))
     prefix = history.events_before(events, request_time)
-    assert prefix.column("event_seq").to_pylist() == [
-        row["event_seq"] for row in events.to_pylist() if row["timestamp"] < request_time
-    ]
+    earlier = [row for row in events.to_pylist() if row["timestamp"] < request_time]
+    assert repr(prefix.to_pylist()) == repr(earlier)
+    rest = events.slice(prefix.num_rows)
     baskets = set(prefix.column("basket_id").to_pylist())
-    later = set(events.slice(prefix.num_rows).column("basket_id").to_pylist())
-    assert not baskets & later  # a basket is never split
+    later_baskets = set(rest.column("basket_id").to_pylist())
+    assert not baskets & later_baskets  # a basket is never split
 
 
 @given(st.integers(0, 20), st.integers(0, 25))
 def test_most_recent_keeps_the_end(count: int, length: int) -> None:
     events = history.unpack(packed(count), SCHEMA)
-    assert (
-        history.most_recent(events, length).column("item_id").to_pylist()
-        == list(range(count))[max(0, count - length) :]
-    )
+    recent = history.most_recent(events, length)
+    first = max(0, count - length)
+    assert recent.column("item_id").to_pylist() == list(range(first, count))
 
 
 @settings(max_examples=300)
@@ -136,9 +141,8 @@ def test_a_damaged_payload_is_refused(data: st.DataObject) -> None:
 
 def test_another_schema_is_refused() -> None:
     other = dataclasses.replace(SCHEMA, name="other")
-    with pytest.raises(
-        SchemaMismatch, match=f"{SCHEMA.fingerprint}.*{other.fingerprint} \\(other\\)"
-    ):
+    message = f"{SCHEMA.fingerprint}.*{other.fingerprint} \\(other\\)"
+    with pytest.raises(SchemaMismatch, match=message):
         history.unpack(packed(3), other)
 
 
@@ -169,24 +173,27 @@ def test_any_arrow_reader_reads_a_payload() -> None:
 
 def test_no_events() -> None:
     nothing = history.empty(SCHEMA)
-    assert history.unpack(history.pack(nothing, SCHEMA), SCHEMA).equals(nothing)
-    assert (
-        history.events_before(nothing, 5).num_rows == history.most_recent(nothing, 5).num_rows == 0
-    )
+    assert round_trip(nothing).equals(nothing)
+    assert history.events_before(nothing, 5).num_rows == 0
+    assert history.most_recent(nothing, 5).num_rows == 0
     assert history.concatenate([], SCHEMA).equals(nothing)
     assert history.concatenate([nothing, nothing], SCHEMA).equals(nothing)
 
 
 @given(st.lists(st.lists(EVENT, max_size=6), max_size=6))
 def test_concatenated_histories_are_their_events_in_turn(groups: list[list[Any]]) -> None:
-    parts = [history.unpack(history.pack(batch_of(rows), SCHEMA), SCHEMA) for rows in groups]
-    joined = history.concatenate(parts, SCHEMA)
-    assert repr(joined.to_pylist()) == repr([row for part in parts for row in part.to_pylist()])
+    parts = [round_trip(batch_of(rows)) for rows in groups]
+    whole = history.concatenate(parts, SCHEMA)
+    expected = []
+    for part in parts:
+        expected += part.to_pylist()
+    assert repr(whole.to_pylist()) == repr(expected)
 
 
 def test_times_with_a_zone_become_milliseconds() -> None:
     events = batch_of([(1, 3, None, None, None)])
-    stamped = events.set_column(1, "timestamp", events.column(1).view(pa.timestamp("ms", "UTC")))
+    times = events.column(1).view(pa.timestamp("ms", "UTC"))
+    stamped = events.set_column(1, "timestamp", times)
     assert history.pack(stamped, SCHEMA) == history.pack(events, SCHEMA)
 
 
@@ -206,32 +213,24 @@ def test_wrong_columns_are_named(
 ) -> None:
     events = batch_of([(1, 3, "view", None, None)])
     name = events.schema.names[position]
-    wrong = (
-        events.remove_column(position)
-        if column is None
-        else events.set_column(position, name, column)
-    )
+    wrong = events.remove_column(position)
+    if column is not None:
+        wrong = events.set_column(position, name, column)
     with pytest.raises(DataError, match=message):
         history.pack(wrong, SCHEMA)
 
 
 def test_events_out_of_order_are_refused() -> None:
-    events = batch_of(
-        [(1, 3, None, None, None), (2, 3, None, None, None), (3, 4, None, None, None)]
-    )
+    times = [3, 3, 4]
+    events = batch_of([(item, time, None, None, None) for item, time in enumerate(times)])
     for rows in ([2, 0, 1], [1, 0, 2]):  # by time, by sequence
         with pytest.raises(DataError, match="not in order"):
             history.pack(events.take(pa.array(rows)), SCHEMA)
 
 
 def test_every_error_names_a_fix() -> None:
-    for payload in (
-        b"",
-        b"LRH1",
-        b"\x00" * 100,
-        packed(2)[:-1],
-        np.arange(9, dtype=np.uint8).tobytes(),
-    ):
+    nine_bytes = bytes(range(9))
+    for payload in (b"", b"LRH1", b"\x00" * 100, packed(2)[:-1], nine_bytes):
         with pytest.raises(LongrecError) as caught:
             history.unpack(payload, SCHEMA)
         assert "Publish the features again" in str(caught.value)

@@ -36,10 +36,7 @@ def of(keys: set[tuple[int, int, int]], source: str) -> pa.RecordBatch:
     )
 
 
-@settings(
-    deadline=None,
-    max_examples=150,
-)
+@settings(deadline=None, max_examples=150)
 @given(KEYS, KEYS)
 def test_each_key_once_in_order_the_base_first(
     base: set[tuple[int, int, int]], tail: set[tuple[int, int, int]]

@@ -203,7 +203,8 @@ def test_memory_of_a_build_does_not_grow_with_the_data(tmp_path: Path) -> None:
             writer.write_entities(pa.table({"item_id": [0]}), pa.table({"user_id": everyone}))
         code = (
             BUILD
-            + "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+            + "lines = open('/proc/self/status').read().splitlines()\n"
+            + "print(next(line for line in lines if line.startswith('VmHWM')).split()[1])"
         )
         command = [sys.executable, "-c", code, str(path), str(tmp_path / f"out-{num_parts}")]
         done = subprocess.run(
@@ -218,11 +219,7 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
     """Yield a directory on its own file system; skip if mounting is not allowed."""
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if subprocess.run(
-        mount,
-        check=False,
-        stderr=subprocess.DEVNULL,
-    ).returncode:
+    if subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("a file system can only be mounted by root")
     try:
         yield directory
@@ -387,12 +384,7 @@ def rewrite(
 def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(
     tmp_path: Path, name: str, change: object, says: str
 ) -> None:
-    source = write_log(
-        tmp_path / "data",
-        num_users=3,
-        per_user=5,
-        seed=0,
-    )
+    source = write_log(tmp_path / "data", num_users=3, per_user=5, seed=0)
     path = source.event_path(0)
     if name == "event_seq":
         for column in ("timestamp", "item_id"):

@@ -19,10 +19,7 @@ from longrec.errors import DataError
 from tests.longrec.data.features.test_features import rows_of
 
 START = 1_600_000_000_000
-MAPPING = EventMapping(
-    created="came_in",
-    features=("action:category",),
-)
+MAPPING = EventMapping(created="came_in", features=("action:category",))
 
 
 def log(

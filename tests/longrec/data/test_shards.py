@@ -30,11 +30,7 @@ CHECKS = ChecksConfig(
     min_requests=1,
     check_label_rates=False,
 )
-DATA = DataConfig(
-    shard_users=3,
-    max_history=12,
-    warmup_fraction=0.1,
-)
+DATA = DataConfig(shard_users=3, max_history=12, warmup_fraction=0.1)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -70,11 +66,7 @@ def source(
     """Yield a dataset of five parts."""
     path = tmp_path_factory.mktemp(request.param) / "data"
     if request.param == "random":
-        random_log.write(
-            path,
-            num_parts=5,
-            max_events=40,
-        )
+        random_log.write(path, num_parts=5, max_events=40)
     else:
         synthesize(
             path,
@@ -132,11 +124,7 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
     source: Path, tmp_path: Path
 ) -> None:
     found = build_shards(source, tmp_path, 2)
-    random_log.write(
-        tmp_path / "other",
-        seed=9,
-        num_parts=2,
-    )
+    random_log.write(tmp_path / "other", seed=9, num_parts=2)
     features.build_features(
         tmp_path / "other",
         tmp_path / "foreign",
@@ -197,30 +185,9 @@ def test_joined_histories_are_those_of_one_retrieval_and_are_checked_alike(
 ) -> None:
     """Of seven shards two are empty, for there are five parts."""
     data = dataclasses.replace(DATA, max_requests=max_requests)
-    expected = retrieve(
-        source,
-        workdir,
-        REPO,
-        tmp_path / "whole",
-        data,
-        3,
-    )
-    found = retrieve_shards(
-        source,
-        workdir,
-        tmp_path,
-        count,
-        data,
-    )
-    assert (
-        join_shards(
-            found[::-1],
-            tmp_path / "joined",
-            data,
-            3,
-        )
-        == expected
-    )
+    expected = retrieve(source, workdir, REPO, tmp_path / "whole", data, 3)
+    found = retrieve_shards(source, workdir, tmp_path, count, data)
+    assert join_shards(found[::-1], tmp_path / "joined", data, 3) == expected
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
     assert (
         sum(Histories.open(each).num_requests for each in found)
@@ -243,22 +210,11 @@ def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
     source: Path, workdir: Path, tmp_path: Path, key: str
 ) -> None:
     """Another publish, or another dataset, came between the retrievals of two shards."""
-    found = retrieve_shards(
-        source,
-        workdir,
-        tmp_path,
-        2,
-        DATA,
-    )
+    found = retrieve_shards(source, workdir, tmp_path, 2, DATA)
     manifest = files.read_json(found[1] / "manifest.json")
     files.write_json(found[1] / "manifest.json", {**manifest, key: "another"})
     with pytest.raises(DataError, match="not shards of one dataset"):
-        join_shards(
-            found,
-            tmp_path / "joined",
-            DATA,
-            3,
-        )
+        join_shards(found, tmp_path / "joined", DATA, 3)
     assert not (tmp_path / "joined").exists(), "nothing half-joined is left"
 
 
@@ -271,12 +227,7 @@ def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -
     real_logs.dev_events(source)
     features.build_features(source, tmp_path / "whole", data)
     features.join_shards(
-        build_shards(
-            source,
-            tmp_path,
-            4,
-            data,
-        ),
+        build_shards(source, tmp_path, 4, data),
         tmp_path / "joined",
     )
     assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
@@ -290,13 +241,7 @@ def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -
         3,
     )
     join_shards(
-        retrieve_shards(
-            source,
-            workdir,
-            tmp_path,
-            4,
-            data,
-        ),
+        retrieve_shards(source, workdir, tmp_path, 4, data),
         tmp_path / "joined-histories",
         data,
         3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,7 +32,7 @@ def columns_of(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 @given(rows=pairs)
 def test_steps_are_those_of_comparing_rows_one_by_one(rows: list[tuple[int, int]]) -> None:
     columns = columns_of(rows)
-    steps = list(zip(rows[:-1], rows[1:], strict=True))
+    steps = list(itertools.pairwise(rows))
     assert equals_previous(*columns).tolist() == [after == before for before, after in steps]
     assert steps_back(*columns).tolist() == [after < before for before, after in steps]
 

@@ -59,11 +59,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_same_bytes_as_one_process(session: Any, tmp_path: Path) -> None:
-    source = random_log.write(
-        tmp_path / "data",
-        num_users=60,
-        num_parts=3,
-    )
+    source = random_log.write(tmp_path / "data", num_users=60, num_parts=3)
     here = features.build_features(source.path, tmp_path / "here", DataConfig(shard_users=7))
     there = features.build_features(
         source.path, tmp_path / "there", DataConfig(shard_users=7), spark.spark_packer(session)
@@ -108,10 +104,11 @@ def test_an_error_on_an_executor_is_one_line(session: Any, tmp_path: Path) -> No
     pq.write_table(
         table.set_column(4, "basket_id", pa.array([1] * table.num_rows, pa.int64())), path
     )
-    with pytest.raises(
-        DataError,
-        match=r"Spark could not pack the timelines; found .*events of one basket have different times",
-    ):
+    message = (
+        r"Spark could not pack the timelines; "
+        r"found .*events of one basket have different times"
+    )
+    with pytest.raises(DataError, match=message):
         features.build_features(
             source.path, tmp_path / "out", DataConfig(), spark.spark_packer(session)
         )

@@ -32,15 +32,7 @@ def test_the_mean_of_beta_is_fixed_for_every_shape(
     alpha: float, bounds: tuple[int, int, int]
 ) -> None:
     minimum, mean, maximum = bounds
-    lengths = drawn(
-        LengthConfig(
-            "beta",
-            minimum,
-            mean,
-            maximum,
-            alpha=alpha,
-        )
-    )
+    lengths = drawn(LengthConfig("beta", minimum, mean, maximum, alpha=alpha))
     error = 4 * lengths.std() / np.sqrt(NUM)  # four standard errors of the mean
     assert abs(lengths.mean() - mean) < error
     assert error < 0.02 * maximum
@@ -51,15 +43,7 @@ def test_the_mean_of_beta_is_fixed_for_every_shape(
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 1.0, 10.0])
 def test_lengths_follow_the_beta_distribution(alpha: float) -> None:
-    lengths = drawn(
-        LengthConfig(
-            "beta",
-            0,
-            2_000,
-            10_000,
-            alpha=alpha,
-        )
-    )
+    lengths = drawn(LengthConfig("beta", 0, 2_000, 10_000, alpha=alpha))
     independent = 10_000 * np.random.default_rng(0).beta(alpha, alpha * 4, size=NUM)
     for length in (500, 1_000, 3_000, 9_000, 9_900):
         assert abs((lengths < length).mean() - (independent < length).mean()) < 0.006
@@ -67,28 +51,12 @@ def test_lengths_follow_the_beta_distribution(alpha: float) -> None:
 
 @pytest.mark.parametrize("mean", [0, 512])
 def test_a_mean_at_a_bound_is_that_bound(mean: int) -> None:
-    assert set(
-        drawn(
-            LengthConfig(
-                "beta",
-                0,
-                mean,
-                512,
-            )
-        )
-    ) == {mean}
+    assert set(drawn(LengthConfig("beta", 0, mean, 512))) == {mean}
 
 
 def test_uniform_covers_every_multiple_equally() -> None:
     values, counts = np.unique(
-        drawn(
-            LengthConfig(
-                "uniform",
-                16,
-                40,
-                64,
-            )
-        ),
+        drawn(LengthConfig("uniform", 16, 40, 64)),
         return_counts=True,
     )
     assert values.tolist() == [16, 24, 32, 40, 48, 56, 64]
@@ -97,40 +65,18 @@ def test_uniform_covers_every_multiple_equally() -> None:
 
 def test_uniform_warns_that_it_ignores_the_mean(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        LengthSampler(
-            LengthConfig(
-                "uniform",
-                16,
-                56,
-                64,
-            )
-        )
+        LengthSampler(LengthConfig("uniform", 16, 56, 64))
     assert "not used" in caplog.text
 
 
 def test_fixed_and_full() -> None:
-    assert set(
-        drawn(
-            LengthConfig(
-                "fixed",
-                0,
-                96,
-                512,
-            )
-        )
-    ) == {96}
+    assert set(drawn(LengthConfig("fixed", 0, 96, 512))) == {96}
     available = np.arange(NUM)
     assert np.array_equal(drawn(LengthConfig("full"), available=available), available)
 
 
 def test_two_point_keeps_all_with_the_stated_probability() -> None:
-    config = LengthConfig(
-        "two_point",
-        0,
-        2_000,
-        10_000,
-        alpha=1.6,
-    )
+    config = LengthConfig("two_point", 0, 2_000, 10_000, alpha=1.6)
     short = round(10_000 ** (1.6 / 2) / 8) * 8
     for n in (800, 3_000, 10_000, 50_000):
         lengths = drawn(config, available=np.full(NUM, n))
@@ -143,14 +89,7 @@ def test_bounds_off_the_multiples_move_inwards_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        lengths = drawn(
-            LengthConfig(
-                "beta",
-                3,
-                50,
-                101,
-            )
-        )
+        lengths = drawn(LengthConfig("beta", 3, 50, 101))
     assert "multiples of 8" in caplog.text
     assert lengths.min() >= 8
     assert lengths.max() <= 96
@@ -159,14 +98,7 @@ def test_bounds_off_the_multiples_move_inwards_with_a_warning(
 
 def test_impossible_distributions_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiple"):
-        LengthSampler(
-            LengthConfig(
-                "beta",
-                9,
-                10,
-                15,
-            )
-        )
+        LengthSampler(LengthConfig("beta", 9, 10, 15))
     with pytest.raises(ConfigError, match="two_point"):
         LengthSampler(LengthConfig("two_point", alpha=2.5))
 
@@ -187,10 +119,7 @@ requests = st.lists(
 )
 
 
-@settings(
-    max_examples=200,
-    deadline=None,
-)
+@settings(max_examples=200, deadline=None)
 @given(
     laws,
     requests,
@@ -203,12 +132,7 @@ def test_a_cut_is_one_slice_inside_the_history_and_its_own_draw(
     length_sampler = LengthSampler(config, seed)
     ids, starts, sizes = (np.array(column, np.int64) for column in zip(*entries, strict=True))
     ends = starts + sizes
-    first, last = length_sampler.cut(
-        ids,
-        starts,
-        ends,
-        epoch,
-    )
+    first, last = length_sampler.cut(ids, starts, ends, epoch)
     assert (first >= starts).all()
     assert (last <= ends).all()
     assert (first <= last).all()
@@ -230,34 +154,16 @@ def test_a_cut_is_one_slice_inside_the_history_and_its_own_draw(
 
 
 def test_random_windows_are_spread_evenly() -> None:
-    length_sampler = LengthSampler(
-        LengthConfig(
-            "fixed",
-            0,
-            8,
-            64,
-            cut="random",
-        )
-    )
+    length_sampler = LengthSampler(LengthConfig("fixed", 0, 8, 64, cut="random"))
     starts = np.zeros(NUM, np.int64)
-    first, _ = length_sampler.cut(
-        IDS,
-        starts,
-        starts + 11,
-        0,
-    )
+    first, _ = length_sampler.cut(IDS, starts, starts + 11, 0)
     values, counts = np.unique(first, return_counts=True)
     assert values.tolist() == [0, 1, 2, 3]
     assert np.abs(counts / NUM - 1 / 4).max() < 0.005
 
 
 def test_seed_and_epoch_draw_anew_and_nothing_else_does() -> None:
-    config = LengthConfig(
-        "beta",
-        0,
-        2_000,
-        10_000,
-    )
+    config = LengthConfig("beta", 0, 2_000, 10_000)
     base = drawn(config)
     assert np.array_equal(base, drawn(config))
     for other in (drawn(config, seed=1), drawn(config, epoch=1)):

@@ -29,12 +29,7 @@ from tests.longrec import small_histories
 
 FULL = LengthSampler(LengthConfig("full"))
 SHORT = LengthSampler(
-    LengthConfig(
-        "beta",
-        0,
-        16,
-        64,
-    ),
+    LengthConfig("beta", 0, 16, 64),
     seed=3,
 )
 
@@ -114,10 +109,7 @@ def test_a_batch_equals_the_files(directory: Path, encoded: EncodedHistories) ->
     assert batch.event_items.dtype == torch.int32
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 400),
     st.integers(1, 40),
@@ -137,10 +129,7 @@ def test_packing_equals_one_request_at_a_time(
     assert len(single) == len(encoded.requests("train"))
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 120), st.integers(1, 8))
 def test_batches_are_filled_greedily_inside_the_budget(
     sizes: list[int], budget: int, max_requests: int
@@ -298,10 +287,7 @@ def test_a_failing_batch_stops_the_stream_with_its_error(encoded: EncodedHistori
         list(broken)
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.integers(0, 50),

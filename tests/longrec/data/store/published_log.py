@@ -129,11 +129,7 @@ def with_events(
             writer.write_part(part, own, targets)
         writer.write_entities(source.items(), source.users())
     features.build_features(root / "data", root / "features", DataConfig(shard_users=7))
-    return dataclasses.replace(
-        log,
-        events=events,
-        root=root,
-    )
+    return dataclasses.replace(log, events=events, root=root)
 
 
 def assert_histories_are_sorted_events(

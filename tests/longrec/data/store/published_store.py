@@ -73,11 +73,7 @@ def make(
     data: DataConfig = SMALL,
     **options: Any,
 ) -> PublishedStore:
-    source = random_log.write(
-        root / "data",
-        seed=seed,
-        **options,
-    )
+    source = random_log.write(root / "data", seed=seed, **options)
     features.build_features(source.path, root / "features", data)
     publish(root / "features", root / "home", REPO)
     return PublishedStore(

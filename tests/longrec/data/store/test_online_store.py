@@ -83,11 +83,7 @@ def test_an_open_reader_follows_a_new_version(
         user: answer.history.num_rows
         for user, answer in zip(range(19), online.fetch(range(19)), strict=True)
     }
-    other = random_log.write(
-        tmp_path / "other",
-        seed=9,
-        num_users=10,
-    )
+    other = random_log.write(tmp_path / "other", seed=9, num_users=10)
     features.build_features(other.path, tmp_path / "other_features", SMALL)
     publish(tmp_path / "other_features", private_store.workdir, REPO)
     after = {

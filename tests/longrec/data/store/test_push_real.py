@@ -100,12 +100,7 @@ def test_1000_pairs_are_equal_bit_for_bit(
         rng = np.random.default_rng(1)
         publish(log[1], workdir, REPO)
         push_all(workdir, log[2], rng)
-        check(
-            source,
-            workdir,
-            log[3],
-            rng,
-        )
+        check(source, workdir, log[3], rng)
 
 
 def push_all(
