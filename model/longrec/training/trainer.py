@@ -42,6 +42,7 @@ class TrainState:
         num_events: number of events read.
         num_targets: number of targets read.
         flops: FLOPs counted for them; 0 without a known peak.
+        flops_at_last_row: value of `flops` at the last row of the curve.
         seconds: time of the training loop, over all starts.
         first_losses: losses of the first log_every steps.
         last_losses: losses of the last log_every steps.
@@ -53,6 +54,7 @@ class TrainState:
     num_events: int = 0
     num_targets: int = 0
     flops: float = 0.0
+    flops_at_last_row: float = 0.0
     seconds: float = 0.0
     first_losses: list[float] = dataclasses.field(default_factory=list)
     last_losses: list[float] = dataclasses.field(default_factory=list)
@@ -62,13 +64,12 @@ class TrainState:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
         """Return the state of its JSON form."""
         curve = [CurveRow(**row) for row in values["curve"]]
-        return cls(**{**values, "curve": curve})
+        # Older checkpoints do not have it. The MFU of the next row is too low then.
+        flops_at_last_row = values.get("flops_at_last_row", values["flops"])
+        return cls(**{**values, "curve": curve, "flops_at_last_row": flops_at_last_row})
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _PendingStep:
     """A step with a loss that was not read yet.
 
@@ -129,7 +130,6 @@ class Trainer:
             self.peak_flops = resources.measure_peak_flops(self.device, precision)
         self._pending: collections.deque[_PendingStep] = collections.deque()
         self._step_start = time.perf_counter()
-        self._flops_of_last_row = 0.0
 
     def start(self) -> None:
         """Start the clock and put the ranker into training mode."""
@@ -253,7 +253,6 @@ class Trainer:
                 found=first_line,
                 fix="Another version of longrec wrote it: delete it.",
             ) from error
-        self._flops_of_last_row = self.state.flops
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "bfloat16":
@@ -307,9 +306,9 @@ class Trainer:
         seconds = max(seconds, MIN_SECONDS)
         mfu = None
         if self.peak_flops:
-            flops = state.flops - self._flops_of_last_row
+            flops = state.flops - state.flops_at_last_row
             mfu = flops / seconds / self.peak_flops
-        self._flops_of_last_row = state.flops
+        state.flops_at_last_row = state.flops
         row = CurveRow(
             step=state.step,
             loss=fmean(state.last_losses[-num_steps:]),
@@ -356,10 +355,7 @@ def _save_batch(batch: RequestBatch, path: Path) -> None:
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             tensors[field.name] = value
-    path.parent.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
 
 

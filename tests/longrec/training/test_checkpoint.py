@@ -26,8 +26,10 @@ import torch
 
 from longrec.config import TrainConfig
 from longrec.errors import ConfigError, DataError, Stopped
+from longrec.training import resources
 from longrec.training.checkpoint import Checkpoint, Checkpoints
 from longrec.training.curve import CurveRow
+from longrec.training.trainer import Trainer
 from tests.longrec.training.killed_training import CONFIG
 from tests.longrec.training.small_training import read_curve, train_small
 
@@ -493,3 +495,30 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
     assert [path.name for path in checkpoints_of(out)] == ["step-0000000004"]
     train_small(histories_dir, out, CONFIG)
     assert_equal(out, whole)
+
+
+def test_a_resumed_training_states_the_same_work_per_row(
+    histories_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MFU times seconds are the FLOPs of a row; the checkpoint is between two rows."""
+    monkeypatch.setattr(resources, "measure_peak_flops", lambda device, precision: 1.0)
+    # Batches for a CPU do not have the counts that the FLOPs are made of.
+    monkeypatch.setattr(Trainer, "_step_flops", lambda trainer, batch: float(batch.num_events))
+    config = dataclasses.replace(CONFIG, log_every=4, checkpoint_every=6)
+    train_small(histories_dir, tmp_path / "whole", config)
+    stop(histories_dir, tmp_path / "stopped", config, at_step=8)
+    train_small(histories_dir, tmp_path / "stopped", config)
+    flops_whole = flops_per_row(tmp_path / "whole")
+    assert min(flops_whole) > 0
+    assert flops_per_row(tmp_path / "stopped") == pytest.approx(flops_whole)
+
+
+def flops_per_row(bundle_dir: Path) -> list[float]:
+    """Return the FLOPs of each row of a curve with a peak of one FLOP per second."""
+    flops = []
+    last_seconds = 0.0
+    for row in read_curve(bundle_dir):
+        seconds = float(row["seconds"])
+        flops.append(float(row["mfu"]) * (seconds - last_seconds))
+        last_seconds = seconds
+    return flops
