@@ -39,10 +39,7 @@ COST_COLUMNS = (
 )
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StudyReport:
     """The results of a study so far.
 
@@ -74,10 +71,7 @@ class StudyReport:
 def gather(result_dirs: Sequence[str | Path], out_dir: str | Path) -> None:
     """Copy results from several folders, one per trial, into the folder of a study."""
     target = trials_dir(out_dir)
-    target.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    target.mkdir(parents=True, exist_ok=True)
     for result_dir in result_dirs:
         for path in trials_dir(result_dir).glob("*.json"):
             shutil.copyfile(path, target / path.name)

@@ -25,10 +25,7 @@ Recovery: TypeAlias = Mapping[str, tuple[str, int]]
 RECOVERY_ROLES = ("base", "full", "extrapolated")
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StudyConfig:
     """A grid of trainings.
 
@@ -107,10 +104,7 @@ class StudyConfig:
                 yield variant, point, config
 
 
-def load(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-) -> StudyConfig:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Return the study in a YAML file.
 
     `base` in the file is a configuration, or the path of one relative to the file; `set` overrides

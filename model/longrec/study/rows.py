@@ -31,10 +31,7 @@ def by_label(rows: Iterable[Facts]) -> FactsByLabel:
     return grouped
 
 
-def at_served_length(
-    rows: Iterable[Facts],
-    served_length: int,
-) -> list[Facts]:
+def at_served_length(rows: Iterable[Facts], served_length: int) -> list[Facts]:
     """Return one row per variant and grid point, the best AUC first.
 
     It is the row at the served length; at the longest length if the served one was not measured.

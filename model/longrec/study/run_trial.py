@@ -86,10 +86,7 @@ def run_trial(
             prepare(histories_dir, cache_dir)
         data = _open(str(histories_dir), str(cache_dir))
         result = _train_and_measure(data, asked, Path(out_dir))
-    path.parent.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, result)
     return result
 

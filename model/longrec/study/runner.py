@@ -59,10 +59,7 @@ def run_study(
     """
     start = time.perf_counter()
     out_dir = Path(out_dir)
-    out_dir.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    out_dir.mkdir(parents=True, exist_ok=True)
     trials = plan(study)
     missing = [trial for trial in trials if not result_path(out_dir, trial).exists()]
 

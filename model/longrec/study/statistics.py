@@ -32,10 +32,7 @@ INTERVAL_PERCENTILES = (2.5, 97.5)
 MIN_FIT_POINTS = 3
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class TrialGroup:
     """The trials of one variant at one grid point, one per seed.
 
@@ -180,10 +177,7 @@ def over_seeds(samples: Float) -> Float:
     num_seeds, num_columns = samples.shape
     num_drawn = max(num_seeds - 1, 1)
     generator = np.random.default_rng(0)
-    drawn = generator.integers(
-        num_seeds,
-        size=(num_drawn, num_columns),
-    )
+    drawn = generator.integers(num_seeds, size=(num_drawn, num_columns))
     resampled = np.take_along_axis(
         samples,
         drawn,

@@ -28,10 +28,7 @@ HASHED_KEYS = {"distribution": "law"}
 """Former names of renamed keys: ids still hash them, so results of older versions are found."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
     """One training of a study.
 

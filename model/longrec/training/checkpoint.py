@@ -35,10 +35,7 @@ VALUES_NAME = "state.json"
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The state of a training after some steps.
 
@@ -53,10 +50,7 @@ class Checkpoint:
     values: Mapping[str, Any]
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoints:
     """The checkpoints of one training.
 

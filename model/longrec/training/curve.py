@@ -11,10 +11,7 @@ from typing import TypeAlias
 CURVE_NAME = "training_curve.csv"
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class CurveRow:
     """One row of training_curve.csv.
 

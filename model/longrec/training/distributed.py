@@ -38,10 +38,7 @@ class RankLost(LongrecError):
     """Another process of the training has ended."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class DistributedContext:
     """This process among those that train together.
 
@@ -226,10 +223,7 @@ class DistributedContext:
             dist.barrier(self.host_group)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _CheckpointHeader:
     """A checkpoint without its tensors' content.
 
@@ -269,10 +263,7 @@ def process_group(device: torch.device) -> Iterator[DistributedContext]:
             dist.get_rank(),
             dist.get_world_size(),
             device,
-            dist.new_group(
-                backend="gloo",
-                timeout=timeout,
-            ),
+            dist.new_group(backend="gloo", timeout=timeout),
         )
         dist.destroy_process_group()
     except RuntimeError as error:

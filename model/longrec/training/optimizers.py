@@ -180,10 +180,7 @@ class FusedTables(Protocol):
     def load_row_sums(self, sums: Sequence[Tensor]) -> None: ...
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Optimizers:
     """The two optimizers of a ranker, stepped together.
 

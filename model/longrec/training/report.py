@@ -11,10 +11,7 @@ from longrec.nn.ranker import Ranker
 from longrec.training.trainer import Trainer
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class TrainReport:
     """Summary of a training.
 

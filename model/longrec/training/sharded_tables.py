@@ -161,10 +161,7 @@ class ShardedTable(nn.Module):
         self.load(weight, None)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ShardedTables:
     """The sharded tables of a ranker: its `longrec.training.optimizers.FusedTables`.
 

@@ -141,10 +141,7 @@ def train(
     return dataclasses.replace(report, version=version)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Settings:
     """The settings of one training.
 
@@ -259,10 +256,7 @@ def _work_dir(out_dir: Path, context: DistributedContext) -> Iterator[Path]:
     if not context.is_rank_zero:
         yield work_dir
         return
-    work_dir.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    work_dir.mkdir(parents=True, exist_ok=True)
     with open(work_dir / ".lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
