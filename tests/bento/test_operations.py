@@ -224,6 +224,7 @@ def test_bad_requests_of_the_page_are_rejected(client: httpx.Client, page_reques
         {},
         {**page_request, "item_id": 1, "kind": "no"},
         {**page_request, "item_id": 1, "candidates": []},
+        {**page_request, "item_id": 1, "length": -1},
     ):
         response = client.post("/page/whatif", json=bad)
         assert response.status_code == 400

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from longrec.errors import DataError
+
 if TYPE_CHECKING:
     from longrec.scoring.request import RequestRows
     from longrec.scoring.scorer import Scores
@@ -54,12 +56,20 @@ class EncodedRequest:
         length: most recent events to use; None for the served length.
         key: user of the cache; None for a history that must not be cached.
         deadline: monotonic seconds; later answers are of no use.
+
+    Raises:
+        DataError: the length is negative.
     """
 
     rows: RequestRows
     length: int | None = None
     key: Hashable = None
     deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        # pyarrow slices to a negative number of rows without an error: the process would crash.
+        if self.length is not None and self.length < 0:
+            raise DataError("length should not be negative", found=self.length)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

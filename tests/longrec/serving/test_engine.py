@@ -186,3 +186,9 @@ def test_an_explanation_names_the_events_with_most_attention(engine, scorer) -> 
         assert len(head.rows) == 4
         assert (np.diff(head.weights) <= 0).all()
         assert 0 < head.weights.sum() <= 1 + 1e-5
+
+
+def test_a_negative_length_is_refused_before_it_reaches_the_engine() -> None:
+    request = make_requests(1)[0]
+    with pytest.raises(DataError, match="length should not be negative"):
+        dataclasses.replace(request, length=-1)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from longrec.data import history
 from longrec.errors import ConfigError, DataError
@@ -29,7 +28,7 @@ from longrec.serving.web.http import (
     html_response,
     int64_parameter,
     json_endpoint,
-    optional_int64_parameter,
+    optional_length,
     read_json_object,
     to_int64,
 )
@@ -109,13 +108,14 @@ class WebApp:
         parameters = dict(request.query_params)
         user_id = int64_parameter(parameters, "user_id")
         time_ms = int64_parameter(parameters, "request_time")
-        length = optional_int64_parameter(parameters, "length")
+        length = optional_length(parameters)
         rows = (await source.reader.fetch(user_id)).rows
         with source.acquire() as (_version, engine):
             bundle = engine.scorer.bundle
             if length is None:
                 length = bundle.served_length
-            events = _events_used(rows.history, time_ms, length)
+            earlier = history.events_before(rows.history, time_ms)
+            events = history.most_recent(earlier, length)
             is_known = rows.features is not None or rows.history.num_rows > 0
             return {"user_known": is_known, **timeline_view(events, bundle.encoder)}
 
@@ -128,7 +128,7 @@ class WebApp:
         user_id = int64_parameter(body, "user_id")
         time_ms = int64_parameter(body, "request_time")
         item = int64_parameter(body, "item_id")
-        length = optional_int64_parameter(body, "length")
+        length = optional_length(body)
         candidates = _candidates(body)
         rows = (await source.reader.fetch(user_id)).rows
         with source.acquire() as (version, engine):
@@ -182,17 +182,6 @@ def _candidates(body: Mapping[str, Any]) -> npt.NDArray[np.int64]:
         raise DataError(f"candidates should be a list of 1 to {MAX_CANDIDATES} item ids")
     items = [to_int64(value, "candidates") for value in values]
     return np.array(items, np.int64)
-
-
-def _events_used(
-    timeline: pa.RecordBatch,
-    time_ms: int,
-    length: int,
-) -> pa.RecordBatch:
-    """Return the most recent events before a time."""
-    if length < 0:
-        raise DataError("length should not be negative", found=length)
-    return history.most_recent(history.events_before(timeline, time_ms), length)
 
 
 def _evenly_spread(item_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

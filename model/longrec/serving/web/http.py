@@ -84,6 +84,18 @@ def optional_int64_parameter(parameters: Mapping[str, Any], name: str) -> int | 
     return int64_parameter(parameters, name)
 
 
+def optional_length(parameters: Mapping[str, Any]) -> int | None:
+    """Return the parameter `length`, None for a missing one.
+
+    Raises:
+        DataError: it is negative, not a whole number, or too large.
+    """
+    length = optional_int64_parameter(parameters, "length")
+    if length is not None and length < 0:
+        raise DataError("length should not be negative", found=length)
+    return length
+
+
 def to_int64(value: Any, name: str) -> int:
     """Return a value as int64.
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from longrec.errors import DataError
-from longrec.serving.web.http import int64_parameter, optional_int64_parameter
+from longrec.serving.web.http import (
+    int64_parameter,
+    optional_int64_parameter,
+    optional_length,
+)
 
 
 @pytest.mark.parametrize("value", [5, "5", -(2**63), str(2**63 - 1)])
@@ -22,3 +26,10 @@ def test_a_value_that_is_no_whole_number_is_an_error(value) -> None:
 def test_a_missing_optional_parameter_is_none() -> None:
     assert optional_int64_parameter({}, "length") is None
     assert optional_int64_parameter({"length": "7"}, "length") == 7
+
+
+def test_a_length_is_not_negative() -> None:
+    assert optional_length({}) is None
+    assert optional_length({"length": 0}) == 0
+    with pytest.raises(DataError, match="length should not be negative"):
+        optional_length({"length": "-1"})
