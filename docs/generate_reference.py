@@ -261,7 +261,8 @@ def configuration_page() -> str:
     blocks = [_section_block(section) for section in dict.fromkeys(sections)]
     sentence = (
         "A configuration is a YAML file; `--set train.epochs=2` overrides one key. "
-        "Unknown keys and wrong types are errors."
+        "Unknown keys and wrong types are errors. "
+        "[config.schema.json](config.schema.json) lets your editor complete keys."
     )
     return _page("Configuration keys", sentence, *blocks)
 

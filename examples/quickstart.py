@@ -50,9 +50,10 @@ repo_dir = Path(longrec.__file__).parents[2] / "feature_repo"
 data = longrec.DataConfig(max_history=1024)
 longrec.build_features(folder / "dataset", folder / "features", data)
 longrec.publish(folder / "features", folder / "workdir", repo_dir)
-longrec.retrieve(
+retrieved = longrec.retrieve(
     folder / "dataset", folder / "workdir", repo_dir, folder / "histories", data, seed=0
 )
+print(f"{retrieved.num_requests:,} requests with their histories")
 
 # %% [markdown]
 # ## Train
