@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from longrec.serving.timeline_spans import Span, equal_spans, uncovered
@@ -31,6 +33,24 @@ def test_a_changed_event_parts_two_spans(user: User) -> None:
     time_ms, order, item, action, _ = user.rows[12]
     user.rows[12] = (time_ms, order, item, action, 99.0)
     assert equal_spans(old, user.timeline()) == [Span(0, 0, 12), Span(13, 13, 17)]
+
+
+def with_actions(user: User, words: list[str], codes: list[int]) -> pa.RecordBatch:
+    """Return three events whose middle action is null; its code is 0, as the codec writes it."""
+    timeline = user.timeline().slice(0, 3)
+    validity = pa.py_buffer(bytes([0b101]))
+    values = pa.py_buffer(np.array(codes, np.int32).tobytes())
+    indices = pa.Array.from_buffers(pa.int32(), 3, [validity, values])
+    actions = pa.DictionaryArray.from_arrays(indices, pa.array(words))
+    position = timeline.schema.get_field_index("action")
+    return timeline.set_column(position, "action", actions)
+
+
+def test_nulls_are_equal_under_different_dictionaries(user: User) -> None:
+    old = with_actions(user, ["x", "y"], [0, 0, 1])
+    new = with_actions(user, ["y", "x"], [1, 0, 0])
+    assert old.column("action").to_pylist() == ["x", None, "y"] == new.column("action").to_pylist()
+    assert equal_spans(old, new) == [Span(0, 0, 3)]
 
 
 def test_timelines_that_do_not_meet_share_nothing(user: User) -> None:
