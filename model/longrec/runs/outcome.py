@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import http.client
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ class OutcomeReport:
     Args:
         state: SUCCEEDED, FAILED or CANCELLED, or another state of the platform.
         delivered: whether the webhook accepted the message; false without a webhook.
-        problem: the reason if it did not.
+        problem: the reason if it did not; it never contains the address, which may be secret.
     """
 
     state: str
@@ -49,10 +50,11 @@ class OutcomeReport:
 def announce(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> OutcomeReport:
     """Write the outcome to a file, then send it to the webhook, as one JSON object.
 
-    An unreachable webhook is a warning and no error: the run's state must not depend on it.
+    A webhook that cannot be reached, or a malformed address, is a warning and no error: the run's
+    state must not depend on it.
 
     Args:
-        path: of the JSON file.
+        path: path of the JSON file.
         webhook: http(s) address; empty for the variable LONGREC_WEBHOOK, if that is set.
         facts: `state`, `error` (empty or None if unknown), and names of the run such as
             `pipeline`, `run_id` and `data_uri`.
@@ -67,7 +69,7 @@ def announce(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> Outcom
         return OutcomeReport(state, False, "no webhook")
     problem = _post(address, message)
     if problem:
-        host = urllib.parse.urlsplit(address).hostname
+        host = _host(address)
         log.warning("the webhook at %s did not receive that the run %s: %s", host, state, problem)
     return OutcomeReport(state, not problem, problem)
 
@@ -78,32 +80,41 @@ def _chat_line(facts: Mapping[str, Any]) -> str:
     return f"{line} ({facts['error']})" if facts["error"] else line
 
 
+def _host(address: str) -> str:
+    """Return the host of an address; the path is not for the log, it may be secret."""
+    try:
+        return urllib.parse.urlsplit(address).hostname or "an address without a host"
+    except ValueError:
+        return "a malformed address"
+
+
 def _post(address: str, message: Mapping[str, Any]) -> str:
     """Send the message, with retries; return the problem, or an empty text after success."""
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+    if not address.lower().startswith(("http://", "https://")):
         return "the address must begin with http:// or https://"
-    request = urllib.request.Request(  # noqa: S310  (the scheme is checked above)
-        address,
-        json.dumps(message).encode(),
-        {"Content-Type": "application/json"},
-        method="POST",
-    )
+    body = json.dumps(message).encode()
     problem = ""
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_SECONDS)
-        problem, is_final = _post_once(request)
+        problem, is_final = _post_once(address, body)
         if is_final:
             break
     return problem
 
 
-def _post_once(request: urllib.request.Request) -> tuple[str, bool]:
+def _post_once(address: str, body: bytes) -> tuple[str, bool]:
     """Return the problem of one attempt, and whether another attempt is useless."""
+    headers = {"Content-Type": "application/json"}
     try:
+        request = urllib.request.Request(address, body, headers, method="POST")  # noqa: S310
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310
             return "", True
     except urllib.error.HTTPError as error:
         return f"it answered {error.code}", error.code < 500
     except OSError as error:
         return str(getattr(error, "reason", error)), False
+    except (http.client.InvalidURL, ValueError):
+        return "the address is malformed", True
+    except http.client.HTTPException as error:
+        return f"it did not answer in HTTP ({type(error).__name__})", False

@@ -128,3 +128,24 @@ def test_nobody_there_is_a_warning_without_the_address_and_no_error(
     assert (tmp_path / "outcome").is_file()
     assert "the run FAILED" in caplog.text
     assert "secret-path" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://host:port/x", "http://a b/x", "http://[bad/x", "http://127.0.0.1:1/secret path"],
+)
+def test_a_malformed_address_is_a_warning_and_no_error(
+    address: str, hook: Hook, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = outcome.announce(tmp_path / "outcome", address, FACTS)
+    assert not report.delivered
+    assert report.problem
+    assert "the run FAILED" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_an_answer_that_is_not_http_is_a_warning_and_no_error(
+    hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Handler, "do_POST", lambda handler: handler.wfile.write(b"hello\n"))
+    assert outcome.announce(tmp_path / "outcome", _url(hook), FACTS).problem
