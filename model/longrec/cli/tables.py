@@ -37,7 +37,7 @@ def show_summary(summary: Mapping[str, Any], next_commands: Sequence[str]) -> No
     console.print(f"bento    {summary['bento_tag'] or 'none'}")
     if next_commands:
         commands = "\n         ".join(next_commands)
-        console.print(f"next     {commands}", style="bold", markup=False)
+        console.print(f"next     {commands}", style="bold")
 
 
 def show_dataset(report: Mapping[str, Any]) -> None:
@@ -68,14 +68,14 @@ def show_models(summary: Mapping[str, Any]) -> None:
         if model["problem"]:
             problem = textwrap.shorten(model["problem"], MAX_PROBLEM_LENGTH, placeholder=" ...")
             line = f"problem   {model['version']}: {problem}"
-            console.print(line, style="yellow", markup=False)
+            console.print(line, style="yellow")
     for worker in summary["workers"]:
         _print_worker(console, worker)
     for decision in summary["log"]:
         action = " ".join(str(decision[key]) for key in ("action", "version") if decision[key])
         time = decision["at"][:TIME_LENGTH]
         line = f"decided   {time} {action} by {decision['by']}: {decision['why']}"
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def show_shadow(comparison: Mapping[str, Any] | None) -> None:
@@ -120,11 +120,14 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def _console() -> Console:
-    """Return the console for results; lines are never wrapped to the width of a terminal."""
-    console = Console(highlight=False, soft_wrap=True)
+    """Return the console for results.
+
+    It does not wrap lines to the width of a terminal. Brackets in a text are no markup.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
         return console
-    return Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+    return Console(highlight=False, markup=False, soft_wrap=True, width=PIPE_WIDTH)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -193,7 +196,7 @@ def _print_gate(console: Console, gate: Mapping[str, Any]) -> None:
     else:
         console.print("gate     REFUSED", style="red")
     for reason in gate["reasons"]:
-        console.print(f"         {reason}", markup=False)
+        console.print(f"         {reason}")
 
 
 def _print_rejects(console: Console, report: Mapping[str, Any]) -> None:
@@ -219,4 +222,4 @@ def _print_worker(console: Console, worker: Mapping[str, Any]) -> None:
     pinned = " (pinned)" if worker["pinned"] else ""
     console.print(f"worker    {worker['host']} {worker['pid']} serves {worker['serving']}{pinned}")
     for version, reason in worker["refused"].items():
-        console.print(f"          refused {version}: {reason}", style="red", markup=False)
+        console.print(f"          refused {version}: {reason}", style="red")

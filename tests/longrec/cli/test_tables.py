@@ -35,6 +35,15 @@ def test_metrics_of_models_are_rounded(capsys: pytest.CaptureFixture[str]) -> No
     assert "2026-01-01T12:34 " in printed
 
 
+def test_brackets_in_texts_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    model = {**MODEL, "version": "v[b]"}
+    worker = {"host": "h[b]", "pid": 1, "serving": "v[b]", "pinned": False, "refused": {}}
+    tables.show_models({"models": [model], "workers": [worker], "log": []})
+    printed = capsys.readouterr().out
+    assert "h[b] 1 serves v[b]" in printed
+    assert printed.count("v[b]") == 2
+
+
 def test_progress_on_a_pipe_is_one_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
     with StepProgress() as progress:
         progress.begin("train")
