@@ -229,7 +229,9 @@ def _set_key(value: dict[str, Any], key: str, entry: Any) -> None:
     *parents, last = key.split(".")
     section = value
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:  # It is missing, or an empty section.
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise ConfigError(
                 f"'{key}' does not name a configuration key", fix=f"'{parent}' is a single value."

@@ -105,6 +105,10 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path: Path) -> None:
     assert config.train.learning_rate == pytest.approx(2e-3)
 
 
+def test_an_override_fills_an_empty_section(tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, "train:\n"), ["train.epochs=2"]).train.epochs == 2
+
+
 @pytest.mark.parametrize(
     "override", ["train.epochs", "seed.x=1", "train.epochs={", "seed=-1", "seed=9007199254740992"]
 )
