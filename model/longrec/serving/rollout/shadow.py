@@ -120,11 +120,13 @@ class MirroredRequest:
 
     Args:
         request: the engine's form of the request.
-        scores: scores of the champion.
-        champion_ms: latency of the champion.
+        version: version that answered it.
+        scores: scores of that version.
+        champion_ms: latency of that version.
     """
 
     request: Any
+    version: str
     scores: Scores
     champion_ms: float
 
@@ -222,7 +224,7 @@ class Shadow(Generic[Engine]):
         if self._random.random() >= self._mirror_share:
             return
         try:
-            self._queue.put_nowait(MirroredRequest(request, scores, champion_ms))
+            self._queue.put_nowait(MirroredRequest(request, version, scores, champion_ms))
         except queue.Full:
             comparison.num_dropped += 1
             self._listener.request_mirrored("dropped")
@@ -256,6 +258,8 @@ class Shadow(Generic[Engine]):
         challenger = self._challenger
         if comparison is None or challenger is None:
             return
+        if mirrored.version != comparison.champion:
+            return  # it waited while another version became the champion
         started = time.perf_counter()
         try:
             scores = self._score(challenger.engine, mirrored.request)

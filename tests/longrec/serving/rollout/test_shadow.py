@@ -68,6 +68,18 @@ def test_copies_that_would_wait_too_long_are_dropped(rollout: FakeRollout) -> No
     assert shadow.comparison.num_dropped == 5
 
 
+def test_a_copy_that_the_former_champion_answered_is_not_compared(rollout: FakeRollout) -> None:
+    manager = start_comparison(rollout)
+    mirror(manager.shadow, "a")
+    decide(rollout.workdir, champion="c")
+    manager.sync_with_registry()
+    mirror(manager.shadow, "c")
+    compare_next(manager.shadow)
+    assert manager.shadow.comparison.num_compared == 0
+    compare_next(manager.shadow)
+    assert manager.shadow.comparison.num_compared == 1
+
+
 def test_errors_of_the_challenger_are_only_counted(
     rollout: FakeRollout,
     monkeypatch: pytest.MonkeyPatch,
