@@ -74,11 +74,12 @@ def shadow_report(workdir: str | Path) -> Report | None:
     """Return the comparison of champion and challenger over all workers, None without one.
 
     Without a challenger it is the last comparison. Latencies are medians over the last requests of
-    each worker. Their ratio is the extra cost of the challenger on the same requests and under the
-    same load, without a queue.
+    each worker. The champion's include the queue and the rest of the batch; the challenger scores
+    one request at a time. Under load their ratio therefore flatters the challenger.
     """
     current = registry.read_registry(workdir)
-    reported = [worker.get("shadow") for worker in workers(workdir)]
+    reports = sorted(workers(workdir), key=lambda report: report["at"])
+    reported = [report.get("shadow") for report in reports]
     comparisons = [comparison for comparison in reported if comparison]
     chosen = _current_comparisons(comparisons, current)
     if not chosen:
@@ -129,14 +130,25 @@ def _current_comparisons(
     comparisons: list[Report],
     current: registry.ModelRegistry,
 ) -> list[Report]:
-    """Return the comparisons of the current pair, else the last one."""
-    of_pair = []
+    """Return the comparisons of the current pair, or else of the pair that was reported last.
+
+    Args:
+        comparisons: comparisons of the workers, the newest report last.
+        current: names the current pair; without a champion each worker serves its own version.
+    """
+    if not comparisons:
+        return []
+    pair = _pair(comparisons[-1])
     for comparison in comparisons:
-        is_champion = comparison["champion"] == current.champion
-        is_challenger = comparison["challenger"] == current.challenger
-        if is_champion and is_challenger:
-            of_pair.append(comparison)
-    return of_pair or comparisons[-1:]
+        champion, challenger = _pair(comparison)
+        is_current_champion = current.champion in (None, champion)
+        if is_current_champion and challenger == current.challenger:
+            pair = (champion, challenger)
+    return [comparison for comparison in comparisons if _pair(comparison) == pair]
+
+
+def _pair(comparison: Report) -> tuple[str, str]:
+    return comparison["champion"], comparison["challenger"]
 
 
 def _shown(worker: Report) -> Report:
