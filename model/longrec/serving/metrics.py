@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
+
 from longrec.serving.kv_cache import CacheCounts
 from longrec.serving.requests import EncodedRequest, RankResult
 
@@ -191,8 +193,10 @@ class PrometheusMetrics:
             self._difference.observe(difference)
 
     def _observe_scores(self, result: RankResult) -> None:
-        step = max(1, len(result.scores) // NUM_SAMPLED_SCORES)
-        sample = result.scores[::step][:NUM_SAMPLED_SCORES]
+        num_candidates = len(result.scores)
+        num_sampled = min(num_candidates, NUM_SAMPLED_SCORES)
+        places = np.linspace(0, num_candidates - 1, num_sampled).astype(np.int64)
+        sample = result.scores[places]
         for task, column in zip(self._tasks, sample.T.tolist(), strict=True):
             histogram = self._scores.labels(task)
             for score in column:
