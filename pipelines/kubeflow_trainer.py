@@ -228,10 +228,10 @@ def _pod_options(client: Any, platform: PlatformConfig) -> list[Any]:
     job_template = options.JobTemplatePatch(spec=options.JobSpecPatch(pod))
     jobs = [options.ReplicatedJobPatch("node", job_template)]
     template = options.JobSetTemplatePatch(spec=options.JobSetSpecPatch(jobs))
-    return [
-        options.RuntimePatch(options.TrainingRuntimeSpecPatch(template)),
-        options.ActiveDeadlineSeconds(node.timeout_seconds),
-    ]
+    patch = options.RuntimePatch(options.TrainingRuntimeSpecPatch(template))
+    if not node.timeout_seconds:  # The SDK refuses a deadline of 0 seconds.
+        return [patch]
+    return [patch, options.ActiveDeadlineSeconds(node.timeout_seconds)]
 
 
 def _pod_spec(platform: PlatformConfig, node: StepConfig) -> Any:

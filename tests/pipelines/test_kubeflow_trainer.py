@@ -125,6 +125,15 @@ def test_the_train_job_holds_what_the_platform_says(histories: Path, tmp_path: P
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "tolerationSeconds": 60}]
 
 
+def test_a_timeout_of_0_seconds_sets_no_deadline(histories: Path, tmp_path: Path) -> None:
+    settings, platform = config(tmp_path, steps={"train": {"timeout_seconds": 0}})
+    with trainer_cluster.running(runs=False) as (cluster, client):
+        job = kubeflow_trainer.prepare(histories, settings, platform)
+        kubeflow_trainer.submit(client, job, platform)
+    [sent] = cluster.created
+    assert "activeDeadlineSeconds" not in sent["spec"]
+
+
 def test_a_job_that_is_still_running_is_waited_for_and_its_failure_is_one_line(
     histories: Path, tmp_path: Path
 ) -> None:
