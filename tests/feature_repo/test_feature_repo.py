@@ -36,12 +36,12 @@ def feast(
         for name, value in os.environ.items()
         if not name.startswith(("LONGREC_", "FEAST_"))
     }
-    workdir = repo.parents[1] / "home"
-    workdir.mkdir(exist_ok=True)
+    user_home = repo.parents[1] / "user_home"
+    user_home.mkdir(exist_ok=True)
     done = subprocess.run(
         [Path(sys.executable).with_name("feast"), *arguments],
         cwd=repo,
-        env={**clean, "HOME": str(workdir), **variables},
+        env={**clean, "HOME": str(user_home), **variables},
         capture_output=True,
         text=True,
     )
@@ -127,9 +127,9 @@ def test_a_fresh_clone_from_apply_over_publish_to_materialize(clone: Path, tmp_p
         "1970-01-01T00:00:00",
         "2100-01-01T00:00:00",
     )
-    for mine, theirs in zip(OnlineStore(workdir).fetch(range(20)), before, strict=True):
-        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
-        assert mine.features == theirs.features
+    for found, expected in zip(OnlineStore(workdir).fetch(range(20)), before, strict=True):
+        assert history.pack(found.history, SCHEMA) == history.pack(expected.history, SCHEMA)
+        assert found.features == expected.features
     assert sum(answer.history.num_rows for answer in before) > 100
 
 

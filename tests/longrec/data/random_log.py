@@ -182,9 +182,9 @@ def _users(
 def _of_part(
     rows: list[dict[str, Any]], schema: pa.Schema, part: int, num_parts: int, order: tuple[str, ...]
 ) -> pa.Table:
-    mine = [row for row in rows if part_of(np.array([row["user_id"]]), num_parts)[0] == part]
+    own = [row for row in rows if part_of(np.array([row["user_id"]]), num_parts)[0] == part]
     return pa.Table.from_pylist(
-        sorted(mine, key=lambda row: [row[name] for name in order]), schema=schema
+        sorted(own, key=lambda row: [row[name] for name in order]), schema=schema
     )
 
 

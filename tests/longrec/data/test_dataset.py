@@ -118,7 +118,7 @@ def test_facts_count_what_was_written(tmp_path: Path) -> None:
     assert facts["time_range"][0] == "1970-01-02T00:00:00.000Z"
     assert facts["events_per_user"]["p50"] == 3
     assert facts["history_length"] == {"p10": 2, "p50": 2, "p90": 2, "p99": 2, "max": 2}, (
-        "the event at the moment is not history"
+        "an event at the request time is not history"
     )
     assert facts["label_rates"] == {"click": 0.5}
     assert len(facts["content_hash"]) == 64

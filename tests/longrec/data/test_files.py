@@ -61,15 +61,15 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     for name in (f".out.tmp-{host}-{dead}-00", f".out.spill-{host}-{dead}-00"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
-    kept = [
+    untouched = [
         f".out.tmp-{host}-{alive}-00",
         f".out.tmp-elsewhere-{dead}-00",
         f".other.tmp-{host}-{dead}-00",
     ]
-    for name in kept:
+    for name in untouched:
         (tmp_path / name).touch()
     write(tmp_path / "out", "new")
-    assert names(tmp_path) == sorted(["out", *kept])
+    assert names(tmp_path) == sorted(["out", *untouched])
 
 
 def test_an_old_version_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_an_old_version_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, number: int) -> None:
     write(tmp_path / "out", "old")
-    says = r"no space is left to write .*out; found .*\. Free some space"
-    with pytest.raises(DataError, match=says), files.atomic_replace(tmp_path / "out") as path:
+    message = r"no space is left to write .*out; found .*\. Free some space"
+    with pytest.raises(DataError, match=message), files.atomic_replace(tmp_path / "out") as path:
         path.mkdir()
         raise OSError(number, os.strerror(number))
     assert (tmp_path / "out" / "a").read_text() == "old"

@@ -21,9 +21,7 @@ from longrec.errors import DataError, LongrecError, SchemaMismatch
 from tests.longrec.data.random_log import SCHEMA
 
 TEXTS = [["view", None, "view"], [None, None], ["buy", "view", "größe"], [], ["x"]]
-"""Actions of the users of five record batches: later ones bring texts that the former did not
-have.
-"""
+"""Actions of the users of five record batches; later batches have new texts."""
 
 
 def events_of(actions: list[str | None], first: int) -> pa.RecordBatch:
@@ -121,9 +119,9 @@ def test_equal_tables_are_equal_bytes_however_they_were_put_together(tmp_path: P
     """Parquet ends its pages where chunks end, so chunks must not differ."""
     rows = np.arange(200_000)
     items = pa.table({"item_id": rows, "author": rows % 7, "topic": rows, "price": rows * 0.5})
-    pieces = pa.concat_tables([items.slice(start, 777) for start in range(0, len(rows), 777)])
+    chunks = pa.concat_tables([items.slice(start, 777) for start in range(0, len(rows), 777)])
     whole = write(tmp_path / "whole", items=items)
-    joined = write(tmp_path / "joined", items=pieces)
+    joined = write(tmp_path / "joined", items=chunks)
     assert (whole / "items.parquet").read_bytes() == (joined / "items.parquet").read_bytes()
 
 
@@ -272,21 +270,19 @@ def test_requests_of_one_time_are_on_one_side(
     request_times = np.sort(np.array(values, np.int64))
     warmup_end, split = split_times(request_times, warmup, evaluation)
     names = split_names(request_times, warmup_end, split)
-    assert len(
-        {
-            (request_time, name)
-            for request_time, name in zip(request_times.tolist(), names, strict=True)
-        }
-    ) == len(set(values))
+    splits_of_times = set(zip(request_times.tolist(), names, strict=True))
+    assert len(splits_of_times) == len(set(values))  # one split per time
     order = {"warmup": 0, "train": 1, "eval": 2}
-    assert [order[name] for name in names] == sorted(order[name] for name in names)
-    late = request_times[np.array(names) == "eval"]
-    if evaluation:
-        # what is too many shares the first evaluation moment with what had to be there
-        assert len(late) >= round(len(request_times) * evaluation)
-        assert (late > split).sum() < max(round(len(request_times) * evaluation), 1)
-    else:
-        assert not len(late)
+    positions = [order[name] for name in names]
+    assert positions == sorted(positions)
+    eval_times = request_times[np.array(names) == "eval"]
+    num_wanted = round(len(request_times) * evaluation)
+    if not evaluation:
+        assert not len(eval_times)
+        return
+    assert len(eval_times) >= num_wanted
+    num_later = (eval_times > split).sum()  # further ones share the first time of the evaluation
+    assert num_later < max(num_wanted, 1)
 
 
 def test_distinct_times_are_split_by_their_shares() -> None:

@@ -174,11 +174,13 @@ def test_memory_of_a_build_does_not_grow_with_the_data(tmp_path: Path) -> None:
             source={},
             num_parts=num_parts,
         ) as writer:
-            everyone = np.arange(20 * num_parts)
+            all_users = np.arange(20 * num_parts)
             for part in range(num_parts):
-                mine = everyone[part_of(everyone, num_parts) == part]
-                users = np.repeat(mine, 10_000)
-                times = pa.array(np.tile(np.arange(10_000), len(mine)), pa.timestamp("ms", "UTC"))
+                users_of_part = all_users[part_of(all_users, num_parts) == part]
+                users = np.repeat(users_of_part, 10_000)
+                times = pa.array(
+                    np.tile(np.arange(10_000), len(users_of_part)), pa.timestamp("ms", "UTC")
+                )
                 writer.write_part(
                     part,
                     pa.table(
@@ -192,15 +194,15 @@ def test_memory_of_a_build_does_not_grow_with_the_data(tmp_path: Path) -> None:
                     ),
                     pa.table(
                         {
-                            "request_id": mine,
-                            "user_id": mine,
-                            "timestamp": pa.array([9_999] * len(mine), times.type),
-                            "item_id": np.zeros(len(mine), np.int64),
-                            "label": np.zeros(len(mine), np.int8),
+                            "request_id": users_of_part,
+                            "user_id": users_of_part,
+                            "timestamp": pa.array([9_999] * len(users_of_part), times.type),
+                            "item_id": np.zeros(len(users_of_part), np.int64),
+                            "label": np.zeros(len(users_of_part), np.int8),
                         }
                     ),
                 )
-            writer.write_entities(pa.table({"item_id": [0]}), pa.table({"user_id": everyone}))
+            writer.write_entities(pa.table({"item_id": [0]}), pa.table({"user_id": all_users}))
         code = (
             BUILD
             + "lines = open('/proc/self/status').read().splitlines()\n"
@@ -241,11 +243,11 @@ def longrec(*arguments: str, limit: int | None = None) -> subprocess.CompletedPr
     )
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
+def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert (
         done.returncode == 1 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
     ), done.stderr
-    assert done.stderr.startswith("longrec: ") and says in done.stderr, done.stderr
+    assert done.stderr.startswith("longrec: ") and message in done.stderr, done.stderr
 
 
 def csv_log(path: Path, num_rows: int = 30_000) -> Path:
@@ -366,7 +368,7 @@ def rewrite(
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "says"),
+    ("name", "change", "message"),
     [
         (
             "timestamp",
@@ -382,7 +384,7 @@ def rewrite(
     ids=["negative", "duplicate"],
 )
 def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(
-    tmp_path: Path, name: str, change: object, says: str
+    tmp_path: Path, name: str, change: object, message: str
 ) -> None:
     source = write_log(tmp_path / "data", num_users=3, per_user=5, seed=0)
     path = source.event_path(0)
@@ -390,6 +392,6 @@ def test_a_build_refuses_events_that_cannot_be_told_apart_or_placed(
         for column in ("timestamp", "item_id"):
             rewrite(path, column, lambda values: values.__setitem__(1, values[0]))
     rewrite(path, name, change)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         features.build_features(source.path, tmp_path / "out", DataConfig())
     assert names(tmp_path) == ["data"]

@@ -100,9 +100,9 @@ def test_a_basket_is_known_when_its_last_row_is(tmp_path: Path) -> None:
     source, rows = imported(tmp_path, dataclasses.replace(MAPPING, basket="basket"))
     built = histories(source, tmp_path / "out", DataConfig())
     for user, events in built.items():
-        mine = rows.filter(pa.array(np.asarray(rows["user_id"]) == user))
-        baskets = np.asarray(mine["basket"])
-        known = np.asarray(mine["came_in"])
+        own = rows.filter(pa.array(np.asarray(rows["user_id"]) == user))
+        baskets = np.asarray(own["basket"])
+        known = np.asarray(own["came_in"])
         for basket, time in zip(
             events.column("basket_id").to_pylist(), history.timestamps(events).tolist(), strict=True
         ):

@@ -148,10 +148,10 @@ def test_a_missing_a_repeated_a_foreign_or_a_changed_shard_is_refused(
 
 @pytest.fixture(scope="module")
 def workdir(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("home")
+    root = tmp_path_factory.mktemp("published")
     features.build_features(source, root / "features", DATA)
-    publish(root / "features", root / "home", REPO)
-    return root / "home"
+    publish(root / "features", root / "workdir", REPO)
+    return root / "workdir"
 
 
 def retrieve_shards(
@@ -222,7 +222,7 @@ def test_histories_of_other_features_or_of_another_dataset_are_not_joined(
 def test_shards_of_a_real_log_join_to_the_bytes_of_one_process(tmp_path: Path) -> None:
     """Six parts in four shards: 2.8 million events, an item table larger than a page of Parquet."""
     source = tmp_path / "data"
-    workdir = tmp_path / "home"
+    workdir = tmp_path / "workdir"
     data = DataConfig(max_history=10_000)
     real_logs.dev_events(source)
     features.build_features(source, tmp_path / "whole", data)

@@ -124,8 +124,8 @@ def test_retrieval_by_spark_gives_the_same_histories(
     found = []
     for overlay in ("", "spark"):
         monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", overlay)
-        publish(tmp_path / "tables", tmp_path / f"home{overlay}", ROOT / "feature_repo")
-        workdir = tmp_path / f"home{overlay}"
+        publish(tmp_path / "tables", tmp_path / f"workdir{overlay}", ROOT / "feature_repo")
+        workdir = tmp_path / f"workdir{overlay}"
         out = tmp_path / f"out{overlay}"
         report = retrieve(
             source.path,

@@ -103,7 +103,7 @@ def test_impossible_distributions_are_refused() -> None:
         LengthSampler(LengthConfig("two_point", alpha=2.5))
 
 
-laws = st.builds(
+configs = st.builds(
     LengthConfig,
     distribution=st.sampled_from(["beta", "two_point", "fixed", "uniform", "full"]),
     minimum=st.just(8),
@@ -121,7 +121,7 @@ requests = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    laws,
+    configs,
     requests,
     st.integers(0, 2**31),
     st.integers(0, 5),

@@ -43,7 +43,7 @@ class PublishedLog:
 
     @property
     def workdir(self) -> Path:
-        return self.root / "home"
+        return self.root / "workdir"
 
     @property
     def tables(self) -> Path:
@@ -89,7 +89,7 @@ def make(
         monkeypatch.setenv("LONGREC_REDIS", redis_address)
     source = random_log.write(root / "data")
     features.build_features(source.path, root / "features", DataConfig(shard_users=7))
-    publish(root / "features", root / "home", REPO)
+    publish(root / "features", root / "workdir", REPO)
     return PublishedLog(root, all_events(source), redis_address)
 
 

@@ -35,7 +35,7 @@ class PublishedStore:
 
     @property
     def workdir(self) -> Path:
-        return self.root / "home"
+        return self.root / "workdir"
 
     @property
     def histories(self) -> Histories:
@@ -75,13 +75,13 @@ def make(
 ) -> PublishedStore:
     source = random_log.write(root / "data", seed=seed, **options)
     features.build_features(source.path, root / "features", data)
-    publish(root / "features", root / "home", REPO)
+    publish(root / "features", root / "workdir", REPO)
     return PublishedStore(
         root,
         source,
         retrieve(
             source.path,
-            root / "home",
+            root / "workdir",
             REPO,
             root / "histories",
             data,

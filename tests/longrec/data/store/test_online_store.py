@@ -70,9 +70,9 @@ def test_many_users_are_read_in_batches(
     batches = online.fetch(users)
     assert [answer.user_id for answer in whole] == users
     assert any(answer.history.num_rows for answer in whole)
-    for mine, theirs in zip(batches, whole, strict=True):
-        assert (mine.user_id, mine.features) == (theirs.user_id, theirs.features)
-        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
+    for found, expected in zip(batches, whole, strict=True):
+        assert (found.user_id, found.features) == (expected.user_id, expected.features)
+        assert history.pack(found.history, SCHEMA) == history.pack(expected.history, SCHEMA)
 
 
 def test_an_open_reader_follows_a_new_version(

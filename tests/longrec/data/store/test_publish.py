@@ -44,16 +44,16 @@ def test_the_online_store_is_filled_in_slices(
     store: PublishedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(materialize, "MAX_SLICE_BYTES", 5_000)
-    report = publish(store.root / "features", tmp_path / "home", REPO)
+    report = publish(store.root / "features", tmp_path / "workdir", REPO)
     assert report.online_slices > 5
     users = list(store.events())
-    for mine, theirs in zip(
-        OnlineStore(tmp_path / "home").fetch(users),
+    for found, expected in zip(
+        OnlineStore(tmp_path / "workdir").fetch(users),
         OnlineStore(store.workdir).fetch(users),
         strict=True,
     ):
-        assert mine.history.num_rows
-        assert history.pack(mine.history, SCHEMA) == history.pack(theirs.history, SCHEMA)
+        assert found.history.num_rows
+        assert history.pack(found.history, SCHEMA) == history.pack(expected.history, SCHEMA)
 
 
 @contextlib.contextmanager
@@ -104,12 +104,12 @@ def test_a_publish_killed_at_any_step_changes_nothing(
         == store.source.facts["content_hash"]
     )
     users = list(store.events())
-    for mine, expected in zip(
+    for found, expected in zip(
         OnlineStore(private_store.workdir).fetch(users),
         OnlineStore(store.workdir).fetch(users),
         strict=True,
     ):
-        assert history.pack(mine.history, SCHEMA) == history.pack(expected.history, SCHEMA)
+        assert history.pack(found.history, SCHEMA) == history.pack(expected.history, SCHEMA)
     report = retrieve(
         store.source.path,
         private_store.workdir,
@@ -178,10 +178,10 @@ def test_changed_feature_tables_are_refused(store: PublishedStore, tmp_path: Pat
     part = tmp_path / "features" / "user_history" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-10])
     with pytest.raises(DataError, match=r"part-00000.parquet is missing or was changed"):
-        publish(tmp_path / "features", tmp_path / "home", REPO)
+        publish(tmp_path / "features", tmp_path / "workdir", REPO)
     with pytest.raises(DataError, match=r"manifest.json does not exist"):
-        publish(tmp_path / "nothing", tmp_path / "home", REPO)
+        publish(tmp_path / "nothing", tmp_path / "workdir", REPO)
     with pytest.raises(
         StoreError, match=r"no feature repository at .*; found no feature_store.yaml"
     ):
-        publish(store.root / "features", tmp_path / "home", tmp_path)
+        publish(store.root / "features", tmp_path / "workdir", tmp_path)

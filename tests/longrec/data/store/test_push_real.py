@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,34 +27,48 @@ from tests.longrec.data import real_logs, redis_server
 REPO = Path(__file__).parents[4] / "feature_repo"
 NUM_PAIRS = 1_000
 MAX_HISTORY = 10_000
-SHARES = {"kuairand": 8, "dev_events": 5}
-"""One user in so many is published: a user's history does not depend on the others, and publishing
-and pushing take the time.
-"""
+USER_SHARES = {
+    "kuairand": 8,
+    "dev_events": 5,
+}
+"""One user in so many is published, to save time; histories of users are independent."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+Histories = dict[int, pa.RecordBatch]
 
-@pytest.fixture(
-    params=["kuairand", "dev_events"],
-    scope="module",
-)
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutLog:
+    """A real log, of which some events are pushed.
+
+    Args:
+        dataset: all events of all users.
+        tables: feature tables of most events of some users.
+        rest: the other events of these users.
+        share: one user in so many is published.
+    """
+
+    dataset: Path
+    tables: Path
+    rest: pa.Table
+    share: int
+
+
+@pytest.fixture(params=["kuairand", "dev_events"], scope="module")
 def log(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Path, pa.Table, int]]:
-    """Yield a dataset, feature tables of most events of some users, the other events, the share."""
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[HeldOutLog]:
     root = tmp_path_factory.mktemp("log")
-    real_logs.IMPORT[request.param](root / "all")
-    share = SHARES[request.param]
-    rest = hold_out(
-        Dataset.open(root / "all"),
-        root / "most",
-        share,
-        np.random.default_rng(0),
-    )
+    dataset = root / "all"
+    real_logs.IMPORT[request.param](dataset)
+    share = USER_SHARES[request.param]
+    rng = np.random.default_rng(0)
+    rest = hold_out(Dataset.open(dataset), root / "most", share, rng)
     features.build_features(root / "most", root / "features", DataConfig())
     shutil.rmtree(root / "most")
-    yield root / "all", root / "features", rest, share
+    yield HeldOutLog(dataset, root / "features", rest, share)
     shutil.rmtree(root)
 
 
@@ -66,103 +82,133 @@ def hold_out(
 
     Those are some random events and the ends of some timelines.
     """
-    held = []
+    names = event_schema(source.schema).names
+    held_out = []
     with DatasetWriter(
-        target, source.schema, name=source.name, source={}, num_parts=source.num_parts
+        target,
+        source.schema,
+        name=source.name,
+        source={},
+        num_parts=source.num_parts,
     ) as writer:
         for part in range(source.num_parts):
-            events = source.events(part, event_schema(source.schema).names)
-            events = events.filter(pa.array(events["user_id"].to_numpy() % share == 0))
-            users = events["user_id"].to_numpy()
-            ends = np.searchsorted(users, users, side="right") - np.arange(
-                len(users)
-            )  # 1 for the last event of a user
-            away = (rng.random(len(users)) < 0.002) | ((users % 7 == 0) & (ends <= 300))
-            held.append(events.filter(pa.array(away)))
-            writer.write_part(part, events.filter(pa.array(~away)), source.targets(part))
+            events = source.events(part, names)
+            is_published = events["user_id"].to_numpy() % share == 0
+            events = events.filter(pa.array(is_published))
+            is_held_out = choose_held_out(events["user_id"].to_numpy(), rng)
+            held_out.append(events.filter(pa.array(is_held_out)))
+            most = events.filter(pa.array(~is_held_out))
+            writer.write_part(part, most, source.targets(part))
         writer.write_entities(source.items(), source.users())
-    return pa.concat_tables(held)
+    return pa.concat_tables(held_out)
+
+
+def choose_held_out(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    user_ends = np.searchsorted(users, users, side="right")
+    num_left = user_ends - np.arange(len(users))  # 1 for the last event of a user
+    is_random = rng.random(len(users)) < 0.002
+    is_end_of_timeline = (users % 7 == 0) & (num_left <= 300)
+    return is_random | is_end_of_timeline
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 def test_1000_pairs_are_equal_bit_for_bit(
-    log: tuple[Path, Path, pa.Table, int],
+    log: HeldOutLog,
     kind: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with redis_server.running(tmp_path) as address:
+    workdir = tmp_path / "workdir"
+    rng = np.random.default_rng(1)
+    with contextlib.ExitStack() as stack:
         if kind == "redis":
+            address = stack.enter_context(redis_server.running(tmp_path))
             monkeypatch.setenv("LONGREC_FEATURE_OVERLAY", "redis")
             monkeypatch.setenv("LONGREC_REDIS", address)
-        source = Dataset.open(log[0])
-        workdir = tmp_path / "home"
-        rng = np.random.default_rng(1)
-        publish(log[1], workdir, REPO)
-        push_all(workdir, log[2], rng)
-        check(source, workdir, log[3], rng)
+        publish(log.tables, workdir, REPO)
+        push_in_random_order(workdir, log.rest, rng)
+        assert_histories_equal_the_dataset(log, workdir, rng)
 
 
-def push_all(
+def push_in_random_order(
     workdir: Path,
     rest: pa.Table,
     rng: np.random.Generator,
 ) -> None:
-    """Push events in random order, one in five of them twice."""
-    order = rng.permutation(
-        np.concatenate(
-            [np.arange(rest.num_rows), rng.integers(0, rest.num_rows, rest.num_rows // 5)]
-        )
-    )
+    """Push all events, one in five of them twice."""
+    once = np.arange(rest.num_rows)
+    again = rng.integers(0, rest.num_rows, rest.num_rows // 5)
+    order = rng.permutation(np.concatenate([once, again]))
     pusher = Pusher(workdir)
-    reports = [pusher.push(rest.take(pa.array(rows))) for rows in np.array_split(order, 4)]
-    assert sum(report.num_new for report in reports) == rest.num_rows > 1_000
+    num_new = 0
+    for rows in np.array_split(order, 4):
+        report = pusher.push(rest.take(pa.array(rows)))
+        num_new += report.num_new
+    assert num_new == rest.num_rows > 1_000
 
 
-def check(
-    source: Dataset,
+def assert_histories_equal_the_dataset(
+    log: HeldOutLog,
     workdir: Path,
-    share: int,
     rng: np.random.Generator,
 ) -> None:
-    everyone = np.unique(
-        np.concatenate([part["user_id"].to_numpy() for part in source.event_parts(["user_id"])])
-    )
-    everyone = everyone[everyone % share == 0]
-    users = rng.choice(everyone, NUM_PAIRS if len(everyone) > 2_000 else NUM_PAIRS // 10)
-    expected = of_users(source, users)
-    doors = OnlineStore(workdir), OfflineStore(workdir)
-    num_pairs = num_pushed = 0
+    source = Dataset.open(log.dataset)
+    users = choose_users(source, log.share, rng)
+    expected = histories_of(source, users)
+    stores = (OnlineStore(workdir), OfflineStore(workdir))
+    num_pairs = 0
+    num_pushed_ends = 0
     for group in np.array_split(np.unique(users), 10):
-        answers = [
-            {row.user_id: row.history for row in door.fetch(group.tolist())} for door in doors
-        ]
+        histories = [fetch(store, group) for store in stores]
         for user in group.tolist():
             times = history.timestamps(expected[user])
-            for _ in range(int((users == user).sum()) * NUM_PAIRS // len(users)):
-                request_time = int(rng.choice(times)) + int(rng.integers(0, 2))
-                wanted = history.pack(cut(expected[user], request_time), source.schema)
-                assert [
-                    history.pack(cut(answer[user], request_time), source.schema)
-                    for answer in answers
-                ] == [wanted, wanted], (user, request_time)
+            num_draws = int((users == user).sum())
+            for _ in range(num_draws * NUM_PAIRS // len(users)):
+                before_ms = int(rng.choice(times)) + int(rng.integers(0, 2))
+                wanted = packed_before(source, expected[user], before_ms)
+                for found in histories:
+                    packed = packed_before(source, found[user], before_ms)
+                    assert packed == wanted, (user, before_ms)
                 num_pairs += 1
-            num_pushed += user % 7 == 0
+            num_pushed_ends += user % 7 == 0
     assert num_pairs == NUM_PAIRS
-    assert num_pushed > 5
+    assert num_pushed_ends > 5
 
 
-def cut(events: pa.RecordBatch, request_time: int) -> pa.RecordBatch:
-    return history.most_recent(history.events_before(events, request_time), MAX_HISTORY)
+def choose_users(
+    source: Dataset,
+    share: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draw published users; many draws of each where there are few users."""
+    events = pa.concat_tables(source.event_parts(["user_id"]))
+    users = np.unique(events["user_id"].to_numpy())
+    published = users[users % share == 0]
+    num_draws = NUM_PAIRS if len(published) > 2_000 else NUM_PAIRS // 10
+    return rng.choice(published, num_draws)
 
 
-def of_users(source: Dataset, users: np.ndarray) -> dict[int, pa.RecordBatch]:
+def histories_of(source: Dataset, users: np.ndarray) -> Histories:
     """Return all events of users, straight from the dataset."""
+    chosen = pa.array(np.unique(users))
     names = event_schema(source.schema).names
-    chosen = pa.concat_tables(
-        [
-            part.filter(pc.is_in(part["user_id"], pa.array(np.unique(users))))
-            for part in source.event_parts(names)
-        ]
-    )
-    return dict(live_events.split_by_user(live_events.conform(chosen, source.schema)))
+    parts = []
+    for part in source.event_parts(names):
+        is_chosen = pc.is_in(part["user_id"], chosen)
+        parts.append(part.filter(is_chosen))
+    events = live_events.conform(pa.concat_tables(parts), source.schema)
+    return dict(live_events.split_by_user(events))
+
+
+def fetch(store: OnlineStore | OfflineStore, users: np.ndarray) -> Histories:
+    return {record.user_id: record.history for record in store.fetch(users.tolist())}
+
+
+def packed_before(
+    source: Dataset,
+    events: pa.RecordBatch,
+    before_ms: int,
+) -> bytes:
+    earlier = history.events_before(events, before_ms)
+    recent = history.most_recent(earlier, MAX_HISTORY)
+    return history.pack(recent, source.schema)

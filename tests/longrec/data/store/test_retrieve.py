@@ -71,15 +71,15 @@ def test_the_dataset_holds_the_cases_that_could_leak(store: PublishedStore) -> N
     opened = store.histories
     at_request_time = later = ties = 0
     for number, request in enumerate(opened.requests.to_pylist()):
-        mine = events.get(opened.users.column("user_id")[request["user_row"]].as_py(), [])
+        own = events.get(opened.users.column("user_id")[request["user_row"]].as_py(), [])
         found = opened.history(number)
         siblings = {
-            event["basket_id"] for event in mine if event["timestamp"] >= request["timestamp"]
+            event["basket_id"] for event in own if event["timestamp"] >= request["timestamp"]
         }
         assert not siblings & set(found.column("basket_id").to_pylist())
         assert all(time < request["timestamp"] for time in found.column("timestamp").to_pylist())
-        at_request_time += any(event["timestamp"] == request["timestamp"] for event in mine)
-        later += any(event["timestamp"] > request["timestamp"] for event in mine)
+        at_request_time += any(event["timestamp"] == request["timestamp"] for event in own)
+        later += any(event["timestamp"] > request["timestamp"] for event in own)
         times = found.column("timestamp").to_pylist()
         ties += len(set(times)) < len(times)
     assert min(at_request_time, later, ties) > 10
@@ -122,11 +122,11 @@ def test_the_split_is_in_time_and_complete(store: PublishedStore) -> None:
 def test_the_report_counts_what_is_special(store: PublishedStore) -> None:
     opened = store.histories
     report = store.report
-    kept = [row["event_end"] - row["event_start"] for row in opened.requests.to_pylist()]
+    lengths = [row["event_end"] - row["event_start"] for row in opened.requests.to_pylist()]
     assert report.users_without_history == 2  # NO_EVENTS and NOBODY
-    assert report.requests_without_history == kept.count(0) > 0
-    assert report.longest_history == max(kept) == SMALL.max_history
-    assert 0 < report.requests_at_the_bound <= kept.count(SMALL.max_history)
+    assert report.requests_without_history == lengths.count(0) > 0
+    assert report.longest_history == max(lengths) == SMALL.max_history
+    assert 0 < report.requests_at_the_bound <= lengths.count(SMALL.max_history)
     assert report.num_events == sum(len(events) for events in store.events().values())
 
 

@@ -103,4 +103,4 @@ def test_feature_tables_of_another_format_version_are_not_published(
     set_version(tables / "manifest.json", 0)
     message = r"manifest.json has another format version; found 0; expected 1\. Build the features"
     with pytest.raises(Exception, match=message):
-        publish(tables, tmp_path / "home", REPO)
+        publish(tables, tmp_path / "workdir", REPO)
