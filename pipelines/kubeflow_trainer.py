@@ -327,10 +327,18 @@ def _one_line_errors() -> Iterator[None]:
     except LongrecError:
         raise
     except Exception as error:
-        cause = error.__cause__ or error
+        found = _first_line(error)
+        if error.__cause__ is not None:
+            found += f"; {_first_line(error.__cause__)}"
         raise LongrecError(
             "Kubeflow Trainer refused the request",
-            found=f"{error}; {str(cause).strip().splitlines()[0]}",
+            found=found,
             fix="Check that the Trainer is installed (kubectl get clustertrainingruntimes), and "
             "that this service account may create trainjobs and read runtimes, pods and logs.",
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; the name of its type if it has no text."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,19 @@ def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Pa
     assert not cluster.created
     assert Bundle.load(tmp_path / "out").version == report.version
     assert not job.folder.exists()
+
+
+def test_an_error_of_the_sdk_without_text_is_named_by_its_type(
+    histories: Path, tmp_path: Path
+) -> None:
+    def list_jobs() -> None:
+        raise TimeoutError
+
+    client = types.SimpleNamespace(list_jobs=list_jobs)
+    with pytest.raises(LongrecError, match=r"refused the request; found TimeoutError\."):
+        kubeflow_trainer.run_training_job(
+            histories, tmp_path / "out", *config(tmp_path), client=client
+        )
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(histories: Path, tmp_path: Path) -> None:
