@@ -4,8 +4,9 @@
 decorated function, so its body sees nothing of its module and imports all that it uses. In these
 files, KFP does not compile `from __future__ import annotations` and `X | None`.
 
-No body reads `data_key` and `code_key`. They are the fingerprints of the dataset and of the step's
-code (step `fingerprint`): the cache of results is keyed by them.
+Most bodies do not read their parameters `data_key`, `before_key` and `code_key`: the fingerprints
+of the dataset, of the published dataset and of the step's code (step `fingerprint`). The cache of
+results is keyed by them. An unread report orders two steps: training waits for the checks.
 """
 
 import functools

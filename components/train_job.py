@@ -35,7 +35,7 @@ def train_job(
     }
     cluster = import_module("pipelines.platform_config").build_platform(platform)
     report = import_module("pipelines.kubeflow_trainer").run_training_job(
-        histories.path, bundle.path, build(RunConfig, sections), cluster
+        histories.path, bundle.path, build(RunConfig, sections), cluster, code_key=code_key
     )
     bundle.metadata["checked_by"] = histories_report.uri
     for name, value in scalar_metrics(report).items():

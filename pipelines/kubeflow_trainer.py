@@ -6,8 +6,9 @@ The step and all nodes mount one volume, the work directory. It holds a folder p
     WORKDIR/checkpoints/  WORKDIR/tensorboard/      as with the step of one process
 
 The step fills the folder, submits the TrainJob, waits, and moves the bundle to its own output. The
-fingerprint covers histories and configuration. So a restarted step finds its running job and waits
-for it, or submits another one, which resumes from the checkpoints.
+fingerprint covers histories, configuration, code and image. So a restarted step finds its running
+job and waits for it, or submits another one, which resumes from the checkpoints. A step of newer
+code takes neither the job nor the bundle of older code.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ class TrainingJob:
 
     Args:
         workdir: mount path of the volume on step and nodes.
-        fingerprint: of histories and configuration.
+        fingerprint: fingerprint of histories, configuration, code and image.
     """
 
     workdir: Path
@@ -91,17 +92,19 @@ def run_training_job(
     config: RunConfig,
     platform: PlatformConfig,
     *,
+    code_key: str = "",
     client: Any = None,
     report: Reporter = log.info,
 ) -> TrainReport:
     """Train by a TrainJob, move its bundle to `out_dir`, and return the report of the training.
 
     Args:
-        histories_dir: output of the step retrieve.
-        out_dir: of the bundle, replaced in one step.
+        histories_dir: output of the step join-histories.
+        out_dir: directory for the bundle, replaced in one step.
         config: its sections model, lengths and train, served length and seed define the training.
         platform: of the nodes. This process mounts `platform.workdir_volume` at
             `platform.workdir`, as the nodes do.
+        code_key: fingerprint of the training code (step `fingerprint`).
         client: a kubeflow.trainer.TrainerClient; None for one of the surrounding cluster.
         report: receives a line per event.
 
@@ -109,7 +112,7 @@ def run_training_job(
         LongrecError: the SDK is not installed, the cluster does not answer, or the job failed. The
             error holds the last lines of its log.
     """
-    job = prepare(Path(histories_dir), config, platform)
+    job = prepare(Path(histories_dir), config, platform, code_key=code_key)
     has_bundle = (job.bundle / "bundle.json").is_file()
     if not has_bundle:  # A step killed after the end of its job leaves the bundle there.
         with _one_line_errors():
@@ -121,10 +124,13 @@ def run_training_job(
     return _train_report(meta)
 
 
-def prepare(histories_dir: Path, config: RunConfig, platform: PlatformConfig) -> TrainingJob:
+def prepare(
+    histories_dir: Path, config: RunConfig, platform: PlatformConfig, *, code_key: str = ""
+) -> TrainingJob:
     """Fill the folder of a training and return its job; existing histories stay as they are."""
     settings = config.to_dict()
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    identity = {"config": settings, "code": code_key, "image": platform.image}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for path in sorted(histories_dir.iterdir()):
         digest.update(f"{path.name}:{files.sha256_of(path)}".encode())
     job = TrainingJob(Path(platform.workdir), digest.hexdigest()[:FINGERPRINT_LENGTH])

@@ -31,6 +31,8 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
         """Does what the nodes do with what the step left for them."""
         settings = load_config(job.folder / "config.yaml")
         assert platform.trainer.num_nodes == 2
+        expected = kubeflow_trainer.prepare(histories, settings, platform, code_key="key")
+        assert job.fingerprint == expected.fingerprint
         assert job.arguments[2:4] == [
             str(job.folder / "histories"),
             str(job.bundle),
@@ -55,7 +57,7 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
     train_job.python_func(
         histories=dsl.Dataset(uri=str(histories)),
         histories_report=dsl.HTML(uri="report"),
-        code_key="",
+        code_key="key",
         served_length=64,
         seed=3,
         model={"width": 16, "num_heads": 2, "id_dim": 8, "feature_dim": 4, "mixer_layers": 1},

@@ -204,6 +204,20 @@ def test_an_error_of_the_sdk_without_text_is_named_by_its_type(
         )
 
 
+def test_a_training_of_other_code_or_another_image_is_another_training(
+    histories: Path, tmp_path: Path
+) -> None:
+    """A job or bundle that a killed step left must not pass for the result of newer code."""
+    settings, platform = config(tmp_path)
+    _, newer_platform = config(tmp_path, image="registry/longrec-python-ml:8")
+    jobs = [
+        kubeflow_trainer.prepare(histories, settings, platform, code_key="a"),
+        kubeflow_trainer.prepare(histories, settings, platform, code_key="b"),
+        kubeflow_trainer.prepare(histories, settings, newer_platform, code_key="a"),
+    ]
+    assert len({job.fingerprint for job in jobs}) == 3
+
+
 def test_a_cluster_that_does_not_answer_is_one_line(histories: Path, tmp_path: Path) -> None:
     with trainer_cluster.running(runs=False) as (_, client):
         pass
