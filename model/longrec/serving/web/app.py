@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longrec.data import history
-from longrec.errors import ConfigError, DataError
+from longrec.errors import DataError, LongrecError
 from longrec.serving.web.http import (
     html_response,
     int64_parameter,
@@ -157,7 +157,7 @@ class WebApp:
 
     def _ready_source(self) -> PageSource:
         if self.source is None:
-            raise ConfigError("the service is not ready yet")
+            raise LongrecError("the service is not ready yet")
         return self.source
 
 
