@@ -135,13 +135,13 @@ class RequestRanker:
         timeout = MAX_FETCH_SHARE * (deadline - time.monotonic())
         with self.metrics.timed("fetch"):
             fetched = await self.reader.fetch(request.user_id, timeout)
+        if fetched.degraded:
+            self.metrics.count_degraded(fetched.rows.history.num_rows)
         if request.inline_history is not None:
             schema = engine.scorer.bundle.schema
             events = await asyncio.to_thread(read_inline_history, request.inline_history, schema)
             rows = dataclasses.replace(fetched.rows, history=events)
             fetched = dataclasses.replace(fetched, rows=rows)
-        if fetched.degraded:
-            self.metrics.count_degraded(fetched.rows.history.num_rows)
         request_rows = RequestRows(
             history=fetched.rows.history,
             user_features=fetched.rows.features,
