@@ -195,7 +195,7 @@ class StoreReader:
         while (users := self._next_users(number)) is not None:
             try:
                 store = store or self._open_store()
-                self._read(store, users)
+                self._read(store, users, number)
             except Exception as error:
                 store = None
                 self._report_failure(number, error)
@@ -217,7 +217,12 @@ class StoreReader:
             user_ids = list(self._waiting)[:MAX_USERS_PER_READ]
             return {user_id: self._waiting.pop(user_id) for user_id in user_ids}
 
-    def _read(self, store: Store, users: _Waiting) -> None:
+    def _read(
+        self,
+        store: Store,
+        users: _Waiting,
+        number: int,
+    ) -> None:
         try:
             found = store.fetch(list(users))
         except DataError as error:
@@ -226,10 +231,12 @@ class StoreReader:
                 return
             # The damaged rows may be those of one user: read each user alone.
             for user_id, future in users.items():
-                self._read(store, {user_id: future})
+                self._read(store, {user_id: future}, number)
             return
         for rows, future in zip(found, users.values(), strict=True):
-            self._cache(rows)
+            if number == self._current_thread:
+                # Rows of an abandoned thread are old: they must not replace newer ones.
+                self._cache(rows)
             future.set_result(rows)
 
     def _report_failure(self, number: int, error: Exception) -> None:

@@ -165,6 +165,21 @@ def test_an_endless_read_is_abandoned_and_changes_nothing_later(hasty, store, mo
     assert not hasty._unavailable_reason()
 
 
+def test_late_rows_of_an_abandoned_read_are_not_cached(hasty, store, monkeypatch) -> None:
+    eventually(lambda: is_fresh(hasty, 5))
+    store.state = "hangs"
+    assert fetch(hasty, 8)[0].degraded
+    assert store.is_hanging.wait(60)
+    store.state = "well"
+    monkeypatch.setattr(reader_module, "ABANDON_SECONDS", 0.0)
+    eventually(hasty._unavailable_reason)  # this starts another thread
+    monkeypatch.setattr(reader_module, "ABANDON_SECONDS", NEVER_SECONDS)
+    eventually(lambda: is_fresh(hasty, 5))
+    store.release.set()
+    store.hanging_thread.join(60)
+    assert hasty.num_events(8) is None
+
+
 def test_damaged_rows_of_one_user_degrade_only_that_user(reader, store) -> None:
     store.state = "damaged"
     results = fetch(reader, 1, 2, 3, 4)
