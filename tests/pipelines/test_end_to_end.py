@@ -146,7 +146,7 @@ def test_drift_of_live_requests_is_a_run_of_its_own_that_fails(place: Place) -> 
     rows = pq.read_table(
         place.workdir / "models" / "reference" / version / "predictions.parquet"
     ).to_pylist()
-    for factor, code, said in (
+    for factor, code, message in (
         (1.0, 0, "requests have not drifted"),
         (0.5, 1, "have drifted; found score label"),
     ):
@@ -172,7 +172,7 @@ def test_drift_of_live_requests_is_a_run_of_its_own_that_fails(place: Place) -> 
             "drift.window_hours=1000000",
         )
         assert answer.returncode == code
-        assert said in answer.stdout + answer.stderr, answer.stderr
+        assert message in answer.stdout + answer.stderr, answer.stderr
         assert place.executed() == ["drift"]
     assert place.hook.got[-1]["state"] == "FAILED"
     assert place.hook.got[-1]["pipeline"] == "longrec-drift"
@@ -218,7 +218,9 @@ def test_an_edit_of_the_trainer_trains_again_and_nothing_before_it(place: Place)
         place.folder / "edited" / "longrec",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    with open(place.folder / "edited" / "longrec" / "train.py", "a") as stream:
+    path = place.folder / "edited" / "longrec" / "training" / "train.py"
+    assert path.is_file()
+    with open(path, "a") as stream:
         stream.write("\n# an edit\n")
     refuse = ("--set", "gate.min_auc=0.999")
     answer = place.run(
@@ -356,12 +358,12 @@ def test_the_gate_compares_with_the_champion_if_configured(place: Place) -> None
     assert any("champion" in reason for reason in place.summary()["gate"]["reasons"])
 
 
-def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Place) -> None:
-    answer = place.longrec("synth", "--out", "poisoned", "--users", "40", "--events", "40")
+def test_a_corrupted_dataset_stops_at_the_checks_and_the_report_stays(place: Place) -> None:
+    answer = place.longrec("synth", "--out", "corrupted", "--users", "40", "--events", "40")
     assert answer.returncode == 0, answer.stderr
     latest = (place.workdir / "runs" / "latest").resolve()
-    _repeat_an_event(place.folder / "poisoned" / "events" / "part-00000.parquet")
-    answer = place.run("--data", "poisoned")
+    _repeat_an_event(place.folder / "corrupted" / "events" / "part-00000.parquet")
+    answer = place.run("--data", "corrupted")
     assert answer.returncode == 1
     assert answer.stdout == ""
     message = answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else ""
@@ -388,7 +390,7 @@ def test_a_poisoned_dataset_stops_at_the_checks_and_the_report_stays(place: Plac
 
 
 def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
-    shutil.copytree(place.folder / "poisoned", place.folder / "cut")
+    shutil.copytree(place.folder / "corrupted", place.folder / "cut")
     part = place.folder / "cut" / "events" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:1000])
     answer = place.run("--data", "cut")
@@ -460,7 +462,7 @@ def test_a_place_that_cannot_be_written_or_read_is_one_clear_line(place: Place) 
         "AWS_REGION": "x",
     }
     unwritable = place.longrec(
-        "run", "--config", "tiny.yaml", "--data", "poisoned", "--workdir", "file/work"
+        "run", "--config", "tiny.yaml", "--data", "corrupted", "--workdir", "file/work"
     )
     unreachable = place.run("--data", "s3://bucket/dataset", **nowhere)
     for answer, text in (
