@@ -121,14 +121,22 @@ def cast_column(
         ) from error
 
 
+def timestamp_column(times_ms: Int64) -> pa.Array:
+    """Return times for a dataset.
+
+    Args:
+        times_ms: int64, milliseconds since 1970 UTC.
+    """
+    return pa.array(times_ms, pa.int64()).view(TIMESTAMP_TYPE)
+
+
 def feature_times(times_ms: Int64) -> pa.Array:
     """Return times for a feature table.
 
     Args:
         times_ms: int64, milliseconds since 1970 UTC.
     """
-    times = pa.array(times_ms, pa.int64())
-    return times.view(TIMESTAMP_TYPE).cast(FEATURE_TIME_TYPE)
+    return timestamp_column(times_ms).cast(FEATURE_TIME_TYPE)
 
 
 def to_stored_column(column: Column, feature: Feature) -> Column:

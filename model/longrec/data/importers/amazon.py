@@ -1,8 +1,8 @@
-"""Amazon Reviews 2023 (Hou et al. 2024, arXiv 2403.03952): pure-id ratings (.csv) and metadata.
+"""Importer of Amazon Reviews 2023 (Hou et al. 2024, arXiv 2403.03952): ratings and metadata.
 
 A rating is both an event and a labelled target, as in MovieLens. With drawn negatives, every
-rated item is a positive. The `history` column of the `_w_his` files is not read: histories are
-made from the rows themselves. The item metadata is a .jsonl file.
+rated item is a positive. Ratings are in .csv files, item metadata in a .jsonl
+file. The `history` column of the `_w_his` files is not read: histories are made from the rows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
@@ -34,7 +33,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -80,15 +79,14 @@ RATING = Feature(
 META_LINES_PER_BATCH = 4_096
 MAX_PRICE = 1e9
 
-Int64 = npt.NDArray[np.int64]
-
 
 def amazon_schema(*, with_meta: bool) -> Schema:
     """Return the schema of an imported category; item features need the metadata."""
     item_id = Feature(ITEM_ID, "id", min_count=5, max_null_share=0.0)
+    meta_features = META_FEATURES if with_meta else ()
     return Schema(
         name="amazon",
-        item=(item_id, *META_FEATURES) if with_meta else (item_id,),
+        item=(item_id, *meta_features),
         user=(),
         event=(RATING,),
         tasks=(Task(LABEL),),
@@ -129,7 +127,7 @@ def import_amazon(
     _check_meta(meta, negatives)
     schema = amazon_schema(with_meta=meta is not None)
     with (
-        dataset_builder(
+        open_dataset_builder(
             out,
             schema,
             options or ImportOptions(),
@@ -194,16 +192,15 @@ def _read_ratings(
             ratings = np.asarray(rows.table["rating"])
             is_wrong = (ratings < MIN_RATING) | (ratings > MAX_RATING)
             rows.reject(is_wrong, "rating is not from 0 to 5")
-            table = rows.table.append_column(EVENT_SEQ, sequence.number(rows.lines))
             labels = (ratings >= threshold).astype(np.int8)
-            table = table.append_column(LABEL, pa.array(labels)).filter(pa.array(~is_wrong))
+            table = rows.table.append_column(EVENT_SEQ, sequence.number(rows.lines))
+            table = table.append_column(LABEL, pa.array(labels))
+            table = table.filter(pa.array(~is_wrong))
             items = ids.add("items", table["item"])
-            rated.add(np.asarray(items), np.full(len(items), UNKNOWN))
-            events = {
-                USER_ID: ids.add("users", table["user"]),
-                ITEM_ID: items,
-                **{name: table[name] for name in ("rating", TIMESTAMP, EVENT_SEQ, LABEL)},
-            }
+            rated.add(np.asarray(items), np.full(len(items), UNKNOWN))  # only ids are collected
+            events = {USER_ID: ids.add("users", table["user"]), ITEM_ID: items}
+            for name in ("rating", TIMESTAMP, EVENT_SEQ, LABEL):
+                events[name] = table[name]
             builder.spill.add(pa.RecordBatch.from_pydict(events))
     return rated.ids()
 
@@ -216,9 +213,9 @@ def _read_items(
     """Return the item table of the rated items; items without metadata have nulls."""
     found = read_entities(_read_meta(file, rated, ids), ITEM_FIELDS)
     missing = pa.array(np.setdiff1d(rated, int64_column(found, ITEM_ID)))
-    nulls = [pa.nulls(len(missing), kind) for kind in found.schema.types[1:]]
-    others = pa.table([missing, *nulls], schema=found.schema)
-    table = pa.concat_tables([found, others], promote_options="none")
+    nulls = [pa.nulls(len(missing), dtype) for dtype in found.schema.types[1:]]
+    without_metadata = pa.table([missing, *nulls], schema=found.schema)
+    table = pa.concat_tables([found, without_metadata], promote_options="none")
     return table.unify_dictionaries().sort_by(ITEM_ID)
 
 
@@ -228,13 +225,13 @@ def _read_meta(
     ids: TextIds,
 ) -> Iterator[LogBatch]:
     """Yield the metadata of the rated items, some thousand lines at a time."""
-    first = 1
+    first_line = 1
     with file.path.open(encoding="utf-8", errors="replace") as stream:
         while lines := list(islice(stream, META_LINES_PER_BATCH)):
             file.count_rows(len(lines))
             products = [_parse_product(line) for line in lines]
             is_bad = np.array([product is None for product in products])
-            _reject_lines(file, lines, np.flatnonzero(is_bad), first)
+            _reject_lines(file, lines, np.flatnonzero(is_bad), first_line)
             good = [product for product in products if product is not None]
             item_ids = ids.encode(pa.array([product["asin"] for product in good], pa.string()))
             columns = {ITEM_ID: item_ids}
@@ -243,23 +240,24 @@ def _read_meta(
             batch = LogBatch(
                 file,
                 pa.RecordBatch.from_pydict(columns),
-                first + np.flatnonzero(~is_bad),
+                first_line + np.flatnonzero(~is_bad),
             )
             yield batch.filter(np.isin(np.asarray(item_ids), rated))
-            first += len(lines)
+            first_line += len(lines)
 
 
 def _reject_lines(
     file: LogFile,
     lines: Sequence[str],
-    places: Int64,
-    first: int,
+    positions: Int64,
+    first_line: int,
 ) -> None:
+    """Reject the lines at some positions of a batch that begins at line `first_line`."""
     file.rejects.add(
         file,
         "not a JSON object with a parent_asin",
-        (first + places).tolist(),
-        (lines[place].rstrip("\n") for place in places),
+        (first_line + positions).tolist(),
+        (lines[position].rstrip("\n") for position in positions),
     )
 
 
@@ -287,7 +285,9 @@ def _subcategory(path: object) -> str | None:
     """Return the second category of a path from general to special, or its only one."""
     texts = map(_text, path) if isinstance(path, list) else []
     names = [text for text in texts if text]
-    return names[:2][-1] if names else None
+    if not names:
+        return None
+    return names[1] if len(names) > 1 else names[0]
 
 
 def _text(value: object) -> str | None:

@@ -31,7 +31,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -80,15 +80,15 @@ def import_events(
         item_features = {feature.name for feature in schema.item}
         negatives.require_within(item_features, "one of the item features")
     with (
-        dataset_builder(
+        open_dataset_builder(
             out,
             schema,
             options or ImportOptions(),
             num_events=sum(estimate_num_rows(path) for path in paths),
-            event_labels=_labels_besides_features(mapping, schema),
+            event_labels=_labels_without_features(mapping, schema),
             has_created=mapping.created is not None,
         ) as builder,
-        TextIds(builder.spill.directory, [f"{name}s" for name in mapping.text_ids]) as ids,
+        TextIds(builder.spill.directory, [f"{key}s" for key in mapping.text_ids]) as ids,
     ):
         log = _EventLog(mapping, schema, builder, ids)
         items = log.read_items()
@@ -111,10 +111,7 @@ def import_events(
         return builder.write(requests, info)
 
 
-def _require_labels_or_negatives(
-    mapping: EventMapping,
-    negatives: NegativeSampling | None,
-) -> None:
+def _require_labels_or_negatives(mapping: EventMapping, negatives: NegativeSampling | None) -> None:
     if bool(mapping.labels) == bool(negatives):
         raise DataError(
             "a log has either labels or negatives to be drawn",
@@ -123,7 +120,8 @@ def _require_labels_or_negatives(
         )
 
 
-def _labels_besides_features(mapping: EventMapping, schema: Schema) -> tuple[str, ...]:
+def _labels_without_features(mapping: EventMapping, schema: Schema) -> tuple[str, ...]:
+    """Return the labels that are not event features too."""
     features = {feature.name for feature in schema.event}
     return tuple(label for label in mapping.labels if label not in features)
 
@@ -134,7 +132,7 @@ class _EventLog:
     Args:
         mapping: the columns.
         schema: features and tasks.
-        builder: takes the events.
+        builder: receives the events.
         ids: converts text ids.
     """
 
@@ -170,17 +168,17 @@ class _EventLog:
     def read_events(self, paths: Sequence[Path]) -> None:
         """Add the events of all files to the spill."""
         fields = self._event_fields()
+        # The first row of a text file has the number 2, of a Parquet file 1: only the order counts.
         sequence = SequenceNumbers(first=1)
         for path in paths:
             sequence.start_file()
             for batch in self._read_rows(self.builder.log_file(path), fields):
                 events = convert(batch, fields)
                 table = events.table
-                for name in self.mapping.text_ids:
-                    table = self._with_ids(table, f"{name}_id", f"{name}s")
-                numbers = sequence.number(events.lines)
+                for key in self.mapping.text_ids:
+                    table = self._with_ids(table, f"{key}_id", f"{key}s")
                 if not self.mapping.seq:
-                    table = table.append_column(EVENT_SEQ, numbers)
+                    table = table.append_column(EVENT_SEQ, sequence.number(events.lines))
                 self.builder.spill.add(table)
 
     def _event_fields(self) -> list[Field]:
@@ -197,8 +195,10 @@ class _EventLog:
         if mapping.created:
             fields.append(Field(CREATED, mapping.created, mapping.timestamp_unit))
         fields += [Field(label, label, "label") for label in mapping.labels]
-        features = [entry for entry in self.schema.event if entry.name not in mapping.labels]
-        return [*fields, *(Field(entry.name, entry.name, entry.dtype) for entry in features)]
+        for feature in self.schema.event:
+            if feature.name not in mapping.labels:
+                fields.append(Field(feature.name, feature.name, feature.dtype))
+        return fields
 
     def _id_field(
         self,
@@ -215,7 +215,16 @@ class _EventLog:
         path: str | Path,
         features: Sequence[Feature],
     ) -> pa.Table:
-        """Return the table of items or users; the first feature is the id."""
+        """Return the table of items or users.
+
+        The id column is named as in the log where the file has such a column. Otherwise it has
+        its name in the dataset.
+
+        Args:
+            key: `item` or `user`.
+            path: the files.
+            features: columns of the table; the first one is the id.
+        """
         paths = list_log_files(path)
         log_id_column: str = getattr(self.mapping, key)
         id_name = features[0].name
@@ -225,20 +234,25 @@ class _EventLog:
             Field(id_name, id_source, "int64", is_required=True),
             *(Field(feature.name, feature.name, feature.dtype) for feature in features[1:]),
         ]
-        group = f"{key}s"
-        files = [self.builder.log_file(each, group) for each in paths]
-        batches = (batch for file in files for batch in self._read_rows(file, fields))
-        if key in self.mapping.text_ids:
-            batches = (
-                batch.with_table(self._with_ids(batch.table, id_source, group)) for batch in batches
-            )
-        return read_entities(batches, fields)
+        return read_entities(self._entity_batches(paths, key, fields), fields)
 
-    def _read_rows(
+    def _entity_batches(
         self,
-        file: LogFile,
+        paths: Sequence[Path],
+        key: str,
         fields: Sequence[Field],
     ) -> Iterator[LogBatch]:
+        """Yield the rows of the files of items or users, with numeric ids."""
+        group = f"{key}s"
+        id_source = fields[0].source
+        for path in paths:
+            for batch in self._read_rows(self.builder.log_file(path, group), fields):
+                if key not in self.mapping.text_ids:
+                    yield batch
+                    continue
+                yield batch.with_table(self._with_ids(batch.table, id_source, group))
+
+    def _read_rows(self, file: LogFile, fields: Sequence[Field]) -> Iterator[LogBatch]:
         return read_rows(
             file,
             [field.source for field in fields],
@@ -253,11 +267,11 @@ class _EventLog:
         group: str,
     ) -> pa.RecordBatch:
         """Return the rows with ids in place of the texts of a column."""
-        place = table.schema.get_field_index(column)
-        texts = table.column(place)
+        index = table.schema.get_field_index(column)
+        texts = table.column(index)
         if not pa.types.is_dictionary(texts.type):
             texts = texts.cast(pa.string())
-        return table.set_column(place, column, self.ids.add(group, texts))
+        return table.set_column(index, column, self.ids.add(group, texts))
 
 
 def _source(

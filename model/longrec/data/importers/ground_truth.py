@@ -9,7 +9,7 @@ prediction is the posterior probability
 
 where rho = like_rate * share of the topic, the probability that an event is a like on it.
 
-Shape letters: I items, K topics, E events, P targets.
+Shape letters: I items, K topics, E events, N targets.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from longrec.data.columns import Int64
+from longrec.data.timelines import Mask
+
+TOPIC_STREAM = 0
+"""Number of the random stream of the topics; `synthetic` has its own, so that none repeats."""
+LATE_HISTORY_SHARE = 0.7
+"""Mean number of events of a late history over `events_per_user`.
+
+Users have three quarters of it on average, and late requests are near the end of the timeline.
+"""
 TOPIC_BIAS = 0.4
 """Standard deviation of the biases of the topics, in logits."""
 
-Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,8 +60,8 @@ class GroundTruth:
         num_topics: int,
         *,
         like_rate: float,
-        p1: float,
-        p0: float,
+        base_p1: float,
+        base_p0: float,
         seed: int,
     ) -> GroundTruth:
         """Return the ground truth of a seed.
@@ -61,18 +69,19 @@ class GroundTruth:
         Args:
             num_items, num_topics: sizes of the catalogue.
             like_rate: share of events that are likes.
-            p1, p0: probability of label 1 with and without a like, before the topic's bias.
+            base_p1, base_p0: probability of label 1 with and without a like, before the topic's
+                bias.
             seed: seed of topics and biases.
         """
-        rng = np.random.default_rng([seed, 0])
+        rng = np.random.default_rng([seed, TOPIC_STREAM])
         topics = rng.permutation(np.arange(num_items, dtype=np.int64) % num_topics)
         biases = rng.normal(0, TOPIC_BIAS, num_topics)
         return cls(
             topics=topics,
             topic_shares=np.bincount(topics, minlength=num_topics) / num_items,
             like_rate=like_rate,
-            p1=_shift_probability(p1, biases),
-            p0=_shift_probability(p0, biases),
+            p1=_shift_probability(base_p1, biases),
+            p0=_shift_probability(base_p0, biases),
         )
 
     def posterior(
@@ -82,15 +91,15 @@ class GroundTruth:
         num_events: Int64,
         length: int,
     ) -> Float64:
-        """Return the best possible prediction of a model that sees the last events, float64 [P].
+        """Return the best possible prediction of a model that sees the last events, float64 [N].
 
         The model also knows the number of all events.
 
         Args:
-            topics: int64 [P], topic of each target.
-            last_likes: int64 [P], place of the last like on the topic, counted from the end of
-                the history (1 is the last event); 0 without a like.
-            num_events: int64 [P], number of events before the request.
+            topics: int64 [N], topic of each target.
+            last_likes: int64 [N], the last like on the topic, counted from the end of the
+                history (1 is the last event); 0 without a like.
+            num_events: int64 [N], number of events before the request.
             length: number of events that the model sees.
         """
         num_unseen = np.maximum(num_events - length, 0)
@@ -106,41 +115,46 @@ def default_like_rate(events_per_user: int, num_topics: int) -> float:
 
     Late histories are those of the requests that the best possible AUC is measured on.
     """
-    return min(0.5, num_topics * math.log(2) / (0.7 * events_per_user))
+    return min(0.5, num_topics * math.log(2) / (LATE_HISTORY_SHARE * events_per_user))
 
 
 def find_last_likes(
-    events: tuple[Int64, Int64, Bools],
+    events: tuple[Int64, Int64, Mask],
     targets: tuple[Int64, Int64, Int64],
 ) -> Int64:
-    """Return the place of the last like on each target's topic, from the end of its history.
+    """Return the last like on each target's topic, counted from the end of its history.
 
-    The result is int64 [P]: 1 for the last event of the history, 0 without a like.
+    The result is int64 [N]: 1 for the last event of the history, 0 without a like.
 
     Args:
         events: user, topic and like of each event, [E] each, sorted by (user, time).
-        targets: user, topic and number of events before the request, int64 [P] each.
+        targets: user, topic and number of events before the request, int64 [N] each.
     """
     event_users, event_topics, is_like = events
     target_users, target_topics, num_events = targets
     users = np.unique(target_users)
-    places = np.arange(len(event_users)) - np.searchsorted(event_users, event_users)
-    num_places = max(_largest(places), _largest(num_events)) + 1
+    first_rows = np.searchsorted(event_users, event_users)  # first event of the user of each
+    positions = np.arange(len(event_users)) - first_rows  # in the timeline, from its start
+    num_positions = max(_largest(positions), _largest(num_events)) + 1
     num_topics = max(_largest(event_topics), _largest(target_topics)) + 1
-    # Each like becomes one number that sorts by (user, topic, place).
+    # Each like becomes one number that sorts by (user, topic, position).
     event_groups = np.searchsorted(users, event_users) * num_topics + event_topics
-    likes = np.sort((event_groups * num_places + places)[is_like])
+    likes = np.sort((event_groups * num_positions + positions)[is_like])
     if not len(likes):
         return np.zeros(len(target_users), np.int64)
+    # The largest like before the request; it counts only if it is of the same (user, topic).
     groups = np.searchsorted(users, target_users) * num_topics + target_topics
-    previous = np.searchsorted(likes, groups * num_places + num_events) - 1
-    last = likes[np.maximum(previous, 0)]
-    has_like = (previous >= 0) & (last // num_places == groups)
-    return np.where(has_like, num_events - last % num_places, 0).astype(np.int64)
+    row = np.searchsorted(likes, groups * num_positions + num_events) - 1
+    last_group, last_position = np.divmod(likes[np.maximum(row, 0)], num_positions)
+    has_like = (row >= 0) & (last_group == groups)
+    return np.where(has_like, num_events - last_position, 0).astype(np.int64)
 
 
 def auc(labels: Int64, scores: Float64) -> float:
-    """Return the AUC, ties counted half; 0.5 when all labels are equal."""
+    """Return the AUC, ties counted half; 0.5 when all labels are equal.
+
+    `longrec.evaluation.metrics.auc` is nan then, and needs scikit-learn.
+    """
     num_positives = int(labels.sum())
     num_negatives = len(labels) - num_positives
     if not num_positives or not num_negatives:

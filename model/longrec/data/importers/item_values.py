@@ -1,19 +1,17 @@
-"""Values of items that only the rows of the log tell, such as a category in every row."""
+"""Item values that occur only in the rows of the log, such as a category in every row."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from longrec.data.columns import Int64
 from longrec.data.timelines import group_starts
 
 UNKNOWN = -1
 """Marks a missing value."""
 COMPACT_ROWS = 2_000_000
 """Number of collected rows after which they are reduced to one per item."""
-
-Int64 = npt.NDArray[np.int64]
 
 
 class FirstKnownValues:
@@ -26,7 +24,7 @@ class FirstKnownValues:
         self._num_pending = 0
 
     def add(self, ids: Int64, values: Int64) -> None:
-        """Take rows of the log.
+        """Add rows of the log.
 
         Args:
             ids: int64 [N], item ids.
@@ -35,6 +33,7 @@ class FirstKnownValues:
         ids, values = _first_known(ids, values)
         self._pending.append((ids, values))
         self._num_pending += len(ids)
+        # Each compaction sorts all ids, so it waits for as many rows as there are ids.
         if self._num_pending > COMPACT_ROWS + len(self._ids):
             self._compact()
 
@@ -48,9 +47,10 @@ class FirstKnownValues:
         self._compact()
         if not len(self._ids):
             return pa.nulls(len(ids), pa.int64())
-        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-        values = self._values[places]
-        is_known = (self._ids[places] == ids) & (values >= 0)
+        last_row = len(self._ids) - 1
+        rows = np.minimum(np.searchsorted(self._ids, ids), last_row)
+        values = self._values[rows]
+        is_known = (self._ids[rows] == ids) & (values >= 0)
         return pa.array(values, pa.int64(), mask=~is_known)
 
     def _compact(self) -> None:
@@ -65,6 +65,6 @@ class FirstKnownValues:
 
 def _first_known(ids: Int64, values: Int64) -> tuple[Int64, Int64]:
     """Return the different ids, sorted, and the first known value of each."""
-    order = np.lexsort((values < 0, ids))
+    order = np.lexsort((values < 0, ids))  # by id, known values first, else in order of the log
     first = order[group_starts(ids[order])]
     return ids[first], np.maximum(values[first], UNKNOWN)

@@ -1,6 +1,6 @@
-"""KuaiRand (Pure, 1K, 27K; Gao et al. 2022, arXiv 2208.08696) under its official file names.
+"""Importer of KuaiRand (Pure, 1K, 27K; Gao et al. 2022, arXiv 2208.08696).
 
-It is a log of exposures with many signals.
+It is a log of exposures with many signals. The files have their official names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -41,7 +41,7 @@ VARIANTS = ("pure", "1k", "27k")
 SIGNALS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
 TASKS = ("is_click", "long_view", "is_like")
 LOG_NAME = re.compile(r"log_(standard|random)_(.+)_(pure|1k|27k)(?:_part(\d+))?\.csv")
-ONEHOT_FEATURES = tuple(f"onehot_feat{place}" for place in range(18))
+ONEHOT_FEATURES = tuple(f"onehot_feat{number}" for number in range(18))
 USER_TEXT_FEATURES = (
     "user_active_degree",
     "follow_user_num_range",
@@ -120,8 +120,9 @@ def kuairand_schema(tasks: Sequence[str] = TASKS) -> Schema:
     Raises:
         DataError: a task is not one of the signals, or is named twice.
     """
-    is_valid = all(task in SIGNALS for task in tasks) and len(set(tasks)) == len(tasks)
-    if not tasks or not is_valid:
+    are_signals = all(task in SIGNALS for task in tasks)
+    are_different = len(set(tasks)) == len(tasks)
+    if not tasks or not are_signals or not are_different:
         raise DataError(
             "tasks must be different signals of KuaiRand",
             found=", ".join(tasks),
@@ -166,7 +167,7 @@ def import_kuairand(
     grouping = grouping or RequestGrouping()
     schema = kuairand_schema(tasks)
     log = _find_log(Path(src), variant)
-    with dataset_builder(
+    with open_dataset_builder(
         out,
         schema,
         options or ImportOptions(),
@@ -217,7 +218,7 @@ def _read_entities(
     stem: str,
     group: str,
 ) -> pa.Table:
-    """Return the table of users or videos; the first row of an id stays."""
+    """Return the table of users or videos; the first row of each id is used."""
     paths = sorted(log.directory.glob(f"{stem}_{log.variant}*.csv"), key=natural_sort_key)
     if not paths:
         raise DataError(
@@ -252,7 +253,8 @@ def _find_log(src: Path, variant: str | None) -> _Log:
     directory, paths = _find_directory(src)
     variants = sorted({_name_parts(path).variant for path in paths})
     chosen = variant or variants[0]
-    if chosen not in variants or (variant is None and len(variants) > 1):
+    is_ambiguous = variant is None and len(variants) > 1
+    if chosen not in variants or is_ambiguous:
         raise DataError(
             f"which KuaiRand of {directory}?",
             found=", ".join(variants),
@@ -310,6 +312,7 @@ def _file_names(directory: Path) -> str:
 
 
 def _source(log: _Log, grouping: RequestGrouping) -> dict[str, Any]:
+    # The grouping is flat here: files on disk have this form. Later importers nest it.
     return {
         "kind": "kuairand",
         "variant": log.variant,

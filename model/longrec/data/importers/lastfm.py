@@ -1,6 +1,6 @@
-"""Last.fm 1K users (Celma 2010): who played which track when, tab-separated, ids as text.
+"""Importer of Last.fm 1K users (Celma 2010): who played which track when, tab-separated.
 
-It is a log of plays, so negatives are drawn.
+Its ids are text. It is a log of plays, so negatives are drawn.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
-from longrec.data.importers.reading.log_files import estimate_num_rows
+from longrec.data.importers.reading.log_files import estimate_num_rows, with_subdirectories
 from longrec.data.importers.reading.rejects import LogBatch
 from longrec.data.importers.reading.text_files import read_delimited
-from longrec.data.importers.requests.builder import NegativeRequestBuilder
-from longrec.data.importers.requests.catalogue import catalogue_of_log
+from longrec.data.importers.requests.builder import make_request_builder
 from longrec.data.importers.requests.grouping import RequestGrouping
 from longrec.data.importers.requests.negatives import NegativeSampling
 from longrec.data.importers.text_ids import TextIds
@@ -28,7 +27,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -38,6 +37,8 @@ LABEL = "label"
 LOG_FILE = "userid-timestamp-artid-artname-traid-traname.tsv"
 PROFILE_FILE = "userid-profile.tsv"
 ARTIST = "artist_id"
+USER_PATTERN = r"^user_(?P<number>[0-9]{1,9})$"
+"""Text of a user id, such as user_000639."""
 LOG_COLUMNS = ("userid", "timestamp", "artid", "artname", "traid", "traname")
 PROFILE_COLUMNS = ("userid", "gender", "age", "country", "registered")
 LOG_FIELDS = (
@@ -105,7 +106,7 @@ def import_lastfm(
     negatives.require_within([ARTIST], ARTIST)
     schema = lastfm_schema()
     with (
-        dataset_builder(
+        open_dataset_builder(
             out,
             schema,
             options or ImportOptions(),
@@ -115,7 +116,6 @@ def import_lastfm(
     ):
         users = _read_users(builder, path.with_name(PROFILE_FILE))
         items = _read_events(builder, path, ids)
-        catalogue = catalogue_of_log(builder.spill, items, negatives.within)
         info = DatasetInfo(
             name="lastfm-1k",
             source=_source(path, negatives, grouping),
@@ -123,11 +123,12 @@ def import_lastfm(
             users=users,
             write_extra_files=ids.write,
         )
-        requests = NegativeRequestBuilder(
+        requests = make_request_builder(
             schema,
             grouping,
             negatives,
-            catalogue,
+            spill=builder.spill,
+            items=items,
         )
         return builder.write(requests, info)
 
@@ -151,10 +152,7 @@ def _read_events(
         has_user = np.asarray(pc.is_valid(plays["user"]))
         has_track = np.asarray(pc.is_valid(plays["track"]))
         rows.reject(~has_user, "userid is not user_ and a number")
-        rows.reject(
-            has_user & ~has_track,
-            "the track has neither an id nor artist and title",
-        )
+        rows.reject(has_user & ~has_track, "the track has neither an id nor artist and title")
         plays = plays.filter(pa.array(has_user & has_track))
         track_ids = ids.add("items", plays["track"])
         artist_ids = pc.fill_null(ids.add("artists", plays["artist"]), UNKNOWN)
@@ -183,13 +181,13 @@ def _plays(rows: LogBatch) -> pa.RecordBatch:
         "track": pc.coalesce(table["traid"], artist_and_title),
         "artist": pc.coalesce(table["artid"], table["artname"]),
         TIMESTAMP: table[TIMESTAMP],
-        EVENT_SEQ: pa.array(rows.lines - 1),
+        EVENT_SEQ: pa.array(rows.lines - 1),  # lines count from 1
     }
     return pa.RecordBatch.from_pydict(columns)
 
 
 def _user_numbers(texts: pa.Array) -> pa.Array:
-    matches = pc.extract_regex(texts, r"^user_(?P<number>[0-9]{1,9})$")
+    matches = pc.extract_regex(texts, USER_PATTERN)
     return pc.struct_field(matches, "number").cast(pa.int64())
 
 
@@ -220,7 +218,7 @@ def _profiles(batch: LogBatch) -> LogBatch:
     columns = {name: batch.table[name] for name in PROFILE_COLUMNS}
     columns["userid"] = pc.replace_substring_regex(
         columns["userid"],
-        pattern=r"^user_([0-9]{1,9})$",
+        pattern=USER_PATTERN,
         replacement=r"\1",
     )
     columns["registered"] = pc.replace_substring_regex(
@@ -234,8 +232,7 @@ def _profiles(batch: LogBatch) -> LogBatch:
 def _find_log(src: Path) -> Path:
     if src.is_file():
         return src
-    entries = sorted(src.iterdir()) if src.is_dir() else []
-    for directory in (src, *(entry for entry in entries if entry.is_dir())):
+    for directory in with_subdirectories(src):
         if (directory / LOG_FILE).is_file():
             return directory / LOG_FILE
     raise DataError(f"{src} holds no Last.fm log", expected=LOG_FILE)

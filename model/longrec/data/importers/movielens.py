@@ -1,4 +1,4 @@
-"""MovieLens (Harper and Konstan 2015): 1M as .dat; 20M, 25M, 32M and latest as .csv.
+"""Importer of MovieLens (Harper and Konstan 2015): 1M as .dat; 20M to 32M and latest as .csv.
 
 A rating is both an event and a labelled target.
 """
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
-from longrec.data.importers.reading.log_files import estimate_num_rows
+from longrec.data.importers.reading.log_files import estimate_num_rows, with_subdirectories
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogBatch
 from longrec.data.importers.reading.text_files import read_separated
@@ -25,7 +25,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -118,7 +118,7 @@ def import_movielens(
     with_users = suffix == ".dat" and (directory / "users.dat").is_file()
     schema = movielens_schema(with_users=with_users)
     ratings = directory / f"ratings{suffix}"
-    with dataset_builder(
+    with open_dataset_builder(
         out,
         schema,
         options or ImportOptions(),
@@ -177,8 +177,8 @@ def _read(
 def _item_table(movies: pa.Table) -> pa.Table:
     """Return item id, first genre, all genres and the year in the title."""
     genres = movies["genres"].cast(pa.string())
-    has_none = pc.match_substring_regex(genres, r"^\(no genres listed\)$")
-    genres = pc.if_else(has_none, pa.scalar(None, pa.string()), genres)
+    has_no_genres = pc.match_substring_regex(genres, r"^\(no genres listed\)$")
+    genres = pc.if_else(has_no_genres, pa.scalar(None, pa.string()), genres)
     titles = movies["title"].cast(pa.string())
     year = pc.extract_regex(titles, r"\((?P<year>[0-9]{4})\)\s*$")
     return pa.table(
@@ -197,8 +197,7 @@ def _item_table(movies: pa.Table) -> pa.Table:
 
 def _find_log(src: Path) -> tuple[Path, str]:
     """Return the directory of the log and the suffix of its files."""
-    entries = sorted(src.iterdir()) if src.is_dir() else []
-    for directory in (src, *(entry for entry in entries if entry.is_dir())):
+    for directory in with_subdirectories(src):
         for suffix in (".csv", ".dat"):
             if (directory / f"ratings{suffix}").is_file():
                 return directory, suffix
@@ -213,6 +212,7 @@ def _source(
     threshold: float,
     grouping: RequestGrouping,
 ) -> dict[str, Any]:
+    # The grouping is flat here: files on disk have this form. Later importers nest it.
     return {
         "kind": "movielens",
         "files": [ratings.name],

@@ -16,15 +16,15 @@ length (see `ground_truth`). It is measured on the targets of the latest request
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.columns import TIMESTAMP_TYPE
+from longrec.data.columns import Int64, timestamp_column
 from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.importers.ground_truth import (
     GroundTruth,
@@ -33,7 +33,7 @@ from longrec.data.importers.ground_truth import (
     find_last_likes,
 )
 from longrec.data.shards import ROWS_PER_PART, num_parts_for, part_of
-from longrec.data.timelines import history_lengths
+from longrec.data.timelines import Mask, history_lengths
 from longrec.errors import ConfigError
 from longrec.schema import synthetic_schema
 
@@ -43,16 +43,17 @@ START_MS = 1_704_067_200_000
 DURATION_MS = 90 * 86_400_000
 """Duration of a timeline; requests are in its second half."""
 NUM_REGIONS = 8
-NUM_HALVINGS = 6
+PART_STREAM = 1
+"""Number of the random streams of the parts; `ground_truth.TOPIC_STREAM` is 0."""
+REGION_STREAM = 2
+"""Number of the random stream of the users' regions."""
+NUM_DEFAULT_LENGTHS = 6
 """Number of default lengths: the longest history, its half, and so on down to 1/32."""
 MAX_COUNT = 10_000_000
 MAX_COUNTS = {"num_topics": 100_000, "num_users": 100_000_000}
 """Largest counts other than `MAX_COUNT`."""
 MAX_ROWS = 10_000_000_000
 ACTIONS = ["view", "like"]
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,10 +139,11 @@ def synthesize(
         num_items,
         num_topics,
         like_rate=like_rate,
-        p1=p1,
-        p0=p0,
+        base_p1=p1,
+        base_p0=p0,
         seed=seed,
     )
+    # Users have half to all of `events_per_user`, three quarters on average.
     num_parts = num_parts_for(num_users * events_per_user * 3 // 4, rows_per_part)
     simulation = _Simulation(truth, sizes, seed)
     with DatasetWriter(
@@ -203,7 +205,7 @@ class _Events:
     users: Int64
     times: Int64
     items: Int64
-    is_like: Bools
+    is_like: Mask
 
     def table(self, first_sequence: int) -> pa.Table:
         """Return the part of events/."""
@@ -212,7 +214,7 @@ class _Events:
         columns = {
             "user_id": self.users,
             "item_id": self.items,
-            "timestamp": _timestamps(self.times),
+            "timestamp": timestamp_column(self.times),
             "event_seq": first_sequence + np.arange(len(self.users), dtype=np.int64),
             "action": actions.cast(pa.string()),
         }
@@ -221,13 +223,13 @@ class _Events:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Targets:
-    """Targets of some requests and the facts that their best prediction needs: int64 [P] each.
+    """Targets of some requests and the facts that their best prediction needs: int64 [N] each.
 
     Args:
         requests, users, request_times: request, its user and its time.
         items, topics: candidate and its topic.
         num_events: number of events before the request.
-        last_likes: place of the last like on the topic, see `ground_truth.find_last_likes`.
+        last_likes: the last like on the topic, see `ground_truth.find_last_likes`.
         labels: 0 or 1.
     """
 
@@ -245,13 +247,13 @@ class _Targets:
         columns = {
             "request_id": self.requests,
             "user_id": self.users,
-            "timestamp": _timestamps(self.request_times),
+            "timestamp": timestamp_column(self.request_times),
             "item_id": self.items,
             "label": self.labels.astype(np.int8),
         }
         return pa.table(columns)
 
-    def filter(self, mask: Bools) -> _Targets:
+    def filter(self, mask: Mask) -> _Targets:
         """Return the masked targets."""
         columns = [getattr(self, field.name)[mask] for field in dataclasses.fields(self)]
         return _Targets(*columns)
@@ -259,8 +261,10 @@ class _Targets:
     @classmethod
     def concatenate(cls, parts: Sequence[_Targets]) -> _Targets:
         """Return the targets of all parts."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        columns = {}
+        for field in dataclasses.fields(cls):
+            columns[field.name] = np.concatenate([getattr(part, field.name) for part in parts])
+        return cls(**columns)
 
 
 class _Simulation:
@@ -283,7 +287,7 @@ class _Simulation:
         """Write all parts, the items and the users."""
         users = np.arange(self.sizes.num_users, dtype=np.int64)
         for part in range(writer.num_parts):
-            rng = np.random.default_rng([self.seed, 1, part])
+            rng = np.random.default_rng([self.seed, PART_STREAM, part])
             users_of_part = users[part_of(users, writer.num_parts) == part]
             events = self._draw_events(users_of_part, rng)
             targets = self._draw_targets(users_of_part, events, rng)
@@ -296,7 +300,7 @@ class _Simulation:
             self.num_requests += len(users_of_part) * self.sizes.requests_per_user
             self.targets.append(targets)
         item_ids = np.arange(self.sizes.num_items, dtype=np.int64)
-        rng = np.random.default_rng([self.seed, 2])
+        rng = np.random.default_rng([self.seed, REGION_STREAM])
         regions = rng.integers(0, NUM_REGIONS, self.sizes.num_users)
         items = pa.table({"item_id": item_ids, "topic": self.truth.topics})
         writer.write_entities(items, pa.table({"user_id": users, "region": regions}))
@@ -323,14 +327,10 @@ class _Simulation:
         )
         return auc(targets.labels, scores)
 
-    def _draw_events(
-        self,
-        users: Int64,
-        rng: np.random.Generator,
-    ) -> _Events:
+    def _draw_events(self, users: Int64, rng: np.random.Generator) -> _Events:
         most = self.sizes.events_per_user
-        least = -(-most // 2)
-        owners = np.repeat(users, rng.integers(least, most + 1, len(users)))
+        fewest = math.ceil(most / 2)
+        owners = np.repeat(users, rng.integers(fewest, most + 1, len(users)))
         ages = rng.integers(0, DURATION_MS, len(owners))
         # Sorting users and times as one number sorts the times of each user.
         times = START_MS + np.sort(owners * DURATION_MS + ages) % DURATION_MS
@@ -418,7 +418,7 @@ def _report(
 def _measured_lengths(lengths: Sequence[int] | None, longest: int) -> list[int]:
     """Return the lengths to measure, sorted; by default the longest and its halves."""
     if lengths is None:
-        return sorted({max(1, longest >> halving) for halving in range(NUM_HALVINGS)})
+        return sorted({max(1, longest >> halving) for halving in range(NUM_DEFAULT_LENGTHS)})
     if not lengths or min(lengths) < 0:
         raise ConfigError("lengths must be one or more lengths of at least 0", found=list(lengths))
     return sorted(set(lengths))
@@ -442,7 +442,3 @@ def _check_num_rows(name: str, num_rows: int) -> None:
             found=f"{num_rows:,}",
             expected="at most 10^10",
         )
-
-
-def _timestamps(times: Int64) -> pa.Array:
-    return pa.array(times, pa.int64()).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)

@@ -1,4 +1,4 @@
-"""Taobao UserBehavior (Zhu et al. 2018, arXiv 1801.02294): UserBehavior.csv.
+"""Importer of Taobao UserBehavior (Zhu et al. 2018, arXiv 1801.02294): UserBehavior.csv.
 
 The log tells what users did, not what they were shown. A request is a window of one user's chosen
 actions, by default clicks (`pv`), and its negatives are drawn. All four actions stay in the
@@ -29,7 +29,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -38,6 +38,7 @@ from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Feature, Sche
 LABEL = "label"
 CATEGORY = "category"
 BEHAVIORS = ("pv", "buy", "cart", "fav")
+"""Actions of users; the log and its feature call them behavior."""
 FILE = "UserBehavior.csv"
 FIRST_MS = 1_511_539_200_000
 """2017-11-25 in China (UTC+8), the first day of the published span."""
@@ -116,7 +117,7 @@ def import_taobao(
     path = _find_log(Path(src))
     negatives.require_within([CATEGORY], CATEGORY)
     schema = taobao_schema()
-    with dataset_builder(
+    with open_dataset_builder(
         out,
         schema,
         options or ImportOptions(),
@@ -154,7 +155,8 @@ def _read_events(builder: DatasetBuilder, path: Path) -> pa.Table:
         times = int64_column(rows.table, TIMESTAMP)
         is_inside = (times >= FIRST_MS) & (times < LAST_MS)
         rows.reject(is_known & ~is_inside, "timestamp is not in the nine days of the log")
-        table = rows.table.append_column(EVENT_SEQ, pa.array(rows.lines - 1))
+        sequence = pa.array(rows.lines - 1)  # lines count from 1
+        table = rows.table.append_column(EVENT_SEQ, sequence)
         events = table.filter(pa.array(is_known & is_inside))
         values = pc.fill_null(events[CATEGORY], UNKNOWN)
         categories.add(int64_column(events, ITEM_ID), np.asarray(values, np.int64))

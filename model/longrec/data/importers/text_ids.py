@@ -35,7 +35,7 @@ def text_id(text: str) -> int:
 
 
 class TextIds:
-    """Converter of texts to ids, batch by batch, with tables of ids and texts.
+    """Converter of texts to ids, batch by batch; it also writes tables of ids and texts.
 
     The pairs stay on disk until they are checked for collisions.
 
@@ -48,11 +48,7 @@ class TextIds:
         groups: tables to write, for example `users`; a text has the same id in each.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        groups: Sequence[str],
-    ) -> None:
+    def __init__(self, directory: Path, groups: Sequence[str]) -> None:
         import duckdb
 
         self._directory = directory
@@ -107,6 +103,7 @@ class TextIds:
             pairs.order("id").write_parquet(str(path), compression="zstd")
 
     def _ids_and_pairs(self, texts: pa.Array) -> tuple[pa.Array, pa.Table]:
+        # Each distinct text is hashed once per batch, by DuckDB instead of a Python loop.
         is_encoded = pa.types.is_dictionary(texts.type)
         encoded = texts if is_encoded else texts.dictionary_encode()
         table = pa.table({"text": encoded.dictionary.cast(pa.string())})
@@ -117,7 +114,7 @@ class TextIds:
 
     def _close(self) -> None:
         for writer in self._writers.values():
-            writer.close()
+            writer.close()  # a second call does nothing
 
     def _path(self, group: str) -> Path:
         return self._directory / f"texts-{group}.parquet"

@@ -1,6 +1,7 @@
-"""Yambda (Ploshkin et al. 2025, arXiv 2505.22238): music listening, flat or sequential Parquet.
+"""Importer of Yambda (Ploshkin et al. 2025, arXiv 2505.22238): music listening, as Parquet.
 
-A listen is an exposure with a label, since the log tells how much of the track was played. The
+Files are flat or sequential (a list of events in the row of a user). A listen is an exposure
+with a label, since the log has the played share of the track. The
 label `listened` is played_ratio_pct >= 50, the Listen+ of the paper. Likes, dislikes and their
 withdrawals are events of the histories and never targets.
 """
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.fields import Field, convert
 from longrec.data.importers.reading.log_files import column_types, require_columns
@@ -30,7 +31,7 @@ from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
     DatasetInfo,
     ImportOptions,
-    dataset_builder,
+    open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
@@ -59,11 +60,10 @@ ORIGIN_MS = 946_684_800_000
 They are seconds from a secret time, in steps of 5; a dataset needs dates.
 """
 LATEST_S = 1_000_000_000
+"""Largest time in seconds from the origin (32 years); a larger one is in another unit."""
 ORIGIN_NOTE = "times are counted from 2000-01-01: the log keeps its own beginning secret"
 KEY_COLUMNS = ("uid", "timestamp", "item_id", "is_organic")
 LISTEN_COLUMNS = ("played_ratio_pct", TRACK_LENGTH)
-
-Int64 = npt.NDArray[np.int64]
 
 
 def yambda_schema(mappings: Sequence[str] = ()) -> Schema:
@@ -141,7 +141,7 @@ def import_yambda(
         "origin_ms": ORIGIN_MS,
         "requests": dataclasses.asdict(grouping),
     }
-    with dataset_builder(
+    with open_dataset_builder(
         out,
         schema,
         options or ImportOptions(),
@@ -186,6 +186,7 @@ def _read_events(builder: DatasetBuilder, paths: Sequence[Path]) -> FirstKnownVa
         sequence.start_file()
         for batch in _read_flat(builder.log_file(path), [field.source for field in fields]):
             rows = convert(batch, fields)
+            # `_with_all_columns` turns the seconds of this column into ms.
             seconds = int64_column(rows.table, TIMESTAMP)
             is_wrong = (seconds < 0) | (seconds > LATEST_S)
             rows.reject(is_wrong, "timestamp is not in seconds from the beginning of the log")
@@ -222,8 +223,8 @@ def _with_all_columns(table: pa.RecordBatch, file_name: str) -> pa.RecordBatch:
     Likes were not played, and a file of one type of events does not name the type.
     """
     times = np.asarray(table[TIMESTAMP], np.int64) * 1_000 + ORIGIN_MS
-    place = table.schema.get_field_index(TIMESTAMP)
-    table = table.set_column(place, TIMESTAMP, pa.array(times))
+    index = table.schema.get_field_index(TIMESTAMP)
+    table = table.set_column(index, TIMESTAMP, pa.array(times))
     for name in LISTEN_COLUMNS:
         if name not in table.schema.names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.int64()))
@@ -240,6 +241,7 @@ def _read_flat(file: LogFile, columns: Sequence[str]) -> Iterator[LogBatch]:
         return
     with pq.ParquetFile(file.path) as reader:
         num_users = reader.metadata.num_rows
+    # About BATCH_ROWS events, by the mean number of events per user.
     users_per_batch = max(1, BATCH_ROWS * num_users // max(_num_events(file.path), 1))
     first = 1
     for batch in read_parquet(file, columns, batch_size=users_per_batch):
@@ -251,7 +253,7 @@ def _read_flat(file: LogFile, columns: Sequence[str]) -> Iterator[LogBatch]:
             users["uid"].take(owners) if name == "uid" else pc.list_flatten(users[name])
             for name in columns
         ]
-        file.count_rows(len(owners) - users.num_rows)
+        file.count_rows(len(owners) - users.num_rows)  # read_parquet counted one row per user
         table = pa.RecordBatch.from_arrays(flat, names=list(columns))
         end = first + len(owners)
         yield LogBatch(
@@ -289,8 +291,8 @@ def _column_types(path: Path) -> dict[str, pa.DataType]:
 
 
 def _layout(path: Path) -> str:
-    kind = _column_types(path)["timestamp"]
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    time_type = _column_types(path)["timestamp"]
+    is_list = pa.types.is_list(time_type) or pa.types.is_large_list(time_type)
     return "sequential" if is_list else "flat"
 
 
@@ -299,8 +301,10 @@ def _num_events(path: Path) -> int:
     with pq.ParquetFile(path) as file:
         metadata = file.metadata
     num_events = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
+    for group_index in range(metadata.num_row_groups):
+        group = metadata.row_group(group_index)
+        for column_index in range(group.num_columns):
+            column = group.column(column_index)
             if column.path_in_schema.split(".")[0] == "timestamp":
                 num_events += int(column.num_values)
     return num_events

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrec.data.quality.check_report import ExpectationResult, SuiteResult, all_results
-from longrec.data.quality.validation import format_time, great_expectations_version
+from longrec.data.quality.validation import format_minute, great_expectations_version
 from longrec.reporting import page
 
 TIME_FACTS = ("first event", "last event", "first request", "last request")
@@ -38,34 +38,30 @@ def render_check_page(
         extra_section: a section after those of the suites.
     """
     results = all_results(suites)
-    num_failed = sum(result.failed for result in results)
-    num_warned = sum(result.warned for result in results)
+    num_failed = sum(result.is_failure for result in results)
+    num_warnings = sum(result.is_warning for result in results)
     sections = [page.section("Data", page.tiles(_format_times(facts)))]
-    if num_failed or num_warned:
+    if num_failed or num_warnings:
         not_passed = [result for result in results if not result.passed]
         sections.append(page.section("Failed expectations", _result_table(not_passed)))
     for suite in suites:
-        name = suite.results[0].suite.capitalize()
-        sections.append(page.section(name, _suite_table(suite.results)))
+        sections.append(page.section(suite.name.capitalize(), _suite_table(suite.results)))
     sections.append(extra_section)
     sections.append(_raw_results(suites))
     subtitle = (
-        f"{len(results)} expectations, {num_failed} failed, {num_warned} warnings, "
+        f"{len(results)} expectations, {num_failed} failed, {num_warnings} warnings, "
         f"{seconds:.1f} s, Great Expectations {great_expectations_version()}"
     )
-    verdict = f"{num_failed} failed" if num_failed else "passed"
-    return page.document(
-        title,
-        subtitle,
-        page.Html("".join(sections)),
-        (not num_failed, verdict),
-    )
+    verdict = (False, f"{num_failed} failed") if num_failed else (True, "passed")
+    return page.document(title, subtitle, page.Html("".join(sections)), verdict)
 
 
 def _format_times(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: format_time(value) if name in TIME_FACTS else value for name, value in facts.items()
-    }
+    formatted = dict(facts)
+    for name in TIME_FACTS:
+        if name in facts:
+            formatted[name] = format_minute(facts[name])
+    return formatted
 
 
 def _raw_results(suites: Sequence[SuiteResult]) -> page.Html:
@@ -75,11 +71,8 @@ def _raw_results(suites: Sequence[SuiteResult]) -> page.Html:
 
 def _suite_table(results: Sequence[ExpectationResult]) -> page.Html:
     rows = [[_badge(result), *_cells(result)] for result in results]
-    return page.table(
-        ["", *HEADERS],
-        rows,
-        [_row_class(result) for result in results],
-    )
+    classes = [_row_class(result) for result in results]
+    return page.table(["", *HEADERS], rows, classes)
 
 
 def _result_table(results: Sequence[ExpectationResult]) -> page.Html:
@@ -90,8 +83,13 @@ def _result_table(results: Sequence[ExpectationResult]) -> page.Html:
 
 
 def _cells(result: ExpectationResult) -> list[str]:
-    _, _, column = result.expectation.partition(" ")
-    return [_description(result), column, result.observed, result.bound, result.severity]
+    return [
+        _description(result),
+        result.column,
+        result.observed,
+        result.bound,
+        result.severity,
+    ]
 
 
 def _description(result: ExpectationResult) -> str:
@@ -102,7 +100,7 @@ def _description(result: ExpectationResult) -> str:
 
 
 def _badge(result: ExpectationResult) -> page.Html:
-    if result.warned:
+    if result.is_warning:
         return WARNING_BADGE
     return page.badge(result.passed, "passed" if result.passed else "failed")
 
@@ -110,4 +108,4 @@ def _badge(result: ExpectationResult) -> page.Html:
 def _row_class(result: ExpectationResult) -> str:
     if result.passed:
         return ""
-    return "bad" if result.failed else "warn"
+    return "bad" if result.is_failure else "warn"

@@ -13,7 +13,8 @@ class ExpectationResult:
 
     Args:
         suite: name of the suite.
-        expectation: type in Great Expectations, and the column.
+        expectation_type: type in Great Expectations.
+        column: column of the suite's table.
         description: the expectation in words.
         observed, bound: value that was found and values that are allowed, as text.
         severity: `critical` or `warning`.
@@ -22,7 +23,8 @@ class ExpectationResult:
     """
 
     suite: str
-    expectation: str
+    expectation_type: str
+    column: str
     description: str
     observed: str
     bound: str
@@ -31,15 +33,15 @@ class ExpectationResult:
     failed_rows: tuple[str, ...] = ()
 
     @property
-    def failed(self) -> bool:
-        """Whether the result fails the check."""
+    def is_failure(self) -> bool:
+        """Whether the expectation did not pass and fails the check."""
         if self.passed:
             return False
         return self.severity == "critical"
 
     @property
-    def warned(self) -> bool:
-        """Whether the result is only reported."""
+    def is_warning(self) -> bool:
+        """Whether the expectation did not pass and is only reported."""
         if self.passed:
             return False
         return self.severity != "critical"
@@ -50,7 +52,8 @@ class ExpectationResult:
         if self.failed_rows:
             rows = f" ({', '.join(self.failed_rows)})"
         return (
-            f"{self.suite}, {self.expectation}: expected that {self.description} "
+            f"{self.suite}, {self.expectation_type} {self.column}: "
+            f"expected that {self.description} "
             f"({self.bound}), found {self.observed}{rows}"
         )
 
@@ -60,10 +63,12 @@ class SuiteResult:
     """The results of one suite.
 
     Args:
+        name: name of the suite.
         results: one per expectation.
         json: the result of Great Expectations.
     """
 
+    name: str
     results: list[ExpectationResult]
     json: dict[str, Any]
 

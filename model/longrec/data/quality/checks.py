@@ -1,7 +1,7 @@
 """Checks of a dataset and of histories; a failed check stops the pipeline.
 
-Each check makes or loads small profiles, has Great Expectations judge them (see `validation`) and
-writes an HTML report. Profiles of shards can be made by separate processes.
+Each check makes or loads small profiles, validates them with Great Expectations (see
+`validation`) and writes an HTML report. Profiles of shards can be made by separate processes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 from longrec.config import ChecksConfig
 from longrec.data import files
 from longrec.data.dataset import Dataset
-from longrec.data.quality import dataset_suites, history_profiles, history_suites
+from longrec.data.quality import history_profiles
 from longrec.data.quality.check_page import NO_SECTION, render_check_page
 from longrec.data.quality.check_report import CheckReport, SuiteResult, all_results
 from longrec.data.quality.dataset_profiles import profile_dataset
+from longrec.data.quality.dataset_suites import suites_of_dataset
 from longrec.data.quality.drift import DriftProfile, PreviousVersion, drift_section, drift_suite
+from longrec.data.quality.history_suites import suites_of_histories
 from longrec.data.quality.shard_profile import (
     ShardProfile,
     load_shards,
     merge_tables,
-    read_object,
+    read_json_object,
 )
 from longrec.data.quality.table_profile import TableProfile
 from longrec.data.quality.validation import validate
@@ -62,7 +64,7 @@ def check_events(
     """Check a dataset, and its drift from the published version; write the report.
 
     Args:
-        dataset_dir: a dataset (docs/architecture.md).
+        dataset_dir: a dataset (docs/concepts/architecture.md).
         report_html: page to write, also when a check fails.
         checks: bounds; those of features and tasks are in the schema of the dataset.
         workdir: work directory with the previous version; None for no comparison.
@@ -72,12 +74,12 @@ def check_events(
         DataError: the dataset is unreadable.
     """
     started = time.perf_counter()
-    profile = _profile_events(
+    profile = _profile_shard(
         Path(dataset_dir),
         workdir,
         WHOLE_DATASET,
     )
-    return _check_events(
+    return _check_shard_profiles(
         [profile],
         Path(report_html),
         checks,
@@ -103,7 +105,7 @@ def profile_events(
     Raises:
         DataError: the shard is unreadable.
     """
-    profile = _profile_events(Path(dataset_dir), workdir, shard)
+    profile = _profile_shard(Path(dataset_dir), workdir, shard)
     profile.save(Path(out_dir))
     return ProfileReport(
         num_events=profile.tables["events"].counts.get("num_rows", 0),
@@ -129,7 +131,7 @@ def check_event_profiles(
     """
     started = time.perf_counter()
     shards = load_shards(profile_dirs)
-    return _check_events(
+    return _check_shard_profiles(
         shards,
         Path(report_html),
         checks,
@@ -147,7 +149,7 @@ def check_histories(
     """Check the input of training and evaluation; write the report.
 
     Args:
-        histories_dir: output of the retrieval (docs/architecture.md).
+        histories_dir: output of the retrieval (docs/concepts/architecture.md).
         report_html: page to write, also when a check fails.
         checks: bounds; those of features and tasks are in the schema of the histories.
         profile_dirs: profiles of the shards that were joined, in any order. Their timelines are
@@ -160,7 +162,7 @@ def check_histories(
     """
     started = time.perf_counter()
     directory = Path(histories_dir)
-    manifest = read_object(
+    manifest = read_json_object(
         directory / "manifest.json",
         "schema",
         "max_history",
@@ -170,7 +172,7 @@ def check_histories(
     else:
         shards = [history_profiles.profile_histories(directory, manifest)]
     with _duckdb() as connection:
-        suites, facts = history_suites.histories_suites(
+        suites, facts = suites_of_histories(
             directory,
             manifest,
             checks,
@@ -178,7 +180,7 @@ def check_histories(
             profiles=merge_tables(shards),
         )
         results = validate(suites)
-    report = _Report(
+    report = _CheckResults(
         title=f"Checks of the histories of {manifest['schema']['name']}",
         facts={**facts, **_shard_facts(shards)},
         suites=results,
@@ -197,7 +199,7 @@ def profile_histories(histories_dir: str | Path, out_dir: str | Path) -> Profile
         DataError: the histories are unreadable.
     """
     directory = Path(histories_dir)
-    manifest = read_object(
+    manifest = read_json_object(
         directory / "manifest.json",
         "schema",
         "max_history",
@@ -212,12 +214,12 @@ def profile_histories(histories_dir: str | Path, out_dir: str | Path) -> Profile
     )
 
 
-def _profile_events(
+def _profile_shard(
     directory: Path,
     workdir: str | Path | None,
     shard: Shard,
 ) -> ShardProfile:
-    metadata = read_object(directory / "dataset.json", "schema")
+    metadata = read_json_object(directory / "dataset.json", "schema")
     previous, _ = _previous_version(metadata, workdir)
     with _duckdb() as connection:
         tables = profile_dataset(
@@ -230,8 +232,8 @@ def _profile_events(
     try:
         drift = DriftProfile.of(Dataset.open(directory, shard))
     except DataError as error:
-        # An expectation that finds the same mistake has a better message. This one is for the
-        # mistakes that no expectation finds.
+        # Do not fail here: the expectations run first and explain most mistakes better.
+        # `_check_drift` raises this error if they all pass.
         return ShardProfile(
             shard,
             metadata,
@@ -241,7 +243,7 @@ def _profile_events(
     return ShardProfile(shard, metadata, tables, drift)
 
 
-def _check_events(
+def _check_shard_profiles(
     shards: Sequence[ShardProfile],
     report_html: Path,
     checks: ChecksConfig,
@@ -251,17 +253,13 @@ def _check_events(
 ) -> CheckReport:
     metadata = shards[0].metadata
     tables = merge_tables([shard.tables for shard in shards])
-    suites, facts = dataset_suites.dataset_suites(
-        tables,
-        metadata,
-        checks,
-    )
+    suites, facts = suites_of_dataset(tables, metadata, checks)
     results = validate(suites)
     section = NO_SECTION
-    if not any(result.failed for result in all_results(results)):
+    if not any(result.is_failure for result in all_results(results)):
         drift_results, section = _check_drift(shards, tables, checks, workdir)
         results += drift_results
-    report = _Report(
+    report = _CheckResults(
         title=f"Checks of the dataset {metadata.get('name', '')}",
         facts={**facts, **_shard_facts(shards)},
         suites=results,
@@ -282,7 +280,7 @@ def _check_drift(
 ) -> tuple[list[SuiteResult], page.Html]:
     """Return the results of the drift suite and the section of the report.
 
-    There are no results without a previous version; the section then tells why.
+    There are no results without a previous version; the section then says why.
 
     Raises:
         DataError: the dataset cannot be opened.
@@ -321,20 +319,17 @@ def _previous_version(
     schema = Schema.from_dict(metadata["schema"])
     has_same_name = manifest["name"] == metadata.get("name")
     if not has_same_name or published.schema.fingerprint != schema.fingerprint:
-        return None, (
-            f"The published version {name} is of other data or of another schema: "
-            "nothing to compare with."
-        )
+        difference = "is of other data or of another schema"
+        return None, f"The published version {name} {difference}: nothing to compare with."
     if "profile" not in manifest:
-        return None, (
-            f"The published version {name} was built without a profile: nothing to compare with."
-        )
-    profile = DriftProfile.from_dict(manifest["profile"])
-    return PreviousVersion(
+        difference = "was built without a profile"
+        return None, f"The published version {name} {difference}: nothing to compare with."
+    previous = PreviousVersion(
         published.path / "features",
         name,
-        profile,
-    ), ""
+        profile=DriftProfile.from_dict(manifest["profile"]),
+    )
+    return previous, ""
 
 
 @contextlib.contextmanager
@@ -360,7 +355,7 @@ def _duckdb() -> Iterator[Any]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Report:
+class _CheckResults:
     """Results of a check, to be written.
 
     Args:
@@ -375,19 +370,15 @@ class _Report:
     suites: Sequence[SuiteResult]
     extra_section: page.Html = NO_SECTION
 
-    def write(
-        self,
-        path: Path,
-        started: float,
-    ) -> CheckReport:
+    def write(self, path: Path, started: float) -> CheckReport:
         """Write the page, log the warnings and return the report.
 
         Raises:
             CheckFailed: a critical expectation failed.
         """
         results = all_results(self.suites)
-        failures = tuple(result.sentence() for result in results if result.failed)
-        warnings = tuple(result.sentence() for result in results if result.warned)
+        failures = tuple(result.sentence() for result in results if result.is_failure)
+        warnings = tuple(result.sentence() for result in results if result.is_warning)
         seconds = time.perf_counter() - started
         content = render_check_page(
             self.title,
@@ -412,11 +403,7 @@ class _Report:
             path=str(path),
         )
 
-    def _failure(
-        self,
-        failures: Sequence[str],
-        path: Path,
-    ) -> CheckFailed:
+    def _failure(self, failures: Sequence[str], path: Path) -> CheckFailed:
         listed = "; ".join(failures[:MAX_LISTED_FAILURES])
         num_more = len(failures) - MAX_LISTED_FAILURES
         more = f"; and {num_more} more" if num_more > 0 else ""

@@ -16,6 +16,8 @@ from longrec.schema import Feature
 MAX_EXAMPLES = 10
 """Largest number of failed rows that are named."""
 RERUN = "Run the step that wrote it again."
+ARROW_FLOATS = {"double": "float64", "float": "float32"}
+"""Arrow's name of a floating-point type -> its name in a schema."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class TableView:
         """Create the view of one or more Parquet files."""
         quoted = ["'" + str(path).replace("'", "''") + "'" for path in paths]
         connection.execute(
-            f"create or replace view {name} as "  # noqa: S608  (the names are ours)
+            f"create or replace view {name} as "  # noqa: S608  (callers pass constants)
             f"select * from read_parquet([{', '.join(quoted)}])"
         )
         return cls(connection, name, columns, key)
@@ -119,10 +121,20 @@ class TableView:
         columns: str,
         clauses: str = "",
     ) -> list[tuple[Any, ...]]:
-        """Return the rows of a query on the view; all names in it are ours or the schema's."""
+        """Return the rows of a query on the view.
+
+        Args:
+            columns: SQL expressions, made of names in this package and in the schema.
+            clauses: what follows the table, such as a condition and an order.
+        """
         query = f"select {columns} from {self.name} {clauses}"  # noqa: S608
         rows: list[tuple[Any, ...]] = self.connection.execute(query).fetchall()
         return rows
+
+    def select_count(self, expression: str) -> int:
+        """Return the value of a count over the view."""
+        rows = self.select(expression)
+        return int(rows[0][0])
 
     def failed_rows(self, predicate: str) -> list[tuple[int, str]]:
         """Return the first keys of the rows for which an SQL predicate holds.
@@ -146,18 +158,19 @@ class TableView:
                 value = sql_value(column)
                 selected.append(f"min({value}) filter ({usable})")
                 selected.append(f"max({value}) filter ({usable})")
-        (num_rows, *values), *_ = self.select(", ".join(selected))
+        rows = self.select(", ".join(selected))
+        values = iter(rows[0])
+        num_rows = int(next(values))
         profiles = {}
-        for place, column in enumerate(self.columns):
-            num_usable, minimum, maximum = values[3 * place : 3 * place + 3]
-            num_nulls = int(num_rows - num_usable)
+        for column in self.columns:  # each has three values, in the order of `selected`
+            num_usable = int(next(values))
             profiles[column.name] = ColumnProfile(
-                int(num_rows),
-                num_nulls,
-                minimum,
-                maximum,
+                num_rows,
+                num_nulls=num_rows - num_usable,
+                minimum=next(values),
+                maximum=next(values),
             )
-        return int(num_rows), profiles
+        return num_rows, profiles
 
 
 def sql_value(column: ExpectedColumn) -> str:
@@ -207,11 +220,13 @@ def schema_mismatches(schema: pa.Schema, columns: Sequence[ExpectedColumn]) -> l
     return mismatches
 
 
-def _dtype_of(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+def _dtype_of(arrow_type: pa.DataType) -> str:
+    """Return the dtype of `ExpectedColumn`, or another name for a type that none has."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
         return "string"
-    if pa.types.is_timestamp(kind):
-        return "time" if kind.tz else "timestamp without a zone"
-    return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
+    if pa.types.is_timestamp(arrow_type):
+        return "time" if arrow_type.tz else "timestamp without a zone"
+    name = str(arrow_type)
+    return ARROW_FLOATS.get(name, name)

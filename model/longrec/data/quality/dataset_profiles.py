@@ -1,6 +1,6 @@
 """Profiles of a dataset, or of one shard of it: events, targets, items and users.
 
-DuckDB sums up the columns, and the parts are read one at a time, so the memory is one part and
+DuckDB aggregates the columns. The parts are read one at a time, so the memory is one part and
 one row per user.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from longrec.data.columns import Int64
 from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.quality.column_profiles import (
     MAX_EXAMPLES,
@@ -23,7 +24,7 @@ from longrec.data.quality.column_profiles import (
 )
 from longrec.data.quality.expectations import column_expectations
 from longrec.data.quality.table_profile import TableProfile
-from longrec.data.quality.user_profiles import Int64, UserProfile, profile_users, to_int64
+from longrec.data.quality.user_profiles import UserProfile, profile_users, to_int64
 from longrec.data.shards import WHOLE_DATASET, Shard, part_name
 from longrec.errors import DataError
 from longrec.schema import (
@@ -140,12 +141,12 @@ def profile_entities(
     profile = _profile_columns(view)
     ids = to_int64(pq.read_table(path, columns=[key])[key])
     num_known = len(np.unique(ids))
-    profile.counts.update(
-        num_unsorted=int((np.diff(ids) <= 0).sum()),
-        num_repeated=len(ids) - num_known,
-        num_known=num_known,
-    )
-    return profile
+    id_counts = {
+        "num_unsorted": int((np.diff(ids) <= 0).sum()),
+        "num_repeated": len(ids) - num_known,
+        "num_known": num_known,
+    }
+    return dataclasses.replace(profile, counts={**profile.counts, **id_counts})
 
 
 def known_ids(path: Path, key: str) -> Int64:
@@ -184,7 +185,7 @@ def user_columns(schema: Schema) -> tuple[ExpectedColumn, ...]:
     """Return the columns of the user table."""
     features = [feature for feature in schema.user if feature.name != USER_ID]
     columns = [ExpectedColumn.of(feature) for feature in features]
-    return ExpectedColumn(USER_ID, "int64", minimum=0), *columns
+    return (ExpectedColumn(USER_ID, "int64", minimum=0), *columns)
 
 
 def event_columns(metadata: Mapping[str, Any]) -> tuple[ExpectedColumn, ...]:
@@ -212,7 +213,7 @@ def event_columns(metadata: Mapping[str, Any]) -> tuple[ExpectedColumn, ...]:
 def target_columns(schema: Schema) -> tuple[ExpectedColumn, ...]:
     """Return the columns of targets/."""
     labels = [ExpectedColumn(task, "int8", minimum=0, maximum=1) for task in schema.task_names]
-    return *_key_columns(REQUEST_ID), *labels
+    return (*_key_columns(REQUEST_ID), *labels)
 
 
 def _key_columns(order_column: str) -> tuple[ExpectedColumn, ...]:
@@ -281,8 +282,16 @@ class _Profiler:
             return TableProfile(mismatches=mismatches)
         view = self._view("targets", paths, columns)
         profile = _profile_columns(view)
-        _count_mixed_requests(view, profile)
-        _count_labels(view, profile, self.schema.task_names)
+        request_counts, mixed_requests = _profile_requests(view)
+        profile = dataclasses.replace(
+            profile,
+            counts={
+                **profile.counts,
+                **request_counts,
+                **_count_labels(view, self.schema.task_names),
+            },
+            failed_rows={**profile.failed_rows, **mixed_requests},
+        )
         users = profile_users(
             paths,
             REQUEST_ID,
@@ -306,18 +315,17 @@ class _Profiler:
             key=USER_ID,
         )
 
-    def _with_users(
-        self,
-        profile: TableProfile,
-        users: UserProfile,
-    ) -> TableProfile:
+    def _with_users(self, profile: TableProfile, users: UserProfile) -> TableProfile:
         """Return the profile with its users; count those that the user table lacks."""
         absent = np.setdiff1d(users.columns[USER_ID], self.known.users)
-        profile.counts["num_users_without_row"] = len(absent)
-        profile.failed_rows["num_users_without_row"] = [
-            (user, f"user {user}") for user in absent[:MAX_EXAMPLES].tolist()
-        ]
-        return dataclasses.replace(profile, users=users)
+        examples = [(user, f"user {user}") for user in absent[:MAX_EXAMPLES].tolist()]
+        column = "num_users_without_row"
+        return dataclasses.replace(
+            profile,
+            counts={**profile.counts, column: len(absent)},
+            failed_rows={**profile.failed_rows, column: examples},
+            users=users,
+        )
 
 
 def _profile_columns(view: TableView) -> TableProfile:
@@ -336,34 +344,35 @@ def _profile_columns(view: TableView) -> TableProfile:
     )
 
 
-def _count_labels(
+def _count_labels(targets: TableView, tasks: Sequence[str]) -> dict[str, int]:
+    """Return `positives TASK` and `labels TASK`: the positives and the labels of each task."""
+    counts = {}
+    for task in tasks:
+        rows = targets.select(f'sum("{task}"), count("{task}")')
+        num_positives, num_labels = rows[0]
+        counts[f"positives {task}"] = int(num_positives or 0)  # the sum of no rows is null
+        counts[f"labels {task}"] = int(num_labels)
+    return counts
+
+
+def _profile_requests(
     targets: TableView,
-    profile: TableProfile,
-    tasks: Sequence[str],
-) -> None:
-    """Add the numbers of positives and of labels of each task."""
-    selected = [f'sum("{task}"), count("{task}")' for task in tasks]
-    (sums,) = targets.select(", ".join(selected))
-    for task, positives, num_labels in zip(tasks, sums[::2], sums[1::2], strict=True):
-        profile.counts[f"positives {task}"] = int(positives or 0)
-        profile.counts[f"labels {task}"] = int(num_labels)
-
-
-def _count_mixed_requests(targets: TableView, profile: TableProfile) -> None:
-    """Add the number of requests, and of those with more than one user or time."""
+) -> tuple[dict[str, int], dict[str, list[tuple[int, str]]]]:
+    """Return the number of requests and of those with several users or times, and failed rows."""
     query = REQUESTS_QUERY.format(targets=targets.name)
-    requests = dataclasses.replace(targets, name=query)
-    ((num_requests,),) = requests.select("count(*)")
-    profile.counts["num_requests"] = int(num_requests)
+    requests = dataclasses.replace(targets, name=query)  # a view may be any SQL relation
+    counts = {"num_requests": requests.select_count("count(*)")}
+    failed_rows = {}
     for name, predicate in MIXED_REQUESTS.items():
-        ((count,),) = requests.select(f"count(*) filter ({predicate})")
-        profile.counts[name] = int(count)
-        if count:
+        counts[name] = requests.select_count(f"count(*) filter ({predicate})")
+        if counts[name]:
             clauses = f"where {predicate} order by 1 limit {MAX_EXAMPLES}"
-            profile.failed_rows[name] = [
-                (request or 0, f"request {request} of user {user}")
-                for request, user in requests.select("request_id, first_user", clauses)
+            examples = requests.select("request_id, first_user", clauses)
+            failed_rows[name] = [
+                (request or 0, f"request {request} of user {user}")  # a null id sorts as 0
+                for request, user in examples
             ]
+    return counts, failed_rows
 
 
 def _part_paths(
@@ -373,7 +382,8 @@ def _part_paths(
 ) -> dict[int, Path]:
     """Return the parts of a shard by number.
 
-    Of the whole dataset these are all files in the directory, whatever dataset.json tells.
+    Of the whole dataset these are all files in the directory, even if dataset.json
+    names others; expectations compare the numbers of rows.
     """
     if shard == WHOLE_DATASET:
         return dict(enumerate(list_parts(directory)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ MAX_REPEAT_SHARE = 0.01
 """Largest share of repeated rows without a warning."""
 
 
-def dataset_suites(
+def suites_of_dataset(
     profiles: Mapping[str, TableProfile],
     metadata: Mapping[str, Any],
     checks: ChecksConfig,
@@ -54,13 +54,13 @@ def dataset_suites(
         "items",
         profiles["items"],
         item_columns(schema),
-        sorted_ids(ITEM_ID),
+        sorted_id_check(ITEM_ID),
     )
     users = entity_suite(
         "users",
         profiles["users"],
         user_columns(schema),
-        sorted_ids(USER_ID),
+        sorted_id_check(USER_ID),
     )
     facts = {
         **event_facts,
@@ -71,11 +71,33 @@ def dataset_suites(
     return [*events, *targets, items, users], facts
 
 
+class IdCheck(NamedTuple):
+    """A check of the ids of a table with one row per id.
+
+    Args:
+        column: count of a profile that must be 0: the ids that fail the check.
+        description: the check in words.
+    """
+
+    column: str
+    description: str
+
+
+def sorted_id_check(key: str) -> IdCheck:
+    """Return the check of a table that is sorted by its id."""
+    return IdCheck("num_unsorted", f"{key} rises from row to row, without repetition")
+
+
+def unique_id_check(key: str) -> IdCheck:
+    """Return the check of a table with different ids in any order."""
+    return IdCheck("num_repeated", f"every {key} occurs once")
+
+
 def entity_suite(
     name: str,
     profile: TableProfile,
     columns: Sequence[ExpectedColumn],
-    id_order: tuple[str, str],
+    id_check: IdCheck,
 ) -> Suite:
     """Return the suite of a table with one row per id.
 
@@ -83,29 +105,18 @@ def entity_suite(
         name: name of the table.
         profile: its profile.
         columns: columns that it must have.
-        id_order: the count of misplaced ids and its description, see `sorted_ids`.
+        id_check: the check of its ids.
     """
     if profile.mismatches:
         return mismatch_suite(name, profile.mismatches)
     suite = SuiteBuilder()
     _expect_columns(suite, profile, columns)
-    count, description = id_order
     suite.expect_none(
-        count,
-        description,
-        profile.counts[count],
+        id_check.column,
+        id_check.description,
+        profile.counts[id_check.column],
     )
     return suite.build(name)
-
-
-def sorted_ids(key: str) -> tuple[str, str]:
-    """Return the `id_order` of a table that is sorted by its id."""
-    return "num_unsorted", f"{key} rises from row to row, without repetition"
-
-
-def unique_ids(key: str) -> tuple[str, str]:
-    """Return the `id_order` of a table with different ids in any order."""
-    return "num_repeated", f"every {key} occurs once"
 
 
 def expect_label_rates(
@@ -114,17 +125,18 @@ def expect_label_rates(
     checks: ChecksConfig,
     rates: Sequence[float | None],
     *,
-    where: str = "",
+    split: str = "",
 ) -> None:
     """Add the bounds of the mean label of each task.
 
     Args:
-        suite: takes the expectations.
+        suite: receives the expectations.
         schema: the tasks and their bounds.
         checks: decides about the severity.
         rates: mean label of each task; None for a task without targets.
-        where: the targets in words, such as " in train".
+        split: split of the targets; empty for all targets.
     """
+    where = f" in {split}" if split else ""
     severity: Severity = "critical" if checks.check_label_rates else "warning"
     for task, rate in zip(schema.tasks, rates, strict=True):
         expectation = Expectation(
@@ -219,7 +231,7 @@ class _DatasetSuites:
             suite.expect_none(
                 "num_moved_users",
                 "events and targets of a user are in parts of the same number",
-                _num_moved_users(events.users, users),
+                _num_users_in_other_parts(events.users, users),
             )
         facts: dict[str, Any] = {
             "requests": profile.counts["num_requests"],
@@ -231,6 +243,8 @@ class _DatasetSuites:
         return [suite.build("targets"), order], facts
 
     def _expect_event_shares(self, suite: SuiteBuilder, users: UserProfile) -> None:
+        # A duplicate is the same event twice: its sequence number is equal too. A repeat differs in
+        # the sequence number only, which may be genuine.
         suite.expect_share(
             users,
             "num_duplicates",
@@ -308,13 +322,15 @@ def _expect_columns(
     num_expected_rows: int | None = None,
 ) -> None:
     """Add the expectations on the number of rows and on each column."""
+    minimum = 1
     description = "the table has rows"
     if num_expected_rows is not None:
+        minimum = max(1, num_expected_rows)
         description = "the table has the rows that were counted when it was written"
     num_rows = Expectation(
         "num_rows",
         description,
-        minimum=max(1, num_expected_rows or 1),
+        minimum=minimum,
         maximum=num_expected_rows,
     )
     suite.add(num_rows, profile.counts["num_rows"])
@@ -351,6 +367,7 @@ def _expect_likely_time(suite: SuiteBuilder, profile: TableProfile) -> None:
         "the first event is after 1990; an earlier one hints at seconds read as ms",
         minimum=EARLIEST_LIKELY_MS,
         severity="warning",
+        unit="ms",
     )
     suite.add(expectation, profile.columns[TIMESTAMP].minimum)
 
@@ -373,7 +390,7 @@ def _label_rate(profile: TableProfile, task: str) -> float | None:
     return profile.counts[f"positives {task}"] / num_labels
 
 
-def _num_moved_users(events: UserProfile, targets: UserProfile) -> int:
+def _num_users_in_other_parts(events: UserProfile, targets: UserProfile) -> int:
     """Return the number of users with targets in another part than their events."""
     _, event_rows, target_rows = np.intersect1d(
         events.columns[USER_ID],

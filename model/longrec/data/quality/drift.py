@@ -19,19 +19,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import Dataset
 from longrec.data.quality.column_profiles import MAX_EXAMPLES
 from longrec.data.quality.expectations import Expectation, Severity, Suite, SuiteBuilder
 from longrec.data.quality.psi import histogram, psi, psi_noise
-from longrec.data.quality.user_profiles import Int64, UserProfile, is_unknown
+from longrec.data.quality.user_profiles import UserProfile, is_unknown
 from longrec.data.timelines import group_starts, history_lengths, sorted_known_times
 from longrec.reporting import page
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
 MAX_LENGTH_POWER = 20
-LENGTH_EDGES = np.array([0, *(2**power for power in range(MAX_LENGTH_POWER + 1))]) + 0.5
-"""Bins of history lengths: 0, 1, 2, 3 to 4, 5 to 8, ... up to 2**20, more."""
+LARGEST_LENGTHS = (0, *(2**power for power in range(MAX_LENGTH_POWER + 1)))
+"""Largest length of each bin but the last one: 0, 1, 2, 4, 8, ... 2**20."""
+LENGTH_EDGES = np.array(LARGEST_LENGTHS) + 0.5
+"""Edges between the bins of history lengths: 0, 1, 2, 3 to 4, 5 to 8, ... up to 2**20, more."""
 NUM_STANDARD_ERRORS = 3.0
 """Number of standard errors by which a rate may change by chance."""
 COVERED_TABLES = ("events", "targets")
@@ -178,7 +180,7 @@ class _Comparison:
             "the lengths of the histories are distributed as in the previous version",
             maximum=self.checks.max_psi + psi_noise(old, new),
             severity=self.severity,
-            failed_rows=lambda: _describe_resized(self.events, self.previous),
+            failed_rows=lambda: _describe_changed_lengths(self.events, self.previous),
         )
         suite.add(expectation, psi(old, new))
 
@@ -192,8 +194,8 @@ class _Comparison:
                 f"the rate of {task} is about that of the previous version, {_rate(old):.4g}",
                 maximum=self.checks.max_rate_change + noise,
                 severity=self.severity,
-                failed_rows=functools.partial(
-                    _describe_shifted,
+                failed_rows=functools.partial(  # a lambda would see the last task of the loop
+                    _describe_changed_rates,
                     self.targets,
                     task,
                     old,
@@ -213,6 +215,7 @@ class _Comparison:
                 f"version, {100 * old_share:.4g} %",
                 maximum=self.checks.max_coverage_loss,
                 severity=self.severity,
+                unit="share",
                 failed_rows=functools.partial(users[name].with_largest, "num_unknown_items"),
             )
             suite.add(expectation, old_share - _rate(new))
@@ -225,6 +228,7 @@ class _Comparison:
             maximum=self.checks.max_new_item_share,
             severity=self.severity,
             failed_rows=lambda: self.targets.with_largest("num_new_items"),
+            unit="share",
         )
         _, num_targets = self.profile.coverage["targets"]
         num_new = self.targets.total("num_new_items")
@@ -259,11 +263,11 @@ def drift_section(
 def _length_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
     """Return the share of requests in each bin of history lengths, by version."""
     totals = [max(sum(version.lengths), 1) for version in versions]
-    powers = [f"{1 << power:,}" for power in range(MAX_LENGTH_POWER + 1)]
-    bins = ["0", *powers, f"more than {1 << MAX_LENGTH_POWER:,}"]
+    bins = [f"{length:,}" for length in LARGEST_LENGTHS]
+    bins.append(f"more than {LARGEST_LENGTHS[-1]:,}")
     rows: list[list[object]] = []
-    for place, name in enumerate(bins):
-        counts = [version.lengths[place] for version in versions]
+    for index, name in enumerate(bins):
+        counts = [version.lengths[index] for version in versions]
         if any(counts):
             shares = [count / total for count, total in zip(counts, totals, strict=True)]
             rows.append([name, *(f"{100 * share:.2f} %" for share in shares)])
@@ -273,12 +277,18 @@ def _length_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
 def _share_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
     """Return the share of positives and of known items, by version."""
     new = versions[-1]
-    pairs = {f"{task} positive": [each.labels[task] for each in versions] for task in new.labels}
+    rows: list[list[object]] = []
+    for task in new.labels:
+        counts = [version.labels[task] for version in versions]
+        rows.append([f"{task} positive", *_percentages(counts)])
     for name in new.coverage:
-        pairs[f"{name} with a known item"] = [each.coverage[name] for each in versions]
-    return [
-        [name, *(f"{100 * _rate(counts):.4g} %" for counts in both)] for name, both in pairs.items()
-    ]
+        counts = [version.coverage[name] for version in versions]
+        rows.append([f"{name} with a known item", *_percentages(counts)])
+    return rows
+
+
+def _percentages(counts: Sequence[tuple[int, int]]) -> list[str]:
+    return [f"{100 * _rate(pair):.4g} %" for pair in counts]
 
 
 def _history_lengths(events: pa.Table, targets: pa.Table) -> Int64:
@@ -286,8 +296,10 @@ def _history_lengths(events: pa.Table, targets: pa.Table) -> Int64:
     users = int64_column(targets, USER_ID)
     times = int64_column(targets, TIMESTAMP)
     starts = group_starts(users, int64_column(targets, REQUEST_ID))
+    event_users, event_times = sorted_known_times(events)
     return history_lengths(
-        *sorted_known_times(events),
+        event_users,
+        event_times,
         users[starts],
         times[starts],
     )
@@ -321,6 +333,8 @@ def _rate_change(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, flo
     rate = _rate(old)
     num_old = max(old[1], 1)
     num_new = max(new[1], 1)
+    # A rate of 0 or 1 counts as one row of the other outcome, so that nothing divides by 0 and
+    # the variance is not 0.
     rarer = max(min(rate, 1 - rate), 1 / num_old)
     variance = max(rate * (1 - rate), rarer / num_old)
     standard_error = np.sqrt(variance * (1 / num_old + 1 / num_new))
@@ -328,7 +342,7 @@ def _rate_change(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, flo
     return abs(_rate(new) - rate) / rarer, noise
 
 
-def _describe_resized(events: UserProfile, previous: PreviousVersion) -> list[str]:
+def _describe_changed_lengths(events: UserProfile, previous: PreviousVersion) -> list[str]:
     """Name the users with the largest growth or loss of their timelines, by ratio."""
     table = pq.read_table(previous.tables / "user_history", columns=[USER_ID, "history_length"])
     _, old_rows, new_rows = np.intersect1d(
@@ -348,7 +362,7 @@ def _describe_resized(events: UserProfile, previous: PreviousVersion) -> list[st
     ]
 
 
-def _describe_shifted(
+def _describe_changed_rates(
     targets: UserProfile,
     task: str,
     old: tuple[int, int],

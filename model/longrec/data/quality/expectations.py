@@ -21,6 +21,8 @@ from longrec.data.quality.user_profiles import UserProfile
 from longrec.schema import TIMESTAMP
 
 Severity: TypeAlias = Literal["critical", "warning"]
+Unit: TypeAlias = Literal["", "share", "ms"]
+"""Unit of a value: a share is shown in percent, ms since 1970 UTC as a date."""
 FailedRows: TypeAlias = Callable[[], Sequence[str]]
 """Returns examples of failed rows in words; called only when an expectation failed."""
 
@@ -35,6 +37,7 @@ class Expectation:
         minimum, maximum: bounds; None for no bound.
         severity: `critical` fails the check, `warning` is only reported.
         failed_rows: names at most ten failed rows; None when there is nothing to name.
+        unit: how the report shows values and bounds; empty for plain numbers.
     """
 
     column: str
@@ -43,9 +46,10 @@ class Expectation:
     maximum: float | None = None
     severity: Severity = "critical"
     failed_rows: FailedRows | None = None
+    unit: Unit = ""
 
     def is_met_by(self, value: float | None) -> bool:
-        """Return whether a value is within the bounds; None is."""
+        """Return whether a value is within the bounds; None always is."""
         if value is None:
             return True
         if self.minimum is not None and value < self.minimum:
@@ -77,11 +81,7 @@ class SuiteBuilder:
         self.values: dict[str, Any] = {}
         self.expectations: list[Expectation] = []
 
-    def add(
-        self,
-        expectation: Expectation,
-        value: Any,
-    ) -> None:
+    def add(self, expectation: Expectation, value: Any) -> None:
         """Add a value and the expectation on it."""
         self.values[expectation.column] = value
         self.expectations.append(expectation)
@@ -116,6 +116,9 @@ class SuiteBuilder:
     ) -> None:
         """Add the share of a per-user count in all rows; it must not be above `maximum`.
 
+        For the count `num_repeats` and a maximum of 0.01, the column is `repeats: share` and the
+        description "few of the events repeat an item".
+
         Args:
             users: one row per user, with the column `num_rows`.
             count: column of the count; users with the largest counts are the failed rows.
@@ -131,8 +134,10 @@ class SuiteBuilder:
             maximum=maximum,
             severity=severity,
             failed_rows=lambda: users.with_largest(count),
+            unit="share",
         )
-        self.add(expectation, users.total(count) / max(1, users.total("num_rows")))
+        num_rows = max(1, users.total("num_rows"))
+        self.add(expectation, users.total(count) / num_rows)
 
     def build(self, name: str) -> Suite:
         """Return the suite."""
@@ -191,6 +196,7 @@ def _null_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnE
         f"{column.name}: null share",
         f"{column.name} is {frequency} null",
         maximum=column.max_null_share,
+        unit="share",
     )
     return ColumnExpectation(
         expectation,
@@ -201,9 +207,10 @@ def _null_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnE
 
 def _minimum_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnExpectation:
     expectation = Expectation(
-        f"{column.name}: minimum{_unit(column)}",
+        f"{column.name}: minimum{_name_suffix(column)}",
         f"{column.name} is never below its bound",
         minimum=column.minimum,
+        unit=_unit(column),
     )
     return ColumnExpectation(
         expectation,
@@ -214,9 +221,10 @@ def _minimum_expectation(column: ExpectedColumn, profile: ColumnProfile) -> Colu
 
 def _maximum_expectation(column: ExpectedColumn, profile: ColumnProfile) -> ColumnExpectation:
     expectation = Expectation(
-        f"{column.name}: maximum{_unit(column)}",
+        f"{column.name}: maximum{_name_suffix(column)}",
         f"{column.name} is never above its bound",
         maximum=column.maximum,
+        unit=_unit(column),
     )
     return ColumnExpectation(
         expectation,
@@ -225,6 +233,12 @@ def _maximum_expectation(column: ExpectedColumn, profile: ColumnProfile) -> Colu
     )
 
 
-def _unit(column: ExpectedColumn) -> str:
+def _unit(column: ExpectedColumn) -> Unit:
+    # In timelines the timestamp is an int64 column.
     is_time = column.dtype == "time" or column.name == TIMESTAMP
-    return " (ms)" if is_time else ""
+    return "ms" if is_time else ""
+
+
+def _name_suffix(column: ExpectedColumn) -> str:
+    unit = _unit(column)
+    return f" ({unit})" if unit else ""

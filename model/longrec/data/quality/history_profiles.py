@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from longrec.data.columns import Int64
 from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.quality.column_profiles import (
     ColumnProfile,
@@ -30,7 +31,8 @@ from longrec.data.quality.column_profiles import (
 )
 from longrec.data.quality.dataset_profiles import known_ids
 from longrec.data.quality.table_profile import TableProfile
-from longrec.data.quality.user_profiles import NULL, Bools, Int64, UserProfile, is_unknown, to_int64
+from longrec.data.quality.user_profiles import NULL, UserProfile, is_unknown, to_int64
+from longrec.data.timelines import Mask, steps_back
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
@@ -132,8 +134,8 @@ class TimelineFile:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RequestTable:
-    """The requests as arrays.
+class CheckedRequests:
+    """The requests as arrays, which may be wrong in any way.
 
     Args:
         columns: column -> int64 [R].
@@ -145,7 +147,7 @@ class RequestTable:
 
     columns: dict[str, Int64]
     splits: npt.NDArray[np.str_]
-    has_user: Bools
+    has_user: Mask
     timeline_starts: Int64
     timeline_ends: Int64
 
@@ -153,11 +155,7 @@ class RequestTable:
         return len(self.splits)
 
     @classmethod
-    def read(
-        cls,
-        path: Path,
-        users: Mapping[str, Int64],
-    ) -> RequestTable:
+    def read(cls, path: Path, users: Mapping[str, Int64]) -> CheckedRequests:
         """Read requests.parquet.
 
         Args:
@@ -203,7 +201,7 @@ def profile_histories(directory: Path, manifest: Mapping[str, Any]) -> dict[str,
             "histories": TableProfile(),
         }
     users = read_timelines(directory)
-    requests = RequestTable.read(directory / "requests.parquet", users)
+    requests = CheckedRequests.read(directory / "requests.parquet", users)
     known = known_ids(directory / "items.parquet", ITEM_ID)
     masks = _wrong_histories(int(manifest["max_history"]), timelines, requests)
     if schema.has_baskets:
@@ -263,7 +261,7 @@ def _timeline_mismatches(schema: Schema, timelines: TimelineFile) -> list[str]:
 def _take_or_zero(
     values: Int64,
     rows: Int64,
-    mask: Bools,
+    mask: Mask,
 ) -> Int64:
     taken = np.zeros(len(rows), np.int64)
     taken[mask] = values[rows[mask]]
@@ -284,14 +282,14 @@ def _profile_events(
 
 
 def _profile_timelines(timelines: TimelineFile, users: Mapping[str, Int64]) -> UserProfile:
-    """Return whether the timeline of each user is in the file, without gaps and in order."""
+    """Return the mistakes in the timeline of each user: outside the file, gaps, disorder."""
     starts = users["event_start"]
     ends = users["event_end"]
     is_outside = (starts < 0) | (ends < starts) | (ends > timelines.num_events)
     previous_ends = np.concatenate([[0], ends[:-1]])
     has_gap = starts != previous_ends
     if len(has_gap):
-        has_gap[-1] |= ends[-1] != timelines.num_events
+        has_gap[-1] |= ends[-1] != timelines.num_events  # events after the last timeline
     columns = {
         USER_ID: users[USER_ID],
         "num_outside": is_outside.astype(np.int64),
@@ -304,33 +302,31 @@ def _profile_timelines(timelines: TimelineFile, users: Mapping[str, Int64]) -> U
 
 def _count_disordered(timelines: TimelineFile, starts: Int64) -> Int64:
     """Return the number of events of each user that are before the previous one, int64 [U]."""
-    found: list[Int64] = [np.zeros(0, np.int64)]
-    last: tuple[int, int] | None = None
-    columns = zip(
-        timelines.read_column(TIMESTAMP),
-        timelines.read_column(EVENT_SEQ),
-        strict=True,
-    )
-    for (offset, times), (_, order) in columns:
+    disordered = [np.zeros(0, np.int64)]
+    last_time = np.zeros(0, np.int64)  # the last event of the record batch before
+    last_seq = np.zeros(0, np.int64)
+    time_batches = timelines.read_column(TIMESTAMP)
+    seq_batches = timelines.read_column(EVENT_SEQ)
+    for time_batch, seq_batch in zip(time_batches, seq_batches, strict=True):
+        offset, times = time_batch
+        _, seqs = seq_batch
         if not len(times):
             continue
-        if last is not None and (int(times[0]), int(order[0])) < last:
-            found.append(np.array([offset]))
-        is_earlier = times[1:] < times[:-1]
-        is_tie = times[1:] == times[:-1]
-        is_disordered = is_earlier | (is_tie & (order[1:] < order[:-1]))
-        found.append(np.flatnonzero(is_disordered) + offset + 1)
-        last = int(times[-1]), int(order[-1])
-    offsets = np.concatenate(found)
-    offsets = offsets[~np.isin(offsets, starts)]
+        first_offset = offset - len(last_time)
+        is_disordered = steps_back(np.append(last_time, times), np.append(last_seq, seqs))
+        disordered.append(first_offset + 1 + np.flatnonzero(is_disordered))
+        last_time = times[-1:]
+        last_seq = seqs[-1:]
+    offsets = np.concatenate(disordered)
+    offsets = offsets[~np.isin(offsets, starts)]  # the event before is of another user
     owners = np.searchsorted(starts, offsets, side="right") - 1
     return _count_rows(owners[owners >= 0], len(starts))
 
 
 def _count_by_user(
     users: Int64,
-    requests: RequestTable,
-    masks: Mapping[str, Bools],
+    requests: CheckedRequests,
+    masks: Mapping[str, Mask],
 ) -> UserProfile:
     """Return the number of requests of each user, and of those in each mask.
 
@@ -354,8 +350,8 @@ def _count_rows(rows: Int64, num_rows: int) -> Int64:
 def _wrong_histories(
     max_history: int,
     timelines: TimelineFile,
-    requests: RequestTable,
-) -> dict[str, Bools]:
+    requests: CheckedRequests,
+) -> dict[str, Mask]:
     """Return the requests with a wrong history, bool [R], by kind of mistake."""
     starts = requests.columns["event_start"]
     ends = requests.columns["event_end"]
@@ -367,6 +363,7 @@ def _wrong_histories(
     has_events = is_inside & (lengths > 0)
     has_next = is_inside & (ends < requests.timeline_ends)
     starts_late = (starts > requests.timeline_starts) & (lengths < max_history)
+    # `_history_suite` says in words what each count is about.
     return {
         "num_outside": requests.has_user & ~is_inside,
         "num_future": has_events & (last_times >= request_times),
@@ -376,7 +373,7 @@ def _wrong_histories(
     }
 
 
-def _splits_basket(timelines: TimelineFile, requests: RequestTable) -> Bools:
+def _splits_basket(timelines: TimelineFile, requests: CheckedRequests) -> Mask:
     """Return the requests with a history that ends within a basket, bool [R]."""
     ends = requests.columns["event_end"]
     has_events = ends > requests.columns["event_start"]
@@ -387,7 +384,7 @@ def _splits_basket(timelines: TimelineFile, requests: RequestTable) -> Bools:
     return np.asarray(is_between & (last_baskets == next_baskets))
 
 
-def _is_inside_timeline(requests: RequestTable) -> Bools:
+def _is_inside_timeline(requests: CheckedRequests) -> Mask:
     """Return whether a request has a user and its history is in the user's timeline, bool [R]."""
     starts = requests.columns["event_start"]
     ends = requests.columns["event_end"]

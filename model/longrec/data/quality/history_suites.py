@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
+from longrec.data.columns import Int64
+from longrec.data.histories import SPLITS
 from longrec.data.quality.column_profiles import MAX_EXAMPLES
 from longrec.data.quality.dataset_profiles import (
     item_columns,
@@ -22,19 +25,18 @@ from longrec.data.quality.dataset_profiles import (
 from longrec.data.quality.dataset_suites import (
     entity_suite,
     expect_label_rates,
-    sorted_ids,
-    unique_ids,
+    sorted_id_check,
+    unique_id_check,
 )
 from longrec.data.quality.expectations import (
     Expectation,
-    FailedRows,
     Suite,
     SuiteBuilder,
     column_expectations,
     mismatch_suite,
 )
 from longrec.data.quality.history_profiles import (
-    RequestTable,
+    CheckedRequests,
     event_columns,
     read_timelines,
     table_mismatches,
@@ -42,23 +44,21 @@ from longrec.data.quality.history_profiles import (
 from longrec.data.quality.table_profile import TableProfile
 from longrec.data.quality.user_profiles import (
     NULL,
-    Bools,
-    Int64,
     UserProfile,
     is_unknown,
     quantiles_in_words,
     to_int64,
 )
+from longrec.data.timelines import Mask
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
-SPLITS = ("warmup", "train", "eval")
 EVALUATED_SPLITS = ("train", "eval")
 SPLIT_ORDER = (("warmup", "train"), ("train", "eval"), ("warmup", "eval"))
 """Pairs of splits; all requests of the first are before those of the second."""
 TARGETS_PER_BATCH = 1 << 22
 
 
-def histories_suites(
+def suites_of_histories(
     directory: Path,
     manifest: Mapping[str, Any],
     checks: ChecksConfig,
@@ -86,9 +86,9 @@ def histories_suites(
     if mismatches:
         return [mismatch_suite("structure", mismatches), *entities], {"events": num_events}
     users = read_timelines(directory)
-    requests = RequestTable.read(directory / "requests.parquet", users)
+    requests = CheckedRequests.read(directory / "requests.parquet", users)
     known = known_ids(directory / "items.parquet", ITEM_ID)
-    targets = TargetStatistics(
+    targets = TargetStatistics.read(
         directory / "targets.parquet",
         schema,
         requests,
@@ -136,13 +136,13 @@ def _entity_suites(
             "items",
             item_profile,
             items,
-            sorted_ids(ITEM_ID),
+            sorted_id_check(ITEM_ID),
         ),
         entity_suite(
             "users",
             user_profile,
             users,
-            unique_ids(USER_ID),
+            unique_id_check(USER_ID),
         ),
     ]
 
@@ -162,6 +162,7 @@ def _event_suite(
         "unknown items: share",
         "few of the events have an item that is not in the item table",
         maximum=checks.max_unknown_item_share,
+        unit="share",
     )
     suite.add(unknown_items, profile.counts["num_unknown_items"] / max(1, num_events))
     return suite.build("events in timelines")
@@ -215,7 +216,7 @@ def _history_suite(users: UserProfile, *, has_baskets: bool) -> Suite:
 
 
 def _request_suite(
-    requests: RequestTable,
+    requests: CheckedRequests,
     targets: TargetStatistics,
     checks: ChecksConfig,
 ) -> tuple[Suite, dict[str, Any]]:
@@ -243,7 +244,7 @@ def _request_suite(
     return suite.build("requests"), facts
 
 
-def _expect_request_rows(suite: SuiteBuilder, requests: RequestTable) -> None:
+def _expect_request_rows(suite: SuiteBuilder, requests: CheckedRequests) -> None:
     """Add the expectations on users, order and ids of the requests."""
     times = requests.columns[TIMESTAMP]
     suite.add(
@@ -273,7 +274,7 @@ def _expect_request_rows(suite: SuiteBuilder, requests: RequestTable) -> None:
 
 def _expect_splits(
     suite: SuiteBuilder,
-    requests: RequestTable,
+    requests: CheckedRequests,
     checks: ChecksConfig,
 ) -> dict[str, int]:
     """Add the expectations on the splits; return the number of requests of each."""
@@ -296,34 +297,29 @@ def _expect_splits(
             continue
         last_earlier = times[requests.splits == earlier].max()
         first_later = times[requests.splits == later].min()
+        is_late = (requests.splits == earlier) & (times >= first_later)
         expectation = Expectation(
             f"{earlier} to {later}: gap in ms",
             f"every {earlier} request is before the first {later} request",
             minimum=1,
-            failed_rows=_late_requests(requests, earlier, int(first_later)),
+            failed_rows=functools.partial(  # a lambda would see the last pair of the loop
+                _describe_requests,
+                requests,
+                is_late,
+            ),
         )
         suite.add(expectation, int(first_later - last_earlier))
     return counts
 
 
-def _late_requests(
-    requests: RequestTable,
-    split: str,
-    time: int,
-) -> FailedRows:
-    """Return a function that names requests of a split at or after a time."""
-    is_late = (requests.splits == split) & (requests.columns[TIMESTAMP] >= time)
-    return lambda: _describe_requests(requests, is_late)
-
-
-def _describe_requests(requests: RequestTable, mask: Bools) -> list[str]:
+def _describe_requests(requests: CheckedRequests, mask: Mask) -> list[str]:
     ids = requests.columns[REQUEST_ID][mask][:MAX_EXAMPLES]
     return [f"request {request}" for request in ids]
 
 
 def _expect_targets(
     suite: SuiteBuilder,
-    requests: RequestTable,
+    requests: CheckedRequests,
     targets: TargetStatistics,
     checks: ChecksConfig,
 ) -> None:
@@ -339,6 +335,7 @@ def _expect_targets(
         "unknown target items: share",
         "few of the targets have an item that is not in the item table",
         maximum=checks.max_unknown_item_share,
+        unit="share",
     )
     suite.add(unknown_items, totals.num_unknown_items / max(1, targets.num_targets))
     suite.expect_none(
@@ -353,13 +350,13 @@ def _expect_targets(
             targets.schema,
             checks,
             rates,
-            where=f" in {split}",
+            split=split,
         )
 
 
 def _expect_target_spans(
     suite: SuiteBuilder,
-    requests: RequestTable,
+    requests: CheckedRequests,
     num_targets: int,
 ) -> None:
     """Add the expectations on the span of targets of each request."""
@@ -392,13 +389,18 @@ def _count_target_gaps(
     ends: Int64,
     num_targets: int,
 ) -> int:
-    """Return the number of places where targets of requests do not follow each other."""
+    """Return how often the targets of two requests, sorted by start, do not follow each other.
+
+    Targets before the first request or after the last one count as one gap each.
+    """
     order = np.argsort(starts, kind="stable")
     next_starts = starts[order][1:]
     num_gaps = int((next_starts != ends[order][:-1]).sum())
-    misses_first = int(starts.min(initial=0)) != 0
-    misses_last = int(ends.max(initial=0)) != num_targets
-    return num_gaps + misses_first + misses_last
+    if starts.min(initial=0) != 0:
+        num_gaps += 1
+    if ends.max(initial=0) != num_targets:
+        num_gaps += 1
+    return num_gaps
 
 
 @dataclasses.dataclass(slots=True)
@@ -408,14 +410,14 @@ class TargetTotals:
     Args:
         num_null_items, num_unknown_items, num_other_labels: numbers of wrong values.
         num_targets: split -> number of its targets.
-        num_positives: split -> number of positives of each task, float64 [K].
+        num_positives: split -> number of positives of each task, int64 [K].
     """
 
     num_null_items: int
     num_unknown_items: int
     num_other_labels: int
     num_targets: dict[str, int]
-    num_positives: dict[str, npt.NDArray[np.float64]]
+    num_positives: dict[str, Int64]
 
     @classmethod
     def zero(cls, num_tasks: int) -> TargetTotals:
@@ -425,37 +427,49 @@ class TargetTotals:
             num_unknown_items=0,
             num_other_labels=0,
             num_targets=dict.fromkeys(SPLITS, 0),
-            num_positives={split: np.zeros(num_tasks) for split in SPLITS},
+            num_positives={split: np.zeros(num_tasks, np.int64) for split in SPLITS},
         )
 
     def rates_in(self, split: str) -> list[float | None]:
         """Return the mean label of each task in a split; None without targets."""
         num_targets = self.num_targets[split]
-        counts = self.num_positives[split]
-        return [float(count / num_targets) if num_targets else None for count in counts]
+        counts = self.num_positives[split].tolist()
+        if not num_targets:
+            return [None] * len(counts)
+        return [count / num_targets for count in counts]
 
 
 class TargetStatistics:
-    """Statistics of the targets of all requests, read some rows at a time.
+    """Statistics of the targets of all requests.
 
     Args:
-        path: targets.parquet.
         schema: features and tasks.
-        requests: the requests.
-        known_items: sorted ids of the item table.
+        num_targets: number of all targets.
     """
 
-    def __init__(
-        self,
+    def __init__(self, schema: Schema, num_targets: int) -> None:
+        self.schema = schema
+        self.num_targets = num_targets
+        self.totals = TargetTotals.zero(len(schema.tasks))
+
+    @classmethod
+    def read(
+        cls,
         path: Path,
         schema: Schema,
-        requests: RequestTable,
+        requests: CheckedRequests,
         known_items: Int64,
-    ) -> None:
-        self.schema = schema
-        self.num_targets = int(pq.read_metadata(path).num_rows)
-        self.totals = TargetTotals.zero(len(schema.tasks))
-        splits = _split_of_targets(requests, self.num_targets)
+    ) -> TargetStatistics:
+        """Return the statistics of a file, read some rows at a time.
+
+        Args:
+            path: targets.parquet.
+            schema: features and tasks.
+            requests: the requests.
+            known_items: sorted ids of the item table.
+        """
+        statistics = cls(schema, int(pq.read_metadata(path).num_rows))
+        splits = _split_of_targets(requests, statistics.num_targets)
         start = 0
         with pq.ParquetFile(path) as file:
             columns = [ITEM_ID, *schema.task_names]
@@ -463,9 +477,10 @@ class TargetStatistics:
                 end = start + batch.num_rows
                 labels = [to_int64(batch.column(task)) for task in schema.task_names]
                 items = to_int64(batch.column(ITEM_ID))
-                self._count_items(items, known_items)
-                self._count_labels(np.stack(labels, axis=1), splits[start:end])
+                statistics._count_items(items, known_items)
+                statistics._count_labels(np.stack(labels, axis=1), splits[start:end])
                 start = end
+        return statistics
 
     def rates(self) -> dict[str, float]:
         """Return the mean label of each task over all splits, as facts of the report."""
@@ -474,19 +489,11 @@ class TargetStatistics:
         names = [f"rate of {task}" for task in self.schema.task_names]
         return dict(zip(names, rates.tolist(), strict=True))
 
-    def _count_items(
-        self,
-        items: Int64,
-        known_items: Int64,
-    ) -> None:
+    def _count_items(self, items: Int64, known_items: Int64) -> None:
         self.totals.num_null_items += int((items == NULL).sum())
         self.totals.num_unknown_items += int(is_unknown(items, known_items).sum())
 
-    def _count_labels(
-        self,
-        labels: Int64,
-        splits: npt.NDArray[np.int8],
-    ) -> None:
+    def _count_labels(self, labels: Int64, splits: npt.NDArray[np.int8]) -> None:
         is_other = (labels != 0) & (labels != 1)
         self.totals.num_other_labels += int(is_other.sum())
         for code, split in enumerate(SPLITS):
@@ -495,7 +502,7 @@ class TargetStatistics:
             self.totals.num_positives[split] += (labels_of_split == 1).sum(axis=0)
 
 
-def _split_of_targets(requests: RequestTable, num_targets: int) -> npt.NDArray[np.int8]:
+def _split_of_targets(requests: CheckedRequests, num_targets: int) -> npt.NDArray[np.int8]:
     """Return the position in SPLITS of each target's split, int8 [P]; -1 for none."""
     starts = np.clip(
         requests.columns["target_start"],
@@ -510,6 +517,8 @@ def _split_of_targets(requests: RequestTable, num_targets: int) -> npt.NDArray[n
     ends = np.maximum(starts, ends)
     codes = np.full(num_targets, -1, np.int8)
     for code, split in enumerate(SPLITS):
+        # +1 at each start and -1 at each end: the running sum is the number of requests of the
+        # split that cover a target.
         is_in_split = requests.splits == split
         steps = np.zeros(num_targets + 1, np.int64)
         np.add.at(steps, starts[is_in_split], 1)

@@ -1,6 +1,6 @@
 """Population stability index (PSI): the distance of two histograms over the same bins.
 
-It knows nothing of datasets. Any two histograms will do, for example of scores.
+This module does not depend on datasets: it compares any two histograms, for example of scores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def psi(expected: npt.ArrayLike, observed: npt.ArrayLike) -> float:
     """Return the population stability index of two histograms.
 
     It is the sum of (o - e) ln(o / e) over the shares e and o of the bins, and 0 for equal
-    shares. By custom, below 0.1 nothing happened, and above 0.25 much did.
+    shares. By custom, below 0.1 is read as no change, above 0.25 as a large one.
 
     A bin that is empty on one side counts there as half a row, or as the other side's share when
     that is less. The index is therefore finite. Two empty histograms are equal.

@@ -57,7 +57,7 @@ class ShardProfile:
         Raises:
             DataError: the directory holds no complete profile.
         """
-        content = read_object(
+        content = read_json_object(
             directory / PROFILE_FILE,
             "shard",
             "metadata",
@@ -83,7 +83,7 @@ def load_shards(directories: Sequence[str | Path]) -> list[ShardProfile]:
     """
     profiles = [ShardProfile.load(Path(directory)) for directory in directories]
     order = shard_order([profile.shard for profile in profiles])
-    return [profiles[place] for place in order]
+    return [profiles[position] for position in order]
 
 
 def merge_tables(shards: Sequence[Mapping[str, TableProfile]]) -> dict[str, TableProfile]:
@@ -95,7 +95,7 @@ def merge_tables(shards: Sequence[Mapping[str, TableProfile]]) -> dict[str, Tabl
     }
 
 
-def read_object(path: Path, *keys: str) -> dict[str, Any]:
+def read_json_object(path: Path, *keys: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:

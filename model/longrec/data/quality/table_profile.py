@@ -41,10 +41,10 @@ class TableProfile:
 
     @classmethod
     def merged(cls, shards: Sequence[TableProfile]) -> TableProfile:
-        """Return the profile of all shards, in their order; a user in several counts once."""
+        """Return the profile of all shards, in their order; a user in several gets one row."""
         if len(shards) == 1:
             return shards[0]
-        numbered = [shard._in_shard(number) for number, shard in enumerate(shards, 1)]
+        numbered = [shard._with_shard_number(number) for number, shard in enumerate(shards, 1)]
         columns = {}
         for name in _keys([shard.columns for shard in numbered]):
             parts = [shard.columns[name] for shard in numbered if name in shard.columns]
@@ -64,7 +64,7 @@ class TableProfile:
             mismatches=[line for shard in numbered for line in shard.mismatches],
         )
 
-    def _in_shard(self, number: int) -> TableProfile:
+    def _with_shard_number(self, number: int) -> TableProfile:
         """Return the profile with the number of its shard in all descriptions of rows."""
         shards = np.full(len(self.users), number, np.int64)
         failed_rows = {
@@ -98,11 +98,7 @@ class TableProfile:
         )
 
     @classmethod
-    def load(
-        cls,
-        directory: Path,
-        name: str,
-    ) -> TableProfile:
+    def load(cls, directory: Path, name: str) -> TableProfile:
         """Return the profile that `save` wrote."""
         content = files.read_json(directory / f"{name}.json")
         users = pq.read_table(directory / f"{name}.parquet")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from longrec.data.columns import Int64
 from longrec.data.quality.column_profiles import MAX_EXAMPLES
+from longrec.data.timelines import (
+    Mask,
+    equals_previous,
+    group_lengths,
+    group_starts,
+    steps_back,
+)
 from longrec.schema import BASKET_ID, ITEM_ID, TIMESTAMP, USER_ID
-
-Int64: TypeAlias = npt.NDArray[np.int64]
-Bools: TypeAlias = npt.NDArray[np.bool_]
 
 NULL = np.iinfo(np.int64).min
 """Stands for a null in integer arrays: below every id and time that passes the checks."""
 SHARD = "shard"
-PLACE_COLUMNS = ("part", SHARD)
-"""Columns that tell where a user is; they are not summed."""
+LOCATION_COLUMNS = ("part", SHARD)
+"""Columns that say which part and shard a user is in; they are not summed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,9 +59,13 @@ class UserProfile:
     @classmethod
     def merged(cls, parts: Sequence[UserProfile]) -> UserProfile:
         """Return one row per user of all parts, sorted by id; the counts of a user are summed."""
-        filled = [part for part in parts if len(part)] or list(parts[:1])
-        names = filled[0].columns
-        return sum_by_user({name: [part.columns[name] for part in filled] for name in names})
+        filled = [part for part in parts if len(part)]
+        if not filled:
+            filled = list(parts[:1])  # an empty profile still names the columns
+        arrays_by_column = {}
+        for name in filled[0].columns:
+            arrays_by_column[name] = [part.columns[name] for part in filled]
+        return sum_by_user(arrays_by_column)
 
     def total(self, name: str) -> int:
         """Return the sum of a count over all users; 0 without users."""
@@ -64,12 +73,14 @@ class UserProfile:
 
     def with_largest(self, name: str) -> list[str]:
         """Return at most ten users with a count above 0 in words, the largest count first."""
-        return self.with_largest_weight(self.columns.get(name, np.zeros(0, np.int64)))
+        no_counts = np.zeros(0, np.int64)
+        return self.with_largest_weight(self.columns.get(name, no_counts))
 
     def with_largest_weight(self, weights: npt.NDArray[Any]) -> list[str]:
         """Return at most ten users with a weight above 0 in words, the largest weight first."""
         rows = np.argsort(-weights, kind="stable")[:MAX_EXAMPLES]
-        return self.describe(rows[weights[rows] > 0])
+        has_weight = weights[rows] > 0
+        return self.describe(rows[has_weight])
 
     def describe(self, rows: Int64) -> list[str]:
         """Return users in words, with their shard when there are several."""
@@ -80,21 +91,25 @@ class UserProfile:
         return [f"user {user} (shard {shard})" for user, shard in zip(users, shards, strict=True)]
 
 
-def sum_by_user(found: Mapping[str, Sequence[Int64]]) -> UserProfile:
-    """Return one row per user from columns in pieces; counts are summed.
+def sum_by_user(arrays_by_column: Mapping[str, Sequence[Int64]]) -> UserProfile:
+    """Return one row per user from the columns of several parts; counts are summed.
 
     `part` and `shard` are the first values of a user.
+
+    Args:
+        arrays_by_column: column -> its array in each part; the parts are in the same order for
+            all columns.
     """
-    if not found:
+    if not arrays_by_column:
         return UserProfile.empty()
-    columns = {name: np.concatenate(pieces) for name, pieces in found.items()}
+    columns = {name: np.concatenate(arrays) for name, arrays in arrays_by_column.items()}
     users, first, inverse = np.unique(
         columns.pop(USER_ID),
         return_index=True,
         return_inverse=True,
     )
     summed = {USER_ID: users}
-    for name in PLACE_COLUMNS:
+    for name in LOCATION_COLUMNS:
         if name in columns:
             summed[name] = columns.pop(name)[first]
     for name, values in columns.items():
@@ -124,20 +139,20 @@ def profile_users(
     """
     baskets = [BASKET_ID] if has_baskets else []
     names = [USER_ID, TIMESTAMP, order_column, ITEM_ID, *baskets, *labels]
-    found: dict[str, list[Int64]] = {}
+    arrays_by_column: dict[str, list[Int64]] = {}
     for number, path in paths.items():
         table = pq.read_table(path, columns=names)
         if not table.num_rows:
             continue
         columns = {name: to_int64(table[name]) for name in names}
-        del table
+        del table  # its memory is needed for the masks
         masks = {f"positives {label}": columns[label] == 1 for label in labels}
         if previous_items is not None:
             masks["num_new_items"] = is_unknown(columns[ITEM_ID], previous_items)
         rows = _PartRows.of(columns, order_column)
         for name, values in rows.count(known_items, masks, number).items():
-            found.setdefault(name, []).append(values)
-    return sum_by_user(found)
+            arrays_by_column.setdefault(name, []).append(values)
+    return sum_by_user(arrays_by_column)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,17 +174,12 @@ class _PartRows:
     baskets: Int64 | None
 
     @classmethod
-    def of(
-        cls,
-        columns: Mapping[str, Int64],
-        order_column: str,
-    ) -> _PartRows:
+    def of(cls, columns: Mapping[str, Int64], order_column: str) -> _PartRows:
+        """Return the rows of a part, from its columns."""
         users = columns[USER_ID]
-        starts = run_starts(users)
-        sizes = np.diff(np.append(starts, len(users)))
         return cls(
-            users=users[starts],
-            runs=np.repeat(np.arange(len(starts)), sizes),
+            users=users[group_starts(users)],
+            runs=_group_numbers(users),
             times=columns[TIMESTAMP],
             order=columns[order_column],
             items=columns[ITEM_ID],
@@ -179,10 +189,10 @@ class _PartRows:
     def count(
         self,
         known_items: Int64,
-        masks: Mapping[str, Bools],
+        masks: Mapping[str, Mask],
         part: int,
     ) -> dict[str, Int64]:
-        """Return one row per run: the counts of all masks, ours and those given."""
+        """Return one row per run: the counts of the masks of this class and of those given."""
         is_duplicate, is_repeat = self._equal_rows()
         all_masks = {
             "num_disordered": self._disordered(),
@@ -205,44 +215,45 @@ class _PartRows:
             counts[name] = np.bincount(self.runs[mask], minlength=num_runs)
         return counts
 
-    def _disordered(self) -> Bools:
+    def _disordered(self) -> Mask:
         """Return the rows that are before the previous row of their user."""
-        same_run = self.runs[1:] == self.runs[:-1]
-        is_later = self.times[1:] > self.times[:-1]
-        same_time = self.times[1:] == self.times[:-1]
-        is_ordered = is_later | (same_time & (self.order[1:] >= self.order[:-1]))
         is_disordered = np.zeros(len(self.runs), bool)
-        is_disordered[1:] = same_run & ~is_ordered
+        is_disordered[1:] = equals_previous(self.runs) & steps_back(self.times, self.order)
         return is_disordered
 
-    def _equal_rows(self) -> tuple[Bools, Bools]:
+    def _equal_rows(self) -> tuple[Mask, Mask]:
         """Return duplicates and repeats.
 
         A duplicate equals another row of its user in item, time and order. A repeat equals one
-        in item and time and differs in order.
+        in item and time and differs in order. Of equal rows, the first one is neither.
         """
-        starts = run_starts(self.runs, self.times)
-        sizes = np.diff(np.append(starts, len(self.times)))
-        ties = np.repeat(np.arange(len(starts)), sizes)
-        tied_rows = np.flatnonzero(sizes[ties] > 1)
+        # Equal rows have the same user and time, so only rows that tie in both are sorted.
+        ties = _group_numbers(self.runs, self.times)
+        tied_rows = np.flatnonzero(np.bincount(ties)[ties] > 1)
         keys = (self.order[tied_rows], self.items[tied_rows], ties[tied_rows])
-        rows = tied_rows[np.lexsort(keys)]
-        same_item = _equals_previous(ties[rows]) & _equals_previous(self.items[rows])
-        same_order = _equals_previous(self.order[rows])
+        rows = tied_rows[np.lexsort(keys)]  # by tie, then item, then order
+        # Equal rows are neighbours now. A comparison is about each row but the first.
+        same_item = equals_previous(ties[rows], self.items[rows])
+        same_order = equals_previous(self.order[rows])
+        later_rows = rows[1:]
         is_duplicate = np.zeros(len(self.times), bool)
+        is_duplicate[later_rows[same_item & same_order]] = True
         is_repeat = np.zeros(len(self.times), bool)
-        is_duplicate[rows[1:][same_item & same_order]] = True
-        is_repeat[rows[1:][same_item & ~same_order]] = True
+        is_repeat[later_rows[same_item & ~same_order]] = True
         return is_duplicate, is_repeat
 
-    def _split_baskets(self, baskets: Int64) -> Bools:
+    def _split_baskets(self, baskets: Int64) -> Mask:
         """Return the rows at which a basket goes on at another time."""
-        rows = run_starts(self.runs, self.times, baskets)
-        rows = rows[baskets[rows] != NULL]
-        rows = rows[np.lexsort((self.times[rows], baskets[rows], self.runs[rows]))]
-        same_basket = _equals_previous(self.runs[rows]) & _equals_previous(baskets[rows])
+        # Rows of a run have the same user, time and basket, so only its first row is sorted.
+        first_rows = group_starts(self.runs, self.times, baskets)
+        basket_rows = first_rows[baskets[first_rows] != NULL]
+        keys = (self.times[basket_rows], baskets[basket_rows], self.runs[basket_rows])
+        rows = basket_rows[np.lexsort(keys)]  # by user, then basket, then time
+        same_basket = equals_previous(self.runs[rows], baskets[rows])
+        same_time = equals_previous(self.times[rows])
+        later_rows = rows[1:]
         is_split = np.zeros(len(self.times), bool)
-        is_split[rows[1:][same_basket & ~_equals_previous(self.times[rows])]] = True
+        is_split[later_rows[same_basket & ~same_time]] = True
         return is_split
 
 
@@ -256,36 +267,26 @@ def to_int64(column: pa.ChunkedArray | pa.Array) -> Int64:
     return np.asarray(filled.to_numpy(zero_copy_only=False))
 
 
-def run_starts(*columns: npt.NDArray[Any]) -> Int64:
-    """Return the index of the first row of each run of equal rows, int64."""
-    changed = np.zeros(len(columns[0]), bool)
-    changed[:1] = True
-    for column in columns:
-        changed[1:] |= column[1:] != column[:-1]
-    return np.flatnonzero(changed)
-
-
-def is_unknown(items: Int64, known_items: Int64) -> Bools:
-    """Return which items are not among the sorted known ones."""
+def is_unknown(items: Int64, known_items: Int64) -> Mask:
+    """Return whether each item is absent from the sorted known ones, bool."""
     if not len(known_items):
         return np.ones(len(items), bool)
-    places = np.minimum(np.searchsorted(known_items, items), len(known_items) - 1)
-    return np.asarray(known_items[places] != items)
+    last_row = len(known_items) - 1
+    rows = np.searchsorted(known_items, items)
+    nearest = known_items[np.minimum(rows, last_row)]
+    return np.asarray(nearest != items)
 
 
 def quantiles_in_words(values: npt.NDArray[Any]) -> str | None:
     """Return p50, p90, p99 and the maximum as text; None for no values."""
     if not len(values):
         return None
-    quantiles = np.percentile(values, [50, 90, 99])
-    named = zip(
-        ("p50", "p90", "p99", "max"),
-        (*quantiles, values.max()),
-        strict=True,
-    )
-    return " · ".join(f"{name} {value:,.0f}" for name, value in named)
+    p50, p90, p99 = np.percentile(values, [50, 90, 99])
+    named = {"p50": p50, "p90": p90, "p99": p99, "max": values.max()}
+    return " · ".join(f"{name} {value:,.0f}" for name, value in named.items())
 
 
-def _equals_previous(values: Int64) -> Bools:
-    """Return whether a row equals the one before, bool [N - 1]."""
-    return np.asarray(values[1:] == values[:-1])
+def _group_numbers(*columns: Int64) -> Int64:
+    """Return the number of the run of equal rows that each row is in, int64 [N], from 0."""
+    lengths = group_lengths(*columns)
+    return np.repeat(np.arange(len(lengths)), lengths)

@@ -1,4 +1,4 @@
-"""Validation: Great Expectations judges the suites. No other file imports it."""
+"""Validation of suites by Great Expectations; no other file of the package imports it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def great_expectations_version() -> str:
     return version("great_expectations")
 
 
-def format_time(value: Any) -> Any:
-    """Return a time in ms as text; None for None."""
+def format_minute(value: Any) -> Any:
+    """Return a time in ms as its UTC date, hour and minute; None for None."""
     if value is None:
         return None
     try:
@@ -74,7 +74,7 @@ def _validate_suite(suite: Suite, source: Any) -> SuiteResult:
         _expectation_result(suite, expectation, entry)
         for expectation, entry in zip(suite.expectations, entries, strict=True)
     ]
-    return SuiteResult(results, result)
+    return SuiteResult(suite.name, results, result)
 
 
 def _result_format(suite: Suite) -> dict[str, Any]:
@@ -113,7 +113,8 @@ def _expectation_result(
         failed_rows = _failed_rows(suite, expectation, details)
     return ExpectationResult(
         suite=suite.name,
-        expectation=f"{entry['expectation_config']['type']} {expectation.column}",
+        expectation_type=entry["expectation_config"]["type"],
+        column=expectation.column,
         description=expectation.description,
         observed=observed,
         bound=_bound(expectation),
@@ -175,8 +176,8 @@ def _bound(expectation: Expectation) -> str:
 def _format_value(expectation: Expectation, value: Any) -> str:
     """Return a value as text: a share in percent, a time as its date and number."""
     number = value.item() if hasattr(value, "item") else value
-    if expectation.column.endswith("share") and number is not None:
+    if expectation.unit == "share" and number is not None:
         return f"{100 * number:.4g} %"
-    if expectation.column.endswith("(ms)") and number:
-        return f"{format_time(number)} ({number})"
+    if expectation.unit == "ms" and number:  # a bound of 0 is no date
+        return f"{format_minute(number)} ({number})"
     return str(page.format_value(number))

@@ -52,7 +52,9 @@ def test_best_possible_auc_equals_a_brute_force_posterior(tmp_path: Path) -> Non
     seed = 5
     lengths = [0, 1, 4, 16, 64]
     report = synthesize(tmp_path / "d", **SMALL, seed=seed, lengths=lengths)
-    truth = GroundTruth.draw(60, 4, like_rate=report.like_rate, p1=0.88, p0=0.12, seed=seed)
+    truth = GroundTruth.draw(
+        60, 4, like_rate=report.like_rate, base_p1=0.88, base_p0=0.12, seed=seed
+    )
     dataset = Dataset.open(tmp_path / "d")
     events = dataset.events(0).to_pylist()
     targets = dataset.targets(0).to_pylist()
@@ -112,7 +114,7 @@ def test_labels_follow_the_ground_truth(tmp_path: Path) -> None:
         p1=0.8,
         p0=0.3,
     )
-    truth = GroundTruth.draw(50, 5, like_rate=report.like_rate, p1=0.8, p0=0.3, seed=0)
+    truth = GroundTruth.draw(50, 5, like_rate=report.like_rate, base_p1=0.8, base_p0=0.3, seed=0)
     dataset = Dataset.open(tmp_path / "d")
     topics = dataset.items()["topic"].to_numpy()
     events = dataset.events(0).to_pandas()

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from longrec.data.columns import Int64, single_array
 from longrec.data.importers.reading.fields import Field, convert
 from longrec.data.importers.reading.rejects import LogBatch
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from longrec.data.timelines import Mask
 
 ARROW_TYPES = {
     "int64": pa.int64(),
@@ -44,12 +42,13 @@ def read_entities(batches: Iterable[LogBatch], fields: Sequence[Field]) -> pa.Ta
             table,
             converted,
             is_repeated,
-            f"{fields[0].source} is there twice",
+            f"{fields[0].source} occurs twice",
         )
-    return table.take(pa.array(order[~is_repeated[order]]))
+    is_first = ~is_repeated[order]
+    return table.take(pa.array(order[is_first]))
 
 
-def _repeated_ids(ids: Int64, order: Int64) -> Bools:
+def _repeated_ids(ids: Int64, order: Int64) -> Mask:
     """Return whether an earlier row has the same id, bool [N]."""
     sorted_ids = ids[order]
     is_repeated = np.zeros(len(ids), bool)
@@ -60,18 +59,13 @@ def _repeated_ids(ids: Int64, order: Int64) -> Bools:
 def _reject_repeated(
     table: pa.Table,
     batches: Sequence[LogBatch],
-    is_repeated: Bools,
+    is_repeated: Mask,
     reason: str,
 ) -> None:
     start = 0
     for batch in batches:
         end = start + len(batch.lines)
-        columns = [_one_chunk(column) for column in table.slice(start, end - start).columns]
+        columns = [single_array(column) for column in table.slice(start, end - start).columns]
         rows = batch.with_table(pa.RecordBatch.from_arrays(columns, names=table.column_names))
         rows.reject(is_repeated[start:end], reason)
         start = end
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)

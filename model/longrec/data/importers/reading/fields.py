@@ -63,8 +63,9 @@ def convert(batch: LogBatch, fields: Sequence[Field]) -> LogBatch:
     is_rejected = np.zeros(batch.table.num_rows, bool)
     columns = []
     for field in fields:
-        place = batch.table.schema.get_field_index(field.source)
-        (values, is_bad), fault = _convert_column(batch.table.column(place), field.kind)
+        index = batch.table.schema.get_field_index(field.source)
+        column, fault = _convert_column(batch.table.column(index), field.kind)
+        values, is_bad = column
         batch.reject(is_bad & ~is_rejected, f"{field.source} {fault}")
         is_rejected |= is_bad
         if field.rejects_nulls:

@@ -7,7 +7,7 @@ rows after them must still be right.
     line      1       2    3         4   5    6
     text      header  row  too,many  "a  b"   row
     row       1       2    3         4        5      Arrow's numbers: one per row, ragged or not
-    batch             0              1        2      places in the batches: no ragged rows
+    batch             0              1        2      position in the batches: no ragged rows
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from longrec.data.columns import Int64
 from longrec.data.importers.reading.rejects import MAX_ROW_TEXT, LogBatch, LogFile
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from longrec.data.timelines import Mask
 
 NEWLINE = ord("\n")
 
@@ -60,6 +58,7 @@ class LineCounter:
         self.ragged_numbers: list[int] = []
         self._first_number = num_header_lines + 1
         self._pending: list[RaggedRow] = []
+        # Rows that cover several lines, and by how many lines more than one.
         self._long_row_numbers: list[int] = []
         self._num_extra_lines: list[int] = []
 
@@ -90,13 +89,15 @@ class LineCounter:
             self._add_extra_lines(int(numbers[row]), int(num_breaks[row]))
         rows = LogBatch(self.file, batch, self._line_numbers(numbers))
         is_blank = _blank_rows(batch)
-        self.file.count_rows(int(np.sum(~is_blank)) + int(num_breaks.sum()))
+        num_lines = int(np.sum(~is_blank)) + int(num_breaks.sum())
+        self.file.count_rows(num_lines)  # rows of a log are its lines
         rows.reject(
             num_breaks > 0,
             "a quoted field runs over several lines",
             num_breaks + 1,
         )
-        self._reject_ragged(int(numbers[-1]) if len(numbers) else 0)
+        last_number = int(numbers[-1]) if len(numbers) else 0
+        self._reject_ragged(last_number)
         is_good = ~is_blank & (num_breaks == 0)
         return rows if is_good.all() else rows.filter(is_good)
 
@@ -106,12 +107,15 @@ class LineCounter:
 
     def _row_numbers(self, num_rows: int) -> Int64:
         """Return the number of each row of the next batch, int64."""
-        num_ragged = np.arange(len(self.ragged_numbers))
-        places_of_ragged = np.array(self.ragged_numbers, np.int64) - self._first_number - num_ragged
-        places = self.num_rows + np.arange(num_rows, dtype=np.int64)
-        num_ragged_before = np.searchsorted(places_of_ragged, places, side="right")
+        # Positions count rows without the ragged ones. The position of a ragged row is that of
+        # the row after it.
+        ragged_numbers = np.array(self.ragged_numbers, np.int64)
+        num_earlier_ragged = np.arange(len(ragged_numbers))
+        ragged_positions = ragged_numbers - self._first_number - num_earlier_ragged
+        positions = self.num_rows + np.arange(num_rows, dtype=np.int64)
+        num_ragged_before = np.searchsorted(ragged_positions, positions, side="right")
         self.num_rows += num_rows
-        return places + self._first_number + num_ragged_before
+        return positions + self._first_number + num_ragged_before
 
     def _reject_ragged(self, last_number: int | None) -> None:
         """Reject the pending ragged rows up to a row number; None for all.
@@ -152,7 +156,7 @@ class LineCounter:
         return numbers + offsets
 
 
-def _blank_rows(batch: pa.RecordBatch) -> Bools:
+def _blank_rows(batch: pa.RecordBatch) -> Mask:
     is_null = [np.asarray(pc.is_null(column)) for column in batch.columns]
     return np.asarray(np.all(is_null, axis=0))
 
@@ -161,7 +165,7 @@ def _count_line_breaks(batch: pa.RecordBatch) -> Int64:
     """Return the number of line breaks inside the fields of each row, int64."""
     counts = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
-        data = column.buffers()[2]
+        data = column.buffers()[2]  # the bytes of all texts; most hold no line break
         if data is None or not np.any(np.frombuffer(data, np.uint8) == NEWLINE):
             continue
         in_column = pc.count_substring(column.cast(pa.binary()), b"\n")

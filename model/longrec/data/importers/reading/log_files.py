@@ -51,14 +51,20 @@ def _matching_files(path: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_file() and not _is_hidden(entry)]
 
 
+def with_subdirectories(directory: Path) -> list[Path]:
+    """Return a directory and those right below it, sorted; only itself when it does not exist."""
+    entries = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [directory, *(entry for entry in entries if entry.is_dir())]
+
+
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith((".", "_"))
 
 
 def natural_sort_key(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key that puts part2 before part10."""
-    pieces = re.findall(r"\d+|\D+", path.name)
-    key = [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
+    runs = re.findall(r"\d+|\D+", path.name)  # of digits, and of other characters
+    key = [(int(run), "") if run.isdigit() else (-1, run) for run in runs]
     return key, str(path)
 
 
@@ -108,10 +114,7 @@ def require_columns(
     if not missing:
         return
     noun = "column" if len(missing) == 1 else "columns"
-    raise DataError(
-        f"{path} lacks the {noun} {', '.join(missing)}",
-        found=", ".join(found),
-    )
+    raise DataError(f"{path} lacks the {noun} {', '.join(missing)}", found=", ".join(found))
 
 
 def column_types(path: Path) -> dict[str, pa.DataType]:
@@ -125,9 +128,11 @@ def column_types(path: Path) -> dict[str, pa.DataType]:
     return {field.name: value_type(field.type) for field in schema}
 
 
-def value_type(kind: pa.DataType) -> pa.DataType:
+def value_type(arrow_type: pa.DataType) -> pa.DataType:
     """Return the type of the values of a column, without its dictionary encoding."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_dictionary(arrow_type):
+        return arrow_type.value_type
+    return arrow_type
 
 
 def estimate_num_rows(path: Path) -> int:

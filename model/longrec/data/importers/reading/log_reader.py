@@ -24,7 +24,7 @@ def read_rows(
     """Yield the rows of a .parquet, .csv or .tsv file.
 
     Args:
-        file: the log file; its suffix tells the format.
+        file: the log file; its suffix defines the format.
         columns: columns that it must have.
         delimiter: of a text file; None for the usual one of its suffix.
         has_quotes: whether fields of a text file may be in double quotes.

@@ -1,7 +1,7 @@
 """Conversion of columns to numbers, labels and text, whole batches at a time.
 
-A value that cannot be converted is bad; it comes out as null and is marked. Arrow's cast does
-the usual columns. A column with bad values takes a slower path.
+A value that cannot be converted is bad; it comes out as null and is marked. Arrow's cast
+handles most columns. Only a column with bad values takes a slower path.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from longrec.data.importers.reading.text_files import UNDECODABLE
+from longrec.data.timelines import Mask
 
-Bools = npt.NDArray[np.bool_]
-
+# At most 18 digits, or 19 below 9e18: int64 holds all of these.
 INTEGER = r"^\s*[+-]?([0-9]{1,18}|[0-8][0-9]{18})(\.0*)?\s*$"
 NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*$"
-NOT_A_DIGIT = r"^\s*\+?|(\.0*)?\s*$"
+AROUND_DIGITS = r"^\s*\+?|(\.0*)?\s*$"
 """Space, a plus sign and `.0` around the digits of a whole number."""
 MAX_EXACT = 2**53
 """Largest whole number up to which float64 holds every whole number."""
@@ -34,39 +33,39 @@ class Converted(NamedTuple):
     """
 
     values: pa.Array
-    is_bad: Bools
+    is_bad: Mask
 
 
 def to_int64(column: pa.Array) -> Converted:
     """Convert whole numbers to int64; `7.0` is one."""
     try:
-        return Converted(column.cast(pa.int64()), _none_of(column))
+        return Converted(column.cast(pa.int64()), _nothing_bad(column))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
     if not _is_text(column):
         return _whole_numbers(to_float64(column))
     is_integer = _matches(column, INTEGER)
     digits = pc.replace_substring_regex(
-        keep_only(column, is_integer),
-        pattern=NOT_A_DIGIT,
+        null_outside(column, is_integer),
+        pattern=AROUND_DIGITS,
         replacement="",
     )
-    others = _whole_numbers(to_float64(keep_only(column, ~is_integer)))
+    others = _whole_numbers(to_float64(null_outside(column, ~is_integer)))
     return Converted(pc.coalesce(digits.cast(pa.int64()), others.values), others.is_bad)
 
 
 def to_float64(column: pa.Array) -> Converted:
     """Convert numbers to float64; NaN comes out as null."""
     try:
-        values = column.cast(pa.float64(), safe=_is_text(column))
+        values = column.cast(pa.float64(), safe=False)  # large integers may be rounded
         is_nan = np.asarray(pc.fill_null(pc.is_nan(values), False))
-        return Converted(keep_only(values, ~is_nan), _none_of(column))
+        return Converted(null_outside(values, ~is_nan), _nothing_bad(column))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
     if not _is_text(column):
         return _all_bad(column, pa.float64())
     is_number = _matches(column, NUMBER)
-    texts = pc.utf8_trim_whitespace(keep_only(column, is_number))
+    texts = pc.utf8_trim_whitespace(null_outside(column, is_number))
     is_bad = ~is_number & np.asarray(pc.is_valid(column))
     return Converted(texts.cast(pa.float64()), is_bad)
 
@@ -85,12 +84,12 @@ def to_label(column: pa.Array) -> Converted:
     """Convert labels to int8; everything but 0 and 1 is bad."""
     values, is_bad = to_int64(column)
     is_label = pc.is_in(values, pa.array([0, 1], pa.int64()))
-    is_other = ~np.asarray(pc.fill_null(is_label, True))
-    is_bad = is_bad | is_other & np.asarray(pc.is_valid(values))
-    return Converted(keep_only(values, ~is_bad).cast(pa.int8()), is_bad)
+    is_other = ~np.asarray(pc.fill_null(is_label, True)) & np.asarray(pc.is_valid(values))
+    is_bad = is_bad | is_other
+    return Converted(null_outside(values, ~is_bad).cast(pa.int8()), is_bad)
 
 
-def keep_only(column: pa.Array, mask: Bools) -> pa.Array:
+def null_outside(column: pa.Array, mask: Mask) -> pa.Array:
     """Return the column with null outside the mask."""
     return pc.if_else(
         pa.array(mask),
@@ -105,19 +104,19 @@ def _whole_numbers(converted: Converted) -> Converted:
     is_whole = np.isfinite(numbers) & (np.floor(numbers) == numbers)
     is_exact = np.abs(numbers) <= MAX_EXACT
     is_bad = converted.is_bad | ~(is_whole & is_exact)
-    return Converted(keep_only(converted.values, ~is_bad).cast(pa.int64()), is_bad)
+    return Converted(null_outside(converted.values, ~is_bad).cast(pa.int64()), is_bad)
 
 
-def _matches(column: pa.Array, pattern: str) -> Bools:
+def _matches(column: pa.Array, pattern: str) -> Mask:
     return np.asarray(pc.fill_null(pc.match_substring_regex(column, pattern), False))
 
 
-def _none_of(column: pa.Array) -> Bools:
+def _nothing_bad(column: pa.Array) -> Mask:
     return np.zeros(len(column), bool)
 
 
-def _all_bad(column: pa.Array, kind: pa.DataType) -> Converted:
-    return Converted(pa.nulls(len(column), kind), np.asarray(pc.is_valid(column)))
+def _all_bad(column: pa.Array, dtype: pa.DataType) -> Converted:
+    return Converted(pa.nulls(len(column), dtype), np.asarray(pc.is_valid(column)))
 
 
 def _is_text(column: pa.Array) -> bool:

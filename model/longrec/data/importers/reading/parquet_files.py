@@ -31,10 +31,11 @@ def read_parquet(
         reader.schema_arrow.names,
         columns,
     )
-    batches = reader.iter_batches(batch_size=batch_size, columns=list(dict.fromkeys(columns)))
+    distinct_columns = list(dict.fromkeys(columns))  # two fields may come from one column
+    batches = reader.iter_batches(batch_size=batch_size, columns=distinct_columns)
     first = 1
     while True:
-        try:
+        try:  # only the reading: an error of the code that uses the batches is another one
             batch = next(batches, None)
         except (pa.ArrowInvalid, OSError) as error:
             raise unreadable_parquet(file.path, error) from error

@@ -1,6 +1,6 @@
 """Rejected rows: counted by reason, written to a CSV file and limited in their share.
 
-A bad row never stops an import by itself. It is set aside with its file, line and reason.
+A bad row never stops an import by itself. It is written with its file, line and reason.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from longrec.data.columns import Int64
 from longrec.data.files import temporary_path
+from longrec.data.timelines import Mask
 from longrec.errors import DataError
 
 MAX_WRITTEN_REJECTS = 100_000
@@ -25,9 +26,6 @@ MAX_WRITTEN_REJECTS = 100_000
 MAX_ROW_TEXT = 500
 """Number of characters of a rejected row that are written."""
 CSV_HEADER = ("file", "line", "reason", "row")
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 class Rejects:
@@ -88,6 +86,7 @@ class Rejects:
         stream = self._open()
         writer = csv.writer(stream)
         num_left = MAX_WRITTEN_REJECTS - self._num_written
+        # The texts may be more than the lines that may still be written.
         for line, text in zip(lines[:num_left], texts, strict=False):
             self._num_written += 1
             writer.writerow([file.path.name, line, reason, text[:MAX_ROW_TEXT]])
@@ -179,11 +178,11 @@ class LogBatch:
 
     def reject(
         self,
-        is_bad: Bools,
+        is_bad: Mask,
         reason: str,
         num_lines: Int64 | None = None,
     ) -> None:
-        """Set bad rows aside; the batch itself stays as it is.
+        """Count and write bad rows; the batch itself does not change.
 
         Args:
             is_bad: bool [N], the rows to reject.
@@ -201,7 +200,7 @@ class LogBatch:
             num_lines=None if num_lines is None else int(num_lines[rows].sum()),
         )
 
-    def filter(self, mask: Bools) -> LogBatch:
+    def filter(self, mask: Mask) -> LogBatch:
         """Return the batch with the masked rows only."""
         return LogBatch(
             self.file,

@@ -1,12 +1,14 @@
-"""Sequence numbers: they order events of equal time when the log has no column for it."""
+"""Sequence numbers: they order events of equal time when the log has no column for it.
+
+Only the order matters. Importers begin at 0, at 1 or at the number of the line. Do not change
+that: a new import of a log must give the same dataset.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-Int64 = npt.NDArray[np.int64]
+from longrec.data.columns import Int64
 
 
 class SequenceNumbers:
@@ -38,7 +40,7 @@ class SequenceNumbers:
         Args:
             lines: int64 [N], lines of the rows in the current file, ascending.
         """
-        places = lines - self.num_header_lines
-        if len(places):
-            self._num_rows_so_far = self._num_rows_before + int(places[-1])
-        return pa.array(self._num_rows_before + places - 1 + self.first)
+        rows_in_file = lines - self.num_header_lines  # from 1
+        if len(rows_in_file):
+            self._num_rows_so_far = self._num_rows_before + int(rows_in_file[-1])
+        return pa.array(self._num_rows_before + rows_in_file - 1 + self.first)

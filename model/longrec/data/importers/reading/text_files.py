@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
@@ -31,8 +30,6 @@ Unicode reserves this code point: no text contains it.
 UNIT_SEPARATOR = "\x1f"
 """Delimiter that no log contains; a line read with it is one field."""
 EMPTY_FILE_ERRORS = ("Empty CSV", "Could not skip initial")
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +120,7 @@ def read_separated(
         is_complete = np.asarray(pc.equal(pc.list_value_length(fields), len(names)))
         batch.reject(~is_complete, f"not {len(names)} columns")
         fields = fields.filter(pa.array(is_complete))
-        columns = [_with_nulls(pc.list_element(fields, place)) for place in range(len(names))]
+        columns = [_with_nulls(pc.list_element(fields, index)) for index in range(len(names))]
         table = pa.RecordBatch.from_arrays(columns, names=list(names))
         yield LogBatch(file, table, batch.lines[is_complete])
 
@@ -148,6 +145,7 @@ def _read_text(file: LogFile, text_format: TextFormat) -> Iterator[LogBatch]:
             yield counter.number_rows(batch)
     except pa.ArrowInvalid as error:
         message = str(error)
+        # A header without rows is a valid, empty log.
         if not any(words in message for words in EMPTY_FILE_ERRORS):
             raise DataError(
                 f"{file.path} cannot be read after about {counter.num_rows_seen:,} rows",
@@ -164,7 +162,7 @@ def _open_csv(
     counter: LineCounter,
 ) -> pacsv.CSVStreamingReader:
     read_options = pacsv.ReadOptions(
-        use_threads=False,
+        use_threads=False,  # else ragged rows have no number
         block_size=BLOCK_BYTES,
         column_names=list(text_format.names),
         skip_rows=text_format.num_header_lines,
@@ -173,12 +171,12 @@ def _open_csv(
         delimiter=text_format.delimiter,
         quote_char='"' if text_format.has_quotes else False,
         newlines_in_values=text_format.has_quotes,
-        ignore_empty_lines=False,
+        ignore_empty_lines=False,  # they count as lines
         invalid_row_handler=counter.add_ragged,
     )
     convert_options = pacsv.ConvertOptions(
         column_types=dict.fromkeys(text_format.names, pa.string()),
-        check_utf8=False,
+        check_utf8=False,  # `_Utf8Stream` yields nothing else
         strings_can_be_null=True,
         null_values=NULL_TEXTS,
     )
@@ -197,7 +195,6 @@ class _Utf8Stream:
     """
 
     def __init__(self, path: Path, encoding: str) -> None:
-        codecs.register_error("longrec.undecodable", _replace_undecodable)
         self._stream = path.open("rb")
         self._decoder = codecs.getincrementaldecoder(encoding)("longrec.undecodable")
 
@@ -221,3 +218,6 @@ class _Utf8Stream:
 def _replace_undecodable(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
     return UNDECODABLE, error.end
+
+
+codecs.register_error("longrec.undecodable", _replace_undecodable)

@@ -16,7 +16,8 @@ from longrec.data.importers.reading.numbers import Converted, to_float64, to_int
 EARLIEST_MS = 315_532_800_000
 """1980-01-01 UTC, the earliest time that is accepted.
 
-Seconds read as milliseconds fall before it, milliseconds read as seconds after `LATEST_MS`.
+Seconds read as milliseconds fall before it, milliseconds read as seconds after
+`MAX_TIMESTAMP_MS`.
 """
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
@@ -31,13 +32,13 @@ def to_time_ms(column: pa.Array, unit: str) -> Converted:
         column: the times. A timestamp column has its own unit; without a zone it is UTC.
         unit: `s`, `ms`, `us`, `ns` or `iso`.
     """
-    values, is_bad = parse_time_ms(column, unit)
+    values, is_bad = to_any_time_ms(column, unit)
     numbers = np.asarray(pc.fill_null(values, EARLIEST_MS))
     is_outside = (numbers < EARLIEST_MS) | (numbers >= MAX_TIMESTAMP_MS)
     return Converted(values, is_bad | is_outside)
 
 
-def parse_time_ms(column: pa.Array, unit: str) -> Converted:
+def to_any_time_ms(column: pa.Array, unit: str) -> Converted:
     """Convert times to int64 ms, whatever their year.
 
     Args:
@@ -58,11 +59,12 @@ def parse_time_ms(column: pa.Array, unit: str) -> Converted:
 
 def _parse_seconds(column: pa.Array) -> Converted:
     values, is_bad = to_int64(column)
-    if is_bad.any():
+    if is_bad.any():  # seconds with decimals are bad as whole numbers
         seconds, is_bad = to_float64(column)
         milliseconds = pc.floor(pc.multiply(seconds, 1000.0))
         return Converted(milliseconds.cast(pa.int64(), safe=False), is_bad)
-    # Clipped to times that are rejected later, or the product would overflow.
+    # Clipped, so that the product cannot overflow. `to_time_ms` rejects the clipped values: they
+    # are still out of range.
     below = pc.min_element_wise(values, MAX_TIMESTAMP_MS, skip_nulls=False)
     clipped = pc.max_element_wise(below, -1, skip_nulls=False)
     return Converted(pc.multiply(clipped, 1_000), is_bad)
@@ -70,9 +72,10 @@ def _parse_seconds(column: pa.Array) -> Converted:
 
 def _parse_iso(column: pa.Array) -> Converted:
     texts, is_bad = to_text(column)
-    for kind in (pa.timestamp("ms"), pa.timestamp("ms", tz="UTC")):
+    # Arrow reads a column in which no time, or every time, has a zone. Others are read one by one.
+    for time_type in (pa.timestamp("ms"), pa.timestamp("ms", tz="UTC")):
         try:
-            return Converted(texts.cast(kind).cast(pa.int64()), is_bad)
+            return Converted(texts.cast(time_type).cast(pa.int64()), is_bad)
         except pa.ArrowInvalid:
             continue
     numbers = [None if text is None else _iso_to_ms(text) for text in texts.to_pylist()]

@@ -90,6 +90,7 @@ class NegativeRequestBuilder(RequestBuilder):
     ) -> None:
         super().__init__(schema, grouping, select_targets)
         self.negatives = negatives
+        # Positives left out because they occur for the first time in the log.
         self.num_new_positives = 0
         self._sampler = NegativeSampler(schema, grouping, negatives, catalogue)
 
@@ -139,7 +140,7 @@ def make_request_builder(
         schema: features and tasks.
         grouping: how events are grouped into requests.
         negatives: how negatives are drawn; None for a log of exposures.
-        spill: all events of the log; closed here to draw negatives from them.
+        spill: all events of the log. To draw negatives, it is closed: no event may be added later.
         items: the item table; None when there is none.
     """
     if negatives is None:

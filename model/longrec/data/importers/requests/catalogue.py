@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column
 from longrec.data.importers.reading.log_files import value_type
 from longrec.data.importers.writing.event_spill import EventSpill
 from longrec.data.timelines import known_times
@@ -17,8 +16,6 @@ from longrec.schema import ITEM_ID
 
 NO_GROUP = -1
 """Group of the items that the item table lacks, or that have no value in its group column."""
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,8 +64,8 @@ class ItemCatalogue:
 
     @property
     def num_items(self) -> int:
-        """Number of items; 1 for an empty catalogue, since it serves as a divisor."""
-        return max(len(self.ids), 1)
+        """Number of items."""
+        return len(self.ids)
 
 
 def catalogue_of_log(
@@ -79,7 +76,7 @@ def catalogue_of_log(
     """Return the catalogue of all items in the spilled events.
 
     Args:
-        spill: all events of the log; closed here.
+        spill: all events of the log. It is closed: no event may be added later.
         items: the item table; None when there is none.
         group_column: item column with the group; None for a single group.
     """
@@ -119,6 +116,7 @@ def _groups_of(
     codes = pc.index_in(values, value_set=different_values)
     codes = np.asarray(pc.fill_null(codes, NO_GROUP), np.int64)
     table_ids = int64_column(items, ITEM_ID)
-    rows = np.minimum(np.searchsorted(table_ids, ids), len(table_ids) - 1)
+    last_row = len(table_ids) - 1
+    rows = np.minimum(np.searchsorted(table_ids, ids), last_row)
     is_in_table = table_ids[rows] == ids
     return np.where(is_in_table, codes[rows], NO_GROUP)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from longrec.data.columns import timestamp_column
 from longrec.data.dataset import target_schema
 from longrec.data.importers.requests.grouping import (
     RequestGrouping,
     group_events,
     ranks_in_runs,
     sample_requests,
-    timestamp_column,
 )
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
@@ -38,15 +38,15 @@ def exposure_requests(
     """
     groups = group_events(events, schema, grouping)
     is_chosen = sample_requests(groups.users, grouping)
-    rows = np.argsort(groups.request_of_event, kind="stable")
+    by_request = np.argsort(groups.request_of_event, kind="stable")
+    request_of_row = groups.request_of_event[by_request]
+    fits = ranks_in_runs(request_of_row) < grouping.max_targets
+    rows = by_request[is_chosen[request_of_row] & fits]
     request = groups.request_of_event[rows]
-    fits = ranks_in_runs(request) < grouping.max_targets
-    rows = rows[is_chosen[request] & fits]
-    request = groups.request_of_event[rows]
-    ids = first_id + np.cumsum(is_chosen)[request] - 1
+    ids_of_requests = first_id + np.cumsum(is_chosen) - 1  # ids count the chosen requests only
     exposures = events.take(pa.array(rows))
     columns = {
-        REQUEST_ID: pa.array(ids),
+        REQUEST_ID: pa.array(ids_of_requests[request]),
         USER_ID: exposures[USER_ID],
         TIMESTAMP: timestamp_column(groups.request_times[request]),
         ITEM_ID: exposures[ITEM_ID],

@@ -11,20 +11,16 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column
 from longrec.data.hashing import splitmix64
-from longrec.data.timelines import group_starts, history_lengths
+from longrec.data.timelines import Mask, group_lengths, group_starts, history_lengths
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, TIMESTAMP, USER_ID, Schema
 
 SEED_FACTOR = 1_000_003
 """Factor that spreads seeds, so that neighbouring seeds choose different requests."""
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,9 +30,9 @@ class RequestGrouping:
     Args:
         window_ms: longest time from the first event of a request to its last, in ms.
         max_targets: largest number of targets of one request. The next exposure begins a new
-            request. In a log without exposures, a seeded choice of the positives stays.
-        max_requests_per_user: size of a seeded choice of each user's requests; 0 for all.
-        seed: seed of every choice.
+            request. In a log without exposures, a seeded sample of the positives is used.
+        max_requests_per_user: size of a seeded sample of each user's requests; 0 for all.
+        seed: seed of both samples and of drawn negatives.
     """
 
     window_ms: int = 300_000
@@ -80,12 +76,12 @@ def group_events(
     times = int64_column(events, TIMESTAMP)
     if schema.has_baskets:
         return _group_baskets(users, times, int64_column(events, BASKET_ID))
-    first = window_starts(users, times, grouping)
-    sizes = np.diff(np.append(first, len(users)))
+    first_rows = window_starts(users, times, grouping)
+    sizes = np.diff(np.append(first_rows, len(users)))
     return RequestGroups(
-        users=users[first],
-        request_times=times[first],
-        request_of_event=np.repeat(np.arange(len(first)), sizes),
+        users=users[first_rows],
+        request_times=times[first_rows],
+        request_of_event=np.repeat(np.arange(len(first_rows)), sizes),
     )
 
 
@@ -103,22 +99,27 @@ def window_starts(
         users, times: int64 [E], sorted by (user, time).
         grouping: length and size of a window.
     """
-    first = group_starts(users)
-    ends = np.append(first[1:], len(users))
-    num_in_window = history_lengths(
+    user_starts = group_starts(users)
+    user_ends = np.append(user_starts[1:], len(users))
+    # The events of the user up to `window_ms` after each event; + 1, since a history ends before
+    # its time.
+    num_until_window_end = history_lengths(
         users,
         times,
         users,
         times + grouping.window_ms + 1,
     )
-    window_ends = np.repeat(first, ends - first) + num_in_window
+    window_ends = np.repeat(user_starts, user_ends - user_starts) + num_until_window_end
     next_starts = np.minimum(window_ends, np.arange(len(users)) + grouping.max_targets)
     starts = [np.zeros(0, np.int64)]
-    current = first
+    # Each round adds one window of every user. Users without more events leave both arrays.
+    current = user_starts
+    ends = user_ends
     while len(current):
         starts.append(current)
-        has_more = next_starts[current] < ends
-        current = next_starts[current][has_more]
+        following = next_starts[current]
+        has_more = following < ends
+        current = following[has_more]
         ends = ends[has_more]
     return np.sort(np.concatenate(starts))
 
@@ -128,49 +129,47 @@ def _group_baskets(
     times: Int64,
     baskets: Int64,
 ) -> RequestGroups:
+    """Return one request per basket of a user, numbered by (user, time, basket)."""
     by_basket = np.lexsort((times, baskets, users))
-    starts = group_starts(users[by_basket], baskets[by_basket])
-    sizes = np.diff(np.append(starts, len(users)))
-    first = by_basket[starts]
-    by_time = np.lexsort((baskets[first], times[first], users[first]))
-    rank = np.empty(len(starts), np.int64)
-    rank[by_time] = np.arange(len(starts))
+    sorted_users = users[by_basket]
+    sorted_baskets = baskets[by_basket]
+    # Baskets, in the order of their ids, and the first event of each.
+    first_rows = by_basket[group_starts(sorted_users, sorted_baskets)]
+    sizes = group_lengths(sorted_users, sorted_baskets)
+    # The number of the request of each basket is its rank by time.
+    by_time = np.lexsort((baskets[first_rows], times[first_rows], users[first_rows]))
+    request_of_basket = np.empty(len(first_rows), np.int64)
+    request_of_basket[by_time] = np.arange(len(first_rows))
     request_of_event = np.empty(len(users), np.int64)
-    request_of_event[by_basket] = np.repeat(rank, sizes)
-    first = first[by_time]
-    return RequestGroups(users[first], times[first], request_of_event)
+    request_of_event[by_basket] = np.repeat(request_of_basket, sizes)
+    request_rows = first_rows[by_time]
+    return RequestGroups(users[request_rows], times[request_rows], request_of_event)
 
 
-def sample_requests(users: Int64, grouping: RequestGrouping) -> Bools:
-    """Return which requests belong to the seeded choice of each user's requests, bool [R].
+def sample_requests(users: Int64, grouping: RequestGrouping) -> Mask:
+    """Return which requests belong to the seeded sample of each user's requests, bool [R].
 
-    The choice is a hash of (seed, user, place among the user's requests), so it is the same in
-    any partition of the users.
+    The sample depends on a hash of (seed, user, rank among the user's requests), so it is the
+    same in any partition of the users.
 
     Args:
         users: int64 [R], sorted.
-        grouping: size and seed of the choice.
+        grouping: size and seed of the sample.
     """
     if not grouping.max_requests_per_user:
         return np.ones(len(users), bool)
-    place = ranks_in_runs(users)
-    seeded_place = place + np.int64(grouping.seed) * SEED_FACTOR
+    rank = ranks_in_runs(users)
+    seeded_rank = rank + np.int64(grouping.seed) * SEED_FACTOR
     user_hash = splitmix64(users).view(np.int64)
-    place_hash = splitmix64(seeded_place).view(np.int64)
-    order = np.lexsort((splitmix64(user_hash ^ place_hash), users))
+    rank_hash = splitmix64(seeded_rank).view(np.int64)
+    order = np.lexsort((splitmix64(user_hash ^ rank_hash), users))
+    # `order` shuffles within the users, which are sorted. A user therefore has the same rows in
+    # `order` and in `rank`.
     is_chosen = np.zeros(len(users), bool)
-    is_chosen[order[place < grouping.max_requests_per_user]] = True
+    is_chosen[order[rank < grouping.max_requests_per_user]] = True
     return is_chosen
 
 
 def ranks_in_runs(keys: Int64) -> Int64:
-    """Return the place of each row in its run of equal keys, int64, from 0."""
-    starts = group_starts(keys)
-    sizes = np.diff(np.append(starts, len(keys)))
-    return np.arange(len(keys)) - np.repeat(starts, sizes)
-
-
-def timestamp_column(times: Int64) -> pa.Array:
-    """Return times in ms as an Arrow column of UTC timestamps."""
-    without_zone = pa.array(times, pa.int64()).cast(pa.timestamp("ms"))
-    return without_zone.cast(pa.timestamp("ms", tz="UTC"))
+    """Return the rank of each row in its run of equal keys, int64, from 0."""
+    return np.arange(len(keys)) - np.repeat(group_starts(keys), group_lengths(keys))

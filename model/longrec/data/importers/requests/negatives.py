@@ -13,10 +13,9 @@ import dataclasses
 from collections.abc import Collection
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column, timestamp_column
 from longrec.data.dataset import target_schema
 from longrec.data.importers.requests.catalogue import ItemCatalogue
 from longrec.data.importers.requests.grouping import (
@@ -25,18 +24,14 @@ from longrec.data.importers.requests.grouping import (
     group_events,
     ranks_in_runs,
     sample_requests,
-    timestamp_column,
 )
-from longrec.data.timelines import history_lengths
+from longrec.data.timelines import Mask, history_lengths
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 MAX_DRAWS = 32
 """Largest number of draws for one negative; each draw may be rejected."""
 MAX_PER_POSITIVE = 10_000
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,8 +42,8 @@ class NegativeSampling:
         per_positive: number of uniform draws without replacement for each positive. There are
             fewer negatives when there are not enough items.
         within: item column with the same value for a negative and its positive; None for any.
-        keep_new: whether positives that nobody touched before the request stay. Negatives are
-            items that existed before, so a model can tell such positives by their being new.
+        keep_new: whether positives that nobody touched before the request are used. Negatives are
+            items that existed before, so a model could tell such positives: they alone are new.
     """
 
     per_positive: int = 4
@@ -63,11 +58,7 @@ class NegativeSampling:
                 expected=f"1 to {MAX_PER_POSITIVE:,} for each positive",
             )
 
-    def require_within(
-        self,
-        columns: Collection[str],
-        expected: str,
-    ) -> None:
+    def require_within(self, columns: Collection[str], expected: str) -> None:
         """Raise a DataError when `within` is not one of the item columns of a log.
 
         Args:
@@ -115,6 +106,7 @@ class NegativeSampler:
         self.grouping = grouping
         self.negatives = negatives
         self.catalogue = catalogue
+        self._num_items = max(catalogue.num_items, 1)  # a divisor, also for an empty catalogue
 
     def requests(
         self,
@@ -127,13 +119,14 @@ class NegativeSampler:
         A request is a basket, or a window in a log without baskets, at the time of its first
         event. Its positives are its different items. Its negatives were first seen strictly
         before the request, share the group of a positive and are no items of the request.
-        Targets are in the order of item ids, so their places tell nothing.
+        Targets are in the order of item ids, so the order gives no hint of the label.
 
         Args:
             events: whole users, sorted by (user_id, timestamp, event_seq).
             first_id: id of the first request.
             rng: generator of all draws.
         """
+        # All positives of a window first. `_limit` then samples `max_targets` of them.
         whole_windows = dataclasses.replace(self.grouping, max_targets=max(events.num_rows, 1))
         groups = group_events(events, self.schema, whole_windows)
         pairs = self._pairs_of_log(groups, int64_column(events, ITEM_ID))
@@ -146,33 +139,22 @@ class NegativeSampler:
         targets = self._targets(positives, negatives, groups, first_id)
         return ImplicitRequests(targets, num_new)
 
-    def _pairs_of_log(
-        self,
-        groups: RequestGroups,
-        items: Int64,
-    ) -> Int64:
+    def _pairs_of_log(self, groups: RequestGroups, items: Int64) -> Int64:
         """Return the different (request, item) pairs of the chosen requests, sorted."""
-        is_chosen = sample_requests(groups.users, self.grouping)[groups.request_of_event]
+        is_chosen_request = sample_requests(groups.users, self.grouping)
+        is_chosen = is_chosen_request[groups.request_of_event]
         item_rows = np.searchsorted(self.catalogue.ids, items[is_chosen])
         requests = groups.request_of_event[is_chosen]
-        return np.unique(requests * self.catalogue.num_items + item_rows)
+        return np.unique(requests * self._num_items + item_rows)
 
-    def _was_seen_before(
-        self,
-        pairs: Int64,
-        request_times: Int64,
-    ) -> Bools:
-        request, item = np.divmod(pairs, self.catalogue.num_items)
-        was_seen: Bools = self.catalogue.first_times[item] < request_times[request]
+    def _was_seen_before(self, pairs: Int64, request_times: Int64) -> Mask:
+        request, item = np.divmod(pairs, self._num_items)
+        was_seen: Mask = self.catalogue.first_times[item] < request_times[request]
         return was_seen
 
-    def _limit(
-        self,
-        pairs: Int64,
-        rng: np.random.Generator,
-    ) -> Int64:
+    def _limit(self, pairs: Int64, rng: np.random.Generator) -> Int64:
         """Return a random choice of at most `max_targets` pairs of each request, sorted."""
-        requests = pairs // self.catalogue.num_items
+        requests = pairs // self._num_items
         order = np.lexsort((rng.random(len(pairs)), requests))
         is_chosen = ranks_in_runs(requests[order]) < self.grouping.max_targets
         return np.sort(pairs[order][is_chosen])
@@ -192,8 +174,7 @@ class NegativeSampler:
             request_times: int64 [R], ms.
             rng: generator of the draws.
         """
-        num_items = self.catalogue.num_items
-        request, start, count = self._candidates(positives, request_times)
+        request, start, count = self._candidate_ranges(positives, request_times)
         drawn = np.zeros(0, np.int64)
         pending = np.flatnonzero(count > 0)
         for _ in range(MAX_DRAWS):
@@ -201,25 +182,26 @@ class NegativeSampler:
                 break
             uniform = np.floor(rng.random(len(pending)) * count[pending]).astype(np.int64)
             item = self.catalogue.order[start[pending] + uniform]
-            pairs = request[pending] * num_items + item
-            is_new = _is_first(pairs) & ~_is_among(pairs, excluded) & ~_is_among(pairs, drawn)
-            drawn = np.sort(np.concatenate([drawn, pairs[is_new]]))
-            pending = pending[~is_new]
+            pairs = request[pending] * self._num_items + item
+            is_taken = _is_among(pairs, excluded) | _is_among(pairs, drawn)
+            is_accepted = _is_first(pairs) & ~is_taken
+            drawn = np.sort(np.concatenate([drawn, pairs[is_accepted]]))
+            pending = pending[~is_accepted]
         return drawn
 
-    def _candidates(
+    def _candidate_ranges(
         self,
         positives: Int64,
         request_times: Int64,
     ) -> tuple[Int64, Int64, Int64]:
-        """Return the candidates of each negative, int64 [P * per_positive] each.
+        """Return the range of candidates of each negative, int64 [P * per_positive] each.
 
-        These are the request, the first candidate in the order of the catalogue and the number
-        of candidates. Candidates are the items of the positive's group that were seen before
+        The arrays are the request, the first candidate in the order of the catalogue and the
+        number of candidates. Candidates are the items of the positive's group that were seen before
         the request.
         """
         catalogue = self.catalogue
-        request, item = np.divmod(positives, catalogue.num_items)
+        request, item = np.divmod(positives, self._num_items)
         group = catalogue.groups[item]
         count = history_lengths(
             catalogue.sorted_groups,
@@ -241,7 +223,7 @@ class NegativeSampler:
         pairs = np.concatenate([positives, negatives])
         labels = np.repeat(np.array([1, 0], np.int8), [len(positives), len(negatives)])
         order = np.argsort(pairs, kind="stable")
-        request, item = np.divmod(pairs[order], self.catalogue.num_items)
+        request, item = np.divmod(pairs[order], self._num_items)
         is_next_request = np.diff(request, prepend=-1) > 0
         ids = first_id + np.cumsum(is_next_request) - 1
         columns = {
@@ -254,16 +236,17 @@ class NegativeSampler:
         return pa.table(columns).cast(target_schema(self.schema))
 
 
-def _is_first(values: Int64) -> Bools:
+def _is_first(values: Int64) -> Mask:
     """Return whether no earlier element has the same value, bool."""
     is_first = np.zeros(len(values), bool)
     is_first[np.unique(values, return_index=True)[1]] = True
     return is_first
 
 
-def _is_among(values: Int64, sorted_values: Int64) -> Bools:
+def _is_among(values: Int64, sorted_values: Int64) -> Mask:
     if not len(sorted_values):
         return np.zeros(len(values), bool)
-    places = np.searchsorted(sorted_values, values)
-    nearest = sorted_values[np.minimum(places, len(sorted_values) - 1)]
+    last_row = len(sorted_values) - 1
+    rows = np.searchsorted(sorted_values, values)
+    nearest = sorted_values[np.minimum(rows, last_row)]
     return np.asarray(nearest == values)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from longrec.data.columns import int64_column
+from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import event_schema, user_schema
 from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.importers.reading.rejects import LogFile, Rejects
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 
 GROUPS = ("events", "items", "users")
 REJECTS_FILE = "rejects.csv"
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,11 +56,11 @@ class ImportOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """Everything of a dataset that does not come from its events.
+    """Name, source and entity tables of a dataset.
 
     Args:
         name: name of the data.
-        source: JSON that tells people how the dataset was made.
+        source: JSON that says how the dataset was made.
         items: the item table; None for the items of the log.
         users: the user table, or None. Users of the log that it lacks are added with nulls.
         notes: remarks for the import report.
@@ -79,14 +76,14 @@ class DatasetInfo:
 
 
 class DatasetBuilder:
-    """An import under way: it takes events, then writes the dataset.
+    """An import under way: it collects events, then writes the dataset.
 
     Args:
         out: the dataset directory.
         schema: features and tasks.
         event_labels: label columns of the events that are not event features.
-        rejects: takes the bad rows.
-        spill: takes the events.
+        rejects: receives the bad rows.
+        spill: receives the events.
     """
 
     def __init__(
@@ -109,11 +106,7 @@ class DatasetBuilder:
         """Return a file to read, with its bad rows going to `rejects`."""
         return LogFile(path, group, self.rejects)
 
-    def write(
-        self,
-        requests: RequestBuilder,
-        info: DatasetInfo,
-    ) -> ImportReport:
+    def write(self, requests: RequestBuilder, info: DatasetInfo) -> ImportReport:
         """Write the dataset from the spilled events; return the report.
 
         Args:
@@ -155,15 +148,15 @@ class DatasetBuilder:
         items = no_ids
         num_requests = 0
         for part in range(self.spill.num_parts):
-            part_ids = self._write_part(writer, requests, part, num_requests)
-            num_requests += part_ids.num_requests
-            users.append(part_ids.users)
+            summary = self._write_part(writer, requests, part, num_requests)
+            num_requests += summary.num_requests
+            users.append(summary.users)
             if info.items is None:
-                items = np.union1d(items, part_ids.items)
+                items = np.union1d(items, summary.items)
         if not num_requests:
             raise DataError(
                 "no requests could be made of the log",
-                fix="See docs/guides/import.md on how requests are cut.",
+                fix="See docs/guides/import.md on how events are grouped into requests.",
             )
         item_table = pa.table({ITEM_ID: items}) if info.items is None else info.items
         user_table = _with_missing_users(
@@ -179,8 +172,8 @@ class DatasetBuilder:
         requests: RequestBuilder,
         part: int,
         first_id: int,
-    ) -> _PartIds:
-        """Write one part; return its ids, the only data of it that stays in memory."""
+    ) -> _PartSummary:
+        """Write one part; return its summary, the only data of it that stays in memory."""
         events = self.spill.read(part)
         self.spill.remove(part)
         targets = requests.build(events, part, first_id)
@@ -192,7 +185,7 @@ class DatasetBuilder:
             f"{len(events):,}",
         )
         users = int64_column(events, USER_ID)
-        return _PartIds(
+        return _PartSummary(
             num_requests=len(group_starts(int64_column(targets, REQUEST_ID))),
             users=users[group_starts(users)],
             items=np.unique(int64_column(events, ITEM_ID)),
@@ -227,8 +220,8 @@ class DatasetBuilder:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _PartIds:
-    """Ids of one part: its users and items, int64, and its number of requests."""
+class _PartSummary:
+    """Ids of the users and items of one part, int64, and its number of requests."""
 
     num_requests: int
     users: Int64
@@ -236,7 +229,7 @@ class _PartIds:
 
 
 @contextlib.contextmanager
-def dataset_builder(
+def open_dataset_builder(
     out: str | Path,
     schema: Schema,
     options: ImportOptions,
@@ -278,7 +271,9 @@ def _with_missing_users(
 ) -> pa.Table:
     """Return the user table and a row of nulls for each user of the log that it lacks."""
     columns = user_schema(schema)
-    known = columns.empty_table() if users is None else users.select(columns.names).cast(columns)
+    known = columns.empty_table()
+    if users is not None:
+        known = users.select(columns.names).cast(columns)
     missing = pa.array(np.setdiff1d(ids, int64_column(known, USER_ID)))
     nulls = [pa.nulls(len(missing), field.type) for field in list(columns)[1:]]
     added = pa.Table.from_arrays([missing, *nulls], schema=columns)

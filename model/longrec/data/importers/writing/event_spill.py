@@ -13,21 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import files
-from longrec.data.columns import TIMESTAMP_TYPE, int64_column
+from longrec.data.columns import Int64, int64_column, timestamp_column
 from longrec.data.shards import part_of
-from longrec.data.timelines import group_starts
+from longrec.data.timelines import group_lengths, group_starts
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, TIMESTAMP, USER_ID
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_EVENTS = 10_000_000
 TIME_COLUMNS = (TIMESTAMP, CREATED)
-
-Int64 = npt.NDArray[np.int64]
 
 
 class EventSpill:
@@ -110,12 +107,8 @@ class EventSpill:
                 for name, values in times.items()
             }
         for name, values in times.items():
-            column = pa.array(values).cast(pa.timestamp("ms")).cast(TIMESTAMP_TYPE)
-            table = table.set_column(
-                table.schema.get_field_index(name),
-                name,
-                column,
-            )
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, name, timestamp_column(values))
         order = np.lexsort((int64_column(table, EVENT_SEQ), times[TIMESTAMP], users))
         return table.take(pa.array(order)).cast(self._schema)
 
@@ -166,9 +159,9 @@ def _last_times_of_baskets(
     """Return the time of the last event of each event's basket, int64 ms."""
     if not len(times):
         return np.empty(0, np.int64)
-    order = np.lexsort((baskets, users))
-    starts = group_starts(users[order], baskets[order])
-    sizes = np.diff(np.append(starts, len(times)))
+    by_basket = np.lexsort((baskets, users))
+    keys = (users[by_basket], baskets[by_basket])
+    times_of_baskets = np.maximum.reduceat(times[by_basket], group_starts(*keys))
     last_times = np.empty(len(times), np.int64)
-    last_times[order] = np.repeat(np.maximum.reduceat(times[order], starts), sizes)
+    last_times[by_basket] = np.repeat(times_of_baskets, group_lengths(*keys))
     return last_times

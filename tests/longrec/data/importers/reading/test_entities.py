@@ -31,6 +31,6 @@ def test_the_first_row_of_an_id_stays_over_several_files(tmp_path: Path) -> None
     with (tmp_path / "rejects.csv").open(newline="") as stream:
         rejected = list(csv.reader(stream))[1:]
     assert [row[:3] for row in rejected] == [
-        ["u1.csv", "4", "a is there twice"],
-        ["u2.csv", "2", "a is there twice"],
+        ["u1.csv", "4", "a occurs twice"],
+        ["u2.csv", "2", "a occurs twice"],
     ]

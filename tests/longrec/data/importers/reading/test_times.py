@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from longrec.data.importers.reading.fields import Field
-from longrec.data.importers.reading.times import parse_time_ms
+from longrec.data.importers.reading.times import to_any_time_ms
 from tests.longrec.data.importers.reading.log_rows import read_log, write_log
 
 
@@ -54,4 +54,4 @@ def test_timestamp_columns_have_their_own_unit_and_zone() -> None:
     nanoseconds = berlin.cast(pa.timestamp("ns", tz="UTC"))
     without_zone = pa.array([time.replace(tzinfo=None)], pa.timestamp("s"))
     for column in (berlin, nanoseconds, without_zone):
-        assert parse_time_ms(column, "ms").values.to_pylist() == [1_714_521_600_000]
+        assert to_any_time_ms(column, "ms").values.to_pylist() == [1_714_521_600_000]
