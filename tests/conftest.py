@@ -30,6 +30,7 @@ CHECKED = [
         f"longrec.nn.{name}"
         for name in (
             "layers",
+            "time_gaps",
             "mixer",
             "ranker",
             "stca",

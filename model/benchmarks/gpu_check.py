@@ -42,8 +42,8 @@ from harness.comparison import (
     stacked,
 )
 from longrec.config import TrainConfig
-from longrec.nn import fused_paths
 from longrec.nn.baselines import hstu
+from longrec.nn.fused import paths as fused_paths
 from longrec.nn.kernels import rows as row_kernels
 from longrec.nn.ranker import Ranker
 from longrec.nn.stca import STCA

@@ -27,9 +27,9 @@ from harness.longest_history import LIMIT_GIB, free_memory, longest_history, pea
 from harness.results import Row
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
-from longrec.nn import fused_paths
 from longrec.nn.baselines.hstu import hstu
 from longrec.nn.baselines.transformer import causal_transformer
+from longrec.nn.fused import paths as fused_paths
 from longrec.nn.stca import STCA
 
 DEVICE = torch.device("cuda")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from longrec.config import ModelConfig
-from longrec.nn import fused_swiglu
+from longrec.nn.fused import swiglu as fused_swiglu
 
 PRODUCTS = (
     "aten::mm",

@@ -12,7 +12,7 @@ import torch
 from longrec.config import ModelConfig, TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.nn.flops import stca_flops
-from longrec.nn.fused_tokens import ALIGNMENT
+from longrec.nn.fused.tokens import ALIGNMENT
 from longrec.nn.ranker import Ranker
 from longrec.schema import synthetic_schema
 from longrec.training import losses, optimizers
@@ -124,7 +124,7 @@ def least_flops(config: ModelConfig, num_requests: int, num_events: int, num_tar
     """Return the FLOPs of the cheapest exact order of every part.
 
     That is the cheaper order of attention, with the first products of the fusion taken of the
-    embeddings (longrec.nn.fused_tokens).
+    embeddings (longrec.nn.fused.tokens).
     """
     sizes = (config, num_requests, num_events, num_targets)
     written = min(written_flops(*sizes, order=order) for order in ("plain", "reordered"))

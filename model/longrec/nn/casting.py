@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from longrec.nn.fused_paths import apply_function
+from longrec.nn.fused.paths import apply_function
 
 Slot: TypeAlias = tuple[nn.Module, str]
 """Module and attribute that hold a parameter."""

@@ -12,6 +12,9 @@ import dataclasses
 from longrec.config import ModelConfig
 from longrec.nn.target_attention import cheaper_order
 
+TRAINING_FLOPS_FACTOR = 3.0
+"""FLOPs of a training step over those of its forward pass: a backward pass takes twice as many."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flops:

@@ -1,4 +1,4 @@
-"""Layers that the stack and the head share: SwiGLU FFN, feature embeddings, time-gap buckets.
+"""Layers that the stack and the head share: SwiGLU FFN, feature embeddings.
 
 Shape letters: T rows, D width, In input width, F features of a group, W their `out_width`: the
 embeddings side by side.
@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longrec.errors import DataError
-from longrec.nn import fused_ffn
-from longrec.nn.fused_tokens import EmbeddingLookup
+from longrec.nn.fused import ffn as fused_ffn
+from longrec.nn.fused.tokens import EmbeddingLookup
 from longrec.schema import Feature
 
-NUM_GAP_BUCKETS = 32
-"""Ranges of the time between event and request (gap_buckets)."""
 ID_STD = 0.05
 """Initial deviation of id embeddings: small, so a rare id changes scores little."""
 FEATURE_STD = 1.0
@@ -81,7 +79,7 @@ class SwiGLUFFN(nn.Module):
         return self.reference(x)
 
     def reference(self, x: Float[Tensor, "T In"]) -> Float[Tensor, "T D"]:
-        """Return the rows of `forward` on any device: the reference of longrec.nn.fused_ffn."""
+        """Return the rows of `forward` on any device: the reference of longrec.nn.fused.ffn."""
         gate = functional.silu(self.w_v(x))
         output: Tensor = self.w_o(gate * self.w_u(x))
         return output
@@ -228,7 +226,7 @@ class FeatureEmbedding(nn.Module):
         indices: Int[Tensor, "_ F"],
         index_rows: Int[Tensor, " T"] | None = None,
     ) -> list[EmbeddingLookup]:
-        """Return the table reads of `forward`, for longrec.nn.fused_tokens.
+        """Return the table reads of `forward`, for longrec.nn.fused.tokens.
 
         Args:
             indices: as in `forward`.
@@ -289,25 +287,6 @@ class FeatureEmbedding(nn.Module):
                     expected=f"0..{size - 1}",
                     fix="Encode with the encoder that the model was built with.",
                 )
-
-
-def gap_buckets(
-    request_times: Int[Tensor, " T"],
-    timestamps: Int[Tensor, " T"],
-) -> Int[Tensor, " T"]:
-    """Return the bucket of each time gap, int64 [T].
-
-    Bucket 0 holds gaps below one second, bucket k gaps from 2^(k-1) s to below 2^k s. The last one
-    holds all longer gaps.
-
-    Args:
-        request_times: int64 [T], time of the request of each event, ms.
-        timestamps: int64 [T], time of each event, ms; one after the request is in bucket 0.
-
-    Source: time gap of arXiv 2511.06077, log-bucketed.
-    """
-    edges_ms = 1_000 << torch.arange(NUM_GAP_BUCKETS - 1, device=request_times.device)
-    return torch.bucketize(request_times - timestamps, edges_ms, right=True)
 
 
 def _table(

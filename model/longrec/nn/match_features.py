@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longrec.data.batch import RequestBatch
-from longrec.nn.layers import FEATURE_STD, NUM_GAP_BUCKETS, gap_buckets, linear
+from longrec.nn.layers import FEATURE_STD, linear
+from longrec.nn.time_gaps import NUM_GAP_BUCKETS, gap_buckets
 
 NUM_COUNT_BUCKETS = 14
 """None, 1, 2 to 3, ..., 4,096 and more."""

@@ -27,14 +27,15 @@ from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError
 from longrec.nn import casting, parallel
 from longrec.nn.baselines import sequence_model
-from longrec.nn.fused_stca import StackedWeights
-from longrec.nn.layers import gap_buckets, linear
+from longrec.nn.fused.stca import StackedWeights
+from longrec.nn.layers import linear
 from longrec.nn.match_features import MatchFeatures
 from longrec.nn.mixer import RankMixer
 from longrec.nn.stca import STCA
 from longrec.nn.target_attention import Segments
 from longrec.nn.target_attention.cached import CachedKeysValues, DuplicateEvents
 from longrec.nn.target_attention.sources import AttentionSource
+from longrec.nn.time_gaps import gap_buckets
 from longrec.nn.tokens import TokenLayers, embedding
 from longrec.schema import Schema
 

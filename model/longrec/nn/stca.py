@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longrec.config import ModelConfig
-from longrec.nn import fused_stca
-from longrec.nn.fused_stca import StackedWeights
+from longrec.nn.fused import stca as fused_stca
+from longrec.nn.fused.stca import StackedWeights
 from longrec.nn.layers import SwiGLUFFN, linear
 from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import Segments

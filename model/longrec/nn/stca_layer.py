@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longrec.config import ModelConfig
-from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, ResidualFFN, SwiGLUFFN
+from longrec.nn.layers import PlainFFN, ResidualFFN, SwiGLUFFN
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, keys_values_weight
 from longrec.nn.target_attention.inputs import scaled_queries
 from longrec.nn.target_attention.sources import AttentionSource
+from longrec.nn.time_gaps import NUM_GAP_BUCKETS
 
 QK_GAIN = 2.0
 """Gain of the orthogonal initial values of W_Q and W_K."""

@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
-from longrec.nn import fused_tokens
-from longrec.nn.layers import (
-    FEATURE_STD,
-    NUM_GAP_BUCKETS,
-    FeatureEmbedding,
-    SwiGLUFFN,
-    gap_buckets,
-    linear,
-)
+from longrec.nn.fused import tokens as fused_tokens
+from longrec.nn.layers import FEATURE_STD, FeatureEmbedding, SwiGLUFFN, linear
+from longrec.nn.time_gaps import NUM_GAP_BUCKETS, gap_buckets
 from longrec.schema import Schema
 
 
@@ -118,7 +112,7 @@ class TokenLayers(nn.Module):
         batch: RequestBatch,
         gaps: Int[Tensor, " T"] | None,
     ) -> Float[Tensor, "T D"]:
-        """Return x of every event on any device: the reference of longrec.nn.fused_tokens."""
+        """Return x of every event on any device: the reference of longrec.nn.fused.tokens."""
         return self._fuse_actions(self.item_tokens(batch.event_items), batch, gaps)
 
     def target_and_event_tokens(

@@ -41,7 +41,7 @@ from torch import Tensor
 from longrec.data.batch import RequestBatch
 from longrec.data.feature_encoders import Int32
 from longrec.data.loading.batching import EncodedEvents
-from longrec.nn.fused_stca import StackedWeights
+from longrec.nn.fused.stca import StackedWeights
 from longrec.nn.ranker import Ranker
 from longrec.nn.target_attention import Segments
 from longrec.scoring.cuda_buffers import (

@@ -20,7 +20,7 @@ from torch import Tensor
 from longrec.data.batch import RequestBatch
 from longrec.data.loading import batching
 from longrec.errors import ConfigError
-from longrec.nn.fused_stca import StackedWeights
+from longrec.nn.fused.stca import StackedWeights
 from longrec.nn.target_attention.cached import DuplicateEvents
 from longrec.schema import Schema
 from longrec.scoring.bundle import Bundle

@@ -17,8 +17,8 @@ from longrec.config import ModelConfig, TrainConfig
 from longrec.errors import ConfigError
 from longrec.nn.baselines import sequence_model
 from longrec.nn.baselines.din import DIN
-from longrec.nn.layers import NUM_GAP_BUCKETS
 from longrec.nn.target_attention import Segments
+from longrec.nn.time_gaps import NUM_GAP_BUCKETS
 from longrec.training import losses
 from tests.longrec.nn import builders
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from longrec.nn import fused_swiglu
-from longrec.nn.layers import NUM_GAP_BUCKETS, FeatureEmbedding, SwiGLUFFN, gap_buckets, linear
+from longrec.nn.fused import swiglu as fused_swiglu
+from longrec.nn.layers import FeatureEmbedding, SwiGLUFFN, linear
 from longrec.nn.target_attention import AttentionInputs, Segments
+from longrec.nn.time_gaps import NUM_GAP_BUCKETS, gap_buckets
 from longrec.schema import Feature
 
 FEATURES = (

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from longrec.data.batch import RequestBatch
-from longrec.nn.layers import NUM_GAP_BUCKETS, PlainFFN, SwiGLUFFN
+from longrec.nn.layers import PlainFFN, SwiGLUFFN
 from longrec.nn.match_features import NUM_COUNT_BUCKETS, match_buckets
+from longrec.nn.time_gaps import NUM_GAP_BUCKETS
 from tests.longrec.nn import builders
 
 LENGTHS = [40, 0, 1, 300]

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longrec.config import ModelConfig
-from longrec.nn.layers import gap_buckets
 from longrec.nn.target_attention import (
     AttentionInputs,
     Segments,
@@ -25,6 +24,7 @@ from longrec.nn.target_attention import (
     reference,
     reordered,
 )
+from longrec.nn.time_gaps import gap_buckets
 from tests.longrec.nn import builders
 from tests.longrec.nn.builders import close, scores
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from longrec.config import ModelConfig
 from longrec.nn.baselines.causal_sequence import CausalSequenceModel
-from longrec.nn.fused_paths import apply_function, available
+from longrec.nn.fused.paths import apply_function, available
 from longrec.nn.layers import linear
 from longrec.nn.target_attention import Segments
 

@@ -7,7 +7,7 @@
     x W_x + (u swish(v)) W_o, uv = x W_uv     narrow_gate_project: x of few columns
 
 Normalization here has no scale and no shift. They are folded into the weights that read the
-normalized rows (longrec.nn.fused_ffn). The backward kernels are in gate_backward.py.
+normalized rows (longrec.nn.fused.ffn). The backward kernels are in gate_backward.py.
 
 Shape letters: T rows, M layers, D width, H hidden width of the FFN, In input width.
 Memory layouts: uv [T, M, 2, H], h [T, M, H], xhat [T, M, D], rstd [T, M].

@@ -9,7 +9,7 @@ Triton.
     EventTokens   reordered   the events themselves; a program takes the (target, head) rows of
                               one request and one split of its events
 
-The encoding may come without the scale and shift of its norm (longrec.nn.fused_ffn). The scale is
+The encoding may come without the scale and shift of its norm (longrec.nn.fused.ffn). The scale is
 then in the weights. The shift is added to the output, since softmax weights sum to 1. The reference
 implementations are target_attention.reference and target_attention.reordered.
 
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from longrec.nn.fused_paths import apply_function, available
+from longrec.nn.fused.paths import apply_function, available
 from longrec.nn.rounding import ceil_div
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
 from longrec.nn.target_attention.reordered import lift_queries, project_values
@@ -328,7 +328,7 @@ class _GapBiases(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        from longrec.nn.kernels.gap_buckets import sum_by_bucket
+        from longrec.nn.kernels.gap_bias_gradient import sum_by_bucket
 
         gaps = ctx.saved_tensors[0].to(torch.int32)
         sums = [

@@ -2,7 +2,7 @@
 
 It makes the attention sources, and the keys and values for a cache. The parameters stay in the
 layers (longrec.nn.stca_layer). Here they are stacked, so all layers share one product. The scale of
-each norm is multiplied into the weights that read its rows (longrec.nn.fused_ffn).
+each norm is multiplied into the weights that read its rows (longrec.nn.fused.ffn).
 
 Shape letters: T events, D width, M layers, H hidden width of the FFN (not heads).
 """
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from longrec.nn import fused_ffn
+from longrec.nn.fused import ffn as fused_ffn
 from longrec.nn.layers import SwiGLUFFN
 from longrec.nn.stca_layer import STCALayer
 from longrec.nn.target_attention import Segments, fused, keys_values_weight

@@ -22,8 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longrec.nn import fused_ffn, fused_swiglu
-from longrec.nn.fused_paths import apply_function, available
+from longrec.nn.fused import ffn as fused_ffn
+from longrec.nn.fused import swiglu as fused_swiglu
+from longrec.nn.fused.paths import apply_function, available
 from longrec.nn.rounding import round_up
 
 ALIGNMENT = 64

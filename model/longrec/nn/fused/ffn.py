@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn.fused_paths import apply_function, available
-from longrec.nn.fused_swiglu import (
+from longrec.nn.fused.paths import apply_function, available
+from longrec.nn.fused.swiglu import (
     WIDE_WIDTH,
     gate_project,
     gate_project_normalize,
