@@ -97,20 +97,11 @@ class RequestRanker:
         request: RankRequest,
         deadline: float,
     ) -> Iterator[Ticket]:
-        """Yield a ticket of the engine, and release it.
-
-        The number of events is that of the user's last read, or a mean of other requests.
-        """
-        num_events = self.reader.num_events(request.user_id)
-        if num_events is None:
-            num_events = engine.mean_events
-        length = request.length
-        if length is None:
-            length = engine.scorer.bundle.served_length
+        """Yield a ticket of the engine, and release it."""
         is_stored_history = request.inline_history is None
         ticket = engine.admission.admit(
             len(request.candidates),
-            min(length, num_events),
+            self._expected_events(engine, request),
             is_cached=is_stored_history and request.user_id in engine.cache,
             deadline=deadline,
             caller=request.caller,
@@ -119,6 +110,22 @@ class RequestRanker:
             yield ticket
         finally:
             engine.admission.release(ticket)
+
+    def _expected_events(self, engine: Engine, request: RankRequest) -> int:
+        """Return the number of events that a request will use, as far as known."""
+        length = request.length
+        if length is None:
+            length = engine.scorer.bundle.served_length
+        if isinstance(request.inline_history, bytes):
+            return length  # a packed history tells its length only when it is unpacked
+        if request.inline_history is not None:
+            columns = request.inline_history.values()
+            num_inline = max((len(column) for column in columns), default=0)
+            return min(length, num_inline)
+        num_stored = self.reader.num_events(request.user_id)
+        if num_stored is None:
+            num_stored = engine.mean_events
+        return min(length, num_stored)
 
     async def _read_user(
         self,
