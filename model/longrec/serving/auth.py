@@ -71,6 +71,7 @@ class Tokens:
             )
         self._path = Path(path) if path else None
         self._version: FileVersion | None = None
+        self._failure = ""
         self._digests: tuple[bytes, ...] = ()
         if text is not None:
             self._digests = _digests(text, "LONGREC_TOKEN")
@@ -102,7 +103,13 @@ class Tokens:
             if file_version(self._path) != self._version:
                 self._read(self._path)
         except (ConfigError, OSError) as error:
-            log.error("the token file cannot be read, the old tokens stay valid: %s", error)
+            self._log_failure(str(error))
+
+    def _log_failure(self, reason: str) -> None:
+        """Log why the file cannot be read, once for each reason: every request reads it again."""
+        if reason != self._failure:
+            log.error("the token file cannot be read, the old tokens stay valid: %s", reason)
+        self._failure = reason
 
     def _read(self, path: Path) -> None:
         try:
@@ -115,6 +122,7 @@ class Tokens:
             ) from error
         self._digests = _digests(text, str(path))
         self._version = version
+        self._failure = ""
 
 
 class AuthMiddleware:

@@ -151,6 +151,19 @@ def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert not accepts(tokens, "short")
 
 
+def test_a_token_file_that_cannot_be_read_is_logged_once(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "token"
+    path.write_text(GOOD)
+    tokens = Tokens({"LONGREC_TOKEN_FILE": str(path)})
+    path.unlink()
+    for _ in range(3):
+        assert accepts(tokens, GOOD)
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     "environment",
     [
