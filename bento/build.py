@@ -24,6 +24,7 @@ def check(tag: str) -> None:
     """Exit with an error if the store has a model or a bento of this tag."""
     for kind, get in (("model", bentoml.models.get), ("bento", bentoml.bentos.get)):
         with contextlib.suppress(NotFound):
+            # BentoML resolves `latest` to another tag: that is no duplicate.
             if str(get(tag).tag) == tag:
                 message = f"the BentoML store has a {kind} {tag} already"
                 raise SystemExit(f"{message}; a version is never used twice")

@@ -41,8 +41,10 @@ class HttpError:
 def http_error_of(error: LongrecError, timeout_ms: int | None) -> HttpError:
     """Return the HTTP error of a request that failed.
 
+    A fault of the request gives 400. A retry of 408, 429, 503 or 504 may succeed.
+
     Args:
-        error: a fault of the request gives 400; 408, 429, 503 and 504 may pass on a retry.
+        error: error of the request.
         timeout_ms: timeout that the request named, if any.
 
     Raises:
@@ -57,6 +59,7 @@ def http_error_of(error: LongrecError, timeout_ms: int | None) -> HttpError:
     if isinstance(error, Overloaded):
         return HttpError(503, reason, error.retry_after_seconds, rejection="overload")
     if isinstance(error, EngineClosed):
+        # Not because another version took over: a request uses its engine until it is answered.
         reason = "the service stops: send the request to another one"
         return HttpError(503, reason, CLOSED_RETRY_SECONDS, rejection="closed")
     if isinstance(error, DeadlineExceeded):

@@ -1,7 +1,8 @@
 """Bodies of requests and answers, as the interface describes them.
 
 A JSON or Arrow body decodes to a RankRequest; a bad one gives an HttpError. BentoML calls
-`from_http_request`; its own decoding would log a stack trace for each bad request.
+`from_http_request` and passes what it returns to the endpoint. Its own decoding would log a stack
+trace for each bad request.
 """
 
 from __future__ import annotations

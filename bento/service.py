@@ -6,8 +6,8 @@
 
 Histories and user features come from the Feast online store in LONGREC_HOME. The registry there
 (`longrec models`) names the version that answers; the service follows it while it runs. Only
-workers import torch and Feast. BentoML imports this module with its folder on sys.path and takes
-the folder away again: other modules of this package must be imported here at the top.
+workers import torch and Feast. BentoML imports this module with its folder on sys.path and removes
+the folder afterwards: other modules of this package must be imported here at the top.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Settings:
         max_candidates: candidates of a request.
         max_inline_events: events that a request may hold, estimated by the size of its body.
         num_threads: threads that share the chunks of a forward pass (longrec.nn.parallel).
-        device: cpu scores in float32; cuda in bfloat16 with CUDA graphs. It caches histories too.
+        device: cpu scores in float32; cuda in bfloat16 with CUDA graphs. The KV cache is there too.
         cache_bytes: bytes of the history KV cache.
         timeout_seconds: time for the answer when the request names none.
         store_timeout_seconds: longest wait for the feature store; then the answer is degraded.

@@ -18,8 +18,8 @@ from bento.settings import workdir
 from longrec.errors import SchemaMismatch
 from longrec.serving.auth import Tokens
 
-ERROR_FILE_VARIABLE = "LONGREC_REFUSED_FILE"
-"""Environment variable that tells workers the file for their reason."""
+ERROR_FILE_VARIABLE = "LONGREC_STARTUP_ERROR_FILE"
+"""Environment variable that names the file for the reason of a worker that cannot start."""
 
 
 def prepare_workers() -> None:
@@ -28,7 +28,7 @@ def prepare_workers() -> None:
     os.environ["LONGREC_HOME"] = str(workdir())
     # Waiting threads of torch sleep; torch reads this when a worker loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torch asks for huge pages: each request reads cached histories from end to end.
+    # Let torch use huge pages: each request reads cached histories from end to end.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     descriptor, path = tempfile.mkstemp(prefix="longrec-startup-error-")
     os.close(descriptor)

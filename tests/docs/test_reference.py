@@ -27,7 +27,7 @@ PAGES = [p for p in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))) if p.name 
 INTERNAL_VARIABLES = {
     "LONGREC_ERROR",  # a constant of pipelines/step_log.py
     "LONGREC_POLL_SECONDS",  # shortens the tests of the Kubeflow commands
-    "LONGREC_REFUSED_FILE",  # set by the service for its workers
+    "LONGREC_STARTUP_ERROR_FILE",  # set by the service for its workers
     "LONGREC_TRAIN",  # set by a TrainJob for its nodes
 }
 

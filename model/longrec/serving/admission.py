@@ -4,7 +4,7 @@ A request is rejected here, before any work is done for it, for one of four reas
 
     its caller has too many requests in progress                       TooManyRequests, HTTP 429
     the engine has too many requests in progress                       Overloaded, HTTP 503
-    the work in progress takes too large a share of its deadline       Overloaded, HTTP 503
+    the work in progress takes too long, or too much of its deadline   Overloaded, HTTP 503
     the engine closes                                                  EngineClosed, HTTP 503
 
 The work is estimated by a cost model that learns from each batch.
@@ -28,11 +28,11 @@ FASTER_WEIGHT = 0.2
 requests that miss their deadline.
 """
 MANY_EVENTS = 2_048
-"""Encoded events of a batch from which its time measures the cost of an event."""
+"""A batch that encodes at least so many events measures the cost of an event."""
 MANY_PAIRS = 2_048 * 256
-"""Pairs (candidate, event) of a batch from which its time measures the cost of a pair."""
+"""A batch with at least so many pairs (candidate, event) measures the cost of a pair."""
 FEW_PAIRS = MANY_PAIRS // 16
-"""Pairs of a batch below which its time measures the cost of a request."""
+"""A batch with fewer pairs measures the cost of a request."""
 
 
 class Overloaded(LongrecError):
@@ -109,7 +109,7 @@ class CostModel:
 
     def learn_encoding(self, num_encoded: int, seconds: float) -> None:
         """Update the cost of an event from the encoding time of a batch."""
-        if num_encoded > MANY_EVENTS:
+        if num_encoded >= MANY_EVENTS:
             self.event_seconds = _smoothed(self.event_seconds, seconds / num_encoded)
 
     def learn_scoring(
@@ -233,15 +233,17 @@ class AdmissionControl:
     ) -> None:
         if self._is_closed:
             raise EngineClosed("the engine is closed")
+        # After this time the work in progress and this request would be done.
         retry_after = self._seconds + seconds
         if self._num_requests[caller] >= self._limits.caller_requests:
             raise TooManyRequests("this caller has too many requests in progress", retry_after)
         if not self._num_requests:
             return  # alone, a request is tried however large it is
-        share_of_deadline = MAX_QUEUE_SHARE * (deadline - time.monotonic())
-        max_seconds = min(self._limits.queue_seconds, share_of_deadline - seconds)
+        seconds_left = deadline - time.monotonic()
         is_full = self.num_in_progress >= self._limits.queue_requests
-        if is_full or self._seconds > max_seconds:
+        is_too_much_work = self._seconds > self._limits.queue_seconds
+        is_late = self._seconds + seconds > MAX_QUEUE_SHARE * seconds_left
+        if is_full or is_too_much_work or is_late:
             raise Overloaded("the service cannot answer more requests in time", retry_after)
 
 

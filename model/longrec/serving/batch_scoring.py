@@ -27,12 +27,12 @@ class _Batch:
 
     Args:
         slices: events that each request attended to.
-        events: keys and values of each slice; None for a model without a KV cache.
+        keys_values: of the events of each slice; None for a model without a KV cache.
         results: one result for each request.
     """
 
     slices: Sequence[HistorySlice]
-    events: Sequence[CachedEvents] | None
+    keys_values: Sequence[CachedEvents] | None
     results: list[RankResult]
 
 
@@ -75,7 +75,7 @@ class BatchScorer:
             DataError: the history does not fit the schema.
         """
         batch = self._run([request])
-        if batch.events is None:
+        if batch.keys_values is None:
             raise ConfigError(
                 "this model cannot be explained",
                 found=f"model.kind {self.scorer.bundle.config.kind}",
@@ -83,7 +83,7 @@ class BatchScorer:
             )
         first_candidate = request.rows.candidates[:1]
         rows = dataclasses.replace(request.rows, candidates=first_candidate)
-        weights = self.scorer.attention(rows, batch.events[0])  # [M, H, 1, L]
+        weights = self.scorer.attention(rows, batch.keys_values[0])  # [M, H, 1, L]
         num_layers, num_heads = weights.shape[:2]
         heads = []
         for layer, head in np.ndindex(num_layers, num_heads):
@@ -117,8 +117,8 @@ class BatchScorer:
         encoded = time.perf_counter()
         scores = self._score(requests, slices, events)
         results = [
-            self._result(request, piece, part)
-            for request, piece, part in zip(requests, slices, scores, strict=True)
+            self._result(request, used, scores_of_request)
+            for request, used, scores_of_request in zip(requests, slices, scores, strict=True)
         ]
         scored = time.perf_counter()
         change = self.cache.counts.since(before)
@@ -138,10 +138,10 @@ class BatchScorer:
     def _cache_ages(self, slices: Sequence[HistorySlice]) -> list[float]:
         """Return the ages of the entries of these users, in seconds."""
         ages = []
-        for piece in slices:
-            if piece.key is None:
+        for used in slices:
+            if used.key is None:
                 continue
-            age = self.cache.age_seconds(piece.key)
+            age = self.cache.age_seconds(used.key)
             if age is not None:
                 ages.append(age)
         return ages
@@ -175,26 +175,26 @@ class BatchScorer:
             return self.scorer.score_cached([request.rows for request in requests], events)
         # The model does not encode histories apart from candidates: there is nothing to cache.
         rows = [
-            _with_history(request.rows, piece)
-            for request, piece in zip(requests, slices, strict=True)
+            _with_history(request.rows, used)
+            for request, used in zip(requests, slices, strict=True)
         ]
-        longest = max(piece.num_events for piece in slices)
+        longest = max(used.num_events for used in slices)
         return self.scorer.score(rows, longest)
 
     def _result(
         self,
         request: EncodedRequest,
-        piece: HistorySlice,
+        used: HistorySlice,
         scores: Scores,
     ) -> RankResult:
         newest_ms = None
-        if piece.num_events:
-            times = history.timestamps(piece.timeline)
-            newest_ms = int(times[piece.end - 1])
+        if used.num_events:
+            times = history.timestamps(used.timeline)
+            newest_ms = int(times[used.end - 1])
         item_rows = self.scorer.bundle.encoder.item_rows(request.rows.candidates)
         return RankResult(
             scores=scores,
-            num_events=piece.num_events,
+            num_events=used.num_events,
             num_unknown=int((item_rows == 0).sum()),
             newest_ms=newest_ms,
         )
@@ -214,5 +214,5 @@ class BatchScorer:
         self.costs.learn_scoring(len(requests), num_pairs, seconds)
 
 
-def _with_history(rows: RequestRows, piece: HistorySlice) -> RequestRows:
-    return dataclasses.replace(rows, history=piece.events)
+def _with_history(rows: RequestRows, used: HistorySlice) -> RequestRows:
+    return dataclasses.replace(rows, history=used.events)

@@ -14,9 +14,9 @@ import torch
 from longrec.scoring.request import CachedEvents
 
 MIN_FREE_ROWS = 16
-"""Rows at least that a new entry leaves free for later events."""
-FREE_SHARE = 8
-"""A new entry leaves a FREE_SHARE-th of its rows free."""
+"""Smallest number of rows that a new entry leaves free for later events."""
+FREE_FRACTION = 1 / 8
+"""Free rows of a long new entry, as a fraction of its events."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,7 +49,8 @@ class CacheEntry:
             example: any rows; they give dtype, device and widths of the buffers.
         """
         num_events = events.num_rows
-        capacity = num_events + max(MIN_FREE_ROWS, num_events // FREE_SHARE)
+        num_free = max(MIN_FREE_ROWS, int(FREE_FRACTION * num_events))
+        capacity = num_events + num_free
         num_layers = len(example.layers)
         width = example.layers[0].shape[-1]
         return cls(
@@ -103,7 +104,7 @@ class CacheEntry:
 
         Args:
             part: the new rows, at most `num_free`.
-            events: events of all rows afterwards; without the oldest ones their rows are dropped.
+            events: events of all rows afterwards; rows of missing oldest events are dropped.
         """
         num_dropped = self.num_events + len(part) - events.num_rows
         self.write(self.end, part)

@@ -110,6 +110,7 @@ class Engine:
             DeadlineExceeded: the deadline passed before the request was scored.
             EngineClosed: the engine is closed, and the request has no ticket.
         """
+        # The queue holds requests of both kinds, so the types of answers are checked here.
         result = await self._answer_in_time(request, ticket)
         assert isinstance(result, RankResult)
         return result

@@ -11,7 +11,7 @@ class FileVersion(NamedTuple):
 
     Args:
         modified_ns: time of the last change, ns.
-        inode: number of the file.
+        inode: inode number; a replaced file has another one.
         num_bytes: size.
     """
 

@@ -38,7 +38,7 @@ def unpack_history(packed: bytes, schema: Schema) -> pa.RecordBatch:
     except (DataError, SchemaMismatch) as error:
         raise DataError(
             "history: not readable",
-            found=error.found,
+            found=error.found or str(error),
             expected=error.expected,
         ) from error
 

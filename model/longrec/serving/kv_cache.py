@@ -5,9 +5,11 @@ With `recency: bias` or `none` the keys and values of an event depend on that ev
 at the old end. A cached row is used only for an event that equals its own, column by column.
 
     timeline of the user   | e e e e e e e e e e |  read from the feature store by every request
-    cache entry                | e e e e e |        a stretch of it; least recently used users leave
+    cache entry                | e e e e e |        consecutive events of it
     history slice                  | e e e e e |    the last events before the request time
                                              ^ encoded, and appended to the entry in place
+
+When the cache is full, the entries of the least recently used users are evicted.
 
 An event takes 2 D numbers per layer, in the scorer's precision: 1,024 bytes with width 64, two
 layers and float32. longrec.nn.target_attention.cached says why keys and values are cached, not X_i.
@@ -89,19 +91,19 @@ class _Gap:
     """Rows of a slice that must be encoded.
 
     Args:
-        piece: the slice.
+        requested: the slice.
         start: first row in its timeline.
         count: number of rows.
     """
 
-    piece: HistorySlice
+    requested: HistorySlice
     start: int
     count: int
 
     @property
     def events(self) -> pa.RecordBatch:
         """Events to encode; no copy."""
-        return self.piece.timeline.slice(self.start, self.count)
+        return self.requested.timeline.slice(self.start, self.count)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,22 +111,22 @@ class _Lookup:
     """What the cache has for one slice.
 
     Args:
-        piece: the slice.
+        requested: the slice.
         entry: entry of the slice's user, if any.
         spans: events of the entry that are in the timeline.
         hits: parts of the spans within the slice.
         gaps: rows of the slice that no hit covers.
     """
 
-    piece: HistorySlice
+    requested: HistorySlice
     entry: CacheEntry | None
     spans: Sequence[Span]
     hits: Sequence[Span]
     gaps: Sequence[_Gap]
 
     @property
-    def newest_row(self) -> int:
-        """Row of the timeline after the newest event of the entry, 0 without one."""
+    def end_row(self) -> int:
+        """First row of the timeline after the entry's events, 0 without an entry."""
         return max((span.new_end for span in self.spans), default=0)
 
     def appendable(self) -> Span | None:
@@ -136,8 +138,8 @@ class _Lookup:
             return None
         span = self.spans[0]
         ends_the_entry = span.old_end == self.entry.num_events
-        starts_in_the_entry = self.hits[0].new == self.piece.start
-        has_newer_events = span.new_end < self.piece.end
+        starts_in_the_entry = self.hits[0].new == self.requested.start
+        has_newer_events = span.new_end < self.requested.end
         if ends_the_entry and starts_in_the_entry and has_newer_events:
             return span
         return None
@@ -200,29 +202,30 @@ class HistoryKVCache:
 
     def _answer_round(self, slices: Sequence[HistorySlice]) -> list[CachedEvents]:
         """Return keys and values of slices of different users."""
-        lookups = [self._look_up(piece) for piece in slices]
+        lookups = [self._look_up(requested) for requested in slices]
         encoded = self._encode(lookups)
         answers = []
         for lookup in lookups:
             self._count(lookup)
+            # `encoded` yields the gaps of all lookups in order; each lookup takes its own.
             fresh = [next(encoded) for _ in lookup.gaps]
             answers.append(self._combine(lookup, fresh))
         self._evict()
         return answers
 
-    def _look_up(self, piece: HistorySlice) -> _Lookup:
-        entry = self._entries.get(piece.key)
-        if entry is None or piece.key is None:
-            everything = _Gap(piece, piece.start, piece.num_events)
-            gaps = [everything] if piece.num_events else []
-            return _Lookup(piece, entry=None, spans=[], hits=[], gaps=gaps)
-        spans = equal_spans(entry.events, piece.timeline)
-        clipped = [span.clipped(piece.start, piece.end) for span in spans]
+    def _look_up(self, requested: HistorySlice) -> _Lookup:
+        entry = self._entries.get(requested.key)
+        if entry is None or requested.key is None:
+            everything = _Gap(requested, requested.start, requested.num_events)
+            gaps = [everything] if requested.num_events else []
+            return _Lookup(requested, entry=None, spans=[], hits=[], gaps=gaps)
+        spans = equal_spans(entry.events, requested.timeline)
+        clipped = [span.clipped(requested.start, requested.end) for span in spans]
         hits = [span for span in clipped if span.count]
-        between = uncovered(hits, piece.start, piece.end)
-        gaps = [_Gap(piece, start, count) for start, count in between]
+        between = uncovered(hits, requested.start, requested.end)
+        gaps = [_Gap(requested, start, count) for start, count in between]
         return _Lookup(
-            piece=piece,
+            requested=requested,
             entry=entry,
             spans=spans,
             hits=hits,
@@ -237,51 +240,55 @@ class HistoryKVCache:
         while gaps:
             batch = _first_batch(gaps, self._scorer.token_budget)
             events = [gap.events for gap in batch]
-            request_times_ms = [gap.piece.request_time_ms for gap in batch]
+            request_times_ms = [gap.requested.request_time_ms for gap in batch]
             yield from self._scorer.keys_values(events, request_times_ms)
             gaps = gaps[len(batch) :]
 
     def _combine(self, lookup: _Lookup, fresh: list[CachedEvents]) -> CachedEvents:
         """Return the rows of a slice, and cache them where that helps later requests."""
-        piece = lookup.piece
+        requested = lookup.requested
         entry = lookup.entry
-        if piece.key is None or not self._max_bytes:
-            return _concatenated(fresh) if fresh else self._encode_nothing(piece)
+        # Nothing is cached for this request.
+        if requested.key is None or not self._max_bytes:
+            return _concatenated(fresh) if fresh else self._encode_nothing(requested)
+        # All events are in the entry, in consecutive rows.
         if entry is not None and not fresh and len(lookup.hits) == 1:
             hit = lookup.hits[0]
-            self._entries.move_to_end(piece.key)
+            self._entries.move_to_end(requested.key)
             return entry.view(hit.old, hit.count)
+        # Only events after those of the entry are missing.
         span = lookup.appendable()
         if entry is not None and span is not None:
-            return self._append(piece, entry, span, fresh[0])
-        if piece.num_events == 0:
-            return self._encode_nothing(piece)
-        rebuilt = _rebuilt(piece, entry, lookup.hits, fresh)
+            return self._append(requested, entry, span, fresh[0])
+        if requested.num_events == 0:
+            return self._encode_nothing(requested)
+        # Events came late, changed, or are older than those of the entry.
+        rebuilt = _rebuilt(requested, entry, lookup.hits, fresh)
         # A request for the past must not replace newer rows.
-        if entry is None or piece.end >= lookup.newest_row:
-            self._store(piece.key, rebuilt)
-        return rebuilt.view(0, piece.num_events)
+        if entry is None or requested.end >= lookup.end_row:
+            self._store(requested.key, rebuilt)
+        return rebuilt.view(0, requested.num_events)
 
     def _append(
         self,
-        piece: HistorySlice,
+        requested: HistorySlice,
         entry: CacheEntry,
         span: Span,
         fresh: CachedEvents,
     ) -> CachedEvents:
         """Return the rows of a slice after appending the new ones to its entry."""
-        num_cached = max(self._events_per_user, piece.num_events)
-        start = max(span.new, piece.end - num_cached)
-        cached = dataclasses.replace(piece, start=start)
+        num_cached = max(self._events_per_user, requested.num_events)
+        start = max(span.new, requested.end - num_cached)
+        cached = dataclasses.replace(requested, start=start)
         if len(fresh) > entry.num_free:
             entry = _rebuilt(cached, entry, [span], [fresh])
-            self._store(piece.key, entry)
+            self._store(requested.key, entry)
         else:
             self.num_bytes -= entry.num_bytes
             entry.append(fresh, cached.events)
             self.num_bytes += entry.num_bytes
-            self._entries.move_to_end(piece.key)
-        return entry.view(piece.start - start, piece.num_events)
+            self._entries.move_to_end(requested.key)
+        return entry.view(requested.start - start, requested.num_events)
 
     def _store(self, key: Hashable, entry: CacheEntry) -> None:
         before = self._entries.pop(key, None)
@@ -301,7 +308,7 @@ class HistoryKVCache:
         counts = self.counts
         for gap in lookup.gaps:
             counts.num_encoded += gap.count
-        if lookup.piece.key is None or lookup.piece.num_events == 0:
+        if lookup.requested.key is None or lookup.requested.num_events == 0:
             return
         if not lookup.gaps:
             counts.hits += 1
@@ -310,10 +317,10 @@ class HistoryKVCache:
         else:
             counts.misses += 1
 
-    def _encode_nothing(self, piece: HistorySlice) -> CachedEvents:
+    def _encode_nothing(self, requested: HistorySlice) -> CachedEvents:
         """Return no rows, of the right widths."""
-        no_events = piece.timeline.slice(0, 0)
-        return self._scorer.keys_values([no_events], [piece.request_time_ms])[0]
+        no_events = requested.timeline.slice(0, 0)
+        return self._scorer.keys_values([no_events], [requested.request_time_ms])[0]
 
 
 def _first_of_each_user(
@@ -323,12 +330,12 @@ def _first_of_each_user(
     """Return the first unanswered position of each user, and all without a user."""
     positions = []
     users = set[Hashable]()
-    for position, piece in enumerate(slices):
-        if position in answers or piece.key in users:
+    for position, requested in enumerate(slices):
+        if position in answers or requested.key in users:
             continue
         positions.append(position)
-        if piece.key is not None:
-            users.add(piece.key)
+        if requested.key is not None:
+            users.add(requested.key)
     return positions
 
 
@@ -343,7 +350,7 @@ def _first_batch(gaps: Sequence[_Gap], token_budget: int) -> Sequence[_Gap]:
 
 
 def _rebuilt(
-    piece: HistorySlice,
+    stored: HistorySlice,
     entry: CacheEntry | None,
     spans: Sequence[Span],
     fresh: Sequence[CachedEvents],
@@ -351,24 +358,24 @@ def _rebuilt(
     """Return a new entry of a slice, copied from an old entry and from new rows.
 
     Args:
-        piece: events of the new entry.
+        stored: events of the new entry.
         entry: old entry; None if all rows are new.
-        spans: rows of the old entry that are in the timeline.
-        fresh: new rows for each gap between the spans, in order.
+        spans: rows of the old entry that are in the timeline; they may reach out of the slice.
+        fresh: new rows of each part of the slice that no span covers, in order.
     """
     example = entry.view(0, 0) if entry is not None else fresh[0]
-    rebuilt = CacheEntry.allocate(piece.events, example)
+    rebuilt = CacheEntry.allocate(stored.events, example)
     for span in spans:
         assert entry is not None
-        cached = span.clipped(piece.start, piece.end)
-        row = cached.new - piece.start
+        part = span.clipped(stored.start, stored.end)
+        row = part.new - stored.start
         rebuilt.write(
             row,
-            entry.view(cached.old, cached.count),
+            entry.view(part.old, part.count),
         )
-    gaps = uncovered(spans, piece.start, piece.end)
+    gaps = uncovered(spans, stored.start, stored.end)
     for (start, _), rows in zip(gaps, fresh, strict=True):
-        rebuilt.write(start - piece.start, rows)
+        rebuilt.write(start - stored.start, rows)
     return rebuilt
 
 

@@ -2,8 +2,8 @@
 
 One thread reads the store, for all waiting users in one query. The last rows of each user are
 cached. When the store does not answer in time, a request gets those rows, or an empty history, and
-its answer is marked as degraded. While the store is known to be down, requests do not wait for it;
-the thread opens it again until it answers.
+its answer is marked as degraded. While the store is known to be down, requests do not wait for it:
+one of them tries it again every RETRY_SECONDS.
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ class StoreReader:
             is_open.set_exception(error)
             if not isinstance(error, LongrecError):
                 return
+            # A thread that replaces an abandoned one goes on: the store may come back.
         while (users := self._next_users(number)) is not None:
             try:
                 store = store or self._open_store()

@@ -68,6 +68,7 @@ def equal_spans(old: pa.RecordBatch, new: pa.RecordBatch) -> list[Span]:
     """
     if old.num_rows == 0 or new.num_rows == 0:
         return []
+    # The timeline that begins earlier is cut where the other one begins; its start is not 0.
     old_start = _search(old, _key(new, 0), "left")
     new_start = _search(new, _key(old, 0), "left")
     num_old = old.num_rows - old_start
@@ -78,10 +79,10 @@ def equal_spans(old: pa.RecordBatch, new: pa.RecordBatch) -> list[Span]:
     old_part = old.slice(old_start, count)
     new_part = new.slice(new_start, count)
     is_equal = _equal_rows(old_part, new_part)
-    head = Span(old_start, new_start, _num_leading(is_equal))
-    spans = [head] if head.count else []
-    if head.count < count:
-        spans += _tail_span(old, new, head)
+    beginning = Span(old_start, new_start, _num_leading(is_equal))
+    spans = [beginning] if beginning.count else []
+    if beginning.count < count:
+        spans += _end_span(old, new, beginning)
     return spans
 
 
@@ -105,10 +106,10 @@ def uncovered(
         yield row, end - row
 
 
-def _tail_span(
+def _end_span(
     old: pa.RecordBatch,
     new: pa.RecordBatch,
-    head: Span,
+    beginning: Span,
 ) -> list[Span]:
     """Return the span of equal events at the shared end, or nothing."""
     old_end = _search(
@@ -121,7 +122,7 @@ def _tail_span(
         _key(old, old.num_rows - 1),
         "right",
     )
-    num_rest = min(old_end - head.old_end, new_end - head.new_end)
+    num_rest = min(old_end - beginning.old_end, new_end - beginning.new_end)
     if num_rest <= 0:
         return []
     is_equal = _equal_rows(
@@ -167,6 +168,7 @@ def _search(
 
 def _equal_rows(old: pa.RecordBatch, new: pa.RecordBatch) -> Bool:
     """Return which rows hold the same event, features included; both have the same length."""
+    # The model does not read basket ids, so keys and values do not depend on them.
     is_equal = np.ones(old.num_rows, np.bool_)
     for name in old.schema.names:
         if name != BASKET_ID:

@@ -19,13 +19,13 @@ from longrec.errors import LongrecError
 from longrec.schema import ITEM_ID
 from longrec.scoring.request import RequestRows
 from longrec.scoring.scorer import MAX_CUDA_GRAPH_REQUESTS, Scorer
-from longrec.serving.admission import CostModel
+from longrec.serving.admission import MANY_EVENTS, MANY_PAIRS, CostModel
 from longrec.serving.batch_scoring import BatchScorer
 from longrec.serving.kv_cache import CacheCounts
 from longrec.serving.requests import EncodedRequest
 
-WARM_EVENTS = 2_048
-WARM_CANDIDATES = 256
+WARM_EVENTS = MANY_EVENTS
+WARM_CANDIDATES = MANY_PAIRS // MANY_EVENTS
 """Size of the synthetic requests that measure the cost of events and pairs."""
 FEW_EVENTS = 64
 FEW_CANDIDATES = 8
@@ -57,8 +57,8 @@ def warm_up(batches: BatchScorer) -> None:
     _reset(batches.costs)
     for num_events in (0, FEW_EVENTS):
         _score_synthetic(batches, _Size(num_events, FEW_CANDIDATES))
-    large = _Size(WARM_EVENTS + 8, WARM_CANDIDATES)
-    for _ in range(2):
+    large = _Size(WARM_EVENTS, WARM_CANDIDATES)
+    for _ in range(2):  # one measurement moves a cost only part of the way
         rows = _score_synthetic(batches, large)
     check_cuda_graphs(batches.scorer, rows)
     batches.cache.counts = CacheCounts()
@@ -101,6 +101,7 @@ def _sizes_of_first_runs(scorer: Scorer) -> Iterator[_Size]:
         return
     # Batches of more requests than the graphs take use kernels that compile on first use.
     num_requests = MAX_CUDA_GRAPH_REQUESTS + 1
+    # Different numbers of candidates and of events give the sizes that compile separately.
     for place, num_candidates in enumerate((8, 32, 64, WARM_CANDIDATES, 250)):
         num_events = WARM_EVENTS + 8 * (place % 2)
         yield _Size(num_events, num_candidates, num_requests)

@@ -9,7 +9,12 @@ class RolloutListener(Protocol):
     """Observer of a rollout, for metrics; its methods must not wait."""
 
     def model_activated(self, version: str, replaced: str | None) -> None:
-        """Observe that a version answers from now on, and the version before it."""
+        """Observe that a version answers from now on.
+
+        Args:
+            version: the version.
+            replaced: version that answered before; None at the start.
+        """
 
     def load_failed(self) -> None:
         """Observe a version that could not be loaded."""

@@ -75,7 +75,7 @@ class ModelManager(Generic[Engine]):
         self._listener = listener or NullListener()
         self._is_pinned = is_pinned
         self._registry = ModelRegistry()
-        self._registry_version: FileVersion | None = None
+        self._registry_file: FileVersion | None = None
         self._retry_at = NEVER
         self._report_path = report_path(workdir)
         self._report_at = 0.0
@@ -134,11 +134,11 @@ class ModelManager(Generic[Engine]):
 
     def sync_with_registry(self) -> None:
         """Serve the versions of the registry, if it changed or a failed one is due for a retry."""
-        version = self._read_registry_version()
-        is_unchanged = version == self._registry_version
+        found = self._find_registry_file()
+        is_unchanged = found == self._registry_file
         if is_unchanged and time.monotonic() < self._retry_at:
             return
-        self._registry_version = version
+        self._registry_file = found
         self._retry_at = NEVER
         try:
             registry = read_registry(self._workdir)
@@ -226,7 +226,7 @@ class ModelManager(Generic[Engine]):
             except Exception:
                 log.exception("the registry of %s cannot be followed", self._workdir)
 
-    def _read_registry_version(self) -> FileVersion | None:
+    def _find_registry_file(self) -> FileVersion | None:
         try:
             return file_version(registry_path(self._workdir))
         except OSError:

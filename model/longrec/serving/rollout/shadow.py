@@ -152,7 +152,7 @@ class Shadow(Generic[Engine]):
         self._score = score
         self._close = close
         self._listener = listener
-        self._lock = threading.Lock()  # held while the challenger is at work
+        self._lock = threading.Lock()  # held while the challenger scores, or is taken away
         self._challenger: LoadedModel[Engine] | None = None
         self._mirror_share = 0.0
         self._queue: queue.Queue[MirroredRequest] = queue.Queue(MAX_MIRROR_QUEUE)

@@ -29,7 +29,10 @@ def html_response(page: Page) -> Response:
 
 
 def json_endpoint(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return an endpoint that sends the JSON of `answer`, or its error as 400 or 503."""
+    """Return an endpoint that sends the JSON of `answer`, or its error as 400 or 503.
+
+    The page only shows the text of an error: it needs no other status (`bento.errors` has more).
+    """
     from starlette.responses import JSONResponse
 
     async def endpoint(request: Request) -> JSONResponse:
