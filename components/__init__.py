@@ -6,7 +6,7 @@ files, KFP does not compile `from __future__ import annotations` and `X | None`.
 
 Most bodies do not read their parameters `data_key`, `before_key` and `code_key`: the fingerprints
 of the dataset, of the published dataset and of the step's code (step `fingerprint`). The cache of
-results is keyed by them. An unread report orders two steps: training waits for the checks.
+results is keyed by them. A report among the inputs makes a step wait for the checks.
 """
 
 import functools

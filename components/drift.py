@@ -1,4 +1,4 @@
-"""drift: comparison of lately answered requests with the evaluation of their model."""
+"""drift: comparison of recently answered requests with the evaluation of their model."""
 
 from kfp.dsl import HTML, Metrics, Output
 

@@ -39,10 +39,12 @@ def fingerprint(
     from longrec.runs.fingerprint import of_steps
 
     config = build(GateConfig, gate, where="gate")
-    champion = config.against_champion and read_registry(workdir).champion
+    champion = ""
+    if config.against_champion:
+        champion = read_registry(workdir).champion or ""
     return (
         of_dataset(data_uri),
         version_before(workdir, data_uri),
-        champion or "",
-        *of_steps(repo_dir).values(),
+        champion,
+        *of_steps(repo_dir).values(),  # In the order of longrec.runs.steps, as in `Keys`.
     )

@@ -1,4 +1,4 @@
-"""The drift pipeline: compare lately answered requests with the evaluation of their model.
+"""The drift pipeline: compare recently answered requests with the evaluation of their model.
 
     drift;   in any case: finish
 

@@ -9,9 +9,10 @@ from typing import Any
 def fixed_loops() -> Iterator[None]:
     """Apply both fixes inside the context.
 
-    kfp replaces every output of an earlier step by the loop's item, even keys of the cache. And it
-    indents the output of steps by replacing `print`; threads of a loop restore it in the wrong
-    order. With the fix nothing is indented.
+    1. In a loop, `create_parameter_loop_iteration_task_spec` passes the loop's item also for inputs
+       that are outputs of earlier steps, such as code keys. The fix restores these inputs.
+    2. `indented_print` replaces `print` while a step runs. The threads of a loop restore it in the
+       wrong order. With the fix nothing is indented.
     """
     from kfp.local import logging_utils
     from kfp.local.orchestrator import task_spec_utils

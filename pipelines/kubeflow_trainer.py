@@ -49,7 +49,7 @@ class TrainingJob:
     """One training on a cluster.
 
     Args:
-        workdir: mount path of the volume on step and nodes.
+        workdir: mount path of the volume, the same on the step and on the nodes.
         fingerprint: fingerprint of histories, configuration, code and image.
     """
 
@@ -102,7 +102,7 @@ def run_training_job(
         histories_dir: output of the step join-histories.
         out_dir: directory for the bundle, replaced in one step.
         config: its sections model, lengths and train, served length and seed define the training.
-        platform: of the nodes. This process mounts `platform.workdir_volume` at
+        platform: settings of the nodes. This process mounts `platform.workdir_volume` at
             `platform.workdir`, as the nodes do.
         code_key: fingerprint of the training code (step `fingerprint`).
         client: a kubeflow.trainer.TrainerClient; None for one of the surrounding cluster.
@@ -173,7 +173,8 @@ def custom_trainer(job: TrainingJob, platform: PlatformConfig) -> Any:
 def train_on_ranks() -> None:
     """Run the command in LONGREC_TRAIN as one of the processes that torchrun started.
 
-    A shell script carries this source: it holds no dollar sign, no backtick, no name of the module.
+    The SDK copies this source into a shell script. So it must not contain a dollar sign or a
+    backtick, and must not use a name of this module.
     """
     import json
     import os

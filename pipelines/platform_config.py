@@ -39,7 +39,7 @@ class StepConfig:
         memory: requested, for example `16Gi`; also the limit.
         gpu: number of accelerators.
         gpu_type: resource name of the accelerators.
-        shared_memory: size of /dev/shm, for example `8Gi`. Loader processes pass batches in it.
+        shared_memory: size of /dev/shm, for example `8Gi`. NCCL exchanges data in it.
         retries: maximum number of restarts after an error.
         backoff_seconds: delay before the first restart; each further delay doubles.
         timeout_seconds: a step that runs longer is stopped.
@@ -87,7 +87,7 @@ class TrainerConfig:
             of Kubeflow Trainer and waits for it).
         num_nodes: number of nodes of the TrainJob.
         runtime: name of a TrainingRuntime or ClusterTrainingRuntime for torchrun.
-        namespace: of the TrainJob; empty for the step's own.
+        namespace: namespace of the TrainJob; empty for the step's own.
     """
 
     engine: Literal["local", "kubeflow"] = "local"
@@ -105,9 +105,9 @@ class PlatformConfig:
     """Image, volumes, secrets and resources of the pipelines on a cluster.
 
     Args:
-        image: of every step (docs/guides/kubeflow.md).
+        image: container image of every step (docs/guides/kubeflow.md).
         image_pull_secrets: names of the secrets that the registry requires.
-        service_account: of the pods; empty for the pipeline server's default.
+        service_account: service account of the pods; empty for the pipeline server's default.
         workdir_volume: PersistentVolumeClaim of the work directory; ReadWriteMany across nodes.
         workdir: mount path of the work directory.
         data_volume: PersistentVolumeClaim of the datasets; empty for datasets in an object store.
@@ -137,11 +137,17 @@ class PlatformConfig:
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        if "python" not in self.image:
+        if "python" not in self.image:  # The local runner reads the image of a component too.
             raise ConfigError(
                 "platform.image must have 'python' in its name",
                 found=self.image,
                 fix="kfp's local runner requires it.",
+            )
+        if self.trainer.engine == "kubeflow" and not self.workdir_volume:
+            raise ConfigError(
+                "platform.trainer.engine=kubeflow needs a volume of the work directory",
+                found="an empty platform.workdir_volume",
+                expected="the name of a PersistentVolumeClaim",
             )
         self._check_object_names()
         for name in ("workdir", "data"):

@@ -44,8 +44,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         Args:
             data_uri: the dataset with the new events: a directory, or its address in an object
                 store (s3://, gs://).
-            shards: of the dataset's users, each checked and built in its own step: for example
-                ["1/2", "2/2"] (`data.shards: 2`).
+            shards: shards of the dataset's users, each checked and built in its own step: for
+                example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.

@@ -124,8 +124,8 @@ def checked_histories(
     Args:
         keys, platform, data_uri, shards, workdir, repo_dir, data, checks: see
             `published_features`.
-        published: its result.
-        seed: of the sample of requests.
+        published: result of `published_features`.
+        seed: seed of the sample of requests.
     """
     limit = parallelism(platform)
     with dsl.ParallelFor(shards, name="shards of histories", parallelism=limit) as shard:

@@ -41,7 +41,10 @@ END_OF_ERROR = re.compile(r"^(\s*$|nanobind: | - leaked|\[KFP Executor |\d\d:\d\
 NO_MESSAGE = "it was stopped, or ended without a message (out of memory?)"
 MAX_TAIL_LINES = 400
 ORCHESTRATOR = "orchestrator"
-"""Folder of the kfp modules whose warnings mean that a branch was skipped by mistake."""
+"""Folder of kfp's modules for conditions and loops.
+
+They warn when they cannot evaluate a condition, and then skip its branch.
+"""
 
 
 class StepLog(io.TextIOBase):

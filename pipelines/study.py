@@ -58,14 +58,14 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
                 in an object store (s3://, gs://).
             study: the study as YAML text with its whole base (`longrec.study.config.parse`).
-            shards: of the dataset's users, each checked, built and retrieved in its own step: for
-                example ["1/2", "2/2"] (`data.shards: 2`).
+            shards: shards of the dataset's users, each checked, built and retrieved in its own
+                step: for example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
             webhook: http(s) address that receives the outcome; empty for the platform's secret,
                 or for none.
-            seed: of the sample of requests.
+            seed: seed of the sample of requests.
             data, checks: sections of the configuration (longrec.config); missing keys have their
                 defaults.
         """

@@ -19,7 +19,7 @@ def configure(task: dsl.PipelineTask, platform: Optional[PlatformConfig]) -> dsl
 
     Args:
         task: its component is in the table of steps.
-        platform: of a cluster; None for one machine, where only caching applies.
+        platform: settings of a cluster; None for one machine, where only caching applies.
 
     Raises:
         LongrecError: the table of steps has no such step.
@@ -36,7 +36,10 @@ def configure(task: dsl.PipelineTask, platform: Optional[PlatformConfig]) -> dsl
 
 
 def parallelism(platform: Optional[PlatformConfig]) -> int:
-    """Return how many iterations of a loop run at the same time; on one machine kfp runs two."""
+    """Return how many iterations of a loop run at the same time on a cluster.
+
+    kfp's local runner has its own limit.
+    """
     return (platform or PlatformConfig()).parallelism
 
 

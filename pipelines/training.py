@@ -1,16 +1,20 @@
 """The training pipeline: from a dataset to a checked, trained, evaluated and packaged ranker.
 
-    fingerprint --(data, code)--> all
-    for each shard: profile-events --> check-events --(report)-->
-    for each shard: build-features --> join-features --> publish
-    publish --> for each shard: retrieve, profile-histories --> join-histories --> check-histories
-                                                                    \\              |(report)
-                                                                     \\---------> train
-    train --> evaluate --(passed?)--> package
-    in any case: finish
+    fingerprint         keys of data and code, for all steps
+    profile-events      per shard
+    check-events        reads all profiles
+    build-features      per shard; needs the report of check-events
+    join-features       reads the features of all shards
+    publish             reads the joined features
+    retrieve            per shard; needs the digest of the published features
+    profile-histories   per shard; reads the histories of retrieve
+    join-histories      reads the histories of all shards
+    check-histories     reads all profiles and the joined histories
+    train               reads the joined histories; needs the report of check-histories
+    evaluate            reads the bundle and the joined histories
+    package             if evaluate has passed
+    finish              in any case, at the end
 
-The arrows are artifacts and values. The feature build needs the report of the event checks, and
-training that of the history checks. Retrieval needs the digest of the published features.
 `python -m pipelines.training` writes pipelines/compiled/training.yaml.
 """
 
@@ -73,8 +77,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         Args:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
                 in an object store (s3://, gs://).
-            shards: of the dataset's users, each checked, built and retrieved in its own step: for
-                example ["1/2", "2/2"] (`data.shards: 2`).
+            shards: shards of the dataset's users, each checked, built and retrieved in its own
+                step: for example ["1/2", "2/2"] (`data.shards: 2`).
             run_id: names the run in its outcome.
             workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.

@@ -205,10 +205,10 @@ class TrainConfig:
         max_steps: maximum number of optimizer steps; 0 for no bound.
         token_budget: maximum number of events per batch. A longer request is a batch of its own.
         max_requests_per_batch: maximum number of requests per batch.
-        learning_rate: of AdamW, for the dense parameters.
-        weight_decay: of AdamW.
-        betas: of AdamW.
-        embedding_learning_rate: of row-wise Adagrad, for the id tables.
+        learning_rate: learning rate of AdamW, for the dense parameters.
+        weight_decay: weight decay of AdamW.
+        betas: betas of AdamW.
+        embedding_learning_rate: learning rate of row-wise Adagrad, for the id tables.
         warmup_fraction: share of the steps with a rising learning rate. Cosine decay to 0.1 of
             the peak follows.
         clip_norm: bound of the dense gradient norm.
@@ -217,7 +217,7 @@ class TrainConfig:
         precision: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU).
         device: `cpu`, `cuda`, or `auto`.
         recompute: whether the backward pass recomputes the hidden rows of the history FFN. It
-            needs less memory and more time, with equal values. Of model.kind `stca` only.
+            needs less memory and more time, with equal values. Only model.kind `stca` supports it.
         log_every: steps between two rows of the training curve.
         checkpoint_every: steps between two checkpoints; each epoch ends with one too. 0 for none.
         num_workers: threads that pack batches ahead. Batches and their order do not depend on it.
@@ -299,9 +299,9 @@ class GateConfig:
         against_champion: whether the model is also compared with the champion of the work
             directory (`longrec models`), if that can serve these requests.
         metric: metric of the comparison with the champion: `auc` or `gauc`.
-        max_loss_to_champion: largest loss of that metric within the 95 % interval of the paired
-            difference, for the first task. A further task refuses the model when its whole
-            interval lies below this loss.
+        max_loss_to_champion: bound of the loss of that metric. The first task refuses the model
+            when the 95 % interval of the paired difference reaches below this loss; a further
+            task when its whole interval lies below it.
         min_slice_targets: minimum number of targets of a checked slice.
         min_slice_auc: smallest AUC of a checked slice; 0 for no bound.
         max_slice_loss: largest loss of a slice against the champion. A slice refuses the model
@@ -358,7 +358,7 @@ class RunConfig:
     """The whole configuration of a run.
 
     Args:
-        name: of the run's experiment.
+        name: name of the run's experiment.
         seed: seeds everything random.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import re
 import typing
@@ -59,7 +60,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     """Return the run configuration of a YAML file.
 
     Args:
-        path: of the file; None for the defaults.
+        path: path of the file; None for the defaults.
         overrides: `section.key=value` texts that replace values of the file; values are YAML.
 
     Raises:
@@ -110,7 +111,7 @@ def use_current_keys(value: Mapping[str, Any], *, where: str = "") -> dict[str, 
     """Return a copy of a section with the new names of renamed keys and whole floats as ints.
 
     Args:
-        value: of the section.
+        value: keys and values of the section.
         where: path of the section; empty for a whole file.
 
     Raises:
@@ -359,8 +360,9 @@ def _describe(schema: dict[str, Any], cls: type) -> None:
 
 def _argument_descriptions(docstring: str) -> dict[str, str]:
     """Return the descriptions below `Args:` of a docstring by the argument's name."""
-    arguments = docstring.partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"^ {8}(\w[\w, ]*): ", arguments, flags=re.MULTILINE)[1:]
+    # Python 3.13 strips the indentation of docstrings; cleandoc strips it everywhere.
+    arguments = inspect.cleandoc(docstring).partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"^ {4}(\w[\w, ]*): ", arguments, flags=re.MULTILINE)[1:]
     descriptions = {}
     for names, text in zip(entries[::2], entries[1::2], strict=True):
         for name in names.split(", "):

@@ -41,9 +41,9 @@ class Submission:
     Args:
         package: file of the compiled pipeline.
         arguments: its parameters.
-        name: of the run or schedule.
+        name: name of the run or schedule.
         experiment: groups runs on the server.
-        service_account: of the pods; empty for the server's default.
+        service_account: service account of the pods; empty for the server's default.
         pipeline_root: address of the artifacts; empty for the server's default.
         create_experiment: whether a missing experiment is created.
     """
@@ -60,14 +60,13 @@ class Submission:
 class Server:
     """A Kubeflow Pipelines server.
 
+    Every method raises a ServerError if nothing answers or if the server refuses the request.
+
     Args:
         host: its address.
-        namespace: of a multi-user server; empty for a single-user one.
+        namespace: namespace on a multi-user server; empty for a single-user one.
         token: sent as `Authorization: Bearer`; empty for none.
-        cookie: of a browser's session; empty for none.
-
-    Raises of every method:
-        ServerError: nothing answers, or the server refuses the request.
+        cookie: cookie of a browser's session; empty for none.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class Server:
         """Wait for the end of a run and return its status.
 
         Args:
-            run_id: of the run.
+            run_id: id of the run.
             on_change: called when the run or one of its steps changes.
             timeout_seconds: longest wait.
             every_seconds: pause between two requests.

@@ -35,4 +35,6 @@ def cron_fields(cron: str) -> str:
             found=repr(cron),
             fix="For example '0 3 * * *'.",
         )
-    return " ".join(["0", *fields][-6:])
+    if len(fields) == 5:
+        fields = ["0", *fields]
+    return " ".join(fields)

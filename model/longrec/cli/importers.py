@@ -93,7 +93,7 @@ UserFeatures = Annotated[
     list[str] | None, typer.Option(help="User feature NAME:KIND[:DTYPE] of --users.")
 ]
 Delimiter = Annotated[
-    str | None, typer.Option(help="Of text files; default a comma, or a tab in .tsv.")
+    str | None, typer.Option(help="Delimiter of text files; default a comma, or a tab in .tsv.")
 ]
 Quotes = Annotated[
     bool, typer.Option("--quotes/--no-quotes", help='Text files may quote fields with ".')

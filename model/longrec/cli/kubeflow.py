@@ -61,7 +61,8 @@ Parameters = Annotated[
     typer.Option("--param", metavar="NAME=VALUE", help="A pipeline parameter; repeatable."),
 ]
 StudyFile = Annotated[
-    Path | None, typer.Option(help="Of the study pipeline: a file as of longrec study.")
+    Path | None,
+    typer.Option(help="A study file as for longrec study; for the study pipeline only."),
 ]
 PipelineRoot = Annotated[
     str,

@@ -34,7 +34,10 @@ FILE_ERRORS = (
     errno.EIO,
     errno.ESTALE,
 )
-"""Errors of the disk or of the folder that the user named; any other OSError is a bug."""
+"""Errors of the disk or of the folder that the user named; any other OSError is a bug.
+
+A missing file (ENOENT) is one too: commands check each path that a user can name.
+"""
 RANK_VARIABLE = "RANK"
 """Set by torchrun in each of its processes."""
 PASS_ARGUMENTS = {
@@ -115,7 +118,7 @@ app.command()(local_runs.drift)
 app.command()(serve.serve)
 app.add_typer(models.app, name="models")
 app.command()(store.push)
-app.add_typer(store.inspect, name="inspect")
+app.add_typer(store.app, name="inspect")
 app.command()(train.train)
 app.command()(study.study)
 app.command("compile")(kubeflow.compile_pipelines)

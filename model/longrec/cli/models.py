@@ -28,7 +28,7 @@ By = Annotated[
     typer.Option("--by", help="Who decides; default the current user.", show_default=False),
 ]
 Version = Annotated[
-    str, typer.Argument(metavar="VERSION", help="Of a model; see `longrec models list`.")
+    str, typer.Argument(metavar="VERSION", help="Version of a model; see `longrec models list`.")
 ]
 ShadowAction = Annotated[
     str,

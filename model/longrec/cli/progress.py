@@ -14,7 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from longrec.runs.local_run import FinishedStep, StepStatus
-from longrec.runs.steps import STEPS
+from longrec.runs.steps import is_shown
 
 STATUS_STYLES: dict[StepStatus, tuple[str, str]] = {
     "done": ("ok", "green"),
@@ -47,7 +47,7 @@ class StepProgress:
 
     def begin(self, name: str) -> None:
         self._clear()
-        if _is_shown(name):
+        if is_shown(name):
             self._task = self._progress.add_task(name, total=None, detail="")
 
     def detail(self, text: str) -> None:
@@ -56,12 +56,15 @@ class StepProgress:
 
     def end(self, step: FinishedStep) -> None:
         self._clear()
-        if _is_shown(step.name) or step.status == "failed":
+        if is_shown(step.name) or step.status == "failed":
             self._print_line(step)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[StepStatus]]:
-        """Show a step that runs in this process; the body may append another status."""
+        """Show a step that runs in this process.
+
+        The step is reported as done. The body appends another status to the list to change that.
+        """
         statuses: list[StepStatus] = ["done"]
         started = time.perf_counter()
         self.begin(name)
@@ -74,7 +77,7 @@ class StepProgress:
         self._console.print(
             Text.assemble(
                 (f"{text:>7} ", style),
-                f"{step.name:<18}{step.seconds:8.1f} s",
+                f"{step.name:<{NAME_WIDTH}}{step.seconds:8.1f} s",
                 (f"   {total:7.1f} s in all", "dim"),
             )
         )
@@ -110,7 +113,3 @@ def _spinner(console: Console) -> Progress:
         redirect_stderr=False,
         disable=not console.is_terminal,
     )
-
-
-def _is_shown(name: str) -> bool:
-    return name not in STEPS or STEPS[name].is_shown

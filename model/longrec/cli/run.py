@@ -131,7 +131,7 @@ def drift(
     workdir: Workdir = DEFAULT_WORKDIR,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the lately answered requests of a service with the evaluation of its model.
+    """Compare the recently answered requests of a service with the evaluation of its model.
 
     The service must log requests (LONGREC_LOG_SHARE). Exit code 1 means drift beyond the bounds;
     the page is in the folder of the run.

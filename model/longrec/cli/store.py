@@ -10,7 +10,7 @@ import typer
 
 from longrec.cli.options import DEFAULT_WORKDIR, AsJson, Workdir, command_group, print_result
 
-inspect = command_group("Look into the feature store.")
+app = command_group("Look into the feature store.")
 
 MIN_INT64 = -(2**63)
 MAX_INT64 = 2**63 - 1
@@ -57,12 +57,12 @@ def push(file: EventsFile, workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson =
         report = pusher.push(live_events.read_file(file, pusher.schema, pusher.late_events))
     text = (
         f"{report.num_new} new of {report.num_events} events, "
-        f"{report.num_users} users, {report.num_compacted} folded"
+        f"{report.num_users} users, {report.num_compacted} histories compacted"
     )
     print_result(dataclasses.asdict(report), text, as_json=as_json)
 
 
-@inspect.command("history")
+@app.command("history")
 def inspect_history(
     user: UserId,
     at: AsOf = None,

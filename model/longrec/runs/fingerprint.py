@@ -80,9 +80,13 @@ def _reachable(names: Iterable[str], modules: dict[str, _Module]) -> list[str]:
         seen.add(name)
         if name not in modules:
             modules[name] = _Module(path)
-        imported = [each for each in modules[name].imports if each.startswith("longrec")]
+        imported = [each for each in modules[name].imports if _is_of_longrec(each)]
         pending += [*imported, *_parents(name)]
     return sorted(seen)
+
+
+def _is_of_longrec(name: str) -> bool:
+    return name == "longrec" or name.startswith("longrec.")
 
 
 def _parents(name: str) -> list[str]:

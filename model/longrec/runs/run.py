@@ -48,7 +48,7 @@ def run(
     is finished too: its summary names the reasons, and its `bento_tag` is None.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         dataset: directory of an importer or of `synthesize`, or its address in an object store.
         workdir: folder of the feature store (LONGREC_HOME) and of the runs.
         listener: receives the progress.
@@ -96,7 +96,8 @@ def refresh(
 def drift(config: RunConfig, workdir: Path, listener: ProgressListener) -> dict[str, Any]:
     """Compare requests answered from `workdir` with the evaluation of their model.
 
-    Return the numbers of `monitoring.check_drift` (flags as 0 and 1) and the path of its `report`.
+    Return the numbers of `monitoring.check_drift` and the path of its `report`. Metrics of a step
+    are floats: counts are floats too, and flags are 0 and 1.
 
     Args, Raises: see `run`; drift beyond the bounds is an error too.
     """
@@ -109,7 +110,7 @@ def drift(config: RunConfig, workdir: Path, listener: ProgressListener) -> dict[
 def run_pipeline(
     name: str,
     arguments: Mapping[str, Any],
-    title: str,
+    run_name: str,
     workdir: Path,
     listener: ProgressListener,
     *,
@@ -118,9 +119,9 @@ def run_pipeline(
     """Execute a pipeline on this machine; return the folder of the run and its result.
 
     Args:
-        name: of the pipeline (`pipelines.compiler.PIPELINES`).
+        name: name of the pipeline (`pipelines.compiler.PIPELINES`).
         arguments: its parameters without `workdir`, `repo_dir` and `run_id`.
-        title: part of the folder's name.
+        run_name: part of the name of the run's folder.
         workdir: folder of the feature store (LONGREC_HOME) and of the runs.
         listener: receives the progress.
         cache: whether steps with unchanged data, code and settings are skipped.
@@ -135,7 +136,7 @@ def run_pipeline(
     workdir = workdir.resolve()
     with locked(workdir), environment(run_environment(workdir)):
         initialize_workdir(workdir)
-        folder = new_run_folder(workdir / RUNS_FOLDER, title)
+        folder = new_run_folder(workdir / RUNS_FOLDER, run_name)
         parameters = {
             **arguments,
             "run_id": folder.name,

@@ -16,6 +16,7 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 NO_RETRY = {"retries": 0}
 """For checks: they would fail again."""
 TRAINING = {"shared_memory": "2Gi", "timeout_seconds": DAY_SECONDS}
+"""A training takes hours. With several GPUs, NCCL exchanges data in shared memory."""
 CHECKS_MODULE = "longrec.data.quality.checks"
 PROJECT_FOLDERS = ("feature_repo", "bento")
 
@@ -25,9 +26,9 @@ class PipelineStep:
     """One step of the pipelines.
 
     Args:
-        name: in the graphs and in `platform.steps`, for example `build-features`.
-        code_key: output of the step `fingerprint` with the fingerprint of this step's code; empty
-            for a step that is never cached and reads no code key.
+        name: name in the graphs and in `platform.steps`, for example `build-features`.
+        code_key: name of the output of the step `fingerprint` that holds the fingerprint of this
+            step's code; empty for a step that is never cached and reads no code key.
         modules: modules of longrec that the component calls.
         folders: folders of the project that the step reads besides the library.
         reads_library: whether the step reads the files of the whole library, as `package` does.
@@ -172,6 +173,11 @@ _TABLE = (
 
 STEPS: Mapping[str, PipelineStep] = MappingProxyType({step.name: step for step in _TABLE})
 """All steps by name, in the order of execution."""
+
+
+def is_shown(name: str) -> bool:
+    """Return whether progress and summary list a step; steps outside the table are listed."""
+    return name not in STEPS or STEPS[name].is_shown
 
 
 def steps_by_code_key() -> dict[str, list[PipelineStep]]:

@@ -15,7 +15,7 @@ from longrec.config import RunConfig
 from longrec.data.files import read_json, write_json
 from longrec.errors import LongrecError
 from longrec.runs.local_run import FinishedStep, LocalRun
-from longrec.runs.steps import STEPS
+from longrec.runs.steps import is_shown
 
 SUMMARY_NAME = "summary.json"
 LATEST = "latest"
@@ -46,8 +46,8 @@ def summarize(
     """Return the content of summary.json.
 
     Args:
-        config: of the run.
-        folder: of the run.
+        config: configuration of the run.
+        folder: folder of the run.
         finished: the run's steps and artifacts.
         dataset: content of dataset.json, and its `path`.
         command: the command line of the run.
@@ -64,7 +64,7 @@ def summarize(
         )
     metrics = read_json(evaluation / "metrics.json")
     packaged = finished.output("package", "packaged")
-    shown_steps = [step for step in finished.steps if _is_shown(step.name)]
+    shown_steps = [step for step in finished.steps if is_shown(step.name)]
     return {
         "run": folder.name,
         "name": config.name,
@@ -113,10 +113,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)
     return installed
-
-
-def _is_shown(name: str) -> bool:
-    return name not in STEPS or STEPS[name].is_shown
 
 
 def _length_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

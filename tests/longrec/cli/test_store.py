@@ -63,7 +63,7 @@ def test_a_pushed_event_is_shown_by_both_sides_and_not_before_its_time(
     }
     assert (
         longrec(workdir, "push", str(tmp_path / "live.jsonl"))
-        == "0 new of 1 events, 0 users, 0 folded\n"
+        == "0 new of 1 events, 0 users, 0 histories compacted\n"
     )
     shown = {}
     for side in ("online", "offline"):
