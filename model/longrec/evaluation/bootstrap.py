@@ -25,6 +25,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration", "ece")
 """Metrics of a task, in the order of reports."""
+INTERVAL_PERCENTILES = (2.5, 97.5)
 NOT_MEASURED = "it was not measured"
 TOO_FEW_USERS = "there are too few users for an interval"
 
@@ -76,7 +77,7 @@ class Resamples:
         return cls(users.astype(np.int64), len(uniques), num_samples, seed)
 
     def __iter__(self) -> Iterator[Float]:
-        """Yield, B times, how often each user was drawn, float64 [U]."""
+        """Yield B draws: the number of times that each user was drawn, float64 [U]."""
         generator = np.random.default_rng(self.seed)
         for _ in range(self.num_samples):
             drawn = generator.integers(self.num_users, size=self.num_users)
@@ -90,7 +91,7 @@ class TaskMetrics:
     Args:
         values: metric -> value, if it is defined.
         reasons: metric -> why it is not defined.
-        samples: metric -> float64 [B]; nan for a resample with one class only.
+        samples: metric -> its value on each resample, float64 [B]; nan for one with one class only.
         num_targets, num_positives, num_users: sizes.
         num_ranked_users: users with both labels, the users of GAUC.
     """
@@ -108,7 +109,7 @@ class TaskMetrics:
         if metric not in self.values:
             reason = self.reasons.get(metric, NOT_MEASURED)
             return Estimate(None, reason=reason)
-        return _percentile_interval(self.values[metric], self.samples.get(metric))
+        return percentile_interval(self.values[metric], self.samples.get(metric))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: `auc`, `auc_low`, `auc_high`, ... and the sizes.
@@ -119,6 +120,7 @@ class TaskMetrics:
         for metric in METRICS:
             estimate = self.estimate(metric)
             result[metric] = estimate.value
+            # ECE is not resampled: it has no interval.
             if metric in self.samples or metric in self.reasons:
                 result[f"{metric}_low"] = estimate.low
                 result[f"{metric}_high"] = estimate.high
@@ -187,7 +189,7 @@ def paired_difference(
             return Estimate(None, reason=reason)
     value = ours.values[metric] - theirs.values[metric]
     samples = ours.samples[metric] - theirs.samples[metric]
-    return _percentile_interval(value, samples)
+    return percentile_interval(value, samples)
 
 
 def _unusable_reason(labels: Float, scores: Float) -> str:
@@ -222,7 +224,6 @@ def _point_metrics(
     user_weight: Float,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the defined metrics and the reasons of the others."""
-    one_class = f"all labels are {int(labels[0])}"
     ranked_targets = float(user_weight.sum())
     gauc = math.nan
     if ranked_targets:
@@ -235,6 +236,8 @@ def _point_metrics(
         "calibration": metrics.calibration(labels, scores),
         "ece": metrics.expected_calibration_error(labels, scores),
     }
+    # AUC and NE are undefined only if all labels are equal.
+    one_class = f"all labels are {int(labels[0])}"
     reason_if_undefined = {
         "auc": one_class,
         "gauc": "no user has both labels",
@@ -298,9 +301,14 @@ def _ratios(sums: Float) -> dict[str, Float]:
         }
 
 
-def _percentile_interval(value: float, samples: Float | None) -> Estimate:
-    """Return the percentile interval; none when fewer than two resamples are defined."""
+def percentile_interval(value: float, samples: Float | None) -> Estimate:
+    """Return a value and its 95 % interval; no interval if fewer than two resamples are defined.
+
+    Args:
+        value: the value.
+        samples: float64 [B], its resampled values, nan where undefined; None without any.
+    """
     if samples is None or np.isfinite(samples).sum() < 2:
         return Estimate(value, reason=TOO_FEW_USERS)
-    low, high = np.nanpercentile(samples, [2.5, 97.5])
+    low, high = np.nanpercentile(samples, INTERVAL_PERCENTILES)
     return Estimate(value, float(low), float(high))

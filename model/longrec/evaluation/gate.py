@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from longrec.config import GateConfig
-from longrec.evaluation.bootstrap import Estimate, TaskMetrics
+from longrec.evaluation.bootstrap import NOT_MEASURED, Estimate, TaskMetrics
 
 Row: TypeAlias = dict[str, Any]
 
@@ -144,15 +144,14 @@ def _champion_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
         }
     bounds = Bounds(low=-gate.max_loss_to_champion)
     metric = gate.metric.upper()
-    end = "low"
-    for task, difference in evidence.champion_differences.items():
+    for position, (task, difference) in enumerate(evidence.champion_differences.items()):
+        end = "low" if position == 0 else "high"
         judged = difference.low if end == "low" else difference.high
         of_task = _of_task(task, evidence)
         name = f"The {end} end of the 95 % interval of {metric}{of_task} minus the champion's"
         # A difference without an interval excludes no loss: its end is None, which fails.
         estimate = Estimate(judged, reason=difference.reason)
         yield _criterion("max_loss_to_champion", name, estimate, bounds)
-        end = "high"
 
 
 def _slice_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
@@ -172,6 +171,7 @@ def _slice_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
                 Bounds(low=gate.min_slice_auc),
             )
         difference_high = row.get("difference_high")
+        # A slice without an interval shows no clear loss.
         if difference_high is not None:
             yield _criterion(
                 "max_slice_loss",
@@ -193,7 +193,7 @@ def _serving_criteria(evidence: Evidence, gate: GateConfig) -> Iterator[Row]:
         yield _criterion(
             "max_latency_ms",
             "The 95th percentile of scoring one request, ms",
-            Estimate(evidence.latency_p95_ms, reason="it was not measured"),
+            Estimate(evidence.latency_p95_ms, reason=NOT_MEASURED),
             Bounds(high=gate.max_latency_ms),
             form=".1f",
         )

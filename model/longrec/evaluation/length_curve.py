@@ -50,7 +50,7 @@ class LengthCurve:
     """The first task at all served lengths.
 
     Args:
-        served_scores: float32 [N, K], at the length of the metrics and the gate.
+        served_scores: float32 [N, K], at the served length.
         rows: `length`, `auc`, `auc_low`, `auc_high`, `logloss`, `mean_events`, `seconds`,
             `same_as`, by rising length.
         extrapolation: see `EvaluationReport`.
@@ -75,6 +75,7 @@ def score_lengths(
     previous: LengthScores | None = None
     for length in sorted(set(lengths)):
         mean_events = float(np.minimum(events, length).mean())
+        # A longer cut can only add events: with equal means, all histories are equal.
         if previous is not None and previous.mean_events == mean_events:
             same_as = previous.length if previous.same_as is None else previous.same_as
             current = LengthScores(

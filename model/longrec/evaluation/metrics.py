@@ -21,7 +21,7 @@ Int: TypeAlias = npt.NDArray[np.int64]
 Array: TypeAlias = npt.NDArray[Any]
 
 PROBABILITY_MARGIN = 1e-7
-"""Distance of a probability from 0 and 1 in the log loss; a float32 sigmoid saturates there."""
+"""Least distance of a probability from 0 and 1, so the loss of a saturated sigmoid is finite."""
 ECE_BINS = 15
 
 
@@ -112,9 +112,11 @@ def reliability_bins(
     order = np.argsort(scores, kind="stable")
     labels = np.asarray(labels, np.float64)[order]
     scores = np.asarray(scores, np.float64)[order]
-    borders = np.append(_run_starts(scores), len(scores))
-    even = np.linspace(0, len(scores), num_bins + 1).astype(np.int64)
-    edges = np.unique(borders[np.searchsorted(borders, even)])
+    run_borders = np.append(_run_starts(scores), len(scores))
+    ideal_edges = np.linspace(0, len(scores), num_bins + 1).astype(np.int64)
+    # Move each edge to the next border between runs of equal scores.
+    next_borders = np.searchsorted(run_borders, ideal_edges)
+    edges = np.unique(run_borders[next_borders])
     bins = []
     for low, high in itertools.pairwise(edges):
         inside = slice(low, high)
@@ -159,19 +161,22 @@ def user_aucs(
         num_users: U.
     """
     order = np.lexsort((scores, users))
-    user = users[order]
-    label = labels[order]
-    ranks = _tied_ranks(user, scores[order])
-    size = np.bincount(user, minlength=num_users).astype(np.float64)
-    positives = np.bincount(user, label, num_users)
+    sorted_users = users[order]
+    sorted_labels = labels[order]
+    ranks = _tied_ranks(sorted_users, scores[order])
+    size = np.bincount(sorted_users, minlength=num_users).astype(np.float64)
+    positives = np.bincount(sorted_users, sorted_labels, num_users)
+    # Ranks run over all users: subtract the number of rows before each user.
     ranks_before_user = np.cumsum(size) - size
-    overall_rank_sum = np.bincount(user, label * ranks, num_users)
+    overall_rank_sum = np.bincount(sorted_users, sorted_labels * ranks, num_users)
     rank_sum = overall_rank_sum - positives * ranks_before_user
-    pairs = positives * (size - positives)
-    has_both = pairs > 0
+    # Mann-Whitney: AUC = (rank sum of the positives - the smallest possible one) / pairs
+    num_pairs = positives * (size - positives)
+    has_both = num_pairs > 0
     smallest_rank_sum = positives * (positives + 1) / 2
     aucs = np.zeros(num_users)
-    aucs[has_both] = (rank_sum - smallest_rank_sum)[has_both] / pairs[has_both]
+    rank_excess = rank_sum - smallest_rank_sum
+    aucs[has_both] = rank_excess[has_both] / num_pairs[has_both]
     return aucs, np.where(has_both, size, 0.0)
 
 

@@ -25,7 +25,7 @@ SAMPLE = (
 )
 EXTRAPOLATION = (
     "- Served at {served_length:,} instead of the trained mean of "
-    "{extrapolation[trained_length]:,} events: AUC {gain} more, "
+    "{extrapolation[trained_length]:,} events: AUC higher by {gain}, "
     "{extrapolation[cost]:.2f} times the events."
 )
 LATENCY = (

@@ -15,10 +15,9 @@ import numpy.typing as npt
 from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
-from longrec.data.loading.request_stream import RequestStream
 from longrec.evaluation import bootstrap
 from longrec.evaluation.bootstrap import TaskMetrics
-from longrec.evaluation.sample import EvaluationSample
+from longrec.evaluation.sample import EvaluationSample, targets_of
 from longrec.schema import ITEM_ID, TIMESTAMP
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -26,7 +25,7 @@ Float: TypeAlias = npt.NDArray[np.float64]
 Int: TypeAlias = npt.NDArray[np.int64]
 
 PRIOR_STRENGTH = 20.0
-"""Impressions of the mean rate that are added to every item."""
+"""Targets with the mean label that are added to every item."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ class PopularityScores:
             sample: evaluated requests.
             task: position of the task, 0..K-1.
         """
+        # `measure` expects probabilities. The AUC depends only on the order of the counts.
         largest_count = self.counts.max(initial=1.0) or 1.0
         candidates = {
             "rate": self.rates[:, task],
@@ -122,7 +122,7 @@ def smoothed_rates(
         items: int64 [N], 0..I-1.
         labels: [N], 0 or 1.
         num_items: I.
-        strength: impressions of the overall mean that are added to every item.
+        strength: number of targets with the overall mean that are added to every item.
     """
     labels = np.asarray(labels, np.float64)
     overall_mean = float(labels.mean()) if len(labels) else 0.5
@@ -134,14 +134,8 @@ def smoothed_rates(
 def _earlier_targets(encoded: EncodedHistories) -> Int:
     """Return the positions of all targets outside the evaluation split, int64."""
     splits = [encoded.requests("warmup"), encoded.requests("train")]
-    stream = RequestStream.for_evaluation(
-        encoded,
-        np.concatenate(splits),
-        0,
-        token_budget=1,
-        max_requests=1,
-    )
-    return stream.target_positions
+    target_positions, _ = targets_of(encoded, np.concatenate(splits))
+    return target_positions
 
 
 def _event_counts(histories: Histories, item_ids: Int) -> Int:
@@ -155,7 +149,7 @@ def _event_counts(histories: Histories, item_ids: Int) -> Int:
     for batch in histories.event_batches():
         is_earlier = int64_column(batch, TIMESTAMP) < histories.split_time_ms
         events = int64_column(batch, ITEM_ID)[is_earlier]
-        places = np.minimum(np.searchsorted(item_ids, events), len(item_ids) - 1)
-        is_known = item_ids[places] == events
-        counts += np.bincount(places[is_known], minlength=len(item_ids))
+        indices = np.minimum(np.searchsorted(item_ids, events), len(item_ids) - 1)
+        is_known = item_ids[indices] == events
+        counts += np.bincount(indices[is_known], minlength=len(item_ids))
     return counts

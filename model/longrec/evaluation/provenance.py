@@ -23,13 +23,13 @@ from longrec.evaluation import metrics
 from longrec.evaluation.sample import EvaluationInputs
 from longrec.schema import TIMESTAMP
 from longrec.scoring.bundle import Bundle
+from longrec.training.curve import CURVE_NAME
 
 Array: TypeAlias = npt.NDArray[Any]
 Row: TypeAlias = dict[str, Any]
 
 PACKAGES = ("longrec", "torch", "numpy", "pyarrow", "scikit-learn")
 """Packages whose versions are recorded."""
-TRAINING_CURVE = "training_curve.csv"
 
 
 def describe(
@@ -79,7 +79,7 @@ def _calibration_bins(inputs: EvaluationInputs, scores: Array) -> Row:
 def _training_curve(bundle_dir: Path) -> list[Row]:
     """Return the rows of the training curve; empty if there is no such file."""
     for folder in (bundle_dir, bundle_dir.parent):
-        path = folder / TRAINING_CURVE
+        path = folder / CURVE_NAME
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))

@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from longrec.reporting import page
-from longrec.reporting.charts import Axis, LineChart, Point, legend, nice_ticks, short_number
+from longrec.reporting.charts import (
+    Axis,
+    LineChart,
+    Point,
+    fill_style,
+    legend,
+    log_axis,
+    nice_ticks,
+    short_number,
+)
 from longrec.reporting.page import DASH, Html, format_interval, interval_cell
 
 Results: TypeAlias = Mapping[str, Any]
@@ -58,16 +67,16 @@ METRICS_NOTE = (
 EXTRAPOLATION_LABEL = (
     "AUC at {served_length:,} minus at the trained mean of {extrapolation[trained_length]:,}"
 )
-COST = "{extrapolation[cost]:.2f} times"
+COST_TEXT = "{extrapolation[cost]:.2f} times"
 BIN_TEXT = "score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
 CALIBRATION_NOTE = (
     "Bins of equal numbers of targets by rising score. On the diagonal, scores are probabilities."
 )
-LENGTH_NOTE = (
+LENGTH_CHART_NOTE = (
     "One model, the same requests at every length. "
     "The longest history of the sample has {longest_history:,} events."
 )
-LENGTHS_NOTE = (
+LENGTH_TABLE_NOTE = (
     "A length that cuts no history shorter than the one before has the same scores. "
     "It is not computed again."
 )
@@ -85,7 +94,7 @@ def render(results: Results) -> str:
     """
     passed = results["gate"]["passed"]
     charts = [_length_section(results), _calibration_section(results)]
-    origin = f"<div>{_data_section(results)}{_configuration_section(results)}</div>"
+    right_column = f"<div>{_data_section(results)}{_configuration_section(results)}</div>"
     body = [
         _gate_section(results["gate"]),
         _metrics_section(results),
@@ -93,7 +102,7 @@ def render(results: Results) -> str:
         _grid(*charts),
         _lengths_table(results),
         _slices_section(results),
-        _grid(_training_section(results), origin),
+        _grid(_training_section(results), right_column),
     ]
     return page.document(
         f"Evaluation of {results.get('name', 'the ranker')}",
@@ -186,7 +195,7 @@ def _serving_section(results: Results) -> Html:
     if results["extrapolation"]:
         name = EXTRAPOLATION_LABEL.format_map(results)
         values[name] = _format_difference(results["extrapolation"])
-        values["events served over that"] = COST.format_map(results)
+        values["events served over that"] = COST_TEXT.format_map(results)
     champion = results["champion"]
     for task, difference in champion.get("differences", {}).items():
         metric = champion["metric"].upper()
@@ -211,7 +220,7 @@ def _length_section(results: Results) -> Html:
     if popularity["auc"] is not None:
         entries.append(("s3 dash", f"popularity ({popularity['name']})"))
     chart = _length_chart(task, rows, results)
-    note = LENGTH_NOTE.format_map(results)
+    note = LENGTH_CHART_NOTE.format_map(results)
     return page.section("History length", chart, legend(entries), note=note)
 
 
@@ -227,7 +236,7 @@ def _length_chart(task: str, rows: Sequence[Row], results: Results) -> Html:
         level = [(lengths[0], popularity), (lengths[-1], popularity)]
     drawn = [*points, *lows, *highs, *best_possible, *level]
     chart = LineChart(
-        _length_axis(lengths),
+        log_axis(lengths, "events served, most recent (log scale)"),
         _value_axis(drawn, f"AUC of {task}"),
         "AUC by served history length",
     )
@@ -249,24 +258,6 @@ def _length_chart(task: str, rows: Sequence[Row], results: Results) -> Html:
 def _points(rows: Sequence[Row], name: str) -> list[Point]:
     """Return (length, value) of the rows whose value is defined."""
     return [(row["length"], row[name]) for row in rows if row[name] is not None]
-
-
-def _length_axis(lengths: Sequence[float]) -> Axis:
-    # 0 has no logarithm: it is drawn one doubling below the shortest length.
-    shortest = next((length for length in lengths if length), 1)
-
-    def scale(length: float) -> float:
-        return math.log(max(length, shortest / 2))
-
-    label = "events served, most recent (log scale)"
-    return Axis(
-        lengths[0],
-        lengths[-1],
-        lengths,
-        label,
-        scale,
-        short_number,
-    )
 
 
 def _value_axis(points: Sequence[Point], label: str) -> Axis:
@@ -294,7 +285,9 @@ def _calibration_chart(bins: Mapping[str, Sequence[Row]]) -> Html:
     levels = []
     for rows in bins.values():
         levels += [max(row["score"], row["rate"]) for row in rows]
-    ticks = nice_ticks(0, min(1.0, max(levels) * 1.05) or 1)
+    # With a margin of 5 %; scores that are all 0 get the whole axis.
+    highest = min(1.0, max(levels) * 1.05) or 1
+    ticks = nice_ticks(0, highest)
     top = ticks[-1]
     chart = LineChart(
         Axis(0, top, ticks, "mean score"),
@@ -306,7 +299,7 @@ def _calibration_chart(bins: Mapping[str, Sequence[Row]]) -> Html:
         points = [(row["score"], row["rate"]) for row in rows]
         texts = [f"{task}: {BIN_TEXT.format_map(row)}" for row in rows]
         shapes.append(chart.line(points, style))
-        shapes.append(chart.dots(points, style.replace("s", "f"), texts, 3))
+        shapes.append(chart.dots(points, fill_style(style), texts, 3))
     return chart.draw(*shapes)
 
 
@@ -321,7 +314,7 @@ def _lengths_table(results: Results) -> Html:
     return page.section(
         "Served lengths",
         page.table(headers, rows),
-        note=LENGTHS_NOTE,
+        note=LENGTH_TABLE_NOTE,
     )
 
 

@@ -54,7 +54,7 @@ class EvaluationInputs:
     """Everything that an evaluation reads.
 
     Args:
-        scorer: of the evaluated bundle.
+        scorer: scorer of the evaluated bundle.
         histories: raw rows.
         encoded: the same histories, encoded by the bundle's encoder.
         sample: evaluated requests.
@@ -102,21 +102,15 @@ def draw_sample(
                 replace=False,
             )
         )
-    stream = RequestStream.for_evaluation(
-        encoded,
-        requests,
-        config.served_length,
-        token_budget=1,
-        max_requests=1,
-    )
-    owners = stream.target_requests
-    lengths = encoded.event_ends[owners] - encoded.event_starts[owners]
-    user_ids = encoded.request_users[owners]
+    target_positions, target_requests = targets_of(encoded, requests)
+    ends = encoded.event_ends[target_requests]
+    lengths = ends - encoded.event_starts[target_requests]
+    user_ids = encoded.request_users[target_requests]
     return EvaluationSample(
         requests=requests,
-        target_positions=stream.target_positions,
-        target_requests=owners,
-        labels=encoded.labels[stream.target_positions],
+        target_positions=target_positions,
+        target_requests=target_requests,
+        labels=encoded.labels[target_positions],
         history_lengths=np.asarray(lengths, np.int64),
         resamples=Resamples.of_users(
             user_ids,
@@ -124,6 +118,24 @@ def draw_sample(
             seed,
         ),
     )
+
+
+def targets_of(encoded: EncodedHistories, requests: Int) -> tuple[Int, Int]:
+    """Return the position and the request of each target of some requests, int64 [N] each.
+
+    Args:
+        encoded: the histories.
+        requests: int64 [R], positions of the requests.
+    """
+    # Neither depends on the length or on the size of the batches.
+    stream = RequestStream.for_evaluation(
+        encoded,
+        requests,
+        0,
+        token_budget=1,
+        max_requests=1,
+    )
+    return stream.target_positions, stream.target_requests
 
 
 def score_sample(
@@ -135,7 +147,7 @@ def score_sample(
     """Return the probabilities of the targets, float32 [N, K].
 
     Args:
-        scorer: of a bundle.
+        scorer: scorer of a bundle.
         encoded: histories, encoded by that bundle's encoder.
         sample: requests to score.
         length: served length, the number of most recent events.

@@ -1,4 +1,7 @@
-"""Score single requests from raw rows, as a service does: parity with the batches, and latency."""
+"""Score single requests from raw rows, as a service does: parity with the batches, and latency.
+
+This compares two ways within one process. `longrec.release.parity` also asks a served bento.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def parity_error(inputs: EvaluationInputs, scores: Array) -> float | None:
     A few requests of the sample are scored again. None if a score is not finite.
 
     Args:
-        inputs: of the evaluation.
+        inputs: inputs of the evaluation.
         scores: float32 [N, K], scores of the batches at the served length.
     """
     sample = inputs.sample

@@ -30,7 +30,15 @@ ANSWER_SECONDS = 90.0
 """Longest wait for an answer."""
 POLL_SECONDS = 0.2
 NOISE = ("nanobind:", " - ")
-"""Starts of log lines that say nothing about an error."""
+"""Starts of log lines that say nothing about an error: nanobind lists leaked objects at exit."""
+_START_SCRIPT = """
+import contextlib, ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, "-m", "bentoml", *sys.argv[1:]])
+"""
+"""Becomes the bentoml command; Linux sends it SIGTERM when the process that started it dies."""
 
 
 class PackagingError(LongrecError):
@@ -68,6 +76,7 @@ def serve_bento(
             "LONGREC_HOME": str(Path(workdir).resolve()),
             "BENTOML_DO_NOT_TRACK": "True",
         }
+        # The target decides which model is served.
         environment.pop("LONGREC_MODEL", None)
         environment |= variables or {}
         arguments = ["serve", str(target), "--host", HOST, "--port", str(port)]
@@ -86,15 +95,6 @@ def serve_bento(
                 yield HOST, port
             finally:
                 stop_server(process)
-
-
-_START_SCRIPT = """
-import contextlib, ctypes, os, signal, sys
-with contextlib.suppress(AttributeError, OSError):
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-os.execv(sys.executable, [sys.executable, "-m", "bentoml", *sys.argv[1:]])
-"""
-"""Becomes the bentoml command; Linux sends it SIGTERM when the process that started it dies."""
 
 
 def stop_server(process: subprocess.Popen[Any]) -> None:

@@ -6,7 +6,7 @@ wheels/                the wheel of longrec
 feature_repo/          Feast declarations
 requirements.txt       pinned versions
 bentofile.yaml         build options
-MODEL_CARD.md
+MODEL_CARD.md          description
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def stage(
     repo_dir: str | Path,
     version: str,
 ) -> StagedBento:
-    """Write the build context of a bento to `out_dir`, replaced at once, and describe it.
+    """Write the build context of a bento to `out_dir`; return its description.
+
+    `out_dir` is replaced in one step.
 
     Args:
         bundle_dir, evaluation_dir, histories_dir: the model, its evaluation and its data.
@@ -137,7 +139,7 @@ def clean_version(version: str) -> str:
             expected="the id of a run",
         )
     if clean != version:
-        log.warning("version %r is written %r", version, clean)
+        log.warning("version %r becomes %r, which a BentoML tag allows", version, clean)
     return clean
 
 
@@ -184,7 +186,7 @@ def _check_evaluation(bundle: Mapping[str, Any], evaluation: Mapping[str, Any]) 
 
 
 def _copy_service(source: Path, target: Path) -> None:
-    """Copy the modules of the service; the build script stays behind."""
+    """Copy the modules of the service, without the build script."""
     ignored = shutil.ignore_patterns(
         "__pycache__",
         Path(BUILD_SCRIPT).name,

@@ -67,7 +67,10 @@ class BuildScript:
         )
 
     def import_folder(self, tag: str, folder: Path, *, replace: bool) -> None:
-        """Add an exported bento to the store; `replace` removes what has the tag before."""
+        """Add an exported bento to the store.
+
+        With `replace`, first remove the model and the bento of this tag.
+        """
         self._run("import", tag=tag, folder=str(folder.resolve()), replace=replace)
 
     def _run(self, command: str, *, store: Path | None = None, **arguments: Any) -> None:

@@ -105,7 +105,7 @@ def has_other_schema(
 ) -> bool:
     """Return whether a stored version is for another schema than the published features.
 
-    False if the version is not in the store or nothing is published: then nothing is known.
+    Also False if that cannot be told: the version is not in the store or nothing is published.
     """
     try:
         check_schema(bundle_dir(store, version), published_schema(workdir))

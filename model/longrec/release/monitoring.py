@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from longrec.config import DriftConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
-from longrec.data.quality.drift import LENGTH_EDGES
+from longrec.data.quality.drift import LARGEST_LENGTHS, LENGTH_EDGES
 from longrec.data.quality.psi import histogram, psi, psi_noise, quantile_edges
 from longrec.errors import CheckFailed, DataError
 from longrec.release import model_store, registry
@@ -78,7 +78,8 @@ class DriftReport:
     """How far live requests drifted from the reference.
 
     Args:
-        num_requests, num_scores: compared live ones: of `model_version`, within the window.
+        num_requests: compared live requests, those of `model_version` within the window.
+        num_scores: number of their logged candidates.
         model_version: the last one in the log.
         degraded_share: share of the live requests with a degraded answer.
         largest_score_psi, largest_feature_psi: over the quantities of each kind.
@@ -243,17 +244,17 @@ def _compare_requests(
         histogram(table.column("history_length").to_numpy(), LENGTH_EDGES)
         for table in (reference, live)
     ]
-    powers = [f"up to {1 << power:,}" for power in range(21)]
-    bins = ["0", *powers, "more"]
+    upper_ends = [f"up to {length:,}" for length in LARGEST_LENGTHS[1:]]
+    bins = ["0", *upper_ends, "more"]
     yield _compare("history length", bins, *lengths, bound=config.max_feature_psi)
     codes = encoder.users(users)
     reference_rows = _user_rows(users, reference.column(USER_ID).to_numpy())
     live_rows = _user_rows(users, live.column(USER_ID).to_numpy())
-    for place, feature in enumerate(encoder.schema.user):
+    for column, feature in enumerate(encoder.schema.user):
         yield _compare_codes(
             f"user.{feature.name}",
-            np.where(reference_rows < 0, 0, codes[reference_rows, place]),
-            np.where(live_rows < 0, 0, codes[live_rows, place]),
+            _codes_of(codes[:, column], reference_rows),
+            _codes_of(codes[:, column], live_rows),
             config,
         )
 
@@ -273,16 +274,21 @@ def _compare_items(
         (live_rows > 0).astype(np.int32),
         config,
     )
-    for place, feature in enumerate(encoder.schema.item):
+    for column, feature in enumerate(encoder.schema.item):
         if feature.name == ITEM_ID:
             continue
-        codes = encoder.item_table[:, place]
+        codes = encoder.item_table[:, column]
         yield _compare_codes(
             f"item.{feature.name}",
             codes[reference_rows],
             codes[live_rows],
             config,
         )
+
+
+def _codes_of(codes: Codes, rows: Int) -> Codes:
+    """Return the code of each row; 0, the code of an unknown value, for an unknown user (-1)."""
+    return np.where(rows < 0, 0, codes[rows])
 
 
 def _compare_codes(
@@ -341,8 +347,8 @@ def _user_rows(users: pa.Table, user_ids: Int) -> Int:
     known = users.column(USER_ID).to_numpy()
     order = np.argsort(known, kind="stable")
     sorted_ids = known[order]
-    places = np.minimum(np.searchsorted(sorted_ids, user_ids), len(known) - 1)
-    return np.where(sorted_ids[places] == user_ids, order[places], -1)
+    indices = np.minimum(np.searchsorted(sorted_ids, user_ids), len(known) - 1)
+    return np.where(sorted_ids[indices] == user_ids, order[indices], -1)
 
 
 def _summarize(
@@ -355,9 +361,9 @@ def _summarize(
     is_enough = len(first_rows) >= config.min_requests
     drifted: tuple[str, ...] = ()
     if is_enough:
-        drifted = tuple(each.name for each in comparisons if each.has_drifted)
-    score_psi = [each.psi for each in comparisons if each.is_score]
-    feature_psi = [each.psi for each in comparisons if not each.is_score]
+        drifted = tuple(entry.name for entry in comparisons if entry.has_drifted)
+    score_psi = [entry.psi for entry in comparisons if entry.is_score]
+    feature_psi = [entry.psi for entry in comparisons if not entry.is_score]
     return DriftReport(
         num_requests=len(first_rows),
         num_scores=live.num_rows,
@@ -385,8 +391,8 @@ def _render(
         "model version": report.model_version,
         "degraded": f"{100 * report.degraded_share:.2f} %",
     }
-    rows = [[each.name, each.psi, each.noise, each.bound] for each in comparisons]
-    classes = ["bad" if each.name in report.drifted else "" for each in comparisons]
+    rows = [[entry.name, entry.psi, entry.noise, entry.bound] for entry in comparisons]
+    classes = ["bad" if entry.name in report.drifted else "" for entry in comparisons]
     table = page.table(
         ["quantity", "PSI", "by chance", "bound"],
         rows,
@@ -398,7 +404,7 @@ def _render(
     )
     title = "Against the evaluation of the model"
     sections = [page.section(title, page.tiles(values), table, note=note)]
-    for comparison in sorted(comparisons, key=lambda each: -each.psi):
+    for comparison in sorted(comparisons, key=lambda entry: -entry.psi):
         sections.append(_histogram_section(comparison))
     return page.document(
         "Drift of live requests",

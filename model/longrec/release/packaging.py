@@ -84,10 +84,10 @@ def package(
     """
     started = time.perf_counter()
     script = BuildScript.of_project(repo_dir)
-    names_its_content = not version
+    is_content_version = not version
     version = clean_version(version or _content_version(Path(bundle_dir), code_key))
     tag = f"{MODEL_NAME}:{version}"
-    if not names_its_content:
+    if not is_content_version:
         script.check(tag)
     with (
         files.atomic_replace(out_dir) as folder,
@@ -112,9 +112,9 @@ def package(
         )
         files.write_json(parity_path, dataclasses.asdict(parity))
         _require_parity(parity)
-        script.import_folder(tag, folder, replace=names_its_content)
+        script.import_folder(tag, folder, replace=is_content_version)
     _store_reference(workdir, version, Path(evaluation_dir))
-    _adopt(workdir, version)
+    _adopt_if_first(workdir, version)
     seconds = time.perf_counter() - started
     error = max(parity.scorer_error, parity.http_error)
     log.info("packaged %s in %.1f s, scores differ by at most %.2g", tag, seconds, error)
@@ -159,8 +159,8 @@ def _store_reference(
         shutil.copy(evaluation_dir / "predictions.parquet", reference)
 
 
-def _adopt(workdir: str | Path, version: str) -> None:
-    """Make the first model of a work directory its champion."""
+def _adopt_if_first(workdir: str | Path, version: str) -> None:
+    """Make the model the champion of the work directory if it has none that can be served."""
     is_adopted = registry.adopt_first_champion(
         workdir,
         model_store.store_dir(),
@@ -169,7 +169,7 @@ def _adopt(workdir: str | Path, version: str) -> None:
     )
     if is_adopted:
         log.info(
-            "%s is the champion of %s, which had none that it could serve",
+            "%s is now the champion of %s: there was none that could be served",
             version,
             workdir,
         )

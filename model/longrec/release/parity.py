@@ -1,9 +1,11 @@
 """Compare the three ways to score the same requests.
 
-training forward   the ranker on the encoded stream, in evaluation mode
-Scorer             raw rows of the histories
-HTTP               POST /rank to an exported bento, served on loopback; its rows come from the
-                   online feature store
+    training forward   the ranker on the encoded stream, in evaluation mode
+    Scorer             raw rows of the histories
+    HTTP               POST /rank to an exported bento, served on loopback; its rows come from the
+                       online feature store
+
+Shape letters: R requests, m candidates of a request, K tasks.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ SERVICE_VARIABLES = {
     "LONGREC_STORE_TIMEOUT_MS": "20000",
     "LONGREC_DEVICE": "cpu",
 }
-"""Environment of the served bento. Only scores are compared, so a busy machine may take its time,
-and the scores are float32.
+"""Environment of the served bento.
+
+Only scores are compared: the limits are long, for a busy machine, and the CPU gives float32.
 """
 
 Int: TypeAlias = npt.NDArray[np.int64]
@@ -151,7 +154,7 @@ def sample_requests(
     Args:
         histories: with an evaluation split.
         seed: of the sample.
-        count: size of the sample, without these two.
+        count: number of drawn requests; the longest and the shortest come on top.
 
     Raises:
         PackagingError: the histories hold no evaluation request.
@@ -208,8 +211,8 @@ def training_forward(
         )
         batches = [torch.sigmoid(ranker(batch).logits).numpy() for batch in stream]
         scores = np.concatenate(batches)
-        owners = np.array(stream.target_requests)
-    return [scores[owners == request][:MAX_CANDIDATES] for request in requests]
+        target_requests = np.array(stream.target_requests)
+    return [scores[target_requests == request][:MAX_CANDIDATES] for request in requests]
 
 
 def _with_few_candidates(row: Any) -> Any:
@@ -264,10 +267,10 @@ def _scores_of(answers: Sequence[Mapping[str, Any]], task_names: Sequence[str]) 
 def _largest_difference(expected: Scores, found: Scores) -> float:
     """Return the largest absolute difference; infinite if a value is missing or not finite."""
     largest = 0.0
-    for left, right in zip(expected, found, strict=True):
-        if left.shape != right.shape or not np.isfinite(right).all():
+    for wanted, given in zip(expected, found, strict=True):
+        if wanted.shape != given.shape or not np.isfinite(given).all():
             return float("inf")
-        differences = np.abs(left.astype(np.float64) - right)
+        differences = np.abs(wanted.astype(np.float64) - given)
         largest = max(largest, float(differences.max(initial=0.0)))
     return largest
 
@@ -283,4 +286,4 @@ def _find_problems(
         if answer["degraded"]:
             yield f"user {user}: the service could not read the feature store"
         elif used != expected:
-            yield f"user {user}: the service used {used} events, training {expected}"
+            yield f"user {user}: the service used {used} events, expected {expected}"

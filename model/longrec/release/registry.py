@@ -7,8 +7,9 @@
     LONGREC_HOME/models/workers/*.json    state of each worker of a service: version, refusals and
                                           its part of the shadow report
 
-A service reads registry.json once a second. No clock and no metric decides: a person or a pipeline
-decides and gives a reason. The models themselves are in the BentoML store
+Shadow: a challenger answers copies of some requests; nobody sees its answers. A service reads
+registry.json once a second. Nothing is promoted automatically: a person or a pipeline decides and
+gives a reason. The models themselves are in the BentoML store
 (longrec.release.model_store).
 """
 
@@ -176,6 +177,7 @@ def read_decisions(workdir: str | Path) -> list[Decision]:
     """Return all decisions of a work directory, oldest first."""
     path = registry_path(workdir).with_name(LOG_FILE)
     decisions = [Decision(**json.loads(line)) for line in _whole_lines(path)]
+    # A kill may have come between writing the registry and its line in the log.
     last = read_registry(workdir).last
     if last is None:
         return decisions
@@ -402,11 +404,12 @@ def adopt_first_champion(
     """
     with _locked_registry(workdir) as before:
         champion = before.champion
-        if champion is not None and not model_store.has_other_schema(
+        is_servable = champion is not None and not model_store.has_other_schema(
             workdir,
             store,
             champion,
-        ):
+        )
+        if is_servable:
             return False
         after = dataclasses.replace(before.without_challenger(), champion=version)
         _record(
@@ -429,8 +432,8 @@ def champion_bundle(
 ) -> Path | None:
     """Return the bundle of the champion for the gate; None if there is nothing to compare.
 
-    That is so without a version, if it is not in the store, or if it has another schema than the
-    published features.
+    There is nothing without a version, if it is not in the store, or if it has another schema than
+    the published features.
 
     Args:
         workdir: LONGREC_HOME.

@@ -87,17 +87,19 @@ class RequestLog:
         if len(self._rows) > MAX_PENDING:
             self.num_dropped += 1
             return
+        # 63 random bits: the id fits an int64 and is not negative.
+        request_id = uuid.uuid4().int >> 65
         request = {
-            REQUEST_ID: uuid.uuid4().int >> 65,
+            REQUEST_ID: request_id,
             USER_ID: user_id,
             TIMESTAMP: request_time_ms,
             **columns,
         }
         rows = []
-        for place, item in enumerate(items[:MAX_LOGGED_CANDIDATES]):
+        for position, item in enumerate(items[:MAX_LOGGED_CANDIDATES]):
             row = {**request, ITEM_ID: item}
             for task, values in scores.items():
-                row[f"{task}_score"] = float(values[place])
+                row[f"{task}_score"] = float(values[position])
             rows.append(row)
         with self._lock:
             self._rows += rows

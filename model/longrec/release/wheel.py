@@ -50,7 +50,7 @@ def build_wheel(root: Path, out_dir: Path) -> Path:
     """Return the wheel of longrec after writing it to a new folder, without the network.
 
     Args:
-        root: a checkout, which is built; any other folder, and the installed files are packed.
+        root: a checkout is built; with any other folder, the installed files are packed.
         out_dir: new folder for the wheel.
 
     Raises:
@@ -151,6 +151,7 @@ def repack_installed(distribution: Distribution, out_dir: Path) -> Path:
 def _wheel_files(distribution: Distribution) -> Iterator[tuple[str, bytes]]:
     """Yield path and content of the installed files that a wheel holds."""
     for entry in distribution.files or ():
+        # Scripts in bin/ are made by pip.
         is_outside = ".." in entry.parts or entry.parts[0] == "bin"
         is_compiled = "__pycache__" in entry.parts
         is_of_installer = entry.parts[0].endswith(".dist-info") and entry.name in INSTALLER_FILES
@@ -227,8 +228,10 @@ def pinned_requirements(wheel: Path, extra: str = EXTRA) -> list[str]:
             pins.setdefault(name, str(requirement))
             continue
         pins[name] = f"{name}=={_public_version(installed)}"
+        # A requirement may ask for extras: follow its own once without, and once with each of them.
         for needed in installed.requires or []:
-            pending += [(needed, each) for each in ("", *requirement.extras)]
+            for asked_extra in ("", *requirement.extras):
+                pending.append((needed, asked_extra))
     return [pins[name] for name in sorted(pins.keys() - PROVIDED)]
 
 

@@ -1,6 +1,7 @@
 """Draw line charts as SVG for a self-contained page.
 
-A chart is 560 by 320 drawing units. The margins hold the tick labels and the axis labels.
+A chart is 560 by 320 drawing units. The margins hold the tick labels and the axis labels. Styles
+are classes of `page.STYLE`: s1 to s8 stroke and f1 to f8 fill with the color of series 1 to 8.
 """
 
 from __future__ import annotations
@@ -58,20 +59,26 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LineChart:
-    """A frame with two axes that turns series of points into SVG."""
+    """A frame with two axes that turns series of points into SVG.
+
+    Args:
+        x: the horizontal axis.
+        y: the vertical axis.
+        title: text for screen readers.
+    """
 
     x: Axis
     y: Axis
     title: str
 
-    def place(self, point: Point) -> tuple[float, float]:
-        """Return the drawing coordinates of a point."""
-        x, y = point
+    def coordinates(self, point: Point) -> tuple[float, float]:
+        """Return the drawing coordinates of a point, from the upper left corner."""
+        x_value, y_value = point
         width = WIDTH - LEFT - RIGHT
         height = HEIGHT - TOP - BOTTOM
-        across = LEFT + self.x.fraction(x) * width
-        down = HEIGHT - BOTTOM - self.y.fraction(y) * height
-        return across, down
+        x = LEFT + self.x.fraction(x_value) * width
+        y = HEIGHT - BOTTOM - self.y.fraction(y_value) * height
+        return x, y
 
     def line(self, points: Sequence[Point], style: str) -> str:
         """Return a line through the points; empty for fewer than two."""
@@ -80,7 +87,7 @@ class LineChart:
         return element(
             "polyline",
             class_=f"line {style}",
-            points=self._coordinates(points),
+            points=self._coordinates_text(points),
         )
 
     def band(self, lows: Sequence[Point], highs: Sequence[Point]) -> str:
@@ -91,7 +98,7 @@ class LineChart:
         return element(
             "polygon",
             class_="band",
-            points=self._coordinates(outline),
+            points=self._coordinates_text(outline),
         )
 
     def dots(
@@ -104,7 +111,7 @@ class LineChart:
         """Return one dot per point; its text shows when the mouse rests on it."""
         shapes = []
         for point, text in zip(points, texts, strict=True):
-            x, y = self.place(point)
+            x, y = self.coordinates(point)
             title = element("title", html.escape(text))
             shapes.append(
                 element(
@@ -131,26 +138,26 @@ class LineChart:
             )
         )
 
-    def _coordinates(self, points: Sequence[Point]) -> str:
-        places = [self.place(point) for point in points]
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    def _coordinates_text(self, points: Sequence[Point]) -> str:
+        pairs = [self.coordinates(point) for point in points]
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
 
     def _y_axis(self) -> str:
         parts = []
         right = WIDTH - RIGHT
         for tick in self.y.ticks:
-            _, level = self.place((self.x.low, tick))
+            _, y = self.coordinates((self.x.low, tick))
             text = html.escape(self.y.tick_text(tick))
             line = element(
                 "line",
                 class_="axis",
                 x1=LEFT,
                 x2=right,
-                y1=level,
-                y2=level,
+                y1=y,
+                y2=y,
             )
             parts.append(line)
-            parts.append(_text(text, LEFT - 8, level + 4, "end"))
+            parts.append(_text(text, LEFT - 8, y + 4, "end"))
         middle = (TOP + HEIGHT - BOTTOM) / 2
         label = html.escape(self.y.label)
         turned = f"rotate(-90 {LABEL_X:g} {middle:g})"
@@ -167,24 +174,24 @@ class LineChart:
 
     def _x_axis(self) -> str:
         parts = []
-        floor = HEIGHT - BOTTOM
-        last = -math.inf
+        bottom = HEIGHT - BOTTOM
+        last_x = -math.inf
         for tick in self.x.ticks:
-            across, _ = self.place((tick, self.y.low))
-            if across - last < MIN_TICK_DISTANCE:
+            x, _ = self.coordinates((tick, self.y.low))
+            if x - last_x < MIN_TICK_DISTANCE:
                 continue
-            last = across
+            last_x = x
             text = html.escape(self.x.tick_text(tick))
             line = element(
                 "line",
                 class_="axis",
-                x1=across,
-                x2=across,
-                y1=floor,
-                y2=floor + 5,
+                x1=x,
+                x2=x,
+                y1=bottom,
+                y2=bottom + 5,
             )
             parts.append(line)
-            parts.append(_text(text, across, floor + 18, "middle"))
+            parts.append(_text(text, x, bottom + 18, "middle"))
         middle = (LEFT + WIDTH - RIGHT) / 2
         label = html.escape(self.x.label)
         parts.append(_text(label, middle, HEIGHT - 6, "middle"))
@@ -196,7 +203,7 @@ def element(tag: str, content: str = "", **attributes: str | float) -> str:
 
     Args:
         tag: name of the element.
-        content: SVG inside the element.
+        content: SVG inside the element; its text is escaped already.
         attributes: values by name; `class_` is written `class`, `text_anchor` is `text-anchor`.
     """
     parts = [tag]
@@ -235,6 +242,43 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
     for style, text in entries:
         items.append(f'<span><i class="{style}"></i>{html.escape(text)}</span>')
     return Html(f'<div class="legend">{"".join(items)}</div>')
+
+
+def fill_style(style: str) -> str:
+    """Return the style that fills with the color that a style strokes with, f1 for s1."""
+    return style.replace("s", "f")
+
+
+def log_axis(
+    values: Sequence[float],
+    label: str,
+    ticks: Sequence[float] | None = None,
+    tick_text: Callable[[float], str] | None = None,
+) -> Axis:
+    """Return a logarithmic axis over values.
+
+    Zero has no logarithm: it is drawn one doubling below the smallest other value.
+
+    Args:
+        values: values of the data, at least one.
+        label: text of the axis.
+        ticks: values with a mark; None for all values.
+        tick_text: function that writes the label of a tick; None for `short_number`.
+    """
+    ordered = sorted(set(values))
+    smallest = next((value for value in ordered if value), 1.0)
+
+    def scale(value: float) -> float:
+        return math.log(max(value, smallest / 2))
+
+    return Axis(
+        ordered[0],
+        ordered[-1],
+        ordered if ticks is None else ticks,
+        label,
+        scale,
+        tick_text or short_number,
+    )
 
 
 def nice_ticks(low: float, high: float, num: int = 5) -> list[float]:

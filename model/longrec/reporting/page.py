@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 DASH = "–"
-"""Text of a value that is not defined."""
+"""Text of a value that is not defined; also between the ends of an interval."""
 
 
 class Html(str):
-    """Text that is HTML already; all other text is escaped."""
+    """Text that is HTML already: `escape` leaves it as it is, and escapes all other text."""
 
     __slots__ = ()
 
@@ -84,12 +84,12 @@ def table(
     row_classes = [""] * len(rows) if classes is None else list(classes)
     columns = range(len(headers))
     numeric = [_is_numeric([row[column] for row in rows]) for column in columns]
-    head = _row("th", headers, numeric)
+    header_row = _row("th", headers, numeric)
     lines = []
     for row, row_class in zip(rows, row_classes, strict=True):
         cells = [format_value(value) for value in row]
         lines.append(_row("td", cells, numeric, row_class))
-    body = f"<thead>{head}</thead><tbody>{''.join(lines)}</tbody>"
+    body = f"<thead>{header_row}</thead><tbody>{''.join(lines)}</tbody>"
     return Html(f'<div class="scroll"><table>{body}</table></div>')
 
 
@@ -104,8 +104,8 @@ def tiles(values: Mapping[str, object]) -> Html:
 
 def details(summary: str, content: str) -> Html:
     """Return a folded block of preformatted text."""
-    head = f"<summary>{html.escape(summary)}</summary>"
-    return Html(f"<details>{head}<pre>{escape(content)}</pre></details>")
+    title = f"<summary>{html.escape(summary)}</summary>"
+    return Html(f"<details>{title}<pre>{escape(content)}</pre></details>")
 
 
 def standalone_svg(svg: Html) -> str:
@@ -115,6 +115,7 @@ def standalone_svg(svg: Html) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" ',
         1,
     )
+    # The first ">" ends the <svg> tag: `element` escapes those in its attributes.
     return named.replace(">", f"><style>{STYLE}</style>", 1)
 
 
@@ -198,8 +199,8 @@ def _row(
     for cell, is_number in zip(cells, numeric, strict=True):
         align = " class=n" if is_number else ""
         parts.append(f"<{tag}{align}>{escape(cell)}</{tag}>")
-    head = f'<tr class="{row_class}">' if row_class else "<tr>"
-    return f"{head}{''.join(parts)}</tr>"
+    opening_tag = f'<tr class="{row_class}">' if row_class else "<tr>"
+    return f"{opening_tag}{''.join(parts)}</tr>"
 
 
 def _is_numeric(column: Sequence[object]) -> bool:

@@ -7,7 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from longrec.reporting.charts import Axis, LineChart, Point, element, nice_ticks, short_number
+from longrec.reporting.charts import (
+    Axis,
+    LineChart,
+    Point,
+    element,
+    fill_style,
+    log_axis,
+    nice_ticks,
+    short_number,
+)
 from longrec.reporting.charts import legend as chart_legend
 from longrec.reporting.page import Html
 from longrec.study.rows import Facts, label_of
@@ -16,6 +25,9 @@ Series: TypeAlias = Mapping[str, Sequence[Point]]
 """Points by the name of their series."""
 STYLES = ("s1", "s2", "s4", "s5", "s6", "s7", "s8")
 MAX_SERIES = len(STYLES)
+BETTER_STYLE = "s4"
+WORSE_STYLE = "s6"
+UNCLEAR_STYLE = "s3"
 BEST_POSSIBLE_STYLE = "s3 dash"
 MAX_VALUE_TICKS = 8
 """Largest number of different values that are ticks of a logarithmic axis themselves."""
@@ -48,10 +60,11 @@ def line_chart(
     points.extend(best_possible)
     if not points:
         return Html('<p class="note">No trial has a defined AUC.</p>')
-    levels = [level for _, level in points]
-    y_ticks = nice_ticks(min(levels), max(levels))
+    xs = sorted({x for x, _ in points})
+    aucs = [auc for _, auc in points]
+    y_ticks = nice_ticks(min(aucs), max(aucs))
     chart = LineChart(
-        _log_axis([place for place, _ in points], x_label),
+        log_axis(xs, x_label, _log_ticks(xs), _tick_text),
         Axis(
             y_ticks[0],
             y_ticks[-1],
@@ -62,8 +75,8 @@ def line_chart(
     )
     shapes = [chart.line(sorted(best_possible), BEST_POSSIBLE_STYLE)]
     for style, (name, line) in zip(STYLES, series.items(), strict=False):
-        texts = [f"{name}: {place:,.6g}, AUC {level:.4f}" for place, level in line]
-        dot_style = style.replace("s", "f")
+        texts = [f"{name}: {x:,.6g}, AUC {auc:.4f}" for x, auc in line]
+        dot_style = fill_style(style)
         shapes.append(chart.line(sorted(line), style))
         shapes.append(
             chart.dots(
@@ -107,25 +120,25 @@ def difference_bars(rows: Sequence[Facts]) -> Html:
     )
     longest_label = max(len(label_of(row)) for row in rows)
     left = 2 * LABEL_GAP + LETTER_WIDTH * longest_label
-    floor = BAR_TOP + BAR_HEIGHT * len(rows)
+    bottom = BAR_TOP + BAR_HEIGHT * len(rows)
 
-    def across(value: float) -> float:
+    def x_of(value: float) -> float:
         return left + axis.fraction(value) * (BAR_WIDTH - left - BAR_RIGHT)
 
-    parts = [_bar_tick(tick, across(tick), floor) for tick in ticks]
+    parts = [_bar_tick(tick, x_of(tick), bottom) for tick in ticks]
     for number, row in enumerate(rows):
-        level = BAR_TOP + BAR_HEIGHT * (number + 0.5)
-        places = {
-            "low": across(row["auc_low"]),
-            "value": across(row["auc"]),
-            "high": across(row["auc_high"]),
+        y = BAR_TOP + BAR_HEIGHT * (number + 0.5)
+        xs = {
+            "low": x_of(row["auc_low"]),
+            "value": x_of(row["auc"]),
+            "high": x_of(row["auc_high"]),
         }
-        parts.append(_bar(row, places, level, left - LABEL_GAP))
+        parts.append(_bar(row, xs, y, left - LABEL_GAP))
     return Html(
         element(
             "svg",
             "".join(parts),
-            viewBox=f"0 0 {BAR_WIDTH:g} {floor + 26:g}",
+            viewBox=f"0 0 {BAR_WIDTH:g} {bottom + 26:g}",
             role="img",
             aria_label="Paired differences of AUC",
         )
@@ -134,23 +147,23 @@ def difference_bars(rows: Sequence[Facts]) -> Html:
 
 def _bar_tick(
     tick: float,
-    across: float,
-    floor: float,
+    x: float,
+    bottom: float,
 ) -> str:
     """Return the vertical line and the label of a tick."""
     line = element(
         "line",
         class_="axis" if tick else "s3 dash",
-        x1=across,
-        x2=across,
+        x1=x,
+        x2=x,
         y1=4.0,
-        y2=floor,
+        y2=bottom,
     )
     text = element(
         "text",
         format(tick, "+g" if tick else "g"),
-        x=across,
-        y=floor + 18,
+        x=x,
+        y=bottom + 18,
         text_anchor="middle",
     )
     return line + text
@@ -158,80 +171,62 @@ def _bar_tick(
 
 def _bar(
     row: Facts,
-    places: Mapping[str, float],
-    level: float,
+    xs: Mapping[str, float],
+    y: float,
     label_end: float,
 ) -> str:
     """Return the label, the line and the dot of one difference.
 
     Args:
         row: row of differences.csv.
-        places: horizontal positions of `low`, `value` and `high`.
-        level: vertical position.
+        xs: horizontal positions of `low`, `value` and `high`.
+        y: vertical position.
         label_end: horizontal position of the end of the label.
     """
     name = label_of(row)
     low = row["auc_low"]
     high = row["auc_high"]
-    color = _bar_color(low, high)
+    style = _bar_style(low, high)
     text = f"{name}: {row['auc']:+.4f} ({low:+.4f} to {high:+.4f}), {row['num_seeds']} seeds"
     label = element(
         "text",
         html.escape(name),
         x=label_end,
-        y=level + 4,
+        y=y + 4,
         text_anchor="end",
     )
     line = element(
         "line",
-        class_=f"line s{color}",
-        x1=places["low"],
-        x2=places["high"],
-        y1=level,
-        y2=level,
+        class_=f"line {style}",
+        x1=xs["low"],
+        x2=xs["high"],
+        y1=y,
+        y2=y,
     )
     dot = element(
         "circle",
         element("title", html.escape(text)),
-        class_=f"f{color}",
-        cx=places["value"],
-        cy=level,
+        class_=fill_style(style),
+        cx=xs["value"],
+        cy=y,
         r=4.0,
     )
     return label + line + dot
 
 
-def _bar_color(low: float, high: float) -> str:
-    """Return the color number: better, worse, or neither than the reference."""
+def _bar_style(low: float, high: float) -> str:
+    """Return the style of an interval: above zero, below zero, or around it."""
     if low > 0:
-        return "4"
-    return "6" if high < 0 else "3"
+        return BETTER_STYLE
+    return WORSE_STYLE if high < 0 else UNCLEAR_STYLE
 
 
-def _log_axis(values: Sequence[float], label: str) -> Axis:
-    """Return a logarithmic axis; zero is shown at half of the smallest other value."""
-    places = sorted(set(values))
-    smallest = next((place for place in places if place), 1.0)
-
-    def scale(value: float) -> float:
-        return math.log(max(value, smallest / 2))
-
-    return Axis(
-        places[0],
-        places[-1],
-        _log_ticks(places),
-        label,
-        scale,
-        _tick_text,
-    )
-
-
-def _log_ticks(places: Sequence[float]) -> list[float]:
-    """Return the values themselves if they are few, else 1, 3, 10, 30, ... between the ends."""
-    if len(places) <= MAX_VALUE_TICKS:
-        return list(places)
-    high = places[-1]
-    low = max(places[0], high * 1e-9)
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Return rising values themselves if they are few, else 1, 3, 10, 30, ... between the ends."""
+    if len(values) <= MAX_VALUE_TICKS:
+        return list(values)
+    high = values[-1]
+    low = max(values[0], high * 1e-9)
     first_power = math.floor(math.log10(low))
     last_power = math.ceil(math.log10(high))
     ticks = []

@@ -49,9 +49,9 @@ class StudyReport:
         num_done: number of trials with a result.
         trials: one row per finished trial.
         curves: metrics per variant, grid point and served length.
-        differences: differences of those from the reference.
+        differences: metrics of each variant minus those of the reference, per served length.
         fits: metrics against the logarithm of length, FLOPs, parameters and events.
-        recovery: of the length extrapolation.
+        recovery: share of the gain of full-length training that the extrapolated model reaches.
         failures: trials of this call that failed, {"id", "variant", "error"}.
         path: folder of the tables and report.html.
     """
@@ -148,17 +148,23 @@ def _check_results(
 def _facts(
     report: StudyReport,
     study: StudyConfig,
-    result: Row,
+    first_result: Row,
 ) -> Row:
-    """Return the content of study.json."""
+    """Return the content of study.json.
+
+    Args:
+        report: the report.
+        study: the study.
+        first_result: any result; all were measured on the same requests (`_check_results`).
+    """
     variants = {name: dict(overrides) for name, overrides in study.variants.items()}
     return {
         **dataclasses.asdict(report),
         "reference": study.reference_variant,
         "seeds": list(study.seeds),
         "train_events": study.train_events,
-        "best_possible": result["best_possible"],
-        "data": result["data"],
+        "best_possible": first_result["best_possible"],
+        "data": first_result["data"],
         "base": study.base.to_dict(),
         "variants": variants,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from longrec.reporting import page
 from longrec.reporting.page import DASH, Html, format_interval, interval_cell
@@ -24,6 +25,14 @@ FIT_METRICS = {
 }
 MIN_SEEDS = 3
 """Fewest seeds with an interval that covers the spread of trainings."""
+
+
+class FitKey(NamedTuple):
+    """A line of the table of fits; its cells are the fits by metric."""
+
+    label: str
+    against: str
+    num_points: int
 
 
 def render(facts: Facts) -> str:
@@ -78,6 +87,7 @@ def _summary_section(facts: Facts) -> Html:
     for row in at_served_length(facts["curves"], served_length):
         label = label_of(row)
         difference = difference_of.get((label, row["length"]))
+        # A variant may not be measured at the served length.
         suffix = "" if row["length"] == served_length else f" (at {row['length']:,})"
         cells = [
             label + suffix,
@@ -231,11 +241,17 @@ def _drawn_rows(facts: Facts) -> dict[str, list[Facts]]:
     """
     ranked = at_served_length(facts["curves"], _served_length(facts))
     labels = [label_of(row) for row in ranked]
-    references = [label for label in labels if label.split(", ")[0] == facts["reference"]]
-    others = [label for label in labels if label not in references[:1]]
-    drawn = [*references[:1], *others][: charts.MAX_SERIES]
+    references = [label_of(row) for row in ranked if row["variant"] == facts["reference"]]
+    # In a grid, the reference has a line per point: the best one is drawn for sure.
+    best_reference = references[:1]
+    others = [label for label in labels if label not in best_reference]
+    drawn = [*best_reference, *others][: charts.MAX_SERIES]
     defined = [row for row in facts["curves"] if row["auc"] is not None]
-    return {label: rows for label, rows in by_label(defined).items() if label in drawn}
+    drawn_rows = {}
+    for label, rows in by_label(defined).items():
+        if label in drawn:
+            drawn_rows[label] = rows
+    return drawn_rows
 
 
 def _left_out_note(facts: Facts) -> str:
@@ -306,9 +322,9 @@ def _fits_section(facts: Facts) -> Html:
     """Return the slopes of the fits, one line per variant and quantity."""
     if not facts["fits"]:
         return Html("")
-    grouped: dict[tuple[str, str, int], dict[str, Facts]] = {}
+    grouped: dict[FitKey, dict[str, Facts]] = {}
     for fit in facts["fits"]:
-        key = (label_of(fit), FIT_NAMES[fit["against"]], fit["num_points"])
+        key = FitKey(label_of(fit), FIT_NAMES[fit["against"]], fit["num_points"])
         grouped.setdefault(key, {})[fit["metric"]] = fit
     rows = []
     for key, fit_of in grouped.items():

@@ -15,6 +15,7 @@ def label_of(row: Facts) -> str:
     """Return the variant, followed by the grid point if there is one."""
     parts = [row["variant"]]
     for key, value in row.items():
+        # Only keys of the grid have a dot: `section.key`.
         if "." in key:
             name = key.rpartition(".")[2]
             parts.append(f"{name} {value}")
@@ -29,6 +30,14 @@ def by_label(rows: Iterable[Facts]) -> FactsByLabel:
         own = grouped.setdefault(label, [])
         own.append(row)
     return grouped
+
+
+def at_length(rows: Iterable[Facts], length: int) -> Facts:
+    """Return the row of a result at a served length."""
+    for row in rows:
+        if row["length"] == length:
+            return row
+    raise KeyError(length)
 
 
 def at_served_length(rows: Iterable[Facts], served_length: int) -> list[Facts]:

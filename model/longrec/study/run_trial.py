@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 
 from longrec.config import RunConfig, TrainConfig
 from longrec.data import files
@@ -31,13 +30,14 @@ from longrec.errors import ConfigError
 from longrec.evaluation import bootstrap
 from longrec.evaluation.length_curve import LengthScores, score_lengths
 from longrec.evaluation.sample import EvaluationSample, draw_sample
-from longrec.nn.flops import forward_flops
+from longrec.nn.flops import TRAINING_FLOPS_FACTOR, forward_flops
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import Scorer
+from longrec.study.rows import at_length
 from longrec.study.trial import Row, Trial, result_path
 from longrec.training import encoded_cache, loop, progress
 from longrec.training.report import TrainReport
-from longrec.training.resources import choose_device
+from longrec.training.resources import autocast, choose_device
 from longrec.training.trainer import Trainer
 
 RESAMPLED_METRICS = ("auc", "gauc", "logloss", "calibration")
@@ -45,8 +45,6 @@ RESAMPLED_METRICS = ("auc", "gauc", "logloss", "calibration")
 NUM_DIGITS = 6
 """Decimal places of losses and resampled values in a result."""
 MAX_EPOCHS = 1_000
-BACKWARD_FACTOR = 3.0
-"""FLOPs of a training step over those of its forward pass."""
 Data: TypeAlias = tuple[Histories, Encoder, EncodedHistories]
 
 
@@ -114,7 +112,7 @@ def _train_and_measure(
     histories, encoder, encoded = data
     config = trial.config
     trainer = _train(encoder, encoded, trial, out_dir)
-    report = TrainReport.of(trainer)
+    report = TrainReport.from_trainer(trainer)
     bundle = Bundle(
         trainer.ranker,
         encoder,
@@ -129,7 +127,8 @@ def _train_and_measure(
         config.train.max_requests_per_batch,
     )
     sample = draw_sample(encoded, config.evaluate, config.seed)
-    with _autocast(trainer.device.type, trainer.precision):
+    # In the training's precision, for speed. `longrec evaluate` measures the served precision.
+    with autocast(trainer.device, trainer.precision):
         lengths = list(_measure_lengths(scorer, encoded, sample, config))
     facts = histories.manifest.get("dataset_facts", {})
     best_possible = facts.get("best_possible_auc", ())
@@ -137,7 +136,7 @@ def _train_and_measure(
         **trial.to_dict(),
         "served_length": config.evaluate.served_length,
         "lengths": lengths,
-        "auc": _served_auc(lengths, config.evaluate.served_length),
+        "auc": at_length(lengths, config.evaluate.served_length)["auc"],
         **_training_facts(report, config),
         "curve": _rounded_curve(trainer),
         "sample": _sample_id(sample),
@@ -236,16 +235,6 @@ def _batch_events(
     return np.add.reduceat(request_events, stream.bounds[:-1])
 
 
-def _autocast(device: str, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Return autocast to the training's precision, for speed.
-
-    The command `evaluate` measures the served precision.
-    """
-    if precision == "bfloat16":
-        return torch.autocast(device, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
 def _measure_lengths(
     scorer: Scorer,
     encoded: EncodedHistories,
@@ -287,14 +276,6 @@ def _measure(
     return row
 
 
-def _served_auc(lengths: list[Row], served_length: int) -> float | None:
-    for row in lengths:
-        if row["length"] == served_length:
-            auc: float | None = row["auc"]
-            return auc
-    raise KeyError(served_length)
-
-
 def _training_facts(report: TrainReport, config: RunConfig) -> Row:
     """Return sizes and cost of the training."""
     num_targets = report.num_targets / report.num_requests
@@ -305,7 +286,7 @@ def _training_facts(report: TrainReport, config: RunConfig) -> Row:
         "train_events_read": report.num_events,
         "mean_length": report.mean_length,
         "num_layer_parameters": report.num_parameters - report.num_table_parameters,
-        "train_flops": BACKWARD_FACTOR * report.num_requests * request_flops,
+        "train_flops": TRAINING_FLOPS_FACTOR * report.num_requests * request_flops,
     }
 
 

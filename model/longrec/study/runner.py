@@ -1,9 +1,9 @@
 """Run a study: many trainings on the same histories, compared on the same requests.
 
-    StudyConfig --plan--> trials --run_trial, once each--> OUT/trials/<id>.json
-                                                                    |
-    OUT/trials.csv, curves.csv, differences.csv, fits.csv,          |
-        study.json, report.html, differences.svg  <----collect------+
+    plan        StudyConfig -> trials
+    run_trial   one trial -> OUT/trials/<id>.json
+    collect     OUT/trials/*.json -> OUT/trials.csv, curves.csv, differences.csv, fits.csv,
+                study.json, report.html, differences.svg
 
 A study may be interrupted and started again: it runs the trials that have no result yet.
 """
@@ -14,10 +14,11 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,7 +28,7 @@ from longrec.data import files
 from longrec.study.collect import StudyReport, collect
 from longrec.study.config import StudyConfig
 from longrec.study.run_trial import close_data, prepare, run_trial
-from longrec.study.trial import Row, plan, result_path
+from longrec.study.trial import Row, Trial, plan, result_path
 
 Outcome: TypeAlias = tuple[Row, Row | Exception]
 """(trial, its result or the error that it failed with)."""
@@ -62,13 +63,7 @@ def run_study(
     out_dir.mkdir(parents=True, exist_ok=True)
     trials = plan(study)
     missing = [trial for trial in trials if not result_path(out_dir, trial).exists()]
-
-    def due() -> Iterator[Row]:
-        for trial in missing:
-            if limit_seconds and time.perf_counter() - start >= limit_seconds:
-                return
-            yield trial.to_dict()
-
+    deadline = start + limit_seconds if limit_seconds else math.inf
     num_done = len(trials) - len(missing)
     failures: list[Row] = []
     with _temporary_folder(out_dir / "encoded") as cache_dir:
@@ -80,7 +75,7 @@ def run_study(
             str(out_dir),
             cache_dir=str(cache_dir),
         )
-        for trial, result in _outcomes(run, due(), num_workers):
+        for trial, result in _outcomes(run, _until(deadline, missing), num_workers):
             if isinstance(result, Exception):
                 failures.append(_failure(trial, result))
                 continue
@@ -89,6 +84,14 @@ def run_study(
                 on_trial(result, num_done, len(trials))
     close_data()
     return collect(out_dir, study, failures)
+
+
+def _until(deadline: float, trials: Sequence[Trial]) -> Iterator[Row]:
+    """Yield the JSON form of each trial until a time of `time.perf_counter`."""
+    for trial in trials:
+        if time.perf_counter() >= deadline:
+            return
+        yield trial.to_dict()
 
 
 def _failure(trial: Row, error: Exception) -> Row:
@@ -115,14 +118,14 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
 def _outcomes(
     run: Callable[[Row], Row],
-    due: Iterator[Row],
+    queue: Iterator[Row],
     num_workers: int,
 ) -> Iterator[Outcome]:
     """Yield each trial with its outcome as they finish; one worker is this process."""
     if num_workers > 1:
-        yield from run_in_processes(run, due, num_workers)
+        yield from run_in_processes(run, queue, num_workers)
         return
-    for trial in due:
+    for trial in queue:
         try:
             yield trial, run(trial)
         except Exception as error:
@@ -131,18 +134,24 @@ def _outcomes(
 
 def run_in_processes(
     run: Callable[[Row], Row],
-    due: Iterator[Row],
+    queue: Iterator[Row],
     num_workers: int,
 ) -> Iterator[Outcome]:
     """Yield each trial with its outcome as they finish, run by several processes.
 
     A process that dies (for example, out of memory) breaks its pool for good. The trials in the
     pool have failed then; the rest runs in a new one.
+
+    Args:
+        run: function that runs one trial.
+        queue: the trials. It is read one by one, as processes become free.
+        num_workers: number of processes.
     """
     context = multiprocessing.get_context("spawn")
-    for first in due:
+    # Each turn of this loop is one pool: the first, and one after each that broke.
+    for first in queue:
         with ProcessPoolExecutor(num_workers, context) as pool:
-            batch = [first, *itertools.islice(due, num_workers - 1)]
+            batch = [first, *itertools.islice(queue, num_workers - 1)]
             pending = {_submit(pool, run, trial): trial for trial in batch}
             while pending:
                 done = next(as_completed(pending))
@@ -151,9 +160,10 @@ def run_in_processes(
                 yield trial, error if isinstance(error, Exception) else done.result()
                 if isinstance(error, BrokenProcessPool):
                     continue
-                for trial in itertools.islice(due, 1):
-                    future = _submit(pool, run, trial)
-                    pending[future] = trial
+                next_trial = next(queue, None)
+                if next_trial is not None:
+                    future = _submit(pool, run, next_trial)
+                    pending[future] = next_trial
 
 
 def _submit(

@@ -18,8 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from longrec.evaluation.bootstrap import TOO_FEW_USERS, Estimate
+from longrec.evaluation.bootstrap import TOO_FEW_USERS, Estimate, percentile_interval
 from longrec.study.config import RECOVERY_ROLES, StudyConfig
+from longrec.study.rows import at_length
 from longrec.study.run_trial import RESAMPLED_METRICS
 from longrec.study.trial import Row, Trial
 
@@ -28,7 +29,6 @@ COMPARED_METRICS = ("auc", "gauc", "logloss")
 """Metrics of differences and fits."""
 COST_KEYS = ("train_flops", "num_layer_parameters", "train_events_read")
 """Numbers of a result that metrics are fitted against."""
-INTERVAL_PERCENTILES = (2.5, 97.5)
 MIN_FIT_POINTS = 3
 
 
@@ -70,7 +70,7 @@ class TrialGroup:
         """Return the columns that name the group."""
         return {"variant": self.variant, **self.point}
 
-    def only(self, seeds: Sequence[int]) -> TrialGroup:
+    def with_seeds(self, seeds: Sequence[int]) -> TrialGroup:
         """Return the group with some of its seeds."""
         results = {seed: self.results[seed] for seed in seeds}
         return dataclasses.replace(self, results=results)
@@ -92,7 +92,7 @@ class TrialGroup:
         """
         rows = []
         for result in self.results.values():
-            row = _at_length(result, length)
+            row = at_length(result["lengths"], length)
             if metric not in row["samples"]:
                 return np.full((len(self.results), 1), np.nan)
             rows.append(row)
@@ -116,7 +116,7 @@ class TrialGroup:
                 row |= columns(metric, estimate)
             gain = interval(self.samples("auc", length) - shortest)
             row |= columns("gain", gain)
-            measured = _at_length(self.first_result, length)
+            measured = at_length(self.first_result["lengths"], length)
             row["mean_events"] = measured["mean_events"]
             row["request_flops"] = measured["request_flops"]
             yield row
@@ -157,10 +157,7 @@ def interval(samples: Float) -> Estimate:
     resampled = over_seeds(samples)[1:]
     if not np.isfinite(value):
         return Estimate(None, reason=TOO_FEW_USERS)
-    if np.isfinite(resampled).sum() < 2:
-        return Estimate(value, reason=TOO_FEW_USERS)
-    low, high = np.nanpercentile(resampled, INTERVAL_PERCENTILES)
-    return Estimate(value, float(low), float(high))
+    return percentile_interval(value, resampled)
 
 
 def over_seeds(samples: Float) -> Float:
@@ -176,6 +173,7 @@ def over_seeds(samples: Float) -> Float:
     """
     num_seeds, num_columns = samples.shape
     num_drawn = max(num_seeds - 1, 1)
+    # Always the same draws: differences of metrics and of variants stay paired by seed.
     generator = np.random.default_rng(0)
     drawn = generator.integers(num_seeds, size=(num_drawn, num_columns))
     resampled = np.take_along_axis(
@@ -203,7 +201,7 @@ def differences(groups: Sequence[TrialGroup], reference: str) -> Iterator[Row]:
             continue
         seeds = _common_seeds([group, baseline])
         if seeds:
-            yield from _paired_differences(group.only(seeds), baseline.only(seeds))
+            yield from _paired_differences(group.with_seeds(seeds), baseline.with_seeds(seeds))
 
 
 def _paired_differences(group: TrialGroup, baseline: TrialGroup) -> Iterator[Row]:
@@ -227,9 +225,9 @@ def _paired_differences(group: TrialGroup, baseline: TrialGroup) -> Iterator[Row
 def fits(groups: Sequence[TrialGroup]) -> Iterator[Row]:
     """Yield the slope per doubling of each metric against lengths and costs.
 
-    Each group has fits against served events, twice: the length, which cuts the longest histories
-    only, and the mean number of events of a request at that length. Each variant has fits against
-    training FLOPs, parameters and events read.
+    Each group has fits against the served length, which cuts only the longest histories, and
+    against the mean number of events that requests have at that length. Each variant has fits
+    against training FLOPs, parameters and events read.
     """
     for group in groups:
         yield from _length_fits(group)
@@ -248,6 +246,7 @@ def _length_fits(group: TrialGroup) -> Iterator[Row]:
         if row["length"] > 0:
             length_of[row["mean_events"]] = row["length"]
     mean_events = sorted(length_of)
+    # The keys are values of `against` in fits.csv.
     xs = {
         "served length": [length_of[events] for events in mean_events],
         "mean_events": mean_events,
@@ -257,8 +256,8 @@ def _length_fits(group: TrialGroup) -> Iterator[Row]:
         for length in xs["served length"]:
             samples = group.samples(metric, length)
             values.append(over_seeds(samples))
-        for against, places in xs.items():
-            fit = fit_doubling(places, values)
+        for against, own_xs in xs.items():
+            fit = fit_doubling(own_xs, values)
             if fit is None:
                 continue
             yield {
@@ -308,6 +307,7 @@ def fit_doubling(xs: Sequence[float], ys: Sequence[Float]) -> Row | None:
         return None
     log_x = np.log2(np.array(known_xs))
     values = np.stack(known_ys)
+    # slope = covariance(x, y) / variance(x), for the value and for each resample
     centred = log_x - log_x.mean()
     deviations = values - values.mean(0)
     slopes = centred @ deviations / (centred @ centred)
@@ -352,7 +352,7 @@ def recovery(groups: Sequence[TrialGroup], study: StudyConfig) -> Row:
     events_of = {}
     for role, group in group_of.items():
         _, length = study.recovery[role]
-        compared = group.only(seeds)
+        compared = group.with_seeds(seeds)
         samples = compared.samples("auc", length)
         auc_of[role] = over_seeds(samples)
         events_of[role] = compared.mean("train_events_read")
@@ -391,12 +391,3 @@ def _common_seeds(groups: Sequence[TrialGroup]) -> list[int]:
 def _text_of(value: object) -> str:
     """Return text that is equal for equal values."""
     return json.dumps(value, sort_keys=True)
-
-
-def _at_length(result: Row, length: int) -> Row:
-    """Return the metrics of a result at a served length."""
-    for row in result["lengths"]:
-        if row["length"] == length:
-            measured: Row = row
-            return measured
-    raise KeyError(length)

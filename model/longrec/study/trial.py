@@ -24,8 +24,8 @@ TRIALS_NAME = "trials"
 OLD_TRIALS_NAME = "runs"
 """Folder of the results in versions that called a trial a run."""
 HASHED_SECTIONS = ("model", "lengths", "train", "evaluate")
-HASHED_KEYS = {"distribution": "law"}
-"""Former names of renamed keys: ids still hash them, so results of older versions are found."""
+FORMER_KEYS = {"distribution": "law"}
+"""Former name of each renamed key: ids hash it, so results of older versions are found."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,8 +133,11 @@ def _slug(variant: str, point: Mapping[str, Any]) -> str:
     for key, value in point.items():
         name = key.rpartition(".")[2]
         text += f"-{name}{value}"
-    letters = [letter if letter.isalnum() or letter in "-_." else "_" for letter in text]
-    return "".join(letters)
+    safe = ""
+    for character in text:
+        is_safe = character.isalnum() or character in "-_."
+        safe += character if is_safe else "_"
+    return safe
 
 
 def _hashed_settings(config: RunConfig) -> Row:
@@ -149,6 +152,6 @@ def _hashed_settings(config: RunConfig) -> Row:
         changed = {}
         for key, value in plain[section].items():
             if value != defaults[section][key]:
-                changed[HASHED_KEYS.get(key, key)] = value
+                changed[FORMER_KEYS.get(key, key)] = value
         settings[section] = changed
     return settings

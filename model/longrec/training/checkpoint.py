@@ -150,12 +150,13 @@ class Checkpoints:
         try:
             content = files.read_json(path / VALUES_NAME)
             format_version = content["format_version"]
+            # Another format version may not have an identity.
             if format_version == FORMAT_VERSION:
                 differences = _differences(self.identity, content["identity"])
                 if not differences:
                     return _intact(path, content)
         except (DataError, OSError, SafetensorError, KeyError, TypeError) as error:
-            raise _DamagedError(f"{path} is damaged and left out: {error}") from error
+            raise _DamagedError(f"{path} is damaged and skipped: {error}") from error
         if format_version != FORMAT_VERSION:
             raise DataError(
                 f"the checkpoint {path} has an unknown format version",
@@ -173,7 +174,7 @@ class Checkpoints:
         )
 
     def _warn_about_others(self) -> None:
-        """Log that the folder holds checkpoints of other trainings only, if it does."""
+        """Log a warning if all checkpoints in the folder are of other trainings."""
         others = sorted(self._others(), key=lambda pair: pair[0])
         if not others:
             return
@@ -220,16 +221,18 @@ def _intact(path: Path, content: Mapping[str, Any]) -> Checkpoint:
 
 def _differences(wanted: Mapping[str, Any], stored: Any) -> list[str]:
     """Return one text for each value in which two identities differ."""
+    # Tuples become lists, as in the stored file.
     as_json = json.loads(json.dumps(wanted))
-    ours = _flatten(as_json)
-    theirs = _flatten(stored)
+    wanted_values = _flatten(as_json)
+    stored_values = _flatten(stored)
     differences = []
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) == theirs.get(name):
+    for name in sorted(wanted_values.keys() | stored_values.keys()):
+        # A value that is None equals a missing one: older versions did not have its key.
+        if stored_values.get(name) == wanted_values.get(name):
             continue
-        left = theirs.get(name, "missing")
-        right = ours.get(name, "missing")
-        differences.append(f"{name} {left}, here {right}")
+        stored_value = stored_values.get(name, "missing")
+        wanted_value = wanted_values.get(name, "missing")
+        differences.append(f"{name} {stored_value}, here {wanted_value}")
     return differences
 
 

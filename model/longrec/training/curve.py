@@ -26,8 +26,9 @@ class CurveRow:
         events_per_second: since the row before.
         targets_per_second: since the row before.
         memory_bytes: peak memory of the device (on a CPU: of the process).
-        mfu: share of the peak matrix rate since the row before; None without a known peak. The
-            FLOPs are three times those of the stack's forward pass, so the share is a lower bound.
+        mfu: model FLOPs utilization since the row before, the share of the peak matrix rate; None
+            without a known peak. It is a lower bound: only the FLOPs of the attention stack are
+            counted, not those of embeddings, head and optimizer.
     """
 
     step: int
@@ -42,6 +43,20 @@ class CurveRow:
     memory_bytes: int
     mfu: float | None = None
 
+
+NO_ROW = CurveRow(
+    step=0,
+    loss=0.0,
+    learning_rate=0.0,
+    gradient_norm=0.0,
+    events=0,
+    targets=0,
+    seconds=0.0,
+    events_per_second=0.0,
+    targets_per_second=0.0,
+    memory_bytes=0,
+)
+"""Stands for the row before the first one."""
 
 Listener: TypeAlias = Callable[[CurveRow, int], None]
 """Function that gets each row of the curve and the number of steps of the whole training."""

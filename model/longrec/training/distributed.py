@@ -27,6 +27,7 @@ from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError, LongrecError
 from longrec.training.checkpoint import Checkpoint
+from longrec.training.optimizers import sparse_tables
 
 RANK_ZERO_TIMEOUT_SECONDS = 12 * 3_600
 """How long other ranks wait for work of rank zero alone, such as encoding the histories."""
@@ -66,16 +67,15 @@ class DistributedContext:
         if self.num_ranks == 1:
             return ranker
         parallel = nn.parallel.DistributedDataParallel
-        sparse_ids = set()
-        for module in ranker.modules():
-            if isinstance(module, nn.Embedding) and module.sparse:
-                sparse_ids.add(id(module.weight))
+        sparse_ids = set(map(id, sparse_tables(ranker)))
         ignored = []
         for name, parameter in ranker.named_parameters():
             if id(parameter) in sparse_ids:
                 ignored.append(name)
+        # Buffers never change: they are equal on all ranks.
         for name, _ in ranker.named_buffers():
             ignored.append(name)
+        # DDP has no public way to leave parameters out.
         parallel._set_params_and_buffers_to_ignore_for_model(ranker, ignored)
         return parallel(ranker, gradient_as_bucket_view=True)
 
@@ -319,7 +319,7 @@ def _local_gpu() -> torch.device:
 def _coalesced_on_cpu(table: Tensor) -> Tensor | None:
     """Return the gradient of a table, with repeated rows summed if it is in host memory.
 
-    On a CUDA device that would wait for their number.
+    On a CUDA device, the sum would have to wait until the number of different rows is known.
     """
     gradient = table.grad
     if gradient is None or table.is_cuda:

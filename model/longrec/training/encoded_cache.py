@@ -29,9 +29,10 @@ SOURCE_NAME = "source.json"
 def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHistories]:
     """Fit the encoder to the training window and encode the histories into `directory`.
 
-    A former result is reused if it is complete and of the same files.
+    A former result is reused if it is complete and was made from the same files.
     """
     source_files = _source_files(histories)
+    # A missing or damaged file of a former result is a DataError: encode again.
     with contextlib.suppress(DataError):
         encoder, encoded = _open(histories, directory)
         source = files.read_json(directory / SOURCE_NAME)

@@ -31,7 +31,8 @@ from longrec.training.distributed import DistributedContext
 from longrec.training.trainer import Trainer
 
 FAILED_BATCH_NAME = "failed_batch"
-SMALLER_RANKER = "Lower model.width, model.id_dim, or max_size of the schema's ids."
+RANKER_MEMORY_FIX = "Lower model.width, model.id_dim, or max_size of the schema's ids."
+"""Advice for a ranker that does not fit into memory."""
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +56,7 @@ def fit(
         encoded: the histories.
         lengths: the training length distribution.
         train: settings of the training.
-        seed: of the order of requests and the lengths.
+        seed: seed of the request order and of the drawn lengths.
         out_dir: folder for the batch of a loss that is not finite.
         checkpoints: checkpoints to resume from and to write; None for none.
         log_dir: folder of TensorBoard's files; None for none.
@@ -82,7 +83,7 @@ def fit(
         seed=seed,
         context=context,
     )
-    with resources.enough_memory("the optimizers' state", SMALLER_RANKER):
+    with resources.explain_out_of_memory("the optimizers' state", RANKER_MEMORY_FIX):
         trainer = Trainer(
             ranker,
             train,
@@ -99,18 +100,14 @@ def fit(
         log_dir = None
     first_step = trainer.state.step
     with (
-        progress.progress_listener(on_progress) as report_row,
-        progress.tensorboard_listener(log_dir, first_step) as log_row,
+        progress.progress_listener(on_progress) as reporter,
+        progress.tensorboard_listener(log_dir, first_step) as tensorboard,
     ):
-        run_steps(trainer, streams, checkpoints, (report_row, log_row))
+        run_steps(trainer, streams, checkpoints, (reporter, tensorboard))
     return trainer
 
 
-def make_ranker(
-    config: ModelConfig,
-    encoder: Encoder,
-    seed: int,
-) -> Ranker:
+def make_ranker(config: ModelConfig, encoder: Encoder, seed: int) -> Ranker:
     """Return a ranker with initial weights drawn from `seed`.
 
     The global random state does not change.
@@ -174,6 +171,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:
     if checkpoint is None:
         return
     trainer.restore(checkpoint)
+    # A warning: whoever expected a new training must see it.
     log.log(
         logging.WARNING if is_rank_zero else logging.DEBUG,
         "resuming after step %d of %d, from %s",
@@ -197,7 +195,8 @@ def run_steps(
     """
     config = trainer.config
     num_done = trainer.state.step
-    epoch_ends = set(np.cumsum([len(stream) for stream in streams]).tolist())
+    num_batches = [len(stream) for stream in streams]
+    epoch_ends = set(itertools.accumulate(num_batches))
     batches = prefetch(
         _remaining(streams, num_done),
         num_workers=config.num_workers,
@@ -207,15 +206,17 @@ def run_steps(
     trainer.start()
     with contextlib.closing(batches), _stop_on_sigterm() as stop_requested:
         pairs = prefetch_to_device(remaining, trainer.device)
-        for step, (host, batch) in enumerate(pairs, num_done + 1):
-            rows = trainer.step(host, batch)
+        for step, (host_batch, batch) in enumerate(pairs, num_done + 1):
+            rows = trainer.step(host_batch, batch)
             is_last = step == trainer.num_steps
+            # One small message in host memory per step: all ranks must stop after the same step.
             is_stopping = trainer.context.any(stop_requested.is_set()) and not is_last
             is_checkpoint_due = is_stopping or _is_checkpoint_due(config, step, epoch_ends)
             if is_checkpoint_due or is_last:
                 rows += trainer.flush()
-            for row, listener in itertools.product(rows, listeners):
-                listener(row, trainer.num_steps)
+            for row in rows:
+                for listener in listeners:
+                    listener(row, trainer.num_steps)
             if is_checkpoint_due and checkpoints is not None:
                 _save(checkpoints, trainer)
             if is_stopping:
@@ -233,7 +234,9 @@ def ignore_sparse_warning() -> None:
 
 
 def check_indices(ranker: Ranker, encoded: EncodedHistories) -> None:
-    """Check that every index of the histories is within its table of the ranker; read them once.
+    """Check that every index of the histories is within its table of the ranker.
+
+    This reads all indices once.
 
     Raises:
         DataError: an index is outside. It would read another feature's rows, or crash a GPU.

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from longrec.config import TrainConfig
 from longrec.errors import ConfigError, DataError
-from longrec.nn import fused_paths
+from longrec.nn.fused import paths as fused_paths
 
+ADAGRAD_EPS = 1e-8
+"""Number that row-wise Adagrad adds to the square root of a row's accumulator."""
 FINAL_SCALE = 0.1
 """Share of the peak learning rate at the last step."""
 ParameterGroup: TypeAlias = dict[str, Any]
@@ -22,9 +24,13 @@ ParameterGroup: TypeAlias = dict[str, Any]
 class RowWiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator per row of a table.
 
-    With G the gradient of a row of width d:  s <- s + mean(G^2),  row <- row - lr G / (sqrt(s) +
-    eps). Rows without gradient are neither read nor written. Sparse and dense gradients give the
-    same result. Memory: rows * 4 bytes, 1/d of Adagrad's.
+    With G the gradient of a row of width d and s its accumulator:
+
+        s <- s + mean(G^2)
+        row <- row - lr G / (sqrt(s) + eps)
+
+    Rows without gradient are neither read nor written. Sparse and dense gradients give the same
+    result. Memory: rows * 4 bytes, 1/d of Adagrad's.
 
     Source: the row-wise sparse Adagrad of DLRM (arXiv 1906.00091) and FBGEMM
     (EXACT_ROWWISE_ADAGRAD), without weight decay.
@@ -42,7 +48,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         self,
         params: Iterable[Tensor],
         lr: float = 0.05,
-        eps: float = 1e-8,
+        eps: float = ADAGRAD_EPS,
     ) -> None:
         if not (lr > 0 and eps > 0):
             raise ConfigError(
@@ -132,10 +138,13 @@ def _update_rows_fused(
     gradient: Tensor,
     group: ParameterGroup,
 ) -> None:
-    """Update rows on a CUDA device, which sums repeated rows without waiting for their number."""
-    from longrec.nn.kernels import rows
+    """Update rows on a CUDA device.
 
-    rows.adagrad(
+    The kernel sums repeated rows itself. `coalesce` would wait for the number of different rows.
+    """
+    from longrec.nn.kernels import rows as row_kernels
+
+    row_kernels.adagrad(
         table,
         row_sums,
         gradient._indices()[0],
@@ -145,7 +154,7 @@ def _update_rows_fused(
     )
 
 
-def schedule(
+def learning_rate_scale(
     step: int,
     *,
     num_steps: int,
@@ -182,7 +191,7 @@ class FusedTables(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Optimizers:
-    """The two optimizers of a ranker, stepped together.
+    """The optimizers of a ranker, stepped together.
 
     Args:
         dense: AdamW.
@@ -283,7 +292,7 @@ def build(
     Tables with sparse gradients (`nn.Embedding(sparse=True)`) go to row-wise Adagrad. Weight decay
     acts on matrices of layers only, not on embeddings, biases or norms.
     """
-    sparse_tables = _sparse_tables(model)
+    tables_with_sparse_gradients = sparse_tables(model)
     dense = torch.optim.AdamW(
         _dense_groups(model, config.weight_decay),
         lr=config.learning_rate,
@@ -291,9 +300,9 @@ def build(
         fused=True,
     )
     tables = None
-    if sparse_tables:
+    if tables_with_sparse_gradients:
         tables = RowWiseAdagrad(
-            sparse_tables,
+            tables_with_sparse_gradients,
             lr=config.embedding_learning_rate,
         )
     return Optimizers(
@@ -306,7 +315,7 @@ def build(
     )
 
 
-def _sparse_tables(model: nn.Module) -> list[Tensor]:
+def sparse_tables(model: nn.Module) -> list[Tensor]:
     """Return the weights of embeddings with sparse gradients, each once."""
     tables = {}
     for module in model.modules():
@@ -317,7 +326,7 @@ def _sparse_tables(model: nn.Module) -> list[Tensor]:
 
 def _dense_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
     """Return parameter groups with and without weight decay; leave out empty ones."""
-    sparse_ids = set(map(id, _sparse_tables(model)))
+    sparse_ids = set(map(id, sparse_tables(model)))
     embedding_ids = set()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -390,5 +399,6 @@ def _fits(tensor: Tensor, parameter: Tensor) -> bool:
 
 
 def _is_bias(name: str) -> bool:
+    """Return whether a parameter is a bias: `linear.bias`, `gap_bias`, `b_in`."""
     last = name.rpartition(".")[2]
     return last.startswith("b_") or "bias" in last

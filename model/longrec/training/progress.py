@@ -40,13 +40,15 @@ def tensorboard_listener(directory: Path | None, step: int) -> Iterator[Listener
 
     Args:
         directory: folder of the files.
-        step: step that the training resumes after; later rows of an interrupted one are hidden.
+        step: step that the training resumes after. TensorBoard hides the rows that an interrupted
+            start wrote after it.
     """
+    if directory is None:
+        yield ignore_row
+        return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        directory = None
-    if directory is None:
         yield ignore_row
         return
     with SummaryWriter(str(directory), purge_step=step + 1) as writer:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from statistics import fmean
 
-from torch import nn
-
 from longrec.nn.ranker import Ranker
+from longrec.training.optimizers import sparse_tables
 from longrec.training.trainer import Trainer
 
 
@@ -25,12 +24,12 @@ class TrainReport:
         total_seconds: time of the last start, with fitting the encoder and encoding.
         events_per_second: of the training loop.
         targets_per_second: of the training loop.
-        mean_length: mean number of events per request, as the training length distribution drew
-            them.
+        mean_length: mean number of events per request after its length was drawn.
         first_loss: mean loss of the first log_every steps.
         final_loss: mean loss of the last log_every steps.
         memory_bytes: peak memory of the device (on a CPU: of the process).
-        mfu: share of `peak_flops`, a lower bound (see CurveRow); None on a CPU.
+        mfu: model FLOPs utilization, the share of `peak_flops`; a lower bound (see CurveRow). None
+            on a CPU.
         peak_flops: measured peak matrix rate, FLOP/s; None on a CPU.
         num_parameters: number of the ranker's parameters.
         num_table_parameters: number of those in tables with sparse gradients.
@@ -59,8 +58,12 @@ class TrainReport:
     precision: str
 
     @classmethod
-    def of(cls, trainer: Trainer) -> TrainReport:
-        """Return the report of a trainer after its last step, without a version."""
+    def from_trainer(cls, trainer: Trainer) -> TrainReport:
+        """Return the report of a trainer after its last step.
+
+        It has no version, and its `total_seconds` are those of the training loop: the caller
+        replaces them.
+        """
         state = trainer.state
         peak_flops = trainer.peak_flops or None
         mfu = None
@@ -95,8 +98,4 @@ def _num_parameters(ranker: Ranker) -> int:
 
 def _num_table_parameters(ranker: Ranker) -> int:
     """Return the number of parameters in tables with sparse gradients."""
-    num_parameters = 0
-    for module in ranker.modules():
-        if isinstance(module, nn.Embedding) and module.sparse:
-            num_parameters += module.weight.numel()
-    return num_parameters
+    return sum(table.numel() for table in sparse_tables(ranker))

@@ -1,4 +1,4 @@
-"""Device of a training: its choice, memory and peak rate."""
+"""Choose the device and precision of a training, and measure its memory and peak rate."""
 
 from __future__ import annotations
 
@@ -37,8 +37,15 @@ def choose_device(config: TrainConfig) -> tuple[torch.device, str]:
     return device, "bfloat16" if uses_gpu else "float32"
 
 
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context that computes in a precision: `float32` or `bfloat16`."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 @contextlib.contextmanager
-def enough_memory(what: str, fix: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, fix: str) -> Iterator[None]:
     """Turn an out-of-memory error within the block into a one-line error.
 
     Args:
@@ -68,6 +75,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
+    # Linux reports KiB.
     return usage.ru_maxrss * 1024
 
 

@@ -8,7 +8,7 @@
                                      inside the backward pass
 
 TorchRec divides the gradients that it sends by the number of ranks, as DDP does. Checkpoints and
-bundles hold the whole tables under their ordinary names: their readers know nothing of shards.
+bundles hold the whole tables under their ordinary names, so code that reads them needs no change.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from longrec.config import TrainConfig
 from longrec.errors import ConfigError
 from longrec.nn.layers import FeatureEmbedding
 from longrec.training.distributed import DistributedContext
+from longrec.training.optimizers import ADAGRAD_EPS
 
 FEATURE_NAME = "ids"
-EPS = 1e-8
 INSTALL_COMMAND = (
     "pip install --no-deps -c constraints.txt torchrec fbgemm-gpu-cpu tensordict torchmetrics"
     " pyre-extensions pyvers lightning-utilities typing-inspect"
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 class ShardedTable(nn.Module):
     """A table of ids, called like nn.Embedding, with its rows spread over all ranks.
 
-    Every rank must call it once in a step. The collection is hidden from nn.Module: neither DDP nor
-    the optimizers may touch its parameters.
+    Every rank must call it once in a step. Its TorchRec EmbeddingCollection is not registered as a
+    submodule: neither DDP nor the optimizers may touch its parameters.
 
     Args:
         table: the whole table with its values; it is not stored.
@@ -63,8 +63,8 @@ class ShardedTable(nn.Module):
         self.embedding_dim = table.embedding_dim
         self.context = context
         # in a tuple: nn.Module registers modules, but not tuples of them
-        self._hidden = (_collection(table, learning_rate, context),)
-        self.load(table.weight, None)
+        self._hidden = (_make_collection(table, learning_rate, context),)
+        self.load_weight(table.weight)
 
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T F K"]:
         """Return the rows of all indices."""
@@ -81,11 +81,11 @@ class ShardedTable(nn.Module):
         return rows.view(*indices.shape, self.embedding_dim)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next step, before its forward pass remembers it."""
+        """Set the learning rate of the next step; TorchRec reads it in the forward pass."""
         optimizer = self._hidden[0].fused_optimizer
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        # updates nothing: passes the rate on
+        # Copies the rate to the kernels. Rows are updated in the backward pass.
         optimizer.step()
 
     @property
@@ -103,21 +103,13 @@ class ShardedTable(nn.Module):
         row_sums, _ = self._local_row_sums()
         return self.context.gather_to_rank_zero(row_sums, self.num_embeddings)
 
-    def load(
-        self,
-        weight: Tensor | None,
-        row_sums: Tensor | None,
-    ) -> None:
-        """Load this rank's part of a whole table, or of its accumulators.
+    def load_weight(self, weight: Tensor) -> None:
+        """Load this rank's part of a whole table."""
+        _copy_part(weight, *self._local_rows())
 
-        Args:
-            weight: the whole table; None to leave it as it is.
-            row_sums: the accumulators of the whole table; None to leave them as they are.
-        """
-        if weight is not None:
-            _copy_part(weight, *self._local_rows())
-        if row_sums is not None:
-            _copy_part(row_sums, *self._local_row_sums())
+    def load_row_sums(self, row_sums: Tensor) -> None:
+        """Load this rank's part of the accumulators of a whole table."""
+        _copy_part(row_sums, *self._local_row_sums())
 
     def _local_rows(self) -> tuple[Tensor, int]:
         """Return this rank's rows, and the number of the first one."""
@@ -128,6 +120,7 @@ class ShardedTable(nn.Module):
         """Return this rank's accumulators, and the number of the first one's row."""
         optimizer = self._hidden[0].fused_optimizer
         [state] = optimizer.state_dict()["state"].values()
+        # FBGEMM calls the accumulators of Adagrad momentum1.
         return _local_shard(state[f"{FEATURE_NAME}.momentum1"])
 
     def _save_to_state_dict(
@@ -158,12 +151,12 @@ class ShardedTable(nn.Module):
             found = tuple(weight.shape)
             error_msgs.append(f"size mismatch for {name}: {found}, here {shape}")
             return
-        self.load(weight, None)
+        self.load_weight(weight)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardedTables:
-    """The sharded tables of a ranker: its `longrec.training.optimizers.FusedTables`.
+    """The sharded tables of a ranker, with the methods of optimizers.FusedTables.
 
     Args:
         owners: modules with a ShardedTable in `ids`.
@@ -188,9 +181,9 @@ class ShardedTables:
     def load_row_sums(self, sums: Sequence[Tensor]) -> None:
         """Load this rank's part of whole accumulators."""
         for table, row_sums in zip(self.tables, sums, strict=True):
-            table.load(None, row_sums)
+            table.load_row_sums(row_sums)
 
-    def gather(self) -> None:
+    def restore_tables(self) -> None:
         """Put whole ordinary tables back into the ranker.
 
         Rank zero gets their values; elsewhere they are on the device `meta`, without values.
@@ -216,7 +209,7 @@ def shard(
 ) -> ShardedTables | None:
     """Spread the rows of a ranker's id tables over the ranks, in place; return the tables.
 
-    One rank holds its tables whole: returns None.
+    Returns None with one rank, which holds its tables whole.
 
     Raises:
         ConfigError: TorchRec is not installed.
@@ -241,7 +234,7 @@ def shard(
     return ShardedTables(owners)
 
 
-def _collection(
+def _make_collection(
     table: nn.Embedding,
     learning_rate: float,
     context: DistributedContext,
@@ -262,11 +255,12 @@ def _collection(
         tables=[config],
         device=torch.device("meta"),
     )
-    sharder = _sharder(learning_rate)
+    sharder = _make_sharder(learning_rate)
     plan = construct_module_sharding_plan(
         collection,
         {FEATURE_NAME: row_wise(compute_kernel="fused")},
         sharder,
+        # Rows are spread over all ranks: their number on one machine does not matter.
         local_size=context.num_ranks,
         world_size=context.num_ranks,
         device_type=context.device.type,
@@ -280,7 +274,7 @@ def _collection(
     )
 
 
-def _sharder(learning_rate: float) -> Any:
+def _make_sharder(learning_rate: float) -> Any:
     """Return a sharder of tables that row-wise Adagrad updates in the backward pass."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -289,7 +283,7 @@ def _sharder(learning_rate: float) -> Any:
         {
             "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             "learning_rate": learning_rate,
-            "eps": EPS,
+            "eps": ADAGRAD_EPS,
         }
     )
 
@@ -324,6 +318,6 @@ def _copy_part(
     first_row: int,
 ) -> None:
     """Copy the rows of a whole table from `first_row` on into a rank's part of it."""
-    last_row = first_row + part.shape[0]
-    rows = whole.detach()[first_row:last_row]
+    end_row = first_row + part.shape[0]
+    rows = whole.detach()[first_row:end_row]
     part.detach().copy_(rows)

@@ -26,7 +26,7 @@ from longrec.training.checkpoint import Checkpoints
 from longrec.training.curve import CURVE_NAME, CurveRow, Listener, write_curve
 from longrec.training.distributed import DistributedContext, process_group
 from longrec.training.report import TrainReport
-from longrec.training.resources import choose_device, enough_memory
+from longrec.training.resources import choose_device, explain_out_of_memory
 
 ENCODED_NAME = "encoded"
 CHECKPOINTS_NAME = "checkpoints"
@@ -73,7 +73,7 @@ def train(
         out_dir: folder of the bundle and its training_curve.csv, replaced in one step.
         model: configuration of the ranker.
         lengths: the training length distribution.
-        train: settings of the training.
+        train: the `train` section of the configuration.
         served_length: default number of most recent events that the bundle scores with.
         seed: of initial weights, order of requests and lengths.
         checkpoint_dir: folder of checkpoints (longrec.training.checkpoint), for example on a volume
@@ -124,7 +124,7 @@ def train(
             context=context,
         )
         report = dataclasses.replace(
-            TrainReport.of(trainer),
+            TrainReport.from_trainer(trainer),
             total_seconds=time.perf_counter() - start,
         )
         bundle = Bundle(
@@ -208,7 +208,7 @@ def _make_ranker(
     Raises:
         ConfigError: memory ran out.
     """
-    with enough_memory("the ranker", loop.SMALLER_RANKER):
+    with explain_out_of_memory("the ranker", loop.RANKER_MEMORY_FIX):
         ranker = loop.make_ranker(model, encoder, seed)
         return ranker.to(device)
 

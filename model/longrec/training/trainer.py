@@ -1,9 +1,8 @@
-"""Trainer: a ranker with its optimizers; one `step` per batch, and a checkpoint of all of it."""
+"""Train a ranker step by step, and save and restore the whole state of the training."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import math
 import time
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import DataError, LongrecError
-from longrec.nn.flops import stca_flops
+from longrec.nn.flops import TRAINING_FLOPS_FACTOR, stca_flops
 from longrec.nn.ranker import Ranker
 from longrec.training import losses, optimizers, resources, sharded_tables
 from longrec.training.checkpoint import Checkpoint
-from longrec.training.curve import CurveRow
+from longrec.training.curve import NO_ROW, CurveRow
 from longrec.training.distributed import DistributedContext
 
 LOSS_LAG = 2
@@ -34,7 +33,7 @@ RANKER_PREFIX = "ranker."
 
 @dataclasses.dataclass(slots=True)
 class TrainState:
-    """Progress of a training; with weights and optimizers' state, all that a checkpoint holds.
+    """Progress of a training: the plain values of a checkpoint.
 
     Args:
         step: number of optimizer steps done; it determines the position in the data.
@@ -90,8 +89,8 @@ class Trainer:
     """Trains a ranker batch by batch.
 
     Args:
-        ranker: with its initial weights, on the device of the training.
-        config: of the training.
+        ranker: the ranker with its initial weights, on the device of the training.
+        config: settings of the training.
         num_steps: number of steps of the whole training, for the schedule.
         precision: `float32` or `bfloat16`.
         failed_batch: file for the batch of a loss that is not finite.
@@ -126,6 +125,7 @@ class Trainer:
         self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
         self.peak_flops = 0.0
+        # `stca_flops` counts this kind only.
         if ranker.config.kind == "stca":
             self.peak_flops = resources.measure_peak_flops(self.device, precision)
         self._pending: collections.deque[_PendingStep] = collections.deque()
@@ -138,7 +138,7 @@ class Trainer:
 
     def step(
         self,
-        host: RequestBatch,
+        host_batch: RequestBatch,
         batch: RequestBatch,
     ) -> list[CurveRow]:
         """Update the weights by one batch; return the rows of the curve that became complete.
@@ -146,19 +146,21 @@ class Trainer:
         On a CUDA device this waits for nothing: the loss is read LOSS_LAG steps later.
 
         Args:
-            host: the batch in host memory.
+            host_batch: the batch in host memory.
             batch: the same batch on the device.
 
         Raises:
             LongrecError: a loss or gradient is not finite; its batch is saved.
             ConfigError: memory ran out.
         """
-        scale = optimizers.schedule(
-            self.state.step + len(self._pending),
+        # Steps with an unread loss are done, but not counted in the state yet.
+        num_done = self.state.step + len(self._pending)
+        scale = optimizers.learning_rate_scale(
+            num_done,
             num_steps=self.num_steps,
             warmup_fraction=self.config.warmup_fraction,
         )
-        with resources.enough_memory(_step_name(batch), _smaller_step(batch)):
+        with resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch)):
             self.optimizers.start(scale)
             loss = self.loss(batch)
             torch.autograd.backward(loss)
@@ -170,7 +172,7 @@ class Trainer:
         host_values, ready = _copy_to_host(values)
         self._pending.append(
             _PendingStep(
-                host,
+                host_batch,
                 host_values,
                 ready,
                 scale,
@@ -184,10 +186,11 @@ class Trainer:
 
         With several ranks, the mean over ranks is the loss of the whole batch.
         """
-        with self._autocast():
+        with resources.autocast(self.device, self.precision):
             output = self.forward(batch)
         loss = losses.total(output, batch, self.config)
         weight = self.context.loss_weight(batch, self.config)
+        # Without several ranks, the loss stays as it is and costs no further kernel.
         return loss if weight == 1 else loss * weight
 
     def flush(self, max_pending: int = 0) -> list[CurveRow]:
@@ -207,7 +210,7 @@ class Trainer:
             loss, norm = done.values.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._not_finite(done.batch, loss, norm)
-            self._count(done.batch, loss)
+            self._add_step(done.batch, loss)
             is_last = self.state.step == self.num_steps
             if is_last or self.state.step % self.config.log_every == 0:
                 learning_rate = self.config.learning_rate * done.scale
@@ -217,7 +220,7 @@ class Trainer:
     def finish(self) -> None:
         """Put the ranker into evaluation mode, its tables whole on rank zero."""
         if self.sharded is not None:
-            self.sharded.gather()
+            self.sharded.restore_tables()
         self.ranker.eval()
 
     def checkpoint(self) -> Checkpoint:
@@ -254,17 +257,12 @@ class Trainer:
                 fix="Another version of longrec wrote it: delete it.",
             ) from error
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def _count(
+    def _add_step(
         self,
         batch: RequestBatch,
         loss: float,
     ) -> None:
-        """Add a step to the progress."""
+        """Add a step that ended now to the state."""
         state = self.state
         now = time.perf_counter()
         state.seconds += now - self._step_start
@@ -275,6 +273,7 @@ class Trainer:
         state.num_events += whole.num_events
         state.num_targets += whole.num_targets
         if self.peak_flops:
+            # MFU is per device: only this rank's part of the batch counts.
             state.flops += self._step_flops(batch)
         if len(state.first_losses) < self.config.log_every:
             state.first_losses.append(loss)
@@ -282,14 +281,15 @@ class Trainer:
         state.last_losses = state.last_losses[-self.config.log_every :]
 
     def _step_flops(self, batch: RequestBatch) -> float:
-        """Return the FLOPs of a step: a backward pass takes twice the forward pass."""
+        """Return the FLOPs of a step on a batch."""
         if batch.host_counts is None:
+            # A batch for a CPU, which has no known peak.
             return 0.0
         config = self.ranker.config
         forward_flops = 0.0
         for num_events, num_targets in zip(*batch.host_counts, strict=True):
             forward_flops += stca_flops(config, num_events, num_targets).total
-        return 3.0 * forward_flops
+        return TRAINING_FLOPS_FACTOR * forward_flops
 
     def _add_row(
         self,
@@ -298,12 +298,11 @@ class Trainer:
     ) -> CurveRow:
         """Return the next row of the curve, after adding it to the state."""
         state = self.state
-        before = state.curve[-1] if state.curve else None
-        num_steps = state.step - (before.step if before else 0)
-        num_events = state.num_events - (before.events if before else 0)
-        num_targets = state.num_targets - (before.targets if before else 0)
-        seconds = state.seconds - (before.seconds if before else 0.0)
-        seconds = max(seconds, MIN_SECONDS)
+        previous = state.curve[-1] if state.curve else NO_ROW
+        num_steps = state.step - previous.step
+        num_events = state.num_events - previous.events
+        num_targets = state.num_targets - previous.targets
+        seconds = max(state.seconds - previous.seconds, MIN_SECONDS)
         mfu = None
         if self.peak_flops:
             flops = state.flops - state.flops_at_last_row
@@ -333,11 +332,12 @@ class Trainer:
     ) -> LongrecError:
         """Return the error for a loss that is not finite, after saving its batch."""
         _save_batch(batch, self.failed_batch)
-        what, value = "the training loss", loss
         if math.isfinite(loss):
-            what, value = "the gradient norm", norm
+            what = f"the gradient norm is {norm}"
+        else:
+            what = f"the training loss is {loss}"
         return LongrecError(
-            f"{what} is {value} at step {self.state.step + 1}",
+            f"{what} at step {self.state.step + 1}",
             expected="a finite number",
             fix=(
                 "Lower train.learning_rate or set train.precision=float32; the batch is in"
@@ -381,7 +381,7 @@ def _step_name(batch: RequestBatch) -> str:
     )
 
 
-def _smaller_step(batch: RequestBatch) -> str:
+def _step_memory_fix(batch: RequestBatch) -> str:
     """Return advice on how to make a step smaller."""
     key = "train.token_budget"
     if batch.num_requests == 1:

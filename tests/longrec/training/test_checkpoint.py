@@ -322,7 +322,7 @@ def test_a_damaged_checkpoint_is_left_out_with_a_warning(
         values.write_text("[]")
     with caplog.at_level(logging.WARNING):
         train_small(histories_dir, out, CONFIG)
-    assert "step-0000000012 is damaged and left out" in caplog.text
+    assert "step-0000000012 is damaged and skipped" in caplog.text
     assert "resuming after step 8 of" in caplog.text
     assert_equal(out, whole)
 

@@ -216,7 +216,7 @@ def test_scale_zero_changes_nothing_and_rates_follow_the_scale() -> None:
 def test_the_schedule_rises_and_falls_to_a_tenth() -> None:
     scales = []
     for step in range(100):
-        scale = optim.schedule(
+        scale = optim.learning_rate_scale(
             step,
             num_steps=100,
             warmup_fraction=0.1,
@@ -226,7 +226,7 @@ def test_the_schedule_rises_and_falls_to_a_tenth() -> None:
     assert scales[:10] == pytest.approx(rising)
     assert all(before >= after for before, after in itertools.pairwise(scales[9:]))
     assert scales[-1] == pytest.approx(optim.FINAL_SCALE)
-    only = optim.schedule(
+    only = optim.learning_rate_scale(
         0,
         num_steps=1,
         warmup_fraction=0.0,

@@ -153,7 +153,7 @@ def test_the_loop_equals_a_page_of_plain_pytorch(histories_dir: Path, tmp_path: 
         for parameter in ranker.parameters():
             parameter.grad = None
         losses.total(ranker(batch), batch, BRIEF).backward()
-        scale = optim.schedule(
+        scale = optim.learning_rate_scale(
             step,
             num_steps=num_steps,
             warmup_fraction=BRIEF.warmup_fraction,
