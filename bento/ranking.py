@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from longrec.serving.admission import Ticket
     from longrec.serving.engine import Engine
     from longrec.serving.metrics import PrometheusMetrics
-    from longrec.serving.reader import FetchResult, StoreReader
     from longrec.serving.requests import Explanation, RankResult, TopEvents
     from longrec.serving.rollout.model_manager import ModelManager
+    from longrec.serving.store_reader import FetchResult, StoreReader
 
 MAX_FETCH_SHARE = 0.5
 """Largest share of the deadline that reading the feature store may use."""

@@ -140,7 +140,7 @@ class Ranker:
         from longrec.nn import parallel
         from longrec.schema import Schema
         from longrec.serving.metrics import PrometheusMetrics
-        from longrec.serving.reader import StoreReader
+        from longrec.serving.store_reader import StoreReader
 
         parallel.set_num_threads(SETTINGS.num_threads)
         bundle = Path(self.model.path_of(model_store.BUNDLE_FOLDER))

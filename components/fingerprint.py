@@ -36,7 +36,7 @@ def fingerprint(
     from longrec.data.location import fingerprint as of_dataset
     from longrec.data.store.versions import version_before
     from longrec.release.registry import read_registry
-    from longrec.runs.fingerprint import of_steps
+    from longrec.runs.code_fingerprint import of_steps
 
     config = build(GateConfig, gate, where="gate")
     champion = ""

@@ -13,8 +13,8 @@ import pytest
 from bento.ranking import RequestRanker
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
-from longrec.serving.reader import FetchResult
 from longrec.serving.requests import RankRequest
+from longrec.serving.store_reader import FetchResult
 from tests.longrec import small_histories
 
 INLINE_HISTORY = {"item_id": [1, 2], "timestamp": [10, 20]}

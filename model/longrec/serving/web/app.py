@@ -37,8 +37,8 @@ from longrec.serving.web.timeline_view import append_event, timeline_view
 
 if TYPE_CHECKING:
     from longrec.serving.engine import Engine
-    from longrec.serving.reader import StoreReader
     from longrec.serving.requests import EncodedRequest, RankResult
+    from longrec.serving.store_reader import StoreReader
 
 NUM_EXAMPLE_USERS = 12
 NUM_EXAMPLE_CANDIDATES = 40

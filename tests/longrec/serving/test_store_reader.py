@@ -14,8 +14,8 @@ import pytest
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
 from longrec.errors import DataError, StoreError
-from longrec.serving import reader as reader_module
-from longrec.serving.reader import FetchResult, StoreReader
+from longrec.serving import store_reader as reader_module
+from longrec.serving.store_reader import FetchResult, StoreReader
 from tests.longrec import small_histories
 from tests.longrec.serving.small_scorer import User
 

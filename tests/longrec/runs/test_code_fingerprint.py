@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from components.fingerprint import fingerprint
-from longrec.runs.fingerprint import _imports, of_steps
+from longrec.runs.code_fingerprint import _imports, of_steps
 from longrec.runs.steps import steps_by_code_key
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _now(copy: Path) -> dict[str, str]:
     code = (
-        "import json, sys; from longrec.runs.fingerprint import of_steps; "
+        "import json, sys; from longrec.runs.code_fingerprint import of_steps; "
         "print(json.dumps(of_steps(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, str(copy / "feature_repo")]
