@@ -1,8 +1,9 @@
-"""Feast declarations: users, items, their features, and a user's long history as one packed value.
+"""Declare users, items and their features for Feast.
 
-Fields come from the schema of the published feature tables (`LONGREC_HOME/features/schema.json`).
-Before the first publish they come from the synthetic dataset's schema. Only declarations belong
-here: `feast apply` imports every .py file below this folder.
+A user's long history is one packed value. Fields come from the schema of the published feature
+tables (`LONGREC_HOME/features/schema.json`). Before the first publish they come from the synthetic
+dataset's schema. Only declarations belong here: `feast apply` imports every .py file below this
+folder.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from longrec.schema import Feature, Schema, synthetic_schema
 
 DEFAULT_WORKDIR = Path(__file__).resolve().parents[1] / ".longrec"
 WORKDIR = Path(os.environ.get("LONGREC_HOME") or DEFAULT_WORKDIR).resolve()
+# In a work directory this is a link, which a later publish points to another version.
 TABLES = (WORKDIR / "features").resolve()
 SCHEMA_FILE = TABLES / "schema.json"
 SCHEMA = Schema.load(SCHEMA_FILE) if SCHEMA_FILE.exists() else synthetic_schema()
@@ -43,6 +45,7 @@ TYPES: dict[str, PrimitiveFeastType] = {
 def _source(name: str, table: str) -> DataSource:
     """Return the source of a feature table, for Spark or for DuckDB."""
     path = str(TABLES / table)
+    # The user sets this variable to publish with one of the settings in overlays/.
     if os.environ.get("LONGREC_FEATURE_OVERLAY") == "spark":
         from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
@@ -158,7 +161,7 @@ if SCHEMA.user:
         _source("user_features", "user_features.parquet"),
         _fields(SCHEMA.user),
     )
-# Read by retrieval; a served model carries its encoded items.
+# Read by retrieval; a served model carries its encoded items. The first item feature is the key.
 item_features = None
 if SCHEMA.item[1:]:
     item_features = _view(
@@ -169,6 +172,7 @@ if SCHEMA.item[1:]:
         online=False,
     )
 
+# The features that the ranker reads online, by this name.
 ranker_v1 = FeatureService(
     name="ranker_v1",
     features=[view for view in (user_history, user_tail, user_features) if view],

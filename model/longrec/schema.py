@@ -30,7 +30,10 @@ CREATED = "created"
 REQUEST_ID = "request_id"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Feature:
     """One column and how its values become indices of an embedding table.
 
@@ -43,9 +46,10 @@ class Feature:
         kind: `id` (large table, sparse updates), `category` (small table) or `number` (quantile
             bins, small table).
         dtype: type of the raw column.
-        min_count: occurrences in the training window that give a value its own index.
+        min_count: smallest number of occurrences in the training window with which a value gets its
+            own index.
         max_size: largest number of known values; the most frequent win, ties by value.
-        num_oov: shared indices for all other values.
+        num_oov: shared indices for all other values (out of vocabulary).
         num_bins: number of quantile bins of a `number`.
         max_null_share: largest share of null rows that the check accepts.
         minimum, maximum: bounds that the check applies to a numeric column; None for no bound.
@@ -74,7 +78,10 @@ class Feature:
         return self.dtype
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Task:
     """One binary label that the ranker predicts.
 
@@ -88,15 +95,18 @@ class Task:
     max_rate: float = 0.9999
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Schema:
     """Features of items, users and events, and the tasks.
 
     Args:
-        name: of the data.
+        name: name of the data.
         item: item features; the first one is always `item_id`.
         user: user features.
-        event: action features; item features of an event are found by its item_id.
+        event: event features; item features of an event are found by its item_id.
         tasks: binary labels, at least one.
         has_baskets: whether events carry a `basket_id`; no history may split a basket.
 
@@ -180,7 +190,10 @@ class Schema:
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:
-        """Return the schema in a JSON file, at the top level or under the key `schema`."""
+        """Return the schema in a JSON file.
+
+        dataset.json and manifest.json hold it under the key `schema`, schema.json at the top level.
+        """
         text = Path(path).read_text(encoding="utf-8")
         value = json.loads(text)
         return cls.from_dict(value.get("schema", value))

@@ -6,7 +6,7 @@
     targets  N   | t t t | t t | t |
     target_offsets 0       3     5   6                     length R+1; every request has a target
 
-Shape letters: R requests, T packed events, N packed targets, A action features of an event, U user
+Shape letters: R requests, T packed events, N packed targets, A event features, U user
 features, K tasks.
 """
 
@@ -25,12 +25,12 @@ from longrec.errors import DataError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GlobalBatch:
-    """Sizes of the batch of one step over all ranks; each rank has a RequestBatch of it.
+    """Sizes of the batch of one step over all ranks; each rank holds its share as a RequestBatch.
 
     Args:
         num_requests, num_events, num_targets: over all ranks.
-        is_placeholder: whether this rank has no request of its own and repeats another one's,
-            without weight.
+        is_placeholder: whether this rank has no request left. It then repeats one with weight 0,
+            so that all ranks take the same number of steps.
     """
 
     num_requests: int
@@ -45,7 +45,7 @@ class RequestBatch:
 
     Args:
         event_items: int [T], row of the item table; 0 is the unknown item.
-        event_features: int [T, A], index of each action feature in its own table (0 is missing).
+        event_features: int [T, A], index of each event feature in its own table (0 is missing).
         event_timestamps: int64 [T].
         event_offsets: int64 [R+1]; events of request r are event_offsets[r]:event_offsets[r+1].
         target_items: int [N], row of the item table.
@@ -114,7 +114,7 @@ class RequestBatch:
             tensor.record_stream(stream)
 
     def validate(self, *, num_items: int | None = None) -> RequestBatch:
-        """Return self after checking shapes and offsets; called once, at the border.
+        """Return self after checking shapes and offsets.
 
         Args:
             num_items: rows of the item table; None to accept any row.
@@ -160,7 +160,10 @@ class RequestBatch:
                 )
 
     def _counts(self) -> tuple[list[int], list[int]] | None:
-        """Return (events, targets) of each request; None where a device would have to wait."""
+        """Return (events, targets) of each request.
+
+        None if the offsets are on a device, because reading them would wait for it.
+        """
         is_on_host = self.event_offsets.device.type == "cpu"
         if self.host_counts is not None or not is_on_host:
             return self.host_counts

@@ -27,7 +27,7 @@ TAIL_BASE = "history_tail_base"
 TIMESTAMP_TYPE = pa.timestamp("ms", tz="UTC")
 """Times of datasets."""
 FEATURE_TIME_TYPE = pa.timestamp("us", tz="UTC")
-"""Times of feature tables."""
+"""Times of feature tables: microseconds, as in the Python datetimes that Feast works with."""
 
 Int64 = npt.NDArray[np.int64]
 Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -103,7 +103,7 @@ def cast_column(
     Args:
         column: any array.
         dtype: the Arrow type to cast to.
-        name: of the column, for errors.
+        name: name of the column, for errors.
         safe: whether a value that does not fit is an error.
 
     Raises:

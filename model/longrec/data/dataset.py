@@ -54,7 +54,7 @@ def event_schema(
 
     Args:
         schema: features and tasks.
-        event_labels: label columns beside the event features.
+        event_labels: label columns that are not event features.
         has_created: whether the events have the column `created`.
     """
     columns = [
@@ -97,13 +97,15 @@ def user_schema(schema: Schema) -> pa.Schema:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dataset:
-    """An opened dataset directory, made by `open`; it reads only file footers until asked.
+    """An opened dataset directory, made by `open`.
+
+    Opening reads file footers only. Tables are read on request.
 
     Args:
         path: the directory.
-        name: of the data.
+        name: name of the data.
         schema: features and tasks.
-        event_labels: label columns of events/ beside the event features.
+        event_labels: label columns of events/ that are not event features.
         has_created: whether events/ has the column `created`, the time an event became known.
         source: description of the raw data, for people.
         facts: counts, time range, quantiles, label rates, content hash.
@@ -144,28 +146,28 @@ class Dataset:
                 f"no dataset at {path}",
                 expected="a directory that `longrec import` or `longrec synth` wrote",
             )
-        head_path = path / "dataset.json"
-        head = files.read_versioned_json(
-            head_path,
+        metadata_path = path / "dataset.json"
+        metadata = files.read_versioned_json(
+            metadata_path,
             DATASET_FORMAT_VERSION,
             fix=IMPORT_AGAIN,
         )
         try:
-            facts = dict(head["facts"])
+            facts = dict(metadata["facts"])
             dataset = cls(
                 path,
-                name=head["name"],
-                schema=Schema.from_dict(head["schema"]),
-                event_labels=tuple(head.get("event_labels", ())),
-                has_created=bool(head.get("has_created")),
-                source=dict(head["source"]),
+                name=metadata["name"],
+                schema=Schema.from_dict(metadata["schema"]),
+                event_labels=tuple(metadata.get("event_labels", ())),
+                has_created=bool(metadata.get("has_created")),
+                source=dict(metadata["source"]),
                 facts=facts,
                 num_parts=facts["num_parts"],
                 shard=shard,
             )
         except KeyError as error:
             raise DataError(
-                f"{head_path} lacks a key",
+                f"{metadata_path} lacks a key",
                 found=f"no {error}",
                 fix=IMPORT_AGAIN,
             ) from error

@@ -49,10 +49,10 @@ class DatasetWriter:
     Args:
         directory: path of the dataset; an existing dataset is replaced.
         schema: features and tasks.
-        name: of the data.
+        name: name of the data.
         source: JSON for people that describes the raw data.
         num_parts: number of parts; every one must be written, in order.
-        event_labels: label columns of events/ beside the event features.
+        event_labels: label columns of events/ that are not event features.
         has_created: whether events have the column `created`.
     """
 
@@ -70,15 +70,15 @@ class DatasetWriter:
         self.directory = Path(directory)
         self.schema = schema
         self.num_parts = num_parts
-        self._head: dict[str, Any] = {
+        self._metadata: dict[str, Any] = {
             "format_version": DATASET_FORMAT_VERSION,
             "name": name,
             "schema": schema.to_dict(),
             "event_labels": list(event_labels),
         }
         if has_created:
-            self._head["has_created"] = True
-        self._head["source"] = dict(source)
+            self._metadata["has_created"] = True
+        self._metadata["source"] = dict(source)
         self._event_schema = event_schema(
             schema,
             event_labels,
@@ -107,6 +107,7 @@ class DatasetWriter:
             try:
                 self._finish()
             except BaseException as failure:
+                # Without the error, the incomplete directory would become visible.
                 self._replacement.__exit__(
                     type(failure),
                     failure,
@@ -132,7 +133,7 @@ class DatasetWriter:
             DataError: an id is null.
             ValueError: rows are out of order or belong to another part (a mistake of the caller).
         """
-        expected_part = self._facts.num_parts
+        expected_part = self._facts.num_parts_written
         if part != expected_part:
             raise ValueError(f"part {part} was written when part {expected_part} was due")
         events = _select(events, self._event_schema)
@@ -202,7 +203,7 @@ class DatasetWriter:
         _write_parquet(table, self.path / f"{name}.parquet")
 
     def _finish(self) -> None:
-        num_written = self._facts.num_parts
+        num_written = self._facts.num_parts_written
         has_entities = (self.path / "users.parquet").exists()
         if num_written != self.num_parts or not has_entities:
             raise ValueError(
@@ -213,8 +214,8 @@ class DatasetWriter:
             "content_hash": self._content_hash(),
             **self.extra_facts,
         }
-        head = {**self._head, "facts": self.facts}
-        files.write_json(self.path / "dataset.json", head)
+        metadata = {**self._metadata, "facts": self.facts}
+        files.write_json(self.path / "dataset.json", metadata)
 
     def _content_hash(self) -> str:
         digest = hashlib.sha256(self.schema.fingerprint.encode())
@@ -229,7 +230,7 @@ class _FactCounter:
     """Counts over the parts of a dataset while they are written."""
 
     def __init__(self, schema: Schema) -> None:
-        self.num_parts = 0
+        self.num_parts_written = 0
         self.num_events = 0
         self.num_requests = 0
         self.num_targets = 0
@@ -237,7 +238,7 @@ class _FactCounter:
         self._num_positives = dict.fromkeys(schema.task_names, 0)
         self._events_per_user: list[Int64] = []
         self._history_length_counts = np.zeros(0, np.int64)
-        self._times_ms: list[int] = []
+        self._part_bounds_ms: list[int] = []
 
     def add(
         self,
@@ -246,7 +247,7 @@ class _FactCounter:
     ) -> None:
         """Count one part."""
         event_users, event_times = sorted_known_times(events)
-        self.num_parts += 1
+        self.num_parts_written += 1
         self._add_events(event_users, event_times)
         self._add_requests(event_users, event_times, targets)
         self._add_labels(targets)
@@ -254,14 +255,14 @@ class _FactCounter:
     def facts(self) -> dict[str, Any]:
         """Return counts, time range, quantiles and label rates."""
         events_per_user = np.concatenate(self._events_per_user)
-        first_ms = min(self._times_ms, default=None)
-        last_ms = max(self._times_ms, default=None)
-        num_targets = max(self.num_targets, 1)
+        first_ms = min(self._part_bounds_ms, default=None)
+        last_ms = max(self._part_bounds_ms, default=None)
+        divisor = max(self.num_targets, 1)  # no division by zero
         label_rates = {}
         for task, num_positives in self._num_positives.items():
-            label_rates[task] = num_positives / num_targets
+            label_rates[task] = num_positives / divisor
         return {
-            "num_parts": self.num_parts,
+            "num_parts": self.num_parts_written,
             "num_events": self.num_events,
             "num_users": len(events_per_user),
             "num_items": self.num_items,
@@ -282,8 +283,8 @@ class _FactCounter:
         self.num_events += len(users)
         self._events_per_user.append(group_lengths(users))
         if len(times):
-            self._times_ms.append(int(times.min()))
-            self._times_ms.append(int(times.max()))
+            self._part_bounds_ms.append(int(times.min()))
+            self._part_bounds_ms.append(int(times.max()))
 
     def _add_requests(
         self,
@@ -298,6 +299,7 @@ class _FactCounter:
             int64_column(targets, USER_ID)[first_rows],
             int64_column(targets, TIMESTAMP)[first_rows],
         )
+        # With `minlength` the new histogram is at least as long as the old one.
         counts = np.bincount(lengths, minlength=len(self._history_length_counts))
         counts[: len(self._history_length_counts)] += self._history_length_counts
         self._history_length_counts = counts

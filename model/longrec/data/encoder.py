@@ -4,7 +4,7 @@ It is fitted once on the training window and then never changes. Training and se
 object, and its result depends only on the rows and its state, never on the current time.
 `longrec.data.feature_encoders` encodes single features.
 
-Shape letters: E rows of events, A action features, n rows of users, U user features, F item
+Shape letters: E rows of events, A event features, n rows of users, U user features, F item
 features.
 """
 
@@ -62,7 +62,7 @@ class Encoder:
         items: pa.Table,
         users: pa.Table,
         events: Iterable[pa.RecordBatch],
-        target_items: Iterable[npt.NDArray[np.int64]] = (),
+        target_items: Iterable[Int64] = (),
     ) -> Encoder:
         """Return the encoder of a training window, after one pass over it.
 
@@ -126,7 +126,7 @@ class Encoder:
             labelled.append((f"{name}:", array))
         return fingerprint_arrays(self.schema.fingerprint, labelled)
 
-    def item_rows(self, ids: npt.NDArray[np.int64]) -> Int32:
+    def item_rows(self, ids: Int64) -> Int32:
         """Return the item table's row of each id, int32; 0 for an unknown id."""
         return _rows_of(self.item_ids, ids)
 
@@ -134,7 +134,7 @@ class Encoder:
         """Return the encoded events of a slice of a history.
 
         Returns:
-            Item rows int32 [E], action features int32 [E, A], timestamps int64 [E] in ms.
+            Item rows int32 [E], event features int32 [E, A], timestamps int64 [E] in ms.
 
         Raises:
             DataError: a column is missing or has the wrong type.
@@ -273,7 +273,8 @@ def _sort_items(items: pa.Table) -> tuple[pa.Table, Int64]:
     return items.take(pa.array(order)), ids
 
 
-def _rows_of(item_ids: Int64, ids: npt.NDArray[np.int64]) -> Int32:
+def _rows_of(item_ids: Int64, ids: Int64) -> Int32:
+    """Return 1 + the position of each id in the sorted `item_ids`; 0 for an unknown id."""
     if not len(item_ids):
         return np.zeros(len(ids), np.int32)
     positions = np.searchsorted(item_ids, ids)
@@ -299,6 +300,7 @@ def _make_item_table(
 ) -> Int32:
     num_oov = schema.item[0].num_oov
     unknown_item = np.zeros((1, len(encoders)), np.int32)
+    # Index 1 is the first shared one. Without shared indices the unknown item is missing (0).
     unknown_item[0, 0] = min(1, num_oov)
     known_items = _encode_columns(schema.item, encoders, items)
     return np.concatenate([unknown_item, known_items])

@@ -23,17 +23,17 @@ import pyarrow.compute as pc
 
 from longrec.data.columns import Column, Int64, cast_column, single_array
 from longrec.data.hashing import splitmix64
+from longrec.data.timelines import Mask
 from longrec.schema import Feature
 
 SAMPLE_SIZE = 1 << 18
-"""Values of a number that are sampled to find its quantiles.
+"""Largest number of values that are sampled to find the quantiles of a `number`.
 
 The sample is drawn by hashed position, so it does not depend on batch sizes.
 """
 
 Int32 = npt.NDArray[np.int32]
 Numbers = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 
 class FeatureEncoder(Protocol):
@@ -91,7 +91,7 @@ class Vocabulary:
     def _encode_values(self, values: pa.Array) -> Int32:
         if self.feature.dtype == "string":
             return self._encode_texts(values)
-        return self._encode_numbers(*_numbers(values, self.feature))
+        return self._encode_numbers(*_values_and_missing(values, self.feature))
 
     def _encode_texts(self, texts: pa.Array) -> Int32:
         positions = pc.index_in(texts, value_set=self.values)
@@ -119,6 +119,7 @@ class Vocabulary:
         known_values = np.asarray(self.values)
         if len(known_values):
             positions = np.searchsorted(known_values, values)
+            # Beyond the last value any position will do: the comparison rejects it.
             positions[positions == len(known_values)] = 0
             is_known = known_values[positions] == values
             encoded[is_known] = self.indices[positions[is_known]]
@@ -160,7 +161,7 @@ class Bins:
         return {"edges": self.edges}
 
     def _encode_values(self, values: pa.Array) -> Int32:
-        numbers, is_missing = _numbers(values, self.feature)
+        numbers, is_missing = _values_and_missing(values, self.feature)
         num_edges = np.searchsorted(self.edges, numbers, side="right")
         encoded = (1 + num_edges).astype(np.int32)
         encoded[is_missing] = 0
@@ -177,7 +178,7 @@ def restore_feature_encoder(
     Args:
         feature: the declaration.
         arrays: state of many encoders, by prefix and name.
-        prefix: of this encoder's arrays.
+        prefix: prefix of the names of this encoder's arrays.
 
     Raises:
         KeyError: an array is missing.
@@ -207,6 +208,7 @@ class ValueCounter:
         dtype = np.int64 if feature.dtype == "int64" else np.float64
         self.feature = feature
         self._text_counts: dict[str, int] = {}
+        # The sample of a `number`, or the distinct values of another numeric feature.
         self._values: Numbers = np.array([], dtype)
         self._value_counts = np.array([], np.int64)
         self._sample_keys = np.array([], np.uint64)
@@ -295,6 +297,7 @@ def _fit_vocabulary(
         values: distinct values, sorted.
         counts: int64, occurrences of each value.
     """
+    # `order` holds positions in `values`, most frequent first; `rank` is its inverse.
     order = np.argsort(-counts, kind="stable")
     is_frequent = counts[order] >= max(feature.min_count, 1)
     order = order[is_frequent][: feature.max_size]
@@ -338,7 +341,7 @@ def _plain_texts(column: Column, feature: Feature) -> pa.Array:
 
 def _present_numbers(column: Column, feature: Feature) -> Numbers:
     """Return the values of a numeric column that are not missing."""
-    numbers, is_missing = _numbers(_decoded(column), feature)
+    numbers, is_missing = _values_and_missing(_decoded(column), feature)
     return numbers[~is_missing]
 
 
@@ -349,7 +352,7 @@ def _decoded(column: Column) -> pa.Array:
     return array
 
 
-def _numbers(column: pa.Array, feature: Feature) -> tuple[Numbers, Mask]:
+def _values_and_missing(column: pa.Array, feature: Feature) -> tuple[Numbers, Mask]:
     """Return (values as int64 or float64, whether each is missing); a missing value reads 0."""
     is_exact = feature.dtype == "int64" and feature.kind != "number"
     dtype = pa.int64() if is_exact else pa.float64()
@@ -360,8 +363,8 @@ def _numbers(column: pa.Array, feature: Feature) -> tuple[Numbers, Mask]:
         safe=is_exact,
     )
     if is_exact and not column.null_count:
-        no_row = np.zeros(len(column), np.bool_)
-        return np.asarray(column), no_row
+        nothing_missing = np.zeros(len(column), np.bool_)
+        return np.asarray(column), nothing_missing
     is_missing = np.asarray(pc.is_null(column, nan_is_null=True))
     filled = np.asarray(pc.fill_null(column, 0))
     values = np.where(is_missing, 0, filled)

@@ -237,5 +237,5 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
         return
-    with contextlib.suppress(OSError):  # on a read-only disk the first error is the useful one
+    with contextlib.suppress(OSError):  # an error here would hide the one that ended the write
         path.unlink(missing_ok=True)

@@ -1,4 +1,6 @@
-"""Histories: the input of training and evaluation; timelines of users, and requests into them.
+"""Histories: timelines of users, and requests that point into them.
+
+Training and evaluation read them.
 
     timelines  | u0: e e e e e | u1: e e | u2: e e e e |   one Arrow file; a record batch holds
                                                            whole users
@@ -69,7 +71,7 @@ class Histories:
     Args:
         path: the directory.
         schema: features and tasks.
-        manifest: counts, time range, split times, origin.
+        manifest: counts, time range, split times, dataset and store version.
         requests: one row per request, sorted by timestamp (see `request_schema`).
         targets: one row per target (see `target_schema`).
         users: one row per user, in the order of the timelines (see `user_schema`).
@@ -158,14 +160,15 @@ class Histories:
             DataError: the offsets are out of range or span two users' batches.
         """
         last_batch = len(self.batches) - 1
+        # The last batch that starts at or before `start` holds the event.
         num_started = np.searchsorted(self.batch_starts, start, side="right")
-        position = min(int(num_started) - 1, last_batch)
+        batch_index = min(int(num_started) - 1, last_batch)
         is_ordered = 0 <= start <= end <= self.num_events
-        is_within_batch = position >= 0 and end <= self.batch_starts[position + 1]
+        is_within_batch = batch_index >= 0 and end <= self.batch_starts[batch_index + 1]
         if is_ordered and is_within_batch:
-            offset = start - int(self.batch_starts[position])
-            return self.batches[position].slice(offset, end - start)
-        if is_ordered and start == end:
+            offset = start - int(self.batch_starts[batch_index])
+            return self.batches[batch_index].slice(offset, end - start)
+        if is_ordered and start == end:  # there are no batches
             return history.empty(self.schema)
         raise DataError(
             "no such events",
@@ -246,13 +249,13 @@ class Histories:
         event_end = int64_column(self.requests, "event_end")
         target_start = int64_column(self.requests, "target_start")
         target_end = int64_column(self.requests, "target_end")
-        is_right = event_start >= timeline_start[user_rows]
-        is_right &= event_end <= timeline_end[user_rows]
-        is_right &= event_start <= event_end
-        is_right &= target_start < target_end
-        is_right &= target_start >= 0
-        is_right &= target_end <= self.targets.num_rows
-        wrong = np.flatnonzero(~is_right)
+        is_valid = event_start >= timeline_start[user_rows]
+        is_valid &= event_end <= timeline_end[user_rows]
+        is_valid &= event_start <= event_end
+        is_valid &= target_start < target_end
+        is_valid &= target_start >= 0
+        is_valid &= target_end <= self.targets.num_rows
+        wrong = np.flatnonzero(~is_valid)
         if len(wrong):
             raise DataError(
                 f"{self.path}: offsets of requests do not fit",
@@ -265,7 +268,7 @@ class Histories:
 def _map_timelines(path: Path, schema: Schema) -> tuple[pa.RecordBatch, ...]:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batches = [reader.get_batch(row) for row in range(reader.num_record_batches)]
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     except FileNotFoundError as error:
         raise DataError(
             f"{path} does not exist",
@@ -281,8 +284,8 @@ def _map_timelines(path: Path, schema: Schema) -> tuple[pa.RecordBatch, ...]:
     if not reader.schema.equals(expected, check_metadata=True):
         metadata = reader.schema.metadata or {}
         raise SchemaMismatch(
-            f"{path} was recorded by another schema",
-            found=metadata.get(history.FINGERPRINT_KEY, b"no tag").decode(),
+            f"{path} was written for another schema",
+            found=metadata.get(history.FINGERPRINT_KEY, b"no fingerprint").decode(),
             expected=schema.fingerprint,
             fix=RETRIEVE_AGAIN,
         )

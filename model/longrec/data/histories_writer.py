@@ -1,4 +1,4 @@
-"""HistoriesWriter: writes a histories directory, and how requests are split in time."""
+"""Write a histories directory, and split requests by time."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class HistoriesWriter:
                 f"{self.directory} does not hold histories and will not be replaced",
                 fix="Choose an empty or new directory.",
             )
+        # A failure while opening closes what was opened: `pop_all` comes last.
         with contextlib.ExitStack() as stack:
             self.path = stack.enter_context(files.atomic_replace(self.directory))
             self.path.mkdir()
@@ -79,6 +80,7 @@ class HistoriesWriter:
         is_finished = (self.path / "manifest.json").exists()
         if kind is None and not is_finished:
             missing = ValueError("finish was not called")
+            # With the error, `atomic_replace` discards the incomplete directory.
             self._stack.__exit__(ValueError, missing, None)
             raise missing
         self._stack.__exit__(kind, error, trace)
@@ -138,7 +140,10 @@ class HistoriesWriter:
         )
 
     def _with_common_dictionaries(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the batch with dictionaries that extend the written ones, as Arrow files need."""
+        """Return the batch with dictionaries that extend the written ones.
+
+        An Arrow file allows only dictionaries that extend the ones before them (deltas).
+        """
         columns = []
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_dictionary(column.type):
@@ -199,5 +204,8 @@ def split_names(
     """
     is_eval = request_times >= split_time
     is_warmup = request_times < warmup_end
-    codes = np.where(is_eval, 2, np.where(is_warmup, 0, 1))
-    return [SPLITS[code] for code in codes.tolist()]
+    warmup, train, eval_ = SPLITS
+    names = np.where(is_warmup, warmup, train)
+    names = np.where(is_eval, eval_, names)
+    split_of_each: list[str] = names.tolist()
+    return split_of_each

@@ -13,16 +13,16 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.columns import single_array
+from longrec.data.columns import Int64, single_array
 from longrec.data.timelines import group_starts, steps_back
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
 
-try:  # seven times as fast as zlib's; the checksum was a fifth of an online read
+# isal's crc32 is seven times as fast as zlib's, which took a fifth of an online read.
+try:
     from isal.isal_zlib import crc32
 except ImportError:  # an environment for training only
     from zlib import crc32
@@ -97,7 +97,7 @@ def pack(events: pa.RecordBatch | pa.Table, schema: Schema) -> bytes:
 
     Args:
         events: the codec's columns (see `conform`), oldest event first.
-        schema: of the events; its fingerprint is stored in the payload.
+        schema: schema of the events; its fingerprint is stored in the payload.
 
     Raises:
         DataError: a column is missing or has the wrong type, or the events are not in order.
@@ -128,7 +128,7 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
     if not trailer.startswith(_checksum(stream)):
         raise _unreadable(f"{len(view)} bytes with another checksum than they end with")
     try:
-        _check_tags(_schema_message(stream), schema)
+        _check_metadata(_schema_message(stream), schema)
         reader = pa.ipc.open_stream(pa.py_buffer(stream))
         batch: pa.RecordBatch = reader.read_next_batch()
     except (pa.ArrowInvalid, pa.ArrowException, OSError, StopIteration) as error:
@@ -146,10 +146,10 @@ def unpack_or_empty(
     return unpack(payload, schema)
 
 
-def timestamps(history: pa.RecordBatch) -> npt.NDArray[np.int64]:
+def timestamps(history: pa.RecordBatch) -> Int64:
     """Return the times of the events, int64 ms, as a view."""
     column = history.column(TIMESTAMP)
-    values: npt.NDArray[np.int64] = column.to_numpy(zero_copy_only=True)
+    values: Int64 = column.to_numpy(zero_copy_only=True)
     return values
 
 
@@ -224,7 +224,10 @@ def _checksum(stream: bytes | memoryview) -> bytes:
 
 
 def _schema_message(stream: memoryview) -> bytes:
-    """Return the schema message that a stream begins with: marker, length, flatbuffer."""
+    """Return the schema message that a stream begins with.
+
+    It is 4 bytes of marker, 4 bytes of length and the flatbuffer.
+    """
     flatbuffer_bytes = int.from_bytes(stream[4:8], "little")
     return bytes(stream[: 8 + flatbuffer_bytes])
 
@@ -267,10 +270,13 @@ def _canonical(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         encoded = column.dictionary_decode().dictionary_encode()
         texts = encoded.dictionary
-        if not len(texts):  # an empty one comes with or without an offsets buffer
+        # An empty Arrow array may or may not have an offsets buffer; equal histories need equal
+        # bytes.
+        if not len(texts):
             texts = pa.array([], pa.string())
         return pa.DictionaryArray.from_arrays(_canonical(encoded.indices), texts)
-    if not column.null_count:  # a copy: a slice would be written with its neighbours
+    if not column.null_count:
+        # A copy: the IPC writer would write the whole buffer of a slice.
         return pa.array(column.to_numpy())
     is_missing = np.asarray(column.is_null())
     filled = np.asarray(column.fill_null(0))
@@ -293,7 +299,7 @@ def _check_order(batch: pa.RecordBatch) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_tags(message: bytes, schema: Schema) -> None:
+def _check_metadata(message: bytes, schema: Schema) -> None:
     """Check version and schema in a schema message; the cache makes a repeated message free."""
     found = pa.ipc.read_schema(pa.py_buffer(message))
     expected = arrow_schema(schema)

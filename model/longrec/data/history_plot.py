@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import files, history
+from longrec.data.columns import Int64
 from longrec.errors import DataError
 from longrec.schema import TIMESTAMP
 
@@ -73,7 +73,7 @@ def parse_time_ms(text: str) -> int:
 
 
 def format_time(time_ms: int) -> str:
-    """Return a time as ISO 8601, UTC; the number itself if no calendar reaches it."""
+    """Return a time as ISO 8601, UTC; the number itself if the year is beyond 9999."""
     try:
         time = _EPOCH + datetime.timedelta(milliseconds=time_ms)
     except OverflowError:
@@ -169,8 +169,8 @@ def render_svg(events: pa.RecordBatch, title: str) -> str:
 
 
 def _plot_area(
-    times: npt.NDArray[np.int64],
-    lane_of_event: npt.NDArray[np.int64],
+    times: Int64,
+    lane_of_event: Int64,
     names: list[str],
 ) -> list[str]:
     first = int(times[0])
@@ -200,7 +200,7 @@ def _plot_area(
 def _lane(
     lane: int,
     name: str,
-    counts: npt.NDArray[np.int64],
+    counts: Int64,
     highest: int,
 ) -> str:
     base = TOP_MARGIN + LANE_HEIGHT * (lane + 1) - 6
@@ -208,9 +208,9 @@ def _lane(
     step = (right - LEFT_MARGIN) / NUM_TIME_BINS
     width = max(step - 0.5, 1)
     bars = []
-    for position in np.flatnonzero(counts).tolist():
-        x = LEFT_MARGIN + position * step
-        share = int(counts[position]) / highest
+    for time_bin in np.flatnonzero(counts).tolist():
+        x = LEFT_MARGIN + time_bin * step
+        share = int(counts[time_bin]) / highest
         height = max(MIN_BAR_HEIGHT, MAX_BAR_HEIGHT * share)
         bars.append(
             f'<rect x="{x:.1f}" y="{base - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
@@ -235,7 +235,7 @@ def _lane(
     return "".join(parts)
 
 
-def _lanes(events: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], list[str]]:
+def _lanes(events: pa.RecordBatch) -> tuple[Int64, list[str]]:
     """Return the lane of each event, and the names of the lanes, the most frequent kind first."""
     text_name = _first_text_column(events)
     if text_name is None:

@@ -98,9 +98,9 @@ def _copy_shard(
     folder: Path,
     shard: Shard,
 ) -> None:
-    head = _load_json(system, f"{root}/dataset.json")
+    metadata = _load_json(system, f"{root}/dataset.json")
     names = ["dataset.json", "items.parquet", "users.parquet"]
-    parts = shard.parts(head["facts"]["num_parts"])
+    parts = shard.parts(metadata["facts"]["num_parts"])
     for part in parts:
         names.append(f"events/{part_name(part)}")
         names.append(f"targets/{part_name(part)}")
@@ -132,8 +132,8 @@ def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of an address and the path in it, after finding dataset.json there."""
     with _explain_store_errors(uri):
         system, root = _file_system_of(uri)
-        head = system.get_file_info(f"{root}/dataset.json")
-    if head.type != fs.FileType.File:
+        info = system.get_file_info(f"{root}/dataset.json")
+    if info.type != fs.FileType.File:
         raise DataError(
             f"there is no dataset at {uri}",
             expected="a directory with dataset.json",

@@ -22,7 +22,7 @@ MAX_PARTS = 1_024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
-    """A range of the users of a dataset, written `2/5`; the first of five is `1/5`.
+    """A range of the parts of a dataset; the one with index 1 of 5 is written `2/5`.
 
     Shard `index` of `count` holds the parts from `index * P // count` up to the next shard's
     first, of P parts. All shards together hold all users, in order. Some shards are empty when
@@ -103,7 +103,7 @@ def shard_order(shards: Sequence[Shard]) -> list[int]:
 
 def num_parts_for(num_events: int, rows_per_part: int = ROWS_PER_PART) -> int:
     """Return the number of parts for a dataset of about `num_events` events, at least 1."""
-    num_parts = -(-num_events // rows_per_part)
+    num_parts = -(-num_events // rows_per_part)  # rounded up
     return int(min(max(num_parts, 1), MAX_PARTS))
 
 

@@ -60,7 +60,7 @@ def group_spans(*keys: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
     """Yield [start, end) of each run of equal keys."""
     starts = group_starts(*keys).tolist()
     ends = [*starts[1:], len(keys[0])]
-    return zip(starts, ends, strict=False)
+    return zip(starts, ends, strict=False)  # without rows there is no start but one end
 
 
 def group_lengths(*keys: npt.NDArray[Any]) -> Int64:
@@ -75,7 +75,9 @@ def find_split_basket(
     baskets: Int64,
     times: Int64,
 ) -> tuple[int, str] | None:
-    """Return whether the events of a basket have different times, which a history could split.
+    """Return how often the time changes within a basket, with an example, or None for never.
+
+    A history could split such a basket.
 
     Args:
         users, baskets, times: int64 [E], of each event.
@@ -139,12 +141,15 @@ def history_lengths(
     low = starts.copy()
     high = np.searchsorted(event_users, request_users, side="right")
     last_event = len(event_times) - 1
-    while np.any(is_open := low < high):  # one binary search for all requests at once
+    # One binary search for all requests at once.
+    is_open = low < high
+    while np.any(is_open):
         middle = (low + high) // 2
         middle_times = event_times[np.minimum(middle, last_event)]
         is_earlier = is_open & (middle_times < request_times)
         high = np.where(is_open & ~is_earlier, middle, high)
         low = np.where(is_earlier, middle + 1, low)
+        is_open = low < high
     return (low - starts).astype(np.int64)
 
 
@@ -163,7 +168,8 @@ def quantiles_of_counts(counts: Int64) -> dict[str, int]:
     """Return `quantiles` of a histogram of lengths.
 
     Args:
-        counts: int64, counts[l] is the number of lengths l; its size is the largest length + 1.
+        counts: int64, counts[n] is how many histories have length n; its size is the largest length
+            + 1.
     """
     cumulative = np.cumsum(counts)
     if not len(counts) or not cumulative[-1]:
@@ -171,6 +177,6 @@ def quantiles_of_counts(counts: Int64) -> dict[str, int]:
     total = cumulative[-1]
     result = {}
     for name, per_mille in _QUANTILES_PER_MILLE.items():
-        rank = max(-(-total * per_mille // 1_000), 1)
+        rank = max(-(-total * per_mille // 1_000), 1)  # rounded up
         result[name] = int(np.searchsorted(cumulative, rank))
     return result

@@ -212,7 +212,7 @@ def test_offsets_that_do_not_fit_are_refused(
         (
             lambda value: value["schema"].update(name="other"),
             SchemaMismatch,
-            "recorded by another schema",
+            "written for another schema",
         ),
         (
             lambda value: value.update(format_version=9),

@@ -7,8 +7,9 @@
     OUT/item_features.parquet             one row per item
 
 One part of the dataset is in memory at a time, and its users are written in groups of
-`data.shard_users`. Nothing depends on the clock: the same dataset gives the same bytes. `created`,
-and the time of item and user features, is the end of the log.
+`data.shard_users` (users per file; a shard is something else, see below). Nothing depends on the
+clock: the same dataset gives the same bytes. `created`, and the time of item and user features, is
+the end of the log.
 
 A shard of a dataset (`longrec.data.shards`) is built on its own; the first one also holds item and
 user features. `join_shards` combines the files of all shards. No file holds users of two parts of

@@ -1,4 +1,4 @@
-"""Join: the feature tables of all shards become the tables of one build."""
+"""Combine the feature tables of all shards into the tables of one build."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrec.data.shards import Shard, part_name, shard_order
 from longrec.errors import DataError
 
 BUILD_AGAIN = "Build all shards again (step build-features of longrec run)."
-_HEAD_KEYS = (
+_SHARED_KEYS = (
     "name",
     "fingerprint",
     "codec_version",
@@ -31,12 +31,12 @@ def join_shards(shard_dirs: Sequence[str | Path], out_dir: str | Path) -> Featur
     Tables and version equal those of one build.
 
     Args:
-        shard_dirs: one directory per shard that `build` wrote, in any order.
+        shard_dirs: one directory per shard that `build_features` wrote, in any order.
         out_dir: new, empty, or feature tables to replace.
 
     Raises:
-        DataError: a shard is missing, twice there or of another dataset, or a user is in two of
-            them.
+        DataError: a shard is missing, given twice or of another dataset, or two shards hold the
+            same user.
     """
     directories = [Path(directory) for directory in shard_dirs]
     manifests = [_read_manifest(directory) for directory in directories]
@@ -44,7 +44,7 @@ def join_shards(shard_dirs: Sequence[str | Path], out_dir: str | Path) -> Featur
     order = shard_order([Shard.parse(name) for name in names])
     directories = [directories[position] for position in order]
     manifests = [manifests[position] for position in order]
-    head = _common_head(manifests)
+    first_entries = _shared_entries(manifests)
     check_replaceable(Path(out_dir))
     with files.atomic_replace(out_dir) as temporary:
         _copy_files(directories, manifests, temporary)
@@ -52,7 +52,7 @@ def join_shards(shard_dirs: Sequence[str | Path], out_dir: str | Path) -> Featur
         profiles = [DriftProfile.from_dict(manifest["profile"]) for manifest in manifests]
         return write_manifest(
             temporary,
-            head,
+            first_entries,
             num_late=sum(count["num_late"] for count in counts),
             history_bytes=sum(count["history_bytes"] for count in counts),
             profile=DriftProfile.merged(profiles),
@@ -67,15 +67,15 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     )
 
 
-def _common_head(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _shared_entries(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the manifest entries that all shards share."""
-    heads = []
+    entries_of_shards = []
     for manifest in manifests:
-        head = {key: manifest[key] for key in _HEAD_KEYS}
-        heads.append(head)
-    first = heads[0]
-    if any(head != first for head in heads):
-        hashes = {str(head["dataset_hash"])[:16] for head in heads}
+        entries = {key: manifest[key] for key in _SHARED_KEYS}
+        entries_of_shards.append(entries)
+    first = entries_of_shards[0]
+    if any(entries != first for entries in entries_of_shards):
+        hashes = {str(entries["dataset_hash"])[:16] for entries in entries_of_shards}
         raise DataError(
             "these are not shards of one dataset",
             found=", ".join(sorted(hashes)),
@@ -100,7 +100,7 @@ def _copy_files(
             if name.startswith("user_history/"):
                 _copy_checked(source, history_dir / part_name(num_parts), expected_hash)
                 num_parts += 1
-            elif is_first:
+            elif is_first:  # only the first shard holds user and item features
                 _copy_checked(source, target / name, expected_hash)
 
 

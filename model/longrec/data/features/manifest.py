@@ -27,7 +27,7 @@ from longrec.schema import ITEM_ID, USER_ID
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FeatureReport:
-    """Counts of the feature tables that were written.
+    """Summary of the feature tables that were written.
 
     Args:
         num_users: users with a history, one row each.
@@ -38,9 +38,9 @@ class FeatureReport:
         users_without_events: users with features but without a history.
         users_without_features: users with a history but without a row in users.parquet.
         history_bytes: packed size of all histories.
-        fingerprint: of the schema.
-        version: hash of all files; equal input gives the equal version.
-        num_late: events that became known after they happened.
+        fingerprint: fingerprint of the schema.
+        version: hash of all files; equal input gives an equal version.
+        num_late: events that became known after they happened; 0 if late events are not held.
     """
 
     num_users: int
@@ -58,7 +58,7 @@ class FeatureReport:
 
 def write_manifest(
     directory: Path,
-    head: Mapping[str, Any],
+    first_entries: Mapping[str, Any],
     num_late: int,
     history_bytes: int,
     profile: DriftProfile,
@@ -67,10 +67,10 @@ def write_manifest(
 
     Args:
         directory: the tables; all shards but the first have no user and item features.
-        head: first entries of the manifest.
+        first_entries: first entries of the manifest.
         num_late: events that became known after they happened.
         history_bytes: packed size of all histories.
-        profile: of the dataset.
+        profile: profile of the dataset, for drift checks.
 
     Raises:
         DataError: a user occurs in two files.
@@ -88,14 +88,14 @@ def write_manifest(
         users_without_events=len(np.setdiff1d(users_with_features, users)),
         users_without_features=len(np.setdiff1d(users, users_with_features)),
         history_bytes=history_bytes,
-        fingerprint=head["fingerprint"],
+        fingerprint=first_entries["fingerprint"],
         version=fingerprint_files(hashes),
         num_late=num_late,
     )
     manifest = {
         "format_version": FEATURE_TABLES_FORMAT_VERSION,
         "version": report.version,
-        **head,
+        **first_entries,
         "counts": dataclasses.asdict(report),
         "history_length": quantiles(lengths),
         "profile": profile.to_dict(),

@@ -1,4 +1,4 @@
-"""Packing: the events of whole users become packed histories, after checking order and keys."""
+"""Pack the events of whole users into histories, after checking order and keys."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.data import history
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import IMPORT_AGAIN, Dataset
 from longrec.data.timelines import (
+    Mask,
     equals_previous,
     find_split_basket,
     group_spans,
@@ -22,8 +22,6 @@ from longrec.data.timelines import (
 )
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Schema
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class PackedUser:
         last_time_ms: time of the last event.
         payload: the packed history.
         num_events: events in it.
-        num_late: events that became known after they happened.
+        num_late: events that became known after they happened; 0 if late events are not held.
     """
 
     user_id: int
@@ -61,15 +59,15 @@ def packing_columns(schema: Schema, *, hold_late: bool) -> list[str]:
     return columns
 
 
-def pack_in_process(source: Dataset, hold_late: bool) -> Iterator[tuple[int, PackedUser]]:
+def pack_in_process(dataset: Dataset, hold_late: bool) -> Iterator[tuple[int, PackedUser]]:
     """Yield the packed users of a dataset, one part in memory at a time; a `UserPacker`."""
-    columns = packing_columns(source.schema, hold_late=hold_late)
-    for part in source.parts:
-        table = source.events(part, columns)
-        path = source.event_path(part)
+    columns = packing_columns(dataset.schema, hold_late=hold_late)
+    for part in dataset.parts:
+        table = dataset.events(part, columns)
+        path = dataset.event_path(part)
         for packed in pack_users(
             table,
-            source.schema,
+            dataset.schema,
             path,
             hold_late=hold_late,
         ):
@@ -87,22 +85,22 @@ def pack_users(
 
     Args:
         table: the columns `packing_columns`, sorted by (user_id, timestamp, event_seq).
-        schema: of the dataset.
-        path: of the table, for errors.
-        hold_late: whether a late event gets the time at which it became known, and its place in
-            the history there.
+        schema: schema of the dataset.
+        path: path of the table, for errors.
+        hold_late: whether a late event is put into the history at the time at which it became
+            known, not at its timestamp.
 
     Raises:
         DataError: events are out of order or before 1970, two events share a key, or a basket has
             two times.
     """
-    codec = history.conform(table, schema)
-    events = _Events.of(codec, int64_column(table, USER_ID))
+    batch = history.conform(table, schema)
+    events = _Events.of(batch, int64_column(table, USER_ID))
     _check_order(path, events)
     if hold_late:
-        events = events.moved_to(known_times(table))
+        events = events.sorted_at(known_times(table))
     elif events.has_equal_event_seqs:
-        events = events.moved_to(events.times)  # item_id decides the order of ties
+        events = events.sorted_at(events.times)  # item_id decides the order of ties
     _check_times(path, events)
     _check_keys(path, events)
     if schema.has_baskets:
@@ -112,7 +110,7 @@ def pack_users(
         yield PackedUser(
             user_id=int(events.users[start]),
             last_time_ms=int(events.times[end - 1]),
-            payload=history.pack(events.codec.slice(start, num_events), schema),
+            payload=history.pack(events.batch.slice(start, num_events), schema),
             num_events=num_events,
             num_late=int(events.is_late[start:end].sum()),
         )
@@ -120,9 +118,9 @@ def pack_users(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Events:
-    """Events of whole users as the codec's columns, with views of the sort keys."""
+    """Events of whole users as a batch of the codec's columns, with views of the sort keys."""
 
-    codec: pa.RecordBatch
+    batch: pa.RecordBatch
     users: Int64
     times: Int64
     event_seqs: Int64
@@ -132,38 +130,38 @@ class _Events:
     @classmethod
     def of(
         cls,
-        codec: pa.RecordBatch,
+        batch: pa.RecordBatch,
         users: Int64,
         is_late: Mask | None = None,
     ) -> _Events:
         if is_late is None:
             is_late = np.zeros(len(users), bool)
         return cls(
-            codec,
+            batch,
             users,
-            times=history.timestamps(codec),
-            event_seqs=codec.column(EVENT_SEQ).to_numpy(),
-            items=codec.column(ITEM_ID).to_numpy(),
+            times=history.timestamps(batch),
+            event_seqs=batch.column(EVENT_SEQ).to_numpy(),
+            items=batch.column(ITEM_ID).to_numpy(),
             is_late=is_late,
         )
 
     @property
     def has_equal_event_seqs(self) -> bool:
-        """Whether two events of a user have one time and one event_seq."""
+        """Whether two events of a user have the same time and the same event_seq."""
         is_tied = equals_previous(self.users, self.times, self.event_seqs)
         return bool(is_tied.any())
 
-    def moved_to(self, times: Int64) -> _Events:
-        """Return the events at other times, sorted by (user, time, event_seq, item)."""
+    def sorted_at(self, times: Int64) -> _Events:
+        """Return the events at the given times, sorted by (user, time, event_seq, item)."""
         keys = (self.users, times, self.event_seqs, self.items)
         order = np.lexsort(keys[::-1])
-        position = self.codec.schema.get_field_index(TIMESTAMP)
-        field = self.codec.schema.field(position)
+        position = self.batch.schema.get_field_index(TIMESTAMP)
+        field = self.batch.schema.field(position)
         column = pa.array(times)
-        codec = self.codec.set_column(position, field, column)
+        batch = self.batch.set_column(position, field, column)
         is_late = times > self.times
         return _Events.of(
-            codec.take(pa.array(order)),
+            batch.take(pa.array(order)),
             self.users[order],
             is_late[order],
         )
@@ -196,7 +194,7 @@ def _check_times(path: Path, events: _Events) -> None:
 
 
 def _check_keys(path: Path, events: _Events) -> None:
-    """Raise DataError if two events of a user have one key; the rows are sorted by it."""
+    """Raise DataError if two events of a user have the same key, by which the rows are sorted."""
     is_repeated = equals_previous(
         events.users,
         events.times,
@@ -220,7 +218,7 @@ def _check_keys(path: Path, events: _Events) -> None:
 def _check_baskets(path: Path, events: _Events) -> None:
     split = find_split_basket(
         events.users,
-        events.codec.column(BASKET_ID).to_numpy(),
+        events.batch.column(BASKET_ID).to_numpy(),
         events.times,
     )
     if split is None:

@@ -1,4 +1,4 @@
-"""Spark packs the histories: the same function per user as in one process, so the same bytes.
+"""Pack histories on Spark: the same function per user as in one process, so the same bytes.
 
     events/*.parquet --groupBy(user_id)--> executors: sort, check, pack
                                               |
@@ -37,28 +37,29 @@ def spark_packer(session: Any) -> UserPacker:
         session: a `pyspark.sql.SparkSession`. Its executors can read the dataset, and their
             Python (PYSPARK_PYTHON) can import longrec.
     """
-    return lambda source, hold_late: _pack_on_spark(session, source, hold_late)
+    return lambda dataset, hold_late: _pack_on_spark(session, dataset, hold_late)
 
 
 def _pack_on_spark(
     session: Any,
-    source: Dataset,
+    dataset: Dataset,
     hold_late: bool,
 ) -> Iterator[tuple[int, PackedUser]]:
     from pyspark import StorageLevel
     from pyspark.errors import PySparkException
 
-    schema = source.schema
-    num_parts = source.num_parts
-    events_dir = source.path / "events"
+    schema = dataset.schema
+    num_parts = dataset.num_parts
+    events_dir = dataset.path / "events"
     columns = packing_columns(schema, hold_late=hold_late)
     all_columns = event_schema(
         schema,
-        source.event_labels,
-        has_created=source.has_created,
+        dataset.event_labels,
+        has_created=dataset.has_created,
     )
 
     def pack(group: pa.Table) -> pa.Table:
+        # Spark may return other types than the dataset has, such as timestamp[us].
         arrays = []
         for name in columns:
             dtype = all_columns.field(name).type
@@ -73,10 +74,11 @@ def _pack_on_spark(
         )
         return _packed_table(list(packed), num_parts)
 
-    paths = [str(source.event_path(part)) for part in source.parts]
+    paths = [str(dataset.event_path(part)) for part in dataset.parts]
     events = session.read.parquet(*paths).select(columns)
     rows = events.groupBy(USER_ID).applyInArrow(pack, _PACKED_ROW)
-    rows = rows.persist(StorageLevel.DISK_ONLY)  # or sampling for the sort would pack twice
+    # orderBy samples its input first. Without persist Spark would pack every user twice.
+    rows = rows.persist(StorageLevel.DISK_ONLY)
     try:
         for row in rows.orderBy(_PART, USER_ID).toLocalIterator():
             yield row.part, _packed_user(row)

@@ -1,4 +1,4 @@
-"""Tables: builds the feature tables of a dataset, or of a shard of it."""
+"""Build the feature tables of a dataset, or of a shard of it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from longrec.schema import (
 )
 
 MAX_PART_BYTES = 256 << 20
-"""Packed histories in one file of user_history."""
+"""Largest size of the packed histories in one file of user_history."""
 MAX_ROW_GROUP_BYTES = 16 << 20
-"""Packed histories in one row group."""
+"""Largest size of the packed histories in one row group, on average."""
 _TABLE_COLUMNS = {
     USER_ID,
     ITEM_ID,
@@ -76,36 +76,36 @@ def build_features(
     Args:
         dataset_dir: written by an importer or by `longrec synth`.
         out_dir: new, empty, or feature tables to replace.
-        data: `shard_users` bounds the rows of a part; `late_events` decides about late events.
+        data: `shard_users` bounds the rows of a file; `late_events` decides about late events.
         packer: packs the users; `spark.spark_packer(session)` does it on Spark, with equal bytes.
-        shard: part of the dataset, for `join_shards`.
+        shard: the parts of the dataset to build; `join_shards` combines all shards.
 
     Raises:
         DataError: the dataset cannot be used; events are out of order, a basket has two times, an
             id is null or not unique, a feature has a reserved name, or a value cannot pass the
             feature store exactly.
     """
-    source = Dataset.open(dataset_dir, shard)
-    _check_names(source.schema)
+    dataset = Dataset.open(dataset_dir, shard)
+    _check_names(dataset.schema)
     check_replaceable(Path(out_dir))
-    log_end_ms = _log_end_ms(source)
-    hold_late = data.late_events == "hold" and source.has_created
+    log_end_ms = _log_end_ms(dataset)
+    hold_late = data.late_events == "hold" and dataset.has_created
     with files.atomic_replace(out_dir) as temporary:
         history_dir = temporary / "user_history"
         history_dir.mkdir(parents=True)
         writer = _HistoryWriter(history_dir, data.shard_users, log_end_ms)
-        for part, packed in packer(source, hold_late):
+        for part, packed in packer(dataset, hold_late):
             writer.add(part, packed)
         writer.flush()
         if shard.index == 0:
-            _write_features(source, temporary, log_end_ms)
-        files.write_json(temporary / "schema.json", source.schema.to_dict())
+            _write_features(dataset, temporary, log_end_ms)
+        files.write_json(temporary / "schema.json", dataset.schema.to_dict())
         return write_manifest(
             temporary,
-            _manifest_head(source, data),
+            _first_entries(dataset, data),
             writer.num_late,
             writer.history_bytes,
-            DriftProfile.of(source),
+            DriftProfile.of(dataset),
         )
 
 
@@ -113,8 +113,8 @@ class _HistoryWriter:
     """Writes packed users in files of bounded size; each holds users of one part of the dataset.
 
     Args:
-        directory: of the files.
-        shard_users: most users in a file.
+        directory: directory of the files.
+        shard_users: largest number of users in a file.
         created_ms: time of the column `created`.
     """
 
@@ -155,6 +155,7 @@ class _HistoryWriter:
         num_users = len(self._pending)
         if not num_users:
             return
+        # As many rows as fill a row group with payloads of the mean size.
         group_rows = MAX_ROW_GROUP_BYTES * num_users // max(self._pending_bytes, 1)
         pq.write_table(
             self._pending_table(),
@@ -162,7 +163,7 @@ class _HistoryWriter:
             compression="zstd",
             compression_level=1,
             row_group_size=max(1, group_rows),
-            use_dictionary=False,
+            use_dictionary=False,  # payloads hardly ever repeat
         )
         self.history_bytes += self._pending_bytes
         self._num_files += 1
@@ -187,35 +188,36 @@ class _HistoryWriter:
         )
 
 
-def _manifest_head(source: Dataset, data: DataConfig) -> dict[str, Any]:
-    head = {
-        "name": source.name,
-        "fingerprint": source.schema.fingerprint,
+def _first_entries(dataset: Dataset, data: DataConfig) -> dict[str, Any]:
+    """Return the entries of the manifest that tell where the tables are from."""
+    entries = {
+        "name": dataset.name,
+        "fingerprint": dataset.schema.fingerprint,
         "codec_version": history.CODEC_VERSION,
-        "dataset_hash": source.facts.get("content_hash"),
-        "time_range_ms": source.facts["time_range_ms"],
+        "dataset_hash": dataset.facts.get("content_hash"),
+        "time_range_ms": dataset.facts["time_range_ms"],
         "late_events": data.late_events,
     }
-    if source.shard != WHOLE_DATASET:
-        head["shard"] = str(source.shard)
-    return head
+    if dataset.shard != WHOLE_DATASET:
+        entries["shard"] = str(dataset.shard)
+    return entries
 
 
 def _write_features(
-    source: Dataset,
+    dataset: Dataset,
     directory: Path,
     created_ms: int,
 ) -> None:
     """Write item_features and user_features."""
-    schema = source.schema
+    schema = dataset.schema
     items = _feature_table(
-        source.items(),
+        dataset.items(),
         ITEM_ID,
         schema.item[1:],
         created_ms,
     )
     users = _feature_table(
-        source.users(),
+        dataset.users(),
         USER_ID,
         schema.user,
         created_ms,
@@ -251,13 +253,13 @@ def _feature_table(
     return pa.table(columns)
 
 
-def _log_end_ms(source: Dataset) -> int:
+def _log_end_ms(dataset: Dataset) -> int:
     """Return the time of the last event."""
-    time_range = source.facts.get("time_range_ms") or [None, None]
+    time_range = dataset.facts.get("time_range_ms") or [None, None]
     last_ms = time_range[1]
     if last_ms is None:
         raise DataError(
-            f"{source.path} holds no events",
+            f"{dataset.path} holds no events",
             expected="at least one",
         )
     return int(last_ms)

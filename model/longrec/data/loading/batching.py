@@ -1,6 +1,6 @@
 """Batching: which requests form a batch, and how their arrays become one RequestBatch.
 
-Shape letters: R requests, N packed targets, A action features, U user features, K tasks, B batches.
+Shape letters: R requests, N packed targets, A event features, U user features, K tasks, B batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from longrec.data.feature_encoders import Int32
 from longrec.errors import DataError
 
 EncodedEvents = tuple[Int32, Int32, Int64]
-"""(item rows [n], action features [n, A], timestamps [n] in ms) of one history."""
+"""(item rows [n], event features [n, A], timestamps [n] in ms) of one history."""
 
 
 def pack_batch(
@@ -93,9 +93,9 @@ def batch_bounds(
 def balance_events(num_events: Int64, num_ranks: int) -> Int64:
     """Return the rank of each request, int64 [R], with nearly equal numbers of events per rank.
 
-    The longest request first, each goes to the rank with the fewest events; ties go to the fewest
-    requests, then to the first rank. Two ranks differ by at most the longest request. No rank is
-    empty when there are enough requests.
+    Requests are assigned from the longest to the shortest, each to the rank with the fewest events
+    so far. Ties go to the rank with the fewest requests, then to the first rank. Two ranks differ
+    by at most the longest request. No rank is empty when there are enough requests.
 
     Args:
         num_events: int64 [R], events of each request.
@@ -127,14 +127,15 @@ def most_recent(
 
 
 def _concatenate(parts: Sequence[npt.NDArray[Any]], *, pin: bool) -> torch.Tensor:
-    """Return arrays one after another: the only copy of a history's events."""
+    """Concatenate arrays. This is the only time that the events of a history are copied."""
     if not pin:
         return torch.from_numpy(np.concatenate(parts))
     num_rows = sum(map(len, parts))
-    no_row = torch.from_numpy(parts[0][:0].copy())
+    # torch has no function from a numpy dtype to its own; the copy is writable, as torch asks.
+    dtype = torch.from_numpy(parts[0][:0].copy()).dtype
     pinned = torch.empty(
         (num_rows, *parts[0].shape[1:]),
-        dtype=no_row.dtype,
+        dtype=dtype,
         pin_memory=True,
     )
     np.concatenate(parts, out=pinned.numpy())

@@ -2,7 +2,7 @@
 
 The timelines are encoded once. A request holds offsets into them, so its history is a slice.
 
-Shape letters: R requests of a batch, A action features, U user features, K tasks; E all events,
+Shape letters: R requests of a batch, A event features, U user features, K tasks; E all events,
 Q all requests, P all targets of the histories.
 """
 
@@ -46,7 +46,7 @@ class EncodedHistories:
             each request, in time order.
         splits: int8 [Q], position in SPLITS.
         event_starts, event_ends, target_starts, target_ends: int64 [Q].
-        encoder_fingerprint: of the encoder that made them.
+        encoder_fingerprint: fingerprint of the encoder that made them.
     """
 
     event_items: Int32
@@ -76,7 +76,7 @@ class EncodedHistories:
 
         Args:
             histories: their timelines are encoded one record batch at a time.
-            encoder: of the model.
+            encoder: encoder of the model.
             cache_dir: directory for the arrays.
 
         Raises:
@@ -116,6 +116,7 @@ class EncodedHistories:
 
         It reads every array once.
         """
+        # The labels are empty, because digests of caches on disk must not change.
         arrays = (("", getattr(self, name)) for name in _array_names())
         return fingerprint_arrays(self.encoder_fingerprint, arrays)
 
@@ -179,7 +180,7 @@ def _slices(starts: Int64, ends: Int64) -> Iterator[slice]:
 
 
 def _map_array(path: Path) -> npt.NDArray[np.generic]:
-    """Return the array in a .npy file, mapped read-only; an empty file is read instead."""
+    """Return the array in a .npy file, mapped read-only."""
     try:
         array = np.load(
             path,
@@ -197,7 +198,7 @@ def _map_array(path: Path) -> npt.NDArray[np.generic]:
             found=str(error),
             fix="Delete the directory and encode again.",
         ) from error
-    return np.asarray(array)
+    return np.asarray(array)  # slices of plain arrays are faster than of np.memmap
 
 
 def _write_events(

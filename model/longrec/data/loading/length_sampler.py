@@ -21,11 +21,12 @@ from longrec.errors import ConfigError
 Float64 = npt.NDArray[np.float64]
 log = logging.getLogger(__name__)
 
+# Numbers of the independent uniform draws of a request: for its length, its rounding, its random
+# window.
 _LENGTH_DRAW = 0
 _ROUNDING_DRAW = 1
 _POSITION_DRAW = 2
 _NUM_DRAWS = 3
-"""Independent uniform numbers of a request: for its length, its rounding, its random window."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,17 +44,17 @@ class LengthSampler:
     - `fixed`: always the mean.
     - `full`: all events.
 
-    Lengths are multiples of `multiple`; for `two_point` only the shorter one is. `beta` is rounded
-    up or down at random in proportion to the distance, which keeps the mean. A request with fewer
-    events keeps all of them.
+    Lengths are multiples of `multiple`. With `two_point`, only the shorter of the two lengths is a
+    multiple. `beta` is rounded up or down at random in proportion to the distance, which keeps the
+    mean. A request with fewer events keeps all of them.
 
     The cut is `suffix` (most recent events), `prefix` (oldest events) or `random` (one contiguous
-    window at a uniform position). The paper does not define its random cut. A window keeps a
-    history a slice; a random subset would not.
+    window at a uniform position). The paper does not define its random cut. A window is a
+    slice of the history and needs no copy; a random subset would.
 
     Args:
         config: distribution and cut.
-        seed: of every draw.
+        seed: seed of every draw.
 
     Raises:
         ConfigError: no multiple lies between minimum and maximum, or alpha does not suit
@@ -129,7 +130,8 @@ class LengthSampler:
             num_lengths = (high - low) // multiple + 1
             steps = np.floor(uniform * num_lengths)
             return low + multiple * steps.astype(np.int64)
-        exact_steps = self._beta(uniform) / multiple
+        # Rounds up with the probability of the fraction, which keeps the mean.
+        exact_steps = self._beta_lengths(uniform) / multiple
         rounding = self._uniform(request_ids, epoch, _ROUNDING_DRAW)
         steps = np.floor(exact_steps + rounding)
         return multiple * steps.astype(np.int64)
@@ -159,7 +161,7 @@ class LengthSampler:
                 (low + high) / 2,
             )
 
-    def _beta(self, uniform: Float64) -> Float64:
+    def _beta_lengths(self, uniform: Float64) -> Float64:
         from scipy.special import betaincinv
 
         low, mean, high = self._bounds()
@@ -176,13 +178,13 @@ class LengthSampler:
         available: Int64,
         uniform: Float64,
     ) -> Int64:
-        capacity = float(self.config.maximum)
+        maximum = float(self.config.maximum)
         alpha = self.config.alpha
         multiple = self.config.multiple
-        target = capacity ** (alpha / 2)
+        target = maximum ** (alpha / 2)
         short = max(multiple, round(target / multiple) * multiple)
         num_events = np.maximum(available, 1).astype(np.float64)
-        keeps_all = uniform * num_events**2 < capacity**alpha
+        keeps_all = uniform * num_events**2 < maximum**alpha
         return np.where(keeps_all, available, np.minimum(available, short))
 
     def _bounds(self) -> tuple[int, float, int]:
@@ -217,5 +219,6 @@ class LengthSampler:
         draw_number = np.uint64(_NUM_DRAWS * epoch + draw)
         key = splitmix64(seed_hash ^ draw_number)
         id_hash = splitmix64(request_ids.astype(np.int64))
+        # The upper 53 bits, centred, as a number in (0, 1): a float64 holds 53 bits exactly.
         bits = splitmix64(id_hash ^ key) >> np.uint64(11)
         return (bits.astype(np.float64) + 0.5) * 2.0**-53

@@ -77,16 +77,16 @@ def prefetch_to_device(
         yield from ((batch, batch) for batch in batches)
         return
     copy_stream = torch.cuda.Stream(device)
-    following = None
+    copied_ahead = None
     for host_batch in batches:
         with torch.cuda.stream(copy_stream):
             device_batch = host_batch.to(device, non_blocking=True)
             copy_done = copy_stream.record_event()
-        if following is not None:
-            yield _wait_for_copy(*following)
-        following = (host_batch, device_batch, copy_done)
-    if following is not None:
-        yield _wait_for_copy(*following)
+        if copied_ahead is not None:
+            yield _wait_for_copy(*copied_ahead)
+        copied_ahead = (host_batch, device_batch, copy_done)
+    if copied_ahead is not None:
+        yield _wait_for_copy(*copied_ahead)
 
 
 def _wait_for_copy(
@@ -94,7 +94,10 @@ def _wait_for_copy(
     device_batch: RequestBatch,
     copy_done: torch.cuda.Event,
 ) -> tuple[RequestBatch, RequestBatch]:
-    """Return both batches; the current stream waits for the copy and owns its memory."""
+    """Return both batches, after making the current stream wait for the copy.
+
+    The memory of the copy stays allocated until the current stream has used it.
+    """
     current = torch.cuda.current_stream(device_batch.event_items.device)
     current.wait_event(copy_done)
     device_batch.record_stream(current)

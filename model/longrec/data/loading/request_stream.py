@@ -71,7 +71,7 @@ class RequestStream:
             length_sampler: chooses the events of each request.
             token_budget: events of a batch, over all ranks.
             max_requests: requests of a batch, over all ranks.
-            seed: of the order; it is drawn from (seed, epoch).
+            seed: seed of the order, which is drawn from (seed, epoch).
             epoch: number of the pass over the data.
             split: the requests to read.
             first_batch: number of batches to skip.
@@ -99,10 +99,10 @@ class RequestStream:
             starts,
             ends,
             bounds,
-            epoch,
-            first_batch,
-            num_ranks,
-            rank,
+            epoch=epoch,
+            first_batch=first_batch,
+            num_ranks=num_ranks,
+            rank=rank,
         )
 
     @classmethod
@@ -156,7 +156,7 @@ class RequestStream:
         """Return one batch.
 
         Args:
-            number: of the batch, counted from the start of the epoch.
+            number: number of the batch, counted from the start of the epoch.
             pin: whether the batch is in page-locked memory.
         """
         start = self.bounds[number]
@@ -164,7 +164,7 @@ class RequestStream:
         positions = np.arange(start, end)
         global_batch = None
         if self.num_ranks > 1:
-            positions, global_batch = self._rank_part(positions)
+            positions, global_batch = self._share_of_rank(positions)
         batch = self.encoded.batch(
             self.requests[positions],
             self.starts[positions],
@@ -205,7 +205,7 @@ class RequestStream:
         ends = self.encoded.target_ends[requests]
         return ends - starts
 
-    def _rank_part(self, positions: Int64) -> tuple[Int64, GlobalBatch]:
+    def _share_of_rank(self, positions: Int64) -> tuple[Int64, GlobalBatch]:
         """Return the requests of this rank in a batch, in order, and the sizes of the batch.
 
         A rank without requests repeats the shortest one as a placeholder.

@@ -15,8 +15,11 @@
     live_events        rows of a push: read, cast, sorted
     deduplication      which events of a push are new
     push               live events into the store
-    publish            feature tables into a new version; materialize fills its online store
-    retrieve           histories for training; request_table, timeline_sources
+    publish            feature tables into a new version
+    materialize        fills the online store of a new version
+    retrieve           histories for training
+    request_table      requests of a dataset or of shards, by time
+    timeline_sources   timelines of users, from the offline store or from shards
 
 Feast is imported inside functions, because it costs seconds.
 """

@@ -44,9 +44,9 @@ def deduplicate(events: pa.RecordBatch, stored: pa.RecordBatch) -> DeduplicatedE
     """
     if not events.num_rows:
         return DeduplicatedEvents(events, events, stored.slice(0, 0))
-    nearby = _between(stored, history.timestamps(events))
-    rows = range(nearby.num_rows)
-    row_of_key = dict(zip(_keys(nearby), rows, strict=True))
+    stored_in_range = _between(stored, history.timestamps(events))
+    rows = range(stored_in_range.num_rows)
+    row_of_key = dict(zip(_keys(stored_in_range), rows, strict=True))
     new_rows = []
     repeated_rows = []
     stored_rows = []
@@ -60,7 +60,7 @@ def deduplicate(events: pa.RecordBatch, stored: pa.RecordBatch) -> DeduplicatedE
     return DeduplicatedEvents(
         new=_take(events, new_rows),
         repeated=_take(events, repeated_rows),
-        stored=_take(nearby, stored_rows),
+        stored=_take(stored_in_range, stored_rows),
     )
 
 

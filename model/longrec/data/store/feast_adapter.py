@@ -42,7 +42,7 @@ SERVICE = "ranker_v1"
 OFFLINE_BATCH_IDS = 200_000
 """Ids of one offline query for plain values."""
 ONLINE_BATCH_USERS = 1_000
-"""Users of one online query; SQLite allows some ten thousand at most."""
+"""Largest number of users in one online query; SQLite allows some ten thousand."""
 
 Values = dict[str, Any]
 """Stored values of a user by feature name; None for a missing one."""
@@ -55,6 +55,7 @@ _BYTES_TAG = 0x0A  # field 1 of a Value, length-delimited
 _MAX_VARINT_BYTES = 5
 _INT64 = struct.Struct("<q")
 _PROBE_USER = -(2**62) + 1
+"""A negative id that needs 8 bytes; it shows how Feast writes an id into a key."""
 
 
 class FeastAdapter:
@@ -79,10 +80,12 @@ class FeastAdapter:
             self.feast = open_feast(published.path, repo_dir)
             self.service = self.feast.get_feature_service(SERVICE)
         self._check_registry()
-        names = self._feature_names()
+        names = self._view_features()
         self._check_names(names)
         reader = _READERS.get(self.feast.config.online_store.type, ViewByViewReader)
         self._read_online = reader(self.feast, self._views(names))
+        # Retrieval checks the length of a base history, and pushed events are not in it. Current
+        # rows include the tail; their lengths are in the payloads.
         self._base_references: list[str] = []
         self._current_references: list[str] = []
         for view, name in names:
@@ -141,21 +144,18 @@ class FeastAdapter:
         """Return item_id and item features of each item (sorted, unique ids)."""
         features = self.published.schema.item[1:]
         references = [f"item_features:{feature.name}" for feature in features]
-        tables = []
-        for ids in _batches(item_ids):
-            if references:
-                log_end_us = self.published.log_end_us
-                tables.append(
-                    self._historical(
-                        references,
-                        ITEM_ID,
-                        ids,
-                        log_end_us,
-                    )
+        table = pa.table({ITEM_ID: item_ids})
+        if references:
+            tables = []
+            for ids in _batches(item_ids):
+                rows = self._historical(
+                    references,
+                    ITEM_ID,
+                    ids,
+                    self.published.log_end_us,
                 )
-            else:
-                tables.append(pa.table({ITEM_ID: ids}))
-        table = pa.concat_tables(tables)
+                tables.append(rows)
+            table = pa.concat_tables(tables)
         return pa.table(
             {
                 ITEM_ID: table.column(ITEM_ID),
@@ -220,7 +220,7 @@ class FeastAdapter:
                 fix=PUBLISH_FIRST,
             )
 
-    def _feature_names(self) -> list[tuple[str, str]]:
+    def _view_features(self) -> list[tuple[str, str]]:
         """Return (view, feature) of all features of the service."""
         return [
             (view.name, feature.name)
@@ -294,7 +294,7 @@ class FeastAdapter:
 class ViewByViewReader:
     """Reads users from any online store with Feast's `online_read`, one view at a time.
 
-    It is the reference implementation of the faster readers. `get_online_features` would copy each
+    The faster readers must return the same values. `get_online_features` would copy each
     value into an answer and parse references anew.
     """
 
@@ -323,9 +323,9 @@ class ViewByViewReader:
 
 
 class SqliteReader:
-    """Reads users from SQLite by one statement for all views, so as of one time.
+    """Reads users from SQLite.
 
-    A history is copied once.
+    One statement reads all views, so all values are of the same time. A history is copied once.
     """
 
     def __init__(
@@ -372,7 +372,10 @@ class SqliteReader:
 
 
 class RedisReader:
-    """Reads users from Redis by one HMGET for all views, which it stores under one key per user."""
+    """Reads users from Redis.
+
+    One HMGET reads all views of a user: Feast stores them under one key per user.
+    """
 
     def __init__(
         self,
@@ -591,19 +594,28 @@ def _parse_value(serialized: bytes | None) -> Any:
     if not serialized:
         return None
     if serialized[0] == _BYTES_TAG:
-        size = 0
-        position = 0
-        for position in range(1, min(len(serialized), 1 + _MAX_VARINT_BYTES)):
-            byte = serialized[position]
-            size |= (byte & 0x7F) << 7 * (position - 1)
-            if byte < 0x80:
-                break
-        payload = serialized[position + 1 :]
+        size, end = _read_varint(serialized, 1)
+        payload = serialized[end:]
         if len(payload) == size:
             return payload
     from feast.protos.feast.types.Value_pb2 import Value
 
     return _value_of(Value.FromString(serialized))
+
+
+def _read_varint(serialized: bytes, start: int) -> tuple[int, int]:
+    """Return the number that starts at a position, and the position after it.
+
+    Each byte holds 7 bits, lowest first. The highest bit tells that another byte follows.
+    """
+    limit = min(len(serialized), start + _MAX_VARINT_BYTES)
+    number = 0
+    for position in range(start, limit):
+        byte = serialized[position]
+        number |= (byte & 0x7F) << 7 * (position - start)
+        if byte < 0x80:
+            return number, position + 1
+    return number, limit
 
 
 def _values_of(found: dict[str, Any], names: list[str]) -> Values:
@@ -615,7 +627,7 @@ def _values_of(found: dict[str, Any], names: list[str]) -> Values:
 
 
 def _value_of(value: Any) -> Any:
-    """Return the value of a Feast Value, None for none; stores disagree about its status."""
+    """Return the value of a Feast Value; None for a null, which arrives as an unset Value."""
     kind = value.WhichOneof("val")
     if kind is None:
         return None

@@ -69,11 +69,12 @@ def conform(
     """Return user_id and the codec's columns, each event once, in the order of histories.
 
     Columns that the schema does not know are dropped. An event with a later `created` gets that
-    time, unless late events are ignored. Who sends an event again sends its first `created` again.
+    time, unless late events are ignored. A producer that sends an event again must send the same
+    `created`, or the event counts as another one.
 
     Args:
         events: rows of a push.
-        schema: of the published features.
+        schema: schema of the published features.
         late_events: whether the time of a late event moves to `created` (`hold`) or not.
 
     Raises:
@@ -82,11 +83,11 @@ def conform(
     """
     if late_events == "hold":
         events = _at_known_times(events)
-    codec = history.conform(events, schema)
+    batch = history.conform(events, schema)
     users = _user_column(events)
-    _check_times(codec)
+    _check_times(batch)
     user_field = pa.field(USER_ID, pa.int64(), nullable=False)
-    table = pa.Table.from_batches([codec])
+    table = pa.Table.from_batches([batch])
     table = sort_distinct(table.add_column(0, user_field, users))
     check_baskets(table, schema)
     return table
@@ -99,10 +100,10 @@ def split_by_user(events: pa.Table) -> Iterator[tuple[int, pa.RecordBatch]]:
         events: as `conform` returns them.
     """
     users = events.column(USER_ID).to_numpy()
-    codec = events.drop_columns([USER_ID]).combine_chunks()
+    histories = events.drop_columns([USER_ID]).combine_chunks()
     for start, end in group_spans(users):
-        own = codec.slice(start, end - start)
-        [batch] = own.to_batches()
+        own = histories.slice(start, end - start)
+        [batch] = own.to_batches()  # combined chunks give one batch
         yield int(users[start]), batch
 
 
@@ -129,8 +130,8 @@ def check_baskets(events: pa.Table, schema: Schema) -> None:
         )
 
 
-def _check_times(codec: pa.RecordBatch) -> None:
-    times = history.timestamps(codec)
+def _check_times(batch: pa.RecordBatch) -> None:
+    times = history.timestamps(batch)
     is_wrong = (times < 0) | (times >= history.MAX_TIMESTAMP_MS)
     if is_wrong.any():
         first_row = int(is_wrong.argmax()) + 1

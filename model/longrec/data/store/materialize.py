@@ -1,4 +1,4 @@
-"""Materialize: fills the online store of a new version in bounded slices, and verifies it."""
+"""Fill the online store of a new version in bounded slices, and verify it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from longrec.schema import USER_ID
 logger = logging.getLogger(__name__)
 
 MAX_SLICE_BYTES = 256 << 20
-"""Packed histories that one materialization holds in memory."""
+"""Largest size of the packed histories that one materialization holds in memory."""
 VERIFIED_USERS_PER_FILE = 16
 _EPOCH = datetime.datetime(
     1970,
@@ -58,15 +58,15 @@ def fill_online_store(published: PublishedVersion, repo_dir: Path) -> tuple[int,
 def materialize(adapter: FeastAdapter) -> int:
     """Fill the online store, a bounded number of bytes at a time; return the number of slices."""
     published = adapter.published
-    tables = pq.read_table(
+    table = pq.read_table(
         history_directory(published.path),
         columns=[EVENT_TIME, HISTORY_LENGTH],
     )
-    event_times = tables.column(EVENT_TIME).cast(pa.int64())
+    event_times = table.column(EVENT_TIME).cast(pa.int64())
     times_us = np.asarray(event_times, np.int64)
     counts = published.manifest["counts"]
     bytes_per_event = counts["history_bytes"] / max(counts["num_events"], 1)
-    sizes = int64_column(tables, HISTORY_LENGTH) * bytes_per_event
+    sizes = int64_column(table, HISTORY_LENGTH) * bytes_per_event
     num_slices = 0
     for start_us, end_us in time_slices(times_us, sizes):
         _materialize_view(
@@ -80,6 +80,7 @@ def materialize(adapter: FeastAdapter) -> int:
     for view in adapter.feast.list_feature_views():
         if view.online:
             online_views.add(view.name)
+    # All rows of the other views have the time of the end of the log.
     log_end_us = published.log_end_us
     for name in sorted(online_views - {"user_history", "user_tail"}):
         _materialize_view(
@@ -123,7 +124,7 @@ def verify_online_store(adapter: FeastAdapter) -> int:
     """
     paths = sorted(history_directory(adapter.published.path).glob("*.parquet"))
     num_verified = 0
-    for path in sorted({paths[0], paths[-1]}):
+    for path in sorted({paths[0], paths[-1]}):  # one path if there is one file
         with pq.ParquetFile(path) as file:
             last_group = file.num_row_groups - 1
             table = file.read_row_group(last_group, columns=[USER_ID, HISTORY])

@@ -16,7 +16,7 @@ from longrec.schema import USER_ID, Schema
 class OfflineStore:
     """Reads the records that the online store serves from the tables on disk.
 
-    `retrieve` makes histories for training.
+    To make histories for training use `retrieve`.
 
     Args:
         workdir: the work directory (LONGREC_HOME).

@@ -100,10 +100,10 @@ class OnlineStore:
 def read_stored_users(adapter: FeastAdapter, user_ids: list[int]) -> list[StoredUser]:
     """Return the stored values of each user, in the given order.
 
-    SQLite and Redis return base and tail in one read, other stores in two. A compaction between
-    the two reads (longer base, empty tail) shows as a base that is shorter than the tail's base
-    length; such users are read again. The opposite mixture, an old tail with a new base, holds
-    some events twice, and merging drops them.
+    SQLite and Redis return base and tail in one read, other stores in two. If a compaction happens
+    after the base and before the tail is read, the tail continues a longer base than was read. Such
+    users are read again. If an old tail is read with a new base, both hold some events, and merging
+    drops the repeats.
 
     Raises:
         DataError: a stored history is corrupted.
@@ -111,16 +111,16 @@ def read_stored_users(adapter: FeastAdapter, user_ids: list[int]) -> list[Stored
     """
     users = _read_once(adapter, user_ids)
     for _ in range(MAX_RETRIES):
-        torn = [row for row, user in enumerate(users) if not user.is_consistent]
-        if not torn:
+        inconsistent = [row for row, user in enumerate(users) if not user.is_consistent]
+        if not inconsistent:
             return users
-        torn_ids = [user_ids[row] for row in torn]
-        read_again = _read_once(adapter, torn_ids)
-        for row, user in zip(torn, read_again, strict=True):
+        inconsistent_ids = [user_ids[row] for row in inconsistent]
+        read_again = _read_once(adapter, inconsistent_ids)
+        for row, user in zip(inconsistent, read_again, strict=True):
             users[row] = user
     raise StoreError(
         "the online store holds a tail without its base",
-        found=f"{len(torn)} users, for example {torn_ids[0]}",
+        found=f"{len(inconsistent)} users, for example {inconsistent_ids[0]}",
         fix=PUBLISH_FIRST,
     )
 

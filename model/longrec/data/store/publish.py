@@ -1,4 +1,4 @@
-"""Publish: feature tables become a new version that a work directory serves, offline and online.
+"""Publish feature tables as a new version that a work directory serves, offline and online.
 
 The tables are copied, declared to Feast, materialized and read back. Pushed events of the previous
 version are carried over. Then the work directory points to the new version by one rename.
@@ -51,12 +51,12 @@ class PublishReport:
 
     Args:
         version: directory of the version.
-        fingerprint: of the schema.
+        fingerprint: fingerprint of the schema.
         num_users, num_events, num_items: in the feature tables.
         online_slices: number of materializations.
         num_verified: users that were read back from the online store and are equal.
         num_carried: pushed events that the feature tables lack and that were pushed again.
-        digest: of the feature tables.
+        digest: hash of the feature tables.
         was_current: whether the work directory pointed to such a version already, so nothing was
             done.
     """
@@ -86,8 +86,8 @@ def publish(
         features_dir: written by `features.build_features`.
         workdir: the work directory (LONGREC_HOME).
         repo_dir: the feature repository (feature_store.yaml, definitions.py).
-        key: identifies the publishing code. A current version of equal tables with an equal key
-            and a working online store stays as it is. Empty to publish in any case.
+        key: identifies the publishing code. If the current version has the same tables and key
+            and its online store works, nothing is done. Empty to publish in any case.
 
     Raises:
         DataError: the feature tables are incomplete, changed or of another format version.
@@ -108,8 +108,8 @@ def publish(
             return _report(current, manifest, was_current=True)
         try:
             published = _prepare(tables, version, repo_dir)
-            before = digest_before(workdir, manifest.get("dataset_hash"))
-            _write_key(version, key, before)
+            previous_hash = digest_before(workdir, manifest.get("dataset_hash"))
+            _write_key(version, key, previous_hash)
             with feast_errors(
                 "publishing failed",
                 "Check that the online store is running and writable, then run it again.",
@@ -221,15 +221,19 @@ def _is_current(
     key: str,
 ) -> bool:
     """Return whether the current version is complete and made of these tables under this key."""
-    version = workdir / "store" / (current_version(workdir) or "none")
+    name = current_version(workdir)
+    if name is None:
+        return False
+    version = workdir / "store" / name
     tables = version / "features"
     feast = version / "feast"
     try:
         if files.read_json(tables / "manifest.json") != manifest:
             return False
         written_key = files.read_json(feast / "key.json")
-        if written_key | _key(key) != written_key:
-            return False
+        for field, value in _key(key).items():
+            if written_key.get(field) != value:
+                return False
         if not _are_files(tables, manifest["files"]):
             return False
         if _SQLITE_TYPE in _settings(version):  # opening Feast would take seconds
@@ -278,7 +282,9 @@ def _write_settings(repo_dir: Path, version: Path) -> None:
                 "overlays.",
             )
     text = (repo_dir / settings).read_text(encoding="utf-8")
-    if _REDIS_TYPE in text:  # versions share a server; the project's name ends their keys
+    if _REDIS_TYPE in text:
+        # All versions share one server. Feast appends the project's name to each key, so each
+        # version gets its own project.
         text = text.replace("project: longrec\n", f"project: {redis_project(version)}\n")
     text = text.replace(f"{DEFAULT_WORKDIR}/", f"{version}/")
     feast = version / "feast"
@@ -316,19 +322,19 @@ def _carry_over(
     if current_version(workdir) is None:
         return 0
     try:
-        before = PublishedVersion.open(workdir)
+        previous = PublishedVersion.open(workdir)
     except StoreError as error:
         logger.warning("pushed events are not carried over: %s", error)
         return 0
-    users = tail_files.users_with_pushes(before.path)
+    users = tail_files.users_with_pushes(previous.path)
     if not len(users):
         return 0
-    if not _has_equal_events(before.schema, published.schema):
+    if not _has_equal_events(previous.schema, published.schema):
         logger.warning(
             "pushed events of %d users are not carried over: they were recorded by %s, the new "
             "version is of %s",
             len(users),
-            before.schema.name,
+            previous.schema.name,
             published.schema.name,
         )
         return 0
@@ -336,9 +342,10 @@ def _carry_over(
     num_carried = 0
     for start in range(0, len(users), PUSH_BATCH_USERS):
         batch = users[start : start + PUSH_BATCH_USERS]
-        events = tail_files.pushed_events(before, batch)
+        events = tail_files.pushed_events(previous, batch)
         events = live_events.conform(events, published.schema)
-        report = add_events(adapter, events, accept_repeats)  # the new log decides
+        # Where the new tables hold an event too, theirs is used.
+        report = add_events(adapter, events, accept_repeats)
         num_carried += report.num_new
     return num_carried
 

@@ -1,4 +1,4 @@
-"""Push: live events into the published histories, first to disk, then online.
+"""Push live events into the published histories, first to disk, then online.
 
 New events join the incremental tail of their user. A tail that grows long is compacted: merged
 into the base history.
@@ -36,7 +36,7 @@ from longrec.schema import CREATED, USER_ID, Schema
 MAX_TAIL_EVENTS = 256
 """Largest number of events in a tail; a longer one is compacted."""
 PUSH_BATCH_USERS = 200
-"""Users whose histories a push has in memory."""
+"""Largest number of users whose histories a push has in memory."""
 LOCK_WAIT_SECONDS = 60.0
 
 RepeatCheck = Callable[[int, pa.RecordBatch, pa.RecordBatch], None]
@@ -136,7 +136,7 @@ def add_events(
     them online again.
 
     Args:
-        adapter: of the version.
+        adapter: adapter of the version.
         events: as `live_events.conform` returns them.
         check_repeats: may refuse an event that is stored with other values.
     """
@@ -148,7 +148,7 @@ def add_events(
     users = list(live_events.split_by_user(events))
     for start in range(0, len(users), PUSH_BATCH_USERS):
         batch = users[start : start + PUSH_BATCH_USERS]
-        updates = _updates(adapter, batch, check_repeats)
+        updates = _make_updates(adapter, batch, check_repeats)
         if not updates:
             continue
         last_us = tail_files.last_feature_time(version)
@@ -245,7 +245,7 @@ def _key_columns(updates: Sequence[UserUpdate], feature_time_us: int) -> dict[st
     }
 
 
-def _updates(
+def _make_updates(
     adapter: FeastAdapter,
     batch: Sequence[tuple[int, pa.RecordBatch]],
     check_repeats: RepeatCheck,
@@ -256,13 +256,13 @@ def _updates(
     stored_users = read_stored_users(adapter, user_ids)
     updates = []
     for stored, (_, events) in zip(stored_users, batch, strict=True):
-        update = _update(stored, events, schema, check_repeats)
+        update = _make_update(stored, events, schema, check_repeats)
         if update is not None:
             updates.append(update)
     return updates
 
 
-def _update(
+def _make_update(
     stored: StoredUser,
     events: pa.RecordBatch,
     schema: Schema,

@@ -83,7 +83,7 @@ class RequestTable:
 
         Args:
             max_requests: size of the sample; 0 for all.
-            seed: of the sample.
+            seed: seed of the sample.
         """
         num_requests = len(self.request_times)
         if not 0 < max_requests < num_requests:
@@ -101,8 +101,9 @@ class RequestTable:
 
         Args:
             read_part: returns the targets of a part, or of a shard.
-            columns: of the result.
+            columns: columns of the result.
         """
+        # Read part by part, then reorder to the order of the requests.
         counts = self.ends - self.starts
         first_rows = np.zeros(len(counts), np.int64)
         tables = [columns.empty_table()]

@@ -1,4 +1,4 @@
-"""Retrieve: the histories of a dataset's requests, read from the offline store.
+"""Retrieve the histories of a dataset's requests from the offline store.
 
     targets                 --RequestTable-->    requests by time
     offline store | shards  --TimelineSource-->  events of a group of users --> timelines.arrow
@@ -94,9 +94,9 @@ def retrieve(
         workdir, repo_dir: as for `publish`.
         out_dir: new, empty, or histories to replace.
         data: bounds, and fractions of the split.
-        seed: of the sample of requests, if `data.max_requests` asks for one. Shards have all
+        seed: seed of the sample of requests, if `data.max_requests` asks for one. Shards have all
             requests, and `join_shards` takes the sample.
-        shard: part of the dataset, for `join_shards`; it may have no request.
+        shard: the shard of the dataset to retrieve, for `join_shards`; it may have no request.
 
     Raises:
         DataError: the dataset cannot be used or has no request.
@@ -120,15 +120,15 @@ def retrieve(
             data,
             source.num_parts,
         )
-        targets = requests.read_targets(
+        targets, target_ends = requests.read_targets(
             lambda part: source.targets(part, target_columns),
             target_schema(source.schema),
         )
         items = adapter.items(int64_column(source.items(), ITEM_ID))
-        head = _manifest_head(source, published)
-        head["seed"] = seed
-        content = _Content(requests, spans, *targets, items)
-        return _finish(writer, content, head, data)
+        first_entries = _first_entries(source, published)
+        first_entries["seed"] = seed
+        content = _Content(requests, spans, targets, target_ends, items)
+        return _finish(writer, content, first_entries, data)
 
 
 def join_shards(
@@ -144,7 +144,7 @@ def join_shards(
         out_dir, data, seed: as for `retrieve`, and equal to those of the shards.
 
     Raises:
-        DataError: a shard is missing, twice there, or of another dataset or version of the
+        DataError: a shard is missing, given twice, or of another dataset or version of the
             features; or there is no request.
     """
     shards = [Histories.open(directory) for directory in shard_dirs]
@@ -153,13 +153,13 @@ def join_shards(
     shards = [shards[position] for position in order]
     _check_shards(shards)
     first = shards[0]
-    head: dict[str, Any] = {}
+    first_entries: dict[str, Any] = {}
     for key in _SHARED_KEYS:
-        head[key] = first.manifest[key]
+        first_entries[key] = first.manifest[key]
     requests = RequestTable.of_shards(shards)
-    requests.check(f"the dataset {head['dataset']}")
+    requests.check(f"the dataset {first_entries['dataset']}")
     requests = requests.sample(data.max_requests, seed)
-    num_parts = int(head["dataset_facts"]["num_parts"])
+    num_parts = int(first_entries["dataset_facts"]["num_parts"])
     with HistoriesWriter(out_dir, first.schema) as writer:
         spans = write_timelines(
             ShardTimelines(shards),
@@ -168,13 +168,13 @@ def join_shards(
             data,
             num_parts,
         )
-        targets = requests.read_targets(
+        targets, target_ends = requests.read_targets(
             lambda number: shards[number].targets,
             target_schema(first.schema),
         )
-        head["seed"] = seed
-        content = _Content(requests, spans, *targets, first.items)
-        return _finish(writer, content, head, data)
+        first_entries["seed"] = seed
+        content = _Content(requests, spans, targets, target_ends, first.items)
+        return _finish(writer, content, first_entries, data)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class _Content:
 
     def request_rows(self, splits: list[str]) -> pa.Table:
         """Return the rows of requests.parquet."""
-        target_starts = np.append(0, self.target_ends[:-1])
+        target_starts = np.append(0, self.target_ends)[:-1]
         return pa.table(
             {
                 REQUEST_ID: self.requests.request_ids,
@@ -209,7 +209,7 @@ class _Content:
                 TIMESTAMP: self.requests.request_times,
                 "event_start": self.spans.starts,
                 "event_end": self.spans.ends,
-                "target_start": target_starts[: len(self.target_ends)],
+                "target_start": target_starts,
                 "target_end": self.target_ends,
                 "split": pa.array(splits, pa.string()),
             }
@@ -219,7 +219,7 @@ class _Content:
 def _finish(
     writer: HistoriesWriter,
     content: _Content,
-    head: Mapping[str, Any],
+    first_entries: Mapping[str, Any],
     data: DataConfig,
 ) -> RetrieveReport:
     """Split the requests, write all tables and the manifest, and return counts."""
@@ -233,7 +233,7 @@ def _finish(
     splits = split_names(times, warmup_end, split_time)
     split_counts = {name: splits.count(name) for name in SPLITS}
     manifest = {
-        **head,
+        **first_entries,
         "time_range_ms": time_range,
         "warmup_end_ms": warmup_end,
         "split_time_ms": split_time,
@@ -277,16 +277,17 @@ def _report(
     )
 
 
-def _manifest_head(source: Dataset, published: PublishedVersion) -> dict[str, Any]:
-    head = {
+def _first_entries(source: Dataset, published: PublishedVersion) -> dict[str, Any]:
+    """Return the entries of the manifest that tell where the histories are from."""
+    first_entries = {
         "dataset": source.name,
         "dataset_facts": source.facts,
         "dataset_hash": source.facts.get("content_hash"),
         "store_version": published.manifest["version"],
     }
     if source.shard != WHOLE_DATASET:
-        head["shard"] = str(source.shard)
-    return head
+        first_entries["shard"] = str(source.shard)
+    return first_entries
 
 
 def _check_published(source: Dataset, published: PublishedVersion) -> None:

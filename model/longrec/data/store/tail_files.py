@@ -6,7 +6,8 @@
     feast/pushed.json                            time of the last push that is online too
 
 <time> is the feature timestamp of the push in microseconds. It rises strictly, whatever the clock
-does. The directories also hold what the version was published with.
+does. Published stores hold such files, so their names stay. The directories also hold what the
+version was published with.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def not_online(version: Path) -> Iterator[tuple[int, pa.Table | None, pa.Table]]
 def merge_tail_files(version: Path) -> None:
     """Merge many tail files into one with the last row of each user.
 
-    Rows that are there twice meanwhile are equal.
+    A reader may meanwhile see a row twice; both are equal.
     """
     paths = _tail_paths(version)
     if len(paths) < MAX_TAIL_FILES:
@@ -144,24 +145,24 @@ def users_with_pushes(version: Path) -> Int64:
     return np.unique(int64_column(table, USER_ID))
 
 
-def pushed_events(before: PublishedVersion, users: Int64) -> pa.Table:
+def pushed_events(previous: PublishedVersion, users: Int64) -> pa.Table:
     """Return the events of users that a version has now but was not published with.
 
     Args:
-        before: the version.
+        previous: the version.
         users: int64, users with pushed events.
 
     Returns:
         user_id and the history codec's columns.
     """
-    schema = before.schema
+    schema = previous.schema
     of_users = [(USER_ID, "in", users.tolist())]
-    all_tails = pq.read_table(tail_directory(before.path), filters=of_users)
+    all_tails = pq.read_table(tail_directory(previous.path), filters=of_users)
     tails = latest_rows(all_tails)
-    histories = pq.read_table(history_directory(before.path), filters=of_users)
+    histories = pq.read_table(history_directory(previous.path), filters=of_users)
     times_us = _feature_times(histories)
-    is_compacted = times_us > before.log_end_us
-    is_complete = times_us <= last_feature_time(before.path)
+    is_compacted = times_us > previous.log_end_us
+    is_complete = times_us <= last_feature_time(previous.path)
     published_rows = histories.filter(pa.array(~is_compacted))
     compacted_rows = histories.filter(pa.array(is_compacted & is_complete))
     published = _payloads(published_rows, HISTORY)

@@ -24,7 +24,7 @@ from longrec.errors import StoreError
 from longrec.schema import USER_ID, Schema
 
 MAX_GROUP_EVENTS = 4_000_000
-"""Events that one offline query brings into memory."""
+"""Largest number of events that one offline query loads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Timelines:
     """Timelines of a group of users.
 
     Args:
-        events: of the users, one after another.
+        events: events of the users, one user after another.
         offsets: int64 [users + 1]; events of user u are offsets[u]:offsets[u+1].
         features: user features, one row per user.
     """
@@ -74,7 +74,7 @@ class OfflineTimelines:
     """Timelines from the offline store.
 
     Args:
-        adapter: of the published version.
+        adapter: adapter of the published version.
     """
 
     def __init__(self, adapter: FeastAdapter) -> None:
@@ -106,14 +106,14 @@ class ShardTimelines:
         tables = []
         for number, shard in enumerate(shards):
             tables.append(_user_spans(shard, number))
-        users = np.concatenate(tables, axis=1)
-        order = np.argsort(users[0], kind="stable")
+        ids, shard_numbers, rows, starts, ends = np.concatenate(tables, axis=1)
+        order = np.argsort(ids, kind="stable")
         self._shards = shards
-        self._ids = users[0][order]
-        self._shard_numbers = users[1][order]
-        self._rows = users[2][order]
-        self._starts = users[3][order]
-        self._ends = users[4][order]
+        self._ids = ids[order]
+        self._shard_numbers = shard_numbers[order]
+        self._rows = rows[order]
+        self._starts = starts[order]
+        self._ends = ends[order]
 
     def lengths(self, user_ids: Int64) -> Int64:
         """Return the number of events of each user (sorted, unique ids)."""
@@ -167,16 +167,16 @@ def write_timelines(
     parts, and of their ids within a part.
 
     Args:
-        source: of the timelines.
-        writer: of the histories.
+        source: source of the timelines.
+        writer: writer of the histories.
         requests: the requests.
         data: `shard_users` bounds a group of users, `max_history` a history.
-        num_parts: of the dataset.
+        num_parts: number of parts of the dataset.
     """
     ids, rows = np.unique(requests.user_ids, return_inverse=True)
     order = np.lexsort((ids, part_of(ids, num_parts)))
     user_ids = ids[order]
-    row_of_id = np.argsort(order)
+    row_of_id = np.argsort(order)  # the inverse of `order`
     user_rows = row_of_id[rows].astype(np.int64)
     requests_by_user = _RequestsByUser.of(requests, user_rows, len(user_ids))
     lengths = source.lengths(ids)[order]
@@ -185,7 +185,8 @@ def write_timelines(
     tables = [user_schema(writer.schema).empty_table()]
     for start, end in _user_groups(lengths, parts, data.shard_users):
         timelines = source.read(user_ids[start:end])
-        requests_by_user.count_events_before(start, timelines, num_before)
+        for request_rows, counts in requests_by_user.events_before(start, timelines):
+            num_before[request_rows] = counts
         first_event, _ = writer.add(timelines.events)
         tables.append(
             _user_rows(
@@ -233,19 +234,23 @@ class _RequestsByUser:
         end = self.bounds[user + 1]
         return self.order[start:end]
 
-    def count_events_before(
+    def events_before(
         self,
         first_user: int,
         timelines: Timelines,
-        num_before: Int64,
-    ) -> None:
-        """Write the number of events strictly before each request of a group into `num_before`."""
+    ) -> Iterator[tuple[Int64, Int64]]:
+        """Yield the rows of each user's requests and the number of events strictly before each.
+
+        Args:
+            first_user: row of the first user of the group.
+            timelines: timelines of the group.
+        """
         times = history.timestamps(timelines.events)
         spans = itertools.pairwise(timelines.offsets.tolist())
         for user, (start, end) in enumerate(spans, first_user):
             requests = self.of_user(user)
             request_times = self.request_times[requests]
-            num_before[requests] = np.searchsorted(times[start:end], request_times, side="left")
+            yield requests, np.searchsorted(times[start:end], request_times, side="left")
 
 
 def _user_rows(
@@ -305,7 +310,7 @@ def _user_groups(
     Args:
         lengths: int64, events of each user.
         parts: int64, part of each user, sorted.
-        max_users: of a group.
+        max_users: largest number of users in a group.
     """
     cumulative = np.cumsum(lengths)
     start = 0

@@ -60,7 +60,7 @@ class StoredUser:
         Args:
             user_id: the user.
             values: value of each stored feature by name, None for a missing one.
-            schema: of the published features.
+            schema: schema of the published features.
 
         Raises:
             DataError: a stored history is corrupted.
@@ -89,10 +89,10 @@ class StoredUser:
         before_ms: int | None = None,
         max_history: int | None = None,
     ) -> UserRecord:
-        """Return base and tail as one history.
+        """Return the user's features and merged history, cut to a time and a length.
 
         Args:
-            schema: of the published features.
+            schema: schema of the published features.
             before_ms: only events strictly before this time; None for all.
             max_history: only the most recent ones of them, at most this many; None for all.
         """

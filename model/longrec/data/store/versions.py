@@ -22,7 +22,7 @@ class PublishedVersion:
 
     Args:
         path: its directory, links resolved.
-        manifest: of the feature tables.
+        manifest: manifest of the feature tables.
         schema: features and tasks.
     """
 
@@ -81,13 +81,13 @@ def version_before(workdir: str | Path, data_uri: str) -> str:
 
     Args:
         workdir: the work directory (LONGREC_HOME).
-        data_uri: of the dataset.
+        data_uri: path or address of the dataset.
 
     Raises:
         DataError: there is no dataset.
     """
-    head = location.read_json(data_uri, "dataset.json")
-    dataset_hash = head.get("facts", {}).get("content_hash")
+    metadata = location.read_json(data_uri, "dataset.json")
+    dataset_hash = metadata.get("facts", {}).get("content_hash")
     return digest_before(Path(workdir).resolve(), dataset_hash)
 
 

@@ -110,7 +110,7 @@ def write_lock(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 def current_version(workdir: Path) -> str | None:
     """Return the name of the version that a work directory points to, or None."""
     try:
-        # Every read asks, and a Path would take six times as long.
+        # This runs on every online read; Path.readlink takes six times as long.
         return os.readlink(f"{workdir}/store/current")  # noqa: PTH115
     except OSError:
         return None
