@@ -22,8 +22,7 @@ from longrec.data.histories import Histories
 from longrec.evaluation import metrics
 from longrec.evaluation.sample import EvaluationInputs
 from longrec.schema import TIMESTAMP
-from longrec.scoring.bundle import Bundle
-from longrec.training.curve import CURVE_NAME
+from longrec.scoring.bundle import CURVE_NAME, Bundle
 
 Array: TypeAlias = npt.NDArray[Any]
 Row: TypeAlias = dict[str, Any]

@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 META_NAME = "bundle.json"
 ENCODER_NAME = "encoder"
+CURVE_NAME = "training_curve.csv"
+"""Written by the training beside the bundle's own files, and shown by the evaluation."""
 VERSIONED_KEYS = (
     "format_version",
     "schema_fingerprint",

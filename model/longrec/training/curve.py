@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-CURVE_NAME = "training_curve.csv"
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CurveRow:

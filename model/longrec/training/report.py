@@ -28,7 +28,8 @@ class TrainReport:
         first_loss: mean loss of the first log_every steps.
         final_loss: mean loss of the last log_every steps.
         memory_bytes: peak memory of the device (on a CPU: of the process).
-        mfu: model FLOPs utilization, the share of `peak_flops`; a lower bound (see CurveRow). None
+        mfu: model FLOPs utilization, a lower bound of the share of `peak_flops` (see CurveRow);
+            None on a CPU.
             on a CPU.
         peak_flops: measured peak matrix rate, FLOP/s; None on a CPU.
         num_parameters: number of the ranker's parameters.

@@ -20,10 +20,10 @@ from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
 from longrec.errors import ConfigError
 from longrec.nn.ranker import Ranker
-from longrec.scoring.bundle import Bundle
+from longrec.scoring.bundle import CURVE_NAME, Bundle
 from longrec.training import encoded_cache, loop
 from longrec.training.checkpoint import Checkpoints
-from longrec.training.curve import CURVE_NAME, CurveRow, Listener, write_curve
+from longrec.training.curve import CurveRow, Listener, write_curve
 from longrec.training.distributed import DistributedContext, process_group
 from longrec.training.report import TrainReport
 from longrec.training.resources import choose_device, explain_out_of_memory
