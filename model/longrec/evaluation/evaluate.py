@@ -1,7 +1,7 @@
 """Evaluate a bundle on later requests: metrics, comparisons, verdict of the gate, report.
 
-`Scorer`, the code that serves, computes all scores. The batches of the evaluation split and a few
-requests from raw rows must agree. All lengths see the same requests and the same resamples.
+All scores come from `Scorer`, which the service uses too. A few requests are scored again from raw
+rows, and both scores must agree. All lengths see the same requests and the same resamples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import bootstrap, model_card, provenance, report
-from longrec.evaluation.champion import ChampionScores
+from longrec.evaluation.champion_comparison import ChampionScores
 from longrec.evaluation.gate import Evidence, Verdict, judge
 from longrec.evaluation.length_curve import LengthCurve, measure_lengths
 from longrec.evaluation.popularity import PopularityBaseline, PopularityScores
@@ -115,7 +115,8 @@ def evaluate(
 
     Args:
         bundle_dir: the trained ranker.
-        histories_dir: data of its training; the split `eval` is scored, the rest makes popularity.
+        histories_dir: data of its training; the split `eval` is scored, and popularity is
+            computed from the rest.
         out_dir: folder for metrics.json, predictions.parquet, report.html and MODEL_CARD.md.
         config: lengths, sample size, resamples.
         gate: bounds of the verdict.
@@ -154,8 +155,8 @@ def evaluate(
         predictions = _predictions(inputs, curve.served_scores)
     seconds = time.perf_counter() - started
     result = dataclasses.replace(result, seconds=seconds, path=str(out_dir))
-    context = provenance.describe(inputs, curve.served_scores, Path(bundle_dir))
-    _write(out_dir, {**result.to_dict(), **context}, predictions)
+    origin = provenance.describe(inputs, curve.served_scores, Path(bundle_dir))
+    _write(out_dir, {**result.to_dict(), **origin}, predictions)
     verdict = "passed" if result.gate.passed else "failed"
     log.info("evaluated %d requests in %.1f s, gate %s", result.num_requests, seconds, verdict)
     return result
@@ -192,8 +193,8 @@ def _measure(
         curve.served_scores,
         baselines,
         champion,
+        latency_p95_ms=latency["p95"],
     )
-    evidence = dataclasses.replace(evidence, latency_p95_ms=latency["p95"])
     dataset_facts = inputs.histories.manifest.get("dataset_facts", {})
     best_possible = dataset_facts.get("best_possible_auc", ())
     return EvaluationReport(
@@ -225,8 +226,9 @@ def _gather_evidence(
     scores: Array,
     baselines: Mapping[str, PopularityBaseline],
     champion: ChampionScores,
+    latency_p95_ms: float,
 ) -> Evidence:
-    """Return the measurements that the gate reads, except the latency."""
+    """Return the measurements that the gate reads."""
     sample = inputs.sample
     measured = {}
     gains = {}
@@ -256,6 +258,7 @@ def _gather_evidence(
             inputs.gate.metric,
         ),
         champion_problem=champion.problem,
+        latency_p95_ms=latency_p95_ms,
         unknown_item_share=_unknown_item_share(inputs),
     )
 
@@ -276,6 +279,7 @@ def _baseline_row(baseline: PopularityBaseline) -> Row:
 
 def _unknown_item_share(inputs: EvaluationInputs) -> float:
     items = inputs.encoded.target_items[inputs.sample.target_positions]
+    # Row 0 of the item table stands for all unknown items.
     return float((items == 0).mean())
 
 
@@ -283,12 +287,12 @@ def _predictions(inputs: EvaluationInputs, scores: Array) -> pa.Table:
     """Return one row per target: ids, history length, labels and scores."""
     sample = inputs.sample
     encoded = inputs.encoded
-    owners = sample.target_requests
+    target_requests = sample.target_requests
     item_ids = int64_column(inputs.histories.targets, ITEM_ID)
-    request_times = encoded.request_timestamps[owners]
+    request_times = encoded.request_timestamps[target_requests]
     columns: dict[str, Any] = {
-        REQUEST_ID: encoded.request_ids[owners],
-        USER_ID: encoded.request_users[owners],
+        REQUEST_ID: encoded.request_ids[target_requests],
+        USER_ID: encoded.request_users[target_requests],
         TIMESTAMP: pa.array(request_times, pa.timestamp("ms", "UTC")),
         ITEM_ID: item_ids[sample.target_positions],
         "history_length": sample.history_lengths.astype(np.int32),

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from longrec.data.loading.encoded_histories import EncodedHistories
-from longrec.data.loading.request_stream import RequestStream
 from longrec.evaluation import bootstrap, metrics
 from longrec.evaluation.bootstrap import Resamples
-from longrec.evaluation.champion import ChampionScores
-from longrec.evaluation.sample import EvaluationInputs, EvaluationSample
+from longrec.evaluation.champion_comparison import ChampionScores
+from longrec.evaluation.sample import EvaluationInputs, EvaluationSample, targets_of
 
 Array: TypeAlias = npt.NDArray[Any]
 Int: TypeAlias = npt.NDArray[np.int64]
@@ -123,7 +122,7 @@ def iterate_slices(
     sample: EvaluationSample,
     served_length: int,
 ) -> Iterator[Slice]:
-    """Yield the slices that hold a target.
+    """Yield the slices of the sample, without empty ones.
 
     Args:
         encoded: the histories.
@@ -189,15 +188,9 @@ def seen_in_training(encoded: EncodedHistories, sample: EvaluationSample) -> tup
     requests = encoded.requests("train")
     trained_users = np.unique(encoded.request_users[requests])
     users = encoded.request_users[sample.target_requests]
-    stream = RequestStream.for_evaluation(
-        encoded,
-        requests,
-        0,
-        token_budget=1,
-        max_requests=1,
-    )
+    target_positions, _ = targets_of(encoded, requests)
     is_seen = np.zeros(_num_items(encoded), bool)
-    is_seen[encoded.target_items[stream.target_positions]] = True
+    is_seen[encoded.target_items[target_positions]] = True
     last_request_ms = encoded.request_timestamps[requests].max(initial=INT64_MIN)
     is_earlier = np.asarray(encoded.event_timestamps <= last_request_ms)
     is_seen[encoded.event_items[is_earlier]] = True
