@@ -34,7 +34,8 @@ class StudyConfig:
         base: configuration that every trial starts from, as in a run's YAML (sections model,
             lengths, train, evaluate).
         variants: overrides by name; the study compares variants.
-        grid: values by `section.key`; each variant is trained at every combination.
+        grid: values by `section.key`; each variant is trained at every grid point, which is one
+            value for each key.
         seeds: each trial is trained once with every seed (weights, order, lengths). All of them
             evaluate the requests of `base.seed`.
         reference: variant that the others are compared with; empty for the first.
@@ -153,7 +154,7 @@ def parse(
 
 
 def to_text(study: StudyConfig) -> str:
-    """Return the text that `parse` reads, with the base written out."""
+    """Return the text that `parse` reads, with the base written out. JSON is YAML."""
     value = dataclasses.asdict(study)
     value["base"] = study.base.to_dict()
     return json.dumps(value, indent=1)

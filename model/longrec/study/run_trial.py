@@ -90,7 +90,7 @@ def run_trial(
 
 
 def close_data() -> None:
-    """Forget the histories that this process has open."""
+    """Release the histories that this process holds open."""
     _open.cache_clear()
 
 
@@ -200,6 +200,7 @@ def limit_events(
         is_enough = events_after_batch[-1] >= train_events
         is_bounded = 0 < settings.max_steps <= last_step
         if is_enough or is_bounded:
+            # The last batch is the one that reaches the number; else the epoch ends it.
             num_batches = int(np.searchsorted(events_after_batch, train_events)) + 1
             num_steps += min(num_batches, len(batch_events))
             return dataclasses.replace(

@@ -1,7 +1,7 @@
 """Statistics of a study: intervals, paired differences, scaling fits and length extrapolation.
 
 Intervals (95 %) resample users, and the seeds of a variant with them; from three seeds on, they
-reach about from the worst to the best seed. A metric that one seed does not define is not defined
+span about the worst to the best seed. A metric that one seed does not define is not defined
 for the variant: leaving out a failed seed would flatter the variant.
 
 Shape letters: S seeds, B resamples, P points of a fit.

@@ -160,6 +160,7 @@ class DistributedContext:
             rows: this rank's rows.
             num_rows: number of rows of all ranks together.
         """
+        # TorchRec gives this many rows, rounded up, to every rank but the last ones.
         rows_per_rank = -(-num_rows // self.num_ranks)
         padded = torch.zeros(
             (rows_per_rank, *rows.shape[1:]),
@@ -247,7 +248,7 @@ def process_group(device: torch.device) -> Iterator[DistributedContext]:
 
     Raises:
         ConfigError: the machine has fewer GPUs than processes.
-        RankLost: another process ended in between.
+        RankLost: another process ended during the block.
     """
     if not _started_by_torchrun():
         yield DistributedContext(device=device)

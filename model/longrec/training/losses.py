@@ -57,7 +57,9 @@ def total(
     batch: RequestBatch,
     config: TrainConfig,
 ) -> Float[Tensor, ""]:
-    """Return the training loss: cross entropy of the tasks plus the weighted auxiliary one.
+    """Return the training loss: cross entropy of the tasks, plus the auxiliary loss if any.
+
+    The auxiliary loss is the weighted cross entropy of the ranker's auxiliary logits.
 
     Raises:
         DataError: the batch has no labels.

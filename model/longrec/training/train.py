@@ -119,7 +119,7 @@ def train(
             seed=seed,
             out_dir=out_dir,
             checkpoints=checkpoints,
-            log_dir=_log_dir(log_dir, out_dir) / checkpoints.fingerprint,
+            log_dir=_tensorboard_dir(log_dir, out_dir) / checkpoints.fingerprint,
             on_progress=on_progress,
             context=context,
         )
@@ -223,7 +223,7 @@ def _log_report(report: TrainReport) -> None:
     )
 
 
-def _log_dir(log_dir: str | Path | None, out_dir: Path) -> Path:
+def _tensorboard_dir(log_dir: str | Path | None, out_dir: Path) -> Path:
     """Return the folder of TensorBoard's files."""
     if log_dir:
         return Path(log_dir)
@@ -247,7 +247,8 @@ def _write(
 def _work_dir(out_dir: Path, context: DistributedContext) -> Iterator[Path]:
     """Yield `.<name>.work` next to `out_dir`, locked against other trainings.
 
-    Rank zero locks it for all ranks. Afterwards it holds only checkpoints, or is removed.
+    Rank zero locks it for all ranks. At the end only checkpoints stay in it. Without any it is
+    removed.
 
     Raises:
         ConfigError: another training has locked it.
