@@ -24,7 +24,7 @@ from longrec.errors import DataError
 from tests.longrec.data import random_log, test_late_events
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
