@@ -39,12 +39,10 @@ def fingerprint(
     from longrec.runs.code_fingerprint import of_steps
 
     config = build(GateConfig, gate, where="gate")
-    champion = ""
-    if config.against_champion:
-        champion = read_registry(workdir).champion or ""
+    champion = read_registry(workdir).champion if config.against_champion else None
     return (
         of_dataset(data_uri),
         version_before(workdir, data_uri),
-        champion,
+        champion or "",
         *of_steps(repo_dir).values(),  # In the order of longrec.runs.steps, as in `Keys`.
     )
