@@ -35,14 +35,13 @@ def fingerprint(
     from longrec.config_file import build
     from longrec.data.location import fingerprint as of_dataset
     from longrec.data.store.versions import version_before
-    from longrec.release.registry import read_registry
+    from longrec.release.registry import compared_champion
     from longrec.runs.code_fingerprint import of_steps
 
     config = build(GateConfig, gate, where="gate")
-    champion = read_registry(workdir).champion if config.against_champion else None
     return (
         of_dataset(data_uri),
         version_before(workdir, data_uri),
-        champion or "",
+        compared_champion(workdir, config),
         *of_steps(repo_dir).values(),  # In the order of longrec.runs.steps, as in `Keys`.
     )

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from longrec.config import GateConfig
 from longrec.data import files
 from longrec.errors import DataError, LongrecError
 from longrec.release import model_store
@@ -423,6 +424,13 @@ def adopt_first_champion(
             why=why,
         )
         return True
+
+
+def compared_champion(workdir: str | Path, gate: GateConfig) -> str:
+    """Return the version of the champion that the gate compares with; empty without one."""
+    if not gate.against_champion:
+        return ""
+    return read_registry(workdir).champion or ""
 
 
 def champion_bundle(
