@@ -101,7 +101,7 @@ def test_nothing_is_left_of_a_bento_with_other_scores(
     other = make_world(tmp_path / "other", seed=9)
     out_dir = tmp_path / "out"
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
-    with pytest.raises(GateRefused, match=r"the service used .* events, training"):
+    with pytest.raises(GateRefused, match=r"the service used .* events, expected"):
         packaged.again(served_world, out_dir / "bento", workdir=other.workdir)
     parity = json.loads((out_dir / "parity.json").read_text())
     assert not parity["passed"]
