@@ -16,6 +16,7 @@ from longrec.errors import ConfigError
 MAX_SEED = 2**53 - 1
 """Largest seed: Kubeflow Pipelines carries every number as a double."""
 NUM_MIXER_TOKENS = 4
+"""Tokens of the head: z, user, target and context."""
 KINDS_WITHOUT_TARGET_LOGITS = ("mean", "transformer", "hstu")
 """Values of `model.kind` without attention logits between target and history."""
 

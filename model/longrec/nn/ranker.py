@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from longrec.config import ModelConfig
+from longrec.config import NUM_MIXER_TOKENS, ModelConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError
 from longrec.nn import casting, parallel
@@ -39,8 +39,6 @@ from longrec.nn.time_gaps import gap_buckets
 from longrec.nn.tokens import TokenLayers, embedding
 from longrec.schema import Schema
 
-NUM_MIXER_TOKENS = 4
-"""Tokens of the head: z, user, target and context."""
 HOUR_MS = 3_600_000
 HOURS_PER_DAY = 24
 DAYS_PER_WEEK = 7

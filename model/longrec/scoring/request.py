@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longrec.data.batch import RequestBatch
-from longrec.data.columns import Int64, int64_column
+from longrec.data.columns import Int64, arrow_type, int64_column
 from longrec.data.encoder import Encoder
 from longrec.data.feature_encoders import Int32
 from longrec.data.loading import batching
@@ -23,11 +23,6 @@ from longrec.schema import TIMESTAMP, Feature, Schema
 
 Features: TypeAlias = Mapping[str, Any]
 """Value of each user feature by name."""
-_ARROW_TYPES = {
-    "int64": pa.int64(),
-    "float64": pa.float64(),
-    "string": pa.string(),
-}
 
 
 @dataclasses.dataclass(
@@ -252,7 +247,7 @@ def _user_table(schema: Schema, rows: Sequence[Features]) -> pa.Table:
 def _user_column(feature: Feature, values: list[Any]) -> pa.Array:
     """Return the values of a user feature as a column of its type."""
     try:
-        return pa.array(values, _ARROW_TYPES[feature.dtype])
+        return pa.array(values, arrow_type(feature))
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise DataError(
             f"user feature '{feature.name}' has a value of the wrong type",
