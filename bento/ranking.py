@@ -206,10 +206,7 @@ def _answer(
     }
 
 
-def _attention(
-    explanation: Explanation,
-    timeline: pa.RecordBatch,
-) -> list[dict[str, Any]]:
+def _attention(explanation: Explanation, timeline: pa.RecordBatch) -> list[dict[str, Any]]:
     """Return the JSON form of the events that each head weighs most."""
     used = timeline.slice(explanation.first_row, explanation.result.num_events)
     return [
@@ -222,10 +219,7 @@ def _attention(
     ]
 
 
-def _events(
-    head: TopEvents,
-    used: pa.RecordBatch,
-) -> list[dict[str, Any]]:
+def _events(head: TopEvents, used: pa.RecordBatch) -> list[dict[str, Any]]:
     items = used.column(ITEM_ID).to_numpy()[head.rows]
     times = used.column(TIMESTAMP).to_numpy()[head.rows]
     columns = (head.rows, items, times, head.weights)

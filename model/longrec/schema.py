@@ -30,10 +30,7 @@ CREATED = "created"
 REQUEST_ID = "request_id"
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
     """One column and how its values become indices of an embedding table.
 
@@ -78,10 +75,7 @@ class Feature:
         return self.dtype
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Task:
     """One binary label that the ranker predicts.
 
@@ -95,10 +89,7 @@ class Task:
     max_rate: float = 0.9999
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Schema:
     """Features of items, users and events, and the tasks.
 
@@ -133,10 +124,7 @@ class Schema:
         for group in (self.item, self.user, self.event):
             names = [feature.name for feature in group]
             if len(set(names)) != len(names):
-                raise SchemaMismatch(
-                    "feature names must be unique within a group",
-                    found=names,
-                )
+                raise SchemaMismatch("feature names must be unique within a group", found=names)
 
     def __hash__(self) -> int:
         """Return a cheap hash; schemas are cache keys that every request looks up."""
@@ -183,10 +171,7 @@ class Schema:
                 has_baskets=bool(value.get("has_baskets", False)),
             )
         except (KeyError, TypeError) as error:
-            raise SchemaMismatch(
-                "this is not a longrec schema",
-                found=str(error),
-            ) from error
+            raise SchemaMismatch("this is not a longrec schema", found=str(error)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:

@@ -340,10 +340,7 @@ def _feature_columns(features: Sequence[Feature]) -> list[tuple[str, pa.DataType
     return [(feature.name, arrow_type(feature)) for feature in features]
 
 
-def _type_differences(
-    expected: dict[str, pa.DataType],
-    found: dict[str, pa.DataType],
-) -> list[str]:
+def _type_differences(expected: dict[str, pa.DataType], found: dict[str, pa.DataType]) -> list[str]:
     missing = []
     changed = []
     for name, dtype in expected.items():

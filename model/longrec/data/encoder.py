@@ -328,10 +328,7 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         return dict(load_file(path))
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist",
-            expected="the arrays of an encoder",
-        ) from error
+        raise DataError(f"{path} does not exist", expected="the arrays of an encoder") from error
     except (SafetensorError, ValueError, OSError) as error:
         raise DataError(
             f"{path} is not readable",

@@ -44,10 +44,7 @@ def atomic_replace(path: str | Path) -> Iterator[Path]:
         DataError: the disk is full.
     """
     target = Path(path)
-    target.parent.mkdir(
-        parents=True,
-        exist_ok=True,
-    )
+    target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     temporary = temporary_path(target, "tmp")
     try:
@@ -147,10 +144,7 @@ def read_json(path: str | Path) -> Any:
         text = Path(path).read_text(encoding="utf-8")
         return json.loads(text)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist",
-            expected="a JSON file",
-        ) from error
+        raise DataError(f"{path} does not exist", expected="a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} is not JSON",

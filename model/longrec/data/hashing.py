@@ -34,10 +34,7 @@ def splitmix64(values: npt.NDArray[Any]) -> UInt64:
     return mixed
 
 
-def fingerprint_arrays(
-    prefix: str,
-    arrays: Iterable[tuple[str, npt.NDArray[Any]]],
-) -> str:
+def fingerprint_arrays(prefix: str, arrays: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
     """Return the first 16 hex digits of the SHA-256 of a text and labelled arrays.
 
     Args:

@@ -235,10 +235,7 @@ class Histories:
             )
         times = int64_column(self.requests, TIMESTAMP)
         if steps_back(times).any():
-            raise DataError(
-                f"{self.path}: requests are not sorted by time",
-                fix=RETRIEVE_AGAIN,
-            )
+            raise DataError(f"{self.path}: requests are not sorted by time", fix=RETRIEVE_AGAIN)
         self._check_offsets(user_rows)
 
     def _check_offsets(self, user_rows: Int64) -> None:
@@ -270,10 +267,7 @@ def _map_timelines(path: Path, schema: Schema) -> tuple[pa.RecordBatch, ...]:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist",
-            fix=RETRIEVE_AGAIN,
-        ) from error
+        raise DataError(f"{path} does not exist", fix=RETRIEVE_AGAIN) from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is not a readable Arrow file",

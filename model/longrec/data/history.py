@@ -137,8 +137,7 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
 
 
 def unpack_or_empty(
-    payload: bytes | memoryview | pa.Buffer | None,
-    schema: Schema,
+    payload: bytes | memoryview | pa.Buffer | None, schema: Schema
 ) -> pa.RecordBatch:
     """Return the history in a payload, or no events for None; raises as `unpack` does."""
     if payload is None:

@@ -72,8 +72,7 @@ class MatchFeatures(nn.Module):
 
 
 def match_buckets(
-    batch: RequestBatch,
-    item_table: Int[Tensor, "I C"],
+    batch: RequestBatch, item_table: Int[Tensor, "I C"]
 ) -> tuple[Int[Tensor, "N C"], Int[Tensor, "N C"]]:
     """Return the count bucket and the gap bucket of every target and column, int64.
 

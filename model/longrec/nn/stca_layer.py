@@ -124,8 +124,7 @@ def gap_bias_table(config: ModelConfig, num_heads: int) -> nn.Parameter | None:
 
 
 def gap_bias_of_events(
-    table: Float[Tensor, "G H"] | None,
-    gaps: Int[Tensor, " T"] | None,
+    table: Float[Tensor, "G H"] | None, gaps: Int[Tensor, " T"] | None
 ) -> Float[Tensor, "T H"] | None:
     """Return the bias of each event and head, or None without a table or gaps."""
     if table is None or gaps is None:

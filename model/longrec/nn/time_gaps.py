@@ -14,8 +14,7 @@ NUM_GAP_BUCKETS = 32
 
 
 def gap_buckets(
-    request_times: Int[Tensor, " T"],
-    timestamps: Int[Tensor, " T"],
+    request_times: Int[Tensor, " T"], timestamps: Int[Tensor, " T"]
 ) -> Int[Tensor, " T"]:
     """Return the bucket of each time gap, int64 [T].
 

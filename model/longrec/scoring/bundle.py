@@ -44,10 +44,7 @@ COPY_OR_TRAIN = "Copy the bundle again, or rebuild it: longrec train HISTORIES O
 """Advice in the errors about damaged bundles."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Bundle:
     """A trained ranker with the encoder and the configuration that it was trained with.
 

@@ -18,10 +18,7 @@ REQUEST_TIME = slice(0, 1)
 EVENT_OFFSETS = slice(1, 3)
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestBuffers:
     """Tensors that are copied between host and device for one request.
 

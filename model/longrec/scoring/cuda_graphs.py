@@ -69,10 +69,7 @@ _capture_lock = threading.Lock()
 """All scorers of a device capture on one stream, so one capture runs at a time."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class EncodedQuery:
     """One request without its history, encoded: time, user and candidates.
 

@@ -37,7 +37,4 @@ def find_duplicates(events: CachedEvents, work: int) -> DuplicateEvents | None:
     first_index = np.empty(num_distinct, np.int64)
     # Written backwards, so the first of equal events is the last one written.
     first_index[inverse[::-1]] = np.arange(len(events) - 1, -1, -1)
-    return DuplicateEvents(
-        torch.from_numpy(first_index),
-        torch.from_numpy(inverse),
-    )
+    return DuplicateEvents(torch.from_numpy(first_index), torch.from_numpy(inverse))

@@ -25,10 +25,7 @@ Features: TypeAlias = Mapping[str, Any]
 """Value of each user feature by name."""
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestRows:
     """One request with the rows that the feature store returned for it: the input of a Scorer.
 
@@ -49,10 +46,7 @@ class RequestRows:
     candidates: Int64
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class CachedEvents:
     """Keys and values of one request's events; a cache may store and concatenate them.
 
@@ -86,10 +80,7 @@ def encode_history(
     timestamps = int64_column(request.history, TIMESTAMP)
     is_backwards = timestamps[1:] < timestamps[:-1]
     if is_backwards.any():
-        raise DataError(
-            "a history is not in time order",
-            expected="the oldest event first",
-        )
+        raise DataError("a history is not in time order", expected="the oldest event first")
     end = np.searchsorted(
         timestamps,
         request.request_time_ms,

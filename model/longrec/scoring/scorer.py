@@ -52,10 +52,7 @@ Up to four, this is faster than one batch; eight are slower (docs/benchmarks/ser
 """
 
 
-@dataclasses.dataclass(
-    frozen=True,
-    slots=True,
-)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Scorer:
     """Scores requests with a bundle.
 

@@ -44,10 +44,7 @@ class Overloaded(LongrecError):
     """
 
     def __init__(self, what: str, retry_after_seconds: float) -> None:
-        super().__init__(
-            what,
-            fix=f"Try again in {math.ceil(retry_after_seconds)} s.",
-        )
+        super().__init__(what, fix=f"Try again in {math.ceil(retry_after_seconds)} s.")
         self.retry_after_seconds = retry_after_seconds
 
 

@@ -73,10 +73,7 @@ def write_request(
     return _write_stream(batch) + packed_history
 
 
-def write_answer(
-    scores: Mapping[str, Any],
-    facts: Mapping[str, object],
-) -> bytes:
+def write_answer(scores: Mapping[str, Any], facts: Mapping[str, object]) -> bytes:
     """Return the Arrow form of an answer.
 
     Args:

@@ -117,8 +117,7 @@ class Tokens:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(
-                "the file of LONGREC_TOKEN_FILE cannot be read",
-                found=str(error),
+                "the file of LONGREC_TOKEN_FILE cannot be read", found=str(error)
             ) from error
         self._digests = _digests(text, str(path))
         self._version = version

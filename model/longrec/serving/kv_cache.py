@@ -324,8 +324,7 @@ class HistoryKVCache:
 
 
 def _first_of_each_user(
-    slices: Sequence[HistorySlice],
-    answers: dict[int, CachedEvents],
+    slices: Sequence[HistorySlice], answers: dict[int, CachedEvents]
 ) -> list[int]:
     """Return the first unanswered position of each user, and all without a user."""
     positions = []
@@ -369,10 +368,7 @@ def _rebuilt(
         assert entry is not None
         part = span.clipped(stored.start, stored.end)
         row = part.new - stored.start
-        rebuilt.write(
-            row,
-            entry.view(part.old, part.count),
-        )
+        rebuilt.write(row, entry.view(part.old, part.count))
     gaps = uncovered(spans, stored.start, stored.end)
     for (start, _), rows in zip(gaps, fresh, strict=True):
         rebuilt.write(start - stored.start, rows)

@@ -189,10 +189,7 @@ def _equal_values(old: pa.Array, new: pa.Array) -> Bool:
     return is_equal
 
 
-def _comparable_codes(
-    old: pa.Array,
-    new: pa.Array,
-) -> tuple[pa.Array, pa.Array]:
+def _comparable_codes(old: pa.Array, new: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Return the codes of two dictionary columns under one dictionary."""
     num_shared = min(len(old.dictionary), len(new.dictionary))
     old_words = old.dictionary.slice(0, num_shared)

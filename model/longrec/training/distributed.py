@@ -52,9 +52,7 @@ class DistributedContext:
 
     rank: int = 0
     num_ranks: int = 1
-    device: torch.device = dataclasses.field(
-        default_factory=lambda: torch.device("cpu"),
-    )
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     host_group: dist.ProcessGroup | None = None
 
     @property
@@ -162,10 +160,7 @@ class DistributedContext:
         """
         # TorchRec gives this many rows, rounded up, to every rank but the last ones.
         rows_per_rank = -(-num_rows // self.num_ranks)
-        padded = torch.zeros(
-            (rows_per_rank, *rows.shape[1:]),
-            dtype=rows.dtype,
-        )
+        padded = torch.zeros((rows_per_rank, *rows.shape[1:]), dtype=rows.dtype)
         padded[: rows.shape[0]] = rows.detach()
         parts = None
         if self.is_rank_zero:

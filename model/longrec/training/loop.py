@@ -313,10 +313,7 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
 def _save(checkpoints: Checkpoints, trainer: Trainer) -> None:
     """Write a checkpoint on rank zero; the others wait for it."""
     checkpoint = trainer.checkpoint()
-    trainer.context.rank_zero_first(
-        lambda: _try_to_write(checkpoints, checkpoint),
-        lambda: None,
-    )
+    trainer.context.rank_zero_first(lambda: _try_to_write(checkpoints, checkpoint), lambda: None)
 
 
 def _try_to_write(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:

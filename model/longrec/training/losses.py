@@ -45,10 +45,7 @@ def binary_cross_entropy(
         return target_losses.mean()
     counts = target_offsets.diff()
     request_weights = 1.0 / counts.to(target_losses.dtype)
-    weights = request_weights.repeat_interleave(
-        counts,
-        output_size=target_losses.numel(),
-    )
+    weights = request_weights.repeat_interleave(counts, output_size=target_losses.numel())
     return torch.dot(target_losses, weights) / counts.numel()
 
 

@@ -301,10 +301,7 @@ def build(
     )
     tables = None
     if tables_with_sparse_gradients:
-        tables = RowWiseAdagrad(
-            tables_with_sparse_gradients,
-            lr=config.embedding_learning_rate,
-        )
+        tables = RowWiseAdagrad(tables_with_sparse_gradients, lr=config.embedding_learning_rate)
     return Optimizers(
         dense,
         tables,

@@ -251,10 +251,7 @@ def _make_collection(
         num_embeddings=table.num_embeddings,
         feature_names=[FEATURE_NAME],
     )
-    collection = torchrec.EmbeddingCollection(
-        tables=[config],
-        device=torch.device("meta"),
-    )
+    collection = torchrec.EmbeddingCollection(tables=[config], device=torch.device("meta"))
     sharder = _make_sharder(learning_rate)
     plan = construct_module_sharding_plan(
         collection,

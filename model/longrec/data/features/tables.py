@@ -258,10 +258,7 @@ def _log_end_ms(dataset: Dataset) -> int:
     time_range = dataset.facts.get("time_range_ms") or [None, None]
     last_ms = time_range[1]
     if last_ms is None:
-        raise DataError(
-            f"{dataset.path} holds no events",
-            expected="at least one",
-        )
+        raise DataError(f"{dataset.path} holds no events", expected="at least one")
     return int(last_ms)
 
 

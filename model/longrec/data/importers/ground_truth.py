@@ -119,8 +119,7 @@ def default_like_rate(events_per_user: int, num_topics: int) -> float:
 
 
 def find_last_likes(
-    events: tuple[Int64, Int64, Mask],
-    targets: tuple[Int64, Int64, Int64],
+    events: tuple[Int64, Int64, Mask], targets: tuple[Int64, Int64, Int64]
 ) -> Int64:
     """Return the last like on each target's topic, counted from the end of its history.
 

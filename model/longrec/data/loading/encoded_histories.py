@@ -101,10 +101,7 @@ class EncodedHistories:
             name: _map_array(directory / f"{name}.npy") for name in _array_names()
         }
         meta = files.read_json(directory / "meta.json")
-        return cls(
-            **arrays,
-            encoder_fingerprint=meta["encoder_fingerprint"],
-        )
+        return cls(**arrays, encoder_fingerprint=meta["encoder_fingerprint"])
 
     @property
     def num_requests(self) -> int:
@@ -189,8 +186,7 @@ def _map_array(path: Path) -> npt.NDArray[np.generic]:
         )
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} does not exist",
-            expected="an array of encoded histories",
+            f"{path} does not exist", expected="an array of encoded histories"
         ) from error
     except ValueError as error:
         raise DataError(

@@ -65,8 +65,7 @@ def prefetch(
 
 
 def prefetch_to_device(
-    batches: Iterable[RequestBatch],
-    device: torch.device,
+    batches: Iterable[RequestBatch], device: torch.device
 ) -> Iterator[tuple[RequestBatch, RequestBatch]]:
     """Yield pairs of a batch in host memory and the same batch on a device.
 

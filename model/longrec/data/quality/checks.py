@@ -304,8 +304,7 @@ def _check_drift(
 
 
 def _previous_version(
-    metadata: Mapping[str, Any],
-    workdir: str | Path | None,
+    metadata: Mapping[str, Any], workdir: str | Path | None
 ) -> tuple[PreviousVersion | None, str]:
     """Return the published version of the same data, or None and why there is none."""
     if workdir is None:

@@ -178,8 +178,7 @@ class ColumnExpectation:
 
 
 def column_expectations(
-    column: ExpectedColumn,
-    profile: ColumnProfile,
+    column: ExpectedColumn, profile: ColumnProfile
 ) -> Iterator[ColumnExpectation]:
     """Yield the expectations on the nulls and the range of a column."""
     if column.max_null_share < 1:

@@ -79,10 +79,7 @@ def sort_distinct(events: pa.Table) -> pa.Table:
     sorted_keys = [key[order] for key in keys]
     repeats = np.flatnonzero(equals_previous(*sorted_keys)) + 1
     if len(repeats):
-        _check_rows(
-            events.take(pa.array(repeats)),
-            events.take(pa.array(repeats - 1)),
-        )
+        _check_rows(events.take(pa.array(repeats)), events.take(pa.array(repeats - 1)))
     first_rows = group_starts(*sorted_keys)
     return events.take(pa.array(first_rows)).combine_chunks()
 

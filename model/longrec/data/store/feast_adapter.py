@@ -271,10 +271,7 @@ class FeastAdapter:
         as_of = pd.Timestamp(as_of_us, unit="us", tz="UTC")
         with feast_errors("the offline store cannot be read"), _no_warnings():
             entities = pd.DataFrame({key: ids, EVENT_TIME: as_of})
-            job = self.feast.get_historical_features(
-                entity_df=entities,
-                features=references,
-            )
+            job = self.feast.get_historical_features(entity_df=entities, features=references)
             table: pa.Table = job.to_arrow()
             # Feast leaves Spark's answer there.
             staging = self.published.path / "feast" / "staging"
@@ -560,10 +557,7 @@ def _entity_key(user_id: int) -> Any:
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
 
-    return EntityKey(
-        join_keys=[USER_ID],
-        entity_values=[Value(int64_val=user_id)],
-    )
+    return EntityKey(join_keys=[USER_ID], entity_values=[Value(int64_val=user_id)])
 
 
 def _key_prefix(config: Any) -> bytes:

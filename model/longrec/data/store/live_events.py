@@ -39,10 +39,7 @@ def read_file(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"{path} does not exist",
-            expected="a file of events",
-        )
+        raise DataError(f"{path} does not exist", expected="a file of events")
     if path.suffix not in SUFFIXES:
         raise DataError(
             f"{path} is of no known kind",
@@ -193,7 +190,4 @@ def _read_table(path: Path, schema: Schema) -> pa.Table:
         )
         return csv.read_csv(path, convert_options=options)
     explicit = pa.schema(list(types.items()))
-    return json.read_json(
-        path,
-        parse_options=json.ParseOptions(explicit_schema=explicit),
-    )
+    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=explicit))

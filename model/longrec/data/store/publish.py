@@ -149,10 +149,7 @@ def _checked_manifest(tables: Path) -> dict[str, Any]:
         table = tables / name
         is_unchanged = table.is_file() and files.sha256_of(table) == expected_hash
         if not is_unchanged:
-            raise DataError(
-                f"{table} is missing or was changed",
-                fix=BUILD_AGAIN,
-            )
+            raise DataError(f"{table} is missing or was changed", fix=BUILD_AGAIN)
     expected_version = fingerprint_files(hashes)
     if manifest.get("version") != expected_version:
         raise DataError(

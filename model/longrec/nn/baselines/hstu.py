@@ -126,8 +126,7 @@ def causal_attention_reference(
 
 
 def candidate_attention(
-    history: Float[Tensor, "L 4 H K"],
-    candidates: Float[Tensor, "M 4 H K"],
+    history: Float[Tensor, "L 4 H K"], candidates: Float[Tensor, "M 4 H K"]
 ) -> Float[Tensor, "M H K"]:
     """Return A V of each candidate over the history and itself."""
     _, values, _, keys = history.unbind(1)

@@ -104,8 +104,7 @@ def causal_attention(qkv: Float[Tensor, "L 3 H K"]) -> Float[Tensor, "L H K"]:
 
 
 def candidate_attention(
-    history: Float[Tensor, "L 3 H K"],
-    candidates: Float[Tensor, "M 3 H K"],
+    history: Float[Tensor, "L 3 H K"], candidates: Float[Tensor, "M 3 H K"]
 ) -> Float[Tensor, "M H K"]:
     """Return the attention of each candidate over the history and itself."""
     _, keys, values = history.unbind(1)

@@ -200,10 +200,7 @@ def _kernels_usable(
     return fused_ffn.usable(events, width, hidden) and fused.usable(events, num_heads)
 
 
-def _gap_biases(
-    layers: Sequence[STCALayer],
-    gaps: Tensor | None,
-) -> Sequence[Tensor | None]:
+def _gap_biases(layers: Sequence[STCALayer], gaps: Tensor | None) -> Sequence[Tensor | None]:
     """Return the bias of every event in each layer, M of float32 [heads, T], or None for each."""
     tables: list[Tensor] = [layer.gap_bias for layer in layers if layer.gap_bias is not None]
     if gaps is None or not tables:
@@ -225,9 +222,7 @@ def _attention_weights(layers: Sequence[STCALayer]) -> tuple[Tensor, Tensor, Ten
     return w_k, w_v, scales[:, :, None], shifts[:, 0]
 
 
-def _norm_weights(
-    layers: Sequence[STCALayer],
-) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
+def _norm_weights(layers: Sequence[STCALayer]) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
     """Return the scales and the shifts of the norms."""
     scales = torch.stack([layer.norm.weight for layer in layers])
     shifts = torch.stack([layer.norm.bias for layer in layers])

@@ -37,8 +37,7 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
 
 
 def lift_queries(
-    queries_NHK: Float[Tensor, "N H K"],
-    w_k: Float[Tensor, "D D"],
+    queries_NHK: Float[Tensor, "N H K"], w_k: Float[Tensor, "D D"]
 ) -> Float[Tensor, "N H D"]:
     """Return u = q W_K^T of every head; its product with X is that of the query with the keys."""
     num_heads = queries_NHK.shape[1]
@@ -48,8 +47,7 @@ def lift_queries(
 
 
 def project_values(
-    mixed_NHD: Float[Tensor, "N H D"],
-    w_v: Float[Tensor, "D D"],
+    mixed_NHD: Float[Tensor, "N H D"], w_v: Float[Tensor, "D D"]
 ) -> Float[Tensor, "N D"]:
     """Return (a X) W_V, heads side by side, from the weighted sum of events a X of every head."""
     num_heads = mixed_NHD.shape[1]

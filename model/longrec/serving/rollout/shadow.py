@@ -274,10 +274,7 @@ class Shadow(Generic[Engine]):
             log.warning("the challenger %s failed: %s", challenger.version, error)
 
 
-def rank_correlation(
-    a: npt.NDArray[np.float64],
-    b: npt.NDArray[np.float64],
-) -> float | None:
+def rank_correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float | None:
     """Return Spearman's correlation of two columns of scores, None where one has no order.
 
     Ties get their mean rank.

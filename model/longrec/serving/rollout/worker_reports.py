@@ -127,8 +127,7 @@ def _reports_dir(workdir: str | Path) -> Path:
 
 
 def _current_comparisons(
-    comparisons: list[Report],
-    current: registry.ModelRegistry,
+    comparisons: list[Report], current: registry.ModelRegistry
 ) -> list[Report]:
     """Return the comparisons of the current pair, or else of the pair that was reported last.
 
@@ -165,10 +164,7 @@ def _sums(comparisons: Sequence[Report]) -> dict[str, Any]:
     return sums
 
 
-def _median_of(
-    comparisons: Sequence[Mapping[str, Any]],
-    key: str,
-) -> float | None:
+def _median_of(comparisons: Sequence[Mapping[str, Any]], key: str) -> float | None:
     values: list[float] = []
     for comparison in comparisons:
         values += comparison[key]
