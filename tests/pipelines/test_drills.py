@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import threading
@@ -35,21 +36,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Killer:
-    """Kills each step once, after a share of its CPU seconds in an undisturbed run.
+    """Kills each step once, after a share of the CPU seconds that it takes undisturbed.
 
-    Steps of two shards run at the same time. The name of their function identifies the processes,
-    so both are killed together.
+    The name of its function identifies the processes of a step, so all its shards that run at that
+    moment are killed together. Seconds are counted per shard, because shards overlap in one run
+    and follow each other in the next.
 
     Args:
-        seconds: CPU seconds of each step in an undisturbed run; None kills nothing.
+        seconds: CPU seconds of the quickest shard of each step, undisturbed; None kills nothing.
     """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds: dict[str, float] = {}
         self._limits = seconds or {}
+        self._shards: dict[str, dict[int, float]] = {}
         self._killed: set[str] = set()
         self._running: dict[str, tuple[int, threading.Event, threading.Thread]] = {}
         self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds of the quickest shard of each step."""
+        return {name: min(shards.values()) for name, shards in self._shards.items()}
 
     def begin(self, name: str) -> None:
         with self._lock:
@@ -77,31 +84,36 @@ class Killer:
             watch.join()
 
     def _follow(self, name: str, over: threading.Event) -> None:
-        taken = dict[psutil.Process, float]()
+        shards = self._shards.setdefault(name, {})
+        limit = MOMENT * self._limits.get(name, math.inf)
         while not over.wait(0.02):
-            family = _family(name)
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    times = process.cpu_times()
-                    taken[process] = times.user + times.system
-            self.seconds[name] = sum(taken.values())
-            if name not in self._killed and self.seconds[name] >= MOMENT * self._limits.get(
-                name, math.inf
-            ):
+            families = _families(name)
+            for family in families:
+                shards[family[0].pid] = max(shards.get(family[0].pid, 0), _cpu_seconds(family))
+            if name not in self._killed and max(shards.values(), default=0) >= limit:
                 self._killed.add(name)
-                for process in family:
+                for process in itertools.chain.from_iterable(families):
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
 
 
-def _family(name: str) -> set[psutil.Process]:
-    """Return the processes that execute a step's function, and all that they started."""
-    found = set[psutil.Process]()
+def _families(name: str) -> list[list[psutil.Process]]:
+    """Return each process that executes a step's function, followed by those it started."""
+    found = list[list[psutil.Process]]()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.cmdline()[-2:] == ["--function_to_execute", name.replace("-", "_")]:
-                found |= {process, *process.children(recursive=True)}
+                found.append([process, *process.children(recursive=True)])
     return found
+
+
+def _cpu_seconds(processes: list[psutil.Process]) -> float:
+    seconds = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def _run(folder: Path, dataset: Path, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> LocalRun:
