@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from longrec import times
 from longrec.errors import SchemaMismatch
 
 Kind = Literal["id", "category", "number"]
@@ -100,8 +101,11 @@ class Schema:
         event: event features; item features of an event are found by its item_id.
         tasks: binary labels, at least one.
         has_baskets: whether events carry a `basket_id`; no history may split a basket.
+        time_origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for a log
+            with times since 1970 (`longrec.times`).
 
     Raises:
+        DataError: the origin of the times is out of range.
         SchemaMismatch: the first item feature is not `item_id`, there is no task, or a name
             occurs twice in a group.
     """
@@ -112,6 +116,7 @@ class Schema:
     event: tuple[Feature, ...]
     tasks: tuple[Task, ...]
     has_baskets: bool = False
+    time_origin_ms: int = 0
 
     def __post_init__(self) -> None:
         if not _starts_with_item_id(self.item):
@@ -125,6 +130,7 @@ class Schema:
             names = [feature.name for feature in group]
             if len(set(names)) != len(names):
                 raise SchemaMismatch("feature names must be unique within a group", found=names)
+        times.require_origin(self.time_origin_ms)
 
     def __hash__(self) -> int:
         """Return a cheap hash; schemas are cache keys that every request looks up."""
@@ -151,8 +157,12 @@ class Schema:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return dataclasses.asdict(self)
+        """Return the JSON form; without an origin of the times, it does not name one."""
+        value = dataclasses.asdict(self)
+        if not self.time_origin_ms:
+            # Schemas that were stored before there were origins keep their fingerprints.
+            del value["time_origin_ms"]
+        return value
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Schema:
@@ -169,6 +179,7 @@ class Schema:
                 event=_features_from(value["event"]),
                 tasks=tuple(Task(**row) for row in value["tasks"]),
                 has_baskets=bool(value.get("has_baskets", False)),
+                time_origin_ms=value.get("time_origin_ms", 0),
             )
         except (KeyError, TypeError) as error:
             raise SchemaMismatch("this is not a longrec schema", found=str(error)) from error
@@ -192,6 +203,8 @@ class Schema:
             lines += _group_differences(group, expected, found)
         if self.has_baskets != other.has_baskets:
             lines.append(f"has_baskets: {other.has_baskets} instead of {self.has_baskets}")
+        if self.time_origin_ms != other.time_origin_ms:
+            lines.append(f"time_origin_ms: {other.time_origin_ms} instead of {self.time_origin_ms}")
         return lines
 
 

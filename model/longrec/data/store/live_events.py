@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv, json
 
+from longrec import times
 from longrec.data import history
+from longrec.data.columns import cast_column, int64_column, single_array
 from longrec.data.store.deduplication import sort_distinct
 from longrec.data.timelines import find_split_basket, group_spans, known_times
 from longrec.errors import DataError
@@ -31,7 +33,7 @@ def read_file(
 ) -> pa.Table:
     """Return the events in a Parquet, CSV or JSONL file, as `conform` returns them.
 
-    Times are milliseconds since 1970 UTC or ISO 8601. In a CSV an empty field is null and a quoted
+    Times are milliseconds, as `longrec.times` has them, or ISO 8601. In a CSV an empty field is null and a quoted
     one a text.
 
     Raises:
@@ -75,14 +77,14 @@ def conform(
         late_events: whether the time of a late event moves to `created` (`hold`) or not.
 
     Raises:
-        DataError: a column is missing or has another type, an id or time is null, a time is before
-            1970 or after 2099, two events share a key, or a basket has two times.
+        DataError: a column is missing or has another type, an id or time is null, a time is out of
+            range (`longrec.times`), two events share a key, or a basket has two times.
     """
+    events = _with_epoch_times(events, schema.time_origin_ms)
     if late_events == "hold":
         events = _at_known_times(events)
     batch = history.conform(events, schema)
     users = _user_column(events)
-    _check_times(batch)
     user_field = pa.field(USER_ID, pa.int64(), nullable=False)
     table = pa.Table.from_batches([batch])
     table = sort_distinct(table.add_column(0, user_field, users))
@@ -127,16 +129,20 @@ def check_baskets(events: pa.Table, schema: Schema) -> None:
         )
 
 
-def _check_times(batch: pa.RecordBatch) -> None:
-    times = history.timestamps(batch)
-    is_wrong = (times < 0) | (times >= history.MAX_TIMESTAMP_MS)
-    if is_wrong.any():
-        first_row = int(is_wrong.argmax()) + 1
-        raise DataError(
-            f"column '{TIMESTAMP}' of the events holds a time before 1970 or after 2099",
-            found=f"{int(is_wrong.sum())}, the first at row {first_row}",
-            expected="milliseconds since 1970 UTC",
-        )
+def _with_epoch_times(events: pa.Table, origin_ms: int) -> pa.Table:
+    """Return the events with times and `created` as int64 ms since 1970, rounded down."""
+    for name in (TIMESTAMP, CREATED):
+        position = events.schema.get_field_index(name)
+        if position < 0:
+            continue
+        column = single_array(events.column(position))
+        if pa.types.is_temporal(column.type):
+            milliseconds = pa.timestamp("ms", tz=getattr(column.type, "tz", None))
+            column = cast_column(column, milliseconds, name, safe=False)
+        numbers = int64_column(pa.table({name: column}), name)
+        epoch_times = times.require_times(name, numbers, origin_ms)
+        events = events.set_column(position, name, pa.array(epoch_times))
+    return events
 
 
 def _at_known_times(events: pa.Table) -> pa.Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
@@ -13,6 +15,8 @@ from pyarrow import csv
 from longrec.data.store import live_events
 from longrec.errors import DataError
 from tests.longrec.data.random_log import HUGE, SCHEMA, live, table_of
+
+ORIGIN_MS = 946_684_800_000
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -42,24 +46,32 @@ def test_iso_times_are_utc(tmp_path: Path) -> None:
 
 HEADER = "user_id,item_id,timestamp,event_seq,basket_id,action,seconds,source\n"
 BAD = {
-    "column": ("user_id,item_id,timestamp\n1,2,3\n", r"events lack the column 'event_seq'"),
+    "column": (
+        "user_id,item_id,timestamp\n1,2,1600000000000\n",
+        r"events lack the column 'event_seq'",
+    ),
     "type": (HEADER + "1,x,3,4,5,a,,\n", r"cannot be read; found .*'x'"),
     "time": (HEADER + "1,2,soon,4,5,a,,\n", r"'timestamp' .* wrong type"),
     "negative": (
         HEADER + "1,2,-3,4,5,a,,\n",
-        r"a time before 1970 or after 2099; found 1, .* row 1",
+        r"timestamp: not a time from 1980 to 2099; found -3 at row 1",
     ),
     "microseconds": (
         HEADER + "1,2,1600000000000,4,5,a,,\n1,2,1600000000000000,4,6,a,,\n",
-        r"or after 2099; found 1, .* row 2",
+        r"found 1600000000000000 at row 2; .* looks like microseconds; "
+        r"send milliseconds: 1600000000000",
     ),
-    "null": (HEADER + ",2,3,4,5,a,,\n", r"'user_id' .* must not hold nulls"),
+    "seconds": (
+        HEADER + "1,2,1700009000,4,5,a,,\n",
+        r"looks like seconds; send milliseconds: 1700009000000",
+    ),
+    "null": (HEADER + ",2,1600000000000,4,5,a,,\n", r"'user_id' .* must not hold nulls"),
     "basket": (
-        HEADER + "1,2,3,4,5,a,,\n1,2,4,5,5,a,,\n",
+        HEADER + "1,2,1600000000003,4,5,a,,\n1,2,1600000000004,5,5,a,,\n",
         r"events of one basket have different times.*; found basket 5 of user 1",
     ),
     "key": (
-        HEADER + "1,2,3,4,5,a,,\n1,2,3,4,5,b,,\n",
+        HEADER + "1,2,1600000000003,4,5,a,,\n1,2,1600000000003,4,5,b,,\n",
         r"an event of user 1 has the key of another event; found .*action='b'; expected action='a'",
     ),
     "empty": ("", "cannot be read"),
@@ -83,3 +95,30 @@ def test_a_missing_an_unknown_and_a_truncated_file_are_refused(tmp_path: Path) -
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a.parquet cannot be read"):
         live_events.read_file(tmp_path / "a.parquet", SCHEMA)
+
+
+def test_times_finer_than_a_millisecond_are_rounded_down(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(HEADER + "1,2,2020-09-13T12:26:40.123999Z,3,4,view,,\n")
+    assert live_events.read_file(path, SCHEMA)["timestamp"].to_pylist() == [1_600_000_000_123]
+
+
+def test_an_arrival_in_seconds_is_refused() -> None:
+    events = live(np.random.default_rng(0), 1, [3])
+    events = events.append_column("created", pa.array([1_700_009_000] * events.num_rows))
+    with pytest.raises(DataError, match=r"created: .* looks like seconds"):
+        live_events.conform(events, SCHEMA)
+
+
+def test_times_counted_from_an_origin_get_it_added() -> None:
+    schema = dataclasses.replace(SCHEMA, time_origin_ms=ORIGIN_MS)
+    events = live(np.random.default_rng(0), 1, [3])
+    counted = {"timestamp": 5_000, "created": 7_000}
+    for name, time in counted.items():
+        values = pa.array([time] * events.num_rows)
+        events = events.drop_columns([name] if name in events.schema.names else [])
+        events = events.append_column(name, values)
+    held = live_events.conform(events, schema)
+    ignored = live_events.conform(events, schema, late_events="ignore")
+    assert set(held["timestamp"].to_pylist()) == {ORIGIN_MS + 7_000}
+    assert set(ignored["timestamp"].to_pylist()) == {ORIGIN_MS + 5_000}
