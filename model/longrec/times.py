@@ -76,9 +76,11 @@ def require_times(name: str, times: Times, origin_ms: int = 0) -> Times:
     if not is_wrong.any():
         return epoch_times
     row = int(is_wrong.argmax())
-    count = int(is_wrong.sum())
-    others = f", and {count - 1} more" if count > 1 else ""
-    raise _out_of_range(name, int(times[row]), origin_ms, f" at row {row + 1}{others}")
+    place = f" at row {row + 1}"
+    num_others = int(is_wrong.sum()) - 1
+    if num_others:
+        place += f", and {num_others} more"
+    raise _out_of_range(name, int(times[row]), origin_ms, place)
 
 
 def require_time(name: str, time_ms: int, origin_ms: int = 0) -> int:
@@ -92,8 +94,9 @@ def require_time(name: str, time_ms: int, origin_ms: int = 0) -> int:
     Raises:
         DataError: as for `require_times`.
     """
-    is_counted = 0 <= time_ms < EARLIEST_MS
-    epoch_ms = time_ms + origin_ms if is_counted else time_ms
+    epoch_ms = time_ms
+    if 0 <= time_ms < EARLIEST_MS:
+        epoch_ms += origin_ms
     if max(EARLIEST_MS, origin_ms) <= epoch_ms < END_MS:
         return epoch_ms
     raise _out_of_range(name, time_ms, origin_ms, "")
@@ -161,7 +164,8 @@ def _out_of_range(
     unit = guess_unit(time)
     fix = ""
     if unit:
-        fix = f"It looks like {unit}; send milliseconds: {_in_milliseconds(time, unit)}."
+        time_ms = _in_milliseconds(time, unit)
+        fix = f"It looks like {unit}; send milliseconds: {time_ms}."
     return DataError(
         f"{name}: not a time {VALID_RANGE}",
         found=f"{_abbreviate(time)}{place}",

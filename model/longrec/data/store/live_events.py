@@ -33,8 +33,8 @@ def read_file(
 ) -> pa.Table:
     """Return the events in a Parquet, CSV or JSONL file, as `conform` returns them.
 
-    Times are milliseconds, as `longrec.times` has them, or ISO 8601. In a CSV an empty field is null and a quoted
-    one a text.
+    Times are milliseconds, as `longrec.times` has them, or ISO 8601. In a CSV an empty field is
+    null and a quoted one a text.
 
     Raises:
         DataError: the file is missing or not readable, or its columns do not fit the schema.
