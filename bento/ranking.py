@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from bento.settings import SETTINGS
+from bento.settings import BODY_LIMITS, SETTINGS
 from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.serving.inline_history import read_inline_history
 from longrec.serving.requests import EncodedRequest, RankRequest
@@ -146,7 +146,12 @@ class RequestRanker:
             self.metrics.count_degraded(fetched.rows.history.num_rows)
         if request.inline_history is not None:
             schema = engine.scorer.bundle.schema
-            events = await asyncio.to_thread(read_inline_history, request.inline_history, schema)
+            events = await asyncio.to_thread(
+                read_inline_history,
+                request.inline_history,
+                schema,
+                BODY_LIMITS,
+            )
             rows = dataclasses.replace(fetched.rows, history=events)
             fetched = dataclasses.replace(fetched, rows=rows)
         request_rows = RequestRows(

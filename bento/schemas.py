@@ -7,8 +7,10 @@ trace for each bad request.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import bentoml
 import numpy as np
@@ -24,19 +26,23 @@ from pydantic import (
 from starlette.requests import Request
 
 from bento.errors import HttpError, first_problem
-from bento.settings import SETTINGS
+from bento.settings import BODY_LIMITS
 from longrec.errors import DataError
 from longrec.serving import arrow_codec
 from longrec.serving.requests import RankRequest
 
 ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 MAX_TIMEOUT_MS = 60_000
+MAX_BYTES_ON_LOOP = 65_536
+"""A larger body is decoded in a thread."""
 MAX_INT64 = 2**63 - 1
 MIN_INT64 = -(2**63)
 MIN_TIME_MS = -62_135_596_800_000
 MAX_TIME_MS = 253_402_300_799_999
 """The years 1 to 9999."""
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+Decoded = TypeVar("Decoded")
 
 
 def to_milliseconds(value: Any) -> Any:
@@ -107,7 +113,7 @@ class _JsonRequestBody(bentoml.IODescriptor):
         if isinstance(content, HttpError):
             return content
         try:
-            body = cls.model_validate_json(content)
+            body = await _decode(content, cls.model_validate_json)
         except ValidationError as error:
             return HttpError(400, first_problem(error))
         body._caller = _identify_caller(request)
@@ -134,7 +140,7 @@ class RankRequestBody(_JsonRequestBody):
 
     candidates: list[Int64] = Field(
         min_length=1,
-        max_length=SETTINGS.max_candidates,
+        max_length=BODY_LIMITS.max_candidates,
         description="Item ids, in the order of the scores.",
     )
 
@@ -186,33 +192,33 @@ class ArrowRequestBody(_ArrowBody):
     UTC), length and timeout_ms. A history packed by longrec.data.history may follow the stream.
     """
 
-    _content: bytes = PrivateAttr(b"")
-    _caller: str = PrivateAttr("")
+    _request: RankRequest = PrivateAttr()
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        """Return the undecoded body, or the HttpError of one that is too large."""
+        """Return the body, or the HttpError of a bad one."""
         content = await _read_content(request)
         if isinstance(content, HttpError):
             return content
+        caller = _identify_caller(request)
         body = cls()
-        body._content = content
-        body._caller = _identify_caller(request)
+        try:
+            body._request = await _decode(content, arrow_codec.read_request, caller, BODY_LIMITS)
+        except DataError as error:
+            return HttpError(400, str(error))
         return body
 
     def to_request(self) -> RankRequest:
         """Return the request.
 
         Raises:
-            DataError: the body is not a request, or a field is out of bounds.
+            DataError: a field is out of bounds.
         """
-        request = arrow_codec.read_request(self._content, self._caller)
+        request = self._request
         _check_bounds("user_id", request.user_id, MIN_INT64, MAX_INT64)
         _check_bounds("request_time", request.request_time_ms, MIN_TIME_MS, MAX_TIME_MS)
         _check_bounds("length", request.length, 0, MAX_INT64)
         _check_bounds("timeout_ms", request.timeout_ms, 1, MAX_TIMEOUT_MS)
-        num_candidates = len(request.candidates)
-        _check_bounds("candidates", num_candidates, 1, SETTINGS.max_candidates)
         return request
 
 
@@ -287,6 +293,17 @@ def _check_bounds(
     )
 
 
+async def _decode(
+    content: bytes,
+    decode: Callable[..., Decoded],
+    *arguments: Any,
+) -> Decoded:
+    """Return what `decode` makes of a body; a large body does not block the event loop."""
+    if len(content) <= MAX_BYTES_ON_LOOP:
+        return decode(content, *arguments)
+    return await asyncio.to_thread(decode, content, *arguments)
+
+
 async def _read_content(request: Request) -> bytes | HttpError:
     """Return the body of a request, or an HttpError as soon as it is too large."""
     chunks = []
@@ -294,8 +311,8 @@ async def _read_content(request: Request) -> bytes | HttpError:
     async for chunk in request.stream():
         chunks.append(chunk)
         num_bytes += len(chunk)
-        if num_bytes > SETTINGS.max_body_bytes:
-            reason = f"the body is larger than {SETTINGS.max_body_bytes} bytes"
+        if num_bytes > BODY_LIMITS.max_bytes:
+            reason = f"the body is larger than {BODY_LIMITS.max_bytes} bytes"
             return HttpError(413, reason)
     return b"".join(chunks)
 

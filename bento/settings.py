@@ -11,6 +11,8 @@ from pathlib import Path
 
 import bentoml
 
+from longrec.serving.requests import BodyLimits
+
 logger = logging.getLogger("bentoml.longrec")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +31,7 @@ class Settings:
 
     Args:
         max_candidates: candidates of a request.
-        max_inline_events: events that a request may hold, estimated by the size of its body.
+        max_inline_events: events of a history that comes with a request.
         num_threads: threads that share the chunks of a forward pass (longrec.nn.parallel).
         device: cpu scores in float32; cuda in bfloat16 with CUDA graphs. The KV cache is there too.
         cache_bytes: bytes of the history KV cache.
@@ -77,14 +79,19 @@ class Settings:
         )
 
     @property
-    def max_body_bytes(self) -> int:
-        """Size of the largest body."""
+    def body_limits(self) -> BodyLimits:
+        """Largest parts of a request."""
         candidates = BYTES_PER_CANDIDATE * self.max_candidates
         events = BYTES_PER_EVENT * self.max_inline_events
-        return BASE_BODY_BYTES + candidates + events
+        return BodyLimits(
+            max_candidates=self.max_candidates,
+            max_events=self.max_inline_events,
+            max_bytes=BASE_BODY_BYTES + candidates + events,
+        )
 
 
 SETTINGS = Settings.read(os.environ)
+BODY_LIMITS = SETTINGS.body_limits
 
 
 def workdir() -> Path:

@@ -345,7 +345,7 @@ ENVIRONMENT = {
     "LONGREC_QUEUE_SECONDS": ("service", "Waiting work above which requests get 503."),
     "LONGREC_CALLER_REQUESTS": ("service", "Requests in flight of one caller; above it 429."),
     "LONGREC_MAX_CANDIDATES": ("service", "Candidates of a request; above it 400."),
-    "LONGREC_MAX_EVENTS": ("service", "Events that a request may carry; above it 413."),
+    "LONGREC_MAX_EVENTS": ("service", "Events that a request may carry; above it 400 or 413."),
     "LONGREC_LOG_SHARE": ("service", "Share of the answers logged for the drift job."),
     "LONGREC_TOKEN_FILE": ("service", "File with one bearer token per line; read when it changes."),
     "LONGREC_TOKEN": ("service", "A bearer token."),

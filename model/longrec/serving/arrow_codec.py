@@ -18,20 +18,32 @@ import pyarrow as pa
 
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID
-from longrec.serving.requests import RankRequest
+from longrec.serving.arrow_bounds import check_stream
+from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits, RankRequest
 
 PARAMETERS = ("user_id", "request_time", "length", "timeout_ms")
 """Integers in the metadata of a request."""
 MAX_SHOWN_CHARACTERS = 40
 
 
-def read_request(body: bytes, caller: str = "") -> RankRequest:
+def read_request(
+    body: bytes,
+    caller: str = "",
+    limits: BodyLimits = DEFAULT_LIMITS,
+) -> RankRequest:
     """Return the request in an Arrow body; its numbers may be out of bounds.
+
+    The history after the stream is not read yet.
+
+    Args:
+        body: bytes of the body.
+        caller: name or address of the caller.
+        limits: largest parts of the request.
 
     Raises:
         DataError: the body is not a request; the message begins with the name of the bad field.
     """
-    batch, end = _read_stream(body)
+    batch, end = _read_stream(body, limits.max_bytes)
     is_candidates = (
         batch.schema.names == [ITEM_ID]
         and batch.column(0).type == pa.int64()
@@ -40,8 +52,9 @@ def read_request(body: bytes, caller: str = "") -> RankRequest:
     if not is_candidates:
         raise DataError(
             f"{ITEM_ID}: expected one int64 column without nulls",
-            found=str(batch.schema).splitlines()[0],
+            found=_shown(batch.schema),
         )
+    limits.check_candidates(batch.num_rows)
     parameters = _read_parameters(batch.schema.metadata or {})
     return RankRequest(
         user_id=parameters["user_id"],
@@ -88,13 +101,15 @@ def write_answer(scores: Mapping[str, Any], facts: Mapping[str, object]) -> byte
     return _write_stream(batch)
 
 
-def _read_stream(body: bytes) -> tuple[pa.RecordBatch, int]:
+def _read_stream(body: bytes, max_bytes: int) -> tuple[pa.RecordBatch, int]:
     """Return the record batch of a stream, and the position after the stream."""
     source = pa.BufferReader(body)
     try:
+        check_stream(body, max_bytes)
         with pa.ipc.open_stream(source) as reader:
             batch = reader.read_next_batch()
             _expect_end(reader)
+        batch.validate(full=True)
     except (pa.ArrowException, OSError, StopIteration, ValueError) as error:
         reason = str(error)
         raise DataError(
@@ -138,6 +153,13 @@ def _read_parameters(metadata: Mapping[bytes, bytes]) -> dict[str, int]:
     if "user_id" not in parameters:
         raise DataError("user_id: missing in the metadata of the schema")
     return parameters
+
+
+def _shown(schema: pa.Schema) -> str:
+    """Return the first column of a schema as text."""
+    columns = [f"{field.name}: {field.type}" for field in schema]
+    first = columns[0] if columns else "no column"
+    return repr(first[:MAX_SHOWN_CHARACTERS])
 
 
 def _text(value: object) -> str:

@@ -10,30 +10,54 @@ import pyarrow as pa
 from longrec.data import history
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
+from longrec.serving.arrow_bounds import check_stream
+from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 InlineHistory: TypeAlias = Columns | bytes
 """Columns by name, or a history packed by longrec.data.history.pack."""
 
 
-def read_inline_history(events: InlineHistory, schema: Schema) -> pa.RecordBatch:
+def read_inline_history(
+    events: InlineHistory,
+    schema: Schema,
+    limits: BodyLimits = DEFAULT_LIMITS,
+) -> pa.RecordBatch:
     """Return the events that came with a request, oldest first.
 
+    Args:
+        events: columns by name, or a packed history.
+        schema: schema of the model.
+        limits: largest number of events, and of bytes that they decompress to.
+
     Raises:
-        DataError: see `unpack_history` and `history_of_columns`.
+        DataError: there are too many events; see also `unpack_history` and `history_of_columns`.
     """
     if isinstance(events, bytes):
-        return unpack_history(events, schema)
+        unpacked = unpack_history(events, schema, limits.max_bytes)
+        limits.check_events(unpacked.num_rows)
+        return unpacked
+    limits.check_events(max(map(len, events.values()), default=0))
     return history_of_columns(events, schema)
 
 
-def unpack_history(packed: bytes, schema: Schema) -> pa.RecordBatch:
+def unpack_history(
+    packed: bytes,
+    schema: Schema,
+    max_bytes: int = DEFAULT_LIMITS.max_bytes,
+) -> pa.RecordBatch:
     """Return the events of a packed history.
 
+    Args:
+        packed: the history (longrec.data.history.pack).
+        schema: schema of the model.
+        max_bytes: bytes that it decompresses to.
+
     Raises:
-        DataError: the history is damaged, or was packed for another schema.
+        DataError: the history is damaged, too large, or was packed for another schema.
     """
     try:
+        check_stream(packed, max_bytes)
         return history.unpack(packed, schema)
     except (DataError, SchemaMismatch) as error:
         raise DataError(

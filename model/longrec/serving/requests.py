@@ -23,6 +23,45 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Largest parts of a request.
+
+    Args:
+        max_candidates: candidates.
+        max_events: events of a history that comes with the request.
+        max_bytes: bytes of the body; also those that its Arrow streams decompress to.
+    """
+
+    max_candidates: int = 2_048
+    max_events: int = 16_384
+    max_bytes: int = 2_228_224
+
+    def check_candidates(self, count: int) -> None:
+        """Raise DataError if a request has no candidate or too many."""
+        if 1 <= count <= self.max_candidates:
+            return
+        raise DataError(
+            "candidates: out of bounds",
+            found=count,
+            expected=f"1 to {self.max_candidates}",
+        )
+
+    def check_events(self, count: int) -> None:
+        """Raise DataError if a history that comes with a request has too many events."""
+        if count <= self.max_events:
+            return
+        raise DataError(
+            "history: too many events",
+            found=count,
+            expected=f"at most {self.max_events}",
+            fix="Send the most recent ones.",
+        )
+
+
+DEFAULT_LIMITS = BodyLimits()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RankRequest:
     """A request as the caller sent it, decoded from JSON or Arrow.
 

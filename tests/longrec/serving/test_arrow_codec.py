@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from longrec.errors import DataError
 from longrec.serving.arrow_codec import read_request, write_request
+
+
+def stream_of(columns: dict[str, object], compression: str | None = None) -> bytes:
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    batch = pa.record_batch(arrays)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
 
 
 def test_a_written_request_is_read_again() -> None:
@@ -36,6 +47,12 @@ def test_optional_parameters_may_be_missing() -> None:
         (write_request([1], {}), "user_id"),
         (write_request([1], {"user_id": "x"}), "user_id"),
         (write_request([1], {"user_id": 1, "length": "x"}), "length"),
+        (write_request([1] * 2049, {"user_id": 1}), "candidates"),
+        (write_request([], {"user_id": 1}), "candidates"),
+        (stream_of({}), "item_id"),
+        (stream_of({"item_id": [1.5]}), "item_id"),
+        (stream_of({"item_id": [1]}, compression="zstd"), "user_id"),
+        (stream_of({"item_id": np.zeros(2_000_000, np.int64)}, compression="zstd"), "body"),
     ],
 )
 def test_a_bad_body_names_the_bad_field(body: bytes, field: str) -> None:

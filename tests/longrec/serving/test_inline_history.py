@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from longrec.data import history
 from longrec.errors import DataError
 from longrec.serving.inline_history import read_inline_history
+from longrec.serving.requests import BodyLimits
 from tests.longrec import small_histories
 from tests.longrec.serving.small_scorer import User
 
@@ -59,3 +62,43 @@ def test_missing_features_are_null_and_the_given_order_is_kept() -> None:
 def test_a_bad_history_is_an_error_that_names_the_column(columns, named: str) -> None:
     with pytest.raises(DataError, match=f"^history: .*{named}"):
         read_inline_history(columns, SCHEMA)
+
+
+def test_a_history_of_too_many_events_is_refused(timeline) -> None:
+    limits = BodyLimits(max_events=8)
+    for events in (columns_of(timeline), history.pack(timeline, SCHEMA)):
+        with pytest.raises(
+            DataError, match="history: too many events; found 9; expected at most 8"
+        ):
+            read_inline_history(events, SCHEMA, limits)
+        assert read_inline_history(events, SCHEMA, BodyLimits(max_events=9)).num_rows == 9
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_compressed_history_is_refused_before_it_is_decompressed(compression: str) -> None:
+    packed = compressed_zeros(2_000_000, compression)
+    assert len(packed) < 300_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=r"history: not readable; found .* decompressed bytes"):
+        read_inline_history(packed, SCHEMA)
+    assert pa.total_allocated_bytes() == before
+
+
+def compressed_zeros(num_events: int, compression: str) -> bytes:
+    """Return a packed history of zeros, which `pack` would not compress."""
+    fields = history.arrow_schema(SCHEMA)
+    columns = []
+    for field in fields:
+        values = pa.array(np.zeros(num_events, np.int8))
+        if pa.types.is_dictionary(field.type):
+            column = pa.DictionaryArray.from_arrays(values.cast(pa.int32()), ["word"])
+        else:
+            column = values.cast(field.type)
+        columns.append(column)
+    batch = pa.record_batch(columns, schema=fields)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, fields, options=options) as writer:
+        writer.write_batch(batch)
+    stream = sink.getvalue().to_pybytes()
+    return stream + history._checksum(stream) + history.MAGIC
