@@ -50,9 +50,11 @@ def push(file: EventsFile, workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson =
     """
     from longrec.cli.progress import waiting
     from longrec.data.store import live_events
+    from longrec.data.store.publish import give_own_keys
     from longrec.data.store.push import Pusher
 
     with waiting(f"pushing {file}"):
+        give_own_keys(workdir)
         pusher = Pusher(workdir)
         report = pusher.push(live_events.read_file(file, pusher.schema, pusher.late_events))
     text = (
@@ -83,9 +85,12 @@ def inspect_history(
     from longrec.data import history_plot
     from longrec.data.store.offline_store import OfflineStore
     from longrec.data.store.online_store import OnlineStore
+    from longrec.times import require_time
 
     request_time = None if at is None else history_plot.parse_time_ms(at)
     store = OnlineStore(workdir) if side == "online" else OfflineStore(workdir)
+    if request_time is not None:
+        request_time = require_time("--at", request_time, store.schema.time_origin_ms)
     [record] = store.fetch([user], before_ms=request_time, max_history=max_history)
     events = record.history
     title = f"user {user}, {side}"

@@ -132,6 +132,7 @@ def test_mistakes_are_one_message(workdir: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (["push", str(tmp_path / "bad.csv")], "events lack the column 'timestamp'"),
         (["inspect", "history", "--user", "3", "--at", "soon"], "the time cannot be read"),
+        (["inspect", "history", "--user", "3", "--at", "1600000000"], "looks like seconds"),
         (["inspect", "history", "--user", "3", "--plot", "x.png"], "expected .svg, .html"),
     ):
         answer = CliRunner().invoke(app, [*arguments, "--workdir", str(workdir)])

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from longrec.data.columns import Int64
-from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.quality.column_profiles import (
     MAX_EXAMPLES,
     ExpectedColumn,
@@ -37,6 +36,7 @@ from longrec.schema import (
     USER_ID,
     Schema,
 )
+from longrec.times import EARLIEST_MS, END_MS
 
 REQUESTS_QUERY = """(
     select
@@ -229,8 +229,8 @@ def _time_column(name: str) -> ExpectedColumn:
     return ExpectedColumn(
         name,
         "time",
-        minimum=0,
-        maximum=MAX_TIMESTAMP_MS,
+        minimum=EARLIEST_MS,
+        maximum=END_MS - 1,
     )
 
 

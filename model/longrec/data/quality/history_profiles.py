@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longrec.data.columns import Int64
-from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.quality.column_profiles import (
     ColumnProfile,
     ExpectedColumn,
@@ -35,6 +34,7 @@ from longrec.data.quality.user_profiles import NULL, UserProfile, is_unknown, to
 from longrec.data.timelines import Mask, steps_back
 from longrec.errors import DataError
 from longrec.schema import BASKET_ID, EVENT_SEQ, ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
+from longrec.times import EARLIEST_MS, END_MS
 
 TIMELINE_COLUMNS = (USER_ID, "event_start", "event_end")
 REQUEST_COLUMNS = (
@@ -227,8 +227,8 @@ def event_columns(schema: Schema) -> list[ExpectedColumn]:
         ExpectedColumn(
             TIMESTAMP,
             "int64",
-            minimum=0,
-            maximum=MAX_TIMESTAMP_MS,
+            minimum=EARLIEST_MS,
+            maximum=END_MS - 1,
         ),
         *(ExpectedColumn.of(feature) for feature in schema.event),
     ]

@@ -34,6 +34,7 @@ from longrec.serving.web.http import (
 )
 from longrec.serving.web.page import DOCS_PAGE, main_page
 from longrec.serving.web.timeline_view import append_event, timeline_view
+from longrec.times import require_time
 
 if TYPE_CHECKING:
     from longrec.serving.engine import Engine
@@ -112,6 +113,7 @@ class WebApp:
         rows = (await source.reader.fetch(user_id)).rows
         with source.acquire() as (_version, engine):
             bundle = engine.scorer.bundle
+            time_ms = _request_time(time_ms, engine)
             if length is None:
                 length = bundle.served_length
             earlier = history.events_before(rows.history, time_ms)
@@ -132,6 +134,7 @@ class WebApp:
         candidates = _candidates(body)
         rows = (await source.reader.fetch(user_id)).rows
         with source.acquire() as (version, engine):
+            time_ms = _request_time(time_ms, engine)
             events = append_event(
                 history.events_before(rows.history, time_ms),
                 item,
@@ -159,6 +162,10 @@ class WebApp:
         if self.source is None:
             raise LongrecError("the service is not ready yet")
         return self.source
+
+
+def _request_time(time_ms: int, engine: Engine) -> int:
+    return require_time("request_time", time_ms, engine.scorer.bundle.schema.time_origin_ms)
 
 
 async def _rank(engine: Engine, request: EncodedRequest) -> RankResult:
