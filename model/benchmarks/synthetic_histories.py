@@ -19,7 +19,7 @@ import pyarrow as pa
 from longrec.config import DataConfig
 from longrec.data.columns import int64_column
 from longrec.data.dataset import Dataset
-from longrec.data.histories_writer import HistoriesWriter, split_names, split_times
+from longrec.data.histories_writer import HistoriesWriter, split_requests
 from longrec.data.importers.synthetic import synthesize
 from longrec.data.timelines import group_starts, history_lengths
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
@@ -144,7 +144,7 @@ def _finish(
         np.arange(start, start + count)
         for start, count in zip(target_starts[order], ordered.num_targets, strict=True)
     ]
-    warmup_end, split_time = split_times(ordered.times, data.warmup_fraction, data.eval_fraction)
+    split = split_requests(ordered.times, ordered.user_ids, ordered.num_targets, data)
     target_ends = np.cumsum(ordered.num_targets)
     request_table = pa.table(
         {
@@ -155,15 +155,17 @@ def _finish(
             "event_end": ordered.event_ends,
             "target_start": target_ends - ordered.num_targets,
             "target_end": target_ends,
-            "split": split_names(ordered.times, warmup_end, split_time),
+            "split": split.names,
         }
     )
     manifest = {
         "dataset": source.name,
         "dataset_facts": source.facts,
         "time_range_ms": [int(ordered.times.min()), int(ordered.times.max())],
-        "warmup_end_ms": warmup_end,
-        "split_time_ms": split_time,
+        "split": data.split,
+        "warmup_end_ms": split.warmup_end,
+        "train_end_ms": split.train_end,
+        "split_time_ms": split.eval_start,
         "max_history": data.max_history,
         "seed": 0,
     }

@@ -27,9 +27,17 @@ class DataConfig:
 
     Args:
         max_history: most recent events stored per request. This bounds trained and served lengths.
-        eval_fraction: share of the requests, the latest in time, used for evaluation.
-        warmup_fraction: share of the requests, the earliest in time, never used for training.
-            Their histories are too short.
+        split: how requests are divided. `time`: the latest requests are evaluated, and those
+            directly before them validate the training. `user`: of each user, the last
+            `leave_last` requests are evaluated, and as many before them validate.
+        share_of: what the three fractions count: `requests` or `targets`.
+        eval_fraction: share of the latest requests, used for evaluation with `split: time`.
+        validation_fraction: share of the requests before the evaluation. The training stops early
+            and the served length is chosen by them; 0 for none, with `split: user` too.
+        leave_last: requests of each user in the evaluation, with `split: user`. Users with too
+            few requests for all parts are only trained on.
+        warmup_fraction: share of the earliest requests, never used for training. Their histories
+            are too short.
         max_requests: maximum number of requests, chosen by a seeded sample; 0 for all.
         shards: number of user shards. The pipeline checks, builds and retrieves them in parallel.
             Shards beyond the dataset's number of parts (about two million events each) are empty.
@@ -41,7 +49,11 @@ class DataConfig:
     """
 
     max_history: int = 10_000
+    split: Literal["time", "user"] = "time"
+    share_of: Literal["requests", "targets"] = "requests"
     eval_fraction: float = 0.2
+    validation_fraction: float = 0.1
+    leave_last: int = 1
     warmup_fraction: float = 0.0
     max_requests: int = 0
     shards: int = 1
@@ -49,8 +61,17 @@ class DataConfig:
     late_events: Literal["hold", "ignore"] = "hold"
 
     def __post_init__(self) -> None:
-        _require_positive("data", self, "max_history", "shards", "shard_users")
-        _require_fraction("data", self, "eval_fraction", "warmup_fraction")
+        _require_positive("data", self, "max_history", "shards", "shard_users", "leave_last")
+        fractions = ("warmup_fraction", "validation_fraction", "eval_fraction")
+        _require_fraction("data", self, *fractions)
+        total = sum(getattr(self, name) for name in fractions)
+        if self.split == "time" and total >= 1:
+            raise ConfigError(
+                "no request is left to train on",
+                found=f"{' + '.join(fractions)} of data = {total:g}",
+                expected="less than 1",
+                fix="Lower data.eval_fraction or data.validation_fraction.",
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -289,16 +310,24 @@ class EvaluateConfig:
 class GateConfig:
     """Bounds that a model must reach to be packaged.
 
-    Bounds of a metric hold for every task. Bounds of slices hold for the first task.
+    By default they are relative: the model must not lose against the champion or, without one,
+    against the best baseline. Bounds of a metric hold for every task. Bounds of slices hold for the
+    first task.
 
     Args:
-        min_auc: smallest AUC at the served length.
-        min_gain_over_popularity: smallest AUC gain over the popularity baseline of the split.
-        min_calibration: lower bound of mean prediction over mean label.
-        max_calibration: upper bound of mean prediction over mean label.
+        min_auc: smallest AUC at the served length; 0 for no bound.
+        min_gain_over_popularity: smallest AUC gain over the better of the baselines `item rate` and
+            `item count`; -1 for no bound.
+        max_loss_to_baseline: bound of the AUC loss against the best baseline, judged like
+            `max_loss_to_champion`; 1 for no bound. It counts where there is no champion to compare
+            with.
+        min_calibration: lower bound of mean prediction over mean label. The model is refused when
+            the whole 95 % interval lies below it.
+        max_calibration: upper bound of mean prediction over mean label. The model is refused when
+            the whole 95 % interval lies above it.
         max_ece: largest expected calibration error; 1 for no bound.
-        against_champion: whether the model is also compared with the champion of the work
-            directory (`longrec models`), if that can serve these requests.
+        against_champion: whether the model is compared with the champion of the work directory
+            (`longrec models`), if that can serve these requests.
         metric: metric of the comparison with the champion: `auc` or `gauc`.
         max_loss_to_champion: bound of the loss of that metric. The first task refuses the model
             when the 95 % interval of the paired difference reaches below this loss; a further
@@ -315,12 +344,13 @@ class GateConfig:
             Scorer and HTTP.
     """
 
-    min_auc: float = 0.5
-    min_gain_over_popularity: float = 0.0
-    min_calibration: float = 0.5
-    max_calibration: float = 2.0
+    min_auc: float = 0.0
+    min_gain_over_popularity: float = -1.0
+    max_loss_to_baseline: float = 0.002
+    min_calibration: float = 0.8
+    max_calibration: float = 1.25
     max_ece: float = 1.0
-    against_champion: bool = False
+    against_champion: bool = True
     metric: Literal["auc", "gauc"] = "auc"
     max_loss_to_champion: float = 0.005
     min_slice_targets: int = 1_000

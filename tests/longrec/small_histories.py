@@ -6,12 +6,13 @@ Every user likes two topics. Most of the user's events are of them, and most cli
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from longrec.data.histories_writer import HistoriesWriter
+from longrec.config import DataConfig
+from longrec.data.histories_writer import HistoriesWriter, split_requests
 from longrec.schema import Feature, Schema, Task
 
 Array: TypeAlias = np.ndarray
@@ -49,9 +50,14 @@ def write(
     num_users: int = 60,
     max_events: int = 60,
     requests_per_user: int = 10,
+    validation_fraction: float = 0.0,
+    split: Literal["time", "user"] = "time",
     seed: int = 0,
 ) -> Path:
-    """Write the directory and return it; the first user has no event."""
+    """Write the directory and return it; the first user has no event.
+
+    Without a validation part and by time, evaluation requests are those from SPLIT_MS on.
+    """
     rng = np.random.default_rng(seed)
     num_events = rng.integers(1, max_events, num_users)
     num_events[0] = 0
@@ -80,7 +86,10 @@ def write(
             times,
             requests_per_user=requests_per_user,
         )
-        facts = {"split_time_ms": SPLIT_MS}
+        facts: dict[str, Any] = {"split_time_ms": SPLIT_MS}
+        if validation_fraction:
+            data = DataConfig(split=split, validation_fraction=validation_fraction)
+            requests, facts = _divide(requests, data)
         writer.finish(
             users,
             requests,
@@ -172,6 +181,20 @@ def _requests(
         }
     )
     return requests, targets
+
+
+def _divide(requests: pa.Table, data: DataConfig) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the requests with other parts, and the entries of the manifest."""
+    columns = {name: np.asarray(requests[name]) for name in requests.column_names}
+    num_targets = columns["target_end"] - columns["target_start"]
+    found = split_requests(columns["timestamp"], columns["user_row"], num_targets, data)
+    columns["split"] = pa.array(found.names)
+    facts = {
+        "split": data.split,
+        "train_end_ms": found.train_end,
+        "split_time_ms": found.eval_start,
+    }
+    return pa.table(columns), facts
 
 
 def _event_ends(offsets: Array, times: Array, user_rows: Array, request_times: Array) -> Array:

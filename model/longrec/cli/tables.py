@@ -16,6 +16,7 @@ PIPE_WIDTH = 120
 MAX_PROBLEM_LENGTH = 200
 TIME_LENGTH = 16
 """Characters of an ISO time down to the minute."""
+EVALUATED_COUNTS = ("requests", "targets", "users")
 COUNTED = ("events", "users", "items", "requests", "targets")
 DISTRIBUTIONS = {"events_per_user": "events of a user", "history_length": "history of a request"}
 
@@ -28,10 +29,7 @@ def show_summary(summary: Mapping[str, Any], next_commands: Sequence[str]) -> No
         console.print(_lengths_table(summary["lengths"]))
     steps = "  ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     console.print(f"seconds  {steps}")
-    name = summary["dataset"]["name"]
-    num_requests = summary["num_requests"]
-    num_targets = summary["num_targets"]
-    console.print(f"data     {name}: {num_requests:,} requests, {num_targets:,} targets")
+    _print_data(console, summary)
     console.print(f"report   {summary['report']}")
     _print_gate(console, summary["gate"])
     console.print(f"bento    {summary['bento_tag'] or 'none'}")
@@ -188,6 +186,16 @@ def _rounded(label: str | None) -> str:
         return number(None if label is None else float(label))
     except ValueError:
         return str(label)
+
+
+def _print_data(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the sizes of each part of the data, and of the evaluated sample."""
+    console.print(f"data     {summary['dataset']['name']}")
+    for name, counts in summary["parts"].items():
+        sizes = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        console.print(f"         {name:<11}{sizes}")
+    sizes = ", ".join(f"{summary[f'num_{what}']:,} {what}" for what in EVALUATED_COUNTS)
+    console.print(f"         {'measured':<11}{sizes}")
 
 
 def _print_gate(console: Console, gate: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ Training and evaluation read them.
     request       [     )          events of its user strictly before it, at most max_history
     request                [ )     its targets are rows [target_start, target_end) of targets
 
-    DIR/manifest.json     format_version, schema, counts, splits, dataset and store version
+    DIR/manifest.json     format_version, schema, counts, parts, dataset and store version
     DIR/timelines.arrow   all events, user after user
     DIR/requests.parquet  DIR/targets.parquet  DIR/users.parquet  DIR/items.parquet
 
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from longrec.data import files, history
 from longrec.data.columns import Int64, arrow_type, int64_column
@@ -34,7 +35,10 @@ from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 HISTORIES_FORMAT_VERSION = 2
 """Version 2 renamed the manifest key `split_moment_ms` to `split_time_ms`."""
-SPLITS = ("warmup", "train", "eval")
+SPLITS = ("warmup", "train", "eval", "validation")
+"""Parts of the requests. Encoded histories on disk hold positions in it: append only."""
+SPLITS_BY_TIME = ("warmup", "train", "validation", "eval")
+"""The parts in the order of time."""
 RETRIEVE_AGAIN = "Make the histories again (step retrieve of longrec run)."
 EVENT_SPAN = ("event_start", "event_end")
 TARGET_SPAN = ("target_start", "target_end")
@@ -62,6 +66,27 @@ def user_schema(schema: Schema) -> pa.Schema:
     for feature in schema.user:
         columns.append((feature.name, arrow_type(feature)))
     return pa.schema(columns)
+
+
+def count_parts(requests: pa.Table) -> dict[str, dict[str, int]]:
+    """Return the numbers of requests, targets and users of each part, in the order of time.
+
+    Args:
+        requests: rows of requests.parquet.
+    """
+    splits = np.asarray(requests.column("split"))
+    users = int64_column(requests, "user_row")
+    starts = int64_column(requests, "target_start")
+    num_targets = int64_column(requests, "target_end") - starts
+    parts = {}
+    for name in SPLITS_BY_TIME:
+        is_in_part = splits == name
+        parts[name] = {
+            "requests": int(is_in_part.sum()),
+            "targets": int(num_targets[is_in_part].sum()),
+            "users": len(np.unique(users[is_in_part])),
+        }
+    return parts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,8 +167,50 @@ class Histories:
 
     @property
     def split_time_ms(self) -> int:
-        """First time of the evaluation requests; every training request is strictly before it."""
+        """First time of the evaluation requests.
+
+        With a split by time, every training request is strictly before it.
+        """
         return int(self.manifest["split_time_ms"])
+
+    @property
+    def is_split_by_user(self) -> bool:
+        """Whether each user's last requests are evaluated, whatever their time."""
+        return bool(self.manifest.get("split") == "user")
+
+    def training_events(self) -> Iterator[pa.RecordBatch]:
+        """Yield the events of the training window: those before the first held-out request.
+
+        Validation and evaluation requests are held out. With a split by user, the first one of the
+        event's own user counts.
+        """
+        timeline_ends = int64_column(self.users, "event_end")
+        training_ends = self._training_ends()
+        first_event = 0
+        for batch in self.batches:
+            events = np.arange(first_event, first_event + batch.num_rows)
+            # Timelines follow each other: the first one that ends after an event holds it.
+            owners = np.searchsorted(timeline_ends, events, side="right")
+            is_before = int64_column(batch, TIMESTAMP) < training_ends[owners]
+            yield batch.filter(pa.array(is_before))
+            first_event += batch.num_rows
+
+    def _training_ends(self) -> Int64:
+        """Return the time of the first held-out request for each row of the users, int64 [U]."""
+        num_users = self.users.num_rows
+        if not self.is_split_by_user:
+            # Histories without a validation part may lack the key.
+            train_end = self.manifest.get("train_end_ms", self.split_time_ms)
+            return np.full(num_users, train_end, np.int64)
+        ends = np.full(num_users, np.iinfo(np.int64).max)
+        held_out = pc.is_in(self.requests.column("split"), pa.array(["validation", "eval"]))
+        requests = self.requests.filter(held_out)
+        np.minimum.at(
+            ends,
+            int64_column(requests, "user_row"),
+            int64_column(requests, TIMESTAMP),
+        )
+        return ends
 
     def event_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the timelines as views, whole users one after another."""

@@ -1,8 +1,9 @@
-"""Write a histories directory, and split requests by time."""
+"""Write a histories directory, and split its requests into parts."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from longrec.config import DataConfig
 from longrec.data import files, history
 from longrec.data.columns import Int64
 from longrec.data.dataset import item_schema
@@ -22,8 +24,12 @@ from longrec.data.histories import (
     target_schema,
     user_schema,
 )
+from longrec.data.timelines import Mask, group_lengths, group_starts
 from longrec.errors import DataError
 from longrec.schema import Schema
+
+MIN_VALIDATION_REQUESTS = 10
+"""With fewer requests, a validation metric is noise."""
 
 
 class HistoriesWriter:
@@ -166,46 +172,151 @@ class HistoriesWriter:
         return pa.DictionaryArray.from_arrays(positions.take(column.indices), known)
 
 
-def split_times(
-    request_times: Int64,
-    warmup_fraction: float,
-    eval_fraction: float,
-) -> tuple[int, int]:
-    """Return (end of the warm-up, start of the evaluation) in ms.
-
-    Requests of one time are always on the same side of a split, so the fractions are approximate.
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestSplit:
+    """The part of each request (`longrec.data.histories.SPLITS`).
 
     Args:
-        request_times: int64 [R], sorted, in ms; not empty.
-        warmup_fraction: share of the requests before the training.
-        eval_fraction: share of the requests after the training; 0 for none.
+        names: R, the part of each request.
+        warmup_end: requests before this time are `warmup` unless they are held out, ms.
+        train_end: time of the first request that is held out, for validation or evaluation, ms.
+        eval_start: time of the first evaluation request, ms.
+        note: why there is no validation part although one was asked for; empty otherwise.
     """
-    num_requests = len(request_times)
-    num_warmup = int(num_requests * warmup_fraction)
-    num_eval = round(num_requests * eval_fraction)
-    warmup_end = int(request_times[num_warmup])
-    if eval_fraction == 0:
-        return warmup_end, int(request_times[-1]) + 1
-    first_eval = min(num_requests - num_eval, num_requests - 1)
-    return warmup_end, int(request_times[first_eval])
+
+    names: tuple[str, ...]
+    warmup_end: int
+    train_end: int
+    eval_start: int
+    note: str = ""
 
 
-def split_names(
+def split_requests(
     request_times: Int64,
-    warmup_end: int,
-    split_time: int,
-) -> list[str]:
-    """Return the split of each request.
+    users: Int64,
+    num_targets: Int64,
+    data: DataConfig,
+) -> RequestSplit:
+    """Divide requests into warm-up, training, validation and evaluation.
+
+    Requests of one time (with `data.split: user`, of one user and time) are always in the same
+    part, so the shares are approximate. Without MIN_VALIDATION_REQUESTS requests to validate on,
+    or without any left to train on, there is no validation part.
 
     Args:
-        request_times: int64 [R], ms.
-        warmup_end: requests before this time are `warmup`, ms.
-        split_time: requests from this time on are `eval`, ms; those between are `train`.
+        request_times: int64 [R], sorted, in ms.
+        users: int64 [R], any number for each user.
+        num_targets: int64 [R], targets of each request.
+        data: kind of the split and its shares.
     """
-    is_eval = request_times >= split_time
+    if not len(request_times):
+        return RequestSplit((), 0, 0, 0)
+    weights = num_targets if data.share_of == "targets" else np.ones_like(num_targets)
+    first = _first_after(weights, data.warmup_fraction)
+    warmup_end = int(request_times[first])
     is_warmup = request_times < warmup_end
-    warmup, train, eval_ = SPLITS
-    names = np.where(is_warmup, warmup, train)
-    names = np.where(is_eval, eval_, names)
-    split_of_each: list[str] = names.tolist()
-    return split_of_each
+    if data.split == "user":
+        is_eval, is_validation = _last_of_each_user(request_times, users, data)
+    else:
+        is_eval, is_validation = _latest(request_times, weights, is_warmup, data)
+    note = _validation_note(is_validation, is_eval | is_warmup, data)
+    if note:
+        is_validation = np.zeros_like(is_validation)
+    warmup, train, eval_, validation = SPLITS
+    names = np.where(is_warmup, warmup, train).astype("<U10")
+    names[is_validation] = validation
+    names[is_eval] = eval_
+    return RequestSplit(
+        tuple(names.tolist()),
+        warmup_end,
+        _first_time(request_times, is_eval | is_validation),
+        _first_time(request_times, is_eval),
+        note,
+    )
+
+
+def _latest(
+    request_times: Int64,
+    weights: Int64,
+    is_warmup: Mask,
+    data: DataConfig,
+) -> tuple[Mask, Mask]:
+    """Return which requests are evaluated, and which validate: the latest and those before them."""
+    total = int(weights.sum())
+    is_eval = np.zeros(len(request_times), bool)
+    if data.eval_fraction:
+        first = _start_of_last(weights, round(total * data.eval_fraction))
+        is_eval = request_times >= request_times[first]
+    rows = np.flatnonzero(~is_eval & ~is_warmup)
+    is_validation = np.zeros(len(request_times), bool)
+    if data.validation_fraction and len(rows):
+        first = _start_of_last(weights[rows], round(total * data.validation_fraction))
+        is_validation = request_times >= request_times[rows[first]]
+    return is_eval, is_validation & ~is_eval
+
+
+def _last_of_each_user(
+    request_times: Int64,
+    users: Int64,
+    data: DataConfig,
+) -> tuple[Mask, Mask]:
+    """Return which requests are evaluated, and which validate: the last ones of each user.
+
+    A user without an earlier request to train on has neither.
+    """
+    num_eval = data.leave_last
+    num_held_out = num_eval * 2 if data.validation_fraction else num_eval
+    order = np.lexsort((request_times, users))
+    times = request_times[order]
+    starts = group_starts(users[order])
+    lengths = group_lengths(users[order])
+    ends = starts + lengths
+    eval_start = times[np.maximum(ends - num_eval, starts)]
+    held_out_start = times[np.maximum(ends - num_held_out, starts)]
+    has_training = held_out_start > times[starts]
+    never = np.iinfo(np.int64).max
+    eval_start = np.where(has_training, eval_start, never)
+    held_out_start = np.where(has_training, held_out_start, never)
+    is_eval = np.zeros(len(times), bool)
+    is_held_out = np.zeros(len(times), bool)
+    is_eval[order] = times >= np.repeat(eval_start, lengths)
+    is_held_out[order] = times >= np.repeat(held_out_start, lengths)
+    return is_eval, is_held_out & ~is_eval
+
+
+def _validation_note(
+    is_validation: Mask,
+    is_other: Mask,
+    data: DataConfig,
+) -> str:
+    """Return why the validation part is left out; an empty text keeps it."""
+    if not data.validation_fraction:
+        return ""
+    num_validation = int(is_validation.sum())
+    if num_validation < MIN_VALIDATION_REQUESTS:
+        return f"{num_validation} requests to validate on, below {MIN_VALIDATION_REQUESTS}"
+    if not (~is_validation & ~is_other).any():
+        return "no request would be left to train on"
+    return ""
+
+
+def _first_after(weights: Int64, fraction: float) -> int:
+    """Return the first request with at least a share of the weight before it."""
+    before = np.cumsum(weights) - weights
+    wanted = int(weights.sum() * fraction)
+    first = int(np.searchsorted(before, wanted))
+    return min(first, len(weights) - 1)
+
+
+def _start_of_last(weights: Int64, wanted: int) -> int:
+    """Return the first of the last requests that together weigh at least `wanted`."""
+    weight_from = np.cumsum(weights[::-1])[::-1]
+    is_enough = weight_from >= max(wanted, 1)
+    return max(int(is_enough.sum()) - 1, 0)
+
+
+def _first_time(request_times: Int64, is_chosen: Mask) -> int:
+    """Return the time of the first chosen request; 1 ms after the last request without any."""
+    if not is_chosen.any():
+        return int(request_times[-1]) + 1
+    return int(request_times[is_chosen][0])

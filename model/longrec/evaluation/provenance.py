@@ -11,6 +11,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longrec.data.columns import int64_column
-from longrec.data.histories import Histories
+from longrec.data.histories import Histories, count_parts
 from longrec.evaluation import metrics
 from longrec.evaluation.sample import EvaluationInputs
 from longrec.schema import TIMESTAMP
@@ -53,6 +54,7 @@ def describe(
         "training_curve": _training_curve(bundle_dir),
         "bundle": _describe_bundle(bundle, histories),
         "data": _describe_data(histories),
+        "parts": count_parts(histories.requests),
         "data_version": manifest.get("dataset_hash"),
         "versions": _installed_versions(),
         "command": _command(),
@@ -100,20 +102,26 @@ def _describe_data(histories: Histories) -> Row:
     request_times = int64_column(requests, TIMESTAMP)
     lengths = int64_column(requests, "event_end") - int64_column(requests, "event_start")
     percentiles = np.percentile(lengths, [50, 90, 100])
-    splits = requests.column("split").value_counts().to_pylist()
-    split_texts = [f"{entry['values']} {entry['counts']:,}" for entry in splits]
     return {
         "events": histories.num_events,
         "users": histories.users.num_rows,
         "items": histories.items.num_rows,
         "targets": histories.targets.num_rows,
         "requests": requests.num_rows,
-        "requests by split": ", ".join(split_texts),
+        **_describe_parts(count_parts(requests)),
         "most events per request": histories.manifest.get("max_history"),
         "history length p50, p90, max": ", ".join(f"{length:,.0f}" for length in percentiles),
         "first request": _minute(request_times[0]),
         "evaluated from": _minute(histories.split_time_ms),
         "last request": _minute(request_times[-1]),
+    }
+
+
+def _describe_parts(parts: Mapping[str, Mapping[str, int]]) -> Row:
+    """Return the sizes of each part of the requests as a text."""
+    return {
+        f"part {name}": ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        for name, counts in parts.items()
     }
 
 

@@ -76,6 +76,7 @@ def summarize(
             "fingerprint": metrics["bundle"]["schema_fingerprint"],
             "facts": dataset["facts"],
         },
+        "parts": metrics["parts"],
         **{name: metrics[name] for name in COUNTS},
         "metrics": {task: _with_interval(row) for task, row in metrics["metrics"].items()},
         "popularity": {task: _with_interval(row) for task, row in metrics["popularity"].items()},

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from longrec.data import files
@@ -18,7 +16,7 @@ from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.errors import ConfigError, DataError
-from longrec.schema import ITEM_ID, TIMESTAMP
+from longrec.schema import ITEM_ID
 
 ENCODER_NAME = "encoder"
 HISTORIES_NAME = "histories"
@@ -73,12 +71,12 @@ def digest_of(directory: Path) -> str:
 
 
 def fit_encoder(histories: Histories) -> Encoder:
-    """Fit the encoder to events strictly before the split time, and to the training targets."""
+    """Fit the encoder to the events of the training window and to the training targets."""
     return Encoder.fit(
         histories.schema,
         histories.items,
         histories.users,
-        _training_window(histories),
+        histories.training_events(),
         [_training_targets(histories)],
     )
 
@@ -97,14 +95,6 @@ def _source_files(histories: Histories) -> dict[str, Any]:
         status = path.stat()
         source_files[str(path)] = [status.st_size, status.st_mtime_ns]
     return source_files
-
-
-def _training_window(histories: Histories) -> Iterator[pa.RecordBatch]:
-    """Yield the events strictly before the split time."""
-    for batch in histories.event_batches():
-        timestamps = batch.column(TIMESTAMP)
-        is_before = pc.less(timestamps, histories.split_time_ms)
-        yield batch.filter(is_before)
 
 
 def _training_targets(histories: Histories) -> Int64:

@@ -11,12 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from longrec.data import history
 from longrec.data.histories import Histories
-from longrec.data.histories_writer import HistoriesWriter, split_names, split_times
+from longrec.data.histories_writer import HistoriesWriter
 from longrec.errors import DataError, LongrecError, SchemaMismatch
 from tests.longrec.data.random_log import SCHEMA
 
@@ -253,39 +251,3 @@ def test_other_directories_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="will not be replaced"), HistoriesWriter(tmp_path, SCHEMA):
         pass
-
-
-@given(
-    st.lists(
-        st.integers(0, 12),
-        min_size=1,
-        max_size=60,
-    ),
-    st.floats(0, 0.99),
-    st.floats(0, 0.99),
-)
-def test_requests_of_one_time_are_on_one_side(
-    values: list[int], warmup: float, evaluation: float
-) -> None:
-    request_times = np.sort(np.array(values, np.int64))
-    warmup_end, split = split_times(request_times, warmup, evaluation)
-    names = split_names(request_times, warmup_end, split)
-    splits_of_times = set(zip(request_times.tolist(), names, strict=True))
-    assert len(splits_of_times) == len(set(values))  # one split per time
-    order = {"warmup": 0, "train": 1, "eval": 2}
-    positions = [order[name] for name in names]
-    assert positions == sorted(positions)
-    eval_times = request_times[np.array(names) == "eval"]
-    num_wanted = round(len(request_times) * evaluation)
-    if not evaluation:
-        assert not len(eval_times)
-        return
-    assert len(eval_times) >= num_wanted
-    num_later = (eval_times > split).sum()  # further ones share the first time of the evaluation
-    assert num_later < max(num_wanted, 1)
-
-
-def test_distinct_times_are_split_by_their_shares() -> None:
-    request_times = np.arange(100, dtype=np.int64) * 7
-    names = list(split_names(request_times, *split_times(request_times, 0.1, 0.2)))
-    assert names == ["warmup"] * 10 + ["train"] * 70 + ["eval"] * 20

@@ -29,7 +29,7 @@ from longrec.data.loading.batching import pack_batch
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
-Split = Literal["warmup", "train", "eval"]
+Split = Literal["warmup", "train", "eval", "validation"]
 Int8 = npt.NDArray[np.int8]
 
 

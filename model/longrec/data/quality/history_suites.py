@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
 from longrec.data.columns import Int64
-from longrec.data.histories import SPLITS
+from longrec.data.histories import SPLITS, SPLITS_BY_TIME
+from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.quality.column_profiles import MAX_EXAMPLES
 from longrec.data.quality.dataset_profiles import (
     item_columns,
@@ -53,7 +55,7 @@ from longrec.data.timelines import Mask
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 EVALUATED_SPLITS = ("train", "eval")
-SPLIT_ORDER = (("warmup", "train"), ("train", "eval"), ("warmup", "eval"))
+SPLIT_ORDER = tuple(itertools.combinations(SPLITS_BY_TIME, 2))
 """Pairs of splits; all requests of the first are before those of the second."""
 TARGETS_PER_BATCH = 1 << 22
 
@@ -94,7 +96,8 @@ def suites_of_histories(
         requests,
         known,
     )
-    request_suite, request_facts = _request_suite(requests, targets, checks)
+    is_by_user = manifest.get("split") == "user"
+    request_suite, request_facts = _request_suite(requests, targets, checks, is_by_user=is_by_user)
     suites = [
         _event_suite(schema, checks, events),
         _timeline_suite(profiles["timelines"].users),
@@ -219,8 +222,17 @@ def _request_suite(
     requests: CheckedRequests,
     targets: TargetStatistics,
     checks: ChecksConfig,
+    *,
+    is_by_user: bool,
 ) -> tuple[Suite, dict[str, Any]]:
-    """Return the suite of requests and targets, and their facts."""
+    """Return the suite of requests and targets, and their facts.
+
+    Args:
+        requests: the requests.
+        targets: statistics of their targets.
+        checks: bounds.
+        is_by_user: whether the splits are in the order of time within each user only.
+    """
     suite = SuiteBuilder()
     times = requests.columns[TIMESTAMP]
     lengths = requests.columns["event_end"] - requests.columns["event_start"]
@@ -232,12 +244,14 @@ def _request_suite(
     )
     suite.add(longest, int(lengths.max(initial=0)))
     num_requests = _expect_splits(suite, requests, checks)
+    owners = requests.columns["user_row"] if is_by_user else np.zeros(len(requests), np.int64)
+    _expect_split_order(suite, requests, owners)
     _expect_targets(suite, requests, targets, checks)
     facts = {
         "first request": int(times.min()) if len(times) else None,
         "last request": int(times.max()) if len(times) else None,
         "history length": quantiles_in_words(lengths),
-        **{f"{split} requests": count for split, count in num_requests.items()},
+        **_split_facts(requests, num_requests, targets.totals.num_targets),
         "targets": targets.num_targets,
         **targets.rates(),
     }
@@ -291,13 +305,44 @@ def _expect_splits(
             minimum=checks.min_requests,
         )
         suite.add(expectation, counts[split])
-    times = requests.columns[TIMESTAMP]
+    return counts
+
+
+def _split_facts(
+    requests: CheckedRequests,
+    num_requests: Mapping[str, int],
+    num_targets: Mapping[str, int],
+) -> dict[str, int]:
+    """Return the numbers of requests, targets and users of each split."""
+    facts = {}
+    for split in SPLITS_BY_TIME:
+        users = requests.columns["user_row"][requests.splits == split]
+        facts[f"{split} requests"] = num_requests[split]
+        facts[f"{split} targets"] = num_targets[split]
+        facts[f"{split} users"] = len(np.unique(users))
+    return facts
+
+
+def _expect_split_order(
+    suite: SuiteBuilder,
+    requests: CheckedRequests,
+    owners: Int64,
+) -> None:
+    """Add the expectations on the times of the splits.
+
+    Args:
+        suite: gets the expectations.
+        requests: the requests.
+        owners: int64 [R]; only requests with equal ones are compared.
+    """
     for earlier, later in SPLIT_ORDER:
-        if not counts[earlier] or not counts[later]:
+        is_earlier = requests.splits == earlier
+        is_later = requests.splits == later
+        if not is_earlier.any() or not is_later.any():
             continue
-        last_earlier = times[requests.splits == earlier].max()
-        first_later = times[requests.splits == later].min()
-        is_late = (requests.splits == earlier) & (times >= first_later)
+        first_later = _first_times(requests, owners, is_later)
+        gaps = first_later - requests.columns[TIMESTAMP]
+        is_late = is_earlier & (gaps <= 0)
         expectation = Expectation(
             f"{earlier} to {later}: gap in ms",
             f"every {earlier} request is before the first {later} request",
@@ -308,8 +353,23 @@ def _expect_splits(
                 is_late,
             ),
         )
-        suite.add(expectation, int(first_later - last_earlier))
-    return counts
+        suite.add(expectation, int(gaps[is_earlier].min()))
+
+
+def _first_times(
+    requests: CheckedRequests,
+    owners: Int64,
+    is_chosen: Mask,
+) -> Int64:
+    """Return the time of the owner's first chosen request, int64 [R].
+
+    It is the largest time where an owner has none.
+    """
+    _, codes = np.unique(owners, return_inverse=True)
+    first_times = np.full(codes.max() + 1, MAX_TIMESTAMP_MS)
+    times = requests.columns[TIMESTAMP]
+    np.minimum.at(first_times, codes[is_chosen], times[is_chosen])
+    return first_times[codes]
 
 
 def _describe_requests(requests: CheckedRequests, mask: Mask) -> list[str]:

@@ -11,6 +11,7 @@ retrieval would: the same requests and groups of users, so the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import pyarrow as pa
 from longrec.config import DataConfig
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import Dataset
-from longrec.data.histories import SPLITS, Histories, target_schema
-from longrec.data.histories_writer import HistoriesWriter, split_names, split_times
+from longrec.data.histories import Histories, count_parts, target_schema
+from longrec.data.histories_writer import HistoriesWriter, RequestSplit, split_requests
 from longrec.data.shards import WHOLE_DATASET, Shard, shard_order
 from longrec.data.store.feast_adapter import FeastAdapter
 from longrec.data.store.request_table import RequestTable
@@ -37,6 +38,8 @@ from longrec.data.timelines import quantiles
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP
 
+log = logging.getLogger(__name__)
+
 _SHARED_KEYS = (
     "dataset",
     "dataset_facts",
@@ -50,7 +53,9 @@ class RetrieveReport:
     """Counts of the histories that were written.
 
     Args:
-        num_requests, num_warmup, num_train, num_eval: requests, and those of each split.
+        num_requests, num_warmup, num_train, num_validation, num_eval: requests, and those of each
+            part.
+        parts: part -> its numbers of `requests`, `targets` and `users`.
         num_targets, num_users, num_events, num_items: rows of the histories' tables.
         users_without_history: users with a request but without a history in the store.
         requests_without_history: requests with no event before them.
@@ -62,6 +67,7 @@ class RetrieveReport:
     num_requests: int
     num_warmup: int
     num_train: int
+    num_validation: int
     num_eval: int
     num_targets: int
     num_users: int
@@ -72,6 +78,7 @@ class RetrieveReport:
     requests_at_the_bound: int
     longest_history: int
     split_time_ms: int
+    parts: Mapping[str, Mapping[str, int]]
 
 
 def retrieve(
@@ -110,7 +117,7 @@ def retrieve(
     if shard == WHOLE_DATASET:
         requests.check(str(source.path))
         requests = requests.sample(data.max_requests, seed)
-    adapter = FeastAdapter(published, repo_dir)
+    adapter = FeastAdapter(published)
     target_columns = [ITEM_ID, *source.schema.task_names]
     with HistoriesWriter(out_dir, source.schema) as writer:
         spans = write_timelines(
@@ -199,9 +206,21 @@ class _Content:
     def history_lengths(self) -> Int64:
         return self.spans.ends - self.spans.starts
 
-    def request_rows(self, splits: list[str]) -> pa.Table:
+    @property
+    def target_starts(self) -> Int64:
+        return np.append(0, self.target_ends)[:-1]
+
+    def split(self, data: DataConfig) -> RequestSplit:
+        """Return the part of each request."""
+        return split_requests(
+            self.requests.request_times,
+            self.requests.user_ids,
+            self.target_ends - self.target_starts,
+            data,
+        )
+
+    def request_rows(self, splits: Sequence[str]) -> pa.Table:
         """Return the rows of requests.parquet."""
-        target_starts = np.append(0, self.target_ends)[:-1]
         return pa.table(
             {
                 REQUEST_ID: self.requests.request_ids,
@@ -209,7 +228,7 @@ class _Content:
                 TIMESTAMP: self.requests.request_times,
                 "event_start": self.spans.starts,
                 "event_end": self.spans.ends,
-                "target_start": target_starts,
+                "target_start": self.target_starts,
                 "target_end": self.target_ends,
                 "split": pa.array(splits, pa.string()),
             }
@@ -224,36 +243,45 @@ def _finish(
 ) -> RetrieveReport:
     """Split the requests, write all tables and the manifest, and return counts."""
     times = content.requests.request_times
-    warmup_end = 0
-    split_time = 0
-    time_range: list[int | None] = [None, None]
-    if len(times):
-        warmup_end, split_time = split_times(times, data.warmup_fraction, data.eval_fraction)
-        time_range = times[[0, -1]].tolist()
-    splits = split_names(times, warmup_end, split_time)
-    split_counts = {name: splits.count(name) for name in SPLITS}
+    time_range: list[int | None] = times[[0, -1]].tolist() if len(times) else [None, None]
+    split = content.split(data)
+    rows = content.request_rows(split.names)
+    parts = count_parts(rows)
     manifest = {
         **first_entries,
         "time_range_ms": time_range,
-        "warmup_end_ms": warmup_end,
-        "split_time_ms": split_time,
+        "split": data.split,
+        "warmup_end_ms": split.warmup_end,
+        "train_end_ms": split.train_end,
+        "split_time_ms": split.eval_start,
         "max_history": data.max_history,
-        "splits": split_counts,
+        "parts": parts,
         "history_length": quantiles(content.history_lengths),
     }
     writer.finish(
         content.spans.users,
-        content.request_rows(splits),
+        rows,
         content.targets,
         content.items,
         manifest,
     )
-    return _report(content, split_counts, split_time)
+    # The split of a shard is replaced when the shards are joined.
+    if "shard" not in first_entries:
+        _log_parts(parts, split.note)
+    return _report(content, parts, split.eval_start)
+
+
+def _log_parts(parts: Mapping[str, Mapping[str, int]], note: str) -> None:
+    for name, counts in parts.items():
+        texts = [f"{count:,} {what}" for what, count in counts.items()]
+        log.info("%s: %s", name, ", ".join(texts))
+    if note:
+        log.warning("there is no validation part: %s", note)
 
 
 def _report(
     content: _Content,
-    split_counts: Mapping[str, int],
+    parts: Mapping[str, Mapping[str, int]],
     split_time_ms: int,
 ) -> RetrieveReport:
     lengths = content.history_lengths
@@ -262,9 +290,10 @@ def _report(
     timeline_lengths = int64_column(users, "event_end") - timeline_starts
     return RetrieveReport(
         num_requests=len(lengths),
-        num_warmup=split_counts["warmup"],
-        num_train=split_counts["train"],
-        num_eval=split_counts["eval"],
+        num_warmup=parts["warmup"]["requests"],
+        num_train=parts["train"]["requests"],
+        num_validation=parts["validation"]["requests"],
+        num_eval=parts["eval"]["requests"],
         num_targets=content.targets.num_rows,
         num_users=users.num_rows,
         num_events=int(timeline_lengths.sum()),
@@ -274,6 +303,7 @@ def _report(
         requests_at_the_bound=int(content.spans.is_truncated.sum()),
         longest_history=int(lengths.max(initial=0)),
         split_time_ms=split_time_ms,
+        parts=parts,
     )
 
 

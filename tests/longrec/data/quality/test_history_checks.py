@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from longrec.config import ChecksConfig
+from longrec.data import files
 from longrec.data.quality import checks
 from longrec.data.quality.check_report import CheckReport
 from longrec.errors import CheckFailed, DataError
@@ -20,6 +21,7 @@ from tests.longrec.data.quality.small_data import (
     NUM_USERS,
     START,
     Change,
+    replace_column,
     rewrite_table,
     rewrite_timelines,
     set_values,
@@ -311,6 +313,28 @@ def test_clean_histories_pass(histories: Path, tmp_path: Path) -> None:
     assert not report.warnings
     assert report.num_expectations > 40
     assert "passed" in text_of(tmp_path / "histories.html")
+
+
+def test_with_a_split_by_user_only_requests_of_one_user_are_compared(
+    histories: Path,
+    tmp_path: Path,
+) -> None:
+    manifest = files.read_json(histories / "manifest.json")
+    files.write_json(histories / "manifest.json", {**manifest, "split": "user"})
+    rewrite_table(histories / "requests.parquet", _hold_out_last_of_each_user)
+    assert check_histories(histories, tmp_path).passed
+    rewrite_table(histories / "requests.parquet", _last_evaluated_in("train"))
+    with pytest.raises(CheckFailed, match="every train request is before the first validation"):
+        check_histories(histories, tmp_path)
+
+
+def _hold_out_last_of_each_user(table: pa.Table) -> pa.Table:
+    users = np.asarray(table["user_row"])
+    splits = np.full(len(users), "train", "<U10")
+    for user in np.unique(users):
+        own = np.flatnonzero(users == user)
+        splits[own[-2:]] = ["validation", "eval"]
+    return replace_column(table, "split", pa.array(splits.tolist()))
 
 
 @pytest.mark.parametrize("fault", with_slow_marks(HISTORY_FAULTS, SLOW_HISTORY_FAULTS))

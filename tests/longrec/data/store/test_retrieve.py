@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from longrec.config import DataConfig
-from longrec.data.histories import Histories
+from longrec.data.histories import Histories, count_parts
 from longrec.data.store import timeline_sources
 from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.push import push
@@ -106,14 +107,16 @@ def test_the_split_is_in_time_and_complete(store: PublishedStore) -> None:
     rows = store.histories.requests.to_pylist()
     request_times = {
         name: [row["timestamp"] for row in rows if row["split"] == name]
-        for name in ("warmup", "train", "eval")
+        for name in ("warmup", "train", "validation", "eval")
     }
-    assert max(request_times["warmup"]) < min(request_times["train"])
-    assert max(request_times["train"]) < min(request_times["eval"])
+    for earlier, later in itertools.pairwise(request_times.values()):
+        assert max(earlier) < min(later)
     assert min(request_times["eval"]) == store.histories.split_time_ms == store.report.split_time_ms
     report = store.report
-    assert (report.num_warmup, report.num_train, report.num_eval) == tuple(
-        len(part) for part in request_times.values()
+    counts = (report.num_warmup, report.num_train, report.num_validation, report.num_eval)
+    assert counts == tuple(len(part) for part in request_times.values())
+    assert (
+        store.histories.manifest["parts"] == report.parts == count_parts(store.histories.requests)
     )
     assert report.num_requests == len(rows) == store.source.facts["num_requests"]
     assert report.num_targets == store.source.facts["num_targets"]
