@@ -58,13 +58,20 @@ def unpack_history(
     """
     try:
         check_stream(packed, max_bytes)
-        return history.unpack(packed, schema)
+        events = history.unpack(packed, schema)
+        # Offsets or indices out of range would make pyarrow read outside of its memory.
+        events.validate(full=True)
     except (DataError, SchemaMismatch) as error:
         raise DataError(
             "history: not readable",
             found=error.found or str(error),
             expected=error.expected,
         ) from error
+    except pa.ArrowException as error:
+        raise DataError("history: not readable", found=str(error).splitlines()[0]) from error
+    for field in events.schema:
+        _check_nulls(field, events.column(field.name))
+    return events
 
 
 def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
@@ -131,6 +138,10 @@ def _array(
             found=str(error).splitlines()[0],
             expected=str(dtype),
         ) from error
-    if array.null_count and not field.nullable:
-        raise DataError(f"history: column '{field.name}' must not hold nulls")
+    _check_nulls(field, array)
     return array
+
+
+def _check_nulls(field: pa.Field, column: pa.Array) -> None:
+    if column.null_count and not field.nullable:
+        raise DataError(f"history: column '{field.name}' must not hold nulls")

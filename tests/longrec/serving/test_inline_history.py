@@ -84,6 +84,35 @@ def test_a_compressed_history_is_refused_before_it_is_decompressed(compression: 
     assert pa.total_allocated_bytes() == before
 
 
+@pytest.mark.parametrize("index", [-1, 1, 2**31 - 1])
+def test_a_packed_dictionary_index_out_of_range_is_refused(index: int) -> None:
+    packed = packed_column("action", wrong_index(index))
+    with pytest.raises(DataError, match=r"history: not readable; found .*out of bounds"):
+        read_inline_history(packed, SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["item_id", "timestamp", "event_seq"])
+def test_packed_nulls_among_ids_and_times_are_refused(name: str) -> None:
+    packed = packed_column(name, pa.array([1, None], pa.int64()))
+    with pytest.raises(DataError, match=f"history: column '{name}' must not hold nulls"):
+        read_inline_history(packed, SCHEMA)
+
+
+def wrong_index(index: int) -> pa.DictionaryArray:
+    indices = pa.array([0, index], pa.int32())
+    return pa.DictionaryArray.from_arrays(indices, ["word"], safe=False)
+
+
+def packed_column(name: str, column: pa.Array) -> bytes:
+    """Return a packed history of two events with any values in one column."""
+    fields = history.arrow_schema(SCHEMA)
+    columns = []
+    for field in fields:
+        values = pa.nulls(2, field.type) if field.nullable else pa.array([1, 2], pa.int64())
+        columns.append(column if field.name == name else values)
+    return pack_anything(pa.record_batch(columns, schema=fields))
+
+
 def compressed_zeros(num_events: int, compression: str) -> bytes:
     """Return a packed history of zeros, which `pack` would not compress."""
     fields = history.arrow_schema(SCHEMA)
@@ -96,9 +125,14 @@ def compressed_zeros(num_events: int, compression: str) -> bytes:
             column = values.cast(field.type)
         columns.append(column)
     batch = pa.record_batch(columns, schema=fields)
+    return pack_anything(batch, compression)
+
+
+def pack_anything(batch: pa.RecordBatch, compression: str | None = None) -> bytes:
+    """Return the payload of a batch that `pack` would refuse."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.ipc.new_stream(sink, fields, options=options) as writer:
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
     stream = sink.getvalue().to_pybytes()
     return stream + history._checksum(stream) + history.MAGIC
