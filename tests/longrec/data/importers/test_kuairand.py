@@ -214,7 +214,7 @@ def test_bad_rows_are_counted_and_reported_with_their_lines(tmp_path: Path) -> N
         (17, "user_id is null"),
         (60, "not 19 columns"),
         (90, "time_ms is not a time from 1980 to 2099"),
-        (91, "time_ms is not a time from 1980 to 2099"),
+        (91, "time_ms is not a time from 1980 to 2099, it looks like seconds"),
         (120, "is_click is not 0 or 1"),
         (150, "video_id is not a whole number"),
     ]

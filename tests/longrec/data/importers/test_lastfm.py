@@ -14,6 +14,7 @@ from longrec.data.importers import (
     NegativeSampling,
     import_lastfm,
 )
+from longrec.data.importers.reading.dates import NOT_A_DATE
 from longrec.data.importers.text_ids import text_id
 from tests.longrec.data.importers.imported import read_dataset, rejected_rows
 
@@ -68,7 +69,7 @@ def test_events_users_text_ids_and_rejects(tmp_path: Path, header: bool) -> None
     assert [(line, reason) for _, line, reason in sorted(rejected_rows(tmp_path / "d"))] == [
         (4, "the track has neither an id nor artist and title"),
         (5, "userid is not user_ and a number"),
-        (6, "timestamp is not a time from 1980 to 2099"),
+        (6, f"timestamp {NOT_A_DATE}"),
         (7, "not 6 columns"),
     ]
     events, targets = read_dataset(tmp_path / "d")

@@ -10,25 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.importers.reading.numbers import (
-    Converted,
-    to_float64,
-    to_int64,
-    to_label,
-    to_text,
-)
+from longrec.data.importers.reading.converted import Converted, plain_column
+from longrec.data.importers.reading.integers import to_int64
+from longrec.data.importers.reading.numbers import to_float64, to_label, to_text
 from longrec.data.importers.reading.rejects import LogBatch
 from longrec.data.importers.reading.times import to_time_ms
 
 FieldKind = Literal["int64", "float64", "string", "label", "s", "ms", "us", "ns", "iso"]
 
-CONVERTERS: dict[str, tuple[Callable[[pa.Array], Converted], str]] = {
-    "int64": (to_int64, "is not a whole number"),
-    "float64": (to_float64, "is not a number"),
-    "string": (to_text, "is not in the encoding of the file"),
-    "label": (to_label, "is not 0 or 1"),
+CONVERTERS: dict[str, Callable[[pa.Array], Converted]] = {
+    "int64": to_int64,
+    "float64": to_float64,
+    "string": to_text,
+    "label": to_label,
 }
-"""Kind -> (conversion, reason to reject a value); all other kinds are units of time."""
+"""Kind -> conversion; all other kinds are units of time."""
 NULLABLE_KINDS = ("int64", "float64", "string")
 
 
@@ -42,12 +38,14 @@ class Field:
         kind: `int64`, `float64` or `string`; `label` (0 or 1, converted to int8); or the unit
             of a time (converted to int64 ms).
         is_required: whether a row without a value is rejected; labels and times always are.
+        origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for 1970.
     """
 
     name: str
     source: str
     kind: FieldKind
     is_required: bool = False
+    origin_ms: int = 0
 
     @property
     def rejects_nulls(self) -> bool:
@@ -64,25 +62,25 @@ def convert(batch: LogBatch, fields: Sequence[Field]) -> LogBatch:
     columns = []
     for field in fields:
         index = batch.table.schema.get_field_index(field.source)
-        column, fault = _convert_column(batch.table.column(index), field.kind)
-        values, is_bad = column
-        batch.reject(is_bad & ~is_rejected, f"{field.source} {fault}")
+        converted = _convert_column(batch.table.column(index), field)
+        for fault, is_faulty in converted.faults.items():
+            batch.reject(is_faulty & ~is_rejected, f"{field.source} {fault}")
+        is_bad = converted.is_bad
         is_rejected |= is_bad
+        values = converted.values
         if field.rejects_nulls:
             is_missing = np.asarray(pc.is_null(values)) & ~is_bad
             batch.reject(is_missing & ~is_rejected, f"{field.source} is null")
             is_rejected |= is_missing
         columns.append(values)
     names = [field.name for field in fields]
-    converted = batch.with_table(pa.RecordBatch.from_arrays(columns, names=names))
-    return converted.filter(~is_rejected) if is_rejected.any() else converted
+    rows = batch.with_table(pa.RecordBatch.from_arrays(columns, names=names))
+    return rows.filter(~is_rejected) if is_rejected.any() else rows
 
 
-def _convert_column(column: pa.Array, kind: FieldKind) -> tuple[Converted, str]:
-    """Return the converted column and the reason to reject a bad value."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if kind not in CONVERTERS:
-        return to_time_ms(column, kind), "is not a time from 1980 to 2099"
-    converter, fault = CONVERTERS[kind]
-    return converter(column), fault
+def _convert_column(column: pa.Array, field: Field) -> Converted:
+    column = plain_column(column)
+    converter = CONVERTERS.get(field.kind)
+    if converter is None:
+        return to_time_ms(column, field.kind, field.origin_ms)
+    return converter(column)

@@ -27,6 +27,8 @@ UNDECODABLE = "\ufdd0"
 
 Unicode reserves this code point: no text contains it.
 """
+UNDECODABLE_ERRORS = "longrec.undecodable"
+"""Name of the error handler that puts `UNDECODABLE` in place of bad bytes."""
 UNIT_SEPARATOR = "\x1f"
 """Delimiter that no log contains; a line read with it is one field."""
 EMPTY_FILE_ERRORS = ("Empty CSV", "Could not skip initial")
@@ -196,7 +198,7 @@ class _Utf8Stream:
 
     def __init__(self, path: Path, encoding: str) -> None:
         self._stream = path.open("rb")
-        self._decoder = codecs.getincrementaldecoder(encoding)("longrec.undecodable")
+        self._decoder = codecs.getincrementaldecoder(encoding)(UNDECODABLE_ERRORS)
 
     def read(self, count: int = -1) -> bytes:
         """Return the text of at most `count` bytes of the file; nothing at its end."""
@@ -220,4 +222,4 @@ def _replace_undecodable(error: UnicodeError) -> tuple[str, int]:
     return UNDECODABLE, error.end
 
 
-codecs.register_error("longrec.undecodable", _replace_undecodable)
+codecs.register_error(UNDECODABLE_ERRORS, _replace_undecodable)

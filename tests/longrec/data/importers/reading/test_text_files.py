@@ -48,7 +48,7 @@ def test_every_kind_of_bad_row_is_reported_with_its_line(tmp_path: Path, end: st
         (5, "not 3 columns"),
         (6, "a is not a whole number"),
         (8, "a quoted field runs over several lines"),
-        (10, "a is not a whole number"),
+        (10, "a is beyond int64, from -2^63 to 2^63 - 1"),
         (11, "a is null"),
         (13, "b is not a number"),
         (16, "a is not a whole number"),
