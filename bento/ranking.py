@@ -15,9 +15,11 @@ from bento.settings import BODY_LIMITS, SETTINGS
 from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.serving.inline_history import read_inline_history
 from longrec.serving.requests import EncodedRequest, RankRequest
+from longrec.times import require_time
 
 if TYPE_CHECKING:
     from longrec.release.request_log import RequestLog
+    from longrec.schema import Schema
     from longrec.serving.admission import Ticket
     from longrec.serving.engine import Engine
     from longrec.serving.metrics import PrometheusMetrics
@@ -136,16 +138,14 @@ class RequestRanker:
         """Return the rows read of the user, and the request with these rows."""
         from longrec.scoring.request import RequestRows
 
-        request_time_ms = request.request_time_ms
-        if request_time_ms is None:
-            request_time_ms = time.time_ns() // 1_000_000
+        schema = engine.scorer.bundle.schema
+        request_time_ms = _request_time(request, schema)
         timeout = MAX_FETCH_SHARE * (deadline - time.monotonic())
         with self.metrics.timed("fetch"):
             fetched = await self.reader.fetch(request.user_id, timeout)
         if fetched.degraded:
             self.metrics.count_degraded(fetched.rows.history.num_rows)
         if request.inline_history is not None:
-            schema = engine.scorer.bundle.schema
             events = await asyncio.to_thread(
                 read_inline_history,
                 request.inline_history,
@@ -182,6 +182,13 @@ class RequestRanker:
             model_version=answer["model_version"],
             degraded=answer["degraded"],
         )
+
+
+def _request_time(request: RankRequest, schema: Schema) -> int:
+    """Return the request time in ms since 1970, by default now."""
+    if request.request_time_ms is None:
+        return time.time_ns() // 1_000_000
+    return require_time("request_time", request.request_time_ms, schema.time_origin_ms)
 
 
 def _deadline(request: RankRequest) -> float:

@@ -30,6 +30,7 @@ from bento.settings import BODY_LIMITS
 from longrec.errors import DataError
 from longrec.serving import arrow_codec
 from longrec.serving.requests import RankRequest
+from longrec.times import datetime_to_ms
 
 ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 MAX_TIMEOUT_MS = 60_000
@@ -37,10 +38,6 @@ MAX_BYTES_ON_LOOP = 65_536
 """A larger body is decoded in a thread."""
 MAX_INT64 = 2**63 - 1
 MIN_INT64 = -(2**63)
-MIN_TIME_MS = -62_135_596_800_000
-MAX_TIME_MS = 253_402_300_799_999
-"""The years 1 to 9999."""
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 Decoded = TypeVar("Decoded")
 
@@ -61,14 +58,14 @@ def to_milliseconds(value: Any) -> Any:
         ) from error
     if time.tzinfo is None:
         raise ValueError("has no time zone; for UTC add Z")
-    return (time - EPOCH) // datetime.timedelta(milliseconds=1)
+    return datetime_to_ms(time)
 
 
 Int64 = Annotated[int, Field(ge=MIN_INT64, le=MAX_INT64)]
 RequestTime = Annotated[
     int,
     BeforeValidator(to_milliseconds),
-    Field(ge=MIN_TIME_MS, le=MAX_TIME_MS),
+    Field(ge=MIN_INT64, le=MAX_INT64),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}),
 ]
 
@@ -83,7 +80,10 @@ class _JsonRequestBody(bentoml.IODescriptor):
     )
     request_time: RequestTime | None = Field(
         None,
-        description="ISO 8601 with a time zone, or milliseconds since 1970 UTC; default now.",
+        description=(
+            "From 1980 to 2099: ISO 8601 with a time zone, or milliseconds since 1970 UTC; "
+            "default now."
+        ),
     )
     length: int | None = Field(
         None,
@@ -216,7 +216,7 @@ class ArrowRequestBody(_ArrowBody):
         """
         request = self._request
         _check_bounds("user_id", request.user_id, MIN_INT64, MAX_INT64)
-        _check_bounds("request_time", request.request_time_ms, MIN_TIME_MS, MAX_TIME_MS)
+        _check_bounds("request_time", request.request_time_ms, MIN_INT64, MAX_INT64)
         _check_bounds("length", request.length, 0, MAX_INT64)
         _check_bounds("timeout_ms", request.timeout_ms, 1, MAX_TIMEOUT_MS)
         return request

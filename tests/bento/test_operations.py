@@ -199,9 +199,8 @@ def test_the_page_gets_the_history_of_an_example_user(client: httpx.Client) -> N
     assert len(view["timestamps"]) == num_events == len(view["lanes"]["of"])
     assert view["user_known"]
     parameters["user_id"] = UNKNOWN_USER
-    parameters["request_time"] = 1
     assert not client.get("/page/history", params=parameters).json()["user_known"]
-    negative = {"user_id": 1, "request_time": 1, "length": -5}
+    negative = {**parameters, "length": -5}
     assert client.get("/page/history", params=negative).status_code == 400
 
 
@@ -225,6 +224,8 @@ def test_bad_requests_of_the_page_are_rejected(client: httpx.Client, page_reques
         {**page_request, "item_id": 1, "kind": "no"},
         {**page_request, "item_id": 1, "candidates": []},
         {**page_request, "item_id": 1, "length": -1},
+        {**page_request, "item_id": 1, "request_time": -(2**63)},
+        {**page_request, "item_id": 1, "request_time": 1_700_009_000},
     ):
         response = client.post("/page/whatif", json=bad)
         assert response.status_code == 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -13,11 +14,15 @@ import pytest
 from bento.ranking import RequestRanker
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
-from longrec.serving.requests import RankRequest
+from longrec.errors import DataError
+from longrec.schema import Schema
+from longrec.serving.requests import EncodedRequest, RankRequest
 from longrec.serving.store_reader import FetchResult
 from tests.longrec import small_histories
 
-INLINE_HISTORY = {"item_id": [1, 2], "timestamp": [10, 20]}
+TIME_MS = 1_700_000_000_000
+ORIGIN_MS = 946_684_800_000
+INLINE_HISTORY = {"item_id": [1, 2], "timestamp": [TIME_MS, TIME_MS + 10]}
 
 
 class FakeReader:
@@ -91,3 +96,38 @@ def test_an_inline_history_does_not_count_as_cached_while_the_store_is_down() ->
     assert fetched.degraded
     assert encoded.rows.history.num_rows == 2
     assert metrics.degraded == [0]
+
+
+def encode(schema: Schema, request_time_ms: int, timestamps: list[int]) -> EncodedRequest:
+    """Return a request with a history of its own, as the engine gets it."""
+    engine = make_engine()
+    engine.scorer.bundle.schema = schema
+    inline_history = {"item_id": list(range(len(timestamps))), "timestamp": timestamps}
+    request = RankRequest(
+        1,
+        np.array([5]),
+        request_time_ms=request_time_ms,
+        inline_history=inline_history,
+    )
+    ranker = make_ranker(FakeMetrics())
+    _, encoded = asyncio.run(ranker._read_user(engine, request, math.inf))
+    return encoded
+
+
+def test_a_request_time_in_seconds_is_refused_with_the_number_to_send() -> None:
+    message = "request_time: .* looks like seconds; send milliseconds: 1700009000000"
+    with pytest.raises(DataError, match=message):
+        encode(small_histories.SCHEMA, 1_700_009_000, [TIME_MS])
+
+
+@pytest.mark.parametrize("time", [0, -1, 2**63 - 1, -(2**63), 10**40])
+def test_a_request_time_out_of_range_is_refused(time: int) -> None:
+    with pytest.raises(DataError, match="request_time: not a time from 1980 to 2099"):
+        encode(small_histories.SCHEMA, time, [TIME_MS])
+
+
+def test_times_of_a_request_are_counted_from_the_origin_of_the_log() -> None:
+    schema = dataclasses.replace(small_histories.SCHEMA, time_origin_ms=ORIGIN_MS)
+    rows = encode(schema, 9_000, [5_000, ORIGIN_MS + 6_000]).rows
+    assert rows.request_time_ms == ORIGIN_MS + 9_000
+    assert history.timestamps(rows.history).tolist() == [ORIGIN_MS + 5_000, ORIGIN_MS + 6_000]

@@ -211,7 +211,7 @@ def test_the_largest_request(client) -> None:
         client,
         user_id=-(2**63),
         candidates=[-(2**63) + number for number in range(2048)],
-        request_time=-1,
+        request_time=4_102_444_799_999,
         length=2**63 - 1,
     )
     assert len(answer["scores"]["label"]) == 2048

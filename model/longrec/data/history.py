@@ -103,7 +103,7 @@ def pack(events: pa.RecordBatch | pa.Table, schema: Schema) -> bytes:
         DataError: a column is missing or has the wrong type, or the events are not in order.
     """
     batch = conform(events, schema)
-    _check_order(batch)
+    check_order(batch)
     columns = [_canonical(column) for column in batch.columns]
     canonical = pa.record_batch(columns, schema=batch.schema)
     sink = pa.BufferOutputStream()
@@ -129,11 +129,12 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
         raise _unreadable(f"{len(view)} bytes with another checksum than they end with")
     try:
         _check_metadata(_schema_message(stream), schema)
-        reader = pa.ipc.open_stream(pa.py_buffer(stream))
-        batch: pa.RecordBatch = reader.read_next_batch()
-    except (pa.ArrowInvalid, pa.ArrowException, OSError, StopIteration) as error:
+        batches = list(pa.ipc.open_stream(pa.py_buffer(stream)))
+    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         raise _unreadable(str(error)) from error
-    return batch
+    if len(batches) != 1:
+        raise _unreadable(f"{len(batches)} record batches")
+    return batches[0]
 
 
 def unpack_or_empty(
@@ -143,6 +144,25 @@ def unpack_or_empty(
     if payload is None:
         return empty(schema)
     return unpack(payload, schema)
+
+
+def check_order(batch: pa.RecordBatch) -> None:
+    """Check that events are in the order of a history.
+
+    Raises:
+        DataError: an event comes before the one in front of it.
+    """
+    event_seqs = batch.column(EVENT_SEQ).to_numpy()
+    is_back = steps_back(timestamps(batch), event_seqs)
+    if not is_back.any():
+        return
+    first_row = int(is_back.argmax()) + 1
+    raise DataError(
+        "the events of a history are not in order",
+        found=f"{int(is_back.sum())} steps back, the first at row {first_row}",
+        expected="ascending timestamp, then event_seq",
+        fix="Sort them before packing.",
+    )
 
 
 def timestamps(history: pa.RecordBatch) -> Int64:
@@ -281,20 +301,6 @@ def _canonical(column: pa.Array) -> pa.Array:
     filled = np.asarray(column.fill_null(0))
     values = np.where(is_missing, 0, filled)
     return pa.array(values, column.type, mask=is_missing)
-
-
-def _check_order(batch: pa.RecordBatch) -> None:
-    event_seqs = batch.column(EVENT_SEQ).to_numpy()
-    is_back = steps_back(timestamps(batch), event_seqs)
-    if not is_back.any():
-        return
-    first_row = int(is_back.argmax()) + 1
-    raise DataError(
-        "the events of a history are not in order",
-        found=f"{int(is_back.sum())} steps back, the first at row {first_row}",
-        expected="ascending timestamp, then event_seq",
-        fix="Sort them before packing.",
-    )
 
 
 @functools.lru_cache(maxsize=64)

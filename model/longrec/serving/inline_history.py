@@ -12,6 +12,7 @@ from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
 from longrec.serving.arrow_bounds import check_stream
 from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits
+from longrec.times import require_times
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 InlineHistory: TypeAlias = Columns | bytes
@@ -54,8 +55,48 @@ def unpack_history(
         max_bytes: bytes that it decompresses to.
 
     Raises:
-        DataError: the history is damaged, too large, or was packed for another schema.
+        DataError: the history is damaged, too large, was packed for another schema, or holds a null
+            id or time, a time that is out of range or events out of order.
     """
+    events = _unpack(packed, schema, max_bytes)
+    for field, column in zip(events.schema, events.columns, strict=True):
+        _check_nulls(field, column)
+    position = events.schema.get_field_index(TIMESTAMP)
+    times = _epoch_times(events.column(position), schema)
+    events = events.set_column(position, events.schema.field(position), times)
+    _check_order(events)
+    return events
+
+
+def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
+    """Return the events of columns, in the order of their keys.
+
+    Args:
+        columns: values by name. item_id and timestamp (ms, see `longrec.times`) are required.
+            event_seq is the given order by default; missing event features are null.
+        schema: schema of the model.
+
+    Raises:
+        DataError: a column is unknown or missing, has another length, or a value of a wrong type;
+            a time is out of range.
+    """
+    fields = history.arrow_schema(schema)
+    _check_names(columns, fields)
+    num_events = len(columns[ITEM_ID])
+    _check_lengths(columns, num_events)
+    given = {EVENT_SEQ: range(num_events), **columns}
+    arrays = {}
+    for field in fields:
+        values = given.get(field.name)
+        arrays[field.name] = _array(field, values, num_events)
+    arrays[TIMESTAMP] = _epoch_times(arrays[TIMESTAMP], schema)
+    order = [(name, "ascending") for name in (TIMESTAMP, EVENT_SEQ, ITEM_ID)]
+    events = pa.table(arrays).sort_by(order)
+    return history.conform(events, schema)
+
+
+def _unpack(packed: bytes, schema: Schema, max_bytes: int) -> pa.RecordBatch:
+    """Return the events of a packed history, with valid buffers but any values."""
     try:
         check_stream(packed, max_bytes)
         events = history.unpack(packed, schema)
@@ -68,35 +109,8 @@ def unpack_history(
             expected=error.expected,
         ) from error
     except pa.ArrowException as error:
-        raise DataError("history: not readable", found=str(error).splitlines()[0]) from error
-    for field in events.schema:
-        _check_nulls(field, events.column(field.name))
+        raise DataError("history: not readable", found=_first_line(error)) from error
     return events
-
-
-def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
-    """Return the events of columns, in the order of their keys.
-
-    Args:
-        columns: values by name. item_id and timestamp (ms since 1970 UTC) are required. event_seq
-            is the given order by default; missing event features are null.
-        schema: schema of the model.
-
-    Raises:
-        DataError: a column is unknown or missing, has another length, or a value of a wrong type.
-    """
-    fields = history.arrow_schema(schema)
-    _check_names(columns, fields)
-    num_events = len(columns[ITEM_ID])
-    _check_lengths(columns, num_events)
-    given = {EVENT_SEQ: range(num_events), **columns}
-    arrays = {}
-    for field in fields:
-        values = given.get(field.name)
-        arrays[field.name] = _array(field, values, num_events)
-    order = [(name, "ascending") for name in (TIMESTAMP, EVENT_SEQ, ITEM_ID)]
-    events = pa.table(arrays).sort_by(order)
-    return history.conform(events, schema)
 
 
 def _check_names(columns: Columns, fields: pa.Schema) -> None:
@@ -131,17 +145,55 @@ def _array(
     if values is None:
         return pa.nulls(num_events, dtype)
     try:
-        array = pa.array(values, dtype)
+        # With a type given, pyarrow would cut floats to integers and take truth for a number.
+        found = pa.array(values)
+        if not _is_readable_as(found.type, dtype):
+            raise pa.ArrowTypeError(str(found.type))
+        array = found.cast(dtype)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"history: column '{field.name}' has a value of the wrong type",
-            found=str(error).splitlines()[0],
+            found=_first_line(error),
             expected=str(dtype),
         ) from error
     _check_nulls(field, array)
     return array
 
 
-def _check_nulls(field: pa.Field, column: pa.Array) -> None:
-    if column.null_count and not field.nullable:
+def _is_readable_as(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Return whether values of a type may stand for another type; only nulls have no type."""
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found))
+    if pa.types.is_integer(found):
+        return True
+    return bool(pa.types.is_floating(wanted) and pa.types.is_floating(found))
+
+
+def _check_nulls(field: pa.Field, array: pa.Array) -> None:
+    if array.null_count and not field.nullable:
         raise DataError(f"history: column '{field.name}' must not hold nulls")
+
+
+def _epoch_times(column: pa.Array, schema: Schema) -> pa.Array:
+    """Return the times of events as ms since 1970."""
+    name = f"history: column '{TIMESTAMP}'"
+    return pa.array(require_times(name, column.to_numpy(), schema.time_origin_ms))
+
+
+def _check_order(events: pa.RecordBatch) -> None:
+    try:
+        history.check_order(events)
+    except DataError as error:
+        raise DataError(
+            f"history: {error.what}",
+            found=error.found,
+            expected=error.expected,
+            fix=error.fix,
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

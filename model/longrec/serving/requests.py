@@ -68,7 +68,7 @@ class RankRequest:
     Args:
         user_id: user to read the history of.
         candidates: int64 [m], item ids.
-        request_time_ms: ms since 1970 UTC; None for now.
+        request_time_ms: ms, not checked yet (see `longrec.times`); None for now.
         length: most recent events to use; None for the served length.
         timeout_ms: time for the answer; None for the service's default.
         inline_history: events to use instead of the stored ones.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longrec.data import history
 from longrec.errors import DataError
@@ -14,6 +18,10 @@ from tests.longrec import small_histories
 from tests.longrec.serving.small_scorer import User
 
 SCHEMA = small_histories.SCHEMA
+TIME_MS = 1_700_000_000_000
+ORIGIN_MS = 946_684_800_000
+TIMES = st.sampled_from([TIME_MS, TIME_MS + 1, TIME_MS // 1_000, -1, 2**63 - 1, -(2**63), None])
+EVENTS = st.lists(st.tuples(TIMES, st.integers(0, 2), st.sampled_from([1, 2**63 - 1, None])))
 
 
 @pytest.fixture
@@ -31,8 +39,8 @@ def columns_of(events) -> dict[str, list]:
 def test_columns_in_any_order_give_the_timeline(timeline) -> None:
     columns = columns_of(timeline)
     backwards = {name: values[::-1] for name, values in columns.items()}
-    for given in (columns, backwards):
-        assert columns_of(read_inline_history(given, SCHEMA)) == columns
+    for sent in (columns, backwards):
+        assert columns_of(read_inline_history(sent, SCHEMA)) == columns
 
 
 def test_a_packed_history_gives_the_timeline(timeline) -> None:
@@ -41,7 +49,7 @@ def test_a_packed_history_gives_the_timeline(timeline) -> None:
 
 
 def test_missing_features_are_null_and_the_given_order_is_kept() -> None:
-    events = read_inline_history({"item_id": [5, 4], "timestamp": [1, 1]}, SCHEMA)
+    events = read_inline_history({"item_id": [5, 4], "timestamp": [TIME_MS, TIME_MS]}, SCHEMA)
     assert events.column("item_id").to_pylist() == [5, 4]
     assert events.column("action").to_pylist() == [None, None]
 
@@ -52,16 +60,68 @@ def test_missing_features_are_null_and_the_given_order_is_kept() -> None:
         ({"item_id": [1]}, "timestamp"),
         ({"item_id": [1, 2], "timestamp": [1]}, "timestamp"),
         ({"item_id": [1], "timestamp": [1], "colour": [1]}, "colour"),
-        ({"item_id": ["x"], "timestamp": [1]}, "item_id"),
-        ({"item_id": [2**70], "timestamp": [1]}, "item_id"),
-        ({"item_id": [None], "timestamp": [1]}, "item_id"),
-        ({"item_id": [1], "timestamp": [1], "action": [[1]]}, "action"),
+        ({"item_id": ["x"], "timestamp": [TIME_MS]}, "item_id"),
+        ({"item_id": [2**70], "timestamp": [TIME_MS]}, "item_id"),
+        ({"item_id": [None], "timestamp": [TIME_MS]}, "item_id"),
+        ({"item_id": [1.9], "timestamp": [TIME_MS]}, "item_id"),
+        ({"item_id": [1, 2.0], "timestamp": [TIME_MS, TIME_MS]}, "item_id"),
+        ({"item_id": [1], "timestamp": [TIME_MS + 0.5]}, "timestamp"),
+        ({"item_id": [True], "timestamp": [TIME_MS]}, "item_id"),
+        ({"item_id": [1], "timestamp": [TIME_MS], "event_seq": [1.5]}, "event_seq"),
+        ({"item_id": [1], "timestamp": [TIME_MS], "seconds": [True]}, "seconds"),
+        ({"item_id": [1], "timestamp": [None]}, "timestamp"),
+        ({"item_id": [1], "timestamp": [1_700_009_000]}, "looks like seconds"),
+        ({"item_id": [1], "timestamp": [TIME_MS], "action": [[1]]}, "action"),
+        ({"item_id": [1], "timestamp": [TIME_MS], "action": ["\ud800"]}, "action"),
         (b"damaged", "not readable"),
     ],
 )
 def test_a_bad_history_is_an_error_that_names_the_column(columns, named: str) -> None:
     with pytest.raises(DataError, match=f"^history: .*{named}"):
         read_inline_history(columns, SCHEMA)
+
+
+@given(EVENTS)
+def test_packed_events_are_accepted_like_columns(events: list[tuple]) -> None:
+    times, sequence_numbers, items = zip(*events, strict=True) if events else ((), (), ())
+    columns = {
+        "item_id": list(items),
+        "timestamp": list(times),
+        "event_seq": list(sequence_numbers),
+    }
+    in_order = all(None not in event for event in events) and events == sorted(events)
+    packed = pack_anything(batch_of(columns))
+    try:
+        expected = read_inline_history(columns, SCHEMA)
+    except DataError:
+        expected = None
+    if expected is None or not in_order:
+        with pytest.raises(DataError, match=r"^history: "):
+            read_inline_history(packed, SCHEMA)
+    else:
+        assert read_inline_history(packed, SCHEMA).equals(expected, check_metadata=True)
+
+
+def test_a_packed_history_out_of_order_is_refused(timeline) -> None:
+    backwards = timeline.take(pa.array(range(timeline.num_rows)[::-1]))
+    message = "^history: the events of a history are not in order; found .* row 1"
+    with pytest.raises(DataError, match=message):
+        read_inline_history(pack_anything(backwards), SCHEMA)
+
+
+def test_a_second_record_batch_is_refused(timeline) -> None:
+    with pytest.raises(DataError, match="history: not readable; found 2 record batches"):
+        read_inline_history(pack_anything(timeline, timeline), SCHEMA)
+
+
+def test_times_are_counted_from_the_origin_of_the_log(timeline) -> None:
+    schema = dataclasses.replace(SCHEMA, time_origin_ms=ORIGIN_MS)
+    columns = {"item_id": [5, 4], "timestamp": [3_000, ORIGIN_MS + 2_000], "event_seq": [0, 1]}
+    read = read_inline_history(columns, schema)
+    assert history.timestamps(read).tolist() == [ORIGIN_MS + 2_000, ORIGIN_MS + 3_000]
+    counted = history.timestamps(read) - ORIGIN_MS
+    packed = history.pack(with_column(read, "timestamp", pa.array(counted)), schema)
+    assert read_inline_history(packed, schema).equals(read, check_metadata=True)
 
 
 def test_a_history_of_too_many_events_is_refused(timeline) -> None:
@@ -125,14 +185,31 @@ def compressed_zeros(num_events: int, compression: str) -> bytes:
             column = values.cast(field.type)
         columns.append(column)
     batch = pa.record_batch(columns, schema=fields)
-    return pack_anything(batch, compression)
+    return pack_anything(batch, compression=compression)
 
 
-def pack_anything(batch: pa.RecordBatch, compression: str | None = None) -> bytes:
-    """Return the payload of a batch that `pack` would refuse."""
+def batch_of(columns: dict[str, list]) -> pa.RecordBatch:
+    """Return events, also with nulls that a history may not hold."""
+    num_events = len(columns["item_id"])
+    arrays = []
+    for field in history.arrow_schema(SCHEMA):
+        values = columns.get(field.name, [None] * num_events)
+        arrays.append(pa.array(values, field.type))
+    return pa.record_batch(arrays, names=history.arrow_schema(SCHEMA).names)
+
+
+def with_column(events: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
+    position = events.schema.get_field_index(name)
+    return events.set_column(position, events.schema.field(position), column)
+
+
+def pack_anything(*batches: pa.RecordBatch, compression: str | None = None) -> bytes:
+    """Return batches as a packed history that `pack` might refuse to write."""
+    fields = history.arrow_schema(SCHEMA)
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
+    with pa.ipc.new_stream(sink, fields, options=options) as writer:
+        for batch in batches:
+            writer.write_batch(pa.record_batch(batch.columns, schema=fields))
     stream = sink.getvalue().to_pybytes()
     return stream + history._checksum(stream) + history.MAGIC
