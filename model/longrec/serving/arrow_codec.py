@@ -24,6 +24,7 @@ from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits, RankRequest
 PARAMETERS = ("user_id", "request_time", "length", "timeout_ms")
 """Integers in the metadata of a request."""
 MAX_SHOWN_CHARACTERS = 40
+MAX_SHOWN_COLUMNS = 3
 
 
 def read_request(
@@ -44,21 +45,12 @@ def read_request(
         DataError: the body is not a request; the message begins with the name of the bad field.
     """
     batch, end = _read_stream(body, limits.max_bytes)
-    is_candidates = (
-        batch.schema.names == [ITEM_ID]
-        and batch.column(0).type == pa.int64()
-        and batch.column(0).null_count == 0
-    )
-    if not is_candidates:
-        raise DataError(
-            f"{ITEM_ID}: expected one int64 column without nulls",
-            found=_shown(batch.schema),
-        )
-    limits.check_candidates(batch.num_rows)
+    candidates = _candidate_column(batch)
+    limits.check_candidates(len(candidates))
     parameters = _read_parameters(batch.schema.metadata or {})
     return RankRequest(
         user_id=parameters["user_id"],
-        candidates=batch.column(0).to_numpy(),
+        candidates=candidates.to_numpy(),
         request_time_ms=parameters.get("request_time"),
         length=parameters.get("length"),
         timeout_ms=parameters.get("timeout_ms"),
@@ -120,6 +112,23 @@ def _read_stream(body: bytes, max_bytes: int) -> tuple[pa.RecordBatch, int]:
     return batch, source.tell()
 
 
+def _candidate_column(batch: pa.RecordBatch) -> pa.Array:
+    """Return the only column of a batch, if it holds ids of items.
+
+    Raises:
+        DataError: the batch has other columns.
+    """
+    # Names may be no UTF-8, so pyarrow compares them.
+    is_only_column = batch.num_columns == 1 and batch.schema.get_field_index(ITEM_ID) == 0
+    if is_only_column and batch.column(0).type == pa.int64() and not batch.column(0).null_count:
+        return batch.column(0)
+    types = ", ".join(str(dtype) for dtype in batch.schema.types[:MAX_SHOWN_COLUMNS])
+    raise DataError(
+        f"{ITEM_ID}: expected one int64 column without nulls",
+        found=f"{batch.num_columns} columns: {types}",
+    )
+
+
 def _expect_end(reader: Any) -> None:
     """Read the end of a stream: bytes after it are a packed history."""
     try:
@@ -153,13 +162,6 @@ def _read_parameters(metadata: Mapping[bytes, bytes]) -> dict[str, int]:
     if "user_id" not in parameters:
         raise DataError("user_id: missing in the metadata of the schema")
     return parameters
-
-
-def _shown(schema: pa.Schema) -> str:
-    """Return the first column of a schema as text."""
-    columns = [f"{field.name}: {field.type}" for field in schema]
-    first = columns[0] if columns else "no column"
-    return repr(first[:MAX_SHOWN_CHARACTERS])
 
 
 def _text(value: object) -> str:

@@ -51,6 +51,7 @@ def test_optional_parameters_may_be_missing() -> None:
         (write_request([], {"user_id": 1}), "candidates"),
         (stream_of({}), "item_id"),
         (stream_of({"item_id": [1.5]}), "item_id"),
+        (stream_of({"item_id": [1]}).replace(b"item_id", b"item\xffid"), "item_id"),
         (stream_of({"item_id": [1]}, compression="zstd"), "user_id"),
         (stream_of({"item_id": np.zeros(2_000_000, np.int64)}, compression="zstd"), "body"),
     ],
