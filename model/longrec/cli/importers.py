@@ -62,6 +62,13 @@ TimeColumn = Annotated[str, typer.Option(help="Column of times.")]
 TimeUnit = Annotated[
     str, typer.Option(help="s, ms, us, ns or iso; Parquet timestamps have their own unit.")
 ]
+TimeOrigin = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Time from which a log that starts at 0 counts: ISO 8601 (UTC), such as 2000-01-01.",
+    ),
+]
 BasketColumn = Annotated[
     str | None,
     typer.Option(help="Column of simultaneous events; no history splits them."),
@@ -337,6 +344,7 @@ def events(
     item: ItemColumn = "item_id",
     timestamp: TimeColumn = "timestamp",
     timestamp_unit: TimeUnit = "ms",
+    time_origin: TimeOrigin = None,
     basket: BasketColumn = None,
     seq: SequenceColumn = None,
     created: CreatedColumn = None,
@@ -373,6 +381,7 @@ def events(
           --item-feature repo_id:category --negatives 4 --negatives-within repo_id
     """
     from longrec.cli.progress import waiting
+    from longrec.data.history_plot import parse_time_ms
     from longrec.data.importers import EventMapping, ImportOptions, import_events
 
     mapping = EventMapping(
@@ -380,6 +389,7 @@ def events(
         item=item,
         timestamp=timestamp,
         timestamp_unit=cast("Unit", timestamp_unit),  # The mapping checks it.
+        time_origin_ms=0 if time_origin is None else parse_time_ms(time_origin),
         basket=basket,
         seq=seq,
         created=created,

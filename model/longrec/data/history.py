@@ -33,8 +33,6 @@ FINGERPRINT_KEY = b"longrec.schema"
 MAGIC = b"LRH1"
 EVENT_KEY = (TIMESTAMP, EVENT_SEQ, ITEM_ID)
 """Columns that identify an event of a user, in the order of a history."""
-MAX_TIMESTAMP_MS = 4_102_444_800_000
-"""2100-01-01 UTC; a larger number is a time in another unit."""
 
 _CHECKSUM_BYTES = 4
 _TRAILER_BYTES = _CHECKSUM_BYTES + len(MAGIC)

@@ -27,6 +27,7 @@ from longrec.schema import (
     Schema,
     Task,
 )
+from longrec.times import require_origin
 
 LABEL = "label"
 SHARED_ITEM_ROWS = 65_536
@@ -53,6 +54,8 @@ class EventMapping:
             them.
         timestamp_unit: `s`, `ms`, `us`, `ns` or `iso`. A Parquet timestamp column has its own
             unit. Times without a zone are UTC.
+        time_origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for 1970.
+            The schema keeps it, and events and requests may count their times from it too.
         basket: column that joins events which happened at once, such as a commit or an order.
             No history splits a basket.
         seq: column that orders events of equal time; None for the order of the files.
@@ -73,6 +76,7 @@ class EventMapping:
     item: str = ITEM_ID
     timestamp: str = TIMESTAMP
     timestamp_unit: Unit = "ms"
+    time_origin_ms: int = 0
     basket: str | None = None
     seq: str | None = None
     created: str | None = None
@@ -94,6 +98,7 @@ class EventMapping:
                 expected=", ".join(get_args(Unit)),
             )
         baskets = ["basket"] if self.basket else []
+        require_origin(self.time_origin_ms)
         unknown_ids = set(self.text_ids) - {"user", "item", *baskets}
         if unknown_ids:
             raise DataError(
@@ -132,6 +137,7 @@ class EventMapping:
             return Schema(
                 name=name,
                 has_baskets=self.basket is not None,
+                time_origin_ms=self.time_origin_ms,
                 item=(item_id, *(_feature(text, item_types) for text in self.item_features)),
                 user=tuple(_feature(text, user_types) for text in self.user_features),
                 event=tuple(_feature(text, types, self.labels) for text in self.features),

@@ -189,11 +189,11 @@ class _EventLog:
         ]
         if mapping.basket:
             fields.append(self._id_field("basket", BASKET_ID, mapping.basket))
-        fields.append(Field(TIMESTAMP, mapping.timestamp, mapping.timestamp_unit))
+        fields.append(self._time_field(TIMESTAMP, mapping.timestamp))
         if mapping.seq:
             fields.append(Field(EVENT_SEQ, mapping.seq, "int64", is_required=True))
         if mapping.created:
-            fields.append(Field(CREATED, mapping.created, mapping.timestamp_unit))
+            fields.append(self._time_field(CREATED, mapping.created))
         fields += [Field(label, label, "label") for label in mapping.labels]
         for feature in self.schema.event:
             if feature.name not in mapping.labels:
@@ -208,6 +208,15 @@ class _EventLog:
     ) -> Field:
         kind: FieldKind = "string" if key in self.mapping.text_ids else "int64"
         return Field(name, source, kind, is_required=True)
+
+    def _time_field(self, name: str, source: str) -> Field:
+        mapping = self.mapping
+        return Field(
+            name,
+            source,
+            mapping.timestamp_unit,
+            origin_ms=mapping.time_origin_ms,
+        )
 
     def _read_entities(
         self,

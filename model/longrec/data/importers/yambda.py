@@ -36,6 +36,7 @@ from longrec.data.importers.writing.dataset_builder import (
 from longrec.data.importers.writing.import_report import ImportReport
 from longrec.errors import DataError
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Feature, Schema, Task
+from longrec.times import EARLIEST_MS
 
 TASK = "listened"
 EVENT_TYPE = "event_type"
@@ -59,8 +60,8 @@ ORIGIN_MS = 946_684_800_000
 
 They are seconds from a secret time, in steps of 5; a dataset needs dates.
 """
-LATEST_S = 1_000_000_000
-"""Largest time in seconds from the origin (32 years); a larger one is in another unit."""
+LATEST_S = (EARLIEST_MS - 1) // 1_000
+"""Largest time in seconds from the origin (10 years); a larger one is in another unit."""
 ORIGIN_NOTE = "times are counted from 2000-01-01: the log keeps its own beginning secret"
 KEY_COLUMNS = ("uid", "timestamp", "item_id", "is_organic")
 LISTEN_COLUMNS = ("played_ratio_pct", TRACK_LENGTH)
@@ -97,6 +98,7 @@ def yambda_schema(mappings: Sequence[str] = ()) -> Schema:
             Feature("played_ratio_pct", "number", minimum=0),
         ),
         tasks=(Task(TASK),),
+        time_origin_ms=ORIGIN_MS,
     )
 
 

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from longrec.config import ChecksConfig
 from longrec.data.columns import Int64
 from longrec.data.histories import SPLITS, SPLITS_BY_TIME
-from longrec.data.history import MAX_TIMESTAMP_MS
 from longrec.data.quality.column_profiles import MAX_EXAMPLES
 from longrec.data.quality.dataset_profiles import (
     item_columns,
@@ -53,6 +52,7 @@ from longrec.data.quality.user_profiles import (
 )
 from longrec.data.timelines import Mask
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
+from longrec.times import END_MS
 
 EVALUATED_SPLITS = ("train", "eval")
 SPLIT_ORDER = tuple(itertools.combinations(SPLITS_BY_TIME, 2))
@@ -366,7 +366,7 @@ def _first_times(
     It is the largest time where an owner has none.
     """
     _, codes = np.unique(owners, return_inverse=True)
-    first_times = np.full(codes.max() + 1, MAX_TIMESTAMP_MS)
+    first_times = np.full(codes.max() + 1, END_MS)
     times = requests.columns[TIMESTAMP]
     np.minimum.at(first_times, codes[is_chosen], times[is_chosen])
     return first_times[codes]

@@ -23,6 +23,7 @@ from longrec.errors import DataError
 from tests.longrec.data.importers.imported import read_dataset
 
 START_MS = 1_650_000_000_000
+ORIGIN_MS = 946_684_800_000
 
 
 def write_basket_log(
@@ -292,3 +293,31 @@ def test_a_truncated_parquet_log_imports_nothing(tmp_path: Path) -> None:
         )
     assert not (tmp_path / "d").exists()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def write_log_from_zero(path: Path) -> Path:
+    """Write a log whose times are seconds from its own start; return its path."""
+    times = range(0, 400_000, 10_000)
+    rows = [f"{row % 2},{row % 5},{time},{row % 2}\n" for row, time in enumerate(times)]
+    path.write_text("user_id,item_id,timestamp,clicked\n" + "".join(rows))
+    return path
+
+
+def test_a_log_that_starts_at_0_keeps_its_origin_in_the_schema(tmp_path: Path) -> None:
+    path = write_log_from_zero(tmp_path / "log.csv")
+    mapping = EventMapping(timestamp_unit="s", time_origin_ms=ORIGIN_MS, labels=("clicked",))
+    report = import_events(path, tmp_path / "d", mapping)
+    events, targets = read_dataset(tmp_path / "d")
+    assert report.rows_rejected == 0
+    assert min(row["timestamp"] for row in events) == ORIGIN_MS
+    assert max(row["timestamp"] for row in targets) == ORIGIN_MS + 390_000_000
+    assert Dataset.open(tmp_path / "d").schema.time_origin_ms == ORIGIN_MS
+
+
+def test_a_log_that_starts_at_0_is_refused_without_an_origin(tmp_path: Path) -> None:
+    path = write_log_from_zero(tmp_path / "log.csv")
+    mapping = EventMapping(timestamp_unit="s", labels=("clicked",))
+    with pytest.raises(DataError, match=r"a start of its own .--time-origin."):
+        import_events(path, tmp_path / "d", mapping)
+    with pytest.raises(DataError, match="origin of the times is out of range"):
+        EventMapping(time_origin_ms=5)

@@ -103,7 +103,9 @@ def _faults_outside(times: Int64, is_outside: Mask, unit: str) -> dict[str, Mask
         looks_like &= in_other_unit < rule.END_MS
         faults[f"{reason}, it looks like {UNIT_NAMES[other]}"] = looks_like
         is_left = is_left & ~looks_like
-    return {**faults, reason: is_left}
+    is_early = is_left & (times >= 0) & (times < rule.EARLIEST_MS)
+    faults[f"{reason}, it may count from a start of its own (--time-origin)"] = is_early
+    return {**faults, reason: is_left & ~is_early}
 
 
 def _not_a_number(unit: str) -> str:
