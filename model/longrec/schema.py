@@ -24,7 +24,7 @@ USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 EVENT_SEQ = "event_seq"
-"""Position of an event in its source log; orders events with equal timestamps."""
+"""Number that orders events with equal timestamps: the log's own, or the position in the log."""
 BASKET_ID = "basket_id"
 CREATED = "created"
 """Time at which an event became known; later than its timestamp for a late event."""
@@ -101,6 +101,8 @@ class Schema:
         event: event features; item features of an event are found by its item_id.
         tasks: binary labels, at least one.
         has_baskets: whether events carry a `basket_id`; no history may split a basket.
+        has_event_numbers: whether `event_seq` is a number of the log's own, which a producer of
+            live events knows too; else it is the position in the log.
         time_origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for a log
             with times since 1970 (`longrec.times`).
 
@@ -116,6 +118,7 @@ class Schema:
     event: tuple[Feature, ...]
     tasks: tuple[Task, ...]
     has_baskets: bool = False
+    has_event_numbers: bool = False
     time_origin_ms: int = 0
 
     def __post_init__(self) -> None:
@@ -148,20 +151,26 @@ class Schema:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON form."""
+        """First 16 hex digits of the SHA-256 of the canonical JSON form.
+
+        Whether events have numbers changes no value that a model reads, so it does not count.
+        """
+        value = self.to_dict()
+        value.pop("has_event_numbers", None)
         text = json.dumps(
-            self.to_dict(),
+            value,
             sort_keys=True,
             separators=(",", ":"),
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; without an origin of the times, it does not name one."""
+        """Return the JSON form; it names event numbers and an origin only where there are some."""
         value = dataclasses.asdict(self)
-        if not self.time_origin_ms:
-            # Schemas that were stored before there were origins keep their fingerprints.
-            del value["time_origin_ms"]
+        # Schemas that were stored before these fields keep their fingerprints.
+        for name in ("has_event_numbers", "time_origin_ms"):
+            if not value[name]:
+                del value[name]
         return value
 
     @classmethod
@@ -179,6 +188,7 @@ class Schema:
                 event=_features_from(value["event"]),
                 tasks=tuple(Task(**row) for row in value["tasks"]),
                 has_baskets=bool(value.get("has_baskets", False)),
+                has_event_numbers=bool(value.get("has_event_numbers", False)),
                 time_origin_ms=value.get("time_origin_ms", 0),
             )
         except (KeyError, TypeError) as error:

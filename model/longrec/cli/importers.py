@@ -74,7 +74,7 @@ BasketColumn = Annotated[
     typer.Option(help="Column of simultaneous events; no history splits them."),
 ]
 SequenceColumn = Annotated[
-    str | None, typer.Option(help="Column that orders events of equal time; default file order.")
+    str | None, typer.Option(help="Column that orders and tells apart events of one time.")
 ]
 CreatedColumn = Annotated[
     str | None,

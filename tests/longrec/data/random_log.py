@@ -46,6 +46,7 @@ SCHEMA = Schema(
     ),
     tasks=(Task("click"), Task("buy")),
     has_baskets=True,
+    has_event_numbers=True,
 )
 
 

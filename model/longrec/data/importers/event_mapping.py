@@ -58,7 +58,8 @@ class EventMapping:
             The schema keeps it, and events and requests may count their times from it too.
         basket: column that joins events which happened at once, such as a commit or an order.
             No history splits a basket.
-        seq: column that orders events of equal time; None for the order of the files.
+        seq: column that orders events of equal time and tells them apart; None for the order of
+            the files.
         created: column of the time at which a row became known, in the same unit; None where
             rows are known at once.
         text_ids: which of `user`, `item` and `basket` are text. Their ids are
@@ -137,6 +138,7 @@ class EventMapping:
             return Schema(
                 name=name,
                 has_baskets=self.basket is not None,
+                has_event_numbers=self.seq is not None,
                 time_origin_ms=self.time_origin_ms,
                 item=(item_id, *(_feature(text, item_types) for text in self.item_features)),
                 user=tuple(_feature(text, user_types) for text in self.user_features),

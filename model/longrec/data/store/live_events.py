@@ -1,14 +1,17 @@
 """Live events on their way into the feature store: read from a file, cast to the schema, sorted.
 
-`event_seq` comes from the producer: it is the position of the event in the source log.
+`event_seq` comes from the producer only where the log has numbers of its own; else the content of
+an event decides it (`deduplication`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,13 +20,14 @@ from pyarrow import csv, json
 from longrec import times
 from longrec.data import history
 from longrec.data.columns import cast_column, int64_column, single_array
-from longrec.data.store.deduplication import sort_distinct
+from longrec.data.store.deduplication import number_by_content, sort_distinct
 from longrec.data.timelines import find_split_basket, group_spans, known_times
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, CREATED, TIMESTAMP, USER_ID, Schema
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, TIMESTAMP, USER_ID, Schema
 
 LateEvents = Literal["hold", "ignore"]
 SUFFIXES = (".parquet", ".csv", ".jsonl")
+_USER_FIELD = pa.field(USER_ID, pa.int64(), nullable=False)
 
 
 def read_file(
@@ -80,16 +84,36 @@ def conform(
         DataError: a column is missing or has another type, an id or time is null, a time is out of
             range (`longrec.times`), two events share a key, or a basket has two times.
     """
+    if not events.num_rows:
+        return _no_events(schema)
     events = _with_epoch_times(events, schema.time_origin_ms)
     if late_events == "hold":
         events = _at_known_times(events)
+    if not schema.has_event_numbers:
+        events = _with_some_numbers(events)
+    events = arrange(events, schema)
+    check_baskets(events, schema)
+    return events
+
+
+def arrange(events: pa.Table, schema: Schema) -> pa.Table:
+    """Return user_id and the codec's columns, each event once, in the order of histories.
+
+    Args:
+        events: user_id and the codec's columns; others are dropped.
+        schema: schema of the published features.
+
+    Raises:
+        DataError: a column is missing or has another type, an id is null, or two events share a
+            key.
+    """
     batch = history.conform(events, schema)
     users = _user_column(events)
-    user_field = pa.field(USER_ID, pa.int64(), nullable=False)
     table = pa.Table.from_batches([batch])
-    table = sort_distinct(table.add_column(0, user_field, users))
-    check_baskets(table, schema)
-    return table
+    table = table.add_column(0, _USER_FIELD, users)
+    if not schema.has_event_numbers:
+        table = number_by_content(table, schema)
+    return sort_distinct(table)
 
 
 def split_by_user(events: pa.Table) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -127,6 +151,21 @@ def check_baskets(events: pa.Table, schema: Schema) -> None:
             expected="one time per basket",
             fix="Give all events of a basket one timestamp.",
         )
+
+
+def _no_events(schema: Schema) -> pa.Table:
+    table = pa.Table.from_batches([history.empty(schema)])
+    return table.add_column(0, _USER_FIELD, pa.array([], pa.int64()))
+
+
+def _with_some_numbers(events: pa.Table) -> pa.Table:
+    """Return the events with `event_seq`; where it is missing, rows get different ones."""
+    names = events.schema.names
+    if EVENT_SEQ in names:
+        if not events.column(EVENT_SEQ).null_count:
+            return events
+        events = events.drop_columns([EVENT_SEQ])
+    return events.append_column(EVENT_SEQ, pa.array(np.arange(events.num_rows)))
 
 
 def _with_epoch_times(events: pa.Table, origin_ms: int) -> pa.Table:
@@ -177,10 +216,21 @@ def _user_column(events: pa.Table) -> pa.Array:
         ) from error
 
 
+def _has_rows(path: Path) -> bool:
+    """Return whether a text file holds more or less than its header."""
+    num_header_lines = 1 if path.suffix == ".csv" else 0
+    with open(path, "rb") as stream:
+        lines = (line for line in stream if line.strip())
+        first_lines = list(itertools.islice(lines, num_header_lines + 1))
+    return len(first_lines) != num_header_lines
+
+
 def _read_table(path: Path, schema: Schema) -> pa.Table:
     if path.suffix == ".parquet":
         with pq.ParquetFile(path) as stored:
             return stored.read()
+    if not _has_rows(path):
+        return pa.table({})
     types = {USER_ID: pa.int64()}
     for field in history.arrow_schema(schema):
         if field.name != TIMESTAMP:  # either a number or ISO 8601

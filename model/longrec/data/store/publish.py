@@ -21,10 +21,10 @@ from typing import Any
 from longrec.data import files, history
 from longrec.data.columns import FEATURE_TABLES_FORMAT_VERSION
 from longrec.data.hashing import fingerprint_files
-from longrec.data.store import live_events, tail_files
+from longrec.data.store import tail_files
 from longrec.data.store.feast_adapter import FeastAdapter, feast_errors, open_feast
 from longrec.data.store.materialize import fill_online_store, verify_online_store
-from longrec.data.store.push import PUSH_BATCH_USERS, accept_repeats, add_events, tail_rows
+from longrec.data.store.push import carry_over, tail_rows
 from longrec.data.store.versions import PublishedVersion, digest_before
 from longrec.data.store.workdir import (
     current_version,
@@ -326,7 +326,7 @@ def _carry_over(
     users = tail_files.users_with_pushes(previous.path)
     if not len(users):
         return 0
-    if not _has_equal_events(previous.schema, published.schema):
+    if not _can_carry_over(previous.schema, published.schema):
         logger.warning(
             "pushed events of %d users are not carried over: they were recorded by %s, the new "
             "version is of %s",
@@ -335,20 +335,16 @@ def _carry_over(
             published.schema.name,
         )
         return 0
-    adapter = FeastAdapter(published, repo_dir)
-    num_carried = 0
-    for start in range(0, len(users), PUSH_BATCH_USERS):
-        batch = users[start : start + PUSH_BATCH_USERS]
-        events = tail_files.pushed_events(previous, batch)
-        events = live_events.conform(events, published.schema)
-        # Where the new tables hold an event too, theirs is used.
-        report = add_events(adapter, events, accept_repeats)
-        num_carried += report.num_new
-    return num_carried
+    return carry_over(previous, FeastAdapter(published, repo_dir))
 
 
-def _has_equal_events(old: Schema, new: Schema) -> bool:
-    if old.name != new.name:
+def _can_carry_over(old: Schema, new: Schema) -> bool:
+    """Return whether events of one schema are events of another.
+
+    Events that were pushed without numbers cannot be found in a log with numbers.
+    """
+    lacks_numbers = new.has_event_numbers and not old.has_event_numbers
+    if old.name != new.name or lacks_numbers:
         return False
     old_columns = history.arrow_schema(old)
     new_columns = history.arrow_schema(new)

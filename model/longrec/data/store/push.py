@@ -118,7 +118,8 @@ class Pusher:
                 self._adapter = self._open()
             self._adapter.check_online()
             conformed = live_events.conform(events, self.schema, self.late_events)
-            return add_events(self._adapter, conformed, check_same_events)
+            check = check_same_events if self.schema.has_event_numbers else accept_repeats
+            return add_events(self._adapter, conformed, check)
 
     def _open(self) -> FeastAdapter:
         return FeastAdapter(PublishedVersion.open(self._workdir), self._repo_dir)
@@ -169,6 +170,25 @@ def add_events(
         num_users,
         num_compacted,
     )
+
+
+def carry_over(previous: PublishedVersion, adapter: FeastAdapter) -> int:
+    """Push the pushed events of a version to the next one that lack there; return how many.
+
+    Args:
+        previous: the version that they were pushed to.
+        adapter: adapter of the next version.
+    """
+    num_carried = 0
+    users = tail_files.users_with_pushes(previous.path)
+    for start in range(0, len(users), PUSH_BATCH_USERS):
+        batch = users[start : start + PUSH_BATCH_USERS]
+        events = tail_files.pushed_events(previous, batch)
+        events = live_events.arrange(events, adapter.published.schema)
+        # Where the new tables hold an event too, theirs is used.
+        report = add_events(adapter, events, accept_repeats)
+        num_carried += report.num_new
+    return num_carried
 
 
 def accept_repeats(
@@ -269,7 +289,7 @@ def _make_update(
     check_repeats: RepeatCheck,
 ) -> UserUpdate | None:
     known = stored.merged(schema)
-    found = deduplicate(events, known)
+    found = deduplicate(events, known, schema)
     check_repeats(stored.user_id, found.repeated, found.stored)
     if not found.new.num_rows:
         return None

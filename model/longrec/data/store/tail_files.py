@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from longrec.data import files, history
 from longrec.data.columns import EVENT_TIME, HISTORY, TAIL, Int64, int64_column
-from longrec.data.store.deduplication import deduplicate
+from longrec.data.store.deduplication import pushed_with_copies
 from longrec.data.store.versions import PublishedVersion
 from longrec.data.timelines import group_lengths
 from longrec.schema import USER_ID
@@ -146,7 +146,7 @@ def users_with_pushes(version: Path) -> Int64:
 
 
 def pushed_events(previous: PublishedVersion, users: Int64) -> pa.Table:
-    """Return the events of users that a version has now but was not published with.
+    """Return the pushed events of users, and the published events that are equal to them.
 
     Args:
         previous: the version.
@@ -169,13 +169,11 @@ def pushed_events(previous: PublishedVersion, users: Int64) -> pa.Table:
     compacted = _payloads(latest_rows(compacted_rows), HISTORY)
     tables = []
     for user, tail in _payloads(tails, TAIL).items():
-        stored = history.merge(
-            history.unpack_or_empty(compacted.get(user), schema),
-            history.unpack_or_empty(tail, schema),
-            schema,
-        )
         known = history.unpack_or_empty(published.get(user), schema)
-        pushed = deduplicate(stored, known).new
+        base = history.unpack(compacted[user], schema) if user in compacted else known
+        later = history.unpack_or_empty(tail, schema)
+        stored = history.merge(base, later, schema)
+        pushed = pushed_with_copies(stored, known, schema)
         owners = np.full(pushed.num_rows, user)
         table = pa.Table.from_batches([pushed])
         tables.append(table.append_column(USER_ID, pa.array(owners)))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
+from longrec.data import history
 from longrec.data.store import live_events
 from longrec.errors import DataError
 from tests.longrec.data.random_log import HUGE, SCHEMA, live, table_of
@@ -122,3 +123,34 @@ def test_times_counted_from_an_origin_get_it_added() -> None:
     ignored = live_events.conform(events, schema, late_events="ignore")
     assert set(held["timestamp"].to_pylist()) == {ORIGIN_MS + 7_000}
     assert set(ignored["timestamp"].to_pylist()) == {ORIGIN_MS + 5_000}
+
+
+EMPTY_FILES = {
+    "header.csv": HEADER,
+    "header_of_late_events.csv": HEADER.replace("\n", ",created\n"),
+    "header_without_line_end.csv": HEADER.strip(),
+    "blank_lines.csv": HEADER + "\n\n",
+    "nothing.jsonl": "",
+    "blank_lines.jsonl": "\n\n",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_FILES)
+def test_a_text_file_without_rows_holds_no_events(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(EMPTY_FILES[name])
+    assert_no_events(live_events.read_file(path, SCHEMA))
+
+
+def test_a_parquet_file_without_rows_holds_no_events(tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    no_times = pa.array([], pa.null())  # as pandas writes it
+    table = pa.table({"user_id": no_times, "timestamp": no_times, "created": no_times})
+    pq.write_table(table, path)
+    assert_no_events(live_events.read_file(path, SCHEMA))
+
+
+def assert_no_events(events: pa.Table) -> None:
+    assert events.num_rows == 0
+    assert events.schema.names == ["user_id", *history.arrow_schema(SCHEMA).names]
+    assert list(live_events.split_by_user(events)) == []

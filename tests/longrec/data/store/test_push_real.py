@@ -22,6 +22,7 @@ from longrec.data.store.offline_store import OfflineStore
 from longrec.data.store.online_store import OnlineStore
 from longrec.data.store.publish import publish
 from longrec.data.store.push import Pusher
+from longrec.schema import Schema
 from tests.longrec.data import real_logs, redis_server
 
 REPO = Path(__file__).parents[4] / "feature_repo"
@@ -86,7 +87,7 @@ def hold_out(
     held_out = []
     with DatasetWriter(
         target,
-        source.schema,
+        with_event_numbers(source.schema),
         name=source.name,
         source={},
         num_parts=source.num_parts,
@@ -196,8 +197,14 @@ def histories_of(source: Dataset, users: np.ndarray) -> Histories:
     for part in source.event_parts(names):
         is_chosen = pc.is_in(part["user_id"], chosen)
         parts.append(part.filter(is_chosen))
-    events = live_events.conform(pa.concat_tables(parts), source.schema)
+    schema = with_event_numbers(source.schema)
+    events = live_events.conform(pa.concat_tables(parts), schema)
     return dict(live_events.split_by_user(events))
+
+
+def with_event_numbers(schema: Schema) -> Schema:
+    """Return the schema of a log whose producer knows the positions in the log."""
+    return dataclasses.replace(schema, has_event_numbers=True)
 
 
 def fetch(store: OnlineStore | OfflineStore, users: np.ndarray) -> Histories:
