@@ -15,6 +15,7 @@ from longrec.data import files, history
 from longrec.data.columns import Int64
 from longrec.errors import DataError
 from longrec.schema import TIMESTAMP
+from longrec.times import EPOCH, MILLISECOND, datetime_to_ms
 
 WIDTH = 960
 LEFT_MARGIN = 150
@@ -39,14 +40,6 @@ OTHERS = "all others"
 """Name of the lane that the rarest kinds share."""
 SUFFIXES = (".svg", ".html")
 
-_EPOCH = datetime.datetime(
-    1970,
-    1,
-    1,
-    tzinfo=datetime.UTC,
-)
-_MILLISECOND = datetime.timedelta(milliseconds=1)
-
 
 def parse_time_ms(text: str) -> int:
     """Return a time as ms since 1970 UTC.
@@ -67,15 +60,13 @@ def parse_time_ms(text: str) -> int:
             found=repr(text),
             expected="ISO 8601 such as 2022-05-01T12:00:00, or ms",
         ) from error
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=datetime.UTC)
-    return (time - _EPOCH) // _MILLISECOND
+    return datetime_to_ms(time)
 
 
 def format_time(time_ms: int) -> str:
     """Return a time as ISO 8601, UTC; the number itself if the year is beyond 9999."""
     try:
-        time = _EPOCH + datetime.timedelta(milliseconds=time_ms)
+        time = EPOCH + time_ms * MILLISECOND
     except OverflowError:
         return str(time_ms)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
