@@ -77,8 +77,14 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     value = {} if path is None else _read_mapping(path)
     for text in overrides:
         key, entry = parse_override(text)
-        _set_key(value, key, entry)
+        set_key(value, key, entry)
     return ConfigFile(build(RunConfig, value), value.get(PLATFORM) or {})
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the text of a configuration file with every key of a run."""
+    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None)
+    return text
 
 
 def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
@@ -226,7 +232,12 @@ def _read_mapping(path: str | Path) -> dict[str, Any]:
     return use_current_keys(value)
 
 
-def _set_key(value: dict[str, Any], key: str, entry: Any) -> None:
+def set_key(value: dict[str, Any], key: str, entry: Any) -> None:
+    """Set a dotted key such as `train.epochs` in a mapping of sections.
+
+    Raises:
+        ConfigError: a part of the key before the last names a single value.
+    """
     *parents, last = key.split(".")
     section = value
     for parent in parents:

@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longrec.cli import config, importers, kubeflow, models, serve, store, study, synth, train
+from longrec.cli import (
+    config,
+    importers,
+    init,
+    kubeflow,
+    models,
+    predict,
+    serve,
+    store,
+    study,
+    synth,
+    train,
+)
 from longrec.cli import run as local_runs
 from longrec.cli.bench import bench
 from longrec.errors import LongrecError
@@ -50,6 +62,10 @@ PASS_ARGUMENTS = {
 class _CommandGroup(TyperGroup):
     """A group that turns a LongrecError or a file error into one message and an exit code."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _require_utf8(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -59,6 +75,18 @@ class _CommandGroup(TyperGroup):
             if error.errno not in FILE_ERRORS:
                 raise
             raise _exit(_file_error(error)) from error
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """End with one message for an argument that is not UTF-8, such as an old file name."""
+    for text in arguments:
+        if not text.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in text):
+            error = LongrecError(
+                "an argument is not UTF-8",
+                found=ascii(text),
+                fix="Rename the file or folder.",
+            )
+            raise _exit(error)
 
 
 def _exit(error: LongrecError) -> typer.Exit:
@@ -112,10 +140,14 @@ def longrec(
 
 app.add_typer(importers.app, name="import")
 app.command()(synth.synth)
+app.command()(init.init)
 app.command()(local_runs.run)
+app.command()(predict.predict)
 app.command()(local_runs.refresh)
 app.command()(local_runs.drift)
 app.command()(serve.serve)
+app.command()(models.evaluate)
+app.command()(models.package)
 app.add_typer(models.app, name="models")
 app.command()(store.push)
 app.add_typer(store.app, name="inspect")

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from longrec.config import RunConfig
+from longrec.config_file import to_yaml
 from longrec.data import location
 from longrec.data.dataset import DATASET_FORMAT_VERSION
 from longrec.data.files import read_json
 from longrec.data.shards import shard_names
-from longrec.data.store.workdir import initialize_workdir
+from longrec.data.store.workdir import check_workdir
 from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener, find_output
 from longrec.runs.project import find_root, import_module
 from longrec.runs.steps import STEPS
-from longrec.runs.summary import summarize, write_summary
+from longrec.runs.summary import LATEST, SUMMARY_NAME, summarize, write_summary
 from longrec.runs.workdir import (
     RUNS_FOLDER,
     environment,
@@ -28,6 +29,8 @@ from longrec.runs.workdir import (
     run_environment,
 )
 
+CONFIG_NAME = "config.yaml"
+"""File in the folder of a run with its configuration."""
 REFRESH_PARAMETERS = ("data_uri", "shards", "data", "checks")
 SECTIONS_WITHOUT_PARAMETER = ("name", "drift")
 """Sections that the training pipeline has no parameter for."""
@@ -41,6 +44,7 @@ def run(
     *,
     command: str = "",
     cache: bool = True,
+    config_text: str = "",
 ) -> dict[str, Any]:
     """Run the training pipeline and return its summary.
 
@@ -54,6 +58,7 @@ def run(
         listener: receives the progress.
         command: the command line, for the summary.
         cache: whether steps with unchanged data, code and settings are skipped.
+        config_text: content of the run's config.yaml; empty to write `config` there.
 
     Raises:
         BusyError: another run is using `workdir`.
@@ -63,7 +68,13 @@ def run(
     facts = location.read_json(dataset, "dataset.json")
     arguments = pipeline_arguments(config, dataset)
     folder, finished = run_pipeline(
-        "training", arguments, config.name, workdir, listener, cache=cache
+        "training",
+        arguments,
+        config.name,
+        workdir,
+        listener,
+        cache=cache,
+        config_text=config_text or to_yaml(config),
     )
     _restore_bento(finished)
     summary = summarize(config, folder, finished, {"path": dataset, **facts}, command)
@@ -115,6 +126,7 @@ def run_pipeline(
     listener: ProgressListener,
     *,
     cache: bool = True,
+    config_text: str = "",
 ) -> tuple[Path, LocalRun]:
     """Execute a pipeline on this machine; return the folder of the run and its result.
 
@@ -125,6 +137,7 @@ def run_pipeline(
         workdir: folder of the feature store (LONGREC_HOME) and of the runs.
         listener: receives the progress.
         cache: whether steps with unchanged data, code and settings are skipped.
+        config_text: content of config.yaml in the folder of the run; empty for no file.
 
     Raises:
         BusyError: another run is using `workdir`.
@@ -135,8 +148,10 @@ def run_pipeline(
     pipeline = import_module("pipelines.compiler").pipeline(name, None)
     workdir = workdir.resolve()
     with locked(workdir), environment(run_environment(workdir)):
-        initialize_workdir(workdir)
+        check_workdir(workdir)
         folder = new_run_folder(workdir / RUNS_FOLDER, run_name)
+        if config_text:
+            (folder / CONFIG_NAME).write_text(config_text, encoding="utf-8")
         parameters = {
             **arguments,
             "run_id": folder.name,
@@ -167,14 +182,59 @@ def pipeline_arguments(
     sections = config.to_dict()
     for name in SECTIONS_WITHOUT_PARAMETER:
         sections.pop(name)
+    sections["evaluate"].pop("served_length")  # the bundle states it
     parameters = {
         "data_uri": data_uri,
         "shards": shard_names(sections["data"].pop("shards")),
-        "served_length": sections["evaluate"].pop("served_length"),
+        "served_lengths": list(config.evaluate.served_lengths),
         **sections,
         **others,
     }
     return {name: value for name, value in parameters.items() if not only or name in only}
+
+
+def latest_config(workdir: Path) -> Path | None:
+    """Return the configuration file of the latest run of a work directory, if it has one."""
+    path = workdir / RUNS_FOLDER / LATEST / CONFIG_NAME
+    return path if path.is_file() else None
+
+
+def latest_bundle(workdir: Path) -> Path:
+    """Return the bundle of the latest run of a work directory.
+
+    Raises:
+        LongrecError: there is no finished run.
+    """
+    folder = _latest_run(workdir)
+    found = find_output(folder / "artifacts", "train", "bundle")
+    if found is None:
+        raise LongrecError(
+            f"the latest run of {workdir} has no bundle",
+            found=f"nothing in {folder / 'artifacts'}",
+            fix="Run longrec run again, or name a bundle.",
+        )
+    return found
+
+
+def latest_dataset(workdir: Path) -> str:
+    """Return the address of the dataset of the latest run of a work directory.
+
+    Raises:
+        LongrecError: there is no finished run.
+    """
+    summary = read_json(_latest_run(workdir) / SUMMARY_NAME)
+    return str(summary["dataset"]["path"])
+
+
+def _latest_run(workdir: Path) -> Path:
+    folder = workdir / RUNS_FOLDER / LATEST
+    if not (folder / SUMMARY_NAME).is_file():
+        raise LongrecError(
+            f"{workdir} holds no finished run",
+            expected="a work directory of longrec run",
+            fix="Run longrec run first, or name the work directory with --workdir.",
+        )
+    return folder
 
 
 def absolute(uri: str) -> str:

@@ -1,0 +1,1 @@
+"""Settings derived from a dataset, for a run without a configuration file."""
