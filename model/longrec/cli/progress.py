@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -95,6 +95,18 @@ def waiting(text: str) -> Iterator[None]:
     with _spinner(console) as progress:
         progress.add_task(escape(text), total=None, detail="")
         yield
+
+
+@contextlib.contextmanager
+def count_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many of `total` are done; it prints on a terminal only."""
+    console = Console(stderr=True, highlight=False)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(escape(text), total=total)
+        yield lambda num_done: progress.update(task, completed=num_done)
 
 
 def _spinner(console: Console) -> Progress:
