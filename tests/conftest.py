@@ -133,9 +133,7 @@ def served_world(tmp_path_factory: pytest.TempPathFactory) -> ServedWorld:
         served_length=LENGTH,
         seed=0,
     )
-    lenient = GateConfig(
-        min_auc=0.0, min_gain_over_popularity=-1.0, min_calibration=0.0, max_calibration=100.0
-    )
+    lenient = GateConfig(max_loss_to_baseline=1.0, min_calibration=0.0, max_calibration=100.0)
     evaluate(
         world.path / "bundle",
         world.path / "histories",

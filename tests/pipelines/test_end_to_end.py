@@ -30,7 +30,12 @@ CONFIG = {
     "lengths": {"mean": 16, "maximum": 64},
     "train": {"epochs": 1, "token_budget": 4096, "max_steps": 20},
     "evaluate": {"lengths": [4, 64], "served_length": 64, "bootstrap_samples": 20},
-    "gate": {"min_auc": 0.0, "min_gain_over_popularity": -1.0},
+    "gate": {
+        "max_loss_to_baseline": 1,
+        "against_champion": False,
+        "min_calibration": 0.5,
+        "max_calibration": 2.0,
+    },
 }
 FEATURES = ["profile-events", "check-events", "build-features", "join-features", "publish"]
 HISTORIES = ["retrieve", "profile-histories", "join-histories", "check-histories"]

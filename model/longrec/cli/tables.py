@@ -24,9 +24,7 @@ DISTRIBUTIONS = {"events_per_user": "events of a user", "history_length": "histo
 def show_summary(summary: Mapping[str, Any], next_commands: Sequence[str]) -> None:
     """Print the results of a run: metrics, lengths, seconds, gate, and the next commands."""
     console = _console()
-    console.print(_metrics_table(summary))
-    if summary["lengths"]:
-        console.print(_lengths_table(summary["lengths"]))
+    _print_results(console, summary)
     steps = "  ".join(f"{name} {seconds:.1f}" for name, seconds in summary["seconds"].items())
     console.print(f"seconds  {steps}")
     _print_data(console, summary)
@@ -140,15 +138,13 @@ def _table(title: str, *columns: str) -> Table:
 
 def _metrics_table(summary: Mapping[str, Any]) -> Table:
     title = f"served length {summary['served_length']:,}"
-    table = _table(title, "task", "AUC", "95 %", "popular.", "GAUC", "log loss", "NE", "calib.")
+    table = _table(title, "task", "AUC", "95 %", "GAUC", "log loss", "NE", "calib.")
     for task, row in summary["metrics"].items():
         low, high = row.get("auc_interval") or (None, None)
-        popularity = summary["popularity"].get(task, {}).get("auc")
         table.add_row(
             task,
             number(row["auc"]),
             f"{number(low, 3)}-{number(high, 3)}",
-            number(popularity),
             number(row["gauc"]),
             number(row["logloss"]),
             number(row["ne"], 3),
@@ -165,6 +161,40 @@ def _lengths_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         cells = [f"{row['length']:,}", number(row["auc"])]
         if has_best_possible:
+def _print_results(console: Console, results: Mapping[str, Any]) -> None:
+    console.print(_metrics_table(results))
+    _print_baselines(console, results["baselines"])
+    if results["lengths"]:
+        console.print(_lengths_table(results["lengths"]))
+
+
+def _print_baselines(
+    console: Console, baselines: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Print the baselines of the first task as a table, and one sentence per task."""
+    from longrec.evaluation.baselines.standing import describe
+
+    for position, (task, rows) in enumerate(baselines.items()):
+        if position == 0:
+            console.print(_baselines_table(task, rows))
+        console.print(f"{task}: {describe(rows)}")
+
+
+def _baselines_table(task: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(f"baselines of {task}", "baseline", "AUC", "model minus it", "95 %", "model is")
+    for row in rows:
+        low = number(row["difference_low"])
+        high = number(row["difference_high"])
+        table.add_row(
+            row["name"],
+            number(row["auc"]),
+            number(row["difference"]),
+            f"{low} to {high}",
+            row["standing"],
+        )
+    return table
+
+
             cells.append(number(row.get("best_possible_auc")))
         table.add_row(*cells, number(row["logloss"]))
     return table
@@ -209,12 +239,14 @@ def _print_gate(console: Console, gate: Mapping[str, Any]) -> None:
 
 def _print_rejects(console: Console, report: Mapping[str, Any]) -> None:
     reasons = report.get("reject_reasons") or {}
-    if not reasons:
-        return
-    share = f"{report['rows_rejected']:,} of {report['rows_read']:,} rows of the log"
-    console.print(f"rejected  {share}; see {report['rejects_path']}", style="yellow")
-    for reason, count in reasons.items():
-        console.print(f"          {count:>9,}  {reason}")
+    if reasons:
+        console.print(f"rejected  see {report['rejects_path']}", style="yellow")
+        _print_counts(console, "", reasons)
+
+
+def _print_counts(console: Console, title: str, counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        console.print(f"{title:<9} {count:>9,}  {name}")
 
 
 def _print_best_possible(console: Console, report: Mapping[str, Any]) -> None:

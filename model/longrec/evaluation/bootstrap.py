@@ -148,7 +148,7 @@ def measure(
     scores = np.asarray(scores, np.float64)
     reason = _unusable_reason(labels, scores)
     if reason:
-        return _unmeasured(labels, resamples, reason)
+        return unmeasured(labels, resamples, reason)
     user_auc, user_weight = metrics.user_aucs(
         labels,
         scores,
@@ -171,6 +171,29 @@ def measure(
         num_positives=int(labels.sum()),
         num_users=resamples.num_users,
         num_ranked_users=int((user_weight > 0).sum()),
+    )
+
+
+def unmeasured(
+    labels: Array,
+    resamples: Resamples,
+    reason: str,
+) -> TaskMetrics:
+    """Return metrics without values, all undefined for one reason.
+
+    Args:
+        labels: [N], 0 or 1.
+        resamples: of the same N targets.
+        reason: why nothing is measured.
+    """
+    return TaskMetrics(
+        values={},
+        reasons=dict.fromkeys(METRICS, reason),
+        samples={},
+        num_targets=len(labels),
+        num_positives=int(labels.sum()),
+        num_users=resamples.num_users,
+        num_ranked_users=0,
     )
 
 
@@ -199,22 +222,6 @@ def _unusable_reason(labels: Float, scores: Float) -> str:
     if num_bad:
         return f"{num_bad} scores are not finite"
     return ""
-
-
-def _unmeasured(
-    labels: Float,
-    resamples: Resamples,
-    reason: str,
-) -> TaskMetrics:
-    return TaskMetrics(
-        values={},
-        reasons=dict.fromkeys(METRICS, reason),
-        samples={},
-        num_targets=len(labels),
-        num_positives=int(labels.sum()),
-        num_users=resamples.num_users,
-        num_ranked_users=0,
-    )
 
 
 def _point_metrics(

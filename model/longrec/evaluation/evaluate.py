@@ -25,10 +25,11 @@ from longrec.data.columns import int64_column
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import bootstrap, model_card, provenance, report
+from longrec.evaluation.baselines import comparison
+from longrec.evaluation.baselines.comparison import POPULARITY, Baseline
 from longrec.evaluation.champion_comparison import ChampionScores
-from longrec.evaluation.gate import Evidence, Verdict, judge
+from longrec.evaluation.gate import BaselineDifference, Evidence, Verdict, judge
 from longrec.evaluation.length_curve import LengthCurve, measure_lengths
-from longrec.evaluation.popularity import PopularityBaseline, PopularityScores
 from longrec.evaluation.sample import EvaluationInputs, draw_sample
 from longrec.evaluation.serving_checks import latency_ms, parity_error
 from longrec.evaluation.slices import measure_slices
@@ -48,9 +49,12 @@ class EvaluationReport:
     Args:
         gate: the verdict.
         metrics: task -> metrics at the served length (`TaskMetrics.to_dict`).
-        popularity: task -> metrics of the better popularity score, with its `name` (`rate` or
-            `count`).
+        popularity: task -> metrics of the better popularity baseline, with its `name` (`item rate`
+            or `item count`).
         gain: task -> AUC minus the AUC of popularity: `value`, `low`, `high`, `reason`.
+        baselines: task -> one row per baseline: `name`, its metrics, the AUC of the ranker minus
+            its AUC (`difference`, `difference_low`, `difference_high`, paired), and `standing` of
+            the ranker: `above`, `level`, `below` or `unknown`. Best baseline first.
         lengths: curve of the first task: `length`, `auc`, `auc_low`, `auc_high`, `logloss`,
             `mean_events`, `seconds`, `same_as`.
         slices: the first task by history length, item age, user activity, cold start.
@@ -76,6 +80,7 @@ class EvaluationReport:
     metrics: Mapping[str, Row]
     popularity: Mapping[str, Row]
     gain: Mapping[str, Row]
+    baselines: Mapping[str, tuple[Row, ...]]
     lengths: tuple[Row, ...]
     slices: tuple[Row, ...]
     extrapolation: Row
@@ -115,8 +120,8 @@ def evaluate(
 
     Args:
         bundle_dir: the trained ranker.
-        histories_dir: data of its training; the split `eval` is scored, and popularity is
-            computed from the rest.
+        histories_dir: data of its training; the split `eval` is scored, and the baselines are
+            fitted on the split `train`.
         out_dir: folder for metrics.json, predictions.parquet, report.html and MODEL_CARD.md.
         config: lengths, sample size, resamples.
         gate: bounds of the verdict.
@@ -186,7 +191,7 @@ def _measure(
 ) -> EvaluationReport:
     """Return the report without its wall time and path."""
     sample = inputs.sample
-    baselines = _popularity_baselines(inputs)
+    baselines = comparison.measure_baselines(inputs)
     latency = latency_ms(inputs)
     evidence = _gather_evidence(
         inputs,
@@ -200,10 +205,14 @@ def _measure(
     return EvaluationReport(
         gate=judge(evidence, inputs.gate),
         metrics={task: metrics.to_dict() for task, metrics in evidence.tasks.items()},
-        popularity={task: _baseline_row(baseline) for task, baseline in baselines.items()},
+        popularity={task: _popularity_row(measured) for task, measured in baselines.items()},
         gain={task: dataclasses.asdict(gain) for task, gain in evidence.gains.items()},
         lengths=curve.rows,
         slices=tuple(evidence.slices),
+        baselines={
+            task: comparison.comparison_rows(measured, evidence.tasks[task])
+            for task, measured in baselines.items()
+        },
         extrapolation=curve.extrapolation,
         champion=champion.to_dict(evidence.champion_differences, inputs.gate.metric),
         best_possible=tuple(dict(row) for row in best_possible),
@@ -224,7 +233,7 @@ def _measure(
 def _gather_evidence(
     inputs: EvaluationInputs,
     scores: Array,
-    baselines: Mapping[str, PopularityBaseline],
+    baselines: Mapping[str, tuple[Baseline, ...]],
     champion: ChampionScores,
     latency_p95_ms: float,
 ) -> Evidence:
@@ -234,14 +243,19 @@ def _gather_evidence(
     gains = {}
     for column, task in enumerate(inputs.task_names):
         labels = sample.labels[:, column]
+    best_baselines = {}
         measured[task] = bootstrap.measure(
             labels,
             scores[:, column],
             sample.resamples,
         )
-        gains[task] = bootstrap.paired_difference(measured[task], baselines[task].metrics)
+        popularity = comparison.best(baselines[task], POPULARITY)
+        gains[task] = bootstrap.paired_difference(measured[task], popularity.metrics)
+        best = comparison.best(baselines[task])
+        difference = bootstrap.paired_difference(measured[task], best.metrics)
+        best_baselines[task] = BaselineDifference(best.name, difference)
     first_task = inputs.task_names[0]
-    baseline_scores = baselines[first_task].scores
+    popularity = comparison.best(baselines[first_task], POPULARITY)
     return Evidence(
         tasks=measured,
         gains=gains,
@@ -249,11 +263,12 @@ def _gather_evidence(
         slices=measure_slices(
             inputs,
             scores[:, 0],
-            baseline_scores,
+            popularity.scores,
             champion,
         ),
         champion_differences=champion.differences(
             measured,
+        best_baselines=best_baselines,
             sample,
             inputs.gate.metric,
         ),
@@ -263,18 +278,9 @@ def _gather_evidence(
     )
 
 
-def _popularity_baselines(inputs: EvaluationInputs) -> dict[str, PopularityBaseline]:
-    popularity = PopularityScores.compute(
-        inputs.histories,
-        inputs.encoded,
-        inputs.sample,
-    )
-    tasks = enumerate(inputs.task_names)
-    return {task: popularity.best(inputs.sample, column) for column, task in tasks}
-
-
-def _baseline_row(baseline: PopularityBaseline) -> Row:
-    return {"name": baseline.name, **baseline.metrics.to_dict()}
+def _popularity_row(baselines: tuple[Baseline, ...]) -> Row:
+    popularity = comparison.best(baselines, POPULARITY)
+    return {"name": popularity.name, **popularity.metrics.to_dict()}
 
 
 def _unknown_item_share(inputs: EvaluationInputs) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from longrec.evaluation.baselines.standing import describe
 from longrec.evaluation.report import TRAINING_LABELS
 from longrec.reporting.page import format_interval
 
@@ -43,8 +44,12 @@ BELOW_POPULARITY = (
     "{popularity_auc:.4f} against {auc:.4f}."
 )
 METRICS_HEADER = (
-    "| task | AUC | GAUC | log loss | NE | calibration | ECE | popularity AUC |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| task | AUC | GAUC | log loss | NE | calibration | ECE |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+)
+BASELINES_HEADER = (
+    "| task | baseline | AUC | AUC of the model minus it |",
+    "| --- | --- | --- | --- |",
 )
 OFFLINE_LIMIT = (
     "- Measured offline, on logged requests. "
@@ -67,6 +72,8 @@ def render(results: Results) -> str:
         SAMPLE.format_map(results),
         "",
         *_metrics(results),
+        "",
+        *_baselines(results),
         "",
         *_extrapolation(results),
         LATENCY.format_map(results),
@@ -102,9 +109,25 @@ def _metrics(results: Results) -> Iterator[str]:
             format_interval(row["ne"]),
             format_interval(row["calibration"], digits=3),
             format_interval(row["ece"], digits=3),
-            format_interval(results["popularity"][task]["auc"]),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def _baselines(results: Results) -> Iterator[str]:
+    """Yield where the model stands against each baseline, in words and as a table."""
+    for task, rows in results["baselines"].items():
+        yield f"- {task}: {describe(rows)}"
+    yield ""
+    yield from BASELINES_HEADER
+    for task, rows in results["baselines"].items():
+        for row in rows:
+            cells = [
+                task,
+                row["name"],
+                _with_interval(row, "auc"),
+                _with_interval(row, "difference"),
+            ]
+            yield f"| {' | '.join(cells)} |"
 
 
 def _with_interval(row: Row, metric: str) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from longrec.evaluation.baselines.standing import describe
 from longrec.reporting import page
 from longrec.reporting.charts import (
     Axis,
@@ -61,9 +62,21 @@ METRICS_NOTE = (
     "95 % intervals resample users. GAUC: AUC within users, weighted by their targets. "
     "NE: log loss over the entropy of the mean label; below 1 beats the mean. "
     "Calibration: mean score over mean label. "
-    "Popularity: the better AUC of the items' earlier rates and event counts. "
-    "AUC gain: paired difference to popularity."
+    "Best baseline: that with the highest AUC on these targets. "
+    "AUC minus it: paired difference."
 )
+BASELINES_NOTE = (
+    "Fitted on the training window; each value is from before the request. "
+    "Item and user rate: item rate, shifted by the user's own mean label. "
+    "Recency and frequency: the target's value in the user's history. "
+    "Boosted trees read all of them. The interval of the paired difference decides the standing."
+)
+STANDING_TEXTS = {
+    "above": "model above",
+    "level": "not distinguishable",
+    "below": "model below",
+    "unknown": "not compared",
+}
 EXTRAPOLATION_LABEL = (
     "AUC at {served_length:,} minus at the trained mean of {extrapolation[trained_length]:,}"
 )
@@ -98,6 +111,7 @@ def render(results: Results) -> str:
     body = [
         _gate_section(results["gate"]),
         _metrics_section(results),
+        _baselines_section(results),
         _serving_section(results),
         _grid(*charts),
         _lengths_table(results),
@@ -139,7 +153,7 @@ def _gate_section(verdict: Row) -> Html:
 
 def _metrics_section(results: Results) -> Html:
     titles = [title for _, title in METRIC_TITLES]
-    headers = ["Task", "Rate", *titles, "Popularity", "AUC gain"]
+    headers = ["Task", "Rate", *titles, "Best baseline", "AUC minus it"]
     rows = []
     undefined = []
     for task, metrics in results["metrics"].items():
@@ -158,19 +172,52 @@ def _metrics_section(results: Results) -> Html:
 
 def _metrics_row(task: str, results: Results) -> list[object]:
     metrics = results["metrics"][task]
-    popularity = results["popularity"][task]
-    gain = results["gain"][task]
+    best = results["baselines"][task][0]
     rate = None
     if metrics["num_targets"]:
         rate = metrics["num_positives"] / metrics["num_targets"]
     cells = [metric_cell(metrics, name) for name, _ in METRIC_TITLES]
-    auc = format_interval(popularity["auc"])
+    auc = format_interval(best["auc"])
     return [
         task,
         _percent(rate),
         *cells,
-        Html(f"{auc}<br><span class=soft>{popularity['name']}</span>"),
-        interval_cell(gain["value"], gain["low"], gain["high"], "+.4f"),
+        Html(f"{auc}<br><span class=soft>{html.escape(best['name'])}</span>"),
+        metric_cell(best, "difference", "+.4f"),
+    ]
+
+
+def _baselines_section(results: Results) -> Html:
+    headers = ["Task", "Baseline", "AUC", "GAUC", "Log loss", "AUC of the model minus it", ""]
+    rows = []
+    classes = []
+    sentences = []
+    for task, baselines in results["baselines"].items():
+        sentence = describe(baselines)
+        sentences.append(f"<li>{html.escape(f'{task}: {sentence}')}</li>")
+        for row in baselines:
+            rows.append(_baseline_row(task, row))
+            classes.append("bad" if row["standing"] == "below" else "")
+    return page.section(
+        "Baselines",
+        Html(f"<ul>{''.join(sentences)}</ul>"),
+        page.table(headers, rows, classes),
+        note=BASELINES_NOTE,
+    )
+
+
+def _baseline_row(task: str, row: Row) -> list[object]:
+    standing = STANDING_TEXTS[row["standing"]]
+    if row["standing"] == "unknown":
+        standing = f"{standing}: {row['reason']}"
+    return [
+        task,
+        row["name"],
+        metric_cell(row, "auc"),
+        metric_cell(row, "gauc"),
+        format_interval(row["logloss"]),
+        metric_cell(row, "difference", "+.4f"),
+        standing,
     ]
 
 
@@ -213,12 +260,12 @@ def _length_section(results: Results) -> Html:
     if not rows:
         return page.section("History length", note="The AUC is not defined on this sample.")
     task = next(iter(results["metrics"]))
-    popularity = results["popularity"][task]
+    baseline = results["baselines"][task][0]
     entries = [("s1", "ranker, 95 % interval")]
     if results.get("best_possible"):
         entries.append(("s2 dash", "best possible"))
-    if popularity["auc"] is not None:
-        entries.append(("s3 dash", f"popularity ({popularity['name']})"))
+    if baseline["auc"] is not None:
+        entries.append(("s3 dash", f"best baseline ({baseline['name']})"))
     chart = _length_chart(task, rows, results)
     note = LENGTH_CHART_NOTE.format_map(results)
     return page.section("History length", chart, legend(entries), note=note)
@@ -229,11 +276,11 @@ def _length_chart(task: str, rows: Sequence[Row], results: Results) -> Html:
     lows = _points(rows, "auc_low")
     highs = _points(rows, "auc_high")
     best_possible = _points(results.get("best_possible", []), "auc")
-    popularity = results["popularity"][task]["auc"]
+    baseline_auc = results["baselines"][task][0]["auc"]
     lengths = sorted({length for length, _ in [*points, *best_possible]})
     level: list[Point] = []
-    if popularity is not None:
-        level = [(lengths[0], popularity), (lengths[-1], popularity)]
+    if baseline_auc is not None:
+        level = [(lengths[0], baseline_auc), (lengths[-1], baseline_auc)]
     drawn = [*points, *lows, *highs, *best_possible, *level]
     chart = LineChart(
         log_axis(lengths, "events served, most recent (log scale)"),

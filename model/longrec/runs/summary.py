@@ -32,6 +32,19 @@ PACKAGES = (
 """Packages whose versions the summary lists."""
 COUNTS = ("num_requests", "num_targets", "num_users", "served_length", "longest_history")
 LENGTH_COLUMNS = ("length", "auc", "auc_low", "auc_high", "logloss", "mean_events")
+OUTPUT_STEPS = {"bundle": "train", "histories": "join-histories", "evaluation": "evaluate"}
+"""Outputs that the summary locates, and their steps."""
+BASELINE_COLUMNS = (
+    "name",
+    "auc",
+    "auc_low",
+    "auc_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "standing",
+    "reason",
+)
 NUM_EXAMPLE_CANDIDATES = 5
 EXAMPLE_ROWS = 1_000
 
@@ -76,24 +89,37 @@ def summarize(
             "fingerprint": metrics["bundle"]["schema_fingerprint"],
             "facts": dataset["facts"],
         },
-        "parts": metrics["parts"],
-        **{name: metrics[name] for name in COUNTS},
-        "metrics": {task: _with_interval(row) for task, row in metrics["metrics"].items()},
-        "popularity": {task: _with_interval(row) for task, row in metrics["popularity"].items()},
-        "gain_over_popularity": metrics["gain"],
-        "lengths": _length_rows(metrics),
-        "best_possible_auc_full": metrics["best_possible_full"],
-        "gate": {"passed": metrics["gate"]["passed"], "reasons": metrics["gate"]["reasons"]},
+        **summarize_metrics(metrics),
         "bento_tag": None if packaged is None else read_json(packaged)["tag"],
         "report": str(folder / "report.html"),
         "log": str(finished.log),
         "artifacts": str(finished.artifacts),
+        "outputs": _outputs(folder, finished),
         "steps": _statuses(shown_steps),
         "seconds": _seconds(shown_steps),
         "example": _example_request(evaluation / "predictions.parquet"),
         "training": metrics["training"],
         "config": config.to_dict(),
         "versions": versions(),
+    }
+
+
+def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of an evaluation as the summary holds them.
+
+    Args:
+        metrics: content of metrics.json.
+    """
+    return {
+        "parts": metrics["parts"],
+        **{name: metrics[name] for name in COUNTS},
+        "metrics": {task: _with_interval(row) for task, row in metrics["metrics"].items()},
+        "popularity": {task: _with_interval(row) for task, row in metrics["popularity"].items()},
+        "gain_over_popularity": metrics["gain"],
+        "baselines": {task: _baseline_rows(rows) for task, rows in metrics["baselines"].items()},
+        "lengths": _length_rows(metrics),
+        "best_possible_auc_full": metrics["best_possible_full"],
+        "gate": {"passed": metrics["gate"]["passed"], "reasons": metrics["gate"]["reasons"]},
     }
 
 
@@ -116,6 +142,17 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def _outputs(folder: Path, finished: LocalRun) -> dict[str, str]:
+    """Return where the model and its data are, relative to the work directory."""
+    workdir = folder.parents[1]
+    outputs = {}
+    for name, step in OUTPUT_STEPS.items():
+        path = finished.output(step, name)
+        if path is not None:
+            outputs[name] = os.path.relpath(path, workdir)
+    return outputs
+
+
 def _length_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row per served length, with the best possible AUC where it is known."""
     best_possible = {row["length"]: row["auc"] for row in metrics["best_possible"]}
@@ -125,6 +162,11 @@ def _length_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         row["best_possible_auc"] = best_possible.get(measured["length"])
         rows.append(row)
     return rows
+
+
+def _baseline_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the AUC of each baseline of a task, and of the model minus it, best first."""
+    return [{name: row[name] for name in BASELINE_COLUMNS} for row in rows]
 
 
 def _with_interval(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ CONFIG = EvaluateConfig(
     served_length=64,
     bootstrap_samples=40,
 )
-GATE = GateConfig(min_auc=0.6)
+GATE = GateConfig(min_auc=0.6, max_loss_to_baseline=0.3, min_calibration=0.5, max_calibration=2.0)
 LENIENT_GATE = GateConfig(
-    min_auc=0.0,
-    min_gain_over_popularity=-1,
+    max_loss_to_baseline=1,
+    min_calibration=0.5,
+    max_calibration=2.0,
     max_loss_to_champion=0.01,
     min_slice_targets=50,
     max_slice_loss=0.02,

@@ -22,6 +22,19 @@ def example_metrics(auc: float | None) -> dict[str, Any]:
     return metrics
 
 
+def example_baseline(name: str, auc: float | None, standing: str) -> dict[str, Any]:
+    """Return the row of one baseline."""
+    return {
+        "name": name,
+        **example_metrics(auc),
+        "difference": 0.0123,
+        "difference_low": -0.01,
+        "difference_high": 0.05,
+        "standing": standing,
+        "reason": "",
+    }
+
+
 def example_results() -> dict[str, Any]:
     """Return the content of a metrics.json with two tasks."""
     lengths = [
@@ -65,6 +78,13 @@ def example_results() -> dict[str, Any]:
         "gain": {
             task: {"value": 0.0312, "low": -0.01, "high": 0.05, "reason": ""}
             for task in ("is_click", "long_view")
+        },
+        "baselines": {
+            "is_click": (
+                example_baseline("boosted trees", 0.8, "level"),
+                example_baseline("item rate", 0.6, "above"),
+            ),
+            "long_view": (example_baseline("recency of <tag>", 0.72, "below"),),
         },
         "lengths": lengths,
         "best_possible": [{"length": 500, "auc": 0.75}, {"length": 10_000, "auc": 0.9}],

@@ -160,7 +160,22 @@ def test_a_trained_ranker_gains_from_history_and_beats_popularity(
     assert report.lengths[2]["auc"] > report.lengths[0]["auc"] + 0.08
     assert report.gain["click"]["low"] > 0.1
     assert report.gate.passed
-    assert len(report.gate.reasons) == 7
+    assert len(report.gate.reasons) == 9
+
+
+def test_every_baseline_stands_beside_the_ranker_with_a_paired_interval(
+    report: EvaluationReport,
+) -> None:
+    for task, rows in report.baselines.items():
+        auc = report.metrics[task]["auc"]
+        assert len(rows) == 8
+        assert rows[0]["auc"] == max(row["auc"] for row in rows)
+        for row in rows:
+            assert row["difference"] == pytest.approx(auc - row["auc"])
+            assert row["difference_low"] < row["difference"] < row["difference_high"]
+    rates = [row for row in report.baselines["click"] if row["name"] in ("item rate", "item count")]
+    assert report.popularity["click"]["auc"] == max(row["auc"] for row in rates)
+    assert report.gain["click"]["value"] == min(row["difference"] for row in rates)
 
 
 def test_every_family_of_slices_holds_all_targets(
@@ -222,7 +237,8 @@ def test_metrics_json_holds_the_report_and_its_provenance(report: EvaluationRepo
         "History length",
         "Calibration",
         "best possible",
-        "popularity",
+        "best baseline",
+        "boosted trees",
         "training loss",
         "click",
         "buy",
@@ -230,6 +246,18 @@ def test_metrics_json_holds_the_report_and_its_provenance(report: EvaluationRepo
 )
 def test_the_page_shows_every_section(words: str, report: EvaluationReport) -> None:
     assert words in text_of(Path(report.path) / "report.html")
+
+
+def test_without_a_length_of_its_own_it_follows_the_bundle(
+    histories_dir: Path,
+    bundle_dir: Path,
+    tmp_path: Path,
+    report: EvaluationReport,
+) -> None:
+    config = dataclasses.replace(CONFIG, served_length=0)
+    followed = run_evaluation(bundle_dir, histories_dir, tmp_path / "out", config=config)
+    assert followed.served_length == 64
+    assert followed.metrics == report.metrics
 
 
 def test_the_metrics_are_of_the_served_length_whatever_else_is_on_the_curve(

@@ -30,6 +30,8 @@ def test_the_card_names_limits_that_the_results_show() -> None:
         "Served at 500 events the AUC is 0.8300",
         "Popularity is better where history 1 to 9 events",
         "longest history measured has 12,345",
+        "is_click: The model is level with boosted trees; above item rate.",
+        "| long_view | recency of <tag> | 0.7200 (0.7100 to 0.7300) |",
     ):
         assert expected in card, expected
     assert "None" not in card

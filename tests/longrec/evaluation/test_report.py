@@ -10,7 +10,11 @@ import pytest
 
 from longrec.evaluation import report
 from longrec.reporting import charts
-from tests.longrec.evaluation.example_results import example_metrics, example_results
+from tests.longrec.evaluation.example_results import (
+    example_baseline,
+    example_metrics,
+    example_results,
+)
 from tests.longrec.pages import text_of
 
 
@@ -28,12 +32,13 @@ def test_the_page_shows_the_results(tmp_path: Path) -> None:
         "gate passed",
         "0.8125",
         "0.8025–0.8225",
-        "+0.0312",
+        "+0.0123",
+        "recency of <tag>",
+        "model below",
+        "is_click: The model is level with boosted trees; above item rate.",
         "-0.0100 to +0.0500",
         "is_click",
         "long_view",
-        "rate",
-        "count",
         "12,345 events",
         "as 10,000",
         "all labels are 0",
@@ -90,7 +95,11 @@ def test_a_model_that_failed_the_gate_is_marked(tmp_path: Path) -> None:
 def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
     results = example_results()
     undefined = {"auc": None, "auc_low": None, "auc_high": None, "logloss": None}
-    gain = {"value": None, "low": None, "high": None, "reason": "no AUC"}
+    baseline = {
+        **example_baseline("boosted trees", None, "unknown"),
+        "difference": None,
+        "reason": "LightGBM cannot be loaded",
+    }
     results |= {
         "metrics": {"is_click": example_metrics(None)},
         "best_possible": [],
@@ -99,13 +108,13 @@ def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
         "slices": [],
         "calibration_bins": {"is_click": []},
         "lengths": [{**results["lengths"][1], **undefined}],
-        "popularity": {"is_click": {"name": "rate", **example_metrics(None)}},
-        "gain": {"is_click": gain},
+        "baselines": {"is_click": (baseline,)},
     }
     text = page_text(results, tmp_path)
     assert "The AUC is not defined on this sample." in text
     assert "There is no training curve." in text
     assert "all labels are 1" in text
+    assert "not compared: LightGBM cannot be loaded" in text
     assert "None" not in text
     assert "nan" not in text
 
@@ -113,10 +122,10 @@ def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
 def test_one_length_and_one_level_can_be_drawn(tmp_path: Path) -> None:
     results = example_results()
     row = {**results["lengths"][1], "auc": 0.5, "auc_low": None, "auc_high": None}
-    popularity = {"name": "rate", **example_metrics(0.5)}
+    baseline = example_baseline("item rate", 0.5, "level")
     results |= {
         "lengths": [row],
         "best_possible": [],
-        "popularity": {"is_click": popularity, "long_view": popularity},
+        "baselines": {"is_click": (baseline,), "long_view": (baseline,)},
     }
     assert "nan" not in page_text(results, tmp_path)
