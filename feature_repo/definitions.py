@@ -1,9 +1,8 @@
 """Declare users, items and their features for Feast.
 
 A user's long history is one packed value. Fields come from the schema of the published feature
-tables (`LONGREC_HOME/features/schema.json`). Before the first publish they come from the synthetic
-dataset's schema. Only declarations belong here: `feast apply` imports every .py file below this
-folder.
+tables. Before the first publish they come from the synthetic dataset's schema. Only declarations
+belong here: `feast apply` imports every .py file below this folder.
 """
 
 from __future__ import annotations
@@ -19,8 +18,12 @@ from feast.value_type import ValueType
 
 from longrec.schema import Feature, Schema, synthetic_schema
 
-DEFAULT_WORKDIR = Path(__file__).resolve().parents[1] / ".longrec"
-WORKDIR = Path(os.environ.get("LONGREC_HOME") or DEFAULT_WORKDIR).resolve()
+FOLDER = Path(__file__).resolve().parent
+# Each published version holds a copy of this file in its folder `feast`, beside its tables.
+IS_PUBLISHED = FOLDER.name == "feast"
+DEFAULT_WORKDIR = FOLDER.parent if IS_PUBLISHED else FOLDER.parent / ".longrec"
+NAMED_WORKDIR = None if IS_PUBLISHED else os.environ.get("LONGREC_HOME")
+WORKDIR = Path(NAMED_WORKDIR or DEFAULT_WORKDIR).resolve()
 # In a work directory this is a link, which a later publish points to another version.
 TABLES = (WORKDIR / "features").resolve()
 SCHEMA_FILE = TABLES / "schema.json"
@@ -57,7 +60,7 @@ def _source(name: str, table: str) -> DataSource:
         )
     return FileSource(
         name=name,
-        path=path,
+        path=os.path.relpath(path, FOLDER),
         file_format=ParquetFormat(),
         **TIMES,
     )

@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import functools
 import logging
-import os
 import shutil
 import struct
 import sys
@@ -34,7 +33,14 @@ from longrec.data.columns import (
     int64_column,
 )
 from longrec.data.store.tail_files import last_feature_time
-from longrec.data.store.versions import PUBLISH_FIRST, PublishedVersion
+from longrec.data.store.versions import (
+    PUBLISH_FIRST,
+    PublishedVersion,
+    read_settings,
+    relative_table,
+    table_path,
+    table_pattern,
+)
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from longrec.schema import ITEM_ID, USER_ID, Feature
 
@@ -63,21 +69,16 @@ class FeastAdapter:
 
     Args:
         published: the version.
-        repo_dir: base of relative paths in feature_store.yaml; None if there are none.
 
     Raises:
         StoreError: Feast cannot open the version, or its registry is of another schema or of
             another version of longrec.
     """
 
-    def __init__(
-        self,
-        published: PublishedVersion,
-        repo_dir: str | Path | None,
-    ) -> None:
+    def __init__(self, published: PublishedVersion) -> None:
         self.published = published
         with feast_errors(f"the feature store at {published.path} cannot be opened"):
-            self.feast = open_feast(published.path, repo_dir)
+            self.feast = open_feast(published.path)
             self.service = self.feast.get_feature_service(SERVICE)
         self._check_registry()
         names = self._view_features()
@@ -200,11 +201,11 @@ class FeastAdapter:
         """
         settings = self.feast.config.online_store
         if settings.type == "sqlite":
-            path = Path(self.feast.config.repo_path) / settings.path
+            path = Path(settings.path)
             if not path.is_file():
                 raise StoreError(
                     "the online store is gone",
-                    found=f"no file {settings.path}",
+                    found=f"no file {path}",
                     fix=PUBLISH_FIRST,
                 )
         self.read_online([0])
@@ -417,19 +418,20 @@ _READERS: dict[str, Callable[[Any, Views], OnlineReader]] = {
 }
 
 
-def open_feast(version: Path, repo_dir: str | Path | None) -> Any:
+def open_feast(version: Path) -> Any:
     """Return Feast's FeatureStore of a version.
+
+    Feast gets absolute paths below the version, wherever the version lies now.
 
     Raises:
         StoreError: the address of the online store is an unset environment variable.
     """
     from feast import FeatureStore
-    from feast.repo_config import load_repo_config
+    from feast.repo_config import RepoConfig
 
     _prepare_process()
-    folder = version / "feast"
-    base_dir = Path(repo_dir or folder).resolve()
-    config = load_repo_config(base_dir, folder / "feature_store.yaml")
+    config = RepoConfig(**read_settings(version))
+    config.repo_path = version / "feast"
     address = str(getattr(config.online_store, "connection_string", ""))
     if address.startswith("$"):
         raise StoreError(
@@ -438,7 +440,56 @@ def open_feast(version: Path, repo_dir: str | Path | None) -> Any:
             expected="host:port",
             fix=f"Set {address.strip('${}')}, for example to 127.0.0.1:6379.",
         )
-    return FeatureStore(config=config)
+    feast = FeatureStore(config=config)
+    _make_relocatable(feast.registry, version)
+    return feast
+
+
+def _make_relocatable(registry: Any, version: Path) -> None:
+    """Let a registry store the paths of tables relative to it, and return absolute ones.
+
+    Feast's DuckDB store would resolve a relative path in the current directory.
+    """
+    store = registry._registry_store
+    read = store.get_registry_proto
+    write = store.update_registry_proto
+
+    def read_absolute() -> Any:
+        stored = read()
+        for source in _data_sources(stored):
+            if source.HasField("file_options"):
+                uri = table_pattern(version, source.file_options.uri)
+                source.file_options.uri = uri
+            elif source.HasField("spark_options"):
+                path = table_path(version, source.spark_options.path)
+                source.spark_options.path = str(path)
+        return stored
+
+    def write_relative(values: Any) -> None:
+        stored = type(values)()
+        stored.CopyFrom(values)
+        for source in _data_sources(stored):
+            if source.HasField("file_options"):
+                source.file_options.uri = relative_table(source.file_options.uri)
+            elif source.HasField("spark_options"):
+                source.spark_options.path = relative_table(source.spark_options.path)
+        write(stored)
+
+    store.get_registry_proto = read_absolute
+    store.update_registry_proto = write_relative
+    registry.refresh()
+
+
+def _data_sources(registry: Any) -> Iterator[Any]:
+    """Yield the data sources in a registry, also those inside of views and of push sources."""
+    sources = list(registry.data_sources)
+    for view in registry.feature_views:
+        sources += [view.spec.batch_source, view.spec.stream_source]
+    while sources:
+        source = sources.pop()
+        yield source
+        if source.HasField("batch_source"):
+            sources.append(source.batch_source)
 
 
 @functools.cache
@@ -458,15 +509,10 @@ def _drop_ibis_backend() -> None:
         ibis.options.default_backend = None
 
 
-def declarations(
-    repo_dir: Path,
-    version: Path,
-    project: str,
-) -> list[Any]:
-    """Return the Feast objects that definitions.py declares for the tables of a version.
+def declarations(version: Path, project: str) -> list[Any]:
+    """Return the Feast objects that the definitions.py of a version declares for its tables.
 
     Args:
-        repo_dir: the feature repository.
         version: directory of the version.
         project: name of the Feast project in use; other projects are left out.
     """
@@ -475,8 +521,7 @@ def declarations(
     from feast import Entity, FeatureService, FeatureView, Project
     from feast.data_source import DataSource
 
-    with _longrec_home(version):
-        values = runpy.run_path(str(repo_dir / "definitions.py")).values()
+    values = runpy.run_path(str(version / "feast" / "definitions.py")).values()
     kinds = (
         Entity,
         FeatureView,
@@ -529,20 +574,6 @@ def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def _longrec_home(directory: Path) -> Iterator[None]:
-    """Set LONGREC_HOME, which definitions.py reads."""
-    before = os.environ.get("LONGREC_HOME")
-    os.environ["LONGREC_HOME"] = str(directory)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LONGREC_HOME"]
-        else:
-            os.environ["LONGREC_HOME"] = before
 
 
 def _sqlite_table(feast: Any, view: Any) -> str:

@@ -8,7 +8,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +34,11 @@ _EPOCH = datetime.datetime(
 )
 
 
-def fill_online_store(published: PublishedVersion, repo_dir: Path) -> tuple[int, int]:
+def fill_online_store(published: PublishedVersion) -> tuple[int, int]:
     """Apply the declarations and fill the online store of a new version.
 
     Args:
         published: the version.
-        repo_dir: the feature repository.
 
     Returns:
         Number of materializations, number of users compared.
@@ -48,9 +46,9 @@ def fill_online_store(published: PublishedVersion, repo_dir: Path) -> tuple[int,
     Raises:
         StoreError: the online store does not return what was written.
     """
-    feast = open_feast(published.path, repo_dir)
-    feast.apply(declarations(repo_dir, published.path, feast.project))
-    adapter = FeastAdapter(published, repo_dir)
+    feast = open_feast(published.path)
+    feast.apply(declarations(published.path, feast.project))
+    adapter = FeastAdapter(published)
     num_slices = materialize(adapter)
     return num_slices, verify_online_store(adapter)
 

@@ -20,7 +20,7 @@ class OfflineStore:
 
     Args:
         workdir: the work directory (LONGREC_HOME).
-        repo_dir: base of relative paths in feature_store.yaml; None if there are none.
+        repo_dir: not used; a version holds its own settings.
 
     Raises:
         StoreError: nothing was published, or the registry was made for another schema.
@@ -31,7 +31,7 @@ class OfflineStore:
         workdir: str | Path,
         repo_dir: str | Path | None = None,
     ) -> None:
-        self._adapter = FeastAdapter(PublishedVersion.open(workdir), repo_dir)
+        self._adapter = FeastAdapter(PublishedVersion.open(workdir))
 
     @property
     def schema(self) -> Schema:

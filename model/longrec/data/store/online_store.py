@@ -21,7 +21,7 @@ class OnlineStore:
 
     Args:
         workdir: the work directory (LONGREC_HOME).
-        repo_dir: base of relative paths in feature_store.yaml; None if there are none.
+        repo_dir: not used; a version holds its own settings.
         schema: the schema that the caller works with; None accepts the published one.
 
     Raises:
@@ -38,7 +38,6 @@ class OnlineStore:
         schema: Schema | None = None,
     ) -> None:
         self._workdir = Path(workdir)
-        self._repo_dir = repo_dir
         self._expected_schema = schema
         self._adapter = self._open()
 
@@ -81,7 +80,7 @@ class OnlineStore:
     def _open(self) -> FeastAdapter:
         published = PublishedVersion.open(self._workdir)
         self._check_schema(published.schema)
-        adapter = FeastAdapter(published, self._repo_dir)
+        adapter = FeastAdapter(published)
         adapter.check_online()
         return adapter
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -18,14 +16,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from longrec.data import files, history
 from longrec.data.columns import FEATURE_TABLES_FORMAT_VERSION
 from longrec.data.hashing import fingerprint_files
 from longrec.data.store import tail_files
 from longrec.data.store.feast_adapter import FeastAdapter, feast_errors, open_feast
 from longrec.data.store.materialize import fill_online_store, verify_online_store
-from longrec.data.store.push import carry_over, tail_rows
-from longrec.data.store.versions import PublishedVersion, digest_before
+from longrec.data.store.push import LOCK_WAIT_SECONDS, carry_over, tail_rows
+from longrec.data.store.versions import (
+    DEFINITIONS_FILE,
+    SETTINGS_FILE,
+    SQLITE,
+    PublishedVersion,
+    digest_before,
+    online_type,
+    owns_keys,
+)
 from longrec.data.store.workdir import (
     current_version,
     initialize_workdir,
@@ -38,11 +46,9 @@ from longrec.schema import Schema
 logger = logging.getLogger(__name__)
 
 DEFAULT_WORKDIR = "../.longrec"
-"""The work directory in feature_store.yaml; its paths are moved to the one in use."""
+"""The work directory in feature_store.yaml of a feature repository."""
 OVERLAY_VARIABLE = "LONGREC_FEATURE_OVERLAY"
 BUILD_AGAIN = "Build the features again (step build-features of longrec run)."
-_REDIS_TYPE = "type: redis"
-_SQLITE_TYPE = "type: sqlite"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,31 +102,97 @@ def publish(
     """
     tables = Path(features_dir)
     workdir = Path(workdir).resolve()
-    repo_dir = Path(repo_dir)
+    repository = _Repository.of(Path(repo_dir))
     manifest = _checked_manifest(tables)
-    token = uuid.uuid4().hex[:6]
-    name = f"{manifest['version']}-{token}"
-    version = workdir / "store" / name
     with write_lock(workdir):
-        initialize_workdir(workdir)
-        if key and _is_current(workdir, manifest, key):
+        workdir_id = initialize_workdir(workdir)
+        if key and _is_current(workdir, workdir_id, manifest, key):
             current = workdir / "store" / str(current_version(workdir))
             return _report(current, manifest, was_current=True)
-        try:
-            published = _prepare(tables, version, repo_dir)
-            previous_hash = digest_before(workdir, manifest.get("dataset_hash"))
-            _write_key(version, key, previous_hash)
-            with feast_errors(
-                "publishing failed",
-                "Check that the online store is running and writable, then run it again.",
-            ):
-                num_slices, num_verified = fill_online_store(published, repo_dir)
-                num_carried = _carry_over(workdir, published, repo_dir)
-        except BaseException:
-            _remove(version)
-            raise
-        for unused in switch_to(workdir, version):
-            _remove(unused)
+        previous_hash = digest_before(workdir, manifest.get("dataset_hash"))
+        key_values = {**_key(key), "before": previous_hash}
+        return _publish(tables, workdir, repository, key_values)
+
+
+def give_own_keys(workdir: str | Path) -> bool:
+    """Publish a copy of a work directory again, where it shares keys with its original.
+
+    An online store such as Redis serves many work directories. A copy reads the keys of its
+    original until then, and cannot push.
+
+    Returns:
+        Whether it shared keys.
+
+    Raises:
+        StoreError: nothing was published, another publish is running, or Feast failed.
+    """
+    workdir = Path(workdir).resolve()
+    PublishedVersion.open(workdir)
+    with write_lock(workdir, LOCK_WAIT_SECONDS):
+        version = PublishedVersion.open(workdir).path
+        if owns_keys(version, initialize_workdir(workdir)):
+            return False
+        repository = _Repository.of(version / "feast")
+        key_values = files.read_json(version / "feast" / "key.json")
+        _publish(version / "features", workdir, repository, key_values)
+        return True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Repository:
+    """The files of a feature repository.
+
+    Args:
+        settings: feature_store.yaml, or that of the overlay in use.
+        definitions: definitions.py.
+    """
+
+    settings: Path
+    definitions: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> _Repository:
+        overlay = os.environ.get(OVERLAY_VARIABLE, "")
+        is_published = folder.name == "feast"
+        has_overlay = overlay and not is_published
+        settings = f"overlays/{overlay}/{SETTINGS_FILE}" if has_overlay else SETTINGS_FILE
+        for name in (SETTINGS_FILE, DEFINITIONS_FILE, settings):
+            if not (folder / name).is_file():
+                raise StoreError(
+                    f"no feature repository at {folder}",
+                    found=f"no {name}",
+                    fix=f"Set LONGREC_FEATURE_REPO to its folder, or {OVERLAY_VARIABLE} to one of "
+                    "its overlays.",
+                )
+        return cls(folder / settings, folder / DEFINITIONS_FILE)
+
+
+def _publish(
+    tables: Path,
+    workdir: Path,
+    repository: _Repository,
+    key_values: Mapping[str, str],
+) -> PublishReport:
+    """Publish feature tables as a new version; the caller holds the lock."""
+    workdir_id = initialize_workdir(workdir)
+    manifest = files.read_json(tables / "manifest.json")
+    token = uuid.uuid4().hex[:6]
+    version = workdir / "store" / f"{manifest['version']}-{token}"
+    try:
+        published = _prepare(tables, version, repository, workdir_id)
+        files.write_json(version / "feast" / "key.json", key_values)
+        with feast_errors(
+            "publishing failed",
+            "Check that the online store is running and writable, then run it again.",
+        ):
+            num_slices, num_verified = fill_online_store(published)
+            num_carried = _carry_over(workdir, published)
+        unused_versions = switch_to(workdir, version)
+    except BaseException:
+        _remove(version, workdir_id)
+        raise
+    for unused in unused_versions:
+        _remove(unused, workdir_id)
     return _report(
         version,
         manifest,
@@ -164,13 +236,14 @@ def _checked_manifest(tables: Path) -> dict[str, Any]:
 def _prepare(
     tables: Path,
     version: Path,
-    repo_dir: Path,
+    repository: _Repository,
+    workdir_id: str,
 ) -> PublishedVersion:
     """Copy feature tables and settings into a new version, with an empty file of tails."""
     with files.explain_full_disk(version):
-        _copy(tables, version / "features")
-    _write_settings(repo_dir, version)
-    tail_files.write_tails(version, tail_rows([], 0))
+        _copy_tables(tables, version / "features")
+        _write_settings(repository, version, workdir_id)
+        tail_files.write_tails(version, tail_rows([], 0))
     return PublishedVersion(
         version,
         files.read_json(version / "features" / "manifest.json"),
@@ -178,14 +251,12 @@ def _prepare(
     )
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a directory; a full disk raises an OSError with its own number."""
-    try:
-        shutil.copytree(source, target)
-    except shutil.Error as error:
-        is_full = os.strerror(errno.ENOSPC) in str(error)
-        number = errno.ENOSPC if is_full else errno.EIO
-        raise OSError(number, str(error)) from error
+def _copy_tables(source: Path, target: Path) -> None:
+    """Copy the feature tables in a folder, without pushed events beside them."""
+    names = files.read_json(source / "manifest.json")["files"]
+    for name in ("manifest.json", *names):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
 def _report(
@@ -214,6 +285,7 @@ def _report(
 
 def _is_current(
     workdir: Path,
+    workdir_id: str,
     manifest: Mapping[str, Any],
     key: str,
 ) -> bool:
@@ -233,9 +305,11 @@ def _is_current(
                 return False
         if not _are_files(tables, manifest["files"]):
             return False
-        if _SQLITE_TYPE in _settings(version):  # opening Feast would take seconds
+        if online_type(version) == SQLITE:  # opening Feast would take seconds
             return _are_files(feast, ("online.db", "registry.db"))
-        adapter = FeastAdapter(PublishedVersion.open(workdir), None)
+        if not owns_keys(version, workdir_id):
+            return False
+        adapter = FeastAdapter(PublishedVersion.open(workdir))
         return verify_online_store(adapter) > 0
     except (OSError, DataError, StoreError):
         return False
@@ -245,15 +319,6 @@ def _are_files(directory: Path, names: Any) -> bool:
     return all((directory / name).is_file() for name in names)
 
 
-def _write_key(
-    version: Path,
-    key: str,
-    digest: str,
-) -> None:
-    value = {**_key(key), "before": digest}
-    files.write_json(version / "feast" / "key.json", value)
-
-
 def _key(key: str) -> dict[str, str]:
     return {
         "key": key,
@@ -261,47 +326,51 @@ def _key(key: str) -> dict[str, str]:
     }
 
 
-def _settings(version: Path) -> str:
-    """Return the feature_store.yaml of a version."""
-    return (version / "feast" / "feature_store.yaml").read_text(encoding="utf-8")
-
-
-def _write_settings(repo_dir: Path, version: Path) -> None:
-    """Write the repository's feature_store.yaml into a version, with paths inside the version."""
-    overlay = os.environ.get(OVERLAY_VARIABLE, "")
-    settings = f"overlays/{overlay}/feature_store.yaml" if overlay else "feature_store.yaml"
-    for name in ("feature_store.yaml", "definitions.py", settings):
-        if not (repo_dir / name).is_file():
-            raise StoreError(
-                f"no feature repository at {repo_dir}",
-                found=f"no {name}",
-                fix=f"Set LONGREC_FEATURE_REPO to its folder, or {OVERLAY_VARIABLE} to one of its "
-                "overlays.",
-            )
-    text = (repo_dir / settings).read_text(encoding="utf-8")
-    if _REDIS_TYPE in text:
+def _write_settings(
+    repository: _Repository,
+    version: Path,
+    workdir_id: str,
+) -> None:
+    """Make the folder `feast` of a version: a feature repository with paths relative to it."""
+    text = repository.settings.read_text(encoding="utf-8")
+    settings = _relative(yaml.safe_load(text))
+    if settings["online_store"]["type"] != SQLITE:
         # All versions share one server. Feast appends the project's name to each key, so each
         # version gets its own project.
-        text = text.replace("project: longrec\n", f"project: {redis_project(version)}\n")
-    text = text.replace(f"{DEFAULT_WORKDIR}/", f"{version}/")
+        settings["project"] = redis_project(version, workdir_id)
     feast = version / "feast"
     feast.mkdir()
-    (feast / "feature_store.yaml").write_text(text, encoding="utf-8")
+    shutil.copyfile(repository.definitions, feast / DEFINITIONS_FILE)
+    text = yaml.safe_dump(settings, sort_keys=False)
+    (feast / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 
-def redis_project(version: Path) -> str:
-    """Return the Feast project of a version in Redis; no two versions share one."""
-    store = str(version.parent)
-    store_hash = hashlib.sha256(store.encode()).hexdigest()[:8]
+def _relative(value: Any) -> Any:
+    """Return settings with paths in the default work directory relative to its folder feast."""
+    if isinstance(value, dict):
+        return {key: _relative(entry) for key, entry in value.items()}
+    if isinstance(value, str) and value.startswith(f"{DEFAULT_WORKDIR}/"):
+        return os.path.relpath(value, f"{DEFAULT_WORKDIR}/feast")
+    return value
+
+
+def redis_project(version: Path, workdir_id: str) -> str:
+    """Return the Feast project of a version in Redis; no two versions share one.
+
+    A copy of a work directory holds versions of equal names. Its id is another one.
+    """
     name = version.name.replace("-", "_")
-    return f"longrec_{name}_{store_hash}"
+    return f"longrec_{name}_{workdir_id}"
 
 
-def _remove(version: Path) -> None:
-    """Remove a version and its keys in Redis; errors do not matter, because nobody reads it."""
+def _remove(version: Path, workdir_id: str) -> None:
+    """Remove a version and its own keys in Redis.
+
+    Errors do not matter, because nobody reads it.
+    """
     with contextlib.suppress(Exception):
-        if _REDIS_TYPE in _settings(version):
-            feast = open_feast(version, None)
+        if online_type(version) != SQLITE and owns_keys(version, workdir_id):
+            feast = open_feast(version)
             feast._get_provider().online_store.teardown(
                 feast.config,
                 feast.list_feature_views(),
@@ -313,7 +382,6 @@ def _remove(version: Path) -> None:
 def _carry_over(
     workdir: Path,
     published: PublishedVersion,
-    repo_dir: Path,
 ) -> int:
     """Push the pushed events of the previous version that the new tables lack; return how many."""
     if current_version(workdir) is None:
@@ -335,7 +403,7 @@ def _carry_over(
             published.schema.name,
         )
         return 0
-    return carry_over(previous, FeastAdapter(published, repo_dir))
+    return carry_over(previous, FeastAdapter(published))
 
 
 def _can_carry_over(old: Schema, new: Schema) -> bool:

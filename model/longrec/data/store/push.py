@@ -29,7 +29,7 @@ from longrec.data.store.feast_adapter import FeastAdapter
 from longrec.data.store.live_events import LateEvents
 from longrec.data.store.online_store import read_stored_users
 from longrec.data.store.user_record import StoredUser
-from longrec.data.store.versions import PublishedVersion
+from longrec.data.store.versions import PublishedVersion, require_own_keys
 from longrec.data.store.workdir import current_version, write_lock
 from longrec.schema import CREATED, USER_ID, Schema
 
@@ -96,7 +96,6 @@ class Pusher:
         repo_dir: str | Path | None = None,
     ) -> None:
         self._workdir = Path(workdir).resolve()
-        self._repo_dir = repo_dir
         self._adapter = self._open()
 
     @property
@@ -116,13 +115,14 @@ class Pusher:
             own_version = self._adapter.published.path.name
             if current_version(self._workdir) not in (None, own_version):
                 self._adapter = self._open()
+            require_own_keys(self._workdir, self._adapter.published.path)
             self._adapter.check_online()
             conformed = live_events.conform(events, self.schema, self.late_events)
             check = check_same_events if self.schema.has_event_numbers else accept_repeats
             return add_events(self._adapter, conformed, check)
 
     def _open(self) -> FeastAdapter:
-        return FeastAdapter(PublishedVersion.open(self._workdir), self._repo_dir)
+        return FeastAdapter(PublishedVersion.open(self._workdir))
 
 
 def add_events(

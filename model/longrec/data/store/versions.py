@@ -1,19 +1,37 @@
-"""PublishedVersion: the version of the feature store that a work directory points to."""
+"""PublishedVersion: the version of the feature store that a work directory points to.
+
+    features/                     feature tables
+    feast/feature_store.yaml      settings of Feast, with paths relative to this folder
+    feast/definitions.py          declarations for the tables beside this folder
+    feast/registry.db, online.db
+
+No file of a version holds the place where it lies. So it can be moved, copied and mounted
+elsewhere.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from longrec.data import files, location
 from longrec.data.columns import FEATURE_TABLES_FORMAT_VERSION
-from longrec.data.store.workdir import check_workdir, current_version
+from longrec.data.store.workdir import check_workdir, current_version, initialize_workdir
 from longrec.errors import DataError, StoreError
 from longrec.schema import Schema
 
+SETTINGS_FILE = "feature_store.yaml"
+DEFINITIONS_FILE = "definitions.py"
+SQLITE = "sqlite"
+"""Type of the online store that is a file of its version; others are shared servers."""
 PUBLISH_FIRST = "Publish feature tables first (longrec refresh, or step publish of longrec run)."
+_ALL_FILES = "*.parquet"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,3 +120,106 @@ def digest_before(workdir: Path, dataset_hash: str | None) -> str:
         return str(key["before"])
     except (DataError, KeyError):
         return ""
+
+
+def read_settings(version: Path) -> dict[str, Any]:
+    """Return the settings of Feast of a version, with absolute paths and values of variables.
+
+    Variables are filled in value by value, so a value may hold any character.
+
+    Args:
+        version: directory of the version.
+
+    Raises:
+        OSError: there are none.
+    """
+    folder = version / "feast"
+    text = (folder / SETTINGS_FILE).read_text(encoding="utf-8")
+    settings: dict[str, Any] = _expanded(yaml.safe_load(text))
+    for section in ("registry", "online_store"):
+        if "path" in settings[section]:
+            # Format 1 holds absolute paths of the place where the version was published.
+            name = Path(settings[section]["path"]).name
+            settings[section]["path"] = str(folder / name)
+    offline = settings["offline_store"]
+    staging = offline.get("staging_location", "")
+    if staging and "://" not in staging:
+        offline["staging_location"] = str(folder / staging)
+    return settings
+
+
+def online_type(version: Path) -> str:
+    """Return the type of the online store of a version."""
+    return str(read_settings(version)["online_store"]["type"])
+
+
+def owns_keys(version: Path, workdir_id: str) -> bool:
+    """Return whether the keys of a version in the online store are of this work directory alone."""
+    settings = read_settings(version)
+    if settings["online_store"]["type"] == SQLITE:
+        return True
+    project = str(settings["project"])
+    return project.endswith(f"_{workdir_id}")
+
+
+def require_own_keys(workdir: Path, version: Path) -> None:
+    """Check that a writer does not change the keys of another work directory.
+
+    Args:
+        workdir: the work directory; the caller holds its lock.
+        version: directory of the version.
+
+    Raises:
+        StoreError: the work directory is a copy whose keys are those of its original.
+    """
+    workdir_id = initialize_workdir(workdir)
+    if not owns_keys(version, workdir_id):
+        raise StoreError(
+            f"{workdir} is a copy of another work directory",
+            found="the keys of its original in the online store",
+            expected="keys of its own",
+            fix="The command longrec push makes them, and publish.give_own_keys.",
+        )
+
+
+def table_path(version: Path, uri: str) -> Path:
+    """Return the path of a feature table, named by its path in any other place."""
+    return version / "features" / Path(_directory_of(uri)).name
+
+
+def table_pattern(version: Path, uri: str) -> str:
+    """Return a glob pattern of the files of a feature table, as DuckDB reads it.
+
+    DuckDB takes each path as a pattern.
+
+    Raises:
+        StoreError: the path holds a backslash, which a pattern cannot name.
+    """
+    path = table_path(version, uri)
+    if "\\" in str(path):
+        raise StoreError(
+            "DuckDB cannot read tables below a folder with a backslash in its name",
+            found=str(version),
+            fix="Rename the folder, or choose another work directory.",
+        )
+    escaped = glob.escape(str(path))
+    return f"{escaped}/{_ALL_FILES}" if path.is_dir() else escaped
+
+
+def relative_table(uri: str) -> str:
+    """Return the path of a feature table relative to the folder of the settings."""
+    return f"../features/{Path(_directory_of(uri)).name}"
+
+
+def _directory_of(uri: str) -> str:
+    """Return the path of a table without the pattern of its files."""
+    return uri.removesuffix(f"/{_ALL_FILES}")
+
+
+def _expanded(value: Any) -> Any:
+    """Return settings with `$NAME` and `${NAME}` replaced in every text."""
+    if isinstance(value, dict):
+        return {key: _expanded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_expanded(entry) for entry in value]
+    return os.path.expandvars(value) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""Work directory: its format version, the lock of its writers, and the links to what it serves.
+"""Work directory: its format version, its id, the lock of its writers, and its links.
 
-    WORKDIR/workdir.json                     format version
+    WORKDIR/workdir.json                     format version, id, and inode of the folder store
     WORKDIR/store/<version>/                 published versions
     WORKDIR/store/current -> <version>       moved by one rename
     WORKDIR/features -> store/current/features
@@ -8,23 +8,31 @@
 
 A version is complete before `current` points to it. So a kill at any time, or a reader at work,
 sees the old version or the new one. The previous version stays for readers that have it open.
+
+A work directory can be moved, copied, archived and mounted elsewhere. Its id names its keys in an
+online store that others use too. A copy has another inode, so its first writer gives it an id of
+its own. A copy of a whole volume, block by block, is not noticed: delete its workdir.json.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from longrec.data import files
 from longrec.data.columns import FEATURE_TABLES_FORMAT_VERSION
 from longrec.errors import StoreError
 
-WORKDIR_FORMAT_VERSION = 1
+WORKDIR_FORMAT_VERSION = 2
+READABLE_FORMAT_VERSIONS = (1, 2)
+"""Format 1 has no id, and its versions hold absolute paths."""
 WORKDIR_FILE = "workdir.json"
 REBUILD = (
     "Rebuild it in a new directory (longrec refresh --workdir NEW, or longrec run --workdir NEW)."
@@ -32,17 +40,34 @@ REBUILD = (
 _LOCK_RETRY_SECONDS = 0.02
 
 
-def initialize_workdir(workdir: str | Path) -> None:
-    """Write workdir.json on the first use of a work directory; check it on every other use.
+class WriterBusyError(StoreError):
+    """Another process publishes or pushes."""
+
+
+def initialize_workdir(workdir: str | Path) -> str:
+    """Give a new work directory and a copy an id of its own; return the id.
+
+    The caller holds the lock of the writers.
 
     Raises:
         StoreError: the work directory has a format version that this code does not know.
     """
-    path = Path(workdir) / WORKDIR_FILE
-    if path.exists():
-        _check_format_version(path)
-        return
-    files.write_json(path, {"format_version": WORKDIR_FORMAT_VERSION})
+    directory = Path(workdir).resolve()
+    store = directory / "store"
+    store.mkdir(parents=True, exist_ok=True)
+    recorded = _recorded(directory)
+    inode = store.stat().st_ino
+    if recorded.get("inode") == inode:
+        return str(recorded["id"])
+    is_older = recorded.get("format_version") == 1
+    workdir_id = _id_of_place(store) if is_older else uuid.uuid4().hex[:12]
+    content = {
+        "format_version": WORKDIR_FORMAT_VERSION,
+        "id": workdir_id,
+        "inode": inode,
+    }
+    files.write_json(directory / WORKDIR_FILE, content)
+    return workdir_id
 
 
 def check_workdir(workdir: str | Path) -> None:
@@ -73,25 +98,12 @@ def check_workdir(workdir: str | Path) -> None:
         )
 
 
-def environment(workdir: str | Path) -> dict[str, str]:
-    """Return the environment variables for a `feast` process on a work directory.
-
-    Run the process in the feature repository.
-    """
-    directory = Path(workdir).resolve()
-    settings = directory / "feast" / "feature_store.yaml"
-    return {
-        "LONGREC_HOME": str(directory),
-        "FEAST_FS_YAML_FILE_PATH": str(settings),
-    }
-
-
 @contextlib.contextmanager
 def write_lock(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock of the writers to a work directory: publish and push.
 
     Raises:
-        StoreError: another writer held it for `wait_seconds`.
+        WriterBusyError: another writer held it for `wait_seconds`.
     """
     store = workdir / "store"
     store.mkdir(parents=True, exist_ok=True)
@@ -99,7 +111,7 @@ def write_lock(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     with open(store / ".lock", "w") as stream:
         while not _try_lock(stream.fileno()):
             if time.monotonic() >= deadline:
-                raise StoreError(
+                raise WriterBusyError(
                     f"another publish or push to {workdir} is running",
                     fix="Wait for it to end.",
                 )
@@ -134,9 +146,23 @@ def switch_to(workdir: Path, version: Path) -> list[Path]:
     ]
 
 
+def _recorded(directory: Path) -> dict[str, Any]:
+    """Return the content of workdir.json; empty without the file."""
+    path = directory / WORKDIR_FILE
+    if not path.exists():
+        return {}
+    _check_format_version(path)
+    return dict(files.read_json(path))
+
+
+def _id_of_place(store: Path) -> str:
+    """Return the id that format 1 made of the place of a work directory."""
+    return hashlib.sha256(str(store).encode()).hexdigest()[:8]
+
+
 def _check_format_version(path: Path) -> None:
     found = files.read_json(path).get("format_version")
-    if found != WORKDIR_FORMAT_VERSION:
+    if found not in READABLE_FORMAT_VERSIONS:
         raise StoreError(
             f"the work directory {path.parent} has another format version",
             found=found,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longrec.data.files import read_json
 from longrec.data.store import push as pushing
 from longrec.data.store.feast_adapter import FeastAdapter, ViewByViewReader, _parse_value
 from longrec.data.store.publish import redis_project
@@ -100,7 +101,8 @@ def num_redis_keys(address: str, version: Path) -> int:
 
     host, port = address.split(":")
     client = client_library.Redis(host, int(port))
-    pattern = b"*" + redis_project(version).encode()
+    workdir_id = read_json(version.parents[1] / "workdir.json")["id"]
+    pattern = b"*" + redis_project(version, workdir_id).encode()
     return len(list(client.scan_iter(pattern)))
 
 
