@@ -20,7 +20,7 @@ from typing import Protocol
 
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
-from longrec.errors import DataError, LongrecError, SchemaMismatch, StoreError
+from longrec.errors import DataError, LongrecError, StoreError
 from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,10 @@ OBJECT_BYTES = 256
 class Store(Protocol):
     """A readable store: longrec.data.store.online_store.OnlineStore."""
 
+    @property
+    def behind(self) -> str:
+        """Why the last read may lack pushed events; empty if it lacks none."""
+
     def fetch(self, user_ids: Sequence[int]) -> list[UserRecord]:
         """Return the rows of each user, in the order of the ids."""
 
@@ -51,7 +55,7 @@ class FetchResult:
 
     Args:
         rows: rows of the user; when degraded, the last ones read or an empty history.
-        degraded: reason why the store was not read; empty if it was read.
+        degraded: reason why the rows may not be the newest; empty if they are.
     """
 
     rows: UserRecord
@@ -95,6 +99,7 @@ class StoreReader:
         self._current_thread = 0
         self._num_abandoned = 0
         self._busy_since: float | None = None
+        self._behind = ""
         self._failure = ""
         self._failed_at = -RETRY_SECONDS
         self._logged_at = 0.0
@@ -124,10 +129,10 @@ class StoreReader:
             return self._degraded(user_id, reason)
         rows = asyncio.shield(asyncio.wrap_future(self._enqueue(user_id)))
         try:
-            return FetchResult(await asyncio.wait_for(rows, timeout))
+            return FetchResult(await asyncio.wait_for(rows, timeout), self._behind)
         except TimeoutError:
             return self._degraded(user_id, f"no answer within {timeout * 1e3:.0f} ms")
-        except (StoreError, DataError, SchemaMismatch) as error:
+        except LongrecError as error:
             return self._degraded(user_id, str(error))
 
     def close(self) -> None:
@@ -234,11 +239,19 @@ class StoreReader:
             for user_id, future in users.items():
                 self._read(store, {user_id: future}, number)
             return
+        if number == self._current_thread:
+            self._note_behind(store.behind)
         for rows, future in zip(found, users.values(), strict=True):
             if number == self._current_thread:
                 # Rows of an abandoned thread are old: they must not replace newer ones.
                 self._cache(rows)
             future.set_result(rows)
+
+    def _note_behind(self, reason: str) -> None:
+        """Remember why the store lacks pushed events, and log it when that begins."""
+        if reason and not self._behind:
+            logger.error("degraded answers, the feature store lacks pushed events: %s", reason)
+        self._behind = reason
 
     def _report_failure(self, number: int, error: Exception) -> None:
         if number != self._current_thread:

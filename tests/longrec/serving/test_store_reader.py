@@ -27,6 +27,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.state = "well"
+        self.behind = ""
         self.num_opened = 0
         self.is_hanging = threading.Event()
         self.release = threading.Event()
@@ -104,6 +105,15 @@ def fetch(
 
 def is_fresh(reader: StoreReader, user: int) -> bool:
     return not fetch(reader, user)[0].degraded
+
+
+def test_answers_are_degraded_while_the_store_lacks_pushed_events(store, reader) -> None:
+    store.behind = "a push was killed"
+    (behind,) = fetch(reader, 5)
+    assert behind.degraded == "a push was killed"
+    assert behind.rows.history.num_rows == 5
+    store.behind = ""
+    assert is_fresh(reader, 5)
 
 
 @pytest.mark.parametrize(

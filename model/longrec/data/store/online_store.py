@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from longrec.data.store import tail_files
 from longrec.data.store.feast_adapter import FeastAdapter
 from longrec.data.store.user_record import StoredUser, UserRecord
-from longrec.data.store.versions import PUBLISH_FIRST, PublishedVersion
-from longrec.data.store.workdir import current_version
-from longrec.errors import SchemaMismatch, StoreError
+from longrec.data.store.versions import PUBLISH_FIRST, PublishedVersion, require_own_keys
+from longrec.data.store.workdir import WriterBusyError, current_version, write_lock
+from longrec.errors import LongrecError, SchemaMismatch, StoreError
 from longrec.schema import Schema
+
+logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 5
 """Further attempts to read a base history and a tail that belong together."""
+CATCH_UP_SECONDS = 1.0
+"""Shortest time between two attempts to finish a killed push."""
+MAX_PUSH_SECONDS = 60.0
+"""A batch of a push that takes longer is reported by readers."""
 
 
 class OnlineStore:
@@ -39,7 +49,11 @@ class OnlineStore:
     ) -> None:
         self._workdir = Path(workdir)
         self._expected_schema = schema
+        self._behind = ""
+        self._announced_at = math.inf
+        self._next_attempt = 0.0
         self._adapter = self._open()
+        self._catch_up(is_behind=tail_files.is_behind(self._adapter.published.path))
 
     @property
     def schema(self) -> Schema:
@@ -50,6 +64,11 @@ class OnlineStore:
     def version(self) -> str:
         """Name of the published version that is being read."""
         return self._adapter.published.path.name
+
+    @property
+    def behind(self) -> str:
+        """Why the last read may lack pushed events; empty if it lacks none."""
+        return self._behind
 
     def fetch(
         self,
@@ -67,12 +86,16 @@ class OnlineStore:
             before_ms: only events strictly before this time; None for all.
             max_history: only the most recent ones of them, at most this many; None for all.
 
+        A push that was killed before its events were online is finished first. Where that is not
+        possible, `behind` says why.
+
         Raises:
             DataError: a stored history is corrupted.
             StoreError: the online store cannot be read.
         """
         if current_version(self._workdir) not in (None, self.version):
             self._adapter = self._open()
+        self._catch_up(is_behind=tail_files.is_announced(self._adapter.published.path))
         ids = [int(user_id) for user_id in user_ids]
         stored_users = read_stored_users(self._adapter, ids)
         return [user.record(self.schema, before_ms, max_history) for user in stored_users]
@@ -84,6 +107,34 @@ class OnlineStore:
         adapter.check_online()
         return adapter
 
+    def _catch_up(self, *, is_behind: bool) -> None:
+        """Finish a push that was killed, or remember why that is not possible."""
+        if not is_behind:
+            self._behind = ""
+            self._announced_at = math.inf
+            return
+        now = time.monotonic()
+        self._announced_at = min(now, self._announced_at)
+        if now < self._next_attempt:
+            return
+        self._next_attempt = now + CATCH_UP_SECONDS
+        self._behind = self._finish_killed_push(now - self._announced_at)
+
+    def _finish_killed_push(self, pending_seconds: float) -> str:
+        """Finish a push that was killed; return why that is not possible, empty if it was done."""
+        try:
+            with write_lock(self._workdir):
+                require_own_keys(self._workdir, self._adapter.published.path)
+                finish_killed_push(self._adapter)
+        except WriterBusyError:
+            if pending_seconds < MAX_PUSH_SECONDS:
+                return ""
+            return f"a push has been running for {pending_seconds:.0f} s"
+        except (OSError, LongrecError) as error:
+            logger.warning("a push was killed and cannot be finished: %s", error)
+            return f"a push was killed and cannot be finished: {error}"
+        return ""
+
     def _check_schema(self, published: Schema) -> None:
         if self._expected_schema is None:
             return
@@ -94,6 +145,22 @@ class OnlineStore:
                 found="; ".join(differences),
                 fix="Publish the features of this dataset, or serve a model of the published one.",
             )
+
+
+def finish_killed_push(adapter: FeastAdapter) -> None:
+    """Write online what a killed push completed on disk; remove what it did not complete.
+
+    The caller holds the lock of the writers.
+
+    Raises:
+        StoreError: the online store cannot be written.
+    """
+    version = adapter.published.path
+    tail_files.remove_incomplete(version)
+    for feature_time_us, compacted, tails in tail_files.not_online(version):
+        adapter.write_online(compacted, tails)
+        tail_files.record_online(version, feature_time_us)
+    tail_files.end_push(version)
 
 
 def read_stored_users(adapter: FeastAdapter, user_ids: list[int]) -> list[StoredUser]:

@@ -27,7 +27,7 @@ from longrec.data.store import live_events, tail_files
 from longrec.data.store.deduplication import check_same_events, deduplicate
 from longrec.data.store.feast_adapter import FeastAdapter
 from longrec.data.store.live_events import LateEvents
-from longrec.data.store.online_store import read_stored_users
+from longrec.data.store.online_store import finish_killed_push, read_stored_users
 from longrec.data.store.user_record import StoredUser
 from longrec.data.store.versions import PublishedVersion, require_own_keys
 from longrec.data.store.workdir import current_version, write_lock
@@ -133,8 +133,8 @@ def add_events(
     """Add events and return counts; the caller holds the lock.
 
     Rows go to disk first, which is Feast's offline side; the rename of a tail file completes them.
-    Then they go online, and that is recorded. Where the record is missing, the next push writes
-    them online again.
+    Then they go online, and that is recorded. Where the record is missing, the next reader or push
+    writes them online again.
 
     Args:
         adapter: adapter of the version.
@@ -142,7 +142,7 @@ def add_events(
         check_repeats: may refuse an event that is stored with other values.
     """
     version = adapter.published.path
-    _finish_killed_push(adapter)
+    finish_killed_push(adapter)
     num_new = 0
     num_users = 0
     num_compacted = 0
@@ -156,10 +156,12 @@ def add_events(
         feature_time_us = max(adapter.published.log_end_us, last_us) + 1
         compacted = _compacted_rows(updates, feature_time_us)
         tails = tail_rows(updates, feature_time_us)
+        tail_files.announce_push(version)
         tail_files.write_compacted(version, compacted, feature_time_us)
         tail_files.write_tails(version, tails, feature_time_us)
         adapter.write_online(compacted, tails)
         tail_files.record_online(version, feature_time_us)
+        tail_files.end_push(version)
         num_new += sum(update.num_new for update in updates)
         num_users += len(updates)
         num_compacted += compacted.num_rows
@@ -320,12 +322,3 @@ def _check_baskets(
     owners = pa.array(np.full(events.num_rows, user_id))
     table = pa.Table.from_batches([events])
     live_events.check_baskets(table.append_column(USER_ID, owners), schema)
-
-
-def _finish_killed_push(adapter: FeastAdapter) -> None:
-    """Write online what a killed push completed on disk; remove what it did not complete."""
-    version = adapter.published.path
-    tail_files.remove_incomplete(version)
-    for feature_time_us, compacted, tails in tail_files.not_online(version):
-        adapter.write_online(compacted, tails)
-        tail_files.record_online(version, feature_time_us)

@@ -4,6 +4,8 @@
     features/user_history/fold-<time>.parquet    compacted histories: a base merged with its tail,
                                                  written before the part of the same push
     feast/pushed.json                            time of the last push that is online too
+    feast/push.pending                           written before the files of a push, removed when
+                                                 they are online
 
 <time> is the feature timestamp of the push in microseconds. It rises strictly, whatever the clock
 does. Published stores hold such files, so their names stay. The directories also hold what the
@@ -31,6 +33,7 @@ MAX_TAIL_FILES = 64
 """Number of tail files that are merged into one."""
 _TAIL_PREFIX = "part-"
 _COMPACTED_PREFIX = "fold-"
+_PENDING_FILE = "push.pending"
 
 
 def tail_directory(version: Path) -> Path:
@@ -81,6 +84,27 @@ def last_feature_time(version: Path) -> int:
     return max(map(_feature_time_of, _tail_paths(version)), default=0)
 
 
+def announce_push(version: Path) -> None:
+    """Tell readers that a push begins; without an end, it was killed."""
+    _pending_path(version).touch()
+
+
+def is_announced(version: Path) -> bool:
+    """Return whether a push has begun and not ended."""
+    # This runs on every online read; Path.exists takes twice as long.
+    return os.path.exists(f"{version}/feast/{_PENDING_FILE}")  # noqa: PTH110
+
+
+def is_behind(version: Path) -> bool:
+    """Return whether a push is not online, also one that was killed without a word."""
+    return is_announced(version) or last_feature_time(version) > _online_time(version)
+
+
+def end_push(version: Path) -> None:
+    """Tell readers that all pushes are online."""
+    _pending_path(version).unlink(missing_ok=True)
+
+
 def record_online(version: Path, feature_time_us: int) -> None:
     """Record that all pushes up to a feature timestamp are online."""
     files.write_json(_online_state_path(version), {"applied_us": feature_time_us})
@@ -100,10 +124,7 @@ def not_online(version: Path) -> Iterator[tuple[int, pa.Table | None, pa.Table]]
     Yields:
         Feature timestamp in microseconds, compacted histories or None, tails.
     """
-    state_path = _online_state_path(version)
-    online_us = 0
-    if state_path.is_file():
-        online_us = int(files.read_json(state_path)["applied_us"])
+    online_us = _online_time(version)
     for path in _tail_paths(version):
         feature_time_us = _feature_time_of(path)
         if feature_time_us <= online_us:
@@ -207,6 +228,18 @@ def _compacted_path(version: Path, feature_time_us: int) -> Path:
 
 def _online_state_path(version: Path) -> Path:
     return version / "feast" / "pushed.json"
+
+
+def _pending_path(version: Path) -> Path:
+    return version / "feast" / _PENDING_FILE
+
+
+def _online_time(version: Path) -> int:
+    """Return the feature timestamp of the last push that is online, microseconds; 0 for none."""
+    state_path = _online_state_path(version)
+    if not state_path.is_file():
+        return 0
+    return int(files.read_json(state_path)["applied_us"])
 
 
 def _feature_time_of(path: Path) -> int:
