@@ -23,7 +23,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from bento.errors import HttpError, first_problem
 from bento.settings import BODY_LIMITS
@@ -305,15 +305,21 @@ async def _decode(
 
 
 async def _read_content(request: Request) -> bytes | HttpError:
-    """Return the body of a request, or an HttpError as soon as it is too large."""
+    """Return the body of a request, or an HttpError as soon as it is not acceptable."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        return HttpError(415, f"a body of content-encoding {encoding!r}; send it as it is")
     chunks = []
     num_bytes = 0
-    async for chunk in request.stream():
-        chunks.append(chunk)
-        num_bytes += len(chunk)
-        if num_bytes > BODY_LIMITS.max_bytes:
-            reason = f"the body is larger than {BODY_LIMITS.max_bytes} bytes"
-            return HttpError(413, reason)
+    try:
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            num_bytes += len(chunk)
+            if num_bytes > BODY_LIMITS.max_bytes:
+                reason = f"the body is larger than {BODY_LIMITS.max_bytes} bytes"
+                return HttpError(413, reason)
+    except ClientDisconnect:
+        return HttpError(400, "the connection closed before the end of the body")
     return b"".join(chunks)
 
 

@@ -71,11 +71,13 @@ class RankerModel(bentoml.models.BentoModel):
         return super().resolve(*args, **kwargs)
 
 
+ACCESS_LOG = {"access": {"request_content_type": False}}
+"""BentoML's log fails to decode a content type of other bytes than UTF-8, and breaks the answer."""
 MODEL = RankerModel(model_tag())
 WEB = WebApp()
 
 
-@bentoml.service(name="longrec-ranker", traffic={"timeout": 60})
+@bentoml.service(name="longrec-ranker", traffic={"timeout": 60}, logging=ACCESS_LOG)
 class Ranker:
     """Score candidates for a user by the user's long history."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import httpx
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from longrec.serving.arrow_codec import write_request
@@ -121,6 +124,34 @@ def test_a_bad_inline_history_is_rejected_with_the_name_of_the_column(
     response = client.post("/rank", json={**GOOD, "history": history})
     assert response.status_code == 400, response.text
     assert column in response.json()["error"], response.text
+
+
+@pytest.mark.parametrize("path", ["/rank", "/page/whatif"])
+def test_a_content_type_of_other_bytes_than_utf_8_breaks_no_answer(
+    client: httpx.Client,
+    path: str,
+) -> None:
+    response = client.post(path, content=b"{}", headers={"content-type": b"\xff"})
+    assert response.status_code == 400, response.text
+
+
+def test_an_encoded_body_is_rejected_with_the_name_of_the_encoding(client: httpx.Client) -> None:
+    body = gzip.compress(json.dumps(GOOD).encode())
+    response = client.post("/rank", content=body, headers={"content-encoding": "gzip"})
+    assert response.status_code == 415, response.text
+    assert "gzip" in response.json()["error"]
+
+
+def test_zeros_of_a_compressed_body_are_rejected_in_time(client: httpx.Client) -> None:
+    """The body states what it decompresses to: 16 million zeros of 8 bytes."""
+    batch = pa.record_batch({"item_id": pa.array(np.zeros(16_000_000, np.int64))})
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    response = client.post("/rank_arrow", content=sink.getvalue().to_pybytes())
+    assert response.status_code == 400, response.text
+    assert "128000000 decompressed bytes" in response.json()["error"]
 
 
 def test_an_explanation_of_no_events_is_rejected(client: httpx.Client) -> None:

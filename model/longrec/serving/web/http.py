@@ -51,13 +51,18 @@ async def read_json_object(request: Request) -> Mapping[str, Any]:
     """Return the JSON object in a body.
 
     Raises:
-        DataError: the body is too large or not a JSON object.
+        DataError: the body is too large, not complete or not a JSON object.
     """
+    from starlette.requests import ClientDisconnect
+
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise DataError(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise DataError(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    except ClientDisconnect as error:
+        raise DataError("the connection closed before the end of the body") from error
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -165,7 +165,7 @@ def _newest_key(events: pa.RecordBatch, time_ms: int) -> dict[str, int]:
 def _value_of_kind(kind: Any, vocabulary: Vocabulary) -> Any:
     """Return the value of a category whose text is `kind`."""
     values = {str(value): value for value in vocabulary.values.to_pylist()}
-    if kind not in values:
+    if not isinstance(kind, str) or kind not in values:
         raise DataError(
             "kind is none of the known ones",
             found=repr(kind)[:MAX_SHOWN_CHARACTERS],

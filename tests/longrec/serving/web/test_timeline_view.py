@@ -95,7 +95,8 @@ def test_an_empty_history_can_get_an_event(encoder, events) -> None:
     assert one.num_rows == 1
 
 
-def test_an_unknown_kind_is_an_error(encoder, events) -> None:
+@pytest.mark.parametrize("kind", ["click", 1, [], ["view"], {}])
+def test_an_unknown_kind_is_an_error(encoder, events, kind: object) -> None:
     last = int(history.timestamps(events)[-1])
     with pytest.raises(DataError, match="kind"):
-        append_event(events, 7, last, kind="click", encoder=encoder)
+        append_event(events, 7, last, kind=kind, encoder=encoder)
