@@ -112,6 +112,44 @@ def is_empty_or_has(directory: Path, name: str) -> bool:
     return (directory / name).exists() or not any(directory.iterdir())
 
 
+def check_output_file(path: Path) -> None:
+    """Check that a file that a user names can be written; its folder must be there.
+
+    Raises:
+        DataError: there is no such folder, or the path is a folder.
+        OSError: the folder cannot be written.
+    """
+    if path.is_dir():
+        raise DataError(
+            f"{path} cannot be written",
+            found="a folder",
+            expected="the name of a file",
+        )
+    if not path.parent.exists():
+        raise DataError(
+            f"{path} cannot be written",
+            found=f"no folder {path.parent}",
+            fix=f"Make it first: mkdir -p {path.parent}",
+        )
+    check_writable(path.parent)
+
+
+def check_writable(directory: Path) -> None:
+    """Check that a directory can be written, or made and written; make nothing.
+
+    Raises:
+        OSError: a file is in its place, or the nearest directory above it cannot be written.
+    """
+    nearest = directory.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    probe = temporary_path(nearest / "probe", "tmp")
+    probe.touch()
+    probe.unlink()
+
+
 def fsync_directory(directory: Path) -> None:
     """Force the entries of a directory and its files to disk, without its subdirectories."""
     entries = [path for path in directory.iterdir() if path.is_file()]

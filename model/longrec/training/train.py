@@ -18,13 +18,14 @@ from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
-from longrec.errors import ConfigError
+from longrec.errors import ConfigError, DataError
 from longrec.nn.ranker import Ranker
-from longrec.scoring.bundle import CURVE_NAME, Bundle
+from longrec.scoring.bundle import CURVE_NAME, META_NAME, Bundle
 from longrec.training import encoded_cache, loop
 from longrec.training.checkpoint import Checkpoints
 from longrec.training.curve import CurveRow, Listener, write_curve
 from longrec.training.distributed import DistributedContext, process_group
+from longrec.training.memory import check_memory
 from longrec.training.report import TrainReport
 from longrec.training.resources import choose_device, explain_out_of_memory
 
@@ -84,9 +85,11 @@ def train(
         on_progress: called with each row of the curve; None for a progress bar on a terminal.
 
     Raises:
-        ConfigError: the device is missing, memory ran out, a training length distribution cannot
-            be drawn from, or another training is writing `out_dir`.
-        DataError: the histories cannot be used, or have no training request.
+        ConfigError: the device is missing, memory ran out or cannot suffice, a training length
+            distribution cannot be drawn from, or another training is writing `out_dir`.
+        OSError: a folder of the outputs cannot be written; found before the training.
+        DataError: the histories cannot be used, or have no training request; or `out_dir` holds
+            something that is no bundle.
         LongrecError: the loss is not finite; its batch is in out_dir/failed_batch.safetensors.
     """
     start = time.perf_counter()
@@ -94,11 +97,24 @@ def train(
     settings = _Settings(model, lengths, train, seed)
     device, precision = choose_device(train)
     histories = Histories.open(histories_dir)
+    check_memory(model, train, lengths, histories, device=device)
     with process_group(device) as context, _work_dir(out_dir, context) as work_dir:
+        checkpoint_dir = Path(checkpoint_dir or work_dir / CHECKPOINTS_NAME)
+        log_dir = _tensorboard_dir(log_dir, out_dir)
+        if context.is_rank_zero:
+            _check_outputs(out_dir, checkpoint_dir, log_dir)
         encoded_dir = work_dir / ENCODED_NAME
         encoder, encoded = context.rank_zero_first(
             lambda: encoded_cache.encode(histories, encoded_dir),
             lambda: encoded_cache.open_encoded(histories, encoded_dir),
+        )
+        check_memory(
+            model,
+            train,
+            lengths,
+            histories,
+            device=context.device,
+            table_rows=_num_table_rows(encoder, train, context),
         )
         ranker = _make_ranker(
             model,
@@ -108,7 +124,7 @@ def train(
         )
         data_digest = context.broadcast_object(lambda: encoded_cache.digest_of(encoded_dir))
         checkpoints = Checkpoints(
-            Path(checkpoint_dir or work_dir / CHECKPOINTS_NAME),
+            checkpoint_dir,
             settings.identity(data_digest, precision),
         )
         trainer = loop.fit(
@@ -119,7 +135,7 @@ def train(
             seed=seed,
             out_dir=out_dir,
             checkpoints=checkpoints,
-            log_dir=_tensorboard_dir(log_dir, out_dir) / checkpoints.fingerprint,
+            log_dir=log_dir / checkpoints.fingerprint,
             on_progress=on_progress,
             context=context,
         )
@@ -211,6 +227,44 @@ def _make_ranker(
     with explain_out_of_memory("the ranker", loop.RANKER_MEMORY_FIX):
         ranker = loop.make_ranker(model, encoder, seed)
         return ranker.to(device)
+
+
+def _num_table_rows(
+    encoder: Encoder,
+    train: TrainConfig,
+    context: DistributedContext,
+) -> int:
+    """Return the rows of the tables of ids on this rank."""
+    num_rows = 0
+    for group, encoders in encoder.feature_encoders.items():
+        features = getattr(encoder.schema, group)
+        for feature, fitted in zip(features, encoders, strict=True):
+            num_rows += fitted.num_indices if feature.kind == "id" else 0
+    is_sharded = train.embedding_sharding == "row_wise"
+    return num_rows // context.num_ranks if is_sharded else num_rows
+
+
+def _check_outputs(
+    out_dir: Path,
+    checkpoint_dir: Path,
+    log_dir: Path,
+) -> None:
+    """Check that the outputs of a training can be written, before it takes hours.
+
+    Raises:
+        DataError: `out_dir` holds something else, which would be lost.
+        OSError: a folder cannot be written.
+    """
+    for folder in (out_dir, checkpoint_dir, log_dir):
+        files.check_writable(folder)
+    if not out_dir.is_dir():
+        return
+    has_failed = any(out_dir.glob(f"{loop.FAILED_BATCH_NAME}*"))
+    if not has_failed and not files.is_empty_or_has(out_dir, META_NAME):
+        raise DataError(
+            f"{out_dir} does not hold a bundle and will not be replaced",
+            fix="Choose an empty or new directory.",
+        )
 
 
 def _log_report(report: TrainReport) -> None:
