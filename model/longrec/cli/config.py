@@ -27,12 +27,15 @@ def schema(output: OutputFile = None) -> None:
       longrec config schema --output docs/reference/config.schema.json
     """
     from longrec.config_file import json_schema
+    from longrec.data import files
     from longrec.runs.project import import_module
 
+    if output is not None:
+        files.check_output_file(output)
     platform = import_module("pipelines.platform_config").PlatformConfig
     text = json.dumps(json_schema(platform=platform), indent=2)
     if output is None:
         typer.echo(text)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n", encoding="utf-8")
+        with files.atomic_replace(output) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")

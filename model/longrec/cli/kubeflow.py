@@ -293,6 +293,12 @@ def _read_secret(path: Path | None, variable: str) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise LongrecError(f"{path} cannot be read", found=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise LongrecError(
+            f"{path} cannot be read",
+            found="bytes that are not UTF-8",
+            expected="a secret as text",
+        ) from error
 
 
 def _build_platform(section: Any) -> Any:

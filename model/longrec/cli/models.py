@@ -9,7 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from longrec.cli.options import DEFAULT_WORKDIR, AsJson, Workdir, command_group, print_result
+from longrec.cli.options import (
+    DEFAULT_WORKDIR,
+    AsJson,
+    ExistingWorkdir,
+    command_group,
+    print_result,
+)
 from longrec.errors import ConfigError
 
 app = command_group("Decide which packaged model answers: list, promote, rollback, shadow.")
@@ -43,7 +49,7 @@ Share = Annotated[
 
 @app.command("list")
 def list_models(
-    workdir: Workdir = DEFAULT_WORKDIR, store: Store = None, as_json: AsJson = False
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR, store: Store = None, as_json: AsJson = False
 ) -> None:
     """Show the models of the store, their metrics and roles, and the log of decisions.
 
@@ -67,7 +73,7 @@ def promote(
     version: Version,
     why: Why,
     by: By = None,
-    workdir: Workdir = DEFAULT_WORKDIR,
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +99,7 @@ def promote(
 def rollback(
     why: Why,
     by: By = None,
-    workdir: Workdir = DEFAULT_WORKDIR,
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +122,7 @@ def shadow(
     share: Share = 0.1,
     why: Annotated[str, typer.Option("--why", help="The reason, for the log.")] = "compare",
     by: By = None,
-    workdir: Workdir = DEFAULT_WORKDIR,
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:

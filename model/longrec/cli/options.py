@@ -18,11 +18,32 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 DEFAULT_WORKDIR = Path(".longrec")
 
+
+def _require_directory(path: Path) -> Path:
+    """Return a work directory that must be there."""
+    from longrec.errors import LongrecError
+
+    if not path.is_dir():
+        raise LongrecError(
+            f"there is no work directory {path}",
+            found="a file" if path.exists() else "nothing",
+            fix="Make one with: longrec run --workdir DIRECTORY",
+        )
+    return path
+
+
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")
 ]
 Workdir = Annotated[
     Path, typer.Option(help="Work directory: feature store, model registry, runs, synthetic data.")
+]
+ExistingWorkdir = Annotated[
+    Path,
+    typer.Option(
+        callback=_require_directory,
+        help="Work directory: feature store, model registry, runs, synthetic data.",
+    ),
 ]
 Config = Annotated[Path, typer.Option(help="A YAML configuration file; see configs/.")]
 Overrides = Annotated[

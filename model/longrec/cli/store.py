@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from longrec.cli.options import DEFAULT_WORKDIR, AsJson, Workdir, command_group, print_result
+from longrec.cli.options import (
+    DEFAULT_WORKDIR,
+    AsJson,
+    ExistingWorkdir,
+    command_group,
+    print_result,
+)
 
 app = command_group("Look into the feature store.")
 
@@ -34,11 +40,18 @@ MaxHistory = Annotated[
     int | None, typer.Option(min=1, help="Maximum number of events, the most recent ones.")
 ]
 PlotFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw the timeline to an .svg or .html file.")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Draw the timeline to an .svg or .html file; its folder must exist."
+    ),
 ]
 
 
-def push(file: EventsFile, workdir: Workdir = DEFAULT_WORKDIR, as_json: AsJson = False) -> None:
+def push(
+    file: EventsFile,
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
+    as_json: AsJson = False,
+) -> None:
     """Add live events to the served histories.
 
     Repeated and late events are accepted: a repetition changes nothing.
@@ -72,7 +85,7 @@ def inspect_history(
     last: NumRows = 20,
     max_history: MaxHistory = None,
     plot: PlotFile = None,
-    workdir: Workdir = DEFAULT_WORKDIR,
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
     as_json: AsJson = False,
 ) -> None:
     """Show the history of a user as of a time, as a table and as a plot.
@@ -87,6 +100,8 @@ def inspect_history(
     from longrec.data.store.online_store import OnlineStore
     from longrec.times import require_time
 
+    if plot is not None:
+        history_plot.check_plot_path(plot)
     request_time = None if at is None else history_plot.parse_time_ms(at)
     store = OnlineStore(workdir) if side == "online" else OfflineStore(workdir)
     if request_time is not None:

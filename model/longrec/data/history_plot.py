@@ -105,6 +105,22 @@ def text_table(events: pa.RecordBatch, num_rows: int) -> list[str]:
     return lines
 
 
+def check_plot_path(path: Path) -> None:
+    """Check that a plot can be written to a path.
+
+    Raises:
+        DataError: the file has another suffix than .svg and .html, or its folder is missing.
+        OSError: the folder cannot be written.
+    """
+    if path.suffix not in SUFFIXES:
+        raise DataError(
+            f"{path} is of no known kind",
+            found=path.suffix or "no suffix",
+            expected=", ".join(SUFFIXES),
+        )
+    files.check_output_file(path)
+
+
 def write_plot(
     events: pa.RecordBatch,
     path: Path,
@@ -113,14 +129,9 @@ def write_plot(
     """Write the plot of a timeline to an .svg or .html file.
 
     Raises:
-        DataError: the file has another suffix.
+        DataError, OSError: as for `check_plot_path`.
     """
-    if path.suffix not in SUFFIXES:
-        raise DataError(
-            f"{path} is of no known kind",
-            found=path.suffix or "no suffix",
-            expected=", ".join(SUFFIXES),
-        )
+    check_plot_path(path)
     text = render_svg(events, title)
     if path.suffix == ".html":
         text = (

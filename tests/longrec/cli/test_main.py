@@ -108,7 +108,7 @@ def test_a_renamed_key_is_one_warning_on_stderr(tmp_path: Path) -> None:
 def test_the_schema_is_printed_or_written(tmp_path: Path) -> None:
     printed = json.loads(CliRunner().invoke(app, ["config", "schema"]).stdout)
     assert {"model", "platform"} <= set(printed["properties"])
-    target = tmp_path / "below" / "schema.json"
+    target = tmp_path / "schema.json"
     assert CliRunner().invoke(app, ["config", "schema", "--output", str(target)]).exit_code == 0
     assert json.loads(target.read_text()) == printed
 
