@@ -7,6 +7,7 @@ into the base history.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from longrec.data.columns import (
     TAIL,
     TAIL_BASE,
     TAIL_LENGTH,
+    Int64,
+    int64_column,
 )
 from longrec.data.store import live_events, tail_files
 from longrec.data.store.deduplication import check_same_events, deduplicate
@@ -31,7 +34,10 @@ from longrec.data.store.online_store import finish_killed_push, read_stored_user
 from longrec.data.store.user_record import StoredUser
 from longrec.data.store.versions import PublishedVersion, require_own_keys
 from longrec.data.store.workdir import current_version, write_lock
-from longrec.schema import CREATED, USER_ID, Schema
+from longrec.data.upkeep.forget_list import forgotten_users, without_users
+from longrec.schema import BASKET_ID, CREATED, TIMESTAMP, USER_ID, Schema
+
+logger = logging.getLogger(__name__)
 
 MAX_TAIL_EVENTS = 256
 """Largest number of events in a tail; a longer one is compacted."""
@@ -118,8 +124,17 @@ class Pusher:
             require_own_keys(self._workdir, self._adapter.published.path)
             self._adapter.check_online()
             conformed = live_events.conform(events, self.schema, self.late_events)
+            conformed = self._without_forgotten(conformed)
             check = check_same_events if self.schema.has_event_numbers else accept_repeats
             return add_events(self._adapter, conformed, check)
+
+    def _without_forgotten(self, events: pa.Table) -> pa.Table:
+        """Return the events without those of forgotten users, who must not come back."""
+        remaining = without_users(events, forgotten_users(self._workdir))
+        num_dropped = events.num_rows - remaining.num_rows
+        if num_dropped:
+            logger.warning("%d events of forgotten users were dropped", num_dropped)
+        return remaining
 
     def _open(self) -> FeastAdapter:
         return FeastAdapter(PublishedVersion.open(self._workdir))
@@ -186,11 +201,46 @@ def carry_over(previous: PublishedVersion, adapter: FeastAdapter) -> int:
     for start in range(0, len(users), PUSH_BATCH_USERS):
         batch = users[start : start + PUSH_BATCH_USERS]
         events = tail_files.pushed_events(previous, batch)
+        events = _at_basket_times(events, adapter, batch)
         events = live_events.arrange(events, adapter.published.schema)
         # Where the new tables hold an event too, theirs is used.
         report = add_events(adapter, events, accept_repeats)
         num_carried += report.num_new
     return num_carried
+
+
+def _at_basket_times(
+    events: pa.Table,
+    adapter: FeastAdapter,
+    users: Int64,
+) -> pa.Table:
+    """Return pushed events at the times that their baskets have in the tables of a version.
+
+    A log gives a basket the time of its last event, which may come after a push of the first.
+
+    Args:
+        events: user_id and the history codec's columns.
+        adapter: adapter of the version.
+        users: int64, the users of the events.
+    """
+    if not adapter.published.schema.has_baskets:
+        return events
+    baskets = int64_column(events, BASKET_ID)
+    time_of_basket = {}
+    for stored in read_stored_users(adapter, users.tolist()):
+        known_baskets = stored.base.column(BASKET_ID).to_numpy()
+        rows = np.flatnonzero(np.isin(known_baskets, baskets))
+        times = history.timestamps(stored.base)[rows].tolist()
+        for basket, time_ms in zip(known_baskets[rows].tolist(), times, strict=True):
+            time_of_basket[stored.user_id, basket] = time_ms
+    owners = int64_column(events, USER_ID).tolist()
+    own_times = int64_column(events, TIMESTAMP).tolist()
+    times_ms = []
+    for owner, basket, own_time in zip(owners, baskets.tolist(), own_times, strict=True):
+        times_ms.append(time_of_basket.get((owner, basket), own_time))
+    position = events.schema.get_field_index(TIMESTAMP)
+    field = events.schema.field(position)
+    return events.set_column(position, field, pa.array(times_ms, pa.int64()))
 
 
 def accept_repeats(

@@ -210,3 +210,24 @@ def test_numbers_of_the_log_tell_equal_events_apart(tmp_path: Path) -> None:
     assert store.push([{**LINE, "event_seq": 1}]) == 1
     store.refresh([LINE, LINE])
     assert store.served(1).num_rows == 2
+
+
+def in_basket(row: Event, time_ms: int) -> Event:
+    return {**row, "basket_id": 9, "timestamp": time_ms}
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, NUMBERED])
+def test_a_pushed_line_moves_to_the_time_that_its_basket_has_in_the_next_log(
+    tmp_path: Path, schema: Schema
+) -> None:
+    store = MemoryStore(tmp_path, dataclasses.replace(schema, has_baskets=True))
+    earlier = {**LINE, "basket_id": 8}
+    store.refresh([earlier])
+    first = in_basket(LINE, START_MS + 1)
+    lacking = in_basket({**LINE, "item_id": 2}, START_MS + 1)
+    store.push([{**first, "event_seq": 1}, {**lacking, "event_seq": 7}])
+    basket = [in_basket(row, START_MS + 5) for row in (LINE, {**LINE, "item_id": 3})]
+    store.refresh([earlier, *basket])
+    rows = store.served(1).to_pylist()
+    assert [row["item_id"] for row in rows] == [7, 7, 3, 2]
+    assert {row["timestamp"] for row in rows[1:]} == {START_MS + 5}
