@@ -2,6 +2,8 @@
 
     BENTOML_HOME/models/longrec-ranker/<version>/bundle/    the bundle of a version
 
+Each work directory has a store of its own, `<workdir>/bentoml`, unless BENTOML_HOME names another.
+
 This module reads the folders of the store and does not import BentoML.
 """
 
@@ -22,9 +24,16 @@ class ModelError(LongrecError):
     """A version that cannot be promoted, rolled back to or compared."""
 
 
-def store_dir() -> Path:
-    """Return the folder of the BentoML store: BENTOML_HOME, by default ~/bentoml."""
-    return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
+def store_dir(workdir: str | Path | None = None) -> Path:
+    """Return the folder of the BentoML store: BENTOML_HOME, by default `bentoml` of `workdir`.
+
+    Args:
+        workdir: the work directory; None for LONGREC_HOME, and without that for ~.
+    """
+    named = os.environ.get("BENTOML_HOME")
+    if named:
+        return Path(named)
+    return Path(workdir or os.environ.get("LONGREC_HOME") or Path.home()) / "bentoml"
 
 
 def bundle_dir(store: str | Path, version: str) -> Path:

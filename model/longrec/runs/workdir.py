@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longrec.errors import LongrecError
+from longrec.release.model_store import store_dir
 
 LOCK_NAME = ".lock"
 RUNS_FOLDER = "runs"
@@ -59,8 +60,16 @@ def new_run_folder(runs: Path, name: str) -> Path:
 
 def run_environment(workdir: Path) -> dict[str, str]:
     """Return the environment variables of the steps and the service of a work directory."""
-    variables = {"LONGREC_HOME": str(workdir.resolve()), "BENTOML_DO_NOT_TRACK": "True"}
-    return {**THREADING, **os.environ, **variables}
+    return {**THREADING, **os.environ, **workdir_variables(workdir)}
+
+
+def workdir_variables(workdir: Path) -> dict[str, str]:
+    """Return the environment variables with which `bentoml` works on a work directory."""
+    return {
+        "LONGREC_HOME": str(workdir.resolve()),
+        "BENTOML_HOME": str(store_dir(workdir.resolve())),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
 
 
 @contextlib.contextmanager

@@ -1,0 +1,43 @@
+"""The environment of a work directory, for its steps and for `bentoml` in a shell."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from longrec.cli.main import app
+from longrec.runs.workdir import run_environment
+
+
+@pytest.fixture(autouse=True)
+def _no_bentoml_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENTOML_HOME", raising=False)
+    monkeypatch.delenv("LONGREC_HOME", raising=False)
+
+
+def test_each_work_directory_has_a_model_store_of_its_own(tmp_path: Path) -> None:
+    stores = {run_environment(tmp_path / name)["BENTOML_HOME"] for name in ("a", "b")}
+    assert stores == {str(tmp_path / "a" / "bentoml"), str(tmp_path / "b" / "bentoml")}
+
+
+def test_a_store_that_the_user_names_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", "/elsewhere")
+    assert run_environment(tmp_path)["BENTOML_HOME"] == "/elsewhere"
+
+
+def test_a_shell_reads_the_printed_environment_of_any_path(tmp_path: Path) -> None:
+    workdir = tmp_path / "it's $HOME #1"
+    workdir.mkdir()
+    answer = CliRunner().invoke(app, ["env", "--workdir", str(workdir)])
+    assert answer.exit_code == 0, answer.output
+    script = f'{answer.stdout}\nprintf "%s" "$BENTOML_HOME"'
+    found = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
+    assert found == str(workdir / "bentoml")
+    as_json = CliRunner().invoke(app, ["env", "--workdir", str(workdir), "--json"])
+    assert json.loads(as_json.stdout)["LONGREC_HOME"] == str(workdir)
