@@ -65,3 +65,33 @@ def test_waiting_prints_nothing_on_a_pipe(capsys: pytest.CaptureFixture[str]) ->
         pass
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_an_evaluation_says_where_the_model_stands_and_what_it_missed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = {"auc": 0.7, "gauc": 0.6, "logloss": 0.5, "ne": 0.9, "calibration": 1.0}
+    baseline = {
+        "name": "recency of [tag]",
+        "auc": 0.75,
+        "difference": -0.05,
+        "difference_low": -0.0612,
+        "difference_high": -0.04,
+        "standing": "below",
+    }
+    reason = "The AUC, 0.7, is not at least 0.8: it misses gate.min_auc by 0.1."
+    results = {
+        "served_length": 64,
+        "metrics": {"click": {**metrics, "auc_interval": [0.69, 0.71]}},
+        "baselines": {"click": [baseline]},
+        "lengths": [],
+        "report": "runs/r1/report.html",
+        "gate": {"passed": False, "reasons": [reason]},
+    }
+    tables.show_evaluation(results)
+    printed = capsys.readouterr().out
+    assert "-0.0612 to -0.0400" in printed
+    assert "click: The model is below recency of [tag]." in printed
+    assert "report   runs/r1/report.html" in printed
+    assert "REFUSED" in printed
+    assert reason in printed

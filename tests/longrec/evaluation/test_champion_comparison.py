@@ -127,7 +127,7 @@ def test_the_gate_fails_a_miscalibrated_model_whose_order_is_right(
         gate=gate,
         champion_dir=bundle_dir,
     )
-    assert failed_criteria(report) == {"calibration", "max_ece"}
+    assert failed_criteria(report) == {"max_calibration", "max_ece"}
     assert any("calibration of click" in reason for reason in report.gate.reasons)
 
 
