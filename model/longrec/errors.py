@@ -63,6 +63,8 @@ class CheckFailed(LongrecError):
 class GateRefused(LongrecError):
     """A trained model did not pass the promotion gate."""
 
+    exit_code = 3
+
 
 class StoreError(LongrecError):
     """The feature store is missing, unreachable or returned an unusable answer."""

@@ -1,4 +1,4 @@
-"""The commands of model versions: `longrec models list|promote|rollback|shadow`."""
+"""The commands of models: `longrec evaluate`, `longrec package`, `longrec models ...`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from longrec.cli.options import (
     DEFAULT_WORKDIR,
     AsJson,
     ExistingWorkdir,
+    Overrides,
+    Workdir,
     command_group,
     print_result,
 )
-from longrec.errors import ConfigError
+from longrec.errors import ConfigError, GateRefused
 
 app = command_group("Decide which packaged model answers: list, promote, rollback, shadow.")
 
 Store = Annotated[
     Path | None,
     typer.Option(
-        help="The BentoML store; default BENTOML_HOME, else ~/bentoml.", show_default=False
+        help="The BentoML store; default BENTOML_HOME, else WORKDIR/bentoml.", show_default=False
     ),
 ]
 Why = Annotated[
@@ -47,6 +49,84 @@ Share = Annotated[
 ]
 
 
+RunId = Annotated[
+    str,
+    typer.Option("--run", metavar="ID", help="A run of the work directory; default the latest."),
+]
+BundleDir = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="Another bundle of the same schema.", show_default=False),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Package the model though its gate refused it.")
+]
+
+
+def evaluate(
+    run_id: RunId = "",
+    bundle: BundleDir = None,
+    sets: Overrides = None,
+    workdir: Workdir = DEFAULT_WORKDIR,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model again, on the histories and with the settings of a finished run.
+
+    \b
+    Exit codes: 0 the gate passed; 1 an error; 2 usage error; 3 the gate refused the model.
+
+    \b
+    Examples:
+      longrec evaluate --set evaluate.served_length=256
+      longrec evaluate --run 20260101-120000-clicks --bundle models/other --json
+    """
+    from longrec.cli.progress import waiting
+    from longrec.cli.tables import show_evaluation
+    from longrec.runs.finished_run import FinishedRun, evaluate_again
+
+    finished = FinishedRun.open(workdir, run_id)
+    with waiting("evaluate"):
+        results = evaluate_again(finished, finished.config(sets or ()), bundle_dir=bundle)
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        show_evaluation(results)
+    if not results["gate"]["passed"]:
+        raise typer.Exit(GateRefused.exit_code)
+
+
+def package(
+    run_id: RunId = "",
+    force: Force = False,
+    workdir: Workdir = DEFAULT_WORKDIR,
+    as_json: AsJson = False,
+) -> None:
+    """Package the model of a finished run, also one that its gate refused.
+
+    A forced model is marked in its labels and model card, and never becomes the champion by itself.
+
+    \b
+    Exit codes: 0 packaged; 1 an error; 2 usage error; 3 the gate refused the model.
+
+    \b
+    Examples:
+      longrec package --force
+      longrec package --run 20260101-120000-clicks --force --json
+    """
+    from longrec.cli.progress import waiting
+    from longrec.cli.run import next_commands
+    from longrec.runs.finished_run import FinishedRun, package_again
+
+    finished = FinishedRun.open(workdir, run_id)
+    with waiting("package"):
+        summary = package_again(finished, force=force)
+    lines = [f"bento    {summary['bento_tag']}"]
+    if summary["forced"]:
+        lines.append("gate     REFUSED; packaged by force, not promoted")
+    lines += [f"next     {command}" for command in next_commands(summary, workdir)]
+    result = {name: summary[name] for name in ("run", "bento_tag", "forced", "gate")}
+    print_result(result, "\n".join(lines), as_json=as_json)
+
+
 @app.command("list")
 def list_models(
     workdir: ExistingWorkdir = DEFAULT_WORKDIR, store: Store = None, as_json: AsJson = False
@@ -61,7 +141,7 @@ def list_models(
     from longrec.cli.tables import show_models
     from longrec.serving.rollout import worker_reports
 
-    summary = worker_reports.rollout_summary(workdir, _store_dir(store))
+    summary = worker_reports.rollout_summary(workdir, _store_dir(store, workdir))
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
@@ -89,7 +169,7 @@ def promote(
     from longrec.release import registry
 
     after = registry.promote(
-        workdir, _store_dir(store), _version(version), by=_decider(by), why=why
+        workdir, _store_dir(store, workdir), _version(version), by=_decider(by), why=why
     )
     text = f"champion {after.champion}, before it {after.previous or 'none'}"
     print_result(dataclasses.asdict(after), text, as_json=as_json)
@@ -111,7 +191,7 @@ def rollback(
     """
     from longrec.release import registry
 
-    after = registry.rollback(workdir, _store_dir(store), by=_decider(by), why=why)
+    after = registry.rollback(workdir, _store_dir(store, workdir), by=_decider(by), why=why)
     text = f"champion {after.champion} again, before it {after.previous}"
     print_result(dataclasses.asdict(after), text, as_json=as_json)
 
@@ -148,7 +228,7 @@ def shadow(
     else:
         version = _version(action)
         after = registry.start_shadow(
-            workdir, _store_dir(store), version, share, by=_decider(by), why=why
+            workdir, _store_dir(store, workdir), version, share, by=_decider(by), why=why
         )
         champion = after.champion or "the service"
         text = (
@@ -168,10 +248,10 @@ def _show_shadow_report(workdir: Path, as_json: bool) -> None:
         show_shadow(comparison)
 
 
-def _store_dir(store: Path | None) -> Path:
+def _store_dir(store: Path | None, workdir: Path) -> Path:
     from longrec.release.model_store import store_dir
 
-    return store or store_dir()
+    return store or store_dir(workdir)
 
 
 def _decider(by: str | None) -> str:

@@ -36,6 +36,14 @@ def show_summary(summary: Mapping[str, Any], next_commands: Sequence[str]) -> No
         console.print(f"next     {commands}", style="bold")
 
 
+def show_evaluation(results: Mapping[str, Any]) -> None:
+    """Print the results of an evaluation: metrics, baselines, lengths, report, gate."""
+    console = _console()
+    _print_results(console, results)
+    console.print(f"report   {results['report']}")
+    _print_gate(console, results["gate"])
+
+
 def show_dataset(report: Mapping[str, Any]) -> None:
     """Print what an import or `longrec synth` wrote."""
     console = _console()
@@ -153,19 +161,15 @@ def _metrics_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _lengths_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    has_best_possible = any(row.get("best_possible_auc") is not None for row in rows)
-    best_column = ["best possible"] if has_best_possible else []
-    title = "one model, several served lengths"
-    table = _table(title, "length", "AUC", *best_column, "log loss")
-    for row in rows:
-        cells = [f"{row['length']:,}", number(row["auc"])]
-        if has_best_possible:
 def _print_results(console: Console, results: Mapping[str, Any]) -> None:
     console.print(_metrics_table(results))
     _print_baselines(console, results["baselines"])
     if results["lengths"]:
         console.print(_lengths_table(results["lengths"]))
+    for finding in results.get("findings", ()):
+        console.print(f"finding  {finding}", style="yellow")
+    for note in results.get("notes", ()):
+        console.print(f"note     {note}")
 
 
 def _print_baselines(
@@ -195,6 +199,14 @@ def _baselines_table(task: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _lengths_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    has_best_possible = any(row.get("best_possible_auc") is not None for row in rows)
+    best_column = ["best possible"] if has_best_possible else []
+    title = "one model, several served lengths"
+    table = _table(title, "length", "AUC", *best_column, "log loss")
+    for row in rows:
+        cells = [f"{row['length']:,}", number(row["auc"])]
+        if has_best_possible:
             cells.append(number(row.get("best_possible_auc")))
         table.add_row(*cells, number(row["logloss"]))
     return table

@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 LABEL_METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
 """Metrics of each task that become labels of the bento."""
+PASSED_LABEL = "passed"
+FORCED_LABEL = "refused-packaged-by-force"
+"""Label `gate` of a model that failed its gate and was packaged all the same."""
+FORCED_NOTE = "**This model failed its gate and was packaged by force.** See the section Gate."
 MAX_VERSION_LENGTH = 63
 BUILD_SCRIPT = "bento/build.py"
 REQUIRED_FILES = ("bento/service.py", BUILD_SCRIPT, "feature_repo/definitions.py")
@@ -62,6 +66,7 @@ def stage(
     histories_dir: str | Path,
     repo_dir: str | Path,
     version: str,
+    force: bool = False,
 ) -> StagedBento:
     """Write the build context of a bento to `out_dir`; return its description.
 
@@ -72,9 +77,10 @@ def stage(
         out_dir: the build context.
         repo_dir: feature_repo of a checkout or of an installed wheel.
         version: of the bento.
+        force: whether a model that failed its gate is staged too; labels and model card say so.
 
     Raises:
-        GateRefused: the evaluation failed its gate.
+        GateRefused: the evaluation failed its gate, without `force`.
         PackagingError: the evaluation is of another bundle, or the wheel cannot be built.
     """
     root = project_root(repo_dir)
@@ -83,6 +89,8 @@ def stage(
     evaluation = files.read_json(Path(evaluation_dir) / "metrics.json")
     manifest = files.read_json(Path(histories_dir) / "manifest.json")
     _check_evaluation(bundle, evaluation)
+    if not force:
+        _require_passed_gate(evaluation["gate"])
     labels = make_labels(bundle, evaluation, manifest)
     tag = f"{MODEL_NAME}:{version}"
     with files.atomic_replace(out_dir) as context:
@@ -90,7 +98,9 @@ def stage(
         wheel = build_wheel(root, context / "wheels")
         _copy_service(root / "bento", context / "bento")
         files.write_json(context / "release.json", {"model": tag, "labels": labels})
-        shutil.copyfile(Path(evaluation_dir) / "MODEL_CARD.md", context / "MODEL_CARD.md")
+        card = (Path(evaluation_dir) / "MODEL_CARD.md").read_text(encoding="utf-8")
+        card = _mark_forced(card, evaluation["gate"])
+        (context / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         ignored = shutil.ignore_patterns("__pycache__", "data")
         shutil.copytree(repo_dir, context / "feature_repo", ignore=ignored)
         requirements = "\n".join(pinned_requirements(wheel)) + "\n"
@@ -163,6 +173,7 @@ def make_labels(
         "bundle": bundle["version"],
         "served_length": bundle["served_length"],
         "longrec": importlib.metadata.version("longrec"),
+        "gate": PASSED_LABEL if evaluation["gate"]["passed"] else FORCED_LABEL,
     }
     for task, metrics in evaluation["metrics"].items():
         for name in LABEL_METRICS:
@@ -180,9 +191,21 @@ def _check_evaluation(bundle: Mapping[str, Any], evaluation: Mapping[str, Any]) 
             expected=bundle["version"],
             fix="Evaluate this bundle.",
         )
-    gate = evaluation["gate"]
-    if not gate["passed"]:
-        raise GateRefused("the model did not pass its gate", found="; ".join(gate["reasons"]))
+
+
+def _require_passed_gate(gate: Mapping[str, Any]) -> None:
+    if gate["passed"]:
+        return
+    raise GateRefused(
+        "the model did not pass its gate",
+        found=" ".join(gate["reasons"]).rstrip("."),
+        fix="Look at the report of the evaluation. To package it anyway: longrec package --force",
+    )
+
+
+def _mark_forced(card: str, gate: Mapping[str, Any]) -> str:
+    """Return a model card that says first if the model failed its gate."""
+    return card if gate["passed"] else f"{FORCED_NOTE}\n\n{card}"
 
 
 def _copy_service(source: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from longrec.config import GateConfig
 from longrec.data import files
 from longrec.errors import GateRefused
 from longrec.release import model_store, registry
-from longrec.release.build_context import clean_version, stage
+from longrec.release.build_context import PASSED_LABEL, clean_version, stage
 from longrec.release.build_script import BuildScript
 from longrec.release.model_store import MODEL_NAME
 from longrec.release.parity import ParityReport, check_parity
@@ -61,6 +61,7 @@ def package(
     gate: GateConfig,
     seed: int,
     code_key: str = "",
+    force: bool = False,
 ) -> PackageReport:
     """Package a bundle as a bento: a folder at `out_dir` and a tag in the BentoML store.
 
@@ -77,9 +78,12 @@ def package(
         gate: `max_parity_error` is the bound of the parity check.
         seed: of the sample of requests.
         code_key: fingerprint of the code that packages.
+        force: whether a model that failed its gate is packaged too. It is marked and never becomes
+            the champion by itself. The check of its scores stays.
 
     Raises:
-        GateRefused: the evaluation failed its gate, or scores differ by more than the bound.
+        GateRefused: the evaluation failed its gate, without `force`, or scores differ by more than
+            the bound.
         PackagingError: the version exists already, or the bento cannot be built or served.
     """
     started = time.perf_counter()
@@ -100,6 +104,7 @@ def package(
             histories_dir=histories_dir,
             repo_dir=repo_dir,
             version=version,
+            force=force,
         )
         script.build(staged, bundle_dir, folder, store=Path(scratch) / "store")
         parity = check_parity(
@@ -114,7 +119,8 @@ def package(
         _require_parity(parity)
         script.import_folder(tag, folder, replace=is_content_version)
     _store_reference(workdir, version, Path(evaluation_dir))
-    _adopt_if_first(workdir, version)
+    if staged.labels["gate"] == PASSED_LABEL:
+        _adopt_if_first(workdir, version)
     seconds = time.perf_counter() - started
     error = max(parity.scorer_error, parity.http_error)
     log.info("packaged %s in %.1f s, scores differ by at most %.2g", tag, seconds, error)

@@ -118,6 +118,8 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "gain_over_popularity": metrics["gain"],
         "baselines": {task: _baseline_rows(rows) for task, rows in metrics["baselines"].items()},
         "lengths": _length_rows(metrics),
+        "findings": metrics["findings"],
+        "notes": metrics["notes"],
         "best_possible_auc_full": metrics["best_possible_full"],
         "gate": {"passed": metrics["gate"]["passed"], "reasons": metrics["gate"]["reasons"]},
     }

@@ -23,6 +23,7 @@ def stage_bento(
     out_dir: Path,
     evaluation_dir: Path | None = None,
     repo_dir: Path = FEATURE_REPO,
+    force: bool = False,
 ) -> StagedBento:
     """Stage the bundle as version `Run 1`."""
     return stage(
@@ -32,6 +33,7 @@ def stage_bento(
         histories_dir=world.path / "histories",
         repo_dir=repo_dir,
         version="Run 1",
+        force=force,
     )
 
 

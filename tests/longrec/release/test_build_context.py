@@ -113,9 +113,25 @@ def test_a_model_that_failed_its_gate_is_not_staged(
         tmp_path / "evaluation",
         lambda results: results.update(gate={"passed": False, "reasons": ["The AUC is low."]}),
     )
-    with pytest.raises(GateRefused, match="The AUC is low"):
+    with pytest.raises(GateRefused, match=r"The AUC is low. .*longrec package --force"):
         stage_bento(served_world, tmp_path / "context", failed)
     assert not (tmp_path / "context").exists()
+
+
+def test_a_model_staged_by_force_says_so_in_labels_and_card(
+    staged: StagedBento, served_world: ServedWorld, tmp_path: Path
+) -> None:
+    failed = copy_with_changes(
+        served_world.path / "evaluation",
+        tmp_path / "evaluation",
+        lambda results: results.update(gate={"passed": False, "reasons": ["The AUC is low."]}),
+    )
+    forced = stage_bento(served_world, tmp_path / "context", failed, force=True)
+    assert forced.labels["gate"] == "refused-packaged-by-force"
+    assert staged.labels["gate"] == "passed"
+    card = (tmp_path / "context" / "MODEL_CARD.md").read_text()
+    assert card.startswith("**This model failed its gate and was packaged by force.**")
+    assert "packaged by force" not in (Path(staged.path) / "MODEL_CARD.md").read_text()
 
 
 def test_the_evaluation_of_another_bundle_is_refused(
