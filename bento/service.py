@@ -85,6 +85,8 @@ class Ranker:
 
     def __init__(self) -> None:
         try:
+        if startup.is_worker():
+            startup.end_with_supervisor()
             self._start()
         except Exception as error:
             if not startup.is_worker():

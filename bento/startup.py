@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from bento.settings import workdir
+from longrec import child
 from longrec.errors import SchemaMismatch
 from longrec.serving.auth import Tokens
 
 ERROR_FILE_VARIABLE = "LONGREC_STARTUP_ERROR_FILE"
 """Environment variable that names the file for the reason of a worker that cannot start."""
+SUPERVISOR_VARIABLE = "LONGREC_SUPERVISOR"
+"""Environment variable with the process id of the supervisor, which a worker ends with."""
 
 
 def prepare_workers() -> None:
@@ -33,6 +36,7 @@ def prepare_workers() -> None:
     descriptor, path = tempfile.mkstemp(prefix="longrec-startup-error-")
     os.close(descriptor)
     os.environ[ERROR_FILE_VARIABLE] = path
+    os.environ[SUPERVISOR_VARIABLE] = str(os.getpid())
     atexit.register(_exit_with_error_of_worker, Path(path))
 
 
@@ -64,6 +68,11 @@ def check_environment(bundle: Path) -> None:
 def is_worker() -> bool:
     """Return whether this process is a worker of `bentoml serve`."""
     return ERROR_FILE_VARIABLE in os.environ
+
+
+def end_with_supervisor() -> None:
+    """End this worker soon after its supervisor ended, in whatever way."""
+    child.end_with(int(os.environ[SUPERVISOR_VARIABLE]))
 
 
 def stop_server(reason: object) -> NoReturn:

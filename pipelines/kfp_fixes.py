@@ -1,8 +1,16 @@
-"""Fixes for two faults of loops in the local runner of kfp 2.17."""
+"""Fixes for faults of the local runner of kfp 2.17: loops, commands of steps, and placeholders."""
 
 import contextlib
+import json
+import os
+import shlex
 from collections.abc import Iterator
 from typing import Any
+
+PLACEHOLDER = "{{$"
+MASK = "{{\ue000$"
+"""Stands for the start of a placeholder in the arguments of a pipeline."""
+STEP_COMMAND = "_KFP_RUNTIME=true python3 -m kfp.dsl.executor_main"
 
 
 @contextlib.contextmanager
@@ -34,3 +42,67 @@ def fixed_loops() -> Iterator[None]:
     finally:
         logging_utils.indented_print = original_indent
         task_spec_utils.create_parameter_loop_iteration_task_spec = original_create
+
+
+@contextlib.contextmanager
+def fixed_commands() -> Iterator[None]:
+    """Let a step run in a process that ends with this one; arguments may hold any text.
+
+    1. kfp starts a step below a shell, and the step survives this process. With the fix the shell
+       becomes the step's process, which watches this one.
+    2. `replace_python_executable` also replaces `python3` in arguments, such as paths.
+    3. Texts in arguments that look like placeholders are replaced. With the fix `masked` arguments
+       reach the step as they are.
+    """
+    from kfp.local import placeholder_utils, subprocess_task_handler
+
+    original_replace = subprocess_task_handler.replace_python_executable
+    original_resolve = placeholder_utils.resolve_individual_placeholder
+    original_self = placeholder_utils.resolve_self_references_in_executor_input
+
+    def replace(command: list[str], executable: str) -> list[str]:
+        return [_watched(part, executable) for part in command]
+
+    def resolve(element: str, executor_input_dict: dict[str, Any], **names: Any) -> Any:
+        if element == "{{$}}":
+            return json.dumps(executor_input_dict)
+        return original_resolve(element, executor_input_dict=executor_input_dict, **names)
+
+    def resolve_self(**names: Any) -> dict[str, Any]:
+        resolved = original_self(**names)
+        parameters = resolved.get("inputs", {}).get("parameterValues", {})
+        for name, value in parameters.items():
+            parameters[name] = _replaced(value, MASK, PLACEHOLDER)
+        return resolved
+
+    subprocess_task_handler.replace_python_executable = replace
+    placeholder_utils.resolve_individual_placeholder = resolve
+    placeholder_utils.resolve_self_references_in_executor_input = resolve_self
+    try:
+        yield
+    finally:
+        subprocess_task_handler.replace_python_executable = original_replace
+        placeholder_utils.resolve_individual_placeholder = original_resolve
+        placeholder_utils.resolve_self_references_in_executor_input = original_self
+
+
+def masked(arguments: Any) -> Any:
+    """Return arguments of a pipeline in which kfp finds no placeholder; see `fixed_commands`."""
+    return _replaced(arguments, PLACEHOLDER, MASK)
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """Return a JSON value with a text replaced in all its strings."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: _replaced(entry, old, new) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_replaced(entry, old, new) for entry in value]
+    return value
+
+
+def _watched(part: str, executable: str) -> str:
+    """Return a part of a step's command, its Python process replaced by one that ends with us."""
+    launcher = [executable, "-m", "longrec.child", str(os.getpid()), "-m", "kfp.dsl.executor_main"]
+    return part.replace(STEP_COMMAND, f"export _KFP_RUNTIME=true; exec {shlex.join(launcher)}")

@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener
-from pipelines.kfp_fixes import fixed_loops
+from pipelines.kfp_fixes import fixed_commands, fixed_loops, masked
 from pipelines.step_log import StepLog, capture_output
 
 LOG_NAME = "pipeline.log"
@@ -68,10 +68,10 @@ def run(
     _make_folders(artifacts, *([cache] if cache else []))
     with open(log, "a", encoding="utf-8") as stream:
         steps = StepLog(stream, listener)
-        with capture_output(steps), _stop_steps_with_process(), fixed_loops():
+        with capture_output(steps), _stop_steps_with_process(), fixed_loops(), fixed_commands():
             _initialize_kfp(artifacts, cache)
             try:
-                pipeline(**arguments)
+                pipeline(**masked(dict(arguments)))
             except (RuntimeError, OSError, ValueError) as error:
                 failures = steps.failures or {"(none)": str(error)}
                 name, message = next(iter(failures.items()))

@@ -102,6 +102,18 @@ def fake(uri: str, fault: str = "", settings: dict = {"n": 3}):
         use(made=first.outputs["made"])
 
 
+@component
+def echo(text: str, settings: dict, told: dsl.Output[dsl.Dataset]):
+    with open(told.path, "w") as out:
+        out.write(f"{text} {settings['n']}")
+
+
+@dsl.pipeline(name="echoes")
+def echoes(text: str, settings: dict):
+    first = echo(text=f"{text}/checkpoints", settings=settings)
+    use(made=first.outputs["told"])
+
+
 @dsl.pipeline(name="trap")
 def trap():
     with dsl.If(verdict().outputs["passed"] == True):  # noqa: E712
@@ -231,7 +243,28 @@ def test_a_branch_that_kfp_skips_because_it_cannot_read_the_condition_is_an_erro
         run(trap, {}, tmp_path / "run", Recorder())
 
 
-def test_a_stopped_run_stops_its_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a #b: c",
+        "quotes ' and \"",
+        "$HOME {{$}} {{$.inputs.parameters['fault']}} {{$.pipeline_job_name}}",
+        "naïve 数据",
+        "python3",
+    ],
+)
+def test_any_legal_path_and_any_text_reach_the_steps(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    arguments = {"text": name, "settings": {"n": name}}
+    result = run(echoes, arguments, folder / "run", Recorder(), cache=folder / "cache")
+    used = result.output("use", "used")
+    assert used is not None
+    assert used.read_text() == f"{name}/checkpoints {name} used"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_stops_its_step(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "source.txt").write_text("data")
     code = f"""
 import sys
@@ -245,14 +278,17 @@ test_local_runner.run(test_local_runner.fake, arguments, folder, test_local_runn
     process, step = subprocess.Popen([sys.executable, "-c", code]), 0
     try:
         step = _wait_for(tmp_path / "source.txt.pid")
-        process.terminate()
-        assert process.wait(120) == 128 + signal.SIGTERM
+        process.send_signal(number)
+        expected = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
+        assert process.wait(120) == expected[number]
+        stopped_at = time.monotonic()
         _wait_until(
             lambda: (
                 not psutil.pid_exists(step) or psutil.Process(step).status() == psutil.STATUS_ZOMBIE
             ),
             "the step ran on",
         )
+        assert time.monotonic() - stopped_at < 5
     finally:
         for pid in (step, process.pid if process.poll() is None else 0):
             with contextlib.suppress(ProcessLookupError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import typer
 
+from longrec import child
 from longrec.cli.options import print_result
 from longrec.errors import LongrecError
 
@@ -40,7 +40,7 @@ def bench(context: typer.Context) -> None:
             fix="See longrec bench --help.",
         )
     path, _ = scripts[name]
-    command = [sys.executable, str(path), *rest]
+    command = child.command(str(path), *rest)
     done = subprocess.run(command, env={**THREADING, **os.environ}, check=False)
     raise typer.Exit(done.returncode)
 

@@ -12,13 +12,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from longrec import child
 from longrec.errors import LongrecError
 
 HOST = "127.0.0.1"
@@ -31,14 +31,6 @@ ANSWER_SECONDS = 90.0
 POLL_SECONDS = 0.2
 NOISE = ("nanobind:", " - ")
 """Starts of log lines that say nothing about an error: nanobind lists leaked objects at exit."""
-_START_SCRIPT = """
-import contextlib, ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-with contextlib.suppress(AttributeError, OSError):
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-os.execv(sys.executable, [sys.executable, "-m", "bentoml", *sys.argv[1:]])
-"""
-"""Becomes the bentoml command; Linux sends it SIGTERM when the process that started it dies."""
 
 
 class PackagingError(LongrecError):
@@ -83,7 +75,7 @@ def serve_bento(
         log_path = Path(scratch) / "log"
         with open(log_path, "w+", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [sys.executable, "-c", _START_SCRIPT, *arguments],
+                child.command("-m", "bentoml", *arguments),
                 env=environment,
                 cwd=folder or scratch,
                 stdout=output,

@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from longrec import child
 from longrec.release.bento_server import PackagingError, last_log_line
 from longrec.release.build_context import BUILD_SCRIPT, StagedBento, project_root
 
@@ -78,7 +78,7 @@ class BuildScript:
         if store is not None:
             environment["BENTOML_HOME"] = str(store)
         done = subprocess.run(
-            [sys.executable, str(self.path), command, json.dumps(arguments)],
+            child.command(str(self.path), command, json.dumps(arguments)),
             env=environment,
             capture_output=True,
             text=True,

@@ -11,7 +11,6 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from email.parser import Parser
 from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
+from longrec import child
 from longrec.release.bento_server import PackagingError, last_log_line
 
 DISTRIBUTION = "longrec"
@@ -76,8 +76,7 @@ def _build_from_sources(root: Path, out_dir: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="longrec-wheel-") as scratch:
         sources = Path(scratch) / "sources"
         _copy_sources(root, sources)
-        command = [
-            sys.executable,
+        command = child.command(
             "-m",
             "pip",
             "wheel",
@@ -89,7 +88,7 @@ def _build_from_sources(root: Path, out_dir: Path) -> Path:
             "--wheel-dir",
             str(out_dir),
             str(sources),
-        ]
+        )
         done = subprocess.run(
             command,
             capture_output=True,

@@ -16,6 +16,7 @@ import itertools
 import logging
 import math
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeAlias
 
+from longrec import child
 from longrec.data import files
 from longrec.study.collect import StudyReport, collect
 from longrec.study.config import StudyConfig
@@ -150,7 +152,12 @@ def run_in_processes(
     context = multiprocessing.get_context("spawn")
     # Each turn of this loop is one pool: the first, and one after each that broke.
     for first in queue:
-        with ProcessPoolExecutor(num_workers, context) as pool:
+        with ProcessPoolExecutor(
+            num_workers,
+            context,
+            child.end_with,
+            (os.getpid(),),
+        ) as pool:
             batch = [first, *itertools.islice(queue, num_workers - 1)]
             pending = {_submit(pool, run, trial): trial for trial in batch}
             while pending:

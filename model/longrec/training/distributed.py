@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from longrec import child
 from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError, LongrecError
@@ -248,6 +249,7 @@ def process_group(device: torch.device) -> Iterator[DistributedContext]:
     if not _started_by_torchrun():
         yield DistributedContext(device=device)
         return
+    child.end_with(os.getppid())
     # DDP warns once per process about dimensions of size 1; they cost nothing
     warnings.filterwarnings("ignore", "Grad strides do not match")
     if device.type == "cuda":
