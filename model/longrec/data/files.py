@@ -150,6 +150,14 @@ def check_writable(directory: Path) -> None:
     probe.unlink()
 
 
+def duckdb_pattern(path: Path) -> str:
+    """Return the text by which DuckDB finds one file; it takes each path as a glob pattern.
+
+    A path that holds both a backslash and one of `*?[` cannot be named so.
+    """
+    return glob.escape(str(path))
+
+
 def fsync_directory(directory: Path) -> None:
     """Force the entries of a directory and its files to disk, without its subdirectories."""
     entries = [path for path in directory.iterdir() if path.is_file()]

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longrec.data import files
 from longrec.errors import DataError
 
 ID_MASK = (1 << 63) - 1
@@ -97,7 +98,8 @@ class TextIds:
             return
         (directory / IDS_FOLDER).mkdir()
         for group in self._groups:
-            pairs = self._duckdb.read_parquet(str(self._path(group))).distinct()
+            pairs_file = files.duckdb_pattern(self._path(group))
+            pairs = self._duckdb.read_parquet(pairs_file).distinct()
             _refuse_collisions(group, pairs)
             path = directory / IDS_FOLDER / f"{group}.parquet"
             pairs.order("id").write_parquet(str(path), compression="zstd")

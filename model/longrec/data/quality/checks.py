@@ -338,10 +338,10 @@ def _duckdb() -> Iterator[Any]:
 
     with (
         tempfile.TemporaryDirectory(prefix="longrec-checks-") as spill,
-        duckdb.connect() as connection,
+        duckdb.connect(
+            config={"temp_directory": spill, "memory_limit": DUCKDB_MEMORY},
+        ) as connection,
     ):
-        connection.execute(f"set temp_directory = '{spill}'")
-        connection.execute(f"set memory_limit = '{DUCKDB_MEMORY}'")
         connection.execute("set preserve_insertion_order = false")
         try:
             yield connection

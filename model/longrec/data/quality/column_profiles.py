@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longrec.data.files import duckdb_pattern
 from longrec.errors import DataError
 from longrec.schema import Feature
 
@@ -109,7 +110,7 @@ class TableView:
         key: str,
     ) -> TableView:
         """Create the view of one or more Parquet files."""
-        quoted = ["'" + str(path).replace("'", "''") + "'" for path in paths]
+        quoted = ["'" + duckdb_pattern(path).replace("'", "''") + "'" for path in paths]
         connection.execute(
             f"create or replace view {name} as "  # noqa: S608  (callers pass constants)
             f"select * from read_parquet([{', '.join(quoted)}])"

@@ -12,7 +12,6 @@ elsewhere.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -202,7 +201,7 @@ def table_pattern(version: Path, uri: str) -> str:
             found=str(version),
             fix="Rename the folder, or choose another work directory.",
         )
-    escaped = glob.escape(str(path))
+    escaped = files.duckdb_pattern(path)
     return f"{escaped}/{_ALL_FILES}" if path.is_dir() else escaped
 
 
