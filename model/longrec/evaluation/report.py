@@ -82,6 +82,10 @@ EXTRAPOLATION_LABEL = (
 )
 COST_TEXT = "{extrapolation[cost]:.2f} times"
 BIN_TEXT = "score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
+REFUSED_NOTE = (
+    "The model is not packaged. Its bundle and this evaluation stay. "
+    "To package it anyway, marked as refused: longrec package --force"
+)
 CALIBRATION_NOTE = (
     "Bins of equal numbers of targets by rising score. On the diagonal, scores are probabilities."
 )
@@ -148,7 +152,8 @@ def _gate_section(verdict: Row) -> Html:
         rows,
         classes,
     )
-    return page.section("Promotion gate", table)
+    note = "" if verdict["passed"] else REFUSED_NOTE
+    return page.section("Promotion gate", table, note=note)
 
 
 def _metrics_section(results: Results) -> Html:

@@ -90,6 +90,8 @@ def test_a_model_that_failed_the_gate_is_marked(tmp_path: Path) -> None:
     assert "gate failed" in text
     assert text.count("failed") == 2, "the badge of the page and that of the criterion"
     assert "gate passed" not in text
+    assert "longrec package --force" in text
+    assert "longrec package" not in page_text(example_results(), tmp_path)
 
 
 def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:

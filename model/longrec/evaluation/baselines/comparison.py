@@ -48,18 +48,21 @@ POPULARITY = (ITEM_RATE, ITEM_COUNT)
 REPEAT_COLUMNS = {"recency": fits.recency_columns, "frequency": fits.frequency_columns}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class Baseline:
     """One baseline of one task, measured on the sample.
 
     Args:
         name: see `longrec.evaluation.baselines`.
-        scores: float64 [N]; None if it cannot be fitted.
+        scores: float64 [N]; nan if it cannot be fitted.
         metrics: of the scores; without values if it cannot be fitted.
     """
 
     name: str
-    scores: Float | None
+    scores: Float
     metrics: TaskMetrics
 
     @property
@@ -68,7 +71,10 @@ class Baseline:
         return self.metrics.values.get("auc", -1.0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class _Window:
     """Features and labels of the targets of the fit, of its end, and of the sample.
 
@@ -102,7 +108,10 @@ def measure_baselines(inputs: EvaluationInputs) -> dict[str, tuple[Baseline, ...
     return measured
 
 
-def best(baselines: tuple[Baseline, ...], names: tuple[str, ...] = ()) -> Baseline:
+def best(
+    baselines: tuple[Baseline, ...],
+    names: tuple[str, ...] = (),
+) -> Baseline:
     """Return the baseline with the highest AUC on the sample.
 
     Args:
@@ -113,7 +122,10 @@ def best(baselines: tuple[Baseline, ...], names: tuple[str, ...] = ()) -> Baseli
     return max(candidates, key=lambda entry: entry.auc)
 
 
-def comparison_rows(baselines: tuple[Baseline, ...], ours: TaskMetrics) -> tuple[Row, ...]:
+def comparison_rows(
+    baselines: tuple[Baseline, ...],
+    ours: TaskMetrics,
+) -> tuple[Row, ...]:
     """Return the JSON form of the baselines of one task, best first.
 
     Args:
@@ -124,7 +136,10 @@ def comparison_rows(baselines: tuple[Baseline, ...], ours: TaskMetrics) -> tuple
     return tuple(_comparison_row(entry, ours) for entry in by_auc)
 
 
-def _comparison_row(baseline: Baseline, ours: TaskMetrics) -> Row:
+def _comparison_row(
+    baseline: Baseline,
+    ours: TaskMetrics,
+) -> Row:
     difference = bootstrap.paired_difference(ours, baseline.metrics)
     return {
         "name": baseline.name,
@@ -148,11 +163,16 @@ def _measure(
         scores = score()
     except BaselineError as error:
         log.warning("no baseline %s: %s", name, error)
-        return Baseline(name, None, bootstrap.unmeasured(labels, resamples, str(error)))
+        return Baseline(
+            name, np.full(len(labels), np.nan), bootstrap.unmeasured(labels, resamples, str(error))
+        )
     return Baseline(name, scores, bootstrap.measure(labels, scores, resamples))
 
 
-def _scorers(window: _Window, task: int) -> dict[str, Callable[[], Float]]:
+def _scorers(
+    window: _Window,
+    task: int,
+) -> dict[str, Callable[[], Float]]:
     """Return name -> function that scores the sample, for one task."""
     sample = window.sample
     scorers: dict[str, Callable[[], Float]] = {
@@ -188,7 +208,10 @@ def _repeat_scores(
     return fits.logistic_scores(train, columns(window.sample.repeats[feature]))
 
 
-def _tree_scores(window: _Window, task: int) -> Float:
+def _tree_scores(
+    window: _Window,
+    task: int,
+) -> Float:
     return fits.tree_scores(
         Examples(window.train.matrix(task), window.train_labels[:, task]),
         Examples(window.later.matrix(task), window.later_labels[:, task]),

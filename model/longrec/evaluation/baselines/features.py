@@ -29,7 +29,10 @@ Float: TypeAlias = npt.NDArray[np.float64]
 Int: TypeAlias = npt.NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class TargetFeatures:
     """The features of N targets.
 
@@ -79,7 +82,10 @@ class TargetFeatures:
     def __len__(self) -> int:
         return len(self.item_counts)
 
-    def take(self, rows: Int | slice) -> TargetFeatures:
+    def take(
+        self,
+        rows: Int | slice,
+    ) -> TargetFeatures:
         """Return the features of some of the targets."""
         repeats = {}
         for name, (counts, gap_seconds) in self.repeats.items():
@@ -92,7 +98,10 @@ class TargetFeatures:
             repeats,
         )
 
-    def matrix(self, task: int) -> Float:
+    def matrix(
+        self,
+        task: int,
+    ) -> Float:
         """Return all features of one task, float64 [N, C]; nan for a repeat that never was.
 
         Args:

@@ -61,7 +61,10 @@ def frequency_columns(repeats: Repeats) -> Float:
     return np.log1p(repeats.counts.astype(np.float64))[:, None]
 
 
-def logistic_scores(train: Examples, features: Float) -> Float:
+def logistic_scores(
+    train: Examples,
+    features: Float,
+) -> Float:
     """Return the probabilities of a logistic regression, float64 [N].
 
     Args:

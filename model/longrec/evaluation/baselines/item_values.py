@@ -27,7 +27,10 @@ NO_VALUE = -1
 """Code of a missing value or an item that no target has; it matches nothing."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class ItemValues:
     """The items of all events and targets, and the values of their features.
 
@@ -46,7 +49,10 @@ class ItemValues:
     feature_codes: dict[str, Int32]
 
     @classmethod
-    def read(cls, histories: Histories) -> ItemValues:
+    def read(
+        cls,
+        histories: Histories,
+    ) -> ItemValues:
         """Return the codes of the histories; features of kind `number` have none."""
         target_ids = int64_column(histories.targets, ITEM_ID)
         table_ids = int64_column(histories.items, ITEM_ID)
@@ -82,7 +88,10 @@ def _read_events(
     return np.concatenate(items), np.concatenate(times)
 
 
-def _feature_codes(histories: Histories, item_ids: Int) -> dict[str, Int32]:
+def _feature_codes(
+    histories: Histories,
+    item_ids: Int,
+) -> dict[str, Int32]:
     num_items = len(item_ids)
     rows = _rows_of(item_ids, int64_column(histories.items, ITEM_ID))
     codes = {ITEM_ID: np.append(np.arange(num_items, dtype=np.int32), np.int32(NO_VALUE))}
@@ -97,7 +106,10 @@ def _feature_codes(histories: Histories, item_ids: Int) -> dict[str, Int32]:
     return codes
 
 
-def _rows_of(item_ids: Int, ids: Int) -> Int32:
+def _rows_of(
+    item_ids: Int,
+    ids: Int,
+) -> Int32:
     """Return the position of each id in the sorted `item_ids`; NO_VALUE if it is not there."""
     if not len(item_ids):
         return np.full(len(ids), NO_VALUE, np.int32)

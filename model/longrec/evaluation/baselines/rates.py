@@ -26,7 +26,10 @@ UNKNOWN_RATE = 0.5
 """Mean label before the first known label."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(
+    frozen=True,
+    slots=True,
+)
 class LabelledTargets:
     """Targets with known labels.
 
@@ -63,7 +66,10 @@ def rates_before(
     return rates
 
 
-def overall_rates_before(known: LabelledTargets, times: Int) -> Float:
+def overall_rates_before(
+    known: LabelledTargets,
+    times: Int,
+) -> Float:
     """Return the mean label over all targets before each time, float64 [N]."""
     in_one_group = dataclasses.replace(known, groups=np.zeros_like(known.groups))
     shown, positives = _sums_before(in_one_group, np.zeros_like(times), times)
