@@ -14,7 +14,6 @@ def evaluate(
     workdir: str,
     evaluation_config: dict,
     gate: dict,
-    served_length: int,
     seed: int,
     evaluation: Output[Artifact],
     report: Output[HTML],
@@ -34,12 +33,11 @@ def evaluate(
     from longrec.release.registry import champion_bundle
     from longrec.reporting.summary import scalar_metrics
 
-    settings = {**evaluation_config, "served_length": served_length}
     result = evaluate_ranker(
         bundle.path,
         histories.path,
         evaluation.path,
-        config=build(EvaluateConfig, settings, where="evaluate"),
+        config=build(EvaluateConfig, evaluation_config, where="evaluate"),
         gate=build(GateConfig, gate, where="gate"),
         seed=seed,
         champion_dir=champion_bundle(workdir, store_dir(), champion),

@@ -13,7 +13,7 @@ def train_job(
     model: dict,
     lengths: dict,
     training: dict,
-    served_length: int,
+    served_lengths: list,
     seed: int,
     platform: dict,
     bundle: Output[Model],
@@ -30,7 +30,7 @@ def train_job(
         "model": model,
         "lengths": lengths,
         "train": training,
-        "evaluate": {"served_length": served_length},
+        "evaluate": {"lengths": served_lengths},
         "seed": seed,
     }
     cluster = import_module("pipelines.platform_config").build_platform(platform)

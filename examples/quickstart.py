@@ -71,7 +71,7 @@ training = longrec.train(
         embedding_learning_rate=0.01,
         device="cpu",
     ),
-    served_length=1024,
+    served_lengths=[1024],
     seed=0,
 )
 print(f"{training.num_steps} steps in {training.seconds:.0f} s")

@@ -12,7 +12,8 @@
     check-histories     reads all profiles and the joined histories
     train               reads the joined histories; needs the report of check-histories
     evaluate            reads the bundle and the joined histories
-    package             if evaluate has passed
+    package             if the gate passed
+    refuse              if the gate refused: sends the bounds that were missed
     finish              in any case, at the end
 
 `python -m pipelines.training` writes pipelines/compiled/training.yaml.
@@ -31,6 +32,7 @@ if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the 
 
 from components.evaluate import evaluate as evaluate_ranker  # noqa: E402
 from components.package import package  # noqa: E402
+from components.refuse import refuse  # noqa: E402
 from components.train import train as train_ranker  # noqa: E402
 from components.train_job import train_job  # noqa: E402
 from longrec.config import to_dict  # noqa: E402
@@ -63,7 +65,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         repo_dir: str = "/opt/longrec/feature_repo",
         webhook: str = "",
         seed: int = 0,
-        served_length: int = 10_000,
+        served_lengths: list = [500, 1_000, 2_000, 5_000, 10_000],
         data: dict = {},
         checks: dict = {},
         model: dict = {},
@@ -85,7 +87,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             webhook: http(s) address that receives the outcome; empty for the platform's secret,
                 or for none.
             seed: seeds everything random.
-            served_length: history length of the service; metrics and gate use it.
+            served_lengths: history lengths that the service may have; validation requests choose
+                one, which evaluation and package follow.
             data, checks, model, lengths, train, evaluate, gate: sections of the configuration
                 (longrec.config); missing keys have their defaults.
         """
@@ -126,7 +129,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 model=model,
                 lengths=lengths,
                 training=train,
-                served_length=served_length,
+                served_lengths=served_lengths,
                 seed=seed,
             )
             configure(trained, platform)
@@ -139,7 +142,6 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 workdir=workdir,
                 evaluation_config=evaluate,
                 gate=gate,
-                served_length=served_length,
                 seed=seed,
             )
             configure(evaluated, platform)
@@ -157,6 +159,16 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                     seed=seed,
                 )
                 configure(packaged, platform)
+            has_failed = evaluated.outputs["Output"] == False  # noqa: E712
+            with dsl.If(has_failed, name="gate refused"):
+                refused = refuse(
+                    evaluation=evaluated.outputs["evaluation"],
+                    pipeline=NAME,
+                    run_id=run_id,
+                    data_uri=data_uri,
+                    webhook=webhook,
+                )
+                configure(refused, platform)
 
     return training
 

@@ -130,7 +130,7 @@ def served_world(tmp_path_factory: pytest.TempPathFactory) -> ServedWorld:
         model,
         lengths=LengthConfig("full", maximum=LENGTH),
         train=settings,
-        served_length=LENGTH,
+        served_lengths=[LENGTH],
         seed=0,
     )
     lenient = GateConfig(max_loss_to_baseline=1.0, min_calibration=0.0, max_calibration=100.0)

@@ -241,6 +241,13 @@ class TrainConfig:
         recompute: whether the backward pass recomputes the hidden rows of the history FFN. It
             needs less memory and more time, with equal values. Only model.kind `stca` supports it.
         log_every: steps between two rows of the training curve.
+        validation_requests: largest number of validation requests, a seeded sample, whose AUC and
+            log loss are measured after each epoch and at the end. The weights with the best AUC of
+            the first task are kept.
+        validate_every: further steps between two such measurements; 0 for none.
+        patience: measurements without improvement that end the training; 0 to train to the end.
+        max_seconds: time of the training loop and its measurements that ends the training, with
+            the best weights; 0 for no bound. Such a training cannot be repeated exactly.
         checkpoint_every: steps between two checkpoints; each epoch ends with one too. 0 for none.
         num_workers: threads that pack batches ahead. Batches and their order do not depend on it.
         tensorboard: whether the curve is also written for TensorBoard, if that is installed.
@@ -264,6 +271,10 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     recompute: bool = False
     log_every: int = 20
+    validation_requests: int = 2_000
+    validate_every: int = 0
+    patience: int = 2
+    max_seconds: float = 0.0
     checkpoint_every: int = 500
     num_workers: int = 1
     tensorboard: bool = True
@@ -272,7 +283,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_positive("train", self, "epochs", "token_budget", "max_requests_per_batch")
         _require_positive("train", self, "learning_rate", "embedding_learning_rate")
-        _require_positive("train", self, "log_every", "num_workers")
+        _require_positive("train", self, "log_every", "num_workers", "validation_requests")
+        for name in ("validate_every", "patience", "max_seconds"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ConfigError(
+                    f"train.{name} must not be negative",
+                    found=value,
+                    fix="0 turns it off.",
+                )
         if self.checkpoint_every < 0:
             raise ConfigError(
                 "train.checkpoint_every must not be negative",
@@ -287,23 +306,37 @@ class EvaluateConfig:
 
     Args:
         lengths: served history lengths of the curve.
-        served_length: history length of the service. Metrics and gate use it.
+        served_length: history length of the service. Metrics and gate use it. 0 chooses the
+            shortest of `lengths` that validation requests do not distinguish from the best one.
         max_requests: maximum number of evaluation requests, the same seeded sample at every
             length; 0 for all.
         bootstrap_samples: user-level resamples of the 95 % confidence intervals.
     """
 
     lengths: tuple[int, ...] = (500, 1_000, 2_000, 5_000, 10_000)
-    served_length: int = 10_000
+    served_length: int = 0
     max_requests: int = 0
     bootstrap_samples: int = 200
 
     def __post_init__(self) -> None:
-        _require_positive("evaluate", self, "served_length", "bootstrap_samples")
+        _require_positive("evaluate", self, "bootstrap_samples")
         if not self.lengths or min(self.lengths) < 0:
             raise ConfigError(
                 "evaluate.lengths must be one or more lengths of at least 0", found=self.lengths
             )
+        if self.served_length < 0 or max(self.lengths) == self.served_length == 0:
+            raise ConfigError(
+                "evaluate.served_length must be positive, or 0 to choose one of evaluate.lengths",
+                found=f"{self.served_length}, lengths {list(self.lengths)}",
+                fix="Name a length above 0.",
+            )
+
+    @property
+    def served_lengths(self) -> tuple[int, ...]:
+        """The lengths that the service may have, rising; one if it is set."""
+        if self.served_length:
+            return (self.served_length,)
+        return tuple(sorted({length for length in self.lengths if length}))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
             settings.model,
             lengths=settings.lengths,
             train=settings.train,
-            served_length=settings.evaluate.served_length,
+            served_lengths=settings.evaluate.served_lengths,
             seed=settings.seed,
         )
         return "job"
@@ -58,7 +58,7 @@ def test_the_bundle_and_the_metrics_are_the_jobs(
         histories=dsl.Dataset(uri=str(histories)),
         histories_report=dsl.HTML(uri="report"),
         code_key="key",
-        served_length=64,
+        served_lengths=[64],
         seed=3,
         model={"width": 16, "num_heads": 2, "id_dim": 8, "feature_dim": 4, "mixer_layers": 1},
         lengths={"maximum": 64, "mean": 32},

@@ -45,7 +45,7 @@ SETTINGS = {
         "mixer_layers": 1,
     },
     "lengths": {"distribution": "beta", "minimum": 0, "mean": 32, "maximum": 64},
-    "evaluate": {"served_length": 64},
+    "evaluate": {"lengths": [64]},
     "train": {
         "max_steps": 6,
         "token_budget": 300,
@@ -176,7 +176,7 @@ def test_a_bundle_that_a_killed_step_left_is_taken(histories: Path, tmp_path: Pa
         settings.model,
         lengths=settings.lengths,
         train=settings.train,
-        served_length=64,
+        served_lengths=[64],
         seed=3,
     )
     with trainer_cluster.running(runs=False) as (cluster, client):
@@ -250,7 +250,7 @@ def test_two_nodes_train_what_one_process_trains(histories: Path, tmp_path: Path
         settings.model,
         lengths=settings.lengths,
         train=settings.train,
-        served_length=64,
+        served_lengths=[64],
         seed=3,
     )
     assert by_nodes.num_steps == report.num_steps == 6

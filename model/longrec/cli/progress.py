@@ -1,4 +1,7 @@
-"""Progress on stderr: a spinner on a terminal, one line per finished step on a pipe."""
+"""Progress on stderr: a spinner on a terminal; on a pipe one line per finished step.
+
+On a pipe, a long step also tells its newest message every PIPE_SECONDS.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ STATUS_STYLES: dict[StepStatus, tuple[str, str]] = {
     "failed": ("FAILED", "red"),
 }
 NAME_WIDTH = 18
+PIPE_SECONDS = 10.0
 ELAPSED_WIDTH = 7
 
 
@@ -36,6 +40,8 @@ class StepProgress:
         self._progress = _spinner(self._console)
         self._task: Any = None
         self._start = time.perf_counter()
+        self._name = ""
+        self._last_line = self._start
 
     def __enter__(self) -> StepProgress:
         self._progress.start()
@@ -47,15 +53,22 @@ class StepProgress:
 
     def begin(self, name: str) -> None:
         self._clear()
+        self._name = name
         if is_shown(name):
             self._task = self._progress.add_task(name, total=None, detail="")
 
     def detail(self, text: str) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, detail=escape(text))
+        if self._task is None:
+            return
+        self._progress.update(self._task, detail=escape(text))
+        now = time.perf_counter()
+        if not self._console.is_terminal and now - self._last_line >= PIPE_SECONDS:
+            self._last_line = now
+            self._console.print(f"        {self._name:<{NAME_WIDTH}}{text}", markup=False)
 
     def end(self, step: FinishedStep) -> None:
         self._clear()
+        self._last_line = time.perf_counter()
         if is_shown(step.name) or step.status == "failed":
             self._print_line(step)
 

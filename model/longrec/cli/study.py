@@ -86,7 +86,7 @@ def study(
         "curves": report.curves,
         "failures": report.failures,
     }
-    rows = at_served_length(report.curves, settings.base.evaluate.served_length)
+    rows = at_served_length(report.curves, max(settings.base.evaluate.served_lengths))
     lines = [_result_line(row) for row in rows]
     lines.append(f"{report.num_done} of {report.num_trials} trials; {page}")
     print_result(value, "\n".join(lines), as_json=as_json)

@@ -57,10 +57,29 @@ def show_dataset(report: Mapping[str, Any]) -> None:
         console.print(f"{title:<20}  {quantiles}")
     rates = ", ".join(f"{task} {rate:.2%}" for task, rate in report["label_rates"].items())
     console.print(f"labels    {rates}")
-    _print_rejects(console, report)
+    _print_rows(console, report)
     for note in report.get("notes", ()):
         console.print(f"note      {note}")
     _print_best_possible(console, report)
+
+
+def show_preview(preview: Mapping[str, Any]) -> None:
+    """Print what an import would read."""
+    console = _console()
+    console.print(f"log       {preview['num_files']:,} files; first {preview['first_file']}")
+    for guess in preview["guesses"]:
+        console.print(f"guessed   {guess}")
+    for key, value in preview["mapping"].items():
+        console.print(f"mapping   {key}: {value}")
+    rows = preview["rows"]
+    if rows:
+        table = _table("first rows as they are understood", *rows[0])
+        for row in rows:
+            table.add_row(*("" if value is None else str(value) for value in row.values()))
+        console.print(table)
+    _print_rows(console, {**preview, "rejects_path": "below"})
+    for reject in preview["rejects"]:
+        console.print(f"line {reject['line']:>5}  {reject['reason']}: {reject['row']}")
 
 
 def show_models(summary: Mapping[str, Any]) -> None:
@@ -249,7 +268,14 @@ def _print_gate(console: Console, gate: Mapping[str, Any]) -> None:
         console.print(f"         {reason}")
 
 
-def _print_rejects(console: Console, report: Mapping[str, Any]) -> None:
+def _print_rows(console: Console, report: Mapping[str, Any]) -> None:
+    """Print what became of the rows that an import read, by group, filter and reason."""
+    for group, counts in report.get("row_counts", {}).items():
+        numbers = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        console.print(f"{group:<9} {numbers}")
+    _print_counts(console, "filtered", report.get("filter_counts", {}))
+    if report.get("num_repeats"):
+        _print_counts(console, "repeats", {"rows repeat an earlier row": report["num_repeats"]})
     reasons = report.get("reject_reasons") or {}
     if reasons:
         console.print(f"rejected  see {report['rejects_path']}", style="yellow")

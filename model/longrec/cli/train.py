@@ -65,7 +65,7 @@ def train(
         settings.model,
         lengths=settings.lengths,
         train=settings.train,
-        served_length=settings.evaluate.served_length,
+        served_lengths=settings.evaluate.served_lengths,
         seed=settings.seed,
         checkpoint_dir=checkpoint_dir,
         log_dir=log_dir,

@@ -139,7 +139,9 @@ def evaluate(
     histories = Histories.open(histories_dir)
     scorer = Scorer.load(bundle_dir, _resolve_device(device), schema=histories.schema)
     bundle = scorer.bundle
-    _warn_of_other_length(bundle.served_length, config.served_length)
+    served_length = config.served_length or bundle.served_length
+    _warn_of_other_length(bundle.served_length, served_length)
+    config = dataclasses.replace(config, served_length=served_length)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out_dir.name}.encoded-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=out_dir.parent) as cache:
@@ -207,12 +209,12 @@ def _measure(
         metrics={task: metrics.to_dict() for task, metrics in evidence.tasks.items()},
         popularity={task: _popularity_row(measured) for task, measured in baselines.items()},
         gain={task: dataclasses.asdict(gain) for task, gain in evidence.gains.items()},
-        lengths=curve.rows,
-        slices=tuple(evidence.slices),
         baselines={
             task: comparison.comparison_rows(measured, evidence.tasks[task])
             for task, measured in baselines.items()
         },
+        lengths=curve.rows,
+        slices=tuple(evidence.slices),
         extrapolation=curve.extrapolation,
         champion=champion.to_dict(evidence.champion_differences, inputs.gate.metric),
         best_possible=tuple(dict(row) for row in best_possible),
@@ -241,9 +243,9 @@ def _gather_evidence(
     sample = inputs.sample
     measured = {}
     gains = {}
+    best_baselines = {}
     for column, task in enumerate(inputs.task_names):
         labels = sample.labels[:, column]
-    best_baselines = {}
         measured[task] = bootstrap.measure(
             labels,
             scores[:, column],
@@ -266,9 +268,9 @@ def _gather_evidence(
             popularity.scores,
             champion,
         ),
+        best_baselines=best_baselines,
         champion_differences=champion.differences(
             measured,
-        best_baselines=best_baselines,
             sample,
             inputs.gate.metric,
         ),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import bootstrap
 from longrec.evaluation.bootstrap import TaskMetrics
-from longrec.evaluation.sample import EvaluationInputs, EvaluationSample, score_sample
+from longrec.evaluation.sample import EvaluationInputs, EvaluationSample, score_sample_at
 from longrec.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,12 @@ class LengthScores:
         length: number of most recent events served.
         mean_events: mean number of events that the requests then have.
         same_as: shorter length with the same scores, if no history is cut differently; else None.
-        seconds: time of scoring.
         scores: float32 [N, K].
     """
 
     length: int
     mean_events: float
     same_as: int | None
-    seconds: float
     scores: Array
 
 
@@ -51,8 +49,8 @@ class LengthCurve:
 
     Args:
         served_scores: float32 [N, K], at the served length.
-        rows: `length`, `auc`, `auc_low`, `auc_high`, `logloss`, `mean_events`, `seconds`,
-            `same_as`, by rising length.
+        rows: `length`, `auc`, `auc_low`, `auc_high`, `logloss`, `mean_events`, `same_as`, by
+            rising length.
         extrapolation: see `EvaluationReport`.
     """
 
@@ -72,32 +70,19 @@ def score_lengths(
     Scores are not computed again if a length leaves every history as the previous one did.
     """
     events = encoded.event_ends[sample.requests] - encoded.event_starts[sample.requests]
-    previous: LengthScores | None = None
-    for length in sorted(set(lengths)):
-        mean_events = float(np.minimum(events, length).mean())
-        # A longer cut can only add events: with equal means, all histories are equal.
-        if previous is not None and previous.mean_events == mean_events:
-            same_as = previous.length if previous.same_as is None else previous.same_as
-            current = LengthScores(
-                length,
-                mean_events,
-                same_as,
-                0.0,
-                previous.scores,
-            )
-        else:
-            started = time.perf_counter()
-            scores = score_sample(scorer, encoded, sample, length)
-            seconds = time.perf_counter() - started
-            current = LengthScores(
-                length,
-                mean_events,
-                None,
-                seconds,
-                scores,
-            )
-        yield current
-        previous = current
+    ordered = sorted(set(lengths))
+    means = [float(np.minimum(events, length).mean()) for length in ordered]
+    # A longer cut can only add events: with equal means, all histories are equal.
+    first_equal = [ordered[means.index(mean)] for mean in means]
+    distinct = sorted(set(first_equal))
+    started = time.perf_counter()
+    scores = score_sample_at(scorer, encoded, sample, distinct)
+    by_length = dict(zip(distinct, scores, strict=True))
+    seconds = time.perf_counter() - started
+    log.info("scored %d served lengths in %.1f s", len(distinct), seconds)
+    for length, mean, first in zip(ordered, means, first_equal, strict=True):
+        same_as = None if first == length else first
+        yield LengthScores(length, mean, same_as, by_length[first])
 
 
 def measure_lengths(inputs: EvaluationInputs) -> LengthCurve:
@@ -111,7 +96,6 @@ def measure_lengths(inputs: EvaluationInputs) -> LengthCurve:
     rows: list[Row] = []
     measured: dict[int, TaskMetrics] = {}
     mean_events: dict[int, float] = {}
-    seconds: dict[int, float] = {}
     for entry in score_lengths(inputs.scorer, inputs.encoded, sample, lengths):
         if entry.same_as is None:
             metrics = bootstrap.measure(
@@ -123,15 +107,12 @@ def measure_lengths(inputs: EvaluationInputs) -> LengthCurve:
             metrics = measured[entry.same_as]
         measured[entry.length] = metrics
         mean_events[entry.length] = entry.mean_events
-        seconds[entry.length] = entry.seconds
         if entry.length == served_length:
             served_scores = entry.scores
         if entry.length in shown_lengths:
             row = _curve_row(entry, metrics)
             # The trained length may have no row: a row refers to an earlier row only.
             row["same_as"] = _equal_row(entry, rows)
-            if entry.same_as is not None and row["same_as"] is None:
-                row["seconds"] = seconds[entry.same_as]
             rows.append(row)
     extrapolation: Row = {}
     if trained_length is not None:
@@ -161,7 +142,7 @@ def _equal_row(entry: LengthScores, rows: Iterable[Row]) -> int | None:
 def _curve_row(entry: LengthScores, metrics: TaskMetrics) -> Row:
     auc = metrics.estimate("auc")
     auc_text = "not defined" if auc.value is None else f"{auc.value:.4f}"
-    log.info("served length %d: AUC %s, %.1f s", entry.length, auc_text, entry.seconds)
+    log.info("served length %d: AUC %s", entry.length, auc_text)
     return {
         "length": entry.length,
         "auc": auc.value,
@@ -170,5 +151,4 @@ def _curve_row(entry: LengthScores, metrics: TaskMetrics) -> Row:
         "logloss": metrics.estimate("logloss").value,
         "mean_events": entry.mean_events,
         "same_as": entry.same_as,
-        "seconds": entry.seconds,
     }

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from longrec.data.columns import int64_column
 from longrec.data.histories import Histories, count_parts
-from longrec.evaluation import metrics
+from longrec.evaluation import metrics, validation_page
 from longrec.evaluation.sample import EvaluationInputs
 from longrec.schema import TIMESTAMP
 from longrec.scoring.bundle import CURVE_NAME, Bundle
@@ -51,6 +51,8 @@ def describe(
         "name": manifest.get("dataset", histories.schema.name),
         "calibration_bins": _calibration_bins(inputs, scores),
         "training": dict(bundle.facts),
+        "findings": validation_page.findings(bundle.facts),
+        "notes": validation_page.notes(bundle.facts),
         "training_curve": _training_curve(bundle_dir),
         "bundle": _describe_bundle(bundle, histories),
         "data": _describe_data(histories),
@@ -84,7 +86,7 @@ def _training_curve(bundle_dir: Path) -> list[Row]:
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
-            return [{name: float(value) for name, value in row.items()} for row in rows]
+            return [{name: float(value) for name, value in row.items() if value} for row in rows]
     return []
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from longrec.evaluation import validation_page
 from longrec.evaluation.baselines.standing import describe
 from longrec.reporting import page
 from longrec.reporting.charts import (
@@ -81,11 +82,11 @@ EXTRAPOLATION_LABEL = (
     "AUC at {served_length:,} minus at the trained mean of {extrapolation[trained_length]:,}"
 )
 COST_TEXT = "{extrapolation[cost]:.2f} times"
-BIN_TEXT = "score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
 REFUSED_NOTE = (
     "The model is not packaged. Its bundle and this evaluation stay. "
     "To package it anyway, marked as refused: longrec package --force"
 )
+BIN_TEXT = "score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
 CALIBRATION_NOTE = (
     "Bins of equal numbers of targets by rising score. On the diagonal, scores are probabilities."
 )
@@ -119,6 +120,7 @@ def render(results: Results) -> str:
         _serving_section(results),
         _grid(*charts),
         _lengths_table(results),
+        validation_page.section(results.get("training", {})),
         _slices_section(results),
         _grid(_training_section(results), right_column),
     ]
@@ -356,7 +358,7 @@ def _calibration_chart(bins: Mapping[str, Sequence[Row]]) -> Html:
 
 
 def _lengths_table(results: Results) -> Html:
-    headers = ["Served length", "Mean events", "AUC", "Log loss", "Seconds"]
+    headers = ["Served length", "Mean events", "AUC", "Log loss", "Same scores as"]
     rows = [_length_row(row) for row in results["lengths"]]
     best_possible = {row["length"]: row["auc"] for row in results.get("best_possible", [])}
     if best_possible:
@@ -371,15 +373,13 @@ def _lengths_table(results: Results) -> Html:
 
 
 def _length_row(row: Row) -> list[object]:
-    seconds = f"{row['seconds']:.2f}"
-    if row["same_as"] is not None:
-        seconds = f"as {row['same_as']:,}"
+    same_as = row["same_as"]
     return [
         row["length"],
         round(row["mean_events"], 1),
         format_interval(row["auc"], row["auc_low"], row["auc_high"]),
         format_interval(row["logloss"]),
-        seconds,
+        "" if same_as is None else f"{same_as:,}",
     ]
 
 

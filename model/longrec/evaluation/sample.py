@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy.typing as npt
 
 from longrec.config import EvaluateConfig, GateConfig
 from longrec.data.histories import Histories
-from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.encoded_histories import EncodedHistories, Split
 from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import DataError
 from longrec.evaluation.bootstrap import Resamples
 from longrec.scoring.scorer import Scorer
+from longrec.scoring.suffixes import score_suffixes
 
 Array: TypeAlias = npt.NDArray[Any]
 Int: TypeAlias = npt.NDArray[np.int64]
@@ -81,17 +83,24 @@ def draw_sample(
     encoded: EncodedHistories,
     config: EvaluateConfig,
     seed: int,
+    split: Split = "eval",
 ) -> EvaluationSample:
-    """Return the evaluation requests; a seeded sample if there are more than `max_requests`.
+    """Return the requests of a part; a seeded sample if there are more than `max_requests`.
+
+    Args:
+        encoded: the histories.
+        config: size of the sample, number of resamples.
+        seed: of both.
+        split: the evaluated part.
 
     Raises:
-        DataError: there is no evaluation request.
+        DataError: the part has no request.
     """
-    requests = encoded.requests("eval")
+    requests = encoded.requests(split)
     if not len(requests):
         raise DataError(
-            "the histories hold no evaluation request",
-            fix="Raise data.eval_fraction or use more requests.",
+            f"the histories hold no request of the part {split}",
+            fix=f"Raise data.{split}_fraction or use more requests.",
         )
     if 0 < config.max_requests < len(requests):
         generator = np.random.default_rng(seed)
@@ -152,11 +161,41 @@ def score_sample(
         sample: requests to score.
         length: served length, the number of most recent events.
     """
-    stream = RequestStream.for_evaluation(
+    stream = _batches(scorer, encoded, sample, length)
+    return np.concatenate(list(scorer.score_batches(stream)))
+
+
+def score_sample_at(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+    lengths: Sequence[int],
+) -> list[Array]:
+    """Return the probabilities of the targets at several served lengths, float32 [N, K] each.
+
+    If the model encodes events on their own (`Scorer.is_cacheable`), each one is encoded once.
+
+    Args:
+        scorer, encoded, sample: as for `score_sample`.
+        lengths: served lengths, rising.
+    """
+    if len(lengths) == 1 or not scorer.is_cacheable:
+        return [score_sample(scorer, encoded, sample, length) for length in lengths]
+    stream = _batches(scorer, encoded, sample, lengths[-1])
+    by_batch = list(score_suffixes(scorer, stream, lengths))
+    return [np.concatenate(scores) for scores in zip(*by_batch, strict=True)]
+
+
+def _batches(
+    scorer: Scorer,
+    encoded: EncodedHistories,
+    sample: EvaluationSample,
+    length: int,
+) -> RequestStream:
+    return RequestStream.for_evaluation(
         encoded,
         sample.requests,
         length,
         token_budget=scorer.token_budget,
         max_requests=scorer.max_requests,
     )
-    return np.concatenate(list(scorer.score_batches(stream)))

@@ -205,9 +205,9 @@ class Scorer:
         """
         for batch in batches:
             unlabelled = dataclasses.replace(batch, labels=None)  # saves their copy to the device
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), self.autocast():
                 output = self.bundle.ranker(unlabelled.to(self.device))
-                scores = _probabilities(output.logits)
+                scores = to_probabilities(output.logits)
             yield scores
 
     def keys_values(
@@ -234,7 +234,7 @@ class Scorer:
                 cached.append(CachedEvents(layers, encoded, timestamps))
             return cached
         batch = pack_events(encoded_histories, lengths, request_times_ms)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             if self.device.type != "cpu":
                 batch = batch.to(self.device)
             layers = self.bundle.ranker.keys_values(batch, self._weights)
@@ -266,7 +266,7 @@ class Scorer:
                 for request, events in zip(requests, cached, strict=True)
             ]
         batch = self._pack_cached(requests, cached)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             duplicates = []
             for events, count in zip(cached, num_targets, strict=True):
                 duplicates.append(self._find_duplicates(events, count))
@@ -277,7 +277,7 @@ class Scorer:
                 duplicates=duplicates,
             )
             logits = self.bundle.ranker.score(batch, sources).logits
-            scores = _probabilities(logits)
+            scores = to_probabilities(logits)
         return _split_scores(scores, num_targets)
 
     def attention(
@@ -292,7 +292,7 @@ class Scorer:
         ranker = self.bundle.ranker
         batch = self._pack_cached([request], [cached])
         weights: list[list[Tensor]] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             sources = ranker.cached_sources([cached.layers], [cached.timestamps], batch)
             # Each source appends the weights of its layer to `weights` while it is scored.
             recorded = [dataclasses.replace(source, recorded_weights=weights) for source in sources]
@@ -414,13 +414,14 @@ class Scorer:
         work = len(events) * num_targets * self.bundle.config.width
         return find_duplicates(events, work)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context of the scorer's precision."""
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
 
-def _probabilities(logits: Tensor) -> Scores:
+def to_probabilities(logits: Tensor) -> Scores:
     """Return the probabilities of logits in host memory, float32."""
     probabilities = torch.sigmoid(logits.float())
     scores: Scores = probabilities.cpu().numpy()

@@ -74,7 +74,8 @@ def render_files(facts: Facts) -> dict[str, str]:
 
 
 def _served_length(facts: Facts) -> int:
-    return int(facts["base"]["evaluate"]["served_length"])
+    evaluate = facts["base"]["evaluate"]
+    return int(evaluate["served_length"] or max(evaluate["lengths"]))
 
 
 def _summary_section(facts: Facts) -> Html:

@@ -117,7 +117,7 @@ def _train_and_measure(
         trainer.ranker,
         encoder,
         config.model,
-        config.evaluate.served_length,
+        max(config.evaluate.served_lengths),
         {},
     )
     scorer = Scorer(
@@ -134,9 +134,9 @@ def _train_and_measure(
     best_possible = facts.get("best_possible_auc", ())
     return {
         **trial.to_dict(),
-        "served_length": config.evaluate.served_length,
+        "served_length": max(config.evaluate.served_lengths),
         "lengths": lengths,
-        "auc": at_length(lengths, config.evaluate.served_length)["auc"],
+        "auc": at_length(lengths, max(config.evaluate.served_lengths))["auc"],
         **_training_facts(report, config),
         "curve": _rounded_curve(trainer),
         "sample": _sample_id(sample),
@@ -243,7 +243,7 @@ def _measure_lengths(
     config: RunConfig,
 ) -> Iterator[Row]:
     """Yield the metrics of the first task at each served length, with their resampled values."""
-    lengths = (*config.evaluate.lengths, config.evaluate.served_length)
+    lengths = (*config.evaluate.lengths, max(config.evaluate.served_lengths))
     for scores in score_lengths(scorer, encoded, sample, lengths):
         yield _measure(scores, sample, config)
 
@@ -263,7 +263,6 @@ def _measure(
     row: Row = {
         "length": scores.length,
         "mean_events": scores.mean_events,
-        "seconds": scores.seconds,
         "request_flops": forward_flops(config.model, scores.mean_events, num_targets),
     }
     for metric in bootstrap.METRICS:

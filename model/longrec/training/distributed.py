@@ -105,13 +105,13 @@ class DistributedContext:
             values /= self.num_ranks
         return values
 
-    def any(self, claim: bool) -> bool:
-        """Return whether `claim` holds on any rank; all ranks must call this together."""
+    def max(self, value: int) -> int:
+        """Return the largest value of any rank; all ranks must call this together."""
         if self.num_ranks == 1:
-            return claim
-        claims = torch.tensor([int(claim)])
-        dist.all_reduce(claims, dist.ReduceOp.MAX, self.host_group)
-        return bool(claims)
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MAX, self.host_group)
+        return int(values)
 
     def average_sparse_gradients(self, tables: Iterable[Tensor]) -> None:
         """Replace the sparse gradients of tables by their mean over all ranks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import itertools
 import logging
 import signal
@@ -26,9 +27,10 @@ from longrec.errors import DataError, Stopped
 from longrec.nn.ranker import Ranker
 from longrec.training import progress, resources
 from longrec.training.checkpoint import Checkpoint, Checkpoints
-from longrec.training.curve import Listener
+from longrec.training.curve import CurveRow, Listener, num_without_improvement
 from longrec.training.distributed import DistributedContext
 from longrec.training.trainer import Trainer
+from longrec.training.validation import Validator
 
 FAILED_BATCH_NAME = "failed_batch"
 RANKER_MEMORY_FIX = "Lower model.width, model.id_dim, or max_size of the schema's ids."
@@ -94,16 +96,22 @@ def fit(
         )
         if checkpoints is not None:
             resume(trainer, checkpoints)
+    validator = Validator.of(
+        encoded,
+        train,
+        length=lengths.maximum,
+        seed=seed,
+    )
     if not context.is_rank_zero:
         on_progress = progress.ignore_row
     if not context.is_rank_zero or not train.tensorboard:
         log_dir = None
     first_step = trainer.state.step
     with (
-        progress.progress_listener(on_progress) as reporter,
-        progress.tensorboard_listener(log_dir, first_step) as tensorboard,
+        progress.progress_reporter(on_progress) as reporter,
+        progress.tensorboard_reporter(log_dir, first_step) as tensorboard,
     ):
-        run_steps(trainer, streams, checkpoints, (reporter, tensorboard))
+        run_steps(trainer, streams, checkpoints, (reporter, tensorboard), validator)
     return trainer
 
 
@@ -140,7 +148,10 @@ def training_streams(
         raise DataError(
             "the histories have no training request",
             found=f"{encoded.num_requests} requests of other splits",
-            fix="Lower data.eval_fraction or data.warmup_fraction, or use a larger log.",
+            fix=(
+                "Lower data.eval_fraction, data.validation_fraction or data.warmup_fraction, or use"
+                " a larger log."
+            ),
         )
     context = context or DistributedContext()
     return [
@@ -185,42 +196,48 @@ def run_steps(
     trainer: Trainer,
     streams: Sequence[RequestStream],
     checkpoints: Checkpoints | None,
-    listeners: Sequence[Listener],
+    reporters: Sequence[progress.Reporter],
+    validator: Validator | None = None,
 ) -> None:
-    """Train from the trainer's step to the end; write checkpoints and call the listeners.
+    """Train from the trainer's step to the end, and keep the best weights.
+
+    It ends after the last step, when validations stop to improve, or when the time is up. All ranks
+    end after the same step.
 
     Raises:
         Stopped: a rank got SIGTERM, for example from Kubernetes before it removes a node. All
             ranks end after the same step, with a checkpoint.
     """
-    config = trainer.config
     num_done = trainer.state.step
-    num_batches = [len(stream) for stream in streams]
-    epoch_ends = set(itertools.accumulate(num_batches))
+    schedule = _Schedule.of(streams, trainer, has_validation=validator is not None)
     batches = prefetch(
         _remaining(streams, num_done),
-        num_workers=config.num_workers,
+        num_workers=trainer.config.num_workers,
         pin=trainer.device.type == "cuda",
     )
     remaining = itertools.islice(batches, trainer.num_steps - num_done)
     trainer.start()
     with contextlib.closing(batches), _stop_on_sigterm() as stop_requested:
+        if validator is not None and _lacks_validation(trainer, schedule):
+            # It was stopped between the step and its validation.
+            trainer.close_row()
+            trainer.add_validation(validator.measure(trainer))
         pairs = prefetch_to_device(remaining, trainer.device)
         for step, (host_batch, batch) in enumerate(pairs, num_done + 1):
+            if _has_converged(trainer):
+                break
             rows = trainer.step(host_batch, batch)
-            is_last = step == trainer.num_steps
-            # One small message in host memory per step: all ranks must stop after the same step.
-            is_stopping = trainer.context.any(stop_requested.is_set()) and not is_last
-            is_checkpoint_due = is_stopping or _is_checkpoint_due(config, step, epoch_ends)
-            if is_checkpoint_due or is_last:
-                rows += trainer.flush()
-            for row in rows:
-                for listener in listeners:
-                    listener(row, trainer.num_steps)
+            stop = _agree_on_stop(trainer, stop_requested)
+            rows += _end_step(trainer, schedule, stop, validator)
+            _report(trainer, rows, reporters)
+            is_checkpoint_due = stop is _Stop.SIGTERM or schedule.is_checkpoint_due(step)
             if is_checkpoint_due and checkpoints is not None:
                 _save(checkpoints, trainer)
-            if is_stopping:
+            if stop is _Stop.SIGTERM:
                 raise _stopped(trainer, step, checkpoints)
+            if stop is _Stop.TIME:
+                trainer.is_out_of_time = True
+                break
     trainer.finish()
 
 
@@ -263,14 +280,123 @@ def check_indices(ranker: Ranker, encoded: EncodedHistories) -> None:
             table.check(torch.from_numpy(bounds), f"{name} of the histories")
 
 
-def _is_checkpoint_due(
-    config: TrainConfig,
-    step: int,
-    epoch_ends: set[int],
-) -> bool:
-    if not config.checkpoint_every:
-        return False
-    return step % config.checkpoint_every == 0 or step in epoch_ends
+class _Stop(enum.IntEnum):
+    """Why a training ends before its last step; of several ranks, the largest value counts."""
+
+    NO = 0
+    TIME = 1
+    SIGTERM = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Schedule:
+    """What is due after which step.
+
+    Args:
+        num_steps: number of steps of the whole training.
+        epoch_ends: last step of each epoch.
+        checkpoint_every: steps between checkpoints, besides epoch ends; 0 for no checkpoint at all.
+        validate_every: steps between validations, besides epoch ends; 0 for epoch ends alone.
+        has_validation: whether there are validation requests.
+    """
+
+    num_steps: int
+    epoch_ends: frozenset[int]
+    checkpoint_every: int
+    validate_every: int
+    has_validation: bool
+
+    @classmethod
+    def of(
+        cls,
+        streams: Sequence[RequestStream],
+        trainer: Trainer,
+        *,
+        has_validation: bool,
+    ) -> _Schedule:
+        num_batches = [len(stream) for stream in streams]
+        return cls(
+            trainer.num_steps,
+            frozenset(itertools.accumulate(num_batches)),
+            trainer.config.checkpoint_every,
+            trainer.config.validate_every,
+            has_validation,
+        )
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        if not self.checkpoint_every:
+            return False
+        return step % self.checkpoint_every == 0 or step in self.epoch_ends
+
+    def is_validation_due(self, step: int) -> bool:
+        if not self.has_validation or not step:
+            return False
+        if step in self.epoch_ends or step == self.num_steps:
+            return True
+        return bool(self.validate_every) and step % self.validate_every == 0
+
+
+def _agree_on_stop(trainer: Trainer, stop_requested: threading.Event) -> _Stop:
+    """Return why all ranks end after this step; NO after the last one.
+
+    It costs one small message in host memory.
+    """
+    stop = _Stop.NO
+    if stop_requested.is_set():
+        stop = _Stop.SIGTERM
+    elif trainer.is_time_up():
+        stop = _Stop.TIME
+    agreed = _Stop(trainer.context.max(stop))
+    return _Stop.NO if trainer.num_steps_done == trainer.num_steps else agreed
+
+
+def _end_step(
+    trainer: Trainer,
+    schedule: _Schedule,
+    stop: _Stop,
+    validator: Validator | None,
+) -> list[CurveRow]:
+    """Validate if that is due; return the rows that became complete."""
+    step = trainer.num_steps_done
+    # After SIGTERM there is no time: the resumed training validates first.
+    is_validation_due = schedule.is_validation_due(step) and stop is not _Stop.SIGTERM
+    is_row_due = is_validation_due or stop is _Stop.TIME
+    is_flush_due = is_row_due or stop is _Stop.SIGTERM or step == trainer.num_steps
+    if not is_flush_due and not schedule.is_checkpoint_due(step):
+        return []
+    rows = trainer.flush()
+    if is_row_due:
+        rows += trainer.close_row()
+    if is_row_due and validator is not None:
+        validated = trainer.add_validation(validator.measure(trainer))
+        rows = [*(row for row in rows if row.step != validated.step), validated]
+    return rows
+
+
+def _lacks_validation(trainer: Trainer, schedule: _Schedule) -> bool:
+    """Return whether the last step should have been validated and was not."""
+    state = trainer.state
+    last_validated = state.validations[-1].step if state.validations else 0
+    return schedule.is_validation_due(state.step) and last_validated < state.step
+
+
+def _has_converged(trainer: Trainer) -> bool:
+    """Return whether `patience` validations have brought no improvement."""
+    patience = trainer.config.patience
+    return bool(patience) and num_without_improvement(trainer.state.validations) >= patience
+
+
+def _report(
+    trainer: Trainer,
+    rows: Sequence[CurveRow],
+    reporters: Sequence[progress.Reporter],
+) -> None:
+    """Show rows; without any, let each reporter ask for the current one."""
+    for reporter in reporters:
+        for row in rows:
+            reporter.show(row, trainer.num_steps)
+        if not rows and trainer.state.step:
+            reporter.tick(trainer.current_row, trainer.num_steps)
 
 
 def _stopped(

@@ -6,6 +6,7 @@ import dataclasses
 from statistics import fmean
 
 from longrec.nn.ranker import Ranker
+from longrec.training.curve import best_of, expected_gain
 from longrec.training.optimizers import sparse_tables
 from longrec.training.trainer import Trainer
 
@@ -28,9 +29,15 @@ class TrainReport:
         first_loss: mean loss of the first log_every steps.
         final_loss: mean loss of the last log_every steps.
         memory_bytes: peak memory of the device (on a CPU: of the process).
+        stopped_by: what ended the training: `steps` (the last one), `patience` or `time`.
+        best_step: step of the packaged weights.
+        num_validations: number of measurements on validation requests.
+        validation_auc: AUC of the packaged weights there, of the first task; None without any.
+        validation_logloss: their log loss there.
+        expected_gain: AUC that training twice as long is expected to gain
+            (longrec.training.curve.expected_gain); None if unknown.
         mfu: model FLOPs utilization, a lower bound of the share of `peak_flops` (see CurveRow);
             None on a CPU.
-            on a CPU.
         peak_flops: measured peak matrix rate, FLOP/s; None on a CPU.
         num_parameters: number of the ranker's parameters.
         num_table_parameters: number of those in tables with sparse gradients.
@@ -51,6 +58,12 @@ class TrainReport:
     first_loss: float
     final_loss: float
     memory_bytes: int
+    stopped_by: str
+    best_step: int
+    num_validations: int
+    validation_auc: float | None
+    validation_logloss: float | None
+    expected_gain: float | None
     mfu: float | None
     peak_flops: float | None
     num_parameters: int
@@ -66,6 +79,7 @@ class TrainReport:
         replaces them.
         """
         state = trainer.state
+        best = best_of(state.validations)
         peak_flops = trainer.peak_flops or None
         mfu = None
         if peak_flops is not None:
@@ -84,6 +98,12 @@ class TrainReport:
             first_loss=fmean(state.first_losses),
             final_loss=fmean(state.last_losses),
             memory_bytes=state.curve[-1].memory_bytes,
+            stopped_by=_stopped_by(trainer),
+            best_step=state.step if best is None else best.step,
+            num_validations=len(state.validations),
+            validation_auc=None if best is None else best.auc,
+            validation_logloss=None if best is None else best.logloss,
+            expected_gain=expected_gain(state.validations),
             mfu=mfu,
             peak_flops=peak_flops,
             num_parameters=_num_parameters(trainer.ranker),
@@ -91,6 +111,12 @@ class TrainReport:
             device=trainer.device.type,
             precision=trainer.precision,
         )
+
+
+def _stopped_by(trainer: Trainer) -> str:
+    if trainer.is_out_of_time:
+        return "time"
+    return "steps" if trainer.state.step == trainer.num_steps else "patience"
 
 
 def _num_parameters(ranker: Ranker) -> int:

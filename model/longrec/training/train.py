@@ -18,9 +18,12 @@ from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data import files
 from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
+from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.errors import ConfigError, DataError
+from longrec.evaluation.served_length import BOOTSTRAP_SAMPLES, choose_served_length
 from longrec.nn.ranker import Ranker
 from longrec.scoring.bundle import CURVE_NAME, META_NAME, Bundle
+from longrec.scoring.scorer import Scorer
 from longrec.training import encoded_cache, loop
 from longrec.training.checkpoint import Checkpoints
 from longrec.training.curve import CurveRow, Listener, write_curve
@@ -28,6 +31,8 @@ from longrec.training.distributed import DistributedContext, process_group
 from longrec.training.memory import check_memory
 from longrec.training.report import TrainReport
 from longrec.training.resources import choose_device, explain_out_of_memory
+from longrec.training.trainer import Trainer
+from longrec.training.validation import draw_validation_sample
 
 ENCODED_NAME = "encoded"
 CHECKPOINTS_NAME = "checkpoints"
@@ -37,6 +42,7 @@ NON_SEMANTIC_KEYS = frozenset(
         "device",
         "recompute",
         "checkpoint_every",
+        "max_seconds",
         "num_workers",
         "tensorboard",
         "embedding_sharding",
@@ -44,7 +50,8 @@ NON_SEMANTIC_KEYS = frozenset(
 )
 """TrainConfig keys that do not affect results.
 
-The precision does, but `auto` is resolved first: the identity holds the resolved one.
+The precision does, but `auto` is resolved first: the identity holds the resolved one. A bound in
+seconds may change when a training resumes.
 """
 log = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ def train(
     *,
     lengths: LengthConfig,
     train: TrainConfig,
-    served_length: int,
+    served_lengths: Sequence[int],
     seed: int,
     checkpoint_dir: str | Path | None = None,
     log_dir: str | Path | None = None,
@@ -75,7 +82,8 @@ def train(
         model: configuration of the ranker.
         lengths: the training length distribution.
         train: the `train` section of the configuration.
-        served_length: default number of most recent events that the bundle scores with.
+        served_lengths: numbers of most recent events that the bundle may score with. Validation
+            requests choose one of them (longrec.evaluation.served_length).
         seed: of initial weights, order of requests and lengths.
         checkpoint_dir: folder of checkpoints (longrec.training.checkpoint), for example on a volume
             that outlives the process. A finished training removes its own. None for
@@ -147,10 +155,15 @@ def train(
             ranker,
             encoder,
             model,
-            served_length,
+            max(served_lengths),
             settings.facts(report, histories),
         )
-        version = context.broadcast_object(lambda: _write(out_dir, bundle, trainer.state.curve))
+
+        def choose_and_write() -> str:
+            chosen = settings.choose_length(bundle, trainer, encoded, served_lengths)
+            return _write(out_dir, chosen, trainer.state.curve)
+
+        version = context.broadcast_object(choose_and_write)
         if context.is_rank_zero:
             checkpoints.remove()
     _log_report(report)
@@ -211,6 +224,35 @@ class _Settings:
             "split_time_ms": histories.split_time_ms,
             "torch": torch.__version__,
         }
+
+    def choose_length(
+        self,
+        bundle: Bundle,
+        trainer: Trainer,
+        encoded: EncodedHistories,
+        served_lengths: Sequence[int],
+    ) -> Bundle:
+        """Return the bundle with its served length, and with the facts of the validation."""
+        sample = draw_validation_sample(
+            encoded,
+            self.train,
+            self.seed,
+            bootstrap_samples=BOOTSTRAP_SAMPLES,
+        )
+        scorer = Scorer(
+            bundle,
+            trainer.device,
+            self.train.token_budget,
+            self.train.max_requests_per_batch,
+            max_cuda_graph_requests=0,
+        )
+        choice = choose_served_length(scorer, encoded, sample, served_lengths)
+        validation = {
+            "curve": [dataclasses.asdict(row) for row in trainer.state.validations],
+            "served_length": choice.to_dict(),
+        }
+        facts = {**bundle.facts, "validation": validation}
+        return dataclasses.replace(bundle, served_length=choice.length, facts=facts)
 
 
 def _make_ranker(

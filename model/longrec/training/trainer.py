@@ -21,7 +21,7 @@ from longrec.nn.flops import TRAINING_FLOPS_FACTOR, stca_flops
 from longrec.nn.ranker import Ranker
 from longrec.training import losses, optimizers, resources, sharded_tables
 from longrec.training.checkpoint import Checkpoint
-from longrec.training.curve import NO_ROW, CurveRow
+from longrec.training.curve import NO_ROW, CurveRow, ValidationRow, best_of
 from longrec.training.distributed import DistributedContext
 
 LOSS_LAG = 2
@@ -29,6 +29,8 @@ LOSS_LAG = 2
 MIN_SECONDS = 1e-9
 RANKER_PREFIX = "ranker."
 """Start of the names of the ranker's tensors in a checkpoint."""
+BEST_PREFIX = "best."
+"""Start of the names of the best weights in a checkpoint."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -46,6 +48,8 @@ class TrainState:
         first_losses: losses of the first log_every steps.
         last_losses: losses of the last log_every steps.
         curve: rows so far.
+        validations: measurements on the validation requests so far.
+        validation_seconds: their time, which `seconds` leaves out.
     """
 
     step: int = 0
@@ -58,14 +62,18 @@ class TrainState:
     first_losses: list[float] = dataclasses.field(default_factory=list)
     last_losses: list[float] = dataclasses.field(default_factory=list)
     curve: list[CurveRow] = dataclasses.field(default_factory=list)
+    validations: list[ValidationRow] = dataclasses.field(default_factory=list)
+    validation_seconds: float = 0.0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
         """Return the state of its JSON form."""
         curve = [CurveRow(**row) for row in values["curve"]]
+        validations = [ValidationRow(**row) for row in values.get("validations", ())]
         # Older checkpoints do not have it. The MFU of the next row is too low then.
         flops_at_last_row = values.get("flops_at_last_row", values["flops"])
-        return cls(**{**values, "curve": curve, "flops_at_last_row": flops_at_last_row})
+        rows = {"curve": curve, "validations": validations}
+        return cls(**{**values, **rows, "flops_at_last_row": flops_at_last_row})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +103,10 @@ class Trainer:
         precision: `float32` or `bfloat16`.
         failed_batch: file for the batch of a loss that is not finite.
         context: the processes that train together; None for this one alone.
+
+    Attributes:
+        best_weights: weights of the best validation, in host memory; on rank zero only.
+        is_out_of_time: whether `max_seconds` ended the training.
     """
 
     def __init__(
@@ -128,8 +140,17 @@ class Trainer:
         # `stca_flops` counts this kind only.
         if ranker.config.kind == "stca":
             self.peak_flops = resources.measure_peak_flops(self.device, precision)
+        self.is_out_of_time = False
+        self.best_weights: dict[str, Tensor] | None = None
         self._pending: collections.deque[_PendingStep] = collections.deque()
+        self._last_norm = 0.0
+        self._last_learning_rate = 0.0
         self._step_start = time.perf_counter()
+
+    @property
+    def num_steps_done(self) -> int:
+        """Number of steps done, with those whose unread loss is not counted in the state yet."""
+        return self.state.step + len(self._pending)
 
     def start(self) -> None:
         """Start the clock and put the ranker into training mode."""
@@ -153,10 +174,8 @@ class Trainer:
             LongrecError: a loss or gradient is not finite; its batch is saved.
             ConfigError: memory ran out.
         """
-        # Steps with an unread loss are done, but not counted in the state yet.
-        num_done = self.state.step + len(self._pending)
         scale = optimizers.learning_rate_scale(
-            num_done,
+            self.num_steps_done,
             num_steps=self.num_steps,
             warmup_fraction=self.config.warmup_fraction,
         )
@@ -211,16 +230,66 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._not_finite(done.batch, loss, norm)
             self._add_step(done.batch, loss)
+            self._last_norm = norm
+            self._last_learning_rate = self.config.learning_rate * done.scale
             is_last = self.state.step == self.num_steps
             if is_last or self.state.step % self.config.log_every == 0:
-                learning_rate = self.config.learning_rate * done.scale
-                rows.append(self._add_row(norm, learning_rate))
+                rows.append(self._add_row())
         return rows
 
+    def close_row(self) -> list[CurveRow]:
+        """Return the row of the steps since the last row, if there are any; call `flush` before."""
+        curve = self.state.curve
+        if curve and curve[-1].step == self.state.step:
+            return []
+        return [self._add_row()]
+
+    def current_row(self) -> CurveRow:
+        """Return the steps since the last row as a row that does not enter the curve."""
+        return self._row()
+
+    def add_validation(self, validation: ValidationRow) -> CurveRow:
+        """Add a validation of the last step and keep the weights if they are the best ones.
+
+        Every rank must call this together, after `close_row`.
+
+        Returns:
+            The last row of the curve, now with the metrics.
+        """
+        state = self.state
+        state.validations.append(validation)
+        state.validation_seconds += validation.seconds
+        state.curve[-1] = dataclasses.replace(
+            state.curve[-1],
+            validation_auc=validation.auc,
+            validation_logloss=validation.logloss,
+        )
+        if best_of(state.validations) == validation:
+            weights = self.ranker.state_dict()  # gathers tables that are spread over the ranks
+            if self.context.is_rank_zero:
+                self.best_weights = {
+                    name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
+                }
+        self._step_start = time.perf_counter()
+        return state.curve[-1]
+
+    def is_time_up(self) -> bool:
+        """Return whether a further step and a last validation might pass `max_seconds`."""
+        if not self.config.max_seconds:
+            return False
+        state = self.state
+        now = time.perf_counter() - self._step_start
+        step_seconds = state.seconds / max(state.step, 1)
+        last_validation = state.validations[-1].seconds if state.validations else 0.0
+        needed = state.seconds + state.validation_seconds + now + step_seconds + last_validation
+        return needed >= self.config.max_seconds
+
     def finish(self) -> None:
-        """Put the ranker into evaluation mode, its tables whole on rank zero."""
+        """Put the ranker into evaluation mode: on rank zero whole, with the best weights."""
         if self.sharded is not None:
             self.sharded.restore_tables()
+        if self.best_weights is not None:
+            self.ranker.load_state_dict(self.best_weights)
         self.ranker.eval()
 
     def checkpoint(self) -> Checkpoint:
@@ -232,6 +301,8 @@ class Trainer:
         for name, tensor in self.ranker.state_dict().items():
             tensors[f"{RANKER_PREFIX}{name}"] = tensor
         tensors |= self.optimizers.tensors()
+        for name, tensor in (self.best_weights or {}).items():
+            tensors[f"{BEST_PREFIX}{name}"] = tensor
         values = dataclasses.asdict(self.state)
         return Checkpoint(self.state.step, tensors, values)
 
@@ -241,12 +312,11 @@ class Trainer:
         Raises:
             DataError: its tensors do not fit, for example those of another version of longrec.
         """
-        ranker_tensors = {}
-        for name, tensor in checkpoint.tensors.items():
-            if name.startswith(RANKER_PREFIX):
-                ranker_tensors[name.removeprefix(RANKER_PREFIX)] = tensor
+        best_weights = _with_prefix(checkpoint.tensors, BEST_PREFIX)
+        if best_weights and self.context.is_rank_zero:
+            self.best_weights = best_weights
         try:
-            self.ranker.load_state_dict(ranker_tensors)
+            self.ranker.load_state_dict(_with_prefix(checkpoint.tensors, RANKER_PREFIX))
             self.optimizers.load(checkpoint.tensors)
             self.state = TrainState.from_dict(checkpoint.values)
         except (RuntimeError, TypeError, KeyError, DataError) as error:
@@ -291,12 +361,15 @@ class Trainer:
             forward_flops += stca_flops(config, num_events, num_targets).total
         return TRAINING_FLOPS_FACTOR * forward_flops
 
-    def _add_row(
-        self,
-        norm: float,
-        learning_rate: float,
-    ) -> CurveRow:
+    def _add_row(self) -> CurveRow:
         """Return the next row of the curve, after adding it to the state."""
+        row = self._row()
+        self.state.flops_at_last_row = self.state.flops
+        self.state.curve.append(row)
+        return row
+
+    def _row(self) -> CurveRow:
+        """Return the row of the steps since the last one."""
         state = self.state
         previous = state.curve[-1] if state.curve else NO_ROW
         num_steps = state.step - previous.step
@@ -307,12 +380,11 @@ class Trainer:
         if self.peak_flops:
             flops = state.flops - state.flops_at_last_row
             mfu = flops / seconds / self.peak_flops
-        state.flops_at_last_row = state.flops
-        row = CurveRow(
+        return CurveRow(
             step=state.step,
             loss=fmean(state.last_losses[-num_steps:]),
-            learning_rate=learning_rate,
-            gradient_norm=norm,
+            learning_rate=self._last_learning_rate,
+            gradient_norm=self._last_norm,
             events=state.num_events,
             targets=state.num_targets,
             seconds=state.seconds,
@@ -320,9 +392,19 @@ class Trainer:
             targets_per_second=num_targets / seconds,
             memory_bytes=resources.peak_memory_bytes(self.device),
             mfu=mfu,
+            validation_auc=previous.validation_auc,
+            validation_logloss=previous.validation_logloss,
+            seconds_left=self._seconds_left(),
         )
-        state.curve.append(row)
-        return row
+
+    def _seconds_left(self) -> float:
+        """Return the estimated time to the end, with validations as often as so far."""
+        state = self.state
+        seconds = state.seconds + state.validation_seconds
+        remaining = seconds / state.step * (self.num_steps - state.step)
+        if self.config.max_seconds:
+            remaining = min(remaining, max(self.config.max_seconds - seconds, 0.0))
+        return remaining
 
     def _not_finite(
         self,
@@ -344,6 +426,15 @@ class Trainer:
                 f" {self.failed_batch}."
             ),
         )
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _save_batch(batch: RequestBatch, path: Path) -> None:

@@ -62,7 +62,7 @@ def bundle_dir(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         model,
         lengths=LengthConfig("full", maximum=64),
         train=settings,
-        served_length=64,
+        served_lengths=[64],
         seed=0,
     )
     return out_dir

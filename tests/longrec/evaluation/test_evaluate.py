@@ -357,7 +357,6 @@ def test_rows_never_refer_to_the_trained_length_without_a_row(
     other = run_evaluation(bundle_dir, histories_dir, tmp_path / "out")
     assert trained not in [row["length"] for row in other.lengths]
     assert [row["same_as"] for row in other.lengths] == [None, None, None, None, 64, 64]
-    assert other.lengths[3]["seconds"] > 0
 
 
 def test_labels_of_one_class_fail_the_gate_with_the_reason(
@@ -434,7 +433,7 @@ def test_no_evaluation_request_is_an_error_and_nothing_is_left(
     place = requests.column_names.index("split")
     splits = pa.array(["train"] * requests.num_rows)
     pq.write_table(requests.set_column(place, "split", splits), path)
-    with pytest.raises(DataError, match="no evaluation request"):
+    with pytest.raises(DataError, match="no request of the part eval"):
         run_evaluation(bundle_dir, copy, tmp_path / "out", seed=0)
     assert [entry.name for entry in tmp_path.iterdir()] == ["histories"]
 

@@ -61,7 +61,7 @@ def test_pipeline_arguments_are_the_parameters_of_the_pipeline(
     assert set(arguments) == set(training.component_spec.inputs), (
         "every parameter is given, none is unknown"
     )
-    assert arguments["served_length"] == 77
+    assert arguments["served_lengths"] == [77]
     assert arguments["seed"] == 5
     assert "served_length" not in arguments["evaluate"]
     assert json.loads(json.dumps(arguments)) == arguments, "only JSON values"

@@ -63,7 +63,7 @@ def bundle_dir(
         MODEL,
         lengths=LengthConfig("beta", 0, 16, 64),
         train=TRAIN,
-        served_length=SERVED_LENGTH,
+        served_lengths=[SERVED_LENGTH],
         seed=0,
     )
     return out

@@ -53,9 +53,8 @@ def train_small(
         model,
         lengths=LENGTHS,
         train=config,
-        served_length=SERVED_LENGTH,
         seed=seed,
-        **options,
+        **{"served_lengths": [SERVED_LENGTH], **options},
     )
 
 

@@ -39,6 +39,7 @@ TIME_COLUMNS = {
     "events_per_second",
     "targets_per_second",
     "memory_bytes",
+    "seconds_left",
 }
 TIMEOUT_SECONDS = 600
 SLOW = pytest.mark.slow

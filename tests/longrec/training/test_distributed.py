@@ -55,6 +55,7 @@ CONFIG = {
         "device": "cpu",
         "checkpoint_every": 4,
         "tensorboard": False,
+        "validate_every": 12,
     },
 }
 DYING_RANK = Path(__file__).with_name("dying_rank.py")
@@ -71,7 +72,7 @@ def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small histories, next to the configuration of the training."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return small_histories.write(folder / "histories")
+    return small_histories.write(folder / "histories", validation_fraction=0.2)
 
 
 def train_command(
@@ -298,6 +299,30 @@ def test_sigterm_on_one_rank_stops_all_after_the_same_step(
     done = train(histories_dir, out, num_processes=2)
     assert f"resuming after step {steps.pop()}" in done.stderr
     assert_equal_training(out, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [("train.patience=1", "patience"), ("train.max_seconds=1", "time")],
+)
+def test_all_ranks_stop_early_after_the_same_step(
+    histories_dir: Path,
+    tmp_path: Path,
+    override: str,
+    reason: str,
+) -> None:
+    out = tmp_path / "bundle"
+    overrides = ("train.max_steps=0", "train.epochs=90", "train.validate_every=2", override)
+    train(
+        histories_dir,
+        out,
+        *overrides,
+        num_processes=2,
+    )
+    facts = facts_of(out)
+    assert facts["stopped_by"] == reason
+    assert facts["validation"]["curve"][-1]["step"] == facts["num_steps"]
 
 
 @pytest.mark.slow
