@@ -108,7 +108,7 @@ def _set_pod(
         kubernetes.add_toleration(task, **toleration)
     for secret, variables in platform.secrets.items():
         kubernetes.use_secret_as_env(task, secret, dict(variables))
-    if platform.webhook_secret and step.is_exit_handler:
+    if platform.webhook_secret and step.notifies:
         kubernetes.use_secret_as_env(task, platform.webhook_secret, {"url": WEBHOOK_VARIABLE})
     if platform.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(platform.image_pull_secrets))

@@ -50,6 +50,7 @@ GRAPHS: dict[str, dict[str, set[str]]] = {
         "train": {"fingerprint", "join-histories", "check-histories"},
         "evaluate": {"fingerprint", "train", "join-histories"},
         "condition-5": {"fingerprint", "evaluate", "train", "join-histories"},
+        "condition-6": {"evaluate"},
     },
 }
 """Pipeline -> steps below its exit handler -> the steps that each of them waits for."""
@@ -144,6 +145,9 @@ def test_packaging_waits_for_the_gate() -> None:
     assert set(spec["components"]["comp-condition-5"]["dag"]["tasks"]) == {"package"}
     condition = _tasks(spec)["condition-5"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--evaluate-Output'] == true"
+    assert set(spec["components"]["comp-condition-6"]["dag"]["tasks"]) == {"refuse"}
+    condition = _tasks(spec)["condition-6"]["triggerPolicy"]["condition"]
+    assert condition == "inputs.parameter_values['pipelinechannel--evaluate-Output'] == false"
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -231,7 +235,7 @@ def test_every_cached_step_knows_its_code_and_the_others_are_never_cached(name: 
         if not step.startswith(("condition", "exit-handler", "for-loop"))
     }
     cached = {step for step, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == set(tasks) - {"fingerprint", "publish", "drift", "finish"}
+    assert cached == set(tasks) - {"fingerprint", "publish", "drift", "refuse", "finish"}
     assert all("code_key" in tasks[step]["inputs"]["parameters"] for step in cached)
 
 
@@ -426,7 +430,8 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(
             for secret in pod["secretAsEnv"]
         }
         assert secrets.pop("s3") == {("accesskey", "AWS_ACCESS_KEY_ID")}
-        assert secrets == ({"chat": {("url", "LONGREC_WEBHOOK")}} if step == "finish" else {})
+        is_told = step in ("finish", "refuse")
+        assert secrets == ({"chat": {("url", "LONGREC_WEBHOOK")}} if is_told else {})
         assert pod["imagePullSecret"][0]["secretName"] == "registry"
 
 

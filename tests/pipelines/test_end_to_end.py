@@ -82,7 +82,7 @@ class Place:
         names = re.findall(r"Executing task '([^']+)'", log)
         assert names[-1] == "finish"
         assert names[0] == "fingerprint" or names[0] == "drift"
-        return [name for name in names if name not in ("fingerprint", "finish")]
+        return [name for name in names if name not in ("fingerprint", "refuse", "finish")]
 
     def newest(self) -> Path:
         """Return the folder of the newest run."""
@@ -340,7 +340,12 @@ def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) ->
     assert "The AUC" in summary["gate"]["reasons"][0]
     assert summary["bento_tag"] is None
     assert list(summary["seconds"]) == STEPS
-    assert place.hook.got[-1]["state"] == "SUCCEEDED", "a refusal is an outcome, not a failure"
+    refusal, finish = place.hook.got[-2:]
+    assert refusal["state"] == "REFUSED"
+    assert refusal["gate"]["missed"][0]["name"] == "min_auc"
+    assert refusal["gate"]["package"] == f"longrec package --run {summary['run']} --force"
+    assert finish["state"] == "SUCCEEDED", "a refusal is an outcome, not a failure"
+    assert f"package --run {summary['run']} --force" in answer.stdout
     assert "REFUSED" in answer.stdout
     assert "The AUC" in answer.stdout
     assert "longrec serve" not in answer.stdout

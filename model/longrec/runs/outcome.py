@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longrec.data.files import write_json
+from longrec.data.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED
 
 A server passes the former to an exit task, and no error text.
 """
+REFUSED = "REFUSED"
+"""State of a model that the gate refused; the run itself succeeds."""
+MISSED_COLUMNS = ("name", "value", "missed_by", "sentence")
 MAX_ATTEMPTS = 3
 PAUSE_SECONDS = 2.0
 TIMEOUT_SECONDS = 10.0
@@ -72,6 +75,30 @@ def announce(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> Outcom
         host = _host(address)
         log.warning("the webhook at %s did not receive that the run %s: %s", host, state, problem)
     return OutcomeReport(state, not problem, problem)
+
+
+def announce_refusal(
+    path: str | Path,
+    webhook: str,
+    evaluation_dir: str | Path,
+    facts: Mapping[str, Any],
+) -> OutcomeReport:
+    """Announce that the gate refused a model: the bounds, by how much they were missed, the remedy.
+
+    Args:
+        path, webhook: see `announce`.
+        evaluation_dir: the evaluation of the model.
+        facts: names of the run, as for `announce`.
+    """
+    gate = read_json(Path(evaluation_dir) / "metrics.json")["gate"]
+    missed = [criterion for criterion in gate["criteria"] if not criterion["passed"]]
+    remedy = {
+        "missed": [{name: row[name] for name in MISSED_COLUMNS} for row in missed],
+        "look": "report.html of the run, or the output report of the step evaluate",
+        "package": f"longrec package --run {facts['run_id']} --force",
+    }
+    error = " ".join(gate["reasons"])
+    return announce(path, webhook, {**facts, "state": REFUSED, "error": error, "gate": remedy})
 
 
 def _chat_line(facts: Mapping[str, Any]) -> str:

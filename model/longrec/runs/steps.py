@@ -37,7 +37,7 @@ class PipelineStep:
         uses_data: whether the step needs the volume of the datasets.
         is_cached: whether a result of equal inputs is reused. If false, the step depends on
             something outside the pipeline.
-        is_exit_handler: whether the step runs last, after success and failure.
+        notifies: whether the step sends a message to the webhook, and so needs its address.
         is_shown: whether progress and summary list the step; false for one without work.
         page: name of the run's HTML page that copies the step's output `report`; empty for none.
     """
@@ -51,7 +51,7 @@ class PipelineStep:
     uses_workdir: bool = False
     uses_data: bool = False
     is_cached: bool = True
-    is_exit_handler: bool = False
+    notifies: bool = False
     is_shown: bool = True
     page: str = ""
 
@@ -149,6 +149,14 @@ _TABLE = (
         uses_workdir=True,
     ),
     PipelineStep(
+        "refuse",
+        modules=("longrec.runs.outcome",),
+        resources={"timeout_seconds": 600},
+        is_cached=False,  # The webhook hears of every run.
+        notifies=True,
+        is_shown=False,
+    ),
+    PipelineStep(
         "drift",
         modules=("longrec.release.monitoring",),
         resources=NO_RETRY,
@@ -166,7 +174,7 @@ _TABLE = (
         modules=("longrec.runs.outcome",),
         resources={"timeout_seconds": 600},
         is_cached=False,
-        is_exit_handler=True,
+        notifies=True,
         is_shown=False,
     ),
 )

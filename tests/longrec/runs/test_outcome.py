@@ -149,3 +149,17 @@ def test_an_answer_that_is_not_http_is_a_warning_and_no_error(
 ) -> None:
     monkeypatch.setattr(_Handler, "do_POST", lambda handler: handler.wfile.write(b"hello\n"))
     assert outcome.announce(tmp_path / "outcome", _url(hook), FACTS).problem
+
+
+def test_a_refusal_names_the_bounds_and_the_remedy(hook: Hook, tmp_path: Path) -> None:
+    sentence = "The AUC, 0.5, is not at least 0.7: it misses gate.min_auc by 0.2."
+    missed = {"name": "min_auc", "value": 0.5, "missed_by": 0.2, "sentence": sentence}
+    criteria = [{**missed, "passed": False}, {**missed, "name": "max_ece", "passed": True}]
+    gate = {"passed": False, "reasons": [sentence], "criteria": criteria}
+    (tmp_path / "metrics.json").write_text(json.dumps({"gate": gate}))
+    names = {"pipeline": "longrec-training", "run_id": "r1", "data_uri": "d"}
+    report = outcome.announce_refusal(tmp_path / "outcome", _url(hook), tmp_path, names)
+    assert report.state == "REFUSED"
+    assert hook.got[0]["gate"]["missed"] == [missed]
+    assert hook.got[0]["gate"]["package"] == "longrec package --run r1 --force"
+    assert hook.got[0]["text"] == f"longrec-training r1: REFUSED ({sentence})"
