@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from longrec.data.columns import (
     EVENT_TIME,
@@ -32,9 +33,10 @@ from longrec.data.columns import (
     from_stored_column,
     int64_column,
 )
-from longrec.data.store.tail_files import last_feature_time
+from longrec.data.store.tail_files import history_directory, last_feature_time
 from longrec.data.store.versions import (
     PUBLISH_FIRST,
+    SQLITE,
     PublishedVersion,
     read_settings,
     relative_table,
@@ -57,6 +59,10 @@ Views = list[tuple[Any, list[str]]]
 OnlineReader = Callable[[list[int]], list[Values]]
 
 _LENGTHS = (HISTORY_LENGTH, TAIL_LENGTH)
+_FIXED_FILES = ("features/manifest.json", "features/schema.json", "feast/feature_store.yaml")
+"""Files that nothing writes once a version is published."""
+_PROBED_USERS = 1_000
+"""Users among whom one with few events is chosen."""
 _BYTES_TAG = 0x0A  # field 1 of a Value, length-delimited
 _MAX_VARINT_BYTES = 5
 _INT64 = struct.Struct("<q")
@@ -85,6 +91,8 @@ class FeastAdapter:
         self._check_names(names)
         reader = _READERS.get(self.feast.config.online_store.type, ViewByViewReader)
         self._read_online = reader(self.feast, self._views(names))
+        self._watched_files = self._list_watched_files()
+        self._file_states = list(map(_file_state, self._watched_files))
         # Retrieval checks the length of a base history, and pushed events are not in it. Current
         # rows include the tail; their lengths are in the payloads.
         self._base_references: list[str] = []
@@ -164,17 +172,29 @@ class FeastAdapter:
             }
         )
 
+    def is_replaced(self) -> bool:
+        """Return whether a file that this adapter has opened is gone or another one."""
+        for path, opened in zip(self._watched_files, self._file_states, strict=True):
+            found = _file_state(path)
+            is_database = path.suffix == ".db"  # pushes write it: only its inode stays
+            if found[0] != opened[0] or (found != opened and not is_database):
+                return True
+        return False
+
     def read_online(self, user_ids: list[int]) -> list[Values]:
         """Return the stored values of each user, in the given order.
 
         Raises:
-            StoreError: the online store cannot be read.
+            DataError: a stored value is damaged.
+            StoreError: the online store cannot be read, or has lost its rows.
         """
         rows: list[Values] = []
         with feast_errors("the online store cannot be read"):
             for start in range(0, len(user_ids), ONLINE_BATCH_USERS):
                 batch = user_ids[start : start + ONLINE_BATCH_USERS]
                 rows += self._read_online(batch)
+            if not all(map(_is_stored, rows)):
+                self._check_not_empty()
         return rows
 
     def write_online(
@@ -200,7 +220,7 @@ class FeastAdapter:
             StoreError: it is gone or cannot be read.
         """
         settings = self.feast.config.online_store
-        if settings.type == "sqlite":
+        if settings.type == SQLITE:
             path = Path(settings.path)
             if not path.is_file():
                 raise StoreError(
@@ -209,6 +229,32 @@ class FeastAdapter:
                     fix=PUBLISH_FIRST,
                 )
         self.read_online([0])
+
+    def _list_watched_files(self) -> list[Path]:
+        paths = [self.published.path / name for name in _FIXED_FILES]
+        settings = self.feast.config.online_store
+        if settings.type == SQLITE:
+            paths.append(Path(settings.path))
+        return paths
+
+    def _check_not_empty(self) -> None:
+        """Check that a published user is there: the store is not empty where another is not."""
+        if self._has(self._published_user):
+            return
+        user = _published_user(self.published.path)  # the one before may have been removed
+        if not self._has(user):
+            raise StoreError(
+                "the online store has lost its rows",
+                found=f"nothing of user {user}, who was published",
+                fix=PUBLISH_FIRST,
+            )
+
+    def _has(self, user: int | None) -> bool:
+        return user is None or _is_stored(self._read_online([user])[0])
+
+    @functools.cached_property
+    def _published_user(self) -> int | None:
+        return _published_user(self.published.path)
 
     def _check_registry(self) -> None:
         schema = self.published.schema
@@ -241,12 +287,10 @@ class FeastAdapter:
             )
 
     def _views(self, names: list[tuple[str, str]]) -> Views:
-        """Return the feature views and the features to read online; lengths are not read."""
+        """Return the feature views and the features to read online."""
         names_of_view: dict[str, list[str]] = {}
         for view, name in names:
-            features = names_of_view.setdefault(view, [])
-            if name not in _LENGTHS:
-                features.append(name)
+            names_of_view.setdefault(view, []).append(name)
         return [
             (self.feast.get_feature_view(view), features)
             for view, features in names_of_view.items()
@@ -610,11 +654,40 @@ def _serialized_key(user_id: int, config: Any) -> bytes:
     return bytes(serialize_entity_key(_entity_key(user_id), version))
 
 
+def _published_user(version: Path) -> int | None:
+    """Return a published user with few events, None if no user was published."""
+    for path in sorted(history_directory(version).glob("part-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            columns = [USER_ID, HISTORY_LENGTH]
+            batch = next(file.iter_batches(_PROBED_USERS, columns=columns), None)
+        if batch is not None and batch.num_rows:
+            row = int(np.argmin(batch.column(HISTORY_LENGTH).to_numpy()))
+            return int(batch.column(USER_ID)[row].as_py())
+    return None
+
+
+def _file_state(path: Path) -> tuple[int, int]:
+    """Return inode and time of the last change of a file, zeros for a missing one."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return 0, 0
+    return facts.st_ino, facts.st_mtime_ns
+
+
+def _is_stored(values: Values) -> bool:
+    """Return whether a user has any value."""
+    return any(value is not None for value in values.values())
+
+
 def _parse_value(serialized: bytes | None) -> Any:
     """Return the value of a serialized Feast Value, None for none.
 
     Parsing would copy the bytes of a history twice. They are the rest of the message behind the
     field's tag and their length, a varint.
+
+    Raises:
+        DataError: the bytes are no Value.
     """
     if not serialized:
         return None
@@ -624,8 +697,16 @@ def _parse_value(serialized: bytes | None) -> Any:
         if len(payload) == size:
             return payload
     from feast.protos.feast.types.Value_pb2 import Value
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    return _value_of(Value.FromString(serialized))
+    try:
+        return _value_of(Value.FromString(serialized))
+    except (DecodeError, TypeError) as error:
+        raise DataError(
+            "a stored value is damaged",
+            found=f"{len(serialized)} bytes that are no Feast value",
+            fix=PUBLISH_FIRST,
+        ) from error
 
 
 def _read_varint(serialized: bytes, start: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from longrec.data.store.feast_adapter import FeastAdapter
 from longrec.data.store.user_record import StoredUser, UserRecord
 from longrec.data.store.versions import PUBLISH_FIRST, PublishedVersion, require_own_keys
 from longrec.data.store.workdir import WriterBusyError, current_version, write_lock
-from longrec.errors import LongrecError, SchemaMismatch, StoreError
+from longrec.errors import DataError, LongrecError, SchemaMismatch
 from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ class OnlineStore:
             DataError: a stored history is corrupted.
             StoreError: the online store cannot be read.
         """
-        if current_version(self._workdir) not in (None, self.version):
+        is_current = current_version(self._workdir) in (None, self.version)
+        if not is_current or self._adapter.is_replaced():
             self._adapter = self._open()
         self._catch_up(is_behind=tail_files.is_announced(self._adapter.published.path))
         ids = [int(user_id) for user_id in user_ids]
@@ -172,8 +173,8 @@ def read_stored_users(adapter: FeastAdapter, user_ids: list[int]) -> list[Stored
     drops the repeats.
 
     Raises:
-        DataError: a stored history is corrupted.
-        StoreError: the online store cannot be read, or holds a tail without its base.
+        DataError: a stored value is damaged, events are missing, or a tail is without its base.
+        StoreError: the online store cannot be read.
     """
     users = _read_once(adapter, user_ids)
     for _ in range(MAX_RETRIES):
@@ -184,8 +185,8 @@ def read_stored_users(adapter: FeastAdapter, user_ids: list[int]) -> list[Stored
         read_again = _read_once(adapter, inconsistent_ids)
         for row, user in zip(inconsistent, read_again, strict=True):
             users[row] = user
-    raise StoreError(
-        "the online store holds a tail without its base",
+    raise DataError(
+        "the online store lacks events that it says a user has, or holds a tail without its base",
         found=f"{len(inconsistent)} users, for example {inconsistent_ids[0]}",
         fix=PUBLISH_FIRST,
     )

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from longrec.data import history
-from longrec.data.columns import HISTORY, TAIL, TAIL_BASE
+from longrec.data.columns import HISTORY, HISTORY_LENGTH, TAIL, TAIL_BASE, TAIL_LENGTH
+from longrec.errors import DataError
 from longrec.schema import Feature, Schema
 
 
@@ -40,6 +41,7 @@ class StoredUser:
         tail: the incremental tail.
         tail_base: number of events of the base that the tail continues.
         features: value of each user feature by name; None for a user without features.
+        has_stated_lengths: whether base and tail are as long as the store says.
     """
 
     user_id: int
@@ -47,6 +49,7 @@ class StoredUser:
     tail: pa.RecordBatch
     tail_base: int
     features: dict[str, Any] | None
+    has_stated_lengths: bool = True
 
     @classmethod
     def of(
@@ -63,21 +66,26 @@ class StoredUser:
             schema: schema of the published features.
 
         Raises:
-            DataError: a stored history is corrupted.
+            DataError: a stored value is damaged.
         """
+        base = _events(values[HISTORY], schema)
+        tail = _events(values[TAIL], schema)
+        # Offline rows are read without their lengths.
+        base_length = _count(values.get(HISTORY_LENGTH, base.num_rows))
+        tail_length = _count(values.get(TAIL_LENGTH, tail.num_rows))
         return cls(
             user_id,
-            base=history.unpack_or_empty(values[HISTORY], schema),
-            tail=history.unpack_or_empty(values[TAIL], schema),
-            tail_base=int(values[TAIL_BASE] or 0),
+            base=base,
+            tail=tail,
+            tail_base=_count(values[TAIL_BASE]),
             features=_features(values, schema),
+            has_stated_lengths=(base_length, tail_length) == (base.num_rows, tail.num_rows),
         )
 
     @property
     def is_consistent(self) -> bool:
-        """Whether the base holds all events that the tail continues."""
-        num_base_events: int = self.base.num_rows
-        return num_base_events >= self.tail_base
+        """Whether all stated events are there, and the base holds those that the tail continues."""
+        return self.has_stated_lengths and self.base.num_rows >= self.tail_base
 
     def merged(self, schema: Schema) -> pa.RecordBatch:
         """Return base and tail as one history."""
@@ -119,10 +127,49 @@ def _features(values: Mapping[str, Any], schema: Schema) -> dict[str, Any] | Non
     return features if is_known else None
 
 
+def _events(payload: Any, schema: Schema) -> pa.RecordBatch:
+    if payload is not None and not isinstance(payload, bytes):
+        raise _damaged("a history", payload, "bytes")
+    return history.unpack_or_empty(payload, schema)
+
+
+def _count(value: Any) -> int:
+    """Return a stored number of events, 0 for a missing one."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or value < 0:
+        raise _damaged("a number of events", value, "a whole number")
+    return value
+
+
 def _feature_value(value: Any, feature: Feature) -> Any:
     is_nan = value != value  # a missing number in Feast
     if value is None or is_nan:
         return None
     if feature.dtype == "int64":
-        return int(value)
+        return _whole_number(value, feature)
+    expected = str if feature.dtype == "string" else (int, float)
+    if not isinstance(value, expected):
+        raise _damaged(f"feature {feature.name}", value, feature.dtype)
     return value
+
+
+def _whole_number(value: Any, feature: Feature) -> int:
+    """Return a stored int64, which may be a text: Feast rounds large numbers."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _damaged(f"feature {feature.name}", value, feature.dtype) from error
+
+
+def _damaged(
+    what: str,
+    value: Any,
+    expected: str,
+) -> DataError:
+    return DataError(
+        f"{what} of a user is stored as another type",
+        found=type(value).__name__,
+        expected=expected,
+        fix="Publish the features again (longrec refresh).",
+    )

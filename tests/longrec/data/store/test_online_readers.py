@@ -14,7 +14,7 @@ from longrec.data.store import push as pushing
 from longrec.data.store.feast_adapter import FeastAdapter, ViewByViewReader, _parse_value
 from longrec.data.store.publish import redis_project
 from longrec.data.store.push import push
-from longrec.errors import StoreError
+from longrec.errors import DataError, StoreError
 from tests.longrec.data import redis_server
 from tests.longrec.data.random_log import HUGE, NOBODY, live
 from tests.longrec.data.store.published_log import PublishedLog, make
@@ -63,13 +63,12 @@ def test_one_query_for_all_views_equals_reading_view_by_view(
 
 
 def views_of(adapter: FeastAdapter) -> list[tuple[Any, list[str]]]:
-    """Return the views of the service and their features without lengths."""
+    """Return the views of the service and their features."""
     views = []
     for projection in adapter.service.feature_view_projections:
         names = [feature.name for feature in projection.features]
-        without_lengths = [name for name in names if not name.endswith("_length")]
         view = adapter.feast.get_feature_view(projection.name)
-        views.append((view, without_lengths))
+        views.append((view, names))
     return views
 
 
@@ -129,7 +128,7 @@ def test_stored_bytes_are_read_without_parsing(size: int) -> None:
     stored = Value(bytes_val=value).SerializeToString()
     assert _parse_value(stored) == value
     if size:  # protobuf refuses an incomplete field
-        with pytest.raises(Exception, match="parsing"):
+        with pytest.raises(DataError, match="damaged"):
             _parse_value(stored[:-1])
     twice = stored + Value(int64_val=7).SerializeToString()
     assert _parse_value(twice) == 7
