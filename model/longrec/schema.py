@@ -199,9 +199,16 @@ class Schema:
         """Return the schema in a JSON file.
 
         dataset.json and manifest.json hold it under the key `schema`, schema.json at the top level.
+
+        Raises:
+            SchemaMismatch: the file holds no schema.
         """
-        text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text)
+        try:
+            value = json.loads(Path(path).read_bytes())
+        except ValueError as error:
+            raise SchemaMismatch(f"{path} is not JSON", found=str(error)) from error
+        if not isinstance(value, dict):
+            raise SchemaMismatch(f"{path} is not a longrec schema", found=type(value).__name__)
         return cls.from_dict(value.get("schema", value))
 
     def differences(self, other: Schema) -> list[str]:

@@ -96,7 +96,7 @@ def remove_leftovers(target: Path) -> None:
     host = glob.escape(socket.gethostname())
     for entry in target.parent.glob(f".{name}.*-{host}-*-*"):
         process_id = entry.name.rsplit("-", 2)[1]
-        if not process_id.isdigit() or _is_alive(int(process_id)):
+        if not process_id.isdigit() or is_alive(int(process_id)):
             continue
         is_old_version = entry.name.startswith(f".{target.name}.old-")
         if is_old_version and not target.exists():
@@ -199,6 +199,22 @@ def read_json(path: str | Path) -> Any:
         ) from error
 
 
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        DataError: the file is missing or holds no JSON object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path} holds no JSON object",
+            found=type(value).__name__,
+            fix="Write it again with the command that made it.",
+        )
+    return value
+
+
 def read_versioned_json(
     path: str | Path,
     version: int,
@@ -263,7 +279,8 @@ def _exchange(left: Path, right: Path) -> bool:
     return bool(status == 0)
 
 
-def _is_alive(process_id: int) -> bool:
+def is_alive(process_id: int) -> bool:
+    """Return whether a process of this machine runs."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:

@@ -96,7 +96,9 @@ def refresh(
 
     Args, Raises: see `run`.
     """
-    arguments = pipeline_arguments(config, absolute(dataset), only=REFRESH_PARAMETERS)
+    dataset = absolute(dataset)
+    location.read_json(dataset, "dataset.json")  # a missing one is found before the first step
+    arguments = pipeline_arguments(config, dataset, only=REFRESH_PARAMETERS)
     _, finished = run_pipeline(
         "refresh", arguments, f"{config.name}-refresh", workdir, listener, cache=cache
     )

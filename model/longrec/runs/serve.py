@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from longrec.data.files import read_json
+from longrec.data.files import read_json_object
 from longrec.errors import LongrecError
 from longrec.release import registry
 from longrec.runs.project import INSTALL_FIX, find_root
@@ -71,7 +71,7 @@ def check_free(host: str, port: int) -> None:
 def _packaged_tags(workdir: Path) -> list[str]:
     """Return the tags of all packaged models, oldest first."""
     summaries = [
-        read_json(path) for path in sorted((workdir / "runs").glob(f"[0-9]*/{SUMMARY_NAME}"))
+        read_json_object(path) for path in sorted((workdir / "runs").glob(f"[0-9]*/{SUMMARY_NAME}"))
     ]
     tags: list[str] = [summary["bento_tag"] for summary in summaries if summary["bento_tag"]]
     if not tags:

@@ -72,7 +72,7 @@ class PublishedVersion:
                 found=f"nothing in {feast}",
                 fix=PUBLISH_FIRST,
             )
-        manifest = files.read_json(manifest_path)
+        manifest = files.read_json_object(manifest_path)
         found = manifest.get("format_version")
         if found != FEATURE_TABLES_FORMAT_VERSION:
             raise StoreError(
@@ -112,7 +112,7 @@ def digest_before(workdir: Path, dataset_hash: str | None) -> str:
     """Return the digest of the last published version of another dataset; empty for none."""
     version = workdir / "store" / (current_version(workdir) or "none")
     try:
-        manifest = files.read_json(version / "features" / "manifest.json")
+        manifest = files.read_json_object(version / "features" / "manifest.json")
         if dataset_hash != manifest.get("dataset_hash"):
             return str(manifest["version"])
         key = files.read_json(version / "feast" / "key.json")

@@ -88,7 +88,7 @@ def check_workdir(workdir: str | Path) -> None:
     manifest_path = directory / "features" / "manifest.json"
     if not manifest_path.is_file():
         return
-    found = files.read_json(manifest_path).get("format_version")
+    found = files.read_json_object(manifest_path).get("format_version")
     if found != FEATURE_TABLES_FORMAT_VERSION:
         raise StoreError(
             f"the work directory {directory} was made by an older version of longrec",
@@ -152,7 +152,7 @@ def _recorded(directory: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     _check_format_version(path)
-    return dict(files.read_json(path))
+    return files.read_json_object(path)
 
 
 def _id_of_place(store: Path) -> str:
@@ -161,7 +161,7 @@ def _id_of_place(store: Path) -> str:
 
 
 def _check_format_version(path: Path) -> None:
-    found = files.read_json(path).get("format_version")
+    found = files.read_json_object(path).get("format_version")
     if found not in READABLE_FORMAT_VERSIONS:
         raise StoreError(
             f"the work directory {path.parent} has another format version",
