@@ -38,6 +38,7 @@ from bento.schemas import (
     RequestBody,
 )
 from bento.settings import SETTINGS, feature_repo, model_tag, workdir
+from longrec.data.upkeep.forget_list import ForgetWatcher
 from longrec.errors import LongrecError
 from longrec.release import model_store
 from longrec.release.request_log import RequestLog
@@ -154,6 +155,7 @@ class Ranker:
             lambda: OnlineStore(workdir(), feature_repo(), schema=schema),
             schema,
             timeout_seconds=SETTINGS.store_timeout_seconds,
+            forgotten=ForgetWatcher(workdir()),
         )
         _freeze_modules()
         self._models = _manage_models(
@@ -277,7 +279,9 @@ def _load_engine(bundle: Path, schema: Schema) -> Engine:
         queue_seconds=SETTINGS.queue_seconds,
         caller_requests=SETTINGS.caller_requests,
     )
-    return Engine(scorer, limits)
+    engine = Engine(scorer, limits)
+    engine.cache.forgotten = ForgetWatcher(workdir())
+    return engine
 
 
 def _score_in_shadow(engine: Engine, request: EncodedRequest) -> Any:

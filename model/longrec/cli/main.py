@@ -25,6 +25,7 @@ from longrec.cli import (
     study,
     synth,
     train,
+    upkeep,
 )
 from longrec.cli import run as local_runs
 from longrec.cli.bench import bench
@@ -151,6 +152,9 @@ app.command()(models.package)
 app.add_typer(models.app, name="models")
 app.command()(store.push)
 app.add_typer(store.app, name="inspect")
+app.command()(upkeep.forget)
+app.command()(upkeep.doctor)
+app.command()(upkeep.gc)
 app.command()(train.train)
 app.command()(study.study)
 app.command("compile")(kubeflow.compile_pipelines)

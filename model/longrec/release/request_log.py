@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.data import files
+from longrec.data.upkeep.forget_list import forgotten_users, without_users
+from longrec.errors import DataError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
 log = logging.getLogger("bentoml.longrec.request_log")
@@ -125,7 +127,7 @@ class RequestLog:
         """Write the rows in memory; log a warning if that fails, for example on a full disk."""
         try:
             self._write()
-        except OSError as error:
+        except (OSError, DataError) as error:
             log.warning("the log of requests cannot be written: %s", error)
 
     def _write(self) -> None:
@@ -137,8 +139,9 @@ class RequestLog:
         # Sorted by name, files are sorted by time.
         time_ms = time.time_ns() // 1_000_000
         name = f"{time_ms:015d}-{socket.gethostname()}-{os.getpid()}.parquet"
+        table = without_users(pa.Table.from_pylist(rows), forgotten_users(self._folder.parent))
         with files.atomic_replace(self._folder / name) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows), temporary)
+            pq.write_table(table, temporary)
         paths = sorted(self._folder.glob("*.parquet"))
         for path in paths[:-MAX_FILES]:
             path.unlink(missing_ok=True)

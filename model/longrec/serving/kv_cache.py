@@ -25,6 +25,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import pyarrow as pa
 import torch
 
+from longrec.data.upkeep.forget_list import ForgetWatcher
 from longrec.scoring.request import CachedEvents
 from longrec.scoring.scorer import Scorer
 from longrec.serving.cache_entry import CacheEntry
@@ -154,6 +155,9 @@ class HistoryKVCache:
             the request time, and nothing is cached either.
         events_per_user: events cached of a user, None for the served length. A longer request
             caches all of its events.
+
+    Attributes:
+        forgotten: tells whose entries to remove; None to keep all.
     """
 
     def __init__(
@@ -170,6 +174,7 @@ class HistoryKVCache:
         self._entries = collections.OrderedDict[Hashable, CacheEntry]()
         self.counts = CacheCounts()
         self.num_bytes = 0
+        self.forgotten: ForgetWatcher | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -184,6 +189,12 @@ class HistoryKVCache:
             return None
         return time.monotonic() - entry.encoded_at
 
+    def remove(self, key: Hashable) -> None:
+        """Remove the entry of a user, if there is one."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.num_bytes -= entry.num_bytes
+
     def clear(self) -> None:
         """Remove all entries."""
         self._entries.clear()
@@ -191,6 +202,9 @@ class HistoryKVCache:
 
     def get_or_encode(self, slices: Sequence[HistorySlice]) -> list[CachedEvents]:
         """Return keys and values of each slice; encode missing events of all slices together."""
+        if self.forgotten is not None:
+            for user_id in self.forgotten.newly_forgotten():
+                self.remove(user_id)
         answers: dict[int, CachedEvents] = {}
         while len(answers) < len(slices):
             # One slice of each user at a time: the next one finds the rows of this one.

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
+from longrec.data.upkeep.forget_list import ForgetWatcher
 from longrec.errors import DataError, LongrecError, StoreError
 from longrec.schema import Schema
 
@@ -74,6 +75,7 @@ class StoreReader:
         schema: schema of empty histories.
         timeout_seconds: longest wait for the store.
         cache_bytes: bytes of cached rows.
+        forgotten: tells whose rows to remove; None to keep all.
 
     Raises:
         LongrecError: the store cannot be opened at the start.
@@ -86,11 +88,13 @@ class StoreReader:
         *,
         timeout_seconds: float = 0.5,
         cache_bytes: int = 64 << 20,
+        forgotten: ForgetWatcher | None = None,
     ) -> None:
         self._open_store = open_store
         self._schema = schema
         self._timeout_seconds = timeout_seconds
         self._cache_bytes = cache_bytes
+        self._forgotten = forgotten
         self._cached = collections.OrderedDict[int, UserRecord]()
         self._num_cached_bytes = 0
         self._changed = threading.Condition()
@@ -200,6 +204,7 @@ class StoreReader:
             # A thread that replaces an abandoned one goes on: the store may come back.
         while (users := self._next_users(number)) is not None:
             try:
+                self._remove_forgotten()
                 store = store or self._open_store()
                 self._read(store, users, number)
             except Exception as error:
@@ -259,10 +264,19 @@ class StoreReader:
         self._failure = f"{type(error).__name__}: {error}"
         self._failed_at = time.monotonic()
 
-    def _cache(self, rows: UserRecord) -> None:
-        before = self._cached.pop(rows.user_id, None)
+    def _remove_forgotten(self) -> None:
+        """Remove the rows of users who were forgotten meanwhile."""
+        if self._forgotten is not None:
+            for user_id in self._forgotten.newly_forgotten():
+                self._remove(user_id)
+
+    def _remove(self, user_id: int) -> None:
+        before = self._cached.pop(user_id, None)
         if before is not None:
             self._num_cached_bytes -= _num_bytes(before)
+
+    def _cache(self, rows: UserRecord) -> None:
+        self._remove(rows.user_id)
         self._cached[rows.user_id] = rows
         self._num_cached_bytes += _num_bytes(rows)
         while self._num_cached_bytes > self._cache_bytes and self._cached:

@@ -38,7 +38,19 @@ STARTS_WORK = {
     ("train", "config"),
 }
 """Parameters for which an absent, empty or unused path is no mistake: hours of work begin."""
-HARMLESS_THERE = ("absent", "folder", "empty")
+IN_A_WORK_DIRECTORY = (
+    "inspect history --user 1",
+    "inspect history --user 1 --side offline",
+    "models list",
+    "models shadow report",
+    "models rollback --why x",
+    "serve",
+    "doctor",
+    "gc",
+    "forget --user 1",
+)
+"""Commands that read a work directory and start no long work."""
+HARMLESS_THERE = ("absent", "folder", "empty", "used")
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +181,22 @@ def test_a_missing_work_directory_is_an_error(tmp_path: Path, command: str) -> N
     assert answer.exit_code == 1
     assert answer.stderr.startswith(f"longrec: there is no work directory {missing}")
     assert not missing.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 99}', "\\udcff"])
+@pytest.mark.parametrize("name", ["workdir.json", "features/manifest.json", "models/registry.json"])
+def test_a_damaged_work_directory_is_one_message(tmp_path: Path, name: str, text: str) -> None:
+    for folder in ("features", "feast", "models", "store"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "features" / "schema.json").write_text("[]")
+    (tmp_path / "feast" / "feature_store.yaml").write_text("[")
+    (tmp_path / "store" / "current").symlink_to("nothing")
+    (tmp_path / name).write_bytes(text.encode("utf-8", "replace"))
+    for command in IN_A_WORK_DIRECTORY:
+        words = [*command.split(), "--workdir", str(tmp_path)]
+        answer = CliRunner().invoke(app, words)
+        is_exit = answer.exception is None or isinstance(answer.exception, SystemExit)
+        assert is_exit, (command, repr(answer.exception))
 
 
 @pytest.mark.parametrize(

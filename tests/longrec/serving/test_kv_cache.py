@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from longrec.data import history
+from longrec.data.upkeep import forget_list
 from longrec.nn import parallel, ranker
 from longrec.nn.target_attention import cached
 from longrec.scoring import duplicates
@@ -173,6 +174,22 @@ def test_only_new_events_are_encoded(scorer) -> None:
         before = cache.counts.num_encoded
         score_newest(scorer, cache, user)
         assert cache.counts.num_encoded - before <= max_encoded, step
+
+
+def test_the_events_of_a_forgotten_user_leave_the_cache(scorer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(forget_list, "LOOK_SECONDS", 0.0)
+    cache = HistoryKVCache(scorer, LARGE)
+    cache.forgotten = forget_list.ForgetWatcher(tmp_path)
+    user = User(1)
+    user.append(60)
+    request = user.request(user.timeline(), user.next_ms)
+    scores(scorer, cache, [(key, request, SERVED_LENGTH) for key in (5, 6)])
+    num_bytes = cache.num_bytes
+    forget_list.add_users(tmp_path, [5])
+    scores(scorer, cache, [(6, request, SERVED_LENGTH)])
+    assert 5 not in cache
+    assert 6 in cache
+    assert cache.num_bytes == num_bytes / 2
 
 
 def test_a_request_for_the_past_reads_the_cached_events(scorer) -> None:

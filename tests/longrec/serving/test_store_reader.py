@@ -13,6 +13,7 @@ import pytest
 
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
+from longrec.data.upkeep import forget_list
 from longrec.errors import DataError, StoreError
 from longrec.serving import store_reader as reader_module
 from longrec.serving.store_reader import FetchResult, StoreReader
@@ -152,6 +153,20 @@ def test_a_failing_store_gives_cached_rows_until_it_recovers(
     eventually(lambda: is_fresh(reader, 6))
     assert reader.num_events(6) == 6
     assert reader.num_events(7) is None
+
+
+def test_the_rows_of_a_forgotten_user_leave_the_cache(store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(forget_list, "LOOK_SECONDS", 0.0)
+    watcher = forget_list.ForgetWatcher(tmp_path)
+    reader = StoreReader(store.open, small_histories.SCHEMA, timeout_seconds=60, forgotten=watcher)
+    assert [rows.rows.history.num_rows for rows in fetch(reader, 5, 6)] == [5, 6]
+    forget_list.add_users(tmp_path, [5])
+    fetch(reader, 6)
+    assert reader.num_events(5) is None
+    assert reader.num_events(6) == 6
+    store.state = "down"
+    assert fetch(reader, 5)[0].rows.history.num_rows == 0
+    reader.close()
 
 
 def test_an_endless_read_is_abandoned_and_changes_nothing_later(hasty, store, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,15 @@ Values = dict[str, Any]
 """Stored values of a user by feature name; None for a missing one."""
 Views = list[tuple[Any, list[str]]]
 """Feature views of a service, and the names of the features to read of each."""
-OnlineReader = Callable[[list[int]], list[Values]]
+
+
+class OnlineReader(Protocol):
+    """Reads users from an online store, and removes them."""
+
+    def __call__(self, user_ids: list[int]) -> list[Values]: ...
+
+    def remove(self, user_ids: list[int]) -> int: ...
+
 
 _LENGTHS = (HISTORY_LENGTH, TAIL_LENGTH)
 _FIXED_FILES = ("features/manifest.json", "features/schema.json", "feast/feature_store.yaml")
@@ -213,6 +221,15 @@ class FeastAdapter:
             if tails.num_rows:
                 self.feast.push("user_tail_push", tails.to_pandas())
 
+    def remove_online(self, user_ids: list[int]) -> int:
+        """Remove users from the online store; return the number of removed rows or keys.
+
+        Raises:
+            StoreError: the online store cannot be written, or is neither SQLite nor Redis.
+        """
+        with feast_errors("users cannot be removed from the online store"):
+            return self._read_online.remove(user_ids)
+
     def check_online(self) -> None:
         """Check that the online store answers.
 
@@ -364,6 +381,15 @@ class ViewByViewReader:
         return rows
 
 
+    def remove(self, user_ids: list[int]) -> int:
+        raise StoreError(
+            "users cannot be removed from an online store of this type",
+            found=type(self._store).__name__,
+            expected="sqlite or redis",
+            fix="Delete the keys of the user there by hand.",
+        )
+
+
 class SqliteReader:
     """Reads users from SQLite.
 
@@ -400,6 +426,20 @@ class SqliteReader:
         for key, name, value in connection.execute(query, parameters).fetchall():
             rows[key][name] = _parse_value(value)
         return [dict(rows[key]) for key in keys]
+
+    def remove(self, user_ids: list[int]) -> int:
+        """Delete all rows of users; their bytes in the file are overwritten."""
+        connection = self._store._get_conn(self._config)
+        connection.execute("PRAGMA secure_delete = ON")
+        num_removed = 0
+        with connection:
+            for user_id in user_ids:
+                key = self._key_prefix + _INT64.pack(user_id)
+                for table in self._tables:
+                    statement = f"DELETE FROM {table} WHERE entity_key = ?"  # noqa: S608
+                    num_removed += connection.execute(statement, (key,)).rowcount
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return num_removed
 
     def _query(self, num_keys: int) -> str:
         keys = ", ".join("?" * num_keys)
@@ -447,6 +487,15 @@ class RedisReader:
             {name: _parse_value(value) for name, value in zip(self._names, reply, strict=True)}
             for reply in self._replies(keys)
         ]
+
+    def remove(self, user_ids: list[int]) -> int:
+        """Delete the keys of users."""
+        client = self._store._get_client(self._config.online_store)
+        num_removed = 0
+        for user_id in user_ids:
+            key = self._key_prefix + _INT64.pack(user_id)
+            num_removed += client.delete(key + self._project)
+        return num_removed
 
     def _replies(self, keys: list[bytes]) -> list[Any]:
         if len(keys) == 1 and self._is_single_server:  # a pipeline would double the cost

@@ -40,6 +40,8 @@ from longrec.data.store.workdir import (
     switch_to,
     write_lock,
 )
+from longrec.data.upkeep.forget_list import forgotten_users
+from longrec.data.upkeep.row_removal import remove_from_version
 from longrec.errors import DataError, StoreError
 from longrec.schema import Schema
 
@@ -189,10 +191,10 @@ def _publish(
             num_carried = _carry_over(workdir, published)
         unused_versions = switch_to(workdir, version)
     except BaseException:
-        _remove(version, workdir_id)
+        remove_version(version, workdir_id)
         raise
     for unused in unused_versions:
-        _remove(unused, workdir_id)
+        remove_version(unused, workdir_id)
     return _report(
         version,
         manifest,
@@ -244,6 +246,7 @@ def _prepare(
         _copy_tables(tables, version / "features")
         _write_settings(repository, version, workdir_id)
         tail_files.write_tails(version, tail_rows([], 0))
+        remove_from_version(version, forgotten_users(version.parents[1]))
     return PublishedVersion(
         version,
         files.read_json(version / "features" / "manifest.json"),
@@ -363,7 +366,7 @@ def redis_project(version: Path, workdir_id: str) -> str:
     return f"longrec_{name}_{workdir_id}"
 
 
-def _remove(version: Path, workdir_id: str) -> None:
+def remove_version(version: Path, workdir_id: str) -> None:
     """Remove a version and its own keys in Redis.
 
     Errors do not matter, because nobody reads it.

@@ -7,6 +7,7 @@ into the base history.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,7 +34,10 @@ from longrec.data.store.online_store import finish_killed_push, read_stored_user
 from longrec.data.store.user_record import StoredUser
 from longrec.data.store.versions import PublishedVersion, require_own_keys
 from longrec.data.store.workdir import current_version, write_lock
+from longrec.data.upkeep.forget_list import forgotten_users, without_users
 from longrec.schema import BASKET_ID, CREATED, TIMESTAMP, USER_ID, Schema
+
+logger = logging.getLogger(__name__)
 
 MAX_TAIL_EVENTS = 256
 """Largest number of events in a tail; a longer one is compacted."""
@@ -120,8 +124,17 @@ class Pusher:
             require_own_keys(self._workdir, self._adapter.published.path)
             self._adapter.check_online()
             conformed = live_events.conform(events, self.schema, self.late_events)
+            conformed = self._without_forgotten(conformed)
             check = check_same_events if self.schema.has_event_numbers else accept_repeats
             return add_events(self._adapter, conformed, check)
+
+    def _without_forgotten(self, events: pa.Table) -> pa.Table:
+        """Return the events without those of forgotten users, who must not come back."""
+        remaining = without_users(events, forgotten_users(self._workdir))
+        num_dropped = events.num_rows - remaining.num_rows
+        if num_dropped:
+            logger.warning("%d events of forgotten users were dropped", num_dropped)
+        return remaining
 
     def _open(self) -> FeastAdapter:
         return FeastAdapter(PublishedVersion.open(self._workdir))

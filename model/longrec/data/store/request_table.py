@@ -50,6 +50,11 @@ class RequestTable:
             tables.append(_requests_of_shard(shard, number))
         return cls._sorted(tables)
 
+    def without(self, user_ids: Int64) -> RequestTable:
+        """Return the requests of other users."""
+        rows = np.flatnonzero(~np.isin(self.user_ids, user_ids))
+        return self._take(rows)
+
     def check(self, source: str) -> None:
         """Check that there are requests and that each occurs once.
 

@@ -35,6 +35,7 @@ from longrec.data.store.timeline_sources import (
 )
 from longrec.data.store.versions import PUBLISH_FIRST, PublishedVersion
 from longrec.data.timelines import quantiles
+from longrec.data.upkeep.forget_list import forgotten_users
 from longrec.errors import DataError, SchemaMismatch, StoreError
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP
 
@@ -113,7 +114,7 @@ def retrieve(
     source = Dataset.open(dataset_dir, shard)
     published = PublishedVersion.open(workdir)
     _check_published(source, published)
-    requests = RequestTable.of_dataset(source)
+    requests = RequestTable.of_dataset(source).without(forgotten_users(workdir))
     if shard == WHOLE_DATASET:
         requests.check(str(source.path))
         requests = requests.sample(data.max_requests, seed)
