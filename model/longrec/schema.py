@@ -105,6 +105,8 @@ class Schema:
             live events knows too; else it is the position in the log.
         time_origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for a log
             with times since 1970 (`longrec.times`).
+        text_ids: which of `user`, `item` and `basket` the log names by text. Their numbers are
+            `text_ids.text_id` of the text, even of a text such as `007`.
 
     Raises:
         DataError: the origin of the times is out of range.
@@ -120,6 +122,7 @@ class Schema:
     has_baskets: bool = False
     has_event_numbers: bool = False
     time_origin_ms: int = 0
+    text_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _starts_with_item_id(self.item):
@@ -165,10 +168,10 @@ class Schema:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; it names event numbers and an origin only where there are some."""
+        """Return the JSON form; it names only those later fields that are set."""
         value = dataclasses.asdict(self)
         # Schemas that were stored before these fields keep their fingerprints.
-        for name in ("has_event_numbers", "time_origin_ms"):
+        for name in ("has_event_numbers", "time_origin_ms", "text_ids"):
             if not value[name]:
                 del value[name]
         return value
@@ -190,6 +193,7 @@ class Schema:
                 has_baskets=bool(value.get("has_baskets", False)),
                 has_event_numbers=bool(value.get("has_event_numbers", False)),
                 time_origin_ms=value.get("time_origin_ms", 0),
+                text_ids=tuple(value.get("text_ids", ())),
             )
         except (KeyError, TypeError) as error:
             raise SchemaMismatch("this is not a longrec schema", found=str(error)) from error
@@ -222,6 +226,8 @@ class Schema:
             lines.append(f"has_baskets: {other.has_baskets} instead of {self.has_baskets}")
         if self.time_origin_ms != other.time_origin_ms:
             lines.append(f"time_origin_ms: {other.time_origin_ms} instead of {self.time_origin_ms}")
+        if self.text_ids != other.text_ids:
+            lines.append(f"text_ids: {other.text_ids} instead of {self.text_ids}")
         return lines
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longrec.cli.options import AsJson, Out, Seed, command_group, print_dataset
+from longrec.errors import DataError
 
 if TYPE_CHECKING:
-    from longrec.data.importers import NegativeSampling, RequestGrouping
-    from longrec.data.importers.reading.times import Unit
+    from longrec.data.importers import EventMapping, NegativeSampling, RequestGrouping
 
 app = command_group("Turn a raw log into a dataset directory.")
 
@@ -26,6 +28,10 @@ MaxRequests = Annotated[
 ]
 MaxRejectShare = Annotated[
     float, typer.Option(min=0, max=1, help="Largest share of invalid rows; above it, fail.")
+]
+DropRepeats = Annotated[
+    bool,
+    typer.Option("--drop-repeats", help="Leave out exact repeats of earlier rows."),
 ]
 Negatives = Annotated[int, typer.Option(min=1, help="Negatives drawn per positive.")]
 OptionalNegatives = Annotated[
@@ -56,11 +62,18 @@ RecommendedOnly = Annotated[
 ]
 MetaFile = Annotated[Path | None, typer.Option(help="meta_CATEGORY.jsonl, for item features.")]
 
-UserColumn = Annotated[str, typer.Option(help="Column of user ids (integers, or see --text-id).")]
-ItemColumn = Annotated[str, typer.Option(help="Column of item ids (integers, or see --text-id).")]
-TimeColumn = Annotated[str, typer.Option(help="Column of times.")]
+UserColumn = Annotated[
+    str | None, typer.Option(help="Column of user ids; by default one with a usual name.")
+]
+ItemColumn = Annotated[
+    str | None, typer.Option(help="Column of item ids; by default one with a usual name.")
+]
+TimeColumn = Annotated[
+    str | None, typer.Option(help="Column of times; by default one with a usual name.")
+]
 TimeUnit = Annotated[
-    str, typer.Option(help="s, ms, us, ns or iso; Parquet timestamps have their own unit.")
+    str | None,
+    typer.Option(help="s, ms, us, ns or iso; by default by the size of the first times."),
 ]
 TimeOrigin = Annotated[
     str | None,
@@ -81,7 +94,8 @@ CreatedColumn = Annotated[
     typer.Option(help="Column of the time at which a row became known, in the same unit."),
 ]
 TextIds = Annotated[
-    list[str] | None, typer.Option(help="user, item or basket: this id is text, not an integer.")
+    list[str] | None,
+    typer.Option(help="user, item or basket: only these ids are text; default by their look."),
 ]
 EventFeatures = Annotated[
     list[str] | None,
@@ -89,7 +103,33 @@ EventFeatures = Annotated[
 ]
 Labels = Annotated[
     list[str] | None,
-    typer.Option(help="0/1 column to predict; with labels every row is an exposure."),
+    typer.Option(
+        help="0/1 column to predict, or a condition: 'rating>=4', 'liked=rating>=4'. With labels "
+        "every row is an exposure."
+    ),
+]
+PositiveRows = Annotated[
+    list[str] | None,
+    typer.Option("--positive", help="COLUMN=VALUE of a positive; other rows are history only."),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Condition that a row must meet, such as 'quantity>0'; others are counted."),
+]
+Guests = Annotated[
+    list[str] | None,
+    typer.Option("--guest", help="User id that stands for nobody; an empty one always does."),
+]
+KCore = Annotated[
+    int,
+    typer.Option(min=0, help="Leave out users and items with fewer events; 0 for none."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show the first rows as they are understood; write nothing."),
+]
+OptionalOut = Annotated[
+    Path | None, typer.Option("--out", help="The dataset directory; replaced if it exists.")
 ]
 ItemFile = Annotated[Path | None, typer.Option(help="File with one row per item.")]
 ItemFeatures = Annotated[
@@ -119,6 +159,7 @@ def kuairand(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Import KuaiRand (Pure, 1K, 27K) from its official files.
@@ -140,7 +181,7 @@ def kuairand(
             tasks=task or TASKS,
             variant=variant,
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(max_reject_share, drop_repeats=drop_repeats),
         )
     print_dataset(report.to_dict(), as_json=as_json)
 
@@ -155,6 +196,7 @@ def movielens(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Import MovieLens: 1M (.dat) or 20M, 25M, 32M, latest (.csv).
@@ -174,7 +216,7 @@ def movielens(
             out,
             threshold=threshold,
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(max_reject_share, drop_repeats=drop_repeats),
         )
     print_dataset(report.to_dict(), as_json=as_json)
 
@@ -192,6 +234,7 @@ def taobao(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Import Taobao UserBehavior from UserBehavior.csv.
@@ -214,7 +257,7 @@ def taobao(
             positives=positive or ("pv",),
             negatives=NegativeSampling(negatives, negatives_within, keep_new),
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(max_reject_share, drop_repeats=drop_repeats),
         )
     print_dataset(report.to_dict(), as_json=as_json)
 
@@ -231,6 +274,7 @@ def lastfm(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Import Last.fm 1K users from its two .tsv files.
@@ -252,7 +296,7 @@ def lastfm(
             out,
             negatives=NegativeSampling(negatives, negatives_within, keep_new),
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(max_reject_share, drop_repeats=drop_repeats),
         )
     print_dataset(report.to_dict(), as_json=as_json)
 
@@ -268,6 +312,7 @@ def yambda(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Import Yambda (50m, 500m, 5b) from its flat or sequential Parquet files.
@@ -288,7 +333,7 @@ def yambda(
             threshold=threshold,
             recommended_only=recommended_only,
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(max_reject_share, drop_repeats=drop_repeats),
         )
     print_dataset(report.to_dict(), as_json=as_json)
 
@@ -307,6 +352,7 @@ def amazon(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
     as_json: AsJson = False,
 ) -> None:
     """Import a category of Amazon Reviews 2023 from its pure-id .csv (0core or 5core).
@@ -331,7 +377,7 @@ def amazon(
             threshold=threshold,
             negatives=_negatives(negatives, negatives_within, keep_new),
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(max_reject_share, drop_repeats=drop_repeats),
         )
     print_dataset(report.to_dict(), as_json=as_json)
 
@@ -339,11 +385,11 @@ def amazon(
 @app.command()
 def events(
     src: Source,
-    out: Out,
-    user: UserColumn = "user_id",
-    item: ItemColumn = "item_id",
-    timestamp: TimeColumn = "timestamp",
-    timestamp_unit: TimeUnit = "ms",
+    out: OptionalOut = None,
+    user: UserColumn = None,
+    item: ItemColumn = None,
+    timestamp: TimeColumn = None,
+    timestamp_unit: TimeUnit = None,
     time_origin: TimeOrigin = None,
     basket: BasketColumn = None,
     seq: SequenceColumn = None,
@@ -351,6 +397,9 @@ def events(
     text_id: TextIds = None,
     feature: EventFeatures = None,
     label: Labels = None,
+    positive: PositiveRows = None,
+    where: Where = None,
+    guest: Guests = None,
     items: ItemFile = None,
     item_feature: ItemFeatures = None,
     users: UserFile = None,
@@ -366,15 +415,22 @@ def events(
     max_requests_per_user: MaxRequests = 0,
     seed: Seed = 0,
     max_reject_share: MaxRejectShare = 0.01,
+    drop_repeats: DropRepeats = False,
+    k_core: KCore = 0,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Import any table of events (Parquet, CSV, TSV) by a mapping of its columns.
 
+    Columns with usual names, the unit of the times and text ids are recognised: see --dry-run.
     A log with 0/1 label columns holds exposures. A log without labels holds actions. On request,
     negatives are sampled for the actions, uniformly from the items with earlier events.
 
     \b
     Examples:
+      longrec import events clicks.csv --dry-run
+      longrec import events ratings.csv --out data/ratings --label 'rating>=4'
+      longrec import events shop.csv --out data/shop --where 'quantity>0' --negatives 4
       longrec import events clicks.csv --out data/clicks --user uid --item iid --label clicked
       longrec import events events.parquet --out data/dev --timestamp ts --timestamp-unit s \\
           --basket commit_id --feature action:category --items items.parquet \\
@@ -383,19 +439,34 @@ def events(
     from longrec.cli.progress import waiting
     from longrec.data.history_plot import parse_time_ms
     from longrec.data.importers import EventMapping, ImportOptions, import_events
+    from longrec.data.importers.guesses import GivenColumns, guess_columns
 
-    mapping = EventMapping(
+    given = GivenColumns(
         user=user,
         item=item,
         timestamp=timestamp,
-        timestamp_unit=cast("Unit", timestamp_unit),  # The mapping checks it.
+        basket=basket,
+        timestamp_unit=timestamp_unit,
+        text_ids=None if text_id is None else tuple(text_id),
+        delimiter=delimiter,
+        quotes=quotes,
+    )
+    guessed = guess_columns(src, given)
+    mapping = EventMapping(
+        user=guessed.user,
+        item=guessed.item,
+        timestamp=guessed.timestamp,
+        timestamp_unit=guessed.timestamp_unit,
         time_origin_ms=0 if time_origin is None else parse_time_ms(time_origin),
         basket=basket,
         seq=seq,
         created=created,
-        text_ids=tuple(text_id or ()),
+        text_ids=guessed.text_ids,
         features=tuple(feature or ()),
         labels=tuple(label or ()),
+        positives=tuple(positive or ()),
+        where=tuple(where or ()),
+        guests=tuple(guest or ()),
         items=items,
         item_features=tuple(item_feature or ()),
         users=users,
@@ -403,6 +474,11 @@ def events(
         delimiter=delimiter,
         quotes=quotes,
     )
+    if dry_run:
+        _print_preview(src, mapping, guessed.notes, as_json=as_json)
+        return
+    if out is None:
+        raise DataError("no place for the dataset", fix="Name it: --out DIR, or try --dry-run.")
     grouping = _grouping(window_ms, max_targets, max_requests_per_user, seed)
     with waiting(f"importing {src}"):
         report = import_events(
@@ -411,10 +487,32 @@ def events(
             mapping,
             negatives=_negatives(negatives, negatives_within, keep_new),
             grouping=grouping,
-            options=ImportOptions(max_reject_share),
+            options=ImportOptions(
+                max_reject_share,
+                drop_repeats=drop_repeats,
+                k_core=k_core,
+            ),
             name=name,
+            notes=guessed.notes,
         )
     print_dataset(report.to_dict(), as_json=as_json)
+
+
+def _print_preview(
+    src: Path,
+    mapping: EventMapping,
+    guesses: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    from longrec.cli.tables import show_preview
+    from longrec.data.importers.preview import preview_events
+
+    preview = {**preview_events(src, mapping).to_dict(), "guesses": list(guesses)}
+    if as_json:
+        typer.echo(json.dumps(preview, indent=2))
+    else:
+        show_preview(preview)
 
 
 def _grouping(window_ms: int, max_targets: int, max_requests: int, seed: int) -> RequestGrouping:

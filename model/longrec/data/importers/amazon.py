@@ -21,7 +21,8 @@ from longrec.data.columns import Int64, int64_column
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
-from longrec.data.importers.reading.log_files import estimate_num_rows, list_log_files
+from longrec.data.importers.reading.file_search import list_log_files
+from longrec.data.importers.reading.log_files import estimate_num_rows
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogBatch, LogFile
 from longrec.data.importers.reading.sequence_numbers import SequenceNumbers
@@ -90,6 +91,7 @@ def amazon_schema(*, with_meta: bool) -> Schema:
         user=(),
         event=(RATING,),
         tasks=(Task(LABEL),),
+        text_ids=("item", "user"),
     )
 
 
@@ -228,9 +230,11 @@ def _read_meta(
     first_line = 1
     with file.path.open(encoding="utf-8", errors="replace") as stream:
         while lines := list(islice(stream, META_LINES_PER_BATCH)):
-            file.count_rows(len(lines))
             products = [_parse_product(line) for line in lines]
-            is_bad = np.array([product is None for product in products])
+            is_blank = np.array([not line.strip() for line in lines])
+            file.count_rows(int(np.sum(~is_blank)))
+            is_good = np.array([product is not None for product in products])
+            is_bad = ~is_good & ~is_blank
             _reject_lines(file, lines, np.flatnonzero(is_bad), first_line)
             good = [product for product in products if product is not None]
             item_ids = ids.encode(pa.array([product["asin"] for product in good], pa.string()))
@@ -240,9 +244,10 @@ def _read_meta(
             batch = LogBatch(
                 file,
                 pa.RecordBatch.from_pydict(columns),
-                first_line + np.flatnonzero(~is_bad),
+                first_line + np.flatnonzero(is_good),
             )
-            yield batch.filter(np.isin(np.asarray(item_ids), rated))
+            is_rated = np.isin(np.asarray(item_ids), rated)
+            yield batch.leave_out(~is_rated, "item is not in the log")
             first_line += len(lines)
 
 

@@ -10,8 +10,11 @@ from typing import cast, get_args
 
 import pyarrow as pa
 
-from longrec.data.importers.reading.log_files import column_types, list_log_files
-from longrec.data.importers.reading.times import Unit
+from longrec.data.importers.reading.conditions import is_condition, parse_condition
+from longrec.data.importers.reading.fields import Field
+from longrec.data.importers.reading.file_search import list_log_files
+from longrec.data.importers.reading.log_files import column_types
+from longrec.data.importers.reading.values.times import Unit
 from longrec.errors import DataError, SchemaMismatch
 from longrec.schema import (
     BASKET_ID,
@@ -65,7 +68,14 @@ class EventMapping:
         text_ids: which of `user`, `item` and `basket` are text. Their ids are
             `text_ids.text_id` of the text; ids/ maps them back.
         features: event features.
-        labels: 0/1 columns. With labels, every row is an exposure; without, it is an action.
+        labels: 0/1 columns, or conditions such as `rating>=4` and `liked=rating>=4`; a condition
+            without a name gives the label `label`. With labels, every row is an exposure; without,
+            it is an action.
+        positives: conditions such as `event=purchase`. In a log without labels, rows that meet one
+            of them are the positives; the others are in the histories only. None for all rows.
+        where: conditions that a row must meet; other rows are left out and counted.
+        guests: user ids that stand for nobody. Rows with them, or without a user, are left out and
+            counted.
         items, users: files with one row per id. Their id column is named as in the
             events, or item_id or user_id.
         item_features, user_features: features in these files.
@@ -84,6 +94,9 @@ class EventMapping:
     text_ids: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    positives: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    guests: tuple[str, ...] = ()
     items: str | Path | None = None
     item_features: tuple[str, ...] = ()
     users: str | Path | None = None
@@ -108,11 +121,36 @@ class EventMapping:
                 expected="user, item, or a named basket",
             )
         _refuse_repeated((self.user, self.item, self.timestamp))
-        _refuse_repeated(self.labels)
+        _refuse_repeated(self.label_names)
+        for text in (*self.positives, *self.where):
+            parse_condition(text)
+        if self.positives and self.labels:
+            raise DataError(
+                "a log has either labels or positives",
+                found="both",
+                fix="A label tells which exposures are positive; --positive selects actions.",
+            )
         for features in (self.features, self.item_features, self.user_features):
             _refuse_repeated([text.partition(":")[0] for text in features])
         _require_both("item", self.items, self.item_features)
         _require_both("user", self.users, self.user_features)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(field.name for field in self.label_fields())
+
+    def label_fields(self) -> list[Field]:
+        """Return the labels as columns to read."""
+        fields = []
+        for text in self.labels:
+            if is_condition(text):
+                condition = parse_condition(text, may_have_name=True)
+                name = condition.name or LABEL
+                fields.append(Field(name, condition.column, "label", condition=condition))
+            else:
+                fields.append(Field(text, text, "label"))
+        return fields
 
     def schema(self, name: str, first_file: Path) -> Schema:
         """Return the schema of the dataset.
@@ -138,12 +176,13 @@ class EventMapping:
             return Schema(
                 name=name,
                 has_baskets=self.basket is not None,
-                has_event_numbers=self.seq is not None,
                 time_origin_ms=self.time_origin_ms,
+                has_event_numbers=self.seq is not None,
+                text_ids=tuple(sorted(self.text_ids)),
                 item=(item_id, *(_feature(text, item_types) for text in self.item_features)),
                 user=tuple(_feature(text, user_types) for text in self.user_features),
-                event=tuple(_feature(text, types, self.labels) for text in self.features),
-                tasks=tuple(Task(task) for task in self.labels or (LABEL,)),
+                event=tuple(_feature(text, types, self.label_names) for text in self.features),
+                tasks=tuple(Task(task) for task in self.label_names or (LABEL,)),
             )
         except SchemaMismatch as error:
             raise DataError("a feature is named twice", found=str(error)) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ import pyarrow as pa
 from longrec.data.importers.event_mapping import EventMapping
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, FieldKind, convert
+from longrec.data.importers.reading.file_search import list_log_files
 from longrec.data.importers.reading.log_files import (
     column_names,
     estimate_num_rows,
-    list_log_files,
 )
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogBatch, LogFile
 from longrec.data.importers.reading.sequence_numbers import SequenceNumbers
-from longrec.data.importers.requests.builder import make_request_builder
+from longrec.data.importers.requests.builder import all_events, make_request_builder
 from longrec.data.importers.requests.grouping import RequestGrouping
 from longrec.data.importers.requests.negatives import NegativeSampling
+from longrec.data.importers.row_selection import IS_POSITIVE, RowSelection, positive_events
 from longrec.data.importers.text_ids import TextIds
 from longrec.data.importers.writing.dataset_builder import (
     DatasetBuilder,
@@ -34,6 +36,7 @@ from longrec.data.importers.writing.dataset_builder import (
     open_dataset_builder,
 )
 from longrec.data.importers.writing.import_report import ImportReport
+from longrec.data.importers.writing.k_core import leave_out_rare
 from longrec.errors import DataError
 from longrec.schema import (
     BASKET_ID,
@@ -56,6 +59,7 @@ def import_events(
     grouping: RequestGrouping | None = None,
     options: ImportOptions | None = None,
     name: str = "",
+    notes: Sequence[str] = (),
 ) -> ImportReport:
     """Write the dataset of any table of events; return the report.
 
@@ -67,6 +71,7 @@ def import_events(
         grouping: how events are grouped into requests; baskets where the log has them.
         options: limits of the import.
         name: name of the data; by default the name of `src`.
+        notes: remarks for the report, such as what was guessed of the columns.
 
     Raises:
         DataError: files or columns are missing, a feature is described wrongly, or too many rows
@@ -85,27 +90,31 @@ def import_events(
             schema,
             options or ImportOptions(),
             num_events=sum(estimate_num_rows(path) for path in paths),
-            event_labels=_labels_without_features(mapping, schema),
+            event_labels=event_labels(mapping, schema),
             has_created=mapping.created is not None,
         ) as builder,
         TextIds(builder.spill.directory, [f"{key}s" for key in mapping.text_ids]) as ids,
     ):
-        log = _EventLog(mapping, schema, builder, ids)
+        log = EventLog(mapping, schema, builder, ids)
         items = log.read_items()
         users = log.read_users()
         log.read_events(paths)
+        if builder.options.k_core:
+            leave_out_rare(builder.spill, builder.rejects, builder.options.k_core)
         requests = make_request_builder(
             schema,
             grouping,
             negatives,
             spill=builder.spill,
             items=items,
+            select_targets=positive_events if mapping.positives else all_events,
         )
         info = DatasetInfo(
             name=schema.name,
             source=_source(paths, mapping, negatives, grouping),
             items=items,
             users=users,
+            notes=notes,
             write_extra_files=ids.write,
         )
         return builder.write(requests, info)
@@ -120,13 +129,14 @@ def _require_labels_or_negatives(mapping: EventMapping, negatives: NegativeSampl
         )
 
 
-def _labels_without_features(mapping: EventMapping, schema: Schema) -> tuple[str, ...]:
-    """Return the labels that are not event features too."""
+def event_labels(mapping: EventMapping, schema: Schema) -> tuple[str, ...]:
+    """Return the labels that are not event features too, and the mark of positives."""
     features = {feature.name for feature in schema.event}
-    return tuple(label for label in mapping.labels if label not in features)
+    labels = [name for name in mapping.label_names if name not in features]
+    return (*labels, IS_POSITIVE) if mapping.positives else tuple(labels)
 
 
-class _EventLog:
+class EventLog:
     """Reader of the files of a mapped log.
 
     Args:
@@ -147,6 +157,7 @@ class _EventLog:
         self.schema = schema
         self.builder = builder
         self.ids = ids
+        self.selection = RowSelection.of(mapping)
 
     def read_items(self) -> pa.Table | None:
         """Return the item table; None when the mapping has none."""
@@ -165,14 +176,21 @@ class _EventLog:
         features = (Feature(USER_ID, "id"), *self.schema.user)
         return self._read_entities("user", self.mapping.users, features)
 
-    def read_events(self, paths: Sequence[Path]) -> None:
-        """Add the events of all files to the spill."""
+    def read_events(self, paths: Sequence[Path], *, max_batches: int | None = None) -> None:
+        """Add the events of all files to the spill.
+
+        Args:
+            paths: the files, in order.
+            max_batches: number of batches of each file that are read; None for all.
+        """
         fields = self._event_fields()
         # The first row of a text file has the number 2, of a Parquet file 1: only the order counts.
         sequence = SequenceNumbers(first=1)
         for path in paths:
             sequence.start_file()
-            for batch in self._read_rows(self.builder.log_file(path), fields):
+            batches = self._read_rows(self.builder.log_file(path), self._sources(fields))
+            for rows in islice(batches, max_batches):
+                batch = self.selection.select(rows)
                 events = convert(batch, fields)
                 table = events.table
                 for key in self.mapping.text_ids:
@@ -194,11 +212,18 @@ class _EventLog:
             fields.append(Field(EVENT_SEQ, mapping.seq, "int64", is_required=True))
         if mapping.created:
             fields.append(self._time_field(CREATED, mapping.created))
-        fields += [Field(label, label, "label") for label in mapping.labels]
+        fields += mapping.label_fields()
         for feature in self.schema.event:
-            if feature.name not in mapping.labels:
+            if feature.name not in mapping.label_names:
                 fields.append(Field(feature.name, feature.name, feature.dtype))
+        if mapping.positives:
+            fields.append(Field(IS_POSITIVE, IS_POSITIVE, "label"))
         return fields
+
+    def _sources(self, fields: Sequence[Field]) -> list[str]:
+        """Return the columns of the log that the fields and the selection read."""
+        sources = [*(field.source for field in fields), *self.selection.columns]
+        return [source for source in sources if source != IS_POSITIVE]
 
     def _id_field(
         self,
@@ -255,16 +280,17 @@ class _EventLog:
         group = f"{key}s"
         id_source = fields[0].source
         for path in paths:
-            for batch in self._read_rows(self.builder.log_file(path, group), fields):
+            sources = [field.source for field in fields]
+            for batch in self._read_rows(self.builder.log_file(path, group), sources):
                 if key not in self.mapping.text_ids:
                     yield batch
                     continue
                 yield batch.with_table(self._with_ids(batch.table, id_source, group))
 
-    def _read_rows(self, file: LogFile, fields: Sequence[Field]) -> Iterator[LogBatch]:
+    def _read_rows(self, file: LogFile, sources: Sequence[str]) -> Iterator[LogBatch]:
         return read_rows(
             file,
-            [field.source for field in fields],
+            sources,
             delimiter=self.mapping.delimiter,
             has_quotes=self.mapping.quotes,
         )

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
+from longrec.data.importers.reading.file_search import natural_sort_key
 from longrec.data.importers.reading.log_files import (
     estimate_num_rows,
     header_names,
-    natural_sort_key,
     require_columns,
 )
 from longrec.data.importers.reading.log_reader import read_rows

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from longrec.data.importers.item_values import UNKNOWN, FirstKnownValues
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
-from longrec.data.importers.reading.log_files import estimate_num_rows, with_subdirectories
+from longrec.data.importers.reading.file_search import with_subdirectories
+from longrec.data.importers.reading.log_files import estimate_num_rows
 from longrec.data.importers.reading.rejects import LogBatch
 from longrec.data.importers.reading.text_files import read_delimited
 from longrec.data.importers.requests.builder import make_request_builder
@@ -71,6 +72,7 @@ def lastfm_schema() -> Schema:
         ),
         event=(),
         tasks=(Task(LABEL),),
+        text_ids=("item",),
     )
 
 

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, convert
-from longrec.data.importers.reading.log_files import estimate_num_rows, with_subdirectories
+from longrec.data.importers.reading.file_search import with_subdirectories
+from longrec.data.importers.reading.log_files import estimate_num_rows
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogBatch
 from longrec.data.importers.reading.text_files import read_separated

@@ -335,9 +335,16 @@ def _first_of(name: str, file: LogFile, ids: Int64) -> pa.Array:
         Field(ITEM_ID, ITEM_ID, "int64", is_required=True),
         Field(name, name, "int64", is_required=True),
     )
+    num_rows = 0
     for batch in read_parquet(file, [ITEM_ID, name]):
         rows = convert(batch, fields)
+        is_known = np.isin(int64_column(rows.table, ITEM_ID), ids)
+        rows = rows.leave_out(~is_known, "item is not in the log")
         values.add(int64_column(rows.table, ITEM_ID), int64_column(rows.table, name))
+        num_rows += rows.table.num_rows
+    num_items = len(values.ids())
+    file.rejects.num_accepted[file.group] += num_items
+    file.rejects.filter(file.group, f"a further {name} of the same item", num_rows - num_items)
     return values.values_of(ids)
 
 

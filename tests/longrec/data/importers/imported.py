@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from longrec.data.dataset import Dataset
+from longrec.data.importers import ImportReport
 
 Row = dict[str, Any]
 
@@ -39,3 +41,15 @@ def rejected_rows(path: Path) -> list[tuple[str, int, str]]:
         for row in csv.DictReader(stream):
             rejected.append((row["file"], int(row["line"]), row["reason"]))
     return rejected
+
+
+def assert_rows_add_up(report: ImportReport) -> None:
+    """Check that every row that was read is accepted, filtered or rejected, by a name."""
+    named = Counter[str]()
+    for counts in (report.filter_counts, report.reject_reasons):
+        for name, count in counts.items():
+            named[name.partition(":")[0]] += count
+    for group, counts in report.row_counts.items():
+        assert counts["read"] == sum(counts.values()) - counts["read"], group
+        assert named[group] == counts["filtered"] + counts["rejected"], group
+    assert set(named) <= set(report.row_counts)

@@ -18,7 +18,7 @@ from longrec.data.importers import (
 )
 from longrec.data.importers.text_ids import text_id
 from longrec.errors import DataError
-from tests.longrec.data.importers.imported import read_dataset, rejected_rows
+from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset, rejected_rows
 
 LENIENT = ImportOptions(max_reject_share=0.9)
 
@@ -84,6 +84,7 @@ def test_events_items_and_text_ids(tmp_path: Path, history: bool) -> None:
         meta=meta,
         options=LENIENT,
     )
+    assert_rows_add_up(report)
     events, targets = read_dataset(tmp_path / "d")
     users = {
         text: text_id(text)
@@ -157,6 +158,7 @@ def test_negatives_without_metadata(tmp_path: Path) -> None:
         negatives=NegativeSampling(3),
         options=ImportOptions(rows_per_part=100),
     )
+    assert_rows_add_up(report)
     events, targets = read_dataset(tmp_path / "d")
     assert sorted(row["event_seq"] for row in events) == list(range(600))
     assert "label" not in events[0]

@@ -20,7 +20,7 @@ from longrec.data.importers import (
     import_events,
 )
 from longrec.errors import DataError
-from tests.longrec.data.importers.imported import read_dataset
+from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset
 
 START_MS = 1_650_000_000_000
 ORIGIN_MS = 946_684_800_000
@@ -129,9 +129,10 @@ def test_negatives_are_earlier_items_of_the_same_repository(tmp_path: Path) -> N
         num_drawn += len(drawn)
     assert num_drawn == report.num_targets - sum(row["label"] for row in targets)
     assert report.label_rates["label"] < 0.3
-    assert len(report.notes) == 2
+    assert len(report.notes) == 3
     assert "with the same repo" in report.notes[0]
     assert "left out" in report.notes[1]
+    assert "positives were cut from requests with more than 4" in report.notes[2]
     again = import_events(
         tmp_path / "log.parquet",
         tmp_path / "again",
@@ -321,3 +322,54 @@ def test_a_log_that_starts_at_0_is_refused_without_an_origin(tmp_path: Path) -> 
         import_events(path, tmp_path / "d", mapping)
     with pytest.raises(DataError, match="origin of the times is out of range"):
         EventMapping(time_origin_ms=5)
+
+
+PRICES = [(1, 1, ""), (1, 2, "5"), (1, 2, "6"), (1, 1, ""), (2, 1, ""), (1, 2, "5")]
+REPEATING_LOG = "user_id,item_id,timestamp,label,price\n" + "".join(
+    f"{user},{item},{START_MS + item // 2},{item % 2},{price}\n" for user, item, price in PRICES
+)
+
+
+@pytest.mark.parametrize(("drop", "num_events"), [(False, 6), (True, 4)])
+def test_exact_repeats_are_counted_and_left_out_on_request_only(
+    tmp_path: Path,
+    drop: bool,
+    num_events: int,
+) -> None:
+    (tmp_path / "log.csv").write_text(REPEATING_LOG)
+    report = import_events(
+        tmp_path / "log.csv",
+        tmp_path / "d",
+        EventMapping(labels=("label",), features=("price:number",)),
+        options=ImportOptions(drop_repeats=drop),
+    )
+    assert report.num_repeats == 2
+    assert report.num_events == num_events
+    assert_rows_add_up(report)
+    if drop:
+        assert report.filter_counts == {"events: an exact repeat of an earlier row": 2}
+        assert report.notes == []
+    else:
+        assert report.notes[0].startswith("2 rows (33.3%) repeat an earlier row")
+
+
+@pytest.mark.parametrize("seq", [None, "n"])
+def test_a_log_that_is_read_twice_is_found_with_a_seq_column_too(
+    tmp_path: Path,
+    seq: str | None,
+) -> None:
+    lines = [f"1,{item % 3},{START_MS + item // 2},{item % 2},{item}" for item in range(10)]
+    for name in ("a.csv", "b.csv"):
+        path = tmp_path / "log" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["user_id,item_id,timestamp,label,n", *lines]))
+    mapping = EventMapping(labels=("label",), seq=seq, features=("n:number",))
+    report = import_events(tmp_path / "log", tmp_path / "d", mapping)
+    assert (report.num_repeats, report.num_events) == (10, 20)
+
+
+def test_an_item_twice_in_a_basket_at_two_times_is_no_repeat(tmp_path: Path) -> None:
+    lines = [f"1,5,{START_MS + time},1,7" for time in (0, 10)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp,label,basket", *lines]))
+    mapping = EventMapping(labels=("label",), basket="basket")
+    assert import_events(tmp_path / "log.csv", tmp_path / "d", mapping).num_repeats == 0

@@ -21,7 +21,7 @@ from longrec.data.importers import (
 from longrec.data.importers.kuairand import SIGNALS, kuairand_schema
 from longrec.errors import DataError
 from tests.longrec.data import real_logs
-from tests.longrec.data.importers.imported import plain_rows, read_dataset
+from tests.longrec.data.importers.imported import assert_rows_add_up, plain_rows, read_dataset
 
 LOG_HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,"
@@ -97,6 +97,7 @@ def test_columns_requests_and_order(tmp_path: Path, end: str) -> None:
         end=end,
     )
     report = import_kuairand(source, tmp_path / "d")
+    assert_rows_add_up(report)
     events, targets = read_dataset(tmp_path / "d")
     assert [(row["item_id"], row["timestamp"] - START_MS, row["event_seq"]) for row in events] == [
         (2, 0, 1),
@@ -208,6 +209,7 @@ def test_bad_rows_are_counted_and_reported_with_their_lines(tmp_path: Path) -> N
         tmp_path / "d",
         options=ImportOptions(max_reject_share=0.05),
     )
+    assert_rows_add_up(report)
     rejected = list(csv.reader((tmp_path / "d" / "rejects.csv").open(newline="")))
     assert rejected[0] == ["file", "line", "reason", "row"]
     assert sorted((int(line), reason) for _, line, reason, _ in rejected[1:]) == [
@@ -323,6 +325,7 @@ def test_real_kuairand(tmp_path: Path) -> None:
         tmp_path / "d",
         options=ImportOptions(rows_per_part=60_000),
     )
+    assert_rows_add_up(report)
     assert (report.rows_read, report.rows_rejected, report.num_events, report.num_targets) == (
         228_329,
         0,
@@ -388,6 +391,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
         tmp_path / "d",
         options=ImportOptions(rows_per_part=250_000),
     )
+    assert_rows_add_up(report)
     assert report.num_events == 4_000_001
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000, (
         "kilobytes; the log alone is 300 MB"

@@ -14,9 +14,9 @@ from longrec.data.importers import (
     NegativeSampling,
     import_lastfm,
 )
-from longrec.data.importers.reading.dates import NOT_A_DATE
+from longrec.data.importers.reading.values.dates import NOT_A_DATE
 from longrec.data.importers.text_ids import text_id
-from tests.longrec.data.importers.imported import read_dataset, rejected_rows
+from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset, rejected_rows
 
 LENIENT = ImportOptions(max_reject_share=0.9)
 ARTIST_MBID = "f1b1cf71-bd35-4e99-8624-24a6e15f133a"
@@ -66,6 +66,7 @@ def test_events_users_text_ids_and_rejects(tmp_path: Path, header: bool) -> None
         negatives=NegativeSampling(1, keep_new=True),
         options=LENIENT,
     )
+    assert_rows_add_up(report)
     assert [(line, reason) for _, line, reason in sorted(rejected_rows(tmp_path / "d"))] == [
         (4, "the track has neither an id nor artist and title"),
         (5, "userid is not user_ and a number"),

@@ -12,7 +12,7 @@ from longrec.data.importers import (
     import_movielens,
 )
 from longrec.errors import DataError
-from tests.longrec.data.importers.imported import read_dataset
+from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset
 
 
 def test_dat_files_of_1m(tmp_path: Path) -> None:
@@ -28,6 +28,7 @@ def test_dat_files_of_1m(tmp_path: Path) -> None:
     )
     (source / "users.dat").write_bytes(b"1::F::1::10::48067\n2::M::56::16::70072-1234\n")
     report = import_movielens(source, tmp_path / "d")
+    assert_rows_add_up(report)
     dataset = Dataset.open(tmp_path / "d")
     assert report.name == "ml-1m"
     assert dataset.event_labels == ("label",)
@@ -89,6 +90,7 @@ def test_csv_files(tmp_path: Path, nested: bool) -> None:
         threshold=4.5,
         options=ImportOptions(max_reject_share=0.5),
     )
+    assert_rows_add_up(report)
     dataset = Dataset.open(tmp_path / "d")
     assert dataset.items().to_pylist() == [
         {

@@ -14,7 +14,7 @@ from longrec.data.importers import (
     import_taobao,
 )
 from longrec.errors import DataError
-from tests.longrec.data.importers.imported import read_dataset, rejected_rows
+from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset, rejected_rows
 
 FIRST_DAY_S = 1_511_539_200
 LENIENT = ImportOptions(max_reject_share=0.9)
@@ -52,6 +52,7 @@ def test_events_requests_and_rejects(tmp_path: Path) -> None:
         negatives=NegativeSampling(1),
         options=LENIENT,
     )
+    assert_rows_add_up(report)
     assert [(line, reason) for _, line, reason in sorted(rejected_rows(tmp_path / "d"))] == [
         (10, "behavior_type is not one of pv, buy, cart, fav"),
         (11, "timestamp is not a time from 1980 to 2099"),

@@ -16,7 +16,7 @@ from longrec.data.importers import (
 )
 from longrec.data.importers.yambda import ORIGIN_MS
 from longrec.errors import DataError
-from tests.longrec.data.importers.imported import read_dataset, rejected_rows
+from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset, rejected_rows
 
 LENIENT = ImportOptions(max_reject_share=0.9)
 LISTENS = {
@@ -130,6 +130,7 @@ def test_events_items_and_labels(
         tmp_path / "d",
         grouping=RequestGrouping(window_ms=300_000),
     )
+    assert_rows_add_up(report)
     events, targets = read_dataset(tmp_path / "d")
     assert [
         (

@@ -44,6 +44,9 @@ def read_entities(batches: Iterable[LogBatch], fields: Sequence[Field]) -> pa.Ta
             is_repeated,
             f"{fields[0].source} occurs twice",
         )
+    if converted:
+        file = converted[0].file
+        file.rejects.num_accepted[file.group] += int(np.sum(~is_repeated))
     is_first = ~is_repeated[order]
     return table.take(pa.array(order[is_first]))
 

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.importers.reading.converted import Converted, plain_column
-from longrec.data.importers.reading.integers import to_int64
-from longrec.data.importers.reading.numbers import to_float64, to_label, to_text
+from longrec.data.importers.reading.conditions import Condition
 from longrec.data.importers.reading.rejects import LogBatch
-from longrec.data.importers.reading.times import to_time_ms
+from longrec.data.importers.reading.values.converted import Converted, plain_column
+from longrec.data.importers.reading.values.integers import to_int64
+from longrec.data.importers.reading.values.numbers import to_float64, to_label, to_text
+from longrec.data.importers.reading.values.times import to_time_ms
 
 FieldKind = Literal["int64", "float64", "string", "label", "s", "ms", "us", "ns", "iso"]
 
@@ -39,6 +40,7 @@ class Field:
             of a time (converted to int64 ms).
         is_required: whether a row without a value is rejected; labels and times always are.
         origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for 1970.
+        condition: for a label, the condition on the source for which it is 1; None for its value.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Field:
     kind: FieldKind
     is_required: bool = False
     origin_ms: int = 0
+    condition: Condition | None = None
 
     @property
     def rejects_nulls(self) -> bool:
@@ -79,6 +82,8 @@ def convert(batch: LogBatch, fields: Sequence[Field]) -> LogBatch:
 
 
 def _convert_column(column: pa.Array, field: Field) -> Converted:
+    if field.condition is not None:
+        return field.condition.evaluate(column)
     column = plain_column(column)
     converter = CONVERTERS.get(field.kind)
     if converter is None:

@@ -13,6 +13,7 @@ rows after them must still be right.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 import numpy as np
@@ -21,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from longrec.data.columns import Int64
+from longrec.data.importers.reading.blank_lines import LINE_BREAK, NEWLINE, BlankLines
 from longrec.data.importers.reading.rejects import MAX_ROW_TEXT, LogBatch, LogFile
 from longrec.data.timelines import Mask
 
-NEWLINE = ord("\n")
+CARRIAGE_RETURN = ord("\r")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,10 +52,17 @@ class LineCounter:
     Args:
         file: the text file.
         num_header_lines: number of lines before the first row.
+        blank_lines: the blank lines of the file, as far as it was read.
     """
 
-    def __init__(self, file: LogFile, num_header_lines: int) -> None:
+    def __init__(
+        self,
+        file: LogFile,
+        num_header_lines: int,
+        blank_lines: BlankLines,
+    ) -> None:
         self.file = file
+        self.blank_lines = blank_lines
         self.num_rows = 0
         self.ragged_numbers: list[int] = []
         self._first_number = num_header_lines + 1
@@ -69,7 +78,7 @@ class LineCounter:
 
     def add_ragged(self, row: pacsv.InvalidRow) -> Literal["skip"]:
         """Take a ragged row from the reader, which then skips it."""
-        num_breaks = row.text.count("\n")
+        num_breaks = len(re.findall(LINE_BREAK, row.text))
         self.ragged_numbers.append(row.number)
         self._add_extra_lines(row.number, num_breaks)
         ragged = RaggedRow(
@@ -88,7 +97,7 @@ class LineCounter:
         for row in np.flatnonzero(num_breaks):
             self._add_extra_lines(int(numbers[row]), int(num_breaks[row]))
         rows = LogBatch(self.file, batch, self._line_numbers(numbers))
-        is_blank = _blank_rows(batch)
+        is_blank = _empty_rows(batch) & self.blank_lines.contain(rows.lines)
         num_lines = int(np.sum(~is_blank)) + int(num_breaks.sum())
         self.file.count_rows(num_lines)  # rows of a log are its lines
         rows.reject(
@@ -156,7 +165,7 @@ class LineCounter:
         return numbers + offsets
 
 
-def _blank_rows(batch: pa.RecordBatch) -> Mask:
+def _empty_rows(batch: pa.RecordBatch) -> Mask:
     is_null = [np.asarray(pc.is_null(column)) for column in batch.columns]
     return np.asarray(np.all(is_null, axis=0))
 
@@ -165,9 +174,15 @@ def _count_line_breaks(batch: pa.RecordBatch) -> Int64:
     """Return the number of line breaks inside the fields of each row, int64."""
     counts = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
-        data = column.buffers()[2]  # the bytes of all texts; most hold no line break
-        if data is None or not np.any(np.frombuffer(data, np.uint8) == NEWLINE):
+        if not _has_line_break(column.buffers()[2]):  # the bytes of all texts; most have none
             continue
-        in_column = pc.count_substring(column.cast(pa.binary()), b"\n")
+        in_column = pc.count_substring_regex(column.cast(pa.binary()), LINE_BREAK)
         counts += np.asarray(pc.fill_null(in_column, 0), np.int64)
     return counts
+
+
+def _has_line_break(data: pa.Buffer | None) -> bool:
+    if data is None:
+        return False
+    letters = np.frombuffer(data, np.uint8)
+    return bool(np.any(letters == NEWLINE) or np.any(letters == CARRIAGE_RETURN))

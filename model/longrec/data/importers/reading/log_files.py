@@ -1,9 +1,8 @@
-"""Log files on disk: find them, name their columns, estimate their rows."""
+"""Log files on disk: name their columns, estimate their rows."""
 
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,66 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.data.dataset import unreadable_parquet
+from longrec.data.importers.reading.file_search import partition_columns
+from longrec.data.importers.reading.json_files import json_keys
 from longrec.errors import DataError
 
-SUFFIXES = (".parquet", ".csv", ".tsv")
 SAMPLE_BYTES = 1 << 20
 """Size of the sample that the number of lines is estimated from."""
 
 
-def list_log_files(src: str | Path) -> list[Path]:
-    """Return the log files of a file name, a directory or a pattern, in natural order.
-
-    Raises:
-        DataError: there are none, or files of several formats.
-    """
-    found = _matching_files(Path(src))
-    if not found:
-        raise DataError(
-            f"no log at {src}",
-            expected=f"a file, a pattern, or a directory with {', '.join(SUFFIXES)} files",
-        )
-    suffixes = {path.suffix for path in found}
-    unknown = sorted(suffixes - set(SUFFIXES))
-    if unknown or len(suffixes) > 1:
-        raise DataError(
-            f"cannot tell the format of {src}",
-            found=", ".join(unknown) or "several formats",
-            expected=f"files of one kind: {', '.join(SUFFIXES)}",
-        )
-    return sorted(found, key=natural_sort_key)
-
-
-def _matching_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        return [entry for entry in path.parent.glob(path.name) if entry.is_file()]
-    entries = [entry for suffix in SUFFIXES for entry in path.rglob(f"*{suffix}")]
-    return [entry for entry in entries if entry.is_file() and not _is_hidden(entry)]
-
-
-def with_subdirectories(directory: Path) -> list[Path]:
-    """Return a directory and those right below it, sorted; only itself when it does not exist."""
-    entries = sorted(directory.iterdir()) if directory.is_dir() else []
-    return [directory, *(entry for entry in entries if entry.is_dir())]
-
-
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith((".", "_"))
-
-
-def natural_sort_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Return a sort key that puts part2 before part10."""
-    runs = re.findall(r"\d+|\D+", path.name)  # of digits, and of other characters
-    key = [(int(run), "") if run.isdigit() else (-1, run) for run in runs]
-    return key, str(path)
-
-
 def column_names(path: Path, delimiter: str | None = None) -> list[str]:
-    """Return the column names of a .parquet, .csv or .tsv file."""
+    """Return the column names of a log file: its own, then those of its folders."""
+    names = own_column_names(path, delimiter)
+    return list(dict.fromkeys([*names, *partition_columns(path)]))
+
+
+def own_column_names(path: Path, delimiter: str | None = None) -> list[str]:
+    """Return the column names inside a log file."""
     if path.suffix == ".parquet":
         return list(open_parquet(path).schema_arrow.names)
+    if path.suffix == ".jsonl":
+        return json_keys(path)
     return header_names(path, delimiter=delimiter or default_delimiter(path))
 
 

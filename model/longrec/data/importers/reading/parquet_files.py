@@ -18,7 +18,7 @@ def read_parquet(
     file: LogFile,
     columns: Sequence[str],
     *,
-    batch_size: int = BATCH_ROWS,
+    batch_size: int | None = None,
 ) -> Iterator[LogBatch]:
     """Yield some columns of a Parquet file, `batch_size` rows at a time.
 
@@ -32,7 +32,7 @@ def read_parquet(
         columns,
     )
     distinct_columns = list(dict.fromkeys(columns))  # two fields may come from one column
-    batches = reader.iter_batches(batch_size=batch_size, columns=distinct_columns)
+    batches = reader.iter_batches(batch_size=batch_size or BATCH_ROWS, columns=distinct_columns)
     first = 1
     while True:
         try:  # only the reading: an error of the code that uses the batches is another one

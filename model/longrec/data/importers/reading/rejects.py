@@ -1,6 +1,7 @@
-"""Rejected rows: counted by reason, written to a CSV file and limited in their share.
+"""Rows of an import by what became of them: accepted, filtered by a rule, or rejected as bad.
 
-A bad row never stops an import by itself. It is written with its file, line and reason.
+Every row that is read is one of the three. A bad row never stops an import by itself. It is
+written with its file, line and reason, and the share of bad rows is limited.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ MAX_WRITTEN_REJECTS = 100_000
 """Largest number of rejected rows in the CSV file; the counts cover all of them."""
 MAX_ROW_TEXT = 500
 """Number of characters of a rejected row that are written."""
+GROUPS = ("events", "items", "users")
 CSV_HEADER = ("file", "line", "reason", "row")
 
 
 class Rejects:
-    """Rejected rows of one import, counted and written to a CSV file.
+    """Counts of the rows of one import, and its rejected rows, written to a CSV file.
 
     The file is next to the dataset directory until `move_to` or `check_share` moves it.
 
@@ -43,7 +45,10 @@ class Rejects:
             raise DataError("max_reject_share must be between 0 and 1", found=max_share)
         self.max_share = max_share
         self.num_read: Counter[str] = Counter()
+        self.num_accepted: Counter[str] = Counter()
+        self.num_filtered: Counter[str] = Counter()
         self.num_rejected: Counter[str] = Counter()
+        self.filters: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.failed_import_path = directory.parent / f"{directory.name}.rejects.csv"
         self._path = temporary_path(directory, "rejects")
@@ -90,6 +95,36 @@ class Rejects:
         for line, text in zip(lines[:num_left], texts, strict=False):
             self._num_written += 1
             writer.writerow([file.path.name, line, reason, text[:MAX_ROW_TEXT]])
+
+    def filter(
+        self,
+        group: str,
+        name: str,
+        count: int,
+    ) -> None:
+        """Count rows that a filter left out.
+
+        Args:
+            group: `events`, `items` or `users`.
+            name: of the filter.
+            count: number of rows.
+        """
+        if count:
+            self.num_filtered[group] += count
+            self.filters[f"{group}: {name}"] += count
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return group -> numbers of rows: read, accepted, filtered, rejected."""
+        counters = {
+            "read": self.num_read,
+            "accepted": self.num_accepted,
+            "filtered": self.num_filtered,
+            "rejected": self.num_rejected,
+        }
+        groups = [group for group in GROUPS if self.num_read[group]]
+        return {
+            group: {name: counter[group] for name, counter in counters.items()} for group in groups
+        }
 
     def check_share(self, group: str) -> None:
         """Raise a DataError when too large a share of a group was rejected.
@@ -200,8 +235,20 @@ class LogBatch:
             num_lines=None if num_lines is None else int(num_lines[rows].sum()),
         )
 
+    def leave_out(self, is_out: Mask, name: str) -> LogBatch:
+        """Return the other rows; count the rows that the filter leaves out.
+
+        Args:
+            is_out: bool [N], the rows to leave out.
+            name: of the filter.
+        """
+        if not is_out.any():
+            return self
+        self.file.rejects.filter(self.file.group, name, int(is_out.sum()))
+        return self.filter(~is_out)
+
     def filter(self, mask: Mask) -> LogBatch:
-        """Return the batch with the masked rows only."""
+        """Return the batch with the masked rows only; nothing is counted."""
         return LogBatch(
             self.file,
             self.table.filter(pa.array(mask)),

@@ -15,20 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from longrec.data.importers.reading.blank_lines import BlankLines
 from longrec.data.importers.reading.line_numbers import LineCounter
 from longrec.data.importers.reading.log_files import header_names
 from longrec.data.importers.reading.rejects import LogBatch, LogFile
+from longrec.data.importers.reading.undecodable import UNDECODABLE_ERRORS
 from longrec.errors import DataError
 
 BLOCK_BYTES = 8 << 20
 NULL_TEXTS = ["", "NULL", "null", "\\N", "NaN", "nan", "None"]
-UNDECODABLE = "\ufdd0"
-"""Replacement for a byte that is not in the encoding of the file.
-
-Unicode reserves this code point: no text contains it.
-"""
-UNDECODABLE_ERRORS = "longrec.undecodable"
-"""Name of the error handler that puts `UNDECODABLE` in place of bad bytes."""
 UNIT_SEPARATOR = "\x1f"
 """Delimiter that no log contains; a line read with it is one field."""
 EMPTY_FILE_ERRORS = ("Empty CSV", "Could not skip initial")
@@ -64,7 +59,7 @@ def read_delimited(
 ) -> Iterator[LogBatch]:
     """Yield the rows of a text file; reject rows with a wrong number of columns.
 
-    Blank lines are skipped. CR LF and a byte order mark are understood.
+    Blank lines are no rows. CR LF and a byte order mark are understood.
 
     Args:
         file: the text file.
@@ -118,7 +113,8 @@ def read_separated(
         has_quotes=False,
     )
     for batch in _read_text(file, whole_lines):
-        fields = pc.split_pattern(batch.table.column(0), pattern=separator)
+        lines = pc.fill_null(batch.table.column(0), "")  # a line of the text NULL alone is a row
+        fields = pc.split_pattern(lines, pattern=separator)
         is_complete = np.asarray(pc.equal(pc.list_value_length(fields), len(names)))
         batch.reject(~is_complete, f"not {len(names)} columns")
         fields = fields.filter(pa.array(is_complete))
@@ -141,7 +137,7 @@ def _with_nulls(column: pa.Array) -> pa.Array:
 
 
 def _read_text(file: LogFile, text_format: TextFormat) -> Iterator[LogBatch]:
-    counter = LineCounter(file, text_format.num_header_lines)
+    counter = LineCounter(file, text_format.num_header_lines, BlankLines())
     try:
         for batch in _open_csv(file.path, text_format, counter):
             yield counter.number_rows(batch)
@@ -183,7 +179,10 @@ def _open_csv(
         null_values=NULL_TEXTS,
     )
     return pacsv.open_csv(
-        pa.PythonFile(_Utf8Stream(path, text_format.encoding), mode="r"),
+        pa.PythonFile(
+            _Utf8Stream(path, text_format.encoding, counter.blank_lines),
+            mode="r",
+        ),
         read_options=read_options,
         parse_options=parse_options,
         convert_options=convert_options,
@@ -193,19 +192,30 @@ def _open_csv(
 class _Utf8Stream:
     """A text file as UTF-8 bytes; `UNDECODABLE` replaces bytes that are not in its encoding.
 
-    `pa.PythonFile` reads from it.
+    `pa.PythonFile` reads from it. The blank lines are noted on the way.
     """
 
-    def __init__(self, path: Path, encoding: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        encoding: str,
+        blank_lines: BlankLines,
+    ) -> None:
         self._stream = path.open("rb")
         self._decoder = codecs.getincrementaldecoder(encoding)(UNDECODABLE_ERRORS)
+        self._blank_lines = blank_lines
 
     def read(self, count: int = -1) -> bytes:
         """Return the text of at most `count` bytes of the file; nothing at its end."""
         while data := self._stream.read(count):
             if text := self._decoder.decode(data):
-                return text.encode()
-        return self._decoder.decode(b"", True).encode()
+                return self._noted(text)
+        return self._noted(self._decoder.decode(b"", True))
+
+    def _noted(self, text: str) -> bytes:
+        data = text.encode()
+        self._blank_lines.add(data)
+        return data
 
     def close(self) -> None:
         """Close the file."""
@@ -215,11 +225,3 @@ class _Utf8Stream:
     def closed(self) -> bool:
         """Whether the file is closed."""
         return self._stream.closed
-
-
-def _replace_undecodable(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return UNDECODABLE, error.end
-
-
-codecs.register_error(UNDECODABLE_ERRORS, _replace_undecodable)

@@ -34,6 +34,8 @@ class RequestBuilder:
             others stay in the histories.
     """
 
+    target_noun = "exposures"
+
     def __init__(
         self,
         schema: Schema,
@@ -43,6 +45,7 @@ class RequestBuilder:
         self.schema = schema
         self.grouping = grouping
         self.select_targets = select_targets
+        self.num_cut_targets = 0
 
     def build(
         self,
@@ -58,16 +61,24 @@ class RequestBuilder:
             first_id: id of the first request.
         """
         events = self.select_targets(events)
-        return exposure_requests(
+        requests = exposure_requests(
             events,
             self.schema,
             self.grouping,
             first_id,
         )
+        self.num_cut_targets += requests.num_cut
+        return requests.targets
 
     def notes(self) -> list[str]:
         """Return remarks for the import report."""
-        return []
+        if not self.num_cut_targets:
+            return []
+        most = self.grouping.max_targets
+        return [
+            f"{self.num_cut_targets:,} {self.target_noun} were cut from requests with more than "
+            f"{most:,} of them (--max-targets)"
+        ]
 
 
 class NegativeRequestBuilder(RequestBuilder):
@@ -78,6 +89,8 @@ class NegativeRequestBuilder(RequestBuilder):
         negatives: how negatives are drawn.
         catalogue: the items that they are drawn from.
     """
+
+    target_noun = "positives"
 
     def __init__(
         self,
@@ -108,6 +121,7 @@ class NegativeRequestBuilder(RequestBuilder):
             rng,
         )
         self.num_new_positives += found.num_new_positives
+        self.num_cut_targets += found.num_cut
         return found.targets
 
     def notes(self) -> list[str]:
@@ -123,7 +137,7 @@ class NegativeRequestBuilder(RequestBuilder):
                 f"{self.num_new_positives:,} positives that nobody had touched before were "
                 "left out (--keep-new keeps them)"
             )
-        return notes
+        return [*notes, *super().notes()]
 
 
 def make_request_builder(
@@ -133,6 +147,7 @@ def make_request_builder(
     *,
     spill: EventSpill,
     items: pa.Table | None,
+    select_targets: SelectTargets = all_events,
 ) -> RequestBuilder:
     """Return the request builder of a log, with drawn negatives if there are any.
 
@@ -142,8 +157,14 @@ def make_request_builder(
         negatives: how negatives are drawn; None for a log of exposures.
         spill: all events of the log. To draw negatives, it is closed: no event may be added later.
         items: the item table; None when there is none.
+        select_targets: selects the events that can be targets.
     """
     if negatives is None:
-        return RequestBuilder(schema, grouping)
-    catalogue = catalogue_of_log(spill, items, negatives.within)
-    return NegativeRequestBuilder(schema, grouping, negatives, catalogue)
+        return RequestBuilder(schema, grouping, select_targets)
+    return NegativeRequestBuilder(
+        schema,
+        grouping,
+        negatives,
+        catalogue_of_log(spill, items, negatives.within),
+        select_targets=select_targets,
+    )

@@ -6,6 +6,8 @@ exposure of a request is in its own history.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 
@@ -20,12 +22,25 @@ from longrec.data.importers.requests.grouping import (
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID, Schema
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExposureRequests:
+    """Targets of requests of exposures.
+
+    Args:
+        targets: the targets, sorted like a part of targets/.
+        num_cut: number of exposures beyond the `max_targets` of their basket.
+    """
+
+    targets: pa.Table
+    num_cut: int
+
+
 def exposure_requests(
     events: pa.Table,
     schema: Schema,
     grouping: RequestGrouping,
     first_id: int,
-) -> pa.Table:
+) -> ExposureRequests:
     """Return the targets of the requests of one part of a log of exposures.
 
     With baskets, a request is a basket (its first `max_targets` rows). Without, it is a window.
@@ -41,7 +56,8 @@ def exposure_requests(
     by_request = np.argsort(groups.request_of_event, kind="stable")
     request_of_row = groups.request_of_event[by_request]
     fits = ranks_in_runs(request_of_row) < grouping.max_targets
-    rows = by_request[is_chosen[request_of_row] & fits]
+    is_row_chosen = is_chosen[request_of_row]
+    rows = by_request[is_row_chosen & fits]
     request = groups.request_of_event[rows]
     ids_of_requests = first_id + np.cumsum(is_chosen) - 1  # ids count the chosen requests only
     exposures = events.take(pa.array(rows))
@@ -52,4 +68,5 @@ def exposure_requests(
         ITEM_ID: exposures[ITEM_ID],
     }
     labels = {task: exposures[task] for task in schema.task_names}
-    return pa.table({**columns, **labels}).cast(target_schema(schema))
+    targets = pa.table({**columns, **labels}).cast(target_schema(schema))
+    return ExposureRequests(targets, int(np.sum(is_row_chosen & ~fits)))

@@ -79,10 +79,12 @@ class ImplicitRequests:
     Args:
         targets: the targets, sorted like a part of targets/.
         num_new_positives: number of positives left out because nobody touched them before.
+        num_cut: number of positives beyond the `max_targets` of their request.
     """
 
     targets: pa.Table
     num_new_positives: int
+    num_cut: int
 
 
 class NegativeSampler:
@@ -134,10 +136,11 @@ class NegativeSampler:
         if not self.negatives.keep_new:
             positives = pairs[self._was_seen_before(pairs, groups.request_times)]
         num_new = len(pairs) - len(positives)
+        num_before = len(positives)
         positives = self._limit(positives, rng)
         negatives = self._draw(positives, pairs, groups.request_times, rng)
         targets = self._targets(positives, negatives, groups, first_id)
-        return ImplicitRequests(targets, num_new)
+        return ImplicitRequests(targets, num_new, num_before - len(positives))
 
     def _pairs_of_log(self, groups: RequestGroups, items: Int64) -> Int64:
         """Return the different (request, item) pairs of the chosen requests, sorted."""

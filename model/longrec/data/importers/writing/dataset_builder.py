@@ -21,10 +21,11 @@ import pyarrow as pa
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import event_schema, user_schema
 from longrec.data.dataset_writer import DatasetWriter
-from longrec.data.importers.reading.rejects import LogFile, Rejects
+from longrec.data.importers.reading.rejects import GROUPS, LogFile, Rejects
 from longrec.data.importers.requests.builder import RequestBuilder
 from longrec.data.importers.writing.event_spill import EventSpill, spilled_events
 from longrec.data.importers.writing.import_report import ImportReport
+from longrec.data.importers.writing.repeats import find_repeats
 from longrec.data.shards import ROWS_PER_PART, num_parts_for
 from longrec.data.timelines import group_starts
 from longrec.errors import DataError
@@ -32,8 +33,8 @@ from longrec.schema import ITEM_ID, REQUEST_ID, USER_ID, Schema
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("events", "items", "users")
 REJECTS_FILE = "rejects.csv"
+REPEAT = "an exact repeat of an earlier row"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,10 +45,15 @@ class ImportOptions:
         max_reject_share: largest share of bad rows in the log, the item file and the user file.
         rows_per_part: number of events that one part file should hold. It bounds the memory of
             the import and of the readers of the dataset.
+        drop_repeats: whether exact repeats of earlier rows are left out; they are counted anyway.
+        k_core: smallest number of events of a user and of an item, 0 for no limit; for
+            `import_events`.
     """
 
     max_reject_share: float = 0.01
     rows_per_part: int = ROWS_PER_PART
+    drop_repeats: bool = False
+    k_core: int = 0
 
     def __post_init__(self) -> None:
         if self.rows_per_part < 1:
@@ -82,6 +88,7 @@ class DatasetBuilder:
         out: the dataset directory.
         schema: features and tasks.
         event_labels: label columns of the events that are not event features.
+        options: limits of the import.
         rejects: receives the bad rows.
         spill: receives the events.
     """
@@ -92,12 +99,15 @@ class DatasetBuilder:
         schema: Schema,
         event_labels: Sequence[str],
         *,
+        options: ImportOptions,
         rejects: Rejects,
         spill: EventSpill,
     ) -> None:
         self.out = out
         self.schema = schema
         self.event_labels = event_labels
+        self.options = options
+        self.num_repeats = 0
         self.rejects = rejects
         self.spill = spill
         self._started = time.monotonic()
@@ -134,7 +144,7 @@ class DatasetBuilder:
             if info.write_extra_files is not None:
                 info.write_extra_files(writer.path)
             has_rejects = self.rejects.move_to(writer.path / REJECTS_FILE)
-        notes = [*requests.notes(), *info.notes]
+        notes = [*self._notes_on_repeats(), *requests.notes(), *info.notes]
         return self._report(info.name, writer.facts, notes, has_rejects)
 
     def _write_tables(
@@ -174,6 +184,7 @@ class DatasetBuilder:
         first_id: int,
     ) -> _PartSummary:
         """Write one part; return its summary, the only data of it that stays in memory."""
+        self._count_repeats(part)
         events = self.spill.read(part)
         self.spill.remove(part)
         targets = requests.build(events, part, first_id)
@@ -191,6 +202,28 @@ class DatasetBuilder:
             items=np.unique(int64_column(events, ITEM_ID)),
         )
 
+    def _count_repeats(self, part: int) -> None:
+        """Count the exact repeats of a part; leave them out where the options say so."""
+        is_repeat = find_repeats(
+            self.spill.load(part),
+            has_event_numbers=self.schema.has_event_numbers,
+        )
+        count = int(is_repeat.sum())
+        self.num_repeats += count
+        if count and self.options.drop_repeats:
+            self.spill.leave_out(part, is_repeat)
+            self.rejects.filter("events", REPEAT, count)
+
+    def _notes_on_repeats(self) -> list[str]:
+        if not self.num_repeats or self.options.drop_repeats:
+            return []
+        share = self.num_repeats / self.spill.num_events
+        return [
+            f"{self.num_repeats:,} rows ({share:.1%}) repeat an earlier row in every imported "
+            "column; they are kept, since an order may hold two equal lines. If the log was read "
+            "twice, leave them out with --drop-repeats"
+        ]
+
     def _report(
         self,
         name: str,
@@ -198,11 +231,15 @@ class DatasetBuilder:
         notes: list[str],
         has_rejects: bool,
     ) -> ImportReport:
+        self.rejects.num_accepted["events"] = facts["num_events"]
         return ImportReport(
             path=str(self.out),
             name=name,
             rows_read=self.rejects.num_read["events"],
             rows_rejected=self.rejects.num_rejected["events"],
+            row_counts=self.rejects.counts(),
+            filter_counts=dict(self.rejects.filters.most_common()),
+            num_repeats=self.num_repeats,
             reject_reasons=dict(self.rejects.reasons.most_common()),
             num_events=facts["num_events"],
             num_users=facts["num_users"],
@@ -259,6 +296,7 @@ def open_dataset_builder(
             target,
             schema,
             event_labels,
+            options=options,
             rejects=rejects,
             spill=spill,
         )

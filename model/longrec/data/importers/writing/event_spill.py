@@ -18,7 +18,7 @@ import pyarrow as pa
 from longrec.data import files
 from longrec.data.columns import Int64, int64_column, timestamp_column
 from longrec.data.shards import part_of
-from longrec.data.timelines import group_lengths, group_starts
+from longrec.data.timelines import Mask, group_lengths, group_starts
 from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, TIMESTAMP, USER_ID
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class EventSpill:
         self.directory = directory
         self.num_parts = num_parts
         self.num_events = 0
+        self._selected: dict[int, Mask] = {}
         self._schema = schema
         self._file_schema = _with_int64_times(schema)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -94,8 +95,7 @@ class EventSpill:
         All events of a basket get the time of its last event, since the basket is not complete
         before. The same holds for `created`.
         """
-        with pa.OSFile(str(self._path(part))) as stream, pa.ipc.open_stream(stream) as reader:
-            table = reader.read_all()
+        table = self.load(part)
         users = int64_column(table, USER_ID)
         times = {
             name: int64_column(table, name) for name in TIME_COLUMNS if name in table.schema.names
@@ -111,6 +111,24 @@ class EventSpill:
             table = table.set_column(index, name, timestamp_column(values))
         order = np.lexsort((int64_column(table, EVENT_SEQ), times[TIMESTAMP], users))
         return table.take(pa.array(order)).cast(self._schema)
+
+    def load(self, part: int) -> pa.Table:
+        """Return the selected events of a part as they were added; times are int64 ms."""
+        with pa.OSFile(str(self._path(part))) as stream, pa.ipc.open_stream(stream) as reader:
+            table = reader.read_all()
+        mask = self._selected.get(part)
+        return table if mask is None else table.filter(pa.array(mask))
+
+    def leave_out(self, part: int, is_out: Mask) -> None:
+        """Leave some of the selected events of a part out of all that is read from now on.
+
+        Args:
+            part: its number.
+            is_out: bool, one for each event that `load` returns.
+        """
+        mask = self._selected.get(part, np.ones(len(is_out), bool))
+        mask[np.flatnonzero(mask)] = ~is_out
+        self._selected[part] = mask
 
     def remove(self, part: int) -> None:
         """Remove the file of a part."""

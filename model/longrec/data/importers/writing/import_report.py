@@ -14,6 +14,10 @@ class ImportReport:
         path: the dataset directory.
         name: name of the data.
         rows_read, rows_rejected: numbers of rows of the log.
+        row_counts: events, items or users -> numbers of rows read, accepted, filtered and rejected.
+            Every row that was read is one of the other three.
+        filter_counts: "group: filter" -> number of rows that it left out.
+        num_repeats: number of rows of the log that repeat an earlier one in every column.
         reject_reasons: "group: reason" -> number of rows, of the log and of item and user files.
         num_events, num_users, num_items, num_requests, num_targets: sizes of the dataset.
         time_range: times of the first and the last event, ISO 8601 UTC.
@@ -29,6 +33,9 @@ class ImportReport:
     name: str
     rows_read: int
     rows_rejected: int
+    row_counts: dict[str, dict[str, int]]
+    filter_counts: dict[str, int]
+    num_repeats: int
     reject_reasons: dict[str, int]
     num_events: int
     num_users: int

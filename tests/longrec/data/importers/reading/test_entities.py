@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from longrec.data.importers.reading.entities import read_entities
-from longrec.data.importers.reading.log_files import list_log_files
+from longrec.data.importers.reading.file_search import list_log_files
 from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogFile, Rejects
 from tests.longrec.data.importers.reading.log_rows import FIELDS

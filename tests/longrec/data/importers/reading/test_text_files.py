@@ -60,6 +60,26 @@ def test_every_kind_of_bad_row_is_reported_with_its_line(tmp_path: Path, end: st
     assert log.rejects.num_read["events"] == 14, "blank lines do not count"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_row_of_empty_fields_is_a_row_and_a_blank_line_is_none(tmp_path: Path, end: str) -> None:
+    lines = ["a,b,c", "1,1,x", ",,", "", '"","",""', "NULL,NaN,\\N", "", "2,1,y", ""]
+    log = read_log(write_log(tmp_path, end.join(lines)))
+    assert log.lines == [2, 8]
+    assert log.reasons == [(3, "a is null"), (5, "a is null"), (6, "a is null")]
+    assert log.rejects.num_read["events"] == 5
+
+
+def test_a_line_of_the_word_null_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.dat"
+    path.write_text("1::a\nNULL\n\n2::b\n")
+    with Rejects(tmp_path / "out", 1) as rejects:
+        file = LogFile(path, "items", rejects)
+        [batch] = read_separated(file, ("id", "name"), separator="::", encoding="utf8")
+        assert batch.lines.tolist() == [1, 4]
+        assert rejects.num_read["items"] == 3
+        assert rejects.num_rejected["items"] == 1
+
+
 def test_a_stray_quote_rejects_its_lines_and_keeps_later_line_numbers(tmp_path: Path) -> None:
     lines = ["1,1,ok", '2,"stray,x', "3,1,lost", '4,"2",end', "5,1,ok", "x,1,bad"]
     path = write_log(tmp_path, "a,b,c\n" + "\n".join(lines) + "\n")

@@ -28,7 +28,7 @@ def test_exposures_become_targets_once_at_the_time_of_the_first(
     grouping: RequestGrouping,
 ) -> None:
     events = event_table(log)
-    targets = exposure_requests(events, EXPOSURES, grouping, 10)
+    targets = exposure_requests(events, EXPOSURES, grouping, 10).targets
     requests = rows_by_request(targets)
     assert list(requests) == list(range(10, 10 + len(requests)))
     for rows in requests.values():
@@ -63,7 +63,7 @@ def test_a_basket_of_exposures_is_one_request() -> None:
         }
     )
     schema = dataclasses.replace(EXPOSURES, has_baskets=True)
-    targets = exposure_requests(events, schema, RequestGrouping(), 0)
+    targets = exposure_requests(events, schema, RequestGrouping(), 0).targets
     assert targets["request_id"].to_pylist() == [0, 0, 1, 1, 2]
     assert targets["item_id"].to_pylist() == [2, 4, 1, 3, 5]
     assert targets["click"].to_pylist() == [0, 1, 1, 0, 1]

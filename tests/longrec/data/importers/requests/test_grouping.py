@@ -40,11 +40,11 @@ def test_windows_equal_a_plain_loop(log: list[LogRow], grouping: RequestGrouping
 def test_the_sample_of_requests_does_not_depend_on_the_partition() -> None:
     rows = [(user, 10 * place, place % 7, 1) for user in range(6) for place in range(20)]
     grouping = RequestGrouping(window_ms=0, max_requests_per_user=4, seed=3)
-    whole = exposure_requests(event_table(rows), EXPOSURES, grouping, 0)
+    whole = exposure_requests(event_table(rows), EXPOSURES, grouping, 0).targets
     halves = []
     for half in (0, 1):
         users_of_half = event_table([row for row in rows if row[0] % 2 == half])
-        halves.append(exposure_requests(users_of_half, EXPOSURES, grouping, 0))
+        halves.append(exposure_requests(users_of_half, EXPOSURES, grouping, 0).targets)
     chosen = _users_and_times(whole)
     assert chosen == _users_and_times(pa.concat_tables(halves))
     assert len(chosen) == 24

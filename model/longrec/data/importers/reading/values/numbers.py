@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.importers.reading.converted import (
+from longrec.data.importers.reading.undecodable import UNDECODABLE
+from longrec.data.importers.reading.values.converted import (
     Converted,
     all_bad,
     is_text,
     matches,
     null_outside,
 )
-from longrec.data.importers.reading.integers import NUMBER, to_int64
-from longrec.data.importers.reading.text_files import UNDECODABLE
+from longrec.data.importers.reading.values.integers import NUMBER, to_int64
 
 NAN_TEXT = r"(?i)^\s*[+-]?nan\s*$"
 TRUTH_TEXT = r"(?i)^\s*(true|false)\s*$"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.importers.reading.text_files import UNDECODABLE_ERRORS
+from longrec.data.importers.reading.undecodable import UNDECODABLE_ERRORS
 from longrec.data.timelines import Mask
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.importers.reading.converted import (
+from longrec.data.importers.reading.values.converted import (
     Converted,
     all_bad,
     is_text,

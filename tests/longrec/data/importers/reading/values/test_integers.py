@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.data.importers.reading.converted import plain_column
-from longrec.data.importers.reading.integers import BEYOND_INT64, INEXACT, NOT_WHOLE, to_int64
+from longrec.data.importers.reading.values.converted import plain_column
+from longrec.data.importers.reading.values.integers import (
+    BEYOND_INT64,
+    INEXACT,
+    NOT_WHOLE,
+    to_int64,
+)
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

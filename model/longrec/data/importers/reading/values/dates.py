@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longrec.data.importers.reading.converted import Converted, matches, null_outside
-from longrec.data.importers.reading.numbers import to_text
+from longrec.data.importers.reading.values.converted import Converted, matches, null_outside
+from longrec.data.importers.reading.values.numbers import to_text
 from longrec.times import datetime_to_ms
 
 NOT_A_DATE = (

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longrec.data.importers.reading.converted import Converted
-from longrec.data.importers.reading.dates import parse_dates
 from longrec.data.importers.reading.fields import Field
-from longrec.data.importers.reading.integers import to_int64
-from longrec.data.importers.reading.numbers import to_float64, to_label, to_text
-from longrec.data.importers.reading.times import to_time_ms
+from longrec.data.importers.reading.values.converted import Converted
+from longrec.data.importers.reading.values.dates import parse_dates
+from longrec.data.importers.reading.values.integers import to_int64
+from longrec.data.importers.reading.values.numbers import to_float64, to_label, to_text
+from longrec.data.importers.reading.values.times import to_time_ms
 from tests.longrec.data.importers.reading.log_rows import read_log, write_log
 
 ODD_TEXTS = st.sampled_from(

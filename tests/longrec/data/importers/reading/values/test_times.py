@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrec.data.importers.reading.fields import Field
-from longrec.data.importers.reading.times import NANOSECONDS, to_any_time_ms, to_time_ms
+from longrec.data.importers.reading.values.times import NANOSECONDS, to_any_time_ms, to_time_ms
 from longrec.times import EARLIEST_MS, END_MS
 from tests.longrec.data.importers.reading.log_rows import read_log, write_log
 

@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 
 from longrec import times as rule
 from longrec.data.columns import Int64
-from longrec.data.importers.reading.converted import (
+from longrec.data.importers.reading.values.converted import (
     Converted,
     is_text,
     matches,
     null_outside,
 )
-from longrec.data.importers.reading.dates import parse_dates
-from longrec.data.importers.reading.integers import NUMBER, to_int64
+from longrec.data.importers.reading.values.dates import parse_dates
+from longrec.data.importers.reading.values.integers import NUMBER, to_int64
 from longrec.data.timelines import Mask
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
