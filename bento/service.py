@@ -85,9 +85,9 @@ class Ranker:
     model = MODEL
 
     def __init__(self) -> None:
-        try:
         if startup.is_worker():
             startup.end_with_supervisor()
+        try:
             self._start()
         except Exception as error:
             if not startup.is_worker():

@@ -380,7 +380,6 @@ class ViewByViewReader:
                 row |= _values_of(found or {}, names)
         return rows
 
-
     def remove(self, user_ids: list[int]) -> int:
         raise StoreError(
             "users cannot be removed from an online store of this type",
