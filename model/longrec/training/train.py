@@ -103,6 +103,8 @@ def train(
     start = time.perf_counter()
     out_dir = Path(out_dir)
     settings = _Settings(model, lengths, train, seed)
+    # Kubeflow Pipelines carries every number as a double.
+    served_lengths = [int(length) for length in served_lengths]
     device, precision = choose_device(train)
     histories = Histories.open(histories_dir)
     check_memory(model, train, lengths, histories, device=device)

@@ -259,8 +259,10 @@ def test_the_bundle_has_the_served_length_that_validation_chose(
 ) -> None:
     out = tmp_path / "bundle"
     config = dataclasses.replace(CONFIG, epochs=1)
-    train_small(histories_dir, out, config, served_lengths=(2, 16, 32, 64))
+    # A pipeline passes whole numbers as floats.
+    train_small(histories_dir, out, config, served_lengths=(2.0, 16.0, 32.0, 64.0))
     bundle = Bundle.load(out)
+    assert isinstance(bundle.served_length, int)
     choice = bundle.facts["validation"]["served_length"]
     assert bundle.served_length == choice["length"]
     assert [row["length"] for row in choice["curve"]] == [2, 16, 32, 64]
