@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class ImportPreview:
         num_files: number of files of the log.
         first_file: the file that the preview is made from.
         mapping: the columns, as `EventMapping` has them.
-        rows: the first events, times as ISO 8601 UTC and text ids as numbers.
+        rows: the first events, times as ISO 8601 UTC.
         row_counts, filter_counts, reject_reasons: as in an `ImportReport`, of the first rows.
         rejects: line, reason and text of the first rows that would be rejected.
     """
@@ -78,11 +79,12 @@ def preview_events(src: str | Path, mapping: EventMapping) -> ImportPreview:
         EventLog(mapping, schema, builder, ids).read_events(paths[:1], max_batches=1)
         builder.spill.close()
         builder.rejects.num_accepted["events"] = builder.spill.num_events
+        texts = {f"{key}_id": ids.texts(f"{key}s") for key in mapping.text_ids}
         return ImportPreview(
             num_files=len(paths),
             first_file=str(paths[0]),
             mapping=_json_form(mapping),
-            rows=_json_rows(builder.spill.load(0).slice(0, NUM_ROWS).to_pylist()),
+            rows=_json_rows(builder.spill.load(0).slice(0, NUM_ROWS).to_pylist(), texts),
             row_counts=builder.rejects.counts(),
             filter_counts=dict(builder.rejects.filters.most_common()),
             reject_reasons=dict(builder.rejects.reasons.most_common()),
@@ -102,8 +104,14 @@ def _json_form(mapping: EventMapping) -> dict[str, Any]:
     }
 
 
-def _json_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _json_rows(
+    rows: list[dict[str, Any]],
+    texts: Mapping[str, Mapping[int, str]],
+) -> list[dict[str, Any]]:
+    """Return rows with ISO times and with the texts of text ids."""
     for row in rows:
+        for name, by_id in texts.items():
+            row[name] = by_id[row[name]]
         for name in TIME_COLUMNS:
             if name in row:
                 row[name] = f"{np.datetime64(row[name], 'ms')}Z"

@@ -73,8 +73,8 @@ class RowSelection:
         if self.guests or is_text(users):
             texts = to_text(users).values
             is_guest |= np.asarray(pc.is_in(texts, value_set=pa.array(["", *self.guests])))
-        has_item = np.asarray(pc.is_valid(batch.table[self.item]))
-        return is_guest & has_item
+        is_guest &= np.asarray(pc.is_valid(batch.table[self.item]))
+        return is_guest
 
 
 def positive_events(events: pa.Table) -> pa.Table:

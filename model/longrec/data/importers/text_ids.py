@@ -87,6 +87,12 @@ class TextIds:
         """Return the id of each text, int64, null for null."""
         return self._ids_and_pairs(texts)[0]
 
+    def texts(self, group: str) -> dict[int, str]:
+        """Return id -> text of a table; no texts may be added later."""
+        self._close()
+        pairs = pq.read_table(self._path(group))
+        return dict(zip(pairs["id"].to_pylist(), pairs["text"].to_pylist(), strict=True))
+
     def write(self, directory: Path) -> None:
         """Write ids/GROUP.parquet (id, text; sorted by id) of each group below a directory.
 

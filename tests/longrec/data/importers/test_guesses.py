@@ -95,6 +95,7 @@ def test_a_preview_shows_rows_filters_and_rejects_and_writes_nothing(tmp_path: P
     preview = preview_events(path, mapping)
     times = [row["timestamp"] for row in preview.rows]
     assert times == ["2010-12-01T08:26:00.000Z"] * 2
+    assert [row["item_id"] for row in preview.rows] == ["85123A", "71053"]
     assert preview.row_counts["events"] == {
         "read": 5,
         "accepted": 2,

@@ -68,7 +68,8 @@ class Condition:
         if number is None:
             return is_equal
         numbers = pc.equal(to_float64(column).values, number)
-        return is_equal | np.asarray(pc.fill_null(numbers, False))
+        is_equal |= np.asarray(pc.fill_null(numbers, False))
+        return is_equal
 
 
 def parse_condition(text: str, *, may_have_name: bool = False) -> Condition:
