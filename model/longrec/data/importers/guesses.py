@@ -19,7 +19,7 @@ from longrec.data.importers.reading.log_reader import read_rows
 from longrec.data.importers.reading.rejects import LogFile, Rejects
 from longrec.data.importers.reading.values.converted import is_text, plain_column
 from longrec.data.importers.reading.values.integers import to_int64
-from longrec.data.importers.reading.values.numbers import to_float64
+from longrec.data.importers.reading.values.numbers import to_float64, to_text
 from longrec.data.importers.reading.values.times import UNIT_NAMES, Unit
 from longrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 
@@ -115,8 +115,8 @@ def guess_unit(column: pa.Array) -> str:
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return "ms"  # the column has a unit of its own
     numbers = to_float64(column).values
-    num_texts = len(column) - column.null_count
-    if num_texts and numbers.null_count - column.null_count > num_texts / 2:
+    num_known = len(column) - column.null_count
+    if is_text(column) and numbers.null_count - column.null_count > num_known / 2:
         return "iso"
     known = np.asarray(numbers.drop_null())
     typical = int(np.median(known)) if len(known) else 0
@@ -158,9 +158,15 @@ def _sample(
             tables += [batch.table for _, batch in zip(range(1), batches, strict=False)]
     found = {}
     for key, column in columns.items():
-        chunks = [plain_column(table[column]) for table in tables]
-        found[key] = pa.chunked_array(chunks or [pa.nulls(0)]).combine_chunks()
+        found[key] = _concatenate([plain_column(table[column]) for table in tables])
     return found
+
+
+def _concatenate(columns: Sequence[pa.Array]) -> pa.Array:
+    """Return the values of all columns, as text where their types differ."""
+    if len({column.type for column in columns}) > 1:
+        columns = [to_text(column).values for column in columns]
+    return pa.concat_arrays(columns) if columns else pa.nulls(0)
 
 
 def _is_text_id(column: pa.Array) -> bool:

@@ -58,6 +58,13 @@ def test_few_bad_ids_among_numbers_are_bad_and_no_text(tmp_path: Path) -> None:
     assert (guessed.text_ids, guessed.timestamp_unit) == ((), "s")
 
 
+def test_files_of_different_types_are_sampled_together(tmp_path: Path) -> None:
+    for name, ids in (("a", [1, 2]), ("b", ["x", "y"])):
+        table = pa.table({"uid": ids, "iid": [1, 2], "ts": [1_700_000_000] * 2})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assert guess_columns(tmp_path, GivenColumns()).text_ids == ("user",)
+
+
 def test_a_column_without_a_usual_name_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,b,c\n1,2,3\n")
     with pytest.raises(DataError, match="lacks the columns user_id, item_id, timestamp"):
@@ -74,6 +81,7 @@ def test_a_column_without_a_usual_name_is_asked_for(tmp_path: Path) -> None:
         ([1_700_000_000_000_000_000], "ns"),
         (["2023-11-14", "soon", None], "iso"),
         ([0, 5], "ms"),
+        ([float("inf"), 1e300], "ms"),
         ([None], "ms"),
     ],
 )

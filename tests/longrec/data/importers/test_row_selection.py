@@ -106,6 +106,12 @@ def test_the_k_core_leaves_out_rare_users_and_items_until_none_is_left(tmp_path:
     assert report.num_events == 6
 
 
+def test_a_log_without_events_says_what_became_of_its_rows(tmp_path: Path) -> None:
+    rows = [row("", 1), row(1, 2, quantity=0)]
+    with pytest.raises(DataError, match="no events; found 2 rows; 1 not quantity>0; 1 no user id"):
+        import_rows(tmp_path, rows, labels=("rating>4",), where=("quantity>0",))
+
+
 @pytest.mark.parametrize("key", ["where", "positives"])
 def test_a_misdescribed_condition_is_refused_before_the_log_is_read(key: str) -> None:
     with pytest.raises(DataError, match="a condition is misdescribed"):

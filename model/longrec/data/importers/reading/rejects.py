@@ -126,6 +126,16 @@ class Rejects:
             group: {name: counter[group] for name, counter in counters.items()} for group in groups
         }
 
+    def describe(self, group: str) -> str:
+        """Return how many rows of a group were read and what became of them, in words."""
+        counts = (self.filters + self.reasons).most_common()
+        names = [
+            f"{count:,} {name.removeprefix(f'{group}: ')}"
+            for name, count in counts
+            if name.startswith(f"{group}: ")
+        ]
+        return "; ".join([f"{self.num_read[group]:,} rows", *names])
+
     def check_share(self, group: str) -> None:
         """Raise a DataError when too large a share of a group was rejected.
 

@@ -130,7 +130,11 @@ class DatasetBuilder:
         for group in GROUPS:
             self.rejects.check_share(group)
         if not self.spill.num_events:
-            raise DataError("the log has no events", fix="Check that these are the right files.")
+            raise DataError(
+                "the log has no events",
+                found=self.rejects.describe("events"),
+                fix="Check that these are the right files and columns (--dry-run shows them).",
+            )
         with DatasetWriter(
             self.out,
             self.schema,

@@ -25,6 +25,7 @@ TRUTH_TEXT = r"(?i)^\s*(true|false)\s*$"
 TRUE_TEXT = r"(?i)^\s*true\s*$"
 NOT_A_NUMBER = "is not a number"
 NOT_A_LABEL = "is not 0 or 1"
+NOT_A_VALUE = "is a list or an object, not a single value"
 NOT_ENCODED = "is not in the encoding of the file"
 
 
@@ -46,7 +47,7 @@ def to_text(column: pa.Array) -> Converted:
     try:
         texts = column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return all_bad(column, pa.string(), NOT_ENCODED)
+        return all_bad(column, pa.string(), NOT_A_VALUE)
     is_undecodable = pc.match_substring(texts, UNDECODABLE)
     return Converted(texts, {NOT_ENCODED: np.asarray(pc.fill_null(is_undecodable, False))})
 

@@ -127,8 +127,9 @@ def _scale(values: pa.Array, unit: str) -> pa.Array:
 def _convert_floats(column: pa.Array, unit: str) -> Converted:
     """Convert floats, exact to the microsecond, which float64 holds in any unit."""
     numbers = np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
-    microseconds = np.rint(numbers * (NANOSECONDS[unit] / NS_PER_US))
     is_missing = np.isnan(numbers)
+    finite = np.nan_to_num(numbers)  # an infinite time becomes one that is too far away
+    microseconds = np.rint(finite * (NANOSECONDS[unit] / NS_PER_US))
     milliseconds = microseconds // (NS_PER_MS // NS_PER_US)
     is_near = np.abs(milliseconds) < MAX_SECONDS * 1_000.0
     times = np.where(is_near, milliseconds, NEVER).astype(np.int64)
