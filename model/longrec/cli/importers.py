@@ -493,7 +493,7 @@ def events(
                 k_core=k_core,
             ),
             name=name,
-            notes=guessed.notes,
+            notes=[f"guessed {note}" for note in guessed.notes],
         )
     print_dataset(report.to_dict(), as_json=as_json)
 

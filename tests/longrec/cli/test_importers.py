@@ -49,7 +49,7 @@ def test_a_ratings_log_needs_a_label_only(log: Path, tmp_path: Path) -> None:
     answer = import_events(log, "--out", tmp_path / "d", *options)
     assert answer.exit_code == 0
     assert "29 read, 27 accepted, 1 filtered, 1 rejected" in answer.stdout
-    assert "note      ids of items are text, such as m0" in answer.stdout
+    assert "note      guessed ids of items are text, such as m0" in answer.stdout
 
 
 def test_an_import_without_a_directory_says_so(log: Path) -> None:
