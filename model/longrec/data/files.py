@@ -19,13 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from longrec.errors import DataError
+from longrec.errors import DataError, LongrecError
 
 DISK_FULL_ERRNOS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
 )
+DISK_FULL_WORDS = ("No space left on device", "disk is full", "requested and 0 written")
+"""Words of safetensors, SQLite and NumPy."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _HASH_CHUNK_BYTES = 1 << 20
@@ -62,14 +64,25 @@ def explain_full_disk(target: Path) -> Iterator[None]:
     """Turn the error of a full disk into a DataError that names the file being written."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FULL_ERRNOS:
+    except LongrecError:
+        raise
+    except Exception as error:
+        if not _is_of_full_disk(error):
             raise
+        number = getattr(error, "errno", None) or errno.ENOSPC
         raise DataError(
             f"no space is left to write {target}",
-            found=os.strerror(error.errno),
+            found=os.strerror(number),
             fix="Free some space and run it again; the old content is unchanged.",
         ) from error
+
+
+def _is_of_full_disk(error: Exception) -> bool:
+    """Return whether a write failed for lack of space; some libraries only say so in words."""
+    if getattr(error, "errno", None) in DISK_FULL_ERRNOS:
+        return True
+    text = str(error)
+    return any(words in text for words in DISK_FULL_WORDS)
 
 
 def temporary_path(target: Path, purpose: str) -> Path:

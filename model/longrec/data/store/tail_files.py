@@ -253,13 +253,16 @@ def _write_file(
 ) -> None:
     """Write a Parquet file and move it into place by one rename; Feast reads all files there."""
     temporary = version / "feast" / f".{path.name}.tmp"
-    with open(temporary, "wb") as stream:
-        pq.write_table(
-            table,
-            stream,
-            compression="zstd",
-            use_dictionary=False,
-        )
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with files.explain_full_disk(path), open(temporary, "wb") as stream:
+            pq.write_table(
+                table,
+                stream,
+                compression="zstd",
+                use_dictionary=False,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
