@@ -59,10 +59,10 @@ def predict(
     from longrec.cli.progress import count_progress
     from longrec.data.store.online_store import OnlineStore
     from longrec.runs import predict as offline
-    from longrec.runs.run import latest_bundle
+    from longrec.runs.finished_run import FinishedRun
     from longrec.scoring.scorer import Scorer
 
-    scorer = Scorer.load(bundle or latest_bundle(workdir))
+    scorer = Scorer.load(bundle or FinishedRun.open(workdir).output("bundle"))
     store = OnlineStore(workdir, schema=scorer.bundle.schema)
     candidates = _candidates(requests, workdir, scorer.bundle.schema)
     if top_k is None:

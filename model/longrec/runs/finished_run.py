@@ -62,7 +62,7 @@ class FinishedRun:
                 entry.parent.name for entry in (workdir / RUNS_FOLDER).glob("[0-9]*/summary.json")
             )
             raise FinishedRunError(
-                f"{workdir} has no finished run {run_id}".rstrip(),
+                f"{workdir} holds no finished run {run_id}".rstrip(),
                 found=", ".join(finished[-5:]) or "no finished run",
                 fix="Give another --run or --workdir, or make one with: longrec run",
             )

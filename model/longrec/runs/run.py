@@ -201,23 +201,6 @@ def latest_config(workdir: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def latest_bundle(workdir: Path) -> Path:
-    """Return the bundle of the latest run of a work directory.
-
-    Raises:
-        LongrecError: there is no finished run.
-    """
-    folder = _latest_run(workdir)
-    found = find_output(folder / "artifacts", "train", "bundle")
-    if found is None:
-        raise LongrecError(
-            f"the latest run of {workdir} has no bundle",
-            found=f"nothing in {folder / 'artifacts'}",
-            fix="Run longrec run again, or name a bundle.",
-        )
-    return found
-
-
 def latest_dataset(workdir: Path) -> str:
     """Return the address of the dataset of the latest run of a work directory.
 

@@ -84,6 +84,19 @@ def test_overrides_change_the_configuration_of_the_run(workdir: Path) -> None:
         FinishedRun.open(workdir).config(["evaluate.served_len=8"])
 
 
+def test_outputs_of_cached_steps_are_found_where_an_earlier_run_made_them(
+    served_world: ServedWorld, workdir: Path
+) -> None:
+    run = FinishedRun.open(workdir)
+    assert not (run.folder / "artifacts").exists()
+    assert run.output("bundle").samefile(served_world.path / "bundle")
+
+
+def test_a_moved_work_directory_still_finds_its_outputs(workdir: Path, tmp_path: Path) -> None:
+    moved = workdir.rename(tmp_path / "moved")
+    assert FinishedRun.open(moved).output("evaluation") == moved / "evaluation"
+
+
 def test_a_file_that_is_gone_says_how_to_get_it_back(workdir: Path) -> None:
     shutil.rmtree(workdir / "evaluation")
     with pytest.raises(FinishedRunError, match="Run it again"):
