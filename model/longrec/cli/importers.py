@@ -447,6 +447,7 @@ def events(
         timestamp=timestamp,
         basket=basket,
         timestamp_unit=timestamp_unit,
+        has_time_origin=time_origin is not None,
         text_ids=None if text_id is None else tuple(text_id),
         delimiter=delimiter,
         quotes=quotes,

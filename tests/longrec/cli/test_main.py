@@ -224,7 +224,7 @@ def test_import_events_shows_what_came_in_and_what_was_rejected(tmp_path: Path) 
     )
     assert answer.exit_code == 0, answer.output
     assert "300 events" in answer.output
-    assert "1 of 301" in answer.output
+    assert "301 read, 300 accepted, 0 filtered, 1 rejected" in answer.output
     assert "liked 50.00%" in answer.output
     strict = CliRunner().invoke(
         app,

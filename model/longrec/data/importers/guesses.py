@@ -32,6 +32,8 @@ USUAL_NAMES = {
 """Meaning -> usual names of its column, the most usual one first, without case and underscores."""
 DEFAULT_NAMES = {"user": USER_ID, "item": ITEM_ID, "timestamp": TIMESTAMP}
 MAX_SAMPLED_FILES = 4
+MAX_COUNTED_SECONDS = 1_000_000_000
+"""Seconds of 32 years, the largest number from an origin that is taken for seconds."""
 MIN_TEXT_SHARE = 0.01
 """Share of values that are no whole numbers from which ids are text; fewer are bad rows."""
 
@@ -43,6 +45,7 @@ class GivenColumns:
     Args:
         user, item, timestamp, basket: columns; a basket is never guessed.
         timestamp_unit: unit of the times.
+        has_time_origin: whether the log counts its times from an origin of its own.
         text_ids: which of `user`, `item` and `basket` are text.
         delimiter: of text files.
         quotes: whether fields of text files may be in double quotes.
@@ -53,6 +56,7 @@ class GivenColumns:
     timestamp: str | None = None
     basket: str | None = None
     timestamp_unit: str | None = None
+    has_time_origin: bool = False
     text_ids: tuple[str, ...] | None = None
     delimiter: str | None = None
     quotes: bool = True
@@ -96,7 +100,7 @@ def guess_columns(src: str | Path, given: GivenColumns) -> GuessedColumns:
     sample = _sample(paths, keys, given)
     unit = given.timestamp_unit
     if unit is None:
-        unit = guess_unit(sample["timestamp"])
+        unit = guess_unit(sample["timestamp"], has_origin=given.has_time_origin)
         notes.append(f"unit of the times: {UNIT_NAMES.get(unit, 'dates as text')}")
     text_ids = given.text_ids
     if text_ids is None:
@@ -110,8 +114,14 @@ def guess_columns(src: str | Path, given: GivenColumns) -> GuessedColumns:
     )
 
 
-def guess_unit(column: pa.Array) -> str:
-    """Return the unit that most times of a column seem to have; `ms` for no guess."""
+def guess_unit(column: pa.Array, *, has_origin: bool = False) -> str:
+    """Return the unit that most times of a column seem to have; `ms` for no guess.
+
+    Args:
+        column: the first times of a log.
+        has_origin: whether they are counted from an origin; then they are seconds where that
+            gives less than 32 years.
+    """
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return "ms"  # the column has a unit of its own
     numbers = to_float64(column).values
@@ -122,6 +132,8 @@ def guess_unit(column: pa.Array) -> str:
     typical = int(np.median(known)) if len(known) else 0
     if times.EARLIEST_MS <= typical < times.END_MS:
         return "ms"
+    if has_origin and 0 <= typical < MAX_COUNTED_SECONDS:
+        return "s"
     names = {name: unit for unit, name in UNIT_NAMES.items()}
     return names.get(times.guess_unit(typical), "ms")
 

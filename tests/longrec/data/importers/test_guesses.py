@@ -89,6 +89,12 @@ def test_the_unit_is_guessed_by_the_size_of_the_times(values: list[object], unit
     assert guess_unit(pa.array(values)) == unit
 
 
+def test_times_from_an_origin_are_seconds_unless_they_are_too_large() -> None:
+    assert guess_unit(pa.array([0, 9_000_000]), has_origin=True) == "s"
+    assert guess_unit(pa.array([5_000_000_000]), has_origin=True) == "ms"
+    assert guess_unit(pa.array([1_700_000_000_000]), has_origin=True) == "ms"
+
+
 def test_a_preview_shows_rows_filters_and_rejects_and_writes_nothing(tmp_path: Path) -> None:
     path = write_invoices(tmp_path)
     mapping = EventMapping(
