@@ -184,7 +184,6 @@ def pipeline_arguments(
     sections = config.to_dict()
     for name in SECTIONS_WITHOUT_PARAMETER:
         sections.pop(name)
-    sections["evaluate"].pop("served_length")  # the bundle states it
     parameters = {
         "data_uri": data_uri,
         "shards": shard_names(sections["data"].pop("shards")),

@@ -108,7 +108,7 @@ def expected_gain(validations: Sequence[ValidationRow]) -> float | None:
     doubling. It is 0 if the best validation was not the last one, and None if that is unknown.
     """
     best = best_of(validations)
-    if best is None or len(validations) < 2:
+    if best is None or best.auc is None:
         return None
     last = validations[-1]
     if best.step != last.step:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from longrec.cli import progress as progress_module
 from longrec.cli import tables
 from longrec.cli.progress import StepProgress, waiting
 from longrec.runs.local_run import FinishedStep
@@ -58,6 +59,24 @@ def test_progress_on_a_pipe_is_one_line_per_step(capsys: pytest.CaptureFixture[s
     assert captured.out == ""
     words = [line.split()[:2] for line in captured.err.splitlines()]
     assert words == [["ok", "train"], ["FAILED", "finish"], ["cached", "synth"]]
+
+
+def test_a_long_step_tells_its_newest_message_on_a_pipe(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock[0])
+    with StepProgress() as progress:
+        progress.begin("train")
+        for second in range(25):
+            clock[0] += 1.0
+            progress.detail(f"step {second + 1}/25 [loss 0.5]")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split() for line in lines] == [
+        ["train", "step", "10/25", "[loss", "0.5]"],
+        ["train", "step", "20/25", "[loss", "0.5]"],
+    ]
 
 
 def test_waiting_prints_nothing_on_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

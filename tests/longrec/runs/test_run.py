@@ -63,7 +63,9 @@ def test_pipeline_arguments_are_the_parameters_of_the_pipeline(
     )
     assert arguments["served_lengths"] == [77]
     assert arguments["seed"] == 5
-    assert "served_length" not in arguments["evaluate"]
+    assert arguments["evaluate"]["served_length"] == 77
+    chosen = RunConfig(evaluate=EvaluateConfig(lengths=(0, 50, 10)))
+    assert run.pipeline_arguments(chosen, "data", **others)["served_lengths"] == [10, 50]
     assert json.loads(json.dumps(arguments)) == arguments, "only JSON values"
 
 
