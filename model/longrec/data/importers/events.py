@@ -16,7 +16,7 @@ import pyarrow as pa
 from longrec.data.importers.event_mapping import EventMapping
 from longrec.data.importers.reading.entities import read_entities
 from longrec.data.importers.reading.fields import Field, FieldKind, convert
-from longrec.data.importers.reading.file_search import list_log_files
+from longrec.data.importers.reading.file_search import list_log_files, name_of_log
 from longrec.data.importers.reading.log_files import (
     column_names,
     estimate_num_rows,
@@ -64,7 +64,8 @@ def import_events(
     """Write the dataset of any table of events; return the report.
 
     Args:
-        src: a Parquet, CSV or TSV file, a pattern, or a directory of files of one format.
+        src: a Parquet, CSV, TSV or JSON-lines file, a pattern, or a directory of files of one
+            format.
         out: the dataset directory.
         mapping: the columns.
         negatives: how negatives are drawn; required for a log without labels.
@@ -80,7 +81,7 @@ def import_events(
     grouping = grouping or RequestGrouping()
     _require_labels_or_negatives(mapping, negatives)
     paths = list_log_files(src)
-    schema = mapping.schema(name or Path(src).stem, paths[0])
+    schema = mapping.schema(name or name_of_log(src), paths[0])
     if negatives:
         item_features = {feature.name for feature in schema.item}
         negatives.require_within(item_features, "one of the item features")

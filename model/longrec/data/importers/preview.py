@@ -14,7 +14,7 @@ import numpy as np
 
 from longrec.data.importers.event_mapping import EventMapping
 from longrec.data.importers.events import EventLog, event_labels
-from longrec.data.importers.reading.file_search import list_log_files
+from longrec.data.importers.reading.file_search import list_log_files, name_of_log
 from longrec.data.importers.reading.rejects import Rejects
 from longrec.data.importers.text_ids import TextIds
 from longrec.data.importers.writing.dataset_builder import ImportOptions, open_dataset_builder
@@ -62,7 +62,7 @@ def preview_events(src: str | Path, mapping: EventMapping) -> ImportPreview:
         DataError: files or columns are missing, or a feature is described wrongly.
     """
     paths = list_log_files(src)
-    schema = mapping.schema(Path(src).stem, paths[0])
+    schema = mapping.schema(name_of_log(src), paths[0])
     groups = [f"{key}s" for key in mapping.text_ids]
     with (
         tempfile.TemporaryDirectory() as folder,

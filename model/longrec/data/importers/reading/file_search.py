@@ -46,6 +46,15 @@ def list_log_files(src: str | Path) -> list[Path]:
     return found
 
 
+def name_of_log(src: str | Path) -> str:
+    """Return a name for the data of a file, a directory or a pattern."""
+    path = Path(src)
+    if path.exists():
+        return path.resolve().stem if path.name in ("", "..") else path.stem
+    root, patterns = _split_pattern(path)
+    return root.resolve().name if patterns else path.stem
+
+
 def natural_sort_key(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key that puts part2 before part10."""
     runs = re.findall(r"\d+|\D+", path.name)  # of digits, and of other characters

@@ -8,6 +8,7 @@ import pytest
 
 from longrec.data.importers.reading.file_search import (
     list_log_files,
+    name_of_log,
     partition_columns,
     with_subdirectories,
 )
@@ -68,6 +69,22 @@ def test_a_pattern_matches_across_folders_and_takes_whole_folders(tmp_path: Path
     assert names_of(tmp_path, "202[34]/a.csv") == ["2023/a.csv", "2024/a.csv"]
     assert names_of(tmp_path, "*4") == ["2024/a.csv", "2024/deep/b.csv"]
     assert names_of(tmp_path, "**/b.csv") == ["2024/deep/b.csv"]
+
+
+@pytest.mark.parametrize(
+    ("src", "name"),
+    [("logs/clicks.csv", "clicks"), ("logs/2024-*/*.csv", "logs"), ("logs/day*.csv", "logs")],
+)
+def test_a_log_is_named_after_its_file_or_folder(src: str, name: str) -> None:
+    assert name_of_log(src) == name
+
+
+def test_the_working_directory_has_a_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert name_of_log(".") == tmp_path.name
 
 
 def test_partitions_are_columns(tmp_path: Path) -> None:
