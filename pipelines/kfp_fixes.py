@@ -69,7 +69,7 @@ def fixed_commands() -> Iterator[None]:
         return original_resolve(element, executor_input_dict=executor_input_dict, **names)
 
     def resolve_self(**names: Any) -> dict[str, Any]:
-        resolved = original_self(**names)
+        resolved: dict[str, Any] = original_self(**names)
         parameters = resolved.get("inputs", {}).get("parameterValues", {})
         for name, value in parameters.items():
             parameters[name] = _replaced(value, MASK, PLACEHOLDER)
