@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longrec.data.importers.reading import text_files
+from longrec.data.importers.reading.fields import Field
 from longrec.data.importers.reading.rejects import LogFile, Rejects
 from longrec.data.importers.reading.text_files import read_separated
 from longrec.errors import DataError
@@ -67,6 +71,29 @@ def test_a_row_of_empty_fields_is_a_row_and_a_blank_line_is_none(tmp_path: Path,
     assert log.lines == [2, 8]
     assert log.reasons == [(3, "a is null"), (5, "a is null"), (6, "a is null")]
     assert log.rejects.num_read["events"] == 5
+
+
+@given(
+    parts=st.lists(st.sampled_from(["1", "a", ",", ",", "\n", "\n", "\r", '"', " ", "ü", "NULL"])),
+    has_quotes=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_line_of_any_text_is_a_row_or_rejected_or_blank(
+    parts: list[str],
+    has_quotes: bool,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_log(Path(folder), "a,b\n" + "".join(parts))
+        fields = (Field("a", "a", "string"), Field("b", "b", "string"))
+        try:
+            log = read_log(path, fields, has_quotes=has_quotes)
+        except DataError:
+            assert '"' in parts, "only an open quote ends a reading"
+            return
+    assert log.rejects.num_read["events"] == len(log.rows) + log.rejects.num_rejected["events"]
+    if not has_quotes:
+        lines = "".join(parts).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        assert log.rejects.num_read["events"] == sum(line != "" for line in lines)
 
 
 def test_a_line_of_the_word_null_is_a_row(tmp_path: Path) -> None:
