@@ -40,7 +40,7 @@ def test_the_page_shows_the_results(tmp_path: Path) -> None:
         "is_click",
         "long_view",
         "12,345 events",
-        "as 10,000",
+        "Same scores as",
         "all labels are 0",
         "best possible",
         "228,329",
