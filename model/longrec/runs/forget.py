@@ -37,6 +37,7 @@ KEPT = (
     "trained models: train again to leave the user out",
     "reports, logs and summaries of runs: text that may name a user as an example",
     "logs that datasets were imported from, backups, and datasets that were not named",
+    "artifacts of a pipeline server, results of studies and predictions in other folders",
 )
 """What `forget` does not change."""
 WHOLE_FOLDERS = {
