@@ -163,6 +163,26 @@ def check_writable(directory: Path) -> None:
     probe.unlink()
 
 
+def reserve_space(path: Path) -> None:
+    """Reserve the space of a new file of zeros, before its pages are written through a mapping.
+
+    Without space, such a write would end the process by SIGBUS.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    num_bytes = path.stat().st_size
+    with open(path, "r+b") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, num_bytes)
+            return
+        # macOS: write the zeros behind what is there.
+        header = stream.read(_HASH_CHUNK_BYTES)
+        stream.seek(len(header))
+        for start in range(len(header), num_bytes, _HASH_CHUNK_BYTES):
+            stream.write(bytes(min(_HASH_CHUNK_BYTES, num_bytes - start)))
+
+
 def duckdb_pattern(path: Path) -> str:
     """Return the text by which DuckDB finds one file; it takes each path as a glob pattern.
 

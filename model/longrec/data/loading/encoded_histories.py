@@ -225,12 +225,14 @@ def _create_array(
     dtype: type[np.generic],
     shape: tuple[int, ...],
 ) -> np.memmap[Any, Any]:
-    return np.lib.format.open_memmap(
+    array = np.lib.format.open_memmap(
         path,
         mode="w+",
         dtype=dtype,
         shape=shape,
     )
+    files.reserve_space(path)
+    return array
 
 
 def _request_arrays(histories: Histories, encoder: Encoder) -> dict[str, npt.NDArray[np.generic]]:
