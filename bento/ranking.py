@@ -14,7 +14,7 @@ import pyarrow as pa
 from bento.settings import BODY_LIMITS, SETTINGS
 from longrec.schema import ITEM_ID, TIMESTAMP
 from longrec.serving.inline_history import read_inline_history
-from longrec.serving.requests import EncodedRequest, RankRequest
+from longrec.serving.requests import CallerRequest, EncodedRequest, RankRequest
 from longrec.times import require_time
 
 if TYPE_CHECKING:
@@ -49,18 +49,14 @@ class RequestRanker:
     metrics: PrometheusMetrics
     log: RequestLog
 
-    async def rank(self, request: RankRequest) -> Answer:
+    async def rank(self, sent: CallerRequest) -> Answer:
         """Return the scores of the candidates.
 
         Raises:
             LongrecError: the request is bad, rejected or too late (bento.errors).
         """
-        deadline = _deadline(request)
-        # Another version may replace this one during the request.
-        with (
-            self.models.acquire() as (version, engine),
-            self._admitted(engine, request, deadline) as ticket,
-        ):
+        deadline = _deadline(sent)
+        with self._accepted(sent, deadline) as (version, engine, ticket, request):
             fetched, encoded = await self._read_user(engine, request, deadline)
             started = time.perf_counter()
             result = await engine.rank(encoded, ticket)
@@ -75,22 +71,34 @@ class RequestRanker:
             self._log(encoded, fetched, answer)
             return answer
 
-    async def explain(self, request: RankRequest, num_top_events: int) -> Answer:
+    async def explain(self, sent: CallerRequest, num_top_events: int) -> Answer:
         """Return the scores of one candidate, and the events that each head weighs most.
 
         Raises:
             LongrecError: the request is bad, rejected or too late (bento.errors).
         """
-        deadline = _deadline(request)
-        with (
-            self.models.acquire() as (version, engine),
-            self._admitted(engine, request, deadline) as ticket,
-        ):
+        deadline = _deadline(sent)
+        with self._accepted(sent, deadline) as (version, engine, ticket, request):
             fetched, encoded = await self._read_user(engine, request, deadline)
             explanation = await engine.explain(encoded, num_top_events, ticket)
             answer = _answer(version, engine, fetched, explanation.result)
             attention = _attention(explanation, encoded.rows.history)
             return {**answer, "attention": attention}
+
+    @contextlib.contextmanager
+    def _accepted(
+        self,
+        sent: CallerRequest,
+        deadline: float,
+    ) -> Iterator[tuple[str, Engine, Ticket, RankRequest]]:
+        """Yield the current version and engine, a ticket, and the request with the ids of the log.
+
+        Another version may replace this one during the request.
+        """
+        with self.models.acquire() as (version, engine):
+            request = sent.resolve(engine.scorer.bundle.schema)
+            with self._admitted(engine, request, deadline) as ticket:
+                yield version, engine, ticket, request
 
     @contextlib.contextmanager
     def _admitted(
@@ -191,7 +199,7 @@ def _request_time(request: RankRequest, schema: Schema) -> int:
     return require_time("request_time", request.request_time_ms, schema.time_origin_ms)
 
 
-def _deadline(request: RankRequest) -> float:
+def _deadline(request: CallerRequest) -> float:
     """Return the deadline of a request in monotonic seconds."""
     timeout = SETTINGS.timeout_seconds
     if request.timeout_ms is not None:

@@ -1,6 +1,6 @@
 """Bodies of requests and answers, as the interface describes them.
 
-A JSON or Arrow body decodes to a RankRequest; a bad one gives an HttpError. BentoML calls
+A JSON or Arrow body decodes to a CallerRequest; a bad one gives an HttpError. BentoML calls
 `from_http_request` and passes what it returns to the endpoint. Its own decoding would log a stack
 trace for each bad request.
 """
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import bentoml
-import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,13 +28,14 @@ from bento.errors import HttpError, first_problem
 from bento.settings import BODY_LIMITS
 from longrec.errors import DataError
 from longrec.serving import arrow_codec
-from longrec.serving.requests import RankRequest
+from longrec.serving.requests import CallerRequest
 from longrec.times import datetime_to_ms
 
 ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 MAX_TIMEOUT_MS = 60_000
 MAX_BYTES_ON_LOOP = 65_536
 """A larger body is decoded in a thread."""
+MAX_ID_CHARACTERS = 1_024
 MAX_INT64 = 2**63 - 1
 MIN_INT64 = -(2**63)
 
@@ -62,6 +62,7 @@ def to_milliseconds(value: Any) -> Any:
 
 
 Int64 = Annotated[int, Field(ge=MIN_INT64, le=MAX_INT64)]
+Id = Int64 | Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 RequestTime = Annotated[
     int,
     BeforeValidator(to_milliseconds),
@@ -75,8 +76,11 @@ class _JsonRequestBody(bentoml.IODescriptor):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    user_id: Int64 = Field(
-        description="User to read the history of; an unknown user has an empty history.",
+    user_id: Id = Field(
+        description=(
+            "User to read the history of; an unknown user has an empty history. Ids are numbers, "
+            "or texts: names in a log with text ids, else decimal digits."
+        ),
     )
     request_time: RequestTime | None = Field(
         None,
@@ -119,10 +123,10 @@ class _JsonRequestBody(bentoml.IODescriptor):
         body._caller = _identify_caller(request)
         return body
 
-    def _to_request(self, candidates: list[int]) -> RankRequest:
-        return RankRequest(
+    def _to_request(self, candidates: Sequence[int | str]) -> CallerRequest:
+        return CallerRequest(
             user_id=self.user_id,
-            candidates=np.array(candidates, np.int64),
+            candidates=candidates,
             request_time_ms=self.request_time,
             length=self.length,
             timeout_ms=self.timeout_ms,
@@ -138,13 +142,13 @@ class RankRequestBody(_JsonRequestBody):
         json_schema_extra={"example": {"user_id": 1, "candidates": [11, 12, 13]}}
     )
 
-    candidates: list[Int64] = Field(
+    candidates: list[Int64] | list[Id] = Field(
         min_length=1,
         max_length=BODY_LIMITS.max_candidates,
         description="Item ids, in the order of the scores.",
     )
 
-    def to_request(self) -> RankRequest:
+    def to_request(self) -> CallerRequest:
         """Return the request."""
         return self._to_request(self.candidates)
 
@@ -156,7 +160,7 @@ class ExplainRequestBody(_JsonRequestBody):
         json_schema_extra={"example": {"user_id": 1, "candidate": 11, "top": 3}}
     )
 
-    candidate: Int64 = Field(description="Item id.")
+    candidate: Id = Field(description="Item id.")
     top: int = Field(
         10,
         ge=1,
@@ -164,7 +168,7 @@ class ExplainRequestBody(_JsonRequestBody):
         description="Events to name for each layer and head.",
     )
 
-    def to_request(self) -> RankRequest:
+    def to_request(self) -> CallerRequest:
         """Return the request, with one candidate."""
         return self._to_request([self.candidate])
 
@@ -192,7 +196,7 @@ class ArrowRequestBody(_ArrowBody):
     UTC), length and timeout_ms. A history packed by longrec.data.history may follow the stream.
     """
 
-    _request: RankRequest = PrivateAttr()
+    _request: CallerRequest = PrivateAttr()
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
@@ -208,14 +212,13 @@ class ArrowRequestBody(_ArrowBody):
             return HttpError(400, str(error))
         return body
 
-    def to_request(self) -> RankRequest:
+    def to_request(self) -> CallerRequest:
         """Return the request.
 
         Raises:
             DataError: a field is out of bounds.
         """
         request = self._request
-        _check_bounds("user_id", request.user_id, MIN_INT64, MAX_INT64)
         _check_bounds("request_time", request.request_time_ms, MIN_INT64, MAX_INT64)
         _check_bounds("length", request.length, 0, MAX_INT64)
         _check_bounds("timeout_ms", request.timeout_ms, 1, MAX_TIMEOUT_MS)

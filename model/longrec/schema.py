@@ -106,7 +106,7 @@ class Schema:
         time_origin_ms: time from which the log counts its times, ms since 1970 UTC; 0 for a log
             with times since 1970 (`longrec.times`).
         text_ids: which of `user`, `item` and `basket` the log names by text. Their numbers are
-            `text_ids.text_id` of the text, even of a text such as `007`.
+            `longrec.ids.text_id` of the text, even of a text such as `007`.
 
     Raises:
         DataError: the origin of the times is out of range.

@@ -1,5 +1,6 @@
 """Serving: everything between an HTTP service and the Scorer. Import the module you need.
 
+    CallerRequest --ids of the log--> RankRequest
     RankRequest --reader--> rows of the user --admission, engine--> batch
     batch --kv_cache--> keys and values --Scorer--> RankResult
 

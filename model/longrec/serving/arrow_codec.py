@@ -2,6 +2,7 @@
 
 body     Arrow IPC stream of one record batch with the int64 column item_id: the candidates
          | optional: a packed history (longrec.data.history.pack) after the stream
+         a log with text ids may have a column of texts
          schema metadata, as texts: user_id; optional request_time (ms), length, timeout_ms
 answer   Arrow IPC stream of one record batch with a float32 column per task, in candidate order
          schema metadata: model_version, user_known, history_length, unknown_candidates, degraded
@@ -19,10 +20,10 @@ import pyarrow as pa
 from longrec.errors import DataError
 from longrec.schema import ITEM_ID
 from longrec.serving.arrow_bounds import check_stream
-from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits, RankRequest
+from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits, CallerRequest
 
-PARAMETERS = ("user_id", "request_time", "length", "timeout_ms")
-"""Integers in the metadata of a request."""
+PARAMETERS = ("request_time", "length", "timeout_ms")
+"""Integers in the metadata of a request, beside `user_id`."""
 MAX_SHOWN_CHARACTERS = 40
 MAX_SHOWN_COLUMNS = 3
 
@@ -31,7 +32,7 @@ def read_request(
     body: bytes,
     caller: str = "",
     limits: BodyLimits = DEFAULT_LIMITS,
-) -> RankRequest:
+) -> CallerRequest:
     """Return the request in an Arrow body; its numbers may be out of bounds.
 
     The history after the stream is not read yet.
@@ -47,10 +48,11 @@ def read_request(
     batch, end = _read_stream(body, limits.max_bytes)
     candidates = _candidate_column(batch)
     limits.check_candidates(len(candidates))
-    parameters = _read_parameters(batch.schema.metadata or {})
-    return RankRequest(
-        user_id=parameters["user_id"],
-        candidates=candidates.to_numpy(),
+    metadata = batch.schema.metadata or {}
+    parameters = _read_parameters(metadata)
+    return CallerRequest(
+        user_id=_read_user(metadata),
+        candidates=_candidate_values(candidates),
         request_time_ms=parameters.get("request_time"),
         length=parameters.get("length"),
         timeout_ms=parameters.get("timeout_ms"),
@@ -67,13 +69,14 @@ def write_request(
     """Return the Arrow body of a request, for a client of POST /rank_arrow.
 
     Args:
-        candidates: int64 [m], item ids.
-        parameters: PARAMETERS by name; user_id is required.
+        candidates: [m] item ids, numbers or texts.
+        parameters: `user_id`, and any of PARAMETERS.
         packed_history: events to use instead of the stored ones (longrec.data.history.pack).
     """
     metadata = {name: str(value) for name, value in parameters.items()}
-    column = pa.array(np.asarray(candidates, np.int64))
-    schema = pa.schema([(ITEM_ID, pa.int64())], metadata)
+    values = np.asarray(candidates)
+    column = pa.array(values if len(values) else values.astype(np.int64))
+    schema = pa.schema([(ITEM_ID, column.type)], metadata)
     batch = pa.record_batch([column], schema=schema)
     return _write_stream(batch) + packed_history
 
@@ -120,11 +123,12 @@ def _candidate_column(batch: pa.RecordBatch) -> pa.Array:
     """
     # Names may be no UTF-8, so pyarrow compares them.
     is_only_column = batch.num_columns == 1 and batch.schema.get_field_index(ITEM_ID) == 0
-    if is_only_column and batch.column(0).type == pa.int64() and not batch.column(0).null_count:
+    is_id_column = is_only_column and batch.column(0).type in (pa.int64(), pa.string())
+    if is_id_column and not batch.column(0).null_count:
         return batch.column(0)
     types = ", ".join(str(dtype) for dtype in batch.schema.types[:MAX_SHOWN_COLUMNS])
     raise DataError(
-        f"{ITEM_ID}: expected one int64 column without nulls",
+        f"{ITEM_ID}: expected one column of int64 or text without nulls",
         found=f"{batch.num_columns} columns: {types}",
     )
 
@@ -159,9 +163,23 @@ def _read_parameters(metadata: Mapping[bytes, bytes]) -> dict[str, int]:
         except ValueError as error:
             shown = repr(text[:MAX_SHOWN_CHARACTERS])
             raise DataError(f"{name}: not an integer", found=shown) from error
-    if "user_id" not in parameters:
-        raise DataError("user_id: missing in the metadata of the schema")
     return parameters
+
+
+def _read_user(metadata: Mapping[bytes, bytes]) -> str:
+    """Return the id of the user as text; the schema of the log says what it means."""
+    value = metadata.get(b"user_id")
+    if value is None:
+        raise DataError("user_id: missing in the metadata of the schema")
+    return value.decode(errors="replace")
+
+
+def _candidate_values(column: pa.Array) -> npt.NDArray[np.int64] | list[str]:
+    if pa.types.is_string(column.type):
+        texts: list[str] = column.to_pylist()
+        return texts
+    numbers: npt.NDArray[np.int64] = column.to_numpy()
+    return numbers
 
 
 def _text(value: object) -> str:

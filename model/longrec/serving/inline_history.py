@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from longrec.data import history
 from longrec.errors import DataError, SchemaMismatch
+from longrec.ids import to_id
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
 from longrec.serving.arrow_bounds import check_stream
 from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits
@@ -84,7 +85,7 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
     _check_names(columns, fields)
     num_events = len(columns[ITEM_ID])
     _check_lengths(columns, num_events)
-    given = {EVENT_SEQ: range(num_events), **columns}
+    given = {EVENT_SEQ: range(num_events), **columns, ITEM_ID: _item_ids(columns, schema)}
     arrays = {}
     for field in fields:
         values = given.get(field.name)
@@ -93,6 +94,16 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
     order = [(name, "ascending") for name in (TIMESTAMP, EVENT_SEQ, ITEM_ID)]
     events = pa.table(arrays).sort_by(order)
     return history.conform(events, schema)
+
+
+def _item_ids(columns: Columns, schema: Schema) -> Sequence[Any]:
+    """Return the items of events; a text becomes a number, as in `longrec.ids`."""
+    values = columns[ITEM_ID]
+    is_text = "item" in schema.text_ids
+    name = f"history: column '{ITEM_ID}'"
+    return [
+        to_id(name, value, is_text=is_text) if isinstance(value, str) else value for value in values
+    ]
 
 
 def _unpack(packed: bytes, schema: Schema, max_bytes: int) -> pa.RecordBatch:

@@ -1,6 +1,7 @@
 """Requests and results, from the border of a service to its engine.
 
-HTTP body (JSON or Arrow) --decode--> RankRequest --read the user's rows--> EncodedRequest
+HTTP body (JSON or Arrow) --decode--> CallerRequest --resolve--> RankRequest
+RankRequest --read the user's rows--> EncodedRequest
 EncodedRequest --engine--> RankResult, or Explanation
 """
 
@@ -8,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from longrec.errors import DataError
+from longrec.ids import to_id, to_ids
 
 if TYPE_CHECKING:
+    from longrec.schema import Schema
     from longrec.scoring.request import RequestRows
     from longrec.scoring.scorer import Scores
     from longrec.serving.inline_history import InlineHistory
@@ -61,13 +64,11 @@ class BodyLimits:
 DEFAULT_LIMITS = BodyLimits()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RankRequest:
-    """A request as the caller sent it, decoded from JSON or Arrow.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _RequestOptions:
+    """What a request may hold beside user and candidates.
 
     Args:
-        user_id: user to read the history of.
-        candidates: int64 [m], item ids.
         request_time_ms: ms, not checked yet (see `longrec.times`); None for now.
         length: most recent events to use; None for the served length.
         timeout_ms: time for the answer; None for the service's default.
@@ -75,13 +76,53 @@ class RankRequest:
         caller: name or address of the caller.
     """
 
-    user_id: int
-    candidates: npt.NDArray[np.int64]
     request_time_ms: int | None = None
     length: int | None = None
     timeout_ms: int | None = None
     inline_history: InlineHistory | None = None
     caller: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankRequest(_RequestOptions):
+    """A request with the ids of the log.
+
+    Args:
+        user_id: user to read the history of.
+        candidates: int64 [m], item ids.
+    """
+
+    user_id: int
+    candidates: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallerRequest(_RequestOptions):
+    """A request as the caller sent it, decoded from JSON or Arrow; ids may be texts.
+
+    Args:
+        user_id: user to read the history of.
+        candidates: item ids.
+    """
+
+    user_id: int | str
+    candidates: npt.NDArray[np.int64] | Sequence[int | str]
+
+    def resolve(self, schema: Schema) -> RankRequest:
+        """Return the request with the ids that the log has: numbers, or hashes of texts.
+
+        Raises:
+            DataError: a text stands for a number and is none.
+        """
+        return RankRequest(
+            user_id=to_id("user_id", self.user_id, is_text="user" in schema.text_ids),
+            candidates=to_ids("candidates", self.candidates, is_text="item" in schema.text_ids),
+            request_time_ms=self.request_time_ms,
+            length=self.length,
+            timeout_ms=self.timeout_ms,
+            inline_history=self.inline_history,
+            caller=self.caller,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

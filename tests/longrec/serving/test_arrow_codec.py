@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from longrec.errors import DataError
+from longrec.ids import text_id
+from longrec.schema import synthetic_schema
 from longrec.serving.arrow_codec import read_request, write_request
+
+SCHEMA = synthetic_schema()
 
 
 def stream_of(columns: dict[str, object], compression: str | None = None) -> bytes:
@@ -23,13 +29,20 @@ def stream_of(columns: dict[str, object], compression: str | None = None) -> byt
 def test_a_written_request_is_read_again() -> None:
     parameters = {"user_id": -5, "request_time": 7, "length": 20, "timeout_ms": 100}
     body = write_request([3, 1, 2], parameters, b"packed events")
-    request = read_request(body, caller="me")
+    request = read_request(body, caller="me").resolve(SCHEMA)
     assert request.user_id == -5
     assert request.candidates.dtype == np.int64
     assert request.candidates.tolist() == [3, 1, 2]
     assert (request.request_time_ms, request.length, request.timeout_ms) == (7, 20, 100)
     assert request.inline_history == b"packed events"
     assert request.caller == "me"
+
+
+def test_a_log_with_text_ids_is_asked_by_text() -> None:
+    schema = dataclasses.replace(SCHEMA, text_ids=("item", "user"))
+    request = read_request(write_request(["a", "007"], {"user_id": "12"})).resolve(schema)
+    assert request.user_id == text_id("12")
+    assert request.candidates.tolist() == [text_id("a"), text_id("007")]
 
 
 def test_optional_parameters_may_be_missing() -> None:
@@ -58,4 +71,4 @@ def test_optional_parameters_may_be_missing() -> None:
 )
 def test_a_bad_body_names_the_bad_field(body: bytes, field: str) -> None:
     with pytest.raises(DataError, match=f"^{field}: "):
-        read_request(body)
+        read_request(body).resolve(SCHEMA)

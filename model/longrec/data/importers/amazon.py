@@ -108,7 +108,7 @@ def import_amazon(
     """Write the dataset of one or more categories; return the report.
 
     The label is rating >= threshold. With `negatives`, it is 1 for every rated item and 0 for the
-    drawn ones. `text_ids.text_id` converts user ids and ASINs to int64; ids/users.parquet and
+    drawn ones. `longrec.ids.text_id` converts user ids and ASINs to int64; ids/users.parquet and
     ids/items.parquet map the ids back.
 
     Args:

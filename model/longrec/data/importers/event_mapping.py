@@ -66,7 +66,7 @@ class EventMapping:
         created: column of the time at which a row became known, in the same unit; None where
             rows are known at once.
         text_ids: which of `user`, `item` and `basket` are text. Their ids are
-            `text_ids.text_id` of the text; ids/ maps them back.
+            `longrec.ids.text_id` of the text; ids/ maps them back.
         features: event features.
         labels: 0/1 columns, or conditions such as `rating>=4` and `liked=rating>=4`; a condition
             without a name gives the label `label`. With labels, every row is an exposure; without,

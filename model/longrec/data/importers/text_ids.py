@@ -7,7 +7,6 @@ texts, the chance of such a collision is about 5e-6.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +18,13 @@ import pyarrow.parquet as pq
 from longrec.data import files
 from longrec.errors import DataError
 
-ID_MASK = (1 << 63) - 1
 DUCKDB_MEMORY = "512MB"
 IDS_FOLDER = "ids"
 IDS_QUERY = """
 SELECT (md5_number_lower(text) & 9223372036854775807)::BIGINT AS id, text FROM texts
 """
-"""Query that computes `text_id` of each text; the number is `ID_MASK`."""
+"""Query that computes `longrec.ids.text_id` of each text; the number is its `ID_MASK`."""
 PAIRS_SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
-
-
-def text_id(text: str) -> int:
-    """Return the id of a text: the last 8 bytes of its MD5 as a little-endian number, 63 bits."""
-    digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
-    return int.from_bytes(digest[8:], "little") & ID_MASK
 
 
 class TextIds:

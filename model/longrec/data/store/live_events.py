@@ -23,10 +23,13 @@ from longrec.data.columns import cast_column, int64_column, single_array
 from longrec.data.store.deduplication import number_by_content, sort_distinct
 from longrec.data.timelines import find_split_basket, group_spans, known_times
 from longrec.errors import DataError
-from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, TIMESTAMP, USER_ID, Schema
+from longrec.ids import hash_texts
+from longrec.schema import BASKET_ID, CREATED, EVENT_SEQ, ITEM_ID, TIMESTAMP, USER_ID, Schema
 
 LateEvents = Literal["hold", "ignore"]
 SUFFIXES = (".parquet", ".csv", ".jsonl")
+ID_COLUMNS = {"user": USER_ID, "item": ITEM_ID, "basket": BASKET_ID}
+"""Column of each entry of `Schema.text_ids`."""
 _USER_FIELD = pa.field(USER_ID, pa.int64(), nullable=False)
 
 
@@ -86,6 +89,7 @@ def conform(
     """
     if not events.num_rows:
         return _no_events(schema)
+    events = _with_numeric_ids(events, schema)
     events = _with_epoch_times(events, schema.time_origin_ms)
     if late_events == "hold":
         events = _at_known_times(events)
@@ -156,6 +160,21 @@ def check_baskets(events: pa.Table, schema: Schema) -> None:
 def _no_events(schema: Schema) -> pa.Table:
     table = pa.Table.from_batches([history.empty(schema)])
     return table.add_column(0, _USER_FIELD, pa.array([], pa.int64()))
+
+
+def _with_numeric_ids(events: pa.Table, schema: Schema) -> pa.Table:
+    """Return the events with the hashes of text ids, where the log has such ids."""
+    for name in _text_columns(schema):
+        position = events.schema.get_field_index(name)
+        if position >= 0:
+            column = single_array(events.column(position))
+            events = events.set_column(position, name, hash_texts(column))
+    return events
+
+
+def _text_columns(schema: Schema) -> list[str]:
+    """Return the id columns that the log names by text."""
+    return [name for key, name in ID_COLUMNS.items() if key in schema.text_ids]
 
 
 def _with_some_numbers(events: pa.Table) -> pa.Table:
@@ -237,6 +256,7 @@ def _read_table(path: Path, schema: Schema) -> pa.Table:
             types[field.name] = field.type
             if pa.types.is_dictionary(field.type):
                 types[field.name] = pa.string()
+    types |= dict.fromkeys(_text_columns(schema), pa.string())
     if path.suffix == ".csv":
         options = csv.ConvertOptions(
             column_types=types,

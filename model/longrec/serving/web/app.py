@@ -26,14 +26,15 @@ from longrec.data import history
 from longrec.errors import DataError, LongrecError
 from longrec.serving.web.http import (
     html_response,
+    id_parameter,
     int64_parameter,
     json_endpoint,
     optional_length,
+    page_id,
     read_json_object,
-    to_int64,
 )
 from longrec.serving.web.page import DOCS_PAGE, main_page
-from longrec.serving.web.timeline_view import append_event, timeline_view
+from longrec.serving.web.timeline_view import append_event, shown_id, timeline_view
 from longrec.times import require_time
 
 if TYPE_CHECKING:
@@ -97,17 +98,23 @@ class WebApp:
         published = PublishedVersion.open(source.workdir)
         users, time_ms = _example_users(published.path / "features" / "user_history")
         with source.acquire() as (_version, engine):
-            item_ids = engine.scorer.bundle.encoder.item_ids
+            encoder = engine.scorer.bundle.encoder
+        text_ids = encoder.schema.text_ids
+        items = _evenly_spread(encoder.item_ids).tolist()
         return {
-            "users": users,
+            "users": [
+                {**user, "user_id": shown_id(user["user_id"], is_text="user" in text_ids)}
+                for user in users
+            ],
             "moment": time_ms,
-            "candidates": [str(item) for item in _evenly_spread(item_ids)],
+            "candidates": [shown_id(item, is_text="item" in text_ids) for item in items],
+            "text_ids": list(text_ids),
         }
 
     async def _history(self, request: Any) -> dict[str, Any]:
         source = self._ready_source()
         parameters = dict(request.query_params)
-        user_id = int64_parameter(parameters, "user_id")
+        user_id = id_parameter(parameters, "user_id", is_text=self._has_text("user"))
         time_ms = int64_parameter(parameters, "request_time")
         length = optional_length(parameters)
         rows = (await source.reader.fetch(user_id)).rows
@@ -127,11 +134,12 @@ class WebApp:
 
         source = self._ready_source()
         body = await read_json_object(request)
-        user_id = int64_parameter(body, "user_id")
+        are_items_text = self._has_text("item")
+        user_id = id_parameter(body, "user_id", is_text=self._has_text("user"))
         time_ms = int64_parameter(body, "request_time")
-        item = int64_parameter(body, "item_id")
+        item = id_parameter(body, "item_id", is_text=are_items_text)
         length = optional_length(body)
-        candidates = _candidates(body)
+        candidates = _candidates(body, is_text=are_items_text)
         rows = (await source.reader.fetch(user_id)).rows
         with source.acquire() as (version, engine):
             time_ms = _request_time(time_ms, engine)
@@ -158,6 +166,11 @@ class WebApp:
             "history_length": result.num_events,
         }
 
+    def _has_text(self, key: str) -> bool:
+        """Return whether the log names users (`user`) or items (`item`) by text."""
+        with self._ready_source().acquire() as (_version, engine):
+            return key in engine.scorer.bundle.schema.text_ids
+
     def _ready_source(self) -> PageSource:
         if self.source is None:
             raise LongrecError("the service is not ready yet")
@@ -182,12 +195,12 @@ async def _rank(engine: Engine, request: EncodedRequest) -> RankResult:
         engine.admission.release(ticket)
 
 
-def _candidates(body: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+def _candidates(body: Mapping[str, Any], *, is_text: bool) -> npt.NDArray[np.int64]:
     """Return the candidates of a body, int64 [m]."""
     values = body.get("candidates")
     if not isinstance(values, list) or not 0 < len(values) <= MAX_CANDIDATES:
         raise DataError(f"candidates should be a list of 1 to {MAX_CANDIDATES} item ids")
-    items = [to_int64(value, "candidates") for value in values]
+    items = [page_id(value, "candidates", is_text=is_text) for value in values]
     return np.array(items, np.int64)
 
 
@@ -226,6 +239,6 @@ def _example_users(folder: Path) -> tuple[list[ExampleUser], int | None]:
 
 def _example_user(row: Mapping[str, Any]) -> ExampleUser:
     return {
-        "user_id": str(row["user_id"]),
+        "user_id": row["user_id"],
         "history_length": row["history_length"],
     }

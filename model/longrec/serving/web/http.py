@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from longrec.errors import ConfigError, DataError, LongrecError
+from longrec.ids import text_id
 from longrec.serving.web.page import Page
 
 if TYPE_CHECKING:
@@ -79,6 +80,29 @@ def int64_parameter(parameters: Mapping[str, Any], name: str) -> int:
         DataError: it is missing, not a whole number, or too large.
     """
     return to_int64(parameters.get(name), name)
+
+
+def id_parameter(parameters: Mapping[str, Any], name: str, *, is_text: bool) -> int:
+    """Return the id of a user or item; `#` and digits is the number of a text id.
+
+    Args:
+        parameters: of the request.
+        name: name of the parameter.
+        is_text: whether the log names such things by text.
+
+    Raises:
+        DataError: it is missing, or not a whole number in a log with numbers.
+    """
+    return page_id(parameters.get(name), name, is_text=is_text)
+
+
+def page_id(value: Any, name: str, *, is_text: bool) -> int:
+    """Return an id from the page; see `id_parameter`."""
+    if not is_text or not isinstance(value, str):
+        return to_int64(value, name)
+    if re.fullmatch(r"#-?[0-9]{1,19}", value):
+        return to_int64(value[1:], name)
+    return text_id(value)
 
 
 def optional_int64_parameter(parameters: Mapping[str, Any], name: str) -> int | None:

@@ -30,12 +30,18 @@ def timeline_view(events: pa.RecordBatch, encoder: Encoder) -> dict[str, Any]:
     A lane is a value of the first category of items, a kind a value of the first category of
     events. The rarest values share one lane or kind.
     """
+    is_text = "item" in encoder.schema.text_ids
     return {
         "timestamps": history.timestamps(events).tolist(),
-        "items": [str(item) for item in events.column(ITEM_ID).to_pylist()],
+        "items": [shown_id(item, is_text=is_text) for item in events.column(ITEM_ID).to_pylist()],
         "lanes": _lanes(events, encoder),
         "kinds": {**_kinds(events, encoder), "choices": _choices(encoder)},
     }
+
+
+def shown_id(number: int, *, is_text: bool) -> str:
+    """Return an id as the page shows and sends it; the text behind a hash is not stored."""
+    return f"#{number}" if is_text else str(number)
 
 
 def append_event(

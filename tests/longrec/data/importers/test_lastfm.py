@@ -15,7 +15,7 @@ from longrec.data.importers import (
     import_lastfm,
 )
 from longrec.data.importers.reading.values.dates import NOT_A_DATE
-from longrec.data.importers.text_ids import text_id
+from longrec.ids import text_id
 from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset, rejected_rows
 
 LENIENT = ImportOptions(max_reject_share=0.9)

@@ -16,8 +16,9 @@ from longrec.data.importers import (
     NegativeSampling,
     import_events,
 )
-from longrec.data.importers.text_ids import TextIds, text_id
+from longrec.data.importers.text_ids import TextIds
 from longrec.errors import DataError
+from longrec.ids import text_id
 
 START_MS = 1_650_000_000_000
 

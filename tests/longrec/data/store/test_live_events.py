@@ -15,6 +15,7 @@ from pyarrow import csv
 from longrec.data import history
 from longrec.data.store import live_events
 from longrec.errors import DataError
+from longrec.ids import text_id
 from tests.longrec.data.random_log import HUGE, SCHEMA, live, table_of
 
 ORIGIN_MS = 946_684_800_000
@@ -154,3 +155,20 @@ def assert_no_events(events: pa.Table) -> None:
     assert events.num_rows == 0
     assert events.schema.names == ["user_id", *history.arrow_schema(SCHEMA).names]
     assert list(live_events.split_by_user(events)) == []
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_events_of_a_log_with_text_ids_are_pushed_by_text(tmp_path: Path, suffix: str) -> None:
+    schema = dataclasses.replace(SCHEMA, text_ids=("item", "user"))
+    row = {"user_id": "007", "item_id": "12", "timestamp": 1_600_000_000_000, "event_seq": 4}
+    rows = [{**row, "basket_id": 5, "action": "view", "seconds": None, "source": None}]
+    path = tmp_path / f"events.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "csv":
+        path.write_text(HEADER + "007,12,1600000000000,4,5,view,,\n")
+    else:
+        path.write_text(json.dumps(rows[0]) + "\n")
+    read = live_events.read_file(path, schema)
+    assert read["user_id"].to_pylist() == [text_id("007")]
+    assert read["item_id"].to_pylist() == [text_id("12")]
