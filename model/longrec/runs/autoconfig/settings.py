@@ -328,7 +328,7 @@ def _memory_bytes(facts: LogFacts, sizes: _Sizes) -> float:
 
 def _power_of_two_from(number: int, least: int) -> int:
     """Return the smallest power of two of at least both numbers."""
-    return int(2 ** math.ceil(math.log2(max(number, least))))
+    return 1 << (max(number, least) - 1).bit_length()
 
 
 def _two_digits(number: float) -> int:
