@@ -143,7 +143,7 @@ def test_a_forced_model_is_marked_served_and_no_champion(
     summary = package_again(FinishedRun.open(workdir), force=True)
     assert summary["forced"] is True
     assert read_json(folder / "summary.json")["bento_tag"] == summary["bento_tag"]
-    card = (folder / "bento" / "MODEL_CARD.md").read_text()
+    card = (folder / "bento" / "src" / "MODEL_CARD.md").read_text()
     assert card.startswith("**This model failed its gate and was packaged by force.**")
     release = read_json(folder / "bento" / "src" / "release.json")
     assert release["labels"]["gate"] == "refused-packaged-by-force"
