@@ -64,7 +64,8 @@ class StepProgress:
         now = time.perf_counter()
         if not self._console.is_terminal and now - self._last_line >= PIPE_SECONDS:
             self._last_line = now
-            self._console.print(f"        {self._name:<{NAME_WIDTH}}{text}", markup=False)
+            line = f"        {self._name:<{NAME_WIDTH}}{text}"
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def end(self, step: FinishedStep) -> None:
         self._clear()
