@@ -15,8 +15,9 @@ def env(workdir: ExistingWorkdir = DEFAULT_WORKDIR, as_json: AsJson = False) -> 
 
     \b
     Examples:
+      longrec env --workdir /srv/longrec
       eval "$(longrec env)" && bentoml list
-      eval "$(longrec env --workdir /srv/longrec)" && bentoml serve bento.service:Ranker
+      eval "$(longrec env)" && bentoml serve bento.service:Ranker
     """
     from longrec.runs.workdir import workdir_variables
 

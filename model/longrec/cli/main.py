@@ -15,20 +15,18 @@ from typer.core import TyperGroup
 
 from longrec.cli import (
     config,
-    importers,
+    env,
     init,
     kubeflow,
     models,
     predict,
     serve,
-    store,
     study,
-    synth,
     train,
-    upkeep,
 )
 from longrec.cli import run as local_runs
 from longrec.cli.bench import bench
+from longrec.cli.data import importers, store, synth, upkeep
 from longrec.errors import LongrecError
 
 FILE_ERRORS = (
@@ -147,6 +145,7 @@ app.command()(predict.predict)
 app.command()(local_runs.refresh)
 app.command()(local_runs.drift)
 app.command()(serve.serve)
+app.command()(env.env)
 app.command()(models.evaluate)
 app.command()(models.package)
 app.add_typer(models.app, name="models")

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from longrec.cli.data.store import UserId
 from longrec.cli.options import DEFAULT_WORKDIR, AsJson, ExistingWorkdir, print_result
-from longrec.cli.store import UserId
 
 Datasets = Annotated[
     list[Path] | None,

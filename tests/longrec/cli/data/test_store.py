@@ -22,7 +22,7 @@ from longrec.errors import DataError
 from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA, START_MS
 
-REPO = Path(__file__).parents[3] / "feature_repo"
+REPO = Path(__file__).parents[4] / "feature_repo"
 SVG = "{http://www.w3.org/2000/svg}"
 
 

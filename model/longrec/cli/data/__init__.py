@@ -1,0 +1,1 @@
+"""Commands of datasets, histories and the feature store."""
