@@ -1,0 +1,138 @@
+"""From a log of any shape to a served model with two commands: import and run, no configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrec.runs.project import find_root
+from tests.newcomer import logs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+BUDGET = "40s"
+"""Longest training; the tests need a model, not its best."""
+REFUSED_EXIT_CODE = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Newcomer:
+    """A log and how a newcomer imports it.
+
+    Args:
+        write: writes the log.
+        options: of `longrec import events`, beyond the file and --out.
+        task: name of the label.
+    """
+
+    write: Callable[[Path], None]
+    options: tuple[str, ...]
+    task: str = "label"
+
+
+NEWCOMERS = {
+    "ratings": Newcomer(logs.ratings, ("--label", "liked=rating>=4"), "liked"),
+    "shop": Newcomer(
+        logs.shop,
+        ("--user", "visitor", "--item", "sku", "--timestamp", "shown_at", "--label", "clicked"),
+        "clicked",
+    ),
+    "invoices": Newcomer(logs.invoices, ("--where", "Quantity>0", "--negatives", "4")),
+    "television": Newcomer(
+        logs.television,
+        (
+            *("--user", "household", "--item", "programme", "--timestamp", "second"),
+            *("--time-origin", "2024-03-01", "--feature", "genre:category", "--negatives", "4"),
+        ),
+    ),
+    "funnel": Newcomer(logs.funnel, ("--positive", "event_type=purchase", "--negatives", "4")),
+    "library": Newcomer(
+        logs.library,
+        ("--user", "reader", "--item", "book", "--timestamp", "borrowed_at", "--negatives", "4"),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a newcomer gets: exit code and output of `longrec run`, and its summary."""
+
+    exit_code: int
+    console: str
+    summary: dict[str, Any]
+    workdir: Path
+
+
+@pytest.fixture(scope="module")
+def result_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """Return a function that imports a log and runs on it, once per log."""
+
+    @functools.cache
+    def result(name: str) -> Result:
+        folder = tmp_path_factory.mktemp(name)
+        newcomer = NEWCOMERS[name]
+        newcomer.write(folder / f"{name}.csv")
+        source = str(folder / f"{name}.csv")
+        imported = _longrec(
+            "import", "events", source, "--out", "data", *newcomer.options, at=folder
+        )
+        assert imported.returncode == 0, imported.stderr
+        done = _longrec("run", "--data", "data", "--budget", BUDGET, "--json", at=folder)
+        assert done.stdout, done.stderr
+        workdir = folder / ".longrec"
+        return Result(done.returncode, done.stderr, json.loads(done.stdout), workdir)
+
+    return result
+
+
+def _longrec(*arguments: str, at: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LONGREC_ROOT": str(find_root()), "HOME": str(at)}
+    environment.pop("BENTOML_HOME", None)
+    return subprocess.run(
+        [sys.executable, "-m", "longrec", *arguments],
+        cwd=at,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", NEWCOMERS)
+def test_a_log_ends_with_a_bento_or_with_a_refusal_that_says_what_to_do(
+    name: str, result_of: Callable[[str], Result]
+) -> None:
+    result = result_of(name)
+    assert result.exit_code in (0, REFUSED_EXIT_CODE), result.console
+    assert "settings derived from the data" in result.console
+    assert NEWCOMERS[name].task in result.summary["metrics"]
+    if result.exit_code == 0:
+        assert result.summary["bento_tag"]
+    else:
+        assert result.summary["gate"]["reasons"], "the refusal names its bounds"
+        packaged = _longrec(
+            "package", "--force", "--workdir", str(result.workdir), at=result.workdir.parent
+        )
+        assert packaged.returncode == 0, packaged.stderr
+
+
+def test_most_logs_end_with_a_bento(result_of: Callable[[str], Result]) -> None:
+    tags = {name: result_of(name).summary["bento_tag"] for name in NEWCOMERS}
+    assert sum(tag is not None for tag in tags.values()) >= 4, tags
+
+
+@pytest.mark.parametrize("name", ["television", "ratings"], ids=["repeats", "no repeats"])
+def test_the_model_is_above_every_baseline(name: str, result_of: Callable[[str], Result]) -> None:
+    summary = result_of(name).summary
+    rows = summary["baselines"][NEWCOMERS[name].task]
+    assert rows, "the summary compares the model with baselines"
+    for row in rows:
+        assert row["difference_low"] > 0, row
