@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
@@ -11,6 +12,8 @@ from starlette.responses import JSONResponse
 from longrec.errors import ConfigError, DataError, LongrecError
 
 CLOSED_RETRY_SECONDS = 1.0
+UNION_BRANCH = re.compile(r"constrained-|list\[")
+"""Names that pydantic gives to the types of a union in a location."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,10 +80,21 @@ def first_problem(error: ValidationError) -> str:
         include_context=False,
         include_input=False,
     )
-    first = problems[0]
-    parts = [f"[{part}]" if isinstance(part, int) else part for part in first["loc"]]
-    field = "".join(parts) or "body"
-    reason = first["msg"].removeprefix("Value error, ")
-    num_others = len(problems) - 1
+    fields = [_field_of(problem["loc"]) for problem in problems]
+    field = fields[0]
+    reason = problems[0]["msg"].removeprefix("Value error, ")
+    # A value that is neither a number nor a text has one problem for each.
+    num_others = len(dict.fromkeys(fields)) - 1
     others = f" (and {num_others} more)" if num_others else ""
     return f"{field}: {reason}{others}"
+
+
+def _field_of(location: tuple[int | str, ...]) -> str:
+    """Return a location such as `candidates[1]`, without the branches of a union."""
+    parts = []
+    for part in location:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        elif not UNION_BRANCH.match(part):
+            parts.append(part)
+    return "".join(parts) or "body"

@@ -68,7 +68,11 @@ def to_ids(
         return values
     if not any(isinstance(value, str) for value in values):
         return np.array(values, np.int64)
-    return np.array([to_id(name, value, is_text=is_text) for value in values], np.int64)
+    ids = [
+        to_id(f"{name}[{position}]", value, is_text=is_text)
+        for position, value in enumerate(values)
+    ]
+    return np.array(ids, np.int64)
 
 
 def hash_texts(column: pa.Array) -> pa.Array:

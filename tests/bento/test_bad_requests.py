@@ -15,7 +15,7 @@ from longrec.serving.arrow_codec import write_request
 GOOD = {"user_id": 1, "candidates": [1, 2]}
 BAD_BODIES = {
     "no user": ({"candidates": [1]}, "user_id"),
-    "user as text": ({**GOOD, "user_id": "1"}, "user_id"),
+    "user as text": ({**GOOD, "user_id": "one"}, "user_id"),
     "user as a fraction": ({**GOOD, "user_id": 1.5}, "user_id"),
     "user as a whole float": ({**GOOD, "user_id": 1.0}, "user_id"),
     "user as truth": ({**GOOD, "user_id": True}, "user_id"),
@@ -26,7 +26,7 @@ BAD_BODIES = {
     "empty candidates": ({**GOOD, "candidates": []}, "candidates"),
     "candidates null": ({**GOOD, "candidates": None}, "candidates"),
     "candidates as a number": ({**GOOD, "candidates": 3}, "candidates"),
-    "candidate as text": ({**GOOD, "candidates": [1, "2"]}, "candidates[1]"),
+    "candidate as text": ({**GOOD, "candidates": [1, "two"]}, "candidates[1]"),
     "candidate null": ({**GOOD, "candidates": [None]}, "candidates[0]"),
     "candidate beyond int64": ({**GOOD, "candidates": [1, -(2**63) - 1]}, "candidates[1]"),
     "nested candidates": ({**GOOD, "candidates": [[1]]}, "candidates[0]"),

@@ -23,8 +23,10 @@ else:
 time.sleep(900)
 """
 PARENT = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from longrec import child
+for number in (signal.SIGHUP, signal.SIGINT):  # a job in the background may ignore them
+    signal.signal(number, signal.SIG_DFL)
 subprocess.Popen(child.command(*sys.argv[1:]))
 time.sleep(900)
 """

@@ -39,7 +39,7 @@ def _section_lines(section: str, choices: Iterable[Choice]) -> Iterator[str]:
 def describe_log(facts: LogFacts) -> str:
     """Return one line on the log."""
     return (
-        f"{facts.name}: {facts.num_events:,} events, {facts.num_users:,} users, "
+        f"{json.dumps(facts.name)}: {facts.num_events:,} events, {facts.num_users:,} users, "
         f"{facts.num_requests:,} requests, {facts.num_targets:,} targets"
     )
 

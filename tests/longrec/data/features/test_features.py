@@ -301,7 +301,7 @@ def test_a_failure_half_way_leaves_the_old_tables(
         write(table, path, **options)
 
     monkeypatch.setattr(pq, "write_table", failing)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match="no space is left"):
         build(source, out, shard_users=3)
     assert content_of(out.parent) == before
 

@@ -91,7 +91,7 @@ def test_match_features_are_on_where_repeats_tell_positives_from_negatives() -> 
 
 def test_a_larger_budget_trains_on_more() -> None:
     few = derive(LONG_LOG, LAPTOP, 60)
-    many = derive(LONG_LOG, LAPTOP, 3_600)
+    many = derive(LONG_LOG, LAPTOP, 600)
     assert 0 < few.config.data.max_requests < many.config.data.max_requests
     assert few.estimate.requests_per_epoch < many.estimate.requests_per_epoch
 
