@@ -23,6 +23,8 @@ MAX_EPOCHS = 8
 """Early stopping ends most trainings sooner."""
 MIN_REPEAT_CONTRAST = 0.05
 """Difference of the repeat rates of positives and negatives that match features pay for."""
+PLANNED_BUDGET_SHARE = 0.8
+"""Share of the budget that is planned, so that the learning rate decays before the time is up."""
 EVALUATION_BUDGET_SHARE = 0.3
 """Share of the training's time that the evaluation may take."""
 MIN_EVALUATED_REQUESTS = 1_000
@@ -210,7 +212,8 @@ class _Plan:
         train_requests = max(round(facts.num_requests * train_share), 1)
         forward_seconds = _seconds_of_a_request(facts, machine, sizes, sizes.window)
         seconds_each = TRAINING_FLOPS_FACTOR * forward_seconds
-        affordable = max(round(budget_seconds / seconds_each), MIN_EVALUATED_REQUESTS)
+        seconds = PLANNED_BUDGET_SHARE * budget_seconds
+        affordable = max(round(seconds / seconds_each), MIN_EVALUATED_REQUESTS)
         max_requests = 0
         if affordable < train_requests:
             max_requests = _two_digits(affordable / train_share)
@@ -334,4 +337,4 @@ def _power_of_two_from(number: int, least: int) -> int:
 def _two_digits(number: float) -> int:
     """Return a number rounded to two significant digits."""
     magnitude = 10 ** max(math.floor(math.log10(max(number, 1))) - 1, 0)
-    return round(number / magnitude) * int(magnitude)
+    return int(round(number / magnitude) * magnitude)
