@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -48,8 +49,9 @@ NUM_EXAMINED_USERS = 20_000
 """Users of the first published file among which examples are chosen."""
 MAX_CANDIDATES = 2_048
 TIMEOUT_SECONDS = 5.0
+log = logging.getLogger(__name__)
 ExampleUser = dict[str, Any]
-"""`user_id` as text, `history_length`."""
+"""`user_id`, `history_length`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,11 +94,8 @@ class WebApp:
         return html_response(DOCS_PAGE)
 
     async def _examples(self, _: Any) -> dict[str, Any]:
-        from longrec.data.store.versions import PublishedVersion
-
         source = self._ready_source()
-        published = PublishedVersion.open(source.workdir)
-        users, time_ms = _example_users(published.path / "features" / "user_history")
+        users, time_ms = _published_users(source.workdir)
         with source.acquire() as (_version, engine):
             encoder = engine.scorer.bundle.encoder
         text_ids = encoder.schema.text_ids
@@ -213,6 +212,18 @@ def _evenly_spread(item_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     places = np.linspace(0, num_items - 1, count)
     chosen = item_ids[places.astype(np.int64)]
     return np.unique(chosen)
+
+
+def _published_users(workdir: Path) -> tuple[list[ExampleUser], int | None]:
+    """Return example users; none while the files of the store are gone."""
+    from longrec.data.store.versions import PublishedVersion
+
+    try:
+        published = PublishedVersion.open(workdir)
+        return _example_users(published.path / "features" / "user_history")
+    except (LongrecError, OSError, ValueError) as error:
+        log.warning("the page has no example users: %s", error)
+        return [], None
 
 
 @functools.lru_cache(maxsize=2)
