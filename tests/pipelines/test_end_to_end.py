@@ -258,9 +258,13 @@ def test_a_new_day_of_events_runs_what_depends_on_it(place: Place) -> None:
 def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) -> None:
     answer = place.run("--users", "60", "--events", "64", "--set", "train.max_steps=5")
     assert answer.returncode == 0, answer.stderr
-    lines = answer.stderr.strip().splitlines()
-    assert [line.split()[1] for line in lines] == ["synth", *STEPS, "package"], answer.stderr
-    assert lines[0].split()[0] == "cached", "an equal synthetic dataset is reused"
+    words = [line.split() for line in answer.stderr.strip().splitlines()]
+    finished = [line for line in words if line[0] in ("ok", "cached")]
+    assert [line[1] for line in finished] == ["synth", *STEPS, "package"], answer.stderr
+    assert finished[0][0] == "cached", "an equal synthetic dataset is reused"
+    details = [line for line in words if line not in finished]
+    assert {line[0] for line in details} <= {"retrieve", "train", "evaluate", "package"}
+    assert len(details) < 10, "a line every ten seconds"
     texts = (
         "served length 64",
         "one model, several served lengths",

@@ -139,6 +139,7 @@ def test_a_forced_model_is_marked_served_and_no_champion(
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
     workdir = tmp_path / "home"
     shutil.copytree(served_world.workdir, workdir, symlinks=True)
+    shutil.rmtree(workdir / "models", ignore_errors=True)  # another test may have packaged a model
     folder = refused_run(served_world, workdir)
     summary = package_again(FinishedRun.open(workdir), force=True)
     assert summary["forced"] is True

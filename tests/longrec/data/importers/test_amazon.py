@@ -16,8 +16,8 @@ from longrec.data.importers import (
     NegativeSampling,
     import_amazon,
 )
-from longrec.data.importers.text_ids import text_id
 from longrec.errors import DataError
+from longrec.ids import text_id
 from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset, rejected_rows
 
 LENIENT = ImportOptions(max_reject_share=0.9)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from longrec.data.importers import EventMapping, ImportOptions, ImportReport, import_events
 from longrec.data.importers.reading import json_files, parquet_files, text_files
-from longrec.data.importers.text_ids import text_id
+from longrec.ids import text_id
 from longrec.times import EARLIEST_MS, END_MS
 from tests.longrec.data.importers.imported import assert_rows_add_up, read_dataset
 
