@@ -29,6 +29,8 @@ from longrec.runs.workdir import (
     run_environment,
 )
 
+DATA_FOLDER = "data"
+"""Folder of a work directory with its synthetic datasets."""
 CONFIG_NAME = "config.yaml"
 """File in the folder of a run with its configuration."""
 REFRESH_PARAMETERS = ("data_uri", "shards", "data", "checks")
@@ -76,7 +78,8 @@ def run(
         cache=cache,
         config_text=config_text or to_yaml(config),
     )
-    _restore_bento(finished)
+    with environment(run_environment(workdir)):
+        _restore_bento(finished)
     summary = summarize(config, folder, finished, {"path": dataset, **facts}, command)
     write_summary(folder, summary)
     return summary
@@ -207,7 +210,11 @@ def latest_dataset(workdir: Path) -> str:
         LongrecError: there is no finished run.
     """
     summary = read_json(_latest_run(workdir) / SUMMARY_NAME)
-    return str(summary["dataset"]["path"])
+    path = str(summary["dataset"]["path"])
+    # A dataset in the work directory moves with it.
+    inside = workdir / DATA_FOLDER / Path(path).name
+    is_lost = "://" not in path and not Path(path).is_dir()
+    return str(inside) if is_lost and inside.is_dir() else path
 
 
 def _latest_run(workdir: Path) -> Path:
@@ -242,7 +249,7 @@ def synthetic_dataset(workdir: Path, config: RunConfig, **sizes: int) -> tuple[P
     arguments: dict[str, Any] = {**sizes, "seed": config.seed, "lengths": lengths}
     identity = {**arguments, "format_version": DATASET_FORMAT_VERSION}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    path = workdir / "data" / f"synthetic-{digest}"
+    path = workdir / DATA_FOLDER / f"synthetic-{digest}"
     if (path / "dataset.json").is_file():
         return path, False
     synthesize(path, **arguments)

@@ -64,10 +64,21 @@ def run_environment(workdir: Path) -> dict[str, str]:
 
 
 def workdir_variables(workdir: Path) -> dict[str, str]:
-    """Return the environment variables with which `bentoml` works on a work directory."""
+    """Return the environment variables with which `bentoml` works on a work directory.
+
+    Raises:
+        WorkdirError: BentoML would use another folder as its store.
+    """
+    store = str(store_dir(workdir.resolve()))
+    if os.path.expandvars(store) != store:
+        raise WorkdirError(
+            "BentoML reads `$NAME` in the path of its store as an environment variable",
+            found=store,
+            fix="Choose another --workdir, or set BENTOML_HOME to a path without `$NAME`.",
+        )
     return {
         "LONGREC_HOME": str(workdir.resolve()),
-        "BENTOML_HOME": str(store_dir(workdir.resolve())),
+        "BENTOML_HOME": store,
         "BENTOML_DO_NOT_TRACK": "True",
     }
 

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from longrec.cli.main import app
-from longrec.runs.workdir import run_environment
+from longrec.runs.run import latest_dataset
+from longrec.runs.workdir import WorkdirError, run_environment
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,22 @@ def test_a_store_that_the_user_names_is_used(
     assert run_environment(tmp_path)["BENTOML_HOME"] == "/elsewhere"
 
 
+def test_a_store_that_bentoml_would_put_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkdirError, match=r"\$NAME.*BENTOML_HOME"):
+        run_environment(tmp_path / "a $HOME b")
+
+
+def test_a_dataset_in_a_moved_work_directory_is_found(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "latest"
+    run.mkdir(parents=True)
+    (tmp_path / "data" / "synthetic-1").mkdir(parents=True)
+    summary = {"dataset": {"path": "/gone/data/synthetic-1"}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert latest_dataset(tmp_path) == str(tmp_path / "data" / "synthetic-1")
+
+
 def test_a_shell_reads_the_printed_environment_of_any_path(tmp_path: Path) -> None:
-    workdir = tmp_path / "it's $HOME #1"
+    workdir = tmp_path / "it's {{$}} #1"
     workdir.mkdir()
     answer = CliRunner().invoke(app, ["env", "--workdir", str(workdir)])
     assert answer.exit_code == 0, answer.output
