@@ -6,6 +6,7 @@ This module does not import BentoML.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -86,6 +87,13 @@ class BuildScript:
         )
         if done.returncode:
             log.info("%s", done.stdout + done.stderr)
+            full_disk = os.strerror(errno.ENOSPC)
+            if full_disk in done.stderr:  # BentoML lists every file that it could not copy
+                raise PackagingError(
+                    f"no space is left to {command} {arguments['tag']}",
+                    found=full_disk,
+                    fix="Free some space and run it again.",
+                )
             raise PackagingError(
                 f"bentoml could not {command} {arguments['tag']}",
                 found=last_log_line(done.stderr) or f"exit code {done.returncode}",
