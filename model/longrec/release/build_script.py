@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from longrec import child
+from longrec.data import files
 from longrec.release.bento_server import PackagingError, last_log_line
 from longrec.release.build_context import BUILD_SCRIPT, StagedBento, project_root
 
@@ -87,11 +88,11 @@ class BuildScript:
         )
         if done.returncode:
             log.info("%s", done.stdout + done.stderr)
-            full_disk = os.strerror(errno.ENOSPC)
-            if full_disk in done.stderr:  # BentoML lists every file that it could not copy
+            # BentoML lists every file that it could not copy.
+            if any(words in done.stderr for words in files.DISK_FULL_WORDS):
                 raise PackagingError(
                     f"no space is left to {command} {arguments['tag']}",
-                    found=full_disk,
+                    found=os.strerror(errno.ENOSPC),
                     fix="Free some space and run it again.",
                 )
             raise PackagingError(
