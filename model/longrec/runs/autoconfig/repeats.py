@@ -46,13 +46,10 @@ class _Rows:
 
     @classmethod
     def read(cls, table: pa.Table, item_ids: Int64) -> _Rows:
-        items = int64_column(table, ITEM_ID)
-        positions = np.minimum(np.searchsorted(item_ids, items), max(len(item_ids) - 1, 0))
-        is_known = item_ids[positions] == items if len(item_ids) else np.zeros(len(items), bool)
         return cls(
             int64_column(table, USER_ID),
             int64_column(table, TIMESTAMP),
-            np.where(is_known, positions, NO_CODE),
+            _positions(item_ids, int64_column(table, ITEM_ID)),
         )
 
 
@@ -101,24 +98,28 @@ def _is_repeat(events: _Rows, targets: _Rows, codes: Int64) -> Bool:
     # Events are sorted by user and time: the first of each key is its earliest.
     keys, first = np.unique(event_keys, return_index=True)
     target_keys = _keys(targets, codes, users, num_codes)
-    if not len(keys):
-        return np.zeros(len(target_keys), bool)
-    found = np.minimum(np.searchsorted(keys, target_keys), len(keys) - 1)
-    is_known = (keys[found] == target_keys) & (target_keys >= 0)
-    is_earlier = events.times[first[found]] < targets.times
-    return np.asarray(is_known & is_earlier)
+    found = _positions(keys, target_keys)
+    is_repeat = (found != NO_CODE) & (target_keys != NO_CODE)
+    earliest = events.times[first[found[is_repeat]]]
+    is_repeat[is_repeat] = earliest < targets.times[is_repeat]
+    return np.asarray(is_repeat)
 
 
 def _keys(rows: _Rows, codes: Int64, users: Int64, num_codes: int) -> Int64:
     """Return one number per pair of user and code, int64 [T]; -1 for a missing value."""
     # An unknown item reads the last code; the mask removes it.
     row_codes = codes[rows.items] if len(codes) else np.full(len(rows.items), NO_CODE)
-    user_positions = np.minimum(np.searchsorted(users, rows.users), max(len(users) - 1, 0))
-    is_known = (
-        users[user_positions] == rows.users if len(users) else np.zeros(len(rows.users), bool)
-    )
-    is_known &= (rows.items >= 0) & (row_codes >= 0)
+    user_positions = _positions(users, rows.users)
+    is_known = (user_positions != NO_CODE) & (rows.items != NO_CODE) & (row_codes != NO_CODE)
     return np.where(is_known, user_positions * num_codes + row_codes, NO_CODE)
+
+
+def _positions(sorted_values: Int64, values: Int64) -> Int64:
+    """Return the position of each value among sorted values, int64; NO_CODE for a missing one."""
+    if not len(sorted_values):
+        return np.full(len(values), NO_CODE)
+    positions = np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)
+    return np.where(sorted_values[positions] == values, positions, NO_CODE)
 
 
 def _share(is_repeat: Bool, mask: Bool) -> float:
