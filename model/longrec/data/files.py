@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from longrec.errors import DataError, LongrecError
 
 DISK_FULL_ERRNOS = (
@@ -57,6 +59,30 @@ def atomic_replace(path: str | Path) -> Iterator[Path]:
             _move_into_place(temporary, target)
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: LongrecError, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a file; the system releases it however the process ends.
+
+    Args:
+        path: the lock file; it is made if it is missing, and stays.
+        busy: raised if another process holds the lock for `wait_seconds`.
+        wait_seconds: how long to wait for the lock.
+
+    Raises:
+        LongrecError: `busy`.
+        OSError: the file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait_seconds)
+    except Timeout as error:
+        raise busy from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import getpass
 import json
 import logging
@@ -37,6 +36,8 @@ FORMAT_VERSION = 1
 """Version of the format of registry.json."""
 MIN_SHADOW_PAIRS = 100
 """Mirrored requests that a shadow report needs; with fewer it says that it knows little."""
+MAX_DECISION_SECONDS = 60.0
+"""Longest wait for another decision; one takes less than a second."""
 LOG_FILE = "log.jsonl"
 Action = Literal["adopt", "promote", "rollback", "shadow", "unshadow"]
 
@@ -466,11 +467,15 @@ def current_user() -> str:
 
 @contextlib.contextmanager
 def _locked_registry(workdir: str | Path) -> Iterator[ModelRegistry]:
-    """Yield the registry; other decisions wait until the block ends."""
+    """Yield the registry; other decisions wait until the block ends.
+
+    Raises:
+        ModelError: another decision took longer than MAX_DECISION_SECONDS.
+    """
     path = registry_path(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(".lock"), "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    busy = ModelError("another decision about the models is in progress", fix="Try again.")
+    with files.locked(path.with_name(".lock"), busy, MAX_DECISION_SECONDS):
         before = read_registry(workdir)
         _complete_log(path.with_name(LOG_FILE), read_decisions(workdir))
         yield before

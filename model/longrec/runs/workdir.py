@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from longrec.data import files
 from longrec.errors import LongrecError
 from longrec.release.model_store import store_dir
 
@@ -36,13 +36,10 @@ def locked(workdir: Path) -> Iterator[None]:
         WorkdirError: it cannot be written.
     """
     _make(workdir)
-    with open(workdir / LOCK_NAME, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(
-                f"another run is using {workdir}", fix="Wait for it, or choose another --workdir."
-            ) from error
+    busy = BusyError(
+        f"another run is using {workdir}", fix="Wait for it, or choose another --workdir."
+    )
+    with files.locked(workdir / LOCK_NAME, busy):
         yield
 
 

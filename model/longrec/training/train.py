@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import shutil
 import time
@@ -356,14 +355,10 @@ def _work_dir(out_dir: Path, context: DistributedContext) -> Iterator[Path]:
         yield work_dir
         return
     work_dir.mkdir(parents=True, exist_ok=True)
-    with open(work_dir / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another training is writing {out_dir}",
-                fix="Wait for it, or choose another output.",
-            ) from error
+    busy = ConfigError(
+        f"another training is writing {out_dir}", fix="Wait for it, or choose another output."
+    )
+    with files.locked(work_dir / ".lock", busy):
         try:
             yield work_dir
         finally:

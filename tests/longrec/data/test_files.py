@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from longrec.data import files
-from longrec.errors import DataError
+from longrec.errors import DataError, LongrecError
 
 
 def names(directory: Path) -> list[str]:
@@ -89,6 +89,45 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_version(tmp_path: Path, numb
         raise OSError(number, os.strerror(number))
     assert (tmp_path / "out" / "a").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from longrec.data import files
+from longrec.errors import LongrecError
+
+with files.locked(Path(sys.argv[1]), LongrecError("held")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    busy = LongrecError("another holds it")
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(LongrecError, match="another holds it"), files.locked(path, busy, 0.1):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    with files.locked(path, busy):
+        pass
+    with files.locked(path, busy):
+        pass
+
+
+def test_two_holders_of_one_process_exclude_each_other(tmp_path: Path) -> None:
+    busy = LongrecError("another holds it")
+    with (
+        files.locked(tmp_path / ".lock", busy),
+        pytest.raises(LongrecError, match="another holds it"),
+        files.locked(tmp_path / ".lock", busy),
+    ):
+        pass
 
 
 def test_another_error_stays_what_it_is(tmp_path: Path) -> None:

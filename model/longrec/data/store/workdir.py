@@ -17,10 +17,8 @@ its own. A copy of a whole volume, block by block, is not noticed: delete its wo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +35,6 @@ WORKDIR_FILE = "workdir.json"
 REBUILD = (
     "Rebuild it in a new directory (longrec refresh --workdir NEW, or longrec run --workdir NEW)."
 )
-_LOCK_RETRY_SECONDS = 0.02
 
 
 class WriterBusyError(StoreError):
@@ -107,15 +104,10 @@ def write_lock(workdir: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     store = workdir / "store"
     store.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_seconds
-    with open(store / ".lock", "w") as stream:
-        while not _try_lock(stream.fileno()):
-            if time.monotonic() >= deadline:
-                raise WriterBusyError(
-                    f"another publish or push to {workdir} is running",
-                    fix="Wait for it to end.",
-                )
-            time.sleep(_LOCK_RETRY_SECONDS)
+    busy = WriterBusyError(
+        f"another publish or push to {workdir} is running", fix="Wait for it to end."
+    )
+    with files.locked(store / ".lock", busy, wait_seconds):
         yield
 
 
@@ -169,14 +161,6 @@ def _check_format_version(path: Path) -> None:
             expected=WORKDIR_FORMAT_VERSION,
             fix=REBUILD,
         )
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _link(link: Path, target: str) -> None:
