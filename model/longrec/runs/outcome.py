@@ -8,13 +8,14 @@ import http.client
 import json
 import logging
 import os
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tenacity
 
 from longrec.data.files import read_json, write_json
 
@@ -116,32 +117,39 @@ def _host(address: str) -> str:
 
 
 def _post(address: str, message: Mapping[str, Any]) -> str:
-    """Send the message, with retries; return the problem, or an empty text after success."""
+    """Send the message; return the problem, or an empty text after success."""
     if not address.lower().startswith(("http://", "https://")):
         return "the address must begin with http:// or https://"
-    body = json.dumps(message).encode()
-    problem = ""
-    for attempt in range(MAX_ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_SECONDS)
-        problem, is_final = _post_once(address, body)
-        if is_final:
-            break
-    return problem
-
-
-def _post_once(address: str, body: bytes) -> tuple[str, bool]:
-    """Return the problem of one attempt, and whether another attempt is useless."""
-    headers = {"Content-Type": "application/json"}
     try:
-        request = urllib.request.Request(address, body, headers, method="POST")  # noqa: S310
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310
-            return "", True
+        _send(address, json.dumps(message).encode())
     except urllib.error.HTTPError as error:
-        return f"it answered {error.code}", error.code < 500
+        return f"it answered {error.code}"
     except OSError as error:
-        return str(getattr(error, "reason", error)), False
+        return str(getattr(error, "reason", error))
     except (http.client.InvalidURL, ValueError):
-        return "the address is malformed", True
+        return "the address is malformed"
     except http.client.HTTPException as error:
-        return f"it did not answer in HTTP ({type(error).__name__})", False
+        return f"it did not answer in HTTP ({type(error).__name__})"
+    return ""
+
+
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether another attempt may succeed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500
+    if isinstance(error, http.client.InvalidURL):
+        return False
+    return isinstance(error, (OSError, http.client.HTTPException))
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(_is_temporary),
+    stop=tenacity.stop_after_attempt(MAX_ATTEMPTS),
+    wait=tenacity.wait_fixed(PAUSE_SECONDS),
+    reraise=True,
+)
+def _send(address: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, body, headers, method="POST")  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310
+        pass

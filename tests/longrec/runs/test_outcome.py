@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 
 from longrec.runs import outcome
 
@@ -46,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
-    monkeypatch.setattr(outcome, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(outcome._send.retry, "wait", tenacity.wait_none())
     monkeypatch.delenv(outcome.VARIABLE, raising=False)
     server = Hook()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

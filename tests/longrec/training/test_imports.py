@@ -9,7 +9,8 @@ BLOCK_OPTIONAL_PACKAGES = """
 import sys
 
 OPTIONAL = {
-    "bentoml", "duckdb", "feast", "great_expectations", "kfp", "pandas", "pydantic", "rich", "yaml",
+    "bentoml", "duckdb", "feast", "great_expectations", "kfp", "matplotlib", "pandas", "pydantic",
+    "rich", "tenacity", "yaml",
 }
 
 class Blocked:
