@@ -6,11 +6,15 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from longrec.config import DataConfig
@@ -22,6 +26,7 @@ from tests.longrec.data import random_log
 from tests.longrec.data.random_log import SCHEMA
 
 REPO = Path(__file__).parents[2] / "feature_repo"
+FEAST = Path(sys.executable).with_name("feast")
 
 
 def feast(
@@ -30,6 +35,19 @@ def feast(
     **variables: str,
 ) -> str:
     """Run a feast command in the repository and return its output."""
+    done = subprocess.run(
+        [FEAST, *arguments],
+        cwd=repo,
+        env={**clean_environment(repo), **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def clean_environment(repo: Path) -> dict[str, str]:
+    """Return this process's environment without settings of Feast and longrec."""
     clean = {
         name: value
         for name, value in os.environ.items()
@@ -37,15 +55,42 @@ def feast(
     }
     user_home = repo.parents[1] / "user_home"
     user_home.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [Path(sys.executable).with_name("feast"), *arguments],
-        cwd=repo,
-        env={**clean, "HOME": str(user_home), **variables},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return {**clean, "HOME": str(user_home)}
+
+
+@contextlib.contextmanager
+def feast_ui(repo: Path) -> Iterator[httpx.Client]:
+    """Yield a client of `feast ui`, run in the repository."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = repo.parents[1] / "ui.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [FEAST, "ui", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=repo,
+            env=clean_environment(repo),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            wait_for_answer(client, process, log)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait_for_answer(client: httpx.Client, process: subprocess.Popen, log: Path) -> None:
+    """Wait until a server answers; fail with its log if it ends before."""
+    limit = time.monotonic() + 180
+    while True:
+        assert process.poll() is None and time.monotonic() < limit, log.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            client.get("/")
+            return
+        time.sleep(0.2)
 
 
 def build(folder: Path) -> Path:
@@ -149,6 +194,22 @@ def test_the_command_works_in_a_work_directory_that_was_moved(clone: Path, tmp_p
     feast(moved / "feast", "apply")
     assert OnlineStore(moved).fetch([0])[0].history.num_rows > 0
     assert not (clone.parent / ".longrec").exists()
+
+
+@pytest.mark.slow
+def test_feast_ui_shows_a_published_work_directory(clone: Path, tmp_path: Path) -> None:
+    publish(build(tmp_path), tmp_path / "workdir", clone)
+    with feast_ui(tmp_path / "workdir" / "feast") as client:
+        page = client.get("/")
+        assert page.status_code == 200
+        assert "<title>Feast" in page.text
+        project = {"project": "longrec"}
+        views = client.get("/api/v1/feature_views", params=project).raise_for_status().json()
+        names = {view["spec"]["name"] for view in views["featureViews"]}
+        assert names == {"user_history", "user_tail", "user_features", "item_features"}
+        services = client.get("/api/v1/feature_services", params=project).raise_for_status()
+        (service,) = services.json()["featureServices"]
+        assert service["spec"]["tags"]["schema"] == SCHEMA.fingerprint
 
 
 def test_the_repository_holds_one_file_of_declarations() -> None:
