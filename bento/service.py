@@ -37,7 +37,7 @@ from bento.schemas import (
     RankResponse,
     RequestBody,
 )
-from bento.settings import SETTINGS, feature_repo, model_tag, workdir
+from bento.settings import SETTINGS, feature_repo, model_tag, store_digest, workdir
 from longrec.data.upkeep.forget_list import ForgetWatcher
 from longrec.errors import LongrecError
 from longrec.release import model_store
@@ -152,7 +152,7 @@ class Ranker:
         schema = Schema.load(bundle / "bundle.json")
         self._metrics = PrometheusMetrics(schema.task_names)
         self._reader = StoreReader(
-            lambda: OnlineStore(workdir(), feature_repo(), schema=schema),
+            lambda: OnlineStore(workdir(), feature_repo(), schema=schema, digest=store_digest()),
             schema,
             timeout_seconds=SETTINGS.store_timeout_seconds,
             forgotten=ForgetWatcher(workdir()),

@@ -110,6 +110,11 @@ def workdir() -> Path:
     return ROOT / ".longrec"
 
 
+def store_digest() -> str:
+    """Return the digest of the published version to serve; empty to follow the current one."""
+    return os.environ.get("LONGREC_STORE_DIGEST", "")
+
+
 def feature_repo() -> Path:
     """Return LONGREC_FEATURE_REPO, by default the one of the checkout or of the bento."""
     path = os.environ.get("LONGREC_FEATURE_REPO")

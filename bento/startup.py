@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bento.settings import workdir
+from bento.settings import store_digest, workdir
 from longrec import child
 from longrec.errors import SchemaMismatch
 from longrec.serving.auth import Tokens
@@ -55,7 +55,7 @@ def check_environment(bundle: Path) -> None:
     from longrec.schema import Schema
 
     Tokens(os.environ)
-    published = PublishedVersion.open(workdir())
+    published = PublishedVersion.open(workdir(), store_digest())
     differences = Schema.load(bundle / "bundle.json").differences(published.schema)
     if differences:
         raise SchemaMismatch(

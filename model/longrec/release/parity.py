@@ -11,6 +11,7 @@ Shape letters: R requests, m candidates of a request, K tasks.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from longrec.data.histories import Histories
+from longrec.data.store.versions import PublishedVersion
+from longrec.errors import StoreError
 from longrec.release.bento_server import PackagingError, post_rank, serve_bento
+
+log = logging.getLogger(__name__)
 
 NUM_PARITY_REQUESTS = 24
 MAX_CANDIDATES = 2_048
@@ -39,6 +44,8 @@ SERVICE_VARIABLES = {
 
 Only scores are compared: the limits are long, for a busy machine, and the CPU gives float32.
 """
+STORE_DIGEST_VARIABLE = "LONGREC_STORE_DIGEST"
+"""Digest of the published version that a service reads; unset to follow the current one."""
 
 Int: TypeAlias = npt.NDArray[np.int64]
 Scores: TypeAlias = list[npt.NDArray[np.float32]]
@@ -118,6 +125,7 @@ def check_parity(
     served = _rank_over_http(
         Path(bento_dir).resolve(),
         workdir,
+        str(histories.manifest["store_version"]),
         _bodies(users, rows),
     )
     expected = training_forward(scorer, histories, requests)
@@ -241,19 +249,42 @@ def _bodies(users: Sequence[int], rows: Sequence[Any]) -> list[dict[str, Any]]:
 def _rank_over_http(
     bento_dir: Path,
     workdir: str | Path,
+    digest: str,
     bodies: Sequence[Mapping[str, Any]],
 ) -> _Served:
-    """Serve a bento and return its answers to the requests."""
+    """Serve a bento and return its answers to the requests.
+
+    Args:
+        bento_dir: the exported bento.
+        workdir: LONGREC_HOME.
+        digest: of the published version that the histories were read from.
+        bodies: JSON form of the requests.
+    """
+    variables = {**SERVICE_VARIABLES, **_store_variables(workdir, digest)}
     answers = []
     seconds = []
     started = time.perf_counter()
-    with serve_bento(bento_dir, workdir=workdir, variables=SERVICE_VARIABLES) as (host, port):
+    with serve_bento(bento_dir, workdir=workdir, variables=variables) as (host, port):
         ready_seconds = time.perf_counter() - started
         for body in bodies:
             sent = time.perf_counter()
             answers.append(post_rank(host, port, body))
             seconds.append(time.perf_counter() - sent)
     return _Served(tuple(answers), tuple(seconds), ready_seconds)
+
+
+def _store_variables(workdir: str | Path, digest: str) -> dict[str, str]:
+    """Return the variable that lets a service read one published version, if it is there.
+
+    A refresh may publish another one while a run trains. Long after the run the version is gone:
+    then the current one is compared.
+    """
+    try:
+        PublishedVersion.open(workdir, digest)
+    except StoreError as error:
+        log.warning("scores are compared with the current features: %s", error)
+        return {}
+    return {STORE_DIGEST_VARIABLE: digest}
 
 
 def _scores_of(answers: Sequence[Mapping[str, Any]], task_names: Sequence[str]) -> Scores:

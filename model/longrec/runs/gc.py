@@ -13,6 +13,7 @@ from pathlib import Path
 
 from longrec.data import files
 from longrec.data.store.publish import remove_version
+from longrec.data.store.versions import is_held
 from longrec.data.store.workdir import current_version, initialize_workdir, write_lock
 from longrec.errors import LongrecError
 from longrec.release import model_store, registry
@@ -28,7 +29,8 @@ class Removal:
     """Paths to remove from a work directory.
 
     Args:
-        versions: published versions that nothing reads: neither the current nor the newest other.
+        versions: published versions that nothing reads: neither the current nor the newest other,
+            nor those of runs that have not ended.
         leftovers: temporary files of killed processes of this machine, and evaluations of models
             that are no longer in the BentoML store.
         runs: old runs.
@@ -93,9 +95,10 @@ def collect_garbage(workdir: str | Path, keep: int) -> tuple[Removal, int]:
 
 
 def _unused_versions(workdir: Path) -> list[Path]:
-    """Return the versions without the current one and the newest of the others.
+    """Return the versions without the current one, the newest of the others, and those in use.
 
-    That one may be open in a reader that has not followed yet.
+    The newest may be open in a reader that has not followed yet. A run reads the version that it
+    published until it ends.
     """
     store = workdir / "store"
     if not store.is_dir():
@@ -107,7 +110,7 @@ def _unused_versions(workdir: Path) -> list[Path]:
         if is_folder and path.name != current:
             others.append(path)
     others.sort(key=lambda path: path.stat().st_mtime)
-    unused = others[:-1]
+    unused = [path for path in others[:-1] if not is_held(path)]
     unused += store.glob(".replaced-*")
     return unused
 

@@ -33,6 +33,8 @@ class OnlineStore:
         workdir: the work directory (LONGREC_HOME).
         repo_dir: not used; a version holds its own settings.
         schema: the schema that the caller works with; None accepts the published one.
+        digest: of the version to read, which the store then does not leave; empty to follow the
+            current one.
 
     Raises:
         StoreError: nothing was published, the online store is gone, or the registry was made for
@@ -46,8 +48,10 @@ class OnlineStore:
         repo_dir: str | Path | None = None,
         *,
         schema: Schema | None = None,
+        digest: str = "",
     ) -> None:
         self._workdir = Path(workdir)
+        self._digest = digest
         self._expected_schema = schema
         self._behind = ""
         self._announced_at = math.inf
@@ -93,8 +97,8 @@ class OnlineStore:
             DataError: a stored history is corrupted.
             StoreError: the online store cannot be read.
         """
-        is_current = current_version(self._workdir) in (None, self.version)
-        if not is_current or self._adapter.is_replaced():
+        is_left = not self._digest and current_version(self._workdir) not in (None, self.version)
+        if is_left or self._adapter.is_replaced():
             self._adapter = self._open()
         self._catch_up(is_behind=tail_files.is_announced(self._adapter.published.path))
         ids = [int(user_id) for user_id in user_ids]
@@ -102,7 +106,7 @@ class OnlineStore:
         return [user.record(self.schema, before_ms, max_history) for user in stored_users]
 
     def _open(self) -> FeastAdapter:
-        published = PublishedVersion.open(self._workdir)
+        published = PublishedVersion.open(self._workdir, self._digest)
         self._check_schema(published.schema)
         adapter = FeastAdapter(published)
         adapter.check_online()

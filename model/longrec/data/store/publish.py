@@ -27,10 +27,13 @@ from longrec.data.store.materialize import fill_online_store, verify_online_stor
 from longrec.data.store.push import LOCK_WAIT_SECONDS, carry_over, tail_rows
 from longrec.data.store.versions import (
     DEFINITIONS_FILE,
+    KEY_FILE,
     SETTINGS_FILE,
     SQLITE,
     PublishedVersion,
     digest_before,
+    hold,
+    is_held,
     online_type,
     owns_keys,
 )
@@ -87,6 +90,7 @@ def publish(
     repo_dir: str | Path,
     *,
     key: str = "",
+    run: str = "",
 ) -> PublishReport:
     """Publish feature tables to a work directory, offline and online, and return counts.
 
@@ -96,6 +100,7 @@ def publish(
         repo_dir: the feature repository (feature_store.yaml, definitions.py).
         key: identifies the publishing code. If the current version has the same tables and key
             and its online store works, nothing is done. Empty to publish in any case.
+        run: id of a run that reads the version until `versions.release`; empty for none.
 
     Raises:
         DataError: the feature tables are incomplete, changed or of another format version.
@@ -110,10 +115,14 @@ def publish(
         workdir_id = initialize_workdir(workdir)
         if key and _is_current(workdir, workdir_id, manifest, key):
             current = workdir / "store" / str(current_version(workdir))
-            return _report(current, manifest, was_current=True)
-        previous_hash = digest_before(workdir, manifest.get("dataset_hash"))
-        key_values = {**_key(key), "before": previous_hash}
-        return _publish(tables, workdir, repository, key_values)
+            report = _report(current, manifest, was_current=True)
+        else:
+            previous_hash = digest_before(workdir, manifest.get("dataset_hash"))
+            key_values = {**_key(key), "before": previous_hash}
+            report = _publish(tables, workdir, repository, key_values)
+        if run:
+            hold(Path(report.version), run)
+        return report
 
 
 def give_own_keys(workdir: str | Path) -> bool:
@@ -135,7 +144,7 @@ def give_own_keys(workdir: str | Path) -> bool:
         if owns_keys(version, initialize_workdir(workdir)):
             return False
         repository = _Repository.of(version / "feast")
-        key_values = files.read_json(version / "feast" / "key.json")
+        key_values = files.read_json(version / "feast" / KEY_FILE)
         _publish(version / "features", workdir, repository, key_values)
         return True
 
@@ -182,19 +191,20 @@ def _publish(
     version = workdir / "store" / f"{manifest['version']}-{token}"
     try:
         published = _prepare(tables, version, repository, workdir_id)
-        files.write_json(version / "feast" / "key.json", key_values)
         with feast_errors(
             "publishing failed",
             "Check that the online store is running and writable, then run it again.",
         ):
             num_slices, num_verified = fill_online_store(published)
             num_carried = _carry_over(workdir, published)
+        files.write_json(version / "feast" / KEY_FILE, key_values)
         unused_versions = switch_to(workdir, version)
     except BaseException:
         remove_version(version, workdir_id)
         raise
     for unused in unused_versions:
-        remove_version(unused, workdir_id)
+        if not is_held(unused):
+            remove_version(unused, workdir_id)
     return _report(
         version,
         manifest,
@@ -302,7 +312,7 @@ def _is_current(
     try:
         if files.read_json(tables / "manifest.json") != manifest:
             return False
-        written_key = files.read_json(feast / "key.json")
+        written_key = files.read_json(feast / KEY_FILE)
         for field, value in _key(key).items():
             if written_key.get(field) != value:
                 return False

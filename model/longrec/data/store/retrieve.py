@@ -90,6 +90,7 @@ def retrieve(
     data: DataConfig,
     seed: int,
     shard: Shard = WHOLE_DATASET,
+    digest: str = "",
 ) -> RetrieveReport:
     """Write the histories of a dataset's requests, read through the feature store; return counts.
 
@@ -105,6 +106,8 @@ def retrieve(
         seed: seed of the sample of requests, if `data.max_requests` asks for one. Shards have all
             requests, and `join_shards` takes the sample.
         shard: the shard of the dataset to retrieve, for `join_shards`; it may have no request.
+        digest: of the version to read (`PublishReport.digest`); empty for the current one. A run
+            that another publish overtakes goes on with its own.
 
     Raises:
         DataError: the dataset cannot be used or has no request.
@@ -112,7 +115,7 @@ def retrieve(
         StoreError: nothing, or another dataset, was published; or Feast lost a row.
     """
     source = Dataset.open(dataset_dir, shard)
-    published = PublishedVersion.open(workdir)
+    published = PublishedVersion.open(workdir, digest)
     _check_published(source, published)
     requests = RequestTable.of_dataset(source).without(forgotten_users(workdir))
     if shard == WHOLE_DATASET:

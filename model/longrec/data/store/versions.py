@@ -3,7 +3,9 @@
     features/                     feature tables
     feast/feature_store.yaml      settings of Feast, with paths relative to this folder
     feast/definitions.py          declarations for the tables beside this folder
+    feast/key.json                written last: the version is complete
     feast/registry.db, online.db
+    readers/<run>                 a run that reads the version until it ends
 
 No file of a version holds the place where it lies. So it can be moved, copied and mounted
 elsewhere.
@@ -11,8 +13,11 @@ elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,10 @@ DEFINITIONS_FILE = "definitions.py"
 SQLITE = "sqlite"
 """Type of the online store that is a file of its version; others are shared servers."""
 PUBLISH_FIRST = "Publish feature tables first (longrec refresh, or step publish of longrec run)."
+READERS_FOLDER = "readers"
+MAX_HOLD_SECONDS = 7 * 86_400
+"""A run holds its version no longer; one that was killed does not tell that it ended."""
+KEY_FILE = "key.json"
 _ALL_FILES = "*.parquet"
 
 
@@ -48,15 +57,21 @@ class PublishedVersion:
     schema: Schema
 
     @classmethod
-    def open(cls, workdir: str | Path) -> PublishedVersion:
-        """Return the version that a work directory points to.
+    def open(cls, workdir: str | Path, digest: str = "") -> PublishedVersion:
+        """Return the version that a work directory points to, or an earlier one by its digest.
+
+        Args:
+            workdir: the work directory (LONGREC_HOME).
+            digest: hash of the feature tables; empty for the current version.
 
         Raises:
-            StoreError: nothing was published there, a part of it is gone, or it has another
-                format version.
+            StoreError: nothing was published there, the version or a part of it is gone, or it
+                has another format version.
         """
         check_workdir(workdir)
         tables = (Path(workdir) / "features").resolve()
+        if digest:
+            tables = _version_of(Path(workdir), digest) / "features"
         manifest_path = tables / "manifest.json"
         schema_path = tables / "schema.json"
         if not manifest_path.is_file() or not schema_path.is_file():
@@ -90,6 +105,36 @@ class PublishedVersion:
         return int(end_ms) * 1000
 
 
+def hold(version: Path, run: str) -> None:
+    """Keep a version for a run until `release`, at most MAX_HOLD_SECONDS.
+
+    The caller holds the lock of the writers.
+
+    Args:
+        version: directory of the version.
+        run: id of the run.
+    """
+    marker = version / READERS_FOLDER / run
+    marker.parent.mkdir(exist_ok=True)
+    marker.touch()
+
+
+def release(workdir: str | Path, run: str) -> None:
+    """End what `hold` began, in all versions of a work directory."""
+    for marker in Path(workdir).glob(f"store/*/{READERS_FOLDER}/{glob.escape(run)}"):
+        marker.unlink(missing_ok=True)
+
+
+def is_held(version: Path) -> bool:
+    """Return whether a run still reads a version."""
+    oldest = time.time() - MAX_HOLD_SECONDS
+    for marker in (version / READERS_FOLDER).glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # The run may end at this moment.
+            if marker.stat().st_mtime > oldest:
+                return True
+    return False
+
+
 def version_before(workdir: str | Path, data_uri: str) -> str:
     """Return the digest of the published version that a dataset's events are checked against.
 
@@ -115,7 +160,7 @@ def digest_before(workdir: Path, dataset_hash: str | None) -> str:
         manifest = files.read_json_object(version / "features" / "manifest.json")
         if dataset_hash != manifest.get("dataset_hash"):
             return str(manifest["version"])
-        key = files.read_json(version / "feast" / "key.json")
+        key = files.read_json(version / "feast" / KEY_FILE)
         return str(key["before"])
     except (DataError, KeyError):
         return ""
@@ -208,6 +253,32 @@ def table_pattern(version: Path, uri: str) -> str:
 def relative_table(uri: str) -> str:
     """Return the path of a feature table relative to the folder of the settings."""
     return f"../features/{Path(_directory_of(uri)).name}"
+
+
+def _version_of(workdir: Path, digest: str) -> Path:
+    """Return the directory of a complete version with these tables, the current one if it is."""
+    current = current_version(workdir)
+    versions = _complete_versions(workdir)
+    by_preference = sorted(versions, key=lambda version: version.name != current)
+    for version in by_preference:
+        manifest = files.read_json_object(version / "features" / "manifest.json")
+        if manifest.get("version") == digest:
+            return version
+    raise StoreError(
+        f"the features {digest} are not in the feature store at {workdir}",
+        found=", ".join(version.name for version in by_preference) or "no version",
+        expected="the version that this run published",
+        fix="Start the run again: it publishes them again. longrec forget removes earlier "
+        "versions while a run reads them.",
+    )
+
+
+def _complete_versions(workdir: Path) -> list[Path]:
+    """Return the directories of the versions that are complete, newest first."""
+    keys = (workdir / "store").glob(f"[!.]*/feast/{KEY_FILE}")
+    newest_first = sorted(keys, key=lambda path: path.stat().st_mtime, reverse=True)
+    versions = [path.parents[1] for path in newest_first]
+    return [version.resolve() for version in versions if not version.is_symlink()]
 
 
 def _directory_of(uri: str) -> str:
