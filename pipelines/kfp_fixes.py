@@ -10,7 +10,10 @@ from typing import Any
 PLACEHOLDER = "{{$"
 MASK = "{{\ue000$"
 """Stands for the start of a placeholder in the arguments of a pipeline."""
-STEP_COMMAND = "_KFP_RUNTIME=true python3 -m kfp.dsl.executor_main"
+STEP_COMMAND = ["python3", "-m", "longrec.step"]
+"""Beginning of the command of a step (`components`)."""
+SOURCE_COMMAND = "_KFP_RUNTIME=true python3 -m kfp.dsl.executor_main"
+"""Part of the shell command of a component that kfp embeds with its source."""
 
 
 @contextlib.contextmanager
@@ -48,8 +51,8 @@ def fixed_loops() -> Iterator[None]:
 def fixed_commands() -> Iterator[None]:
     """Let a step run in a process that ends with this one; arguments may hold any text.
 
-    1. kfp starts a step below a shell, and the step survives this process. With the fix the shell
-       becomes the step's process, which watches this one.
+    1. A step survives this process. With the fix the step's process watches this one. Where kfp
+       starts the step below a shell, the shell becomes the step's process.
     2. `replace_python_executable` also replaces `python3` in arguments, such as paths.
     3. Texts in arguments that look like placeholders are replaced. With the fix `masked` arguments
        reach the step as they are.
@@ -61,7 +64,7 @@ def fixed_commands() -> Iterator[None]:
     original_self = placeholder_utils.resolve_self_references_in_executor_input
 
     def replace(command: list[str], executable: str) -> list[str]:
-        return [_watched(part, executable) for part in command]
+        return _watched(command, executable)
 
     def resolve(element: str, executor_input_dict: dict[str, Any], **names: Any) -> Any:
         if element == "{{$}}":
@@ -102,7 +105,12 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     return value
 
 
-def _watched(part: str, executable: str) -> str:
-    """Return a part of a step's command, its Python process replaced by one that ends with us."""
-    launcher = [executable, "-m", "longrec.child", str(os.getpid()), "-m", "kfp.dsl.executor_main"]
-    return part.replace(STEP_COMMAND, f"export _KFP_RUNTIME=true; exec {shlex.join(launcher)}")
+def _watched(command: list[str], executable: str) -> list[str]:
+    """Return the command of a step, its Python process replaced by one that ends with us."""
+    watcher = [executable, "-m", "longrec.child", str(os.getpid()), "-m"]
+    length = len(STEP_COMMAND)
+    if command[:length] == STEP_COMMAND:
+        return [*watcher, STEP_COMMAND[-1], *command[length:]]
+    launcher = shlex.join([*watcher, "kfp.dsl.executor_main"])
+    shell = f"export _KFP_RUNTIME=true; exec {launcher}"
+    return [part.replace(SOURCE_COMMAND, shell) for part in command]

@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -15,11 +16,13 @@ import psutil
 import pytest
 from kfp import dsl
 
-from components import component
+from components import IMAGE
 from longrec.runs.local_run import FinishedStep, LocalRun
 from pipelines.local_runner import StepFailed, run
 
 ROOT = Path(__file__).parents[2]
+component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
+"""kfp's own components, whose source is part of the pipeline, run here too."""
 
 
 class Recorder:

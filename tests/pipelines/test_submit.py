@@ -17,6 +17,7 @@ from tests.pipelines.kfp_server import FakeServer, running
 
 ROOT = Path(__file__).parents[2]
 
+STUDY = ROOT / "configs" / "study-kuairand.yaml"
 DATA = ("--data-uri", "s3://bucket/data")
 TRAIN = {
     "display_name": "train",
@@ -117,9 +118,7 @@ def test_a_run_arrives_with_parameters_graph_and_platform(
 
 @pytest.mark.parametrize("pipeline", ["training", "refresh", "drift", "study"])
 def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
-    study = (
-        ("--study", str(ROOT / "configs" / "study-kuairand.yaml")) if pipeline == "study" else ()
-    )
+    study = ("--study", str(STUDY)) if pipeline == "study" else ()
     _json("submit", *DATA, "--pipeline", pipeline, *study)
     assert [
         run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()
@@ -366,6 +365,8 @@ def test_an_unknown_experiment_is_made_only_when_asked_for(server: FakeServer) -
             ("submit", *DATA, "--param", "epochs=3"),
             "the training pipeline has no parameter 'epochs'; expected checks, data, ",
         ),
+        (("submit", *DATA, "--param", "epochs"), "--param epochs has no value"),
+        (("submit", *DATA, "--study", str(STUDY)), "has no parameter 'study'"),
         (("submit", *DATA, "--pipeline", "absent"), "there is no pipeline 'absent'"),
         (("schedule", *DATA, "--cron", "daily"), "a schedule has five fields"),
         (
@@ -379,6 +380,19 @@ def test_a_mistake_is_found(server: FakeServer, arguments: tuple[str, ...], mess
     assert message in _failing(server, (0, ""), *arguments)
     assert not server.runs
     assert not server.recurring
+
+
+@pytest.mark.parametrize("command", [("submit",), ("schedule", "--cron", "0 3 * * *")])
+@pytest.mark.parametrize(
+    ("given", "missing"), [(DATA, "--study"), (("--study", str(STUDY)), "--data-uri")]
+)
+def test_a_pipeline_without_what_it_needs_is_refused_before_anything_is_sent(
+    server: FakeServer, command: tuple[str, ...], given: tuple[str, ...], missing: str
+) -> None:
+    answer = _type(*command, "--pipeline", "study", *given)
+    assert answer.exit_code == 2
+    assert missing in answer.stderr
+    assert server.requests == []
 
 
 def test_a_page_that_is_no_server_is_named(

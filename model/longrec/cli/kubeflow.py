@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,8 @@ from longrec.errors import LongrecError
 SUCCEEDED = "SUCCEEDED"
 DAY_SECONDS = 86_400.0
 POLL_VARIABLE = "LONGREC_POLL_SECONDS"
-PIPELINES_WITHOUT_DATASET = ("drift",)
+REQUIRED_PARAMETERS = {"data_uri": ("--data-uri", "a dataset"), "study": ("--study", "a study")}
+"""Parameter without a default -> the option that gives it, and what it is."""
 
 Host = Annotated[
     str,
@@ -151,10 +153,9 @@ def submit(
       longrec submit --data-uri /data/dataset --config my.yaml \\
           --set platform.steps.train.gpu=1 --param webhook=https://chat/hook
     """
-    _require_dataset(pipeline, data_uri)
-    server = _connect(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
+        server = _connect(host, namespace, token_file, cookie_file)
         submission = dataclasses.replace(
             prepared,
             name=name or prepared.name,
@@ -202,10 +203,9 @@ def schedule(
       longrec schedule --pipeline refresh --cron '15 * * * *' --data-uri s3://bucket/dataset
       longrec schedule --pipeline drift --cron '30 6 * * *' --config my.yaml
     """
-    _require_dataset(pipeline, data_uri)
-    server = _connect(host, namespace, token_file, cookie_file)
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
+        server = _connect(host, namespace, token_file, cookie_file)
         submission = dataclasses.replace(
             prepared,
             name=name or f"{pipeline}-{prepared.name}",
@@ -278,11 +278,22 @@ def _connect(host: str, namespace: str, token_file: Path | None, cookie_file: Pa
     )
 
 
-def _require_dataset(pipeline: str, data_uri: str) -> None:
-    if not data_uri and pipeline not in PIPELINES_WITHOUT_DATASET:
-        raise typer.BadParameter(
-            f"The {pipeline} pipeline needs a dataset.", param_hint="--data-uri"
-        )
+def _check_parameters(pipeline: str, arguments: Mapping[str, Any], inputs: Any) -> None:
+    """Check the names of a pipeline's parameters, and that none is missing.
+
+    Raises:
+        LongrecError: a parameter is unknown.
+        typer.BadParameter: a parameter without a default is missing.
+    """
+    for name in arguments:
+        if name not in inputs:
+            raise LongrecError(
+                f"the {pipeline} pipeline has no parameter '{name}'",
+                expected=", ".join(sorted(inputs)),
+            )
+    for name, (option, what) in REQUIRED_PARAMETERS.items():
+        if name in inputs and not arguments.get(name):
+            raise typer.BadParameter(f"The {pipeline} pipeline needs {what}.", param_hint=option)
 
 
 def _read_secret(path: Path | None, variable: str) -> str:
@@ -334,25 +345,23 @@ def _prepare(
         with renamed_keys_on_stderr():
             arguments["study"] = to_text(load(find_file(study)))
     for text in params or ():
-        name, value = _parse_parameter(text, pipeline, inputs)
+        name, value = _parse_parameter(text, inputs)
         arguments[name] = value
+    _check_parameters(pipeline, arguments, inputs)
     package = compiler.compile_to(pipeline, folder / f"{pipeline}.yaml", platform)
     return import_module("pipelines.server.client").Submission(
         package, arguments, content.run.name, service_account=platform.service_account
     )
 
 
-def _parse_parameter(text: str, pipeline: str, inputs: Any) -> tuple[str, Any]:
+def _parse_parameter(text: str, inputs: Any) -> tuple[str, Any]:
     """Return name and value of NAME=VALUE; the value is text or YAML, as the parameter's type."""
     from longrec.config_file import parse_yaml
 
     name, separator, value = text.partition("=")
-    if not separator or name not in inputs:
-        raise LongrecError(
-            f"the {pipeline} pipeline has no parameter '{name}'",
-            expected=", ".join(sorted(inputs)),
-        )
-    if inputs[name].type == "String":
+    if not separator:
+        raise LongrecError(f"--param {text} has no value", expected="NAME=VALUE")
+    if name not in inputs or inputs[name].type == "String":
         return name, value
     return name, parse_yaml(value, f"the value of {name}")
 

@@ -1,9 +1,9 @@
 """Fingerprints of the code behind each pipeline step.
 
-A fingerprint covers the files of longrec that a step can import, the versions of the packages that
-they import, and the project folders that the step reads. Kubeflow's cache knows the text of a
-component and its inputs, but not the library that it calls. So the fingerprint is an input of each
-step: an edit re-runs the steps that can reach it, and no other.
+A fingerprint covers the step's file in `components`, the files of longrec that it can import, the
+versions of the packages that they import, and the project folders that the step reads. Kubeflow's
+cache knows the command of a step and its inputs, but not the code that it runs. So the fingerprint
+is an input of each step: an edit re-runs the steps that can reach it, and no other.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _versions(packages: set[str]) -> Iterator[str]:
 
 def _files(step: PipelineStep, project: Path) -> list[Path]:
     """Return the files that a step reads besides the modules that it imports."""
-    roots = [project / folder for folder in step.folders]
+    component = project / "components" / f"{step.component}.py"
+    roots = [component, *(project / folder for folder in step.folders)]
     if step.reads_library:
         roots += [LIBRARY, project / "pyproject.toml"]
     paths = [path for root in roots for path in _files_below(root)]

@@ -59,9 +59,23 @@ class Trial:
             "config": self.config.to_dict(),
         }
 
+    def to_text(self) -> str:
+        """Return the JSON form as text, without the settings that have their defaults.
+
+        A pipeline passes it to a step: a text keeps its type, and is small.
+        """
+        defaults = RunConfig().to_dict()
+        changed = _changed_settings(self.config.to_dict(), defaults)
+        return json.dumps({**self.to_dict(), "config": changed}, sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Trial:
+        """Return the trial of a text of `to_text`."""
+        return cls.from_dict(json.loads(text))
+
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Trial:
-        """Return the trial of a JSON form; KFP turns all its numbers into floats."""
+        """Return the trial of a JSON form; missing settings have their defaults."""
         return cls(
             id=value["id"],
             variant=value["variant"],
@@ -138,6 +152,19 @@ def _slug(variant: str, point: Mapping[str, Any]) -> str:
         is_safe = character.isalnum() or character in "-_."
         safe += character if is_safe else "_"
     return safe
+
+
+def _changed_settings(value: Row, defaults: Row) -> Row:
+    """Return the entries of a configuration that differ from their defaults, sections too."""
+    changed: Row = {}
+    for key, entry in value.items():
+        default = defaults.get(key)
+        if isinstance(entry, dict) and isinstance(default, dict):
+            entry = _changed_settings(entry, default)
+            default = {}
+        if entry != default:
+            changed[key] = entry
+    return changed
 
 
 def _hashed_settings(config: RunConfig) -> Row:

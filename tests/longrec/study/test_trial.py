@@ -58,6 +58,14 @@ def test_a_trial_survives_as_json(finished: Finished) -> None:
     assert Trial.from_dict(json.loads(text)) == trial
 
 
+def test_a_trial_survives_as_a_text_without_defaults(finished: Finished) -> None:
+    study, _ = finished
+    for trial in plan(study):
+        assert Trial.from_text(trial.to_text()) == trial
+    default = dataclasses.replace(trial, config=type(trial.config)())
+    assert json.loads(default.to_text())["config"] == {}
+
+
 def test_one_trial_from_paths_and_plain_values_equals_the_study(
     histories_dir: Path,
     finished: Finished,
