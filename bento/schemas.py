@@ -3,6 +3,9 @@
 A JSON or Arrow body decodes to a CallerRequest; a bad one gives an HttpError. BentoML calls
 `from_http_request` and passes what it returns to the endpoint. Its own decoding would log a stack
 trace for each bad request.
+
+BentoML's clients call with keywords, `rank(user_id=1, candidates=[2])`, or with one object,
+`rank({"user_id": 1, "candidates": [2]})`. They send the object as the field `request` of a body.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import bentoml
 from pydantic import (
@@ -22,6 +25,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from bento.errors import HttpError, first_problem
@@ -38,6 +42,8 @@ MAX_BYTES_ON_LOOP = 65_536
 MAX_ID_CHARACTERS = 1_024
 MAX_INT64 = 2**63 - 1
 MIN_INT64 = -(2**63)
+WHOLE_REQUEST = "request"
+"""Field of a body from BentoML's clients that holds the whole request as one object."""
 
 Decoded = TypeVar("Decoded")
 
@@ -117,10 +123,55 @@ class _JsonRequestBody(bentoml.IODescriptor):
         if isinstance(content, HttpError):
             return content
         try:
-            body = await _decode(content, cls.model_validate_json)
+            body = await _decode(content, cls._parse)
         except ValidationError as error:
             return HttpError(400, first_problem(error))
         body._caller = _identify_caller(request)
+        return body
+
+    @classmethod
+    def from_inputs(cls, *args: Any, **kwargs: Any) -> Self:
+        """Return the body of a call with keywords or with one object.
+
+        BentoML makes bodies so for callers that hold the code of the service.
+
+        Raises:
+            TypeError: the call has both, or more than one object.
+            ValidationError: a field is missing or of another type.
+        """
+        if len(args) + bool(kwargs) > 1:
+            raise TypeError("call with either one object or keywords")
+        fields = args[0] if args else kwargs.get(WHOLE_REQUEST, kwargs)
+        body: Self = cls.model_validate(fields)
+        return body
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the schema: for OpenAPI, which names references, or for BentoML's clients."""
+        schema: dict[str, Any] = super().model_json_schema(*args, **kwargs)
+        # With this mark, clients refuse keywords.
+        schema.pop("root_input", None)
+        if "ref_template" in kwargs:
+            return schema
+        # Clients name a positional argument by the first property, and refuse missing ones.
+        del schema["required"]
+        schema["properties"] = {WHOLE_REQUEST: {"type": "object"}, **schema["properties"]}
+        return schema
+
+    @classmethod
+    def _parse(cls, content: bytes) -> Self:
+        """Return the body; as the only field, an object in `request` stands for all fields.
+
+        Raises:
+            ValidationError: it is not such a body.
+        """
+        try:
+            body: Self = cls.model_validate_json(content)
+        except ValidationError:
+            fields = _whole_request(content)
+            if fields is None:
+                raise
+            body = cls.model_validate(fields)
         return body
 
     def _to_request(self, candidates: Sequence[int | str]) -> CallerRequest:
@@ -186,6 +237,8 @@ class _ArrowBody(bentoml.IODescriptor):
             "type": "string",
             "format": "binary",
             "description": cls.__doc__,
+            # Clients then send one argument as it is.
+            "root_input": True,
         }
 
 
@@ -278,6 +331,18 @@ class ExplainResponse(RankResponse):
     """Scores of one candidate, and the events behind them."""
 
     attention: list[HeadAttention]
+
+
+def _whole_request(content: bytes) -> dict[str, Any] | None:
+    """Return the object in the only field of a body, `request`; None for another body."""
+    try:
+        body = from_json(content)
+    except ValueError:
+        return None
+    if not isinstance(body, dict) or list(body) != [WHOLE_REQUEST]:
+        return None
+    fields = body[WHOLE_REQUEST]
+    return fields if isinstance(fields, dict) else None
 
 
 def _check_bounds(
