@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from longrec.release.model_store import store_dir
 
 LOCK_NAME = ".lock"
 RUNS_FOLDER = "runs"
+WRITTEN_FOLDERS = ("store", "models", "bentoml", "checkpoints", "tensorboard", RUNS_FOLDER)
+"""Folders of a work directory that the steps of a pipeline write to."""
 THREADING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Waiting threads sleep. Spinning threads made training 20 to 60 times slower on a busy machine."""
 
@@ -41,6 +45,36 @@ def locked(workdir: Path) -> Iterator[None]:
     )
     with files.locked(workdir / LOCK_NAME, busy):
         yield
+
+
+def check_writable(workdir: str | Path) -> None:
+    """Check that the steps of a pipeline can write to a work directory, before they need to.
+
+    Raises:
+        WorkdirError: they cannot; it names the owner, this user, and the command that changes it.
+    """
+    directory = Path(workdir)
+    below = [directory / name for name in WRITTEN_FOLDERS]
+    for folder in (directory, *(path for path in below if path.is_dir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise _not_writable(directory, folder, error) from error
+
+
+def _not_writable(workdir: Path, folder: Path, error: OSError) -> WorkdirError:
+    what = f"the work directory cannot be written at {folder}"
+    user, group = os.geteuid(), os.getegid()
+    if error.errno not in (errno.EACCES, errno.EPERM) or not folder.exists():
+        return WorkdirError(what, found=error.strerror, fix="Repair the volume or its mount.")
+    owner = folder.stat().st_uid
+    return WorkdirError(
+        what,
+        found=f"it belongs to user {owner}, and this is user {user}",
+        fix="Run once as root, in a pod that mounts the volume there: "
+        f"chown -R {user}:{group} {workdir}",
+    )
 
 
 def new_run_folder(runs: Path, name: str) -> Path:

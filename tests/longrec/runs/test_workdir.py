@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from longrec.cli.main import app
 from longrec.config import RunConfig
 from longrec.runs import run
 from longrec.runs.run import latest_dataset
-from longrec.runs.workdir import WorkdirError, run_environment
+from longrec.runs.workdir import WorkdirError, check_writable, run_environment
+from tests.longrec.mounts import mounted
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +76,52 @@ def test_a_shell_reads_the_printed_environment_of_any_path(tmp_path: Path) -> No
     assert found == str(workdir / "bentoml")
     as_json = CliRunner().invoke(app, ["env", "--workdir", str(workdir), "--json"])
     assert json.loads(as_json.stdout)["LONGREC_HOME"] == str(workdir)
+
+
+@contextlib.contextmanager
+def user_of_the_image() -> Iterator[None]:
+    """Be user 10001 in the block."""
+    if os.geteuid():
+        pytest.skip("only root may become another user")
+    os.setegid(10_001)
+    os.seteuid(10_001)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """Return a folder that the user of the image may reach."""
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    return folder
+
+
+def test_a_volume_of_root_is_told_with_the_line_that_repairs_it(volume: Path) -> None:
+    message = rf"it belongs to user 0, and this is user 10001.*chown -R 10001:10001 {volume}$"
+    with user_of_the_image(), pytest.raises(WorkdirError, match=message):
+        check_writable(volume)
+    os.chown(volume, 10_001, 10_001)
+    with user_of_the_image():
+        check_writable(volume)
+    assert list(volume.iterdir()) == []
+
+
+def test_a_folder_of_root_in_a_volume_is_told_too(volume: Path) -> None:
+    (volume / "store").mkdir()
+    os.chown(volume, 10_001, 10_001)
+    message = rf"written at {volume}/store; .* user 0, .*chown -R 10001:10001 {volume}$"
+    with user_of_the_image(), pytest.raises(WorkdirError, match=message):
+        check_writable(volume)
+
+
+def test_a_volume_that_is_mounted_read_only_is_no_matter_of_owners(volume: Path) -> None:
+    message = r"found Read-only file system. Repair the volume or its mount\."
+    read_only = mounted(volume, volume, "bind", "remount,bind,ro")
+    with read_only, pytest.raises(WorkdirError, match=message):
+        check_writable(volume)
