@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 VOID_TAGS = ("meta", "br")
-LINK_ATTRIBUTES = {"src", "href", "srcset", "action", "data"}
-REFERENCE = re.compile(r"https?://|[\"'(=]\s*//|@import|url\(|<script|<link|<img|<iframe")
+LINK_ATTRIBUTES = {"src", "srcset", "action", "data"}
+REFERENCE = re.compile(r"https?://|[\"'(=]\s*//|@import|url\([^#]|<script|<link|<img|<iframe")
 Attributes = list[tuple[str, str | None]]
 
 
@@ -48,12 +48,17 @@ class Page(html.parser.HTMLParser):
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a page whose tags close and that refers to no other file or host."""
+    """Return the text of a page whose tags close; check that it refers to no other host.
+
+    It may link to other pages, but show nothing of another file.
+    """
     source = path.read_text(encoding="utf-8")
     parsed = Page(source)
     assert parsed.open == []
     assert not REFERENCE.search(source)
     names = {name for name, _ in parsed.attributes}
     assert not names & LINK_ATTRIBUTES
+    links = [value for name, value in parsed.attributes if name in ("href", "xlink:href")]
+    assert all(re.fullmatch(r"#\w+|[\w./-]+\.html", link) for link in links)
     assert "default-src 'none'" in source
     return "".join(parsed.text)

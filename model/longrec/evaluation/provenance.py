@@ -11,7 +11,6 @@ import importlib.metadata
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,8 +19,9 @@ import numpy.typing as npt
 
 from longrec.data.columns import int64_column
 from longrec.data.histories import Histories, count_parts
-from longrec.evaluation import metrics, validation_page
+from longrec.evaluation import metrics, validation_notes
 from longrec.evaluation.sample import EvaluationInputs
+from longrec.reporting.page import current_minute
 from longrec.schema import TIMESTAMP
 from longrec.scoring.bundle import CURVE_NAME, Bundle
 
@@ -48,11 +48,12 @@ def describe(
     bundle = inputs.scorer.bundle
     manifest = histories.manifest
     return {
+        "date": current_minute(),
         "name": manifest.get("dataset", histories.schema.name),
         "calibration_bins": _calibration_bins(inputs, scores),
         "training": dict(bundle.facts),
-        "findings": validation_page.findings(bundle.facts),
-        "notes": validation_page.notes(bundle.facts),
+        "findings": validation_notes.findings(bundle.facts),
+        "notes": validation_notes.notes(bundle.facts),
         "training_curve": _training_curve(bundle_dir),
         "bundle": _describe_bundle(bundle, histories),
         "data": _describe_data(histories),
@@ -110,20 +111,11 @@ def _describe_data(histories: Histories) -> Row:
         "items": histories.items.num_rows,
         "targets": histories.targets.num_rows,
         "requests": requests.num_rows,
-        **_describe_parts(count_parts(requests)),
         "most events per request": histories.manifest.get("max_history"),
         "history length p50, p90, max": ", ".join(f"{length:,.0f}" for length in percentiles),
         "first request": _minute(request_times[0]),
         "evaluated from": _minute(histories.split_time_ms),
         "last request": _minute(request_times[-1]),
-    }
-
-
-def _describe_parts(parts: Mapping[str, Mapping[str, int]]) -> Row:
-    """Return the sizes of each part of the requests as a text."""
-    return {
-        f"part {name}": ", ".join(f"{count:,} {what}" for what, count in counts.items())
-        for name, counts in parts.items()
     }
 
 

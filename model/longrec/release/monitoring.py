@@ -389,28 +389,18 @@ def _render(
         "live scores": report.num_scores,
         "reference scores": num_reference_scores,
         "model version": report.model_version,
-        "degraded": f"{100 * report.degraded_share:.2f} %",
+        "degraded": page.format_percent(report.degraded_share),
     }
-    rows = [[entry.name, entry.psi, entry.noise, entry.bound] for entry in comparisons]
-    classes = ["bad" if entry.name in report.drifted else "" for entry in comparisons]
-    table = page.table(
-        ["quantity", "PSI", "by chance", "bound"],
-        rows,
-        classes,
-    )
-    note = (
-        f"Requests of the {config.window_hours:g} hours before the last one. "
-        "Rule of thumb: a PSI below 0.1 is no change, above 0.25 a large one."
-    )
-    title = "Against the evaluation of the model"
-    sections = [page.section(title, page.tiles(values), table, note=note)]
-    for comparison in sorted(comparisons, key=lambda entry: -entry.psi):
-        sections.append(_histogram_section(comparison))
-    return page.document(
-        "Drift of live requests",
-        f"{len(report.drifted)} of {len(comparisons)} quantities have drifted",
-        page.Html("".join(sections)),
-        _verdict(report),
+    return page.render(
+        "drift.html.jinja",
+        title="Drift of live requests",
+        subtitle=f"{len(report.drifted)} of {len(comparisons)} quantities have drifted",
+        date=page.current_minute(),
+        verdict=_verdict(report),
+        values=values,
+        window_hours=f"{config.window_hours:g}",
+        comparisons=comparisons,
+        report=report,
     )
 
 
@@ -418,25 +408,3 @@ def _verdict(report: DriftReport) -> tuple[bool, str]:
     if not report.is_enough:
         return False, "too few requests to tell"
     return report.passed, "no drift" if report.passed else "drift"
-
-
-def _histogram_section(comparison: DriftComparison) -> page.Html:
-    num_reference = max(sum(comparison.reference), 1)
-    num_live = max(sum(comparison.live), 1)
-    rows = []
-    counts = zip(
-        comparison.bins,
-        comparison.reference,
-        comparison.live,
-        strict=True,
-    )
-    for name, reference, live in counts:
-        if reference or live:
-            shares = (reference / num_reference, live / num_live)
-            rows.append([name, *(f"{100 * share:.2f} %" for share in shares)])
-    table = page.table(["", "reference", "live"], rows)
-    return page.section(
-        comparison.name,
-        table,
-        note=f"PSI {comparison.psi:.4f}",
-    )

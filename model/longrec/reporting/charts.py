@@ -1,308 +1,213 @@
-"""Draw line charts as SVG for a self-contained page.
+"""Draw charts with matplotlib, as SVG files.
 
-A chart is 560 by 320 drawing units. The margins hold the tick labels and the axis labels. Styles
-are classes of `page.STYLE`: s1 to s8 stroke and f1 to f8 fill with the color of series 1 to 8.
+`page.inline` puts such a chart into a page. There its colors follow those of the page.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import html
+import io
 import math
+import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from longrec.reporting.page import Html
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Point: TypeAlias = tuple[float, float]
+Interval: TypeAlias = tuple[str, float, float, float]
+"""Name, value, low end and high end."""
 
-WIDTH = 560.0
-HEIGHT = 320.0
-LEFT = 66.0
-RIGHT = 26.0
-TOP = 14.0
-BOTTOM = 44.0
-LABEL_X = 13.0
-"""Middle of the label of the vertical axis, from the left edge."""
-MIN_TICK_DISTANCE = 34.0
-"""Drawing units between two labels of the horizontal axis; closer ones are left out."""
-ROUND_STEPS = (1, 2, 2.5, 5, 10)
+BLUE = "#2158c7"
+ORANGE = "#b4540a"
+GREEN = "#12803c"
+RED = "#b3175f"
+SOFT = "#5b6675"
+LINE = "#d9dee5"
+COLORS = (BLUE, ORANGE, GREEN, "#8a2be2", RED, "#0a8a8a", "#8a6d00")
+"""Colors of the series of a chart."""
+MAX_TICKS = 10
+MAX_TICK = 100_000
+"""Largest value with a label of its own on a logarithmic axis, beside MAX_TICKS."""
+MIN_TICK_DISTANCE = 0.08
+"""Share of a logarithmic axis between two labels; closer ones are left out."""
+WIDTH_INCHES = 5.6
+HEIGHT_INCHES = 3.3
+ROW_INCHES = 0.27
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "longrec",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": LINE,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": SOFT,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+"""Equal charts are equal files."""
+TOOLTIP = "tooltip: "
+"""Begins the id of a dot with a text; the text becomes its title, which browsers show."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis of a chart.
+class Labels:
+    """The texts of a chart.
 
     Args:
-        low, high: ends, in the values of the data.
-        ticks: values with a mark and a label.
-        label: text under or beside the axis.
-        scale: increasing function of values, for a logarithmic axis.
-        tick_text: function that writes the label of a tick.
+        title: for screen readers.
+        x, y: of the axes, with units.
     """
 
-    low: float
-    high: float
-    ticks: Sequence[float]
-    label: str
-    scale: Callable[[float], float] = float
-    tick_text: Callable[[float], str] = "{:g}".format
-
-    def fraction(self, value: float) -> float:
-        """Return the position of a value: 0 at the low end, 1 at the high end."""
-        low = self.scale(self.low)
-        high = self.scale(self.high)
-        if high <= low:
-            return 0.5
-        return (self.scale(value) - low) / (high - low)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LineChart:
-    """A frame with two axes that turns series of points into SVG.
-
-    Args:
-        x: the horizontal axis.
-        y: the vertical axis.
-        title: text for screen readers.
-    """
-
-    x: Axis
-    y: Axis
     title: str
-
-    def coordinates(self, point: Point) -> tuple[float, float]:
-        """Return the drawing coordinates of a point, from the upper left corner."""
-        x_value, y_value = point
-        width = WIDTH - LEFT - RIGHT
-        height = HEIGHT - TOP - BOTTOM
-        x = LEFT + self.x.fraction(x_value) * width
-        y = HEIGHT - BOTTOM - self.y.fraction(y_value) * height
-        return x, y
-
-    def line(self, points: Sequence[Point], style: str) -> str:
-        """Return a line through the points; empty for fewer than two."""
-        if len(points) < 2:
-            return ""
-        return element(
-            "polyline",
-            class_=f"line {style}",
-            points=self._coordinates_text(points),
-        )
-
-    def band(self, lows: Sequence[Point], highs: Sequence[Point]) -> str:
-        """Return the area between two lines over the same x values."""
-        if len(lows) < 2:
-            return ""
-        outline = [*lows, *reversed(highs)]
-        return element(
-            "polygon",
-            class_="band",
-            points=self._coordinates_text(outline),
-        )
-
-    def dots(
-        self,
-        points: Sequence[Point],
-        style: str,
-        texts: Sequence[str],
-        radius: float = 3.6,
-    ) -> str:
-        """Return one dot per point; its text shows when the mouse rests on it."""
-        shapes = []
-        for point, text in zip(points, texts, strict=True):
-            x, y = self.coordinates(point)
-            title = element("title", html.escape(text))
-            shapes.append(
-                element(
-                    "circle",
-                    title,
-                    class_=style,
-                    cx=x,
-                    cy=y,
-                    r=radius,
-                )
-            )
-        return "".join(shapes)
-
-    def draw(self, *shapes: str) -> Html:
-        """Return the SVG of the frame and of the shapes in it."""
-        content = self._y_axis() + self._x_axis() + "".join(shapes)
-        return Html(
-            element(
-                "svg",
-                content,
-                viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-                role="img",
-                aria_label=html.escape(self.title, quote=True),
-            )
-        )
-
-    def _coordinates_text(self, points: Sequence[Point]) -> str:
-        pairs = [self.coordinates(point) for point in points]
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
-
-    def _y_axis(self) -> str:
-        parts = []
-        right = WIDTH - RIGHT
-        for tick in self.y.ticks:
-            _, y = self.coordinates((self.x.low, tick))
-            text = html.escape(self.y.tick_text(tick))
-            line = element(
-                "line",
-                class_="axis",
-                x1=LEFT,
-                x2=right,
-                y1=y,
-                y2=y,
-            )
-            parts.append(line)
-            parts.append(_text(text, LEFT - 8, y + 4, "end"))
-        middle = (TOP + HEIGHT - BOTTOM) / 2
-        label = html.escape(self.y.label)
-        turned = f"rotate(-90 {LABEL_X:g} {middle:g})"
-        parts.append(
-            _text(
-                label,
-                LABEL_X,
-                middle,
-                "middle",
-                transform=turned,
-            )
-        )
-        return "".join(parts)
-
-    def _x_axis(self) -> str:
-        parts = []
-        bottom = HEIGHT - BOTTOM
-        last_x = -math.inf
-        for tick in self.x.ticks:
-            x, _ = self.coordinates((tick, self.y.low))
-            if x - last_x < MIN_TICK_DISTANCE:
-                continue
-            last_x = x
-            text = html.escape(self.x.tick_text(tick))
-            line = element(
-                "line",
-                class_="axis",
-                x1=x,
-                x2=x,
-                y1=bottom,
-                y2=bottom + 5,
-            )
-            parts.append(line)
-            parts.append(_text(text, x, bottom + 18, "middle"))
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        label = html.escape(self.x.label)
-        parts.append(_text(label, middle, HEIGHT - 6, "middle"))
-        return "".join(parts)
+    x: str
+    y: str
 
 
-def element(tag: str, content: str = "", **attributes: str | float) -> str:
-    """Return an SVG element.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a chart.
 
     Args:
-        tag: name of the element.
-        content: SVG inside the element; its text is escaped already.
-        attributes: values by name; `class_` is written `class`, `text_anchor` is `text-anchor`.
+        points: in the order of the line.
+        color: one of COLORS.
+        name: text of the legend; empty for none.
+        texts: one per point, which then has a dot that shows it; empty for a line without dots.
+        band: (x, low, high) of the interval around the line; empty for none.
+        style: of the line, in the notation of matplotlib.
     """
-    parts = [tag]
-    for name, value in attributes.items():
-        key = name.rstrip("_").replace("_", "-")
-        shown = value if isinstance(value, str) else f"{round(value, 1):g}"
-        parts.append(f'{key}="{shown}"')
-    head = " ".join(parts)
-    return f"<{head}>{content}</{tag}>" if content else f"<{head}/>"
+
+    points: Sequence[Point]
+    color: str = BLUE
+    name: str = ""
+    texts: Sequence[str] = ()
+    band: Sequence[tuple[float, float, float]] = ()
+    style: str = "-"
 
 
-def _text(
-    content: str,
-    x: float,
-    y: float,
-    anchor: str,
-    **attributes: str | float,
+def line_chart(
+    series: Sequence[Series],
+    labels: Labels,
+    *,
+    is_log: bool = False,
+    marked: tuple[float, str] | None = None,
 ) -> str:
-    return element(
-        "text",
-        content,
-        x=x,
-        y=y,
-        text_anchor=anchor,
-        **attributes,
-    )
-
-
-def legend(entries: Sequence[tuple[str, str]]) -> Html:
-    """Return the legend of a chart.
+    """Return the SVG of lines over one horizontal axis.
 
     Args:
-        entries: style and text of each series.
+        series: at least one with points.
+        labels: texts of the chart.
+        is_log: whether the horizontal axis is logarithmic; 0 then lies one doubling below the
+            smallest other value.
+        marked: place on the horizontal axis with a vertical line, and its text.
     """
-    items = []
-    for style, text in entries:
-        items.append(f'<span><i class="{style}"></i>{html.escape(text)}</span>')
-    return Html(f'<div class="legend">{"".join(items)}</div>')
+    xs = sorted({x for line in series for x, _ in line.points})
+    least = next((x for x in xs if x > 0), 1.0) / 2 if is_log else -math.inf
+
+    def draw(axes: Axes) -> None:
+        for line in series:
+            _draw_series(axes, line, least)
+        if marked:
+            axes.axvline(max(marked[0], least), color=SOFT, linestyle=":", label=marked[1])
+        if is_log:
+            _log_axis(axes, xs, least)
+        else:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_formatter("{x:,g}")
+        axes.ticklabel_format(axis="y", useOffset=False)
+        if marked or any(line.name for line in series):
+            axes.figure.legend(loc="outside lower left", ncols=2)
+
+    return _svg(labels, HEIGHT_INCHES, draw)
 
 
-def fill_style(style: str) -> str:
-    """Return the style that fills with the color that a style strokes with, f1 for s1."""
-    return style.replace("s", "f")
-
-
-def log_axis(
-    values: Sequence[float],
-    label: str,
-    ticks: Sequence[float] | None = None,
-    tick_text: Callable[[float], str] | None = None,
-) -> Axis:
-    """Return a logarithmic axis over values.
-
-    Zero has no logarithm: it is drawn one doubling below the smallest other value.
+def interval_chart(intervals: Sequence[Interval], labels: Labels) -> str:
+    """Return the SVG of a row per interval, green above zero and red below.
 
     Args:
-        values: values of the data, at least one.
-        label: text of the axis.
-        ticks: values with a mark; None for all values.
-        tick_text: function that writes the label of a tick; None for `short_number`.
+        intervals: from top to bottom.
+        labels: texts of the chart.
     """
-    ordered = sorted(set(values))
-    smallest = next((value for value in ordered if value), 1.0)
 
-    def scale(value: float) -> float:
-        return math.log(max(value, smallest / 2))
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=SOFT, linestyle="--")
+        for row, (name, value, low, high) in enumerate(intervals):
+            color = _sign_color(low, high)
+            text = f"{name}: {value:+.4f} ({low:+.4f} to {high:+.4f})"
+            axes.plot([low, high], [row, row], color=color)
+            axes.plot([value], [row], "o", color=color, gid=TOOLTIP + text)
+        axes.set_yticks(range(len(intervals)), [name for name, *_ in intervals])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
 
-    return Axis(
-        ordered[0],
-        ordered[-1],
-        ordered if ticks is None else ticks,
-        label,
-        scale,
-        tick_text or short_number,
-    )
-
-
-def nice_ticks(low: float, high: float, num: int = 5) -> list[float]:
-    """Return about `num` round values that span [low, high]."""
-    if not high > low:
-        low -= 0.5 * (abs(low) or 1)
-        high += 0.5 * (abs(high) or 1)
-    step = _round_step((high - low) / num)
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return _svg(labels, 0.7 + ROW_INCHES * len(intervals), draw)
 
 
-def _round_step(raw: float) -> float:
-    """Return the smallest round step that is not below `raw`."""
-    power = 10.0 ** math.floor(math.log10(raw))
-    for factor in ROUND_STEPS:
-        if factor * power >= raw * 0.999:
-            return factor * power
-    return 10 * power
+def _sign_color(low: float, high: float) -> str:
+    if low > 0:
+        return GREEN
+    return RED if high < 0 else SOFT
 
 
-def short_number(value: float) -> str:
-    """Return the text of a tick; from 10,000 on, thousands are written as K."""
-    if value >= 10_000 and not value % 100:
-        return f"{value / 1000:g}K"
-    return f"{value:,g}"
+def _draw_series(axes: Axes, line: Series, least: float) -> None:
+    if line.band:
+        xs, lows, highs = zip(*line.band, strict=True)
+        shown_xs = [max(x, least) for x in xs]
+        axes.fill_between(shown_xs, lows, highs, color=line.color, alpha=0.16, linewidth=0)
+    points = [(max(x, least), y) for x, y in line.points]
+    xs, ys = zip(*points, strict=True)
+    label = line.name or None
+    axes.plot(xs, ys, line.style, color=line.color, label=label, clip_on=False)
+    for (x, y), text in zip(points, line.texts, strict=False):
+        axes.plot([x], [y], "o", color=line.color, clip_on=False, gid=TOOLTIP + text)
+
+
+def _log_axis(axes: Axes, values: Sequence[float], least: float) -> None:
+    """Make the horizontal axis logarithmic, with the values as labels if they are few."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(values) > MAX_TICKS or max(values) >= MAX_TICK:
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 3), numticks=MAX_TICKS))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        return
+    span = math.log(max(values[-1], least) / max(values[0], least)) or 1.0
+    ticks: list[float] = []
+    for value in values:
+        last = max(ticks[-1], least) if ticks else 0.0
+        if not last or math.log(value / last) > MIN_TICK_DISTANCE * span:
+            ticks.append(value)
+    axes.set_xticks([max(tick, least) for tick in ticks], [f"{tick:,g}" for tick in ticks])
+
+
+def _svg(labels: Labels, height: float, draw: Callable[[Axes], Any]) -> str:
+    """Return the SVG of what a function draws on axes; empty without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return ""
+    stream = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        axes = figure.subplots()
+        axes.set(xlabel=labels.x, ylabel=labels.y)
+        draw(axes)
+        figure.savefig(stream, format="svg", metadata=NO_METADATA)
+    _, start, drawing = stream.getvalue().partition("<svg ")
+    titled = re.sub(rf"<g id=([\"']){TOOLTIP}(.*?)\1>", r"<g><title>\2</title>", drawing)
+    return f'{start}role="img" aria-label="{html.escape(labels.title)}" {titled}'

@@ -18,6 +18,8 @@ from pathlib import Path
 from longrec.runs.steps import PipelineStep, steps_by_code_key
 
 LIBRARY = Path(__file__).resolve().parents[1]
+TEMPLATES = LIBRARY / "reporting" / "templates"
+"""Files that a step reads whose modules import Jinja2."""
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -60,9 +62,10 @@ def _fingerprint(steps: Sequence[PipelineStep], project: Path, modules: dict[str
         module = modules[name]
         digest.update(f"{name} {module.sha256}\n".encode())
         packages |= {imported.partition(".")[0] for imported in module.imports}
+    templates = _files_below(TEMPLATES) if "jinja2" in packages else []
     for line in _versions(packages):
         digest.update(f"{line}\n".encode())
-    for path in [path for step in steps for path in _files(step, project)]:
+    for path in [*templates, *(path for step in steps for path in _files(step, project))]:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{_relative(path, project)} {content}\n".encode())
     return digest.hexdigest()[:FINGERPRINT_LENGTH]

@@ -14,7 +14,14 @@ from longrec.errors import LongrecError
 from longrec.runs.code_fingerprint import of_steps
 from longrec.runs.local_run import find_output
 from longrec.runs.project import find_root
-from longrec.runs.summary import LATEST, OUTPUT_STEPS, SUMMARY_NAME, summarize_metrics
+from longrec.runs.summary import (
+    LATEST,
+    METRICS_NAME,
+    OUTPUT_STEPS,
+    SUMMARY_NAME,
+    summarize_metrics,
+    write_report,
+)
 from longrec.runs.workdir import (
     RUNS_FOLDER,
     environment,
@@ -142,8 +149,10 @@ def evaluate_again(
             seed=config.seed,
             champion_dir=champion_bundle(run.workdir, store_dir(), version),
         )
-    results = summarize_metrics(read_json(out_dir / "metrics.json"))
-    return {"run": run.folder.name, **results, "report": str(out_dir / "report.html")}
+    page = out_dir / "report.html"
+    write_report(out_dir, page, run.folder)
+    results = summarize_metrics(read_json(out_dir / METRICS_NAME))
+    return {"run": run.folder.name, **results, "report": str(page)}
 
 
 def package_again(run: FinishedRun, *, force: bool) -> dict[str, Any]:

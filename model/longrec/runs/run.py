@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -20,7 +21,14 @@ from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener, find_output
 from longrec.runs.project import find_root, import_module
 from longrec.runs.steps import STEPS
-from longrec.runs.summary import LATEST, SUMMARY_NAME, summarize, write_summary
+from longrec.runs.summary import (
+    LATEST,
+    METRICS_NAME,
+    SUMMARY_NAME,
+    summarize,
+    write_report,
+    write_summary,
+)
 from longrec.runs.workdir import (
     RUNS_FOLDER,
     environment,
@@ -169,7 +177,7 @@ def run_pipeline(
                 pipeline, parameters, folder, listener, cache=workdir / "cache" if cache else None
             )
         finally:
-            _copy_pages(folder, finished)
+            _write_pages(folder, finished)
         return folder, finished
 
 
@@ -267,17 +275,17 @@ def _require_output(finished: LocalRun, step: str, name: str) -> Path:
     return path
 
 
-def _copy_pages(folder: Path, finished: LocalRun | None) -> None:
-    """Copy the HTML reports of the steps into the folder of the run, after a failure too."""
+def _write_pages(folder: Path, finished: LocalRun | None) -> None:
+    """Write the pages of the steps into the folder of the run, after a failure too."""
+    find_after_failure = functools.partial(find_output, folder / "artifacts")
+    find = finished.output if finished else find_after_failure
     for step in STEPS.values():
-        if not step.page:
-            continue
-        if finished is None:
-            path = find_output(folder / "artifacts", step.name, "report")
-        else:
-            path = finished.output(step.name, "report")
+        path = find(step.name, "report") if step.page else None
         if path is not None and path.is_file():
             shutil.copyfile(path, folder / f"{step.page}.html")
+    evaluation = find("evaluate", "evaluation")
+    if evaluation is not None and (evaluation / METRICS_NAME).is_file():
+        write_report(evaluation, folder / "report.html", folder)
 
 
 def _restore_bento(finished: LocalRun) -> None:

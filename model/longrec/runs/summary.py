@@ -18,6 +18,7 @@ from longrec.runs.local_run import FinishedStep, LocalRun
 from longrec.runs.steps import is_shown
 
 SUMMARY_NAME = "summary.json"
+METRICS_NAME = "metrics.json"
 LATEST = "latest"
 PACKAGES = (
     "longrec",
@@ -75,7 +76,7 @@ def summarize(
             found=f"nothing in {finished.artifacts}",
             fix=f"See {finished.log}.",
         )
-    metrics = read_json(evaluation / "metrics.json")
+    metrics = read_json(evaluation / METRICS_NAME)
     packaged = finished.output("package", "packaged")
     shown_steps = [step for step in finished.steps if is_shown(step.name)]
     return {
@@ -123,6 +124,24 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "best_possible_auc_full": metrics["best_possible_full"],
         "gate": {"passed": metrics["gate"]["passed"], "reasons": metrics["gate"]["reasons"]},
     }
+
+
+def write_report(evaluation: Path, path: Path, folder: Path) -> None:
+    """Write the page of an evaluation with the id of its run and links to the run's other pages.
+
+    Args:
+        evaluation: folder of the evaluation.
+        path: the page.
+        folder: folder of the run.
+    """
+    from longrec.evaluation import report
+
+    links = {}
+    for page in sorted(folder.glob("*.html")):
+        if page.name != "report.html":
+            links[os.path.relpath(page, path.parent)] = page.stem.replace("-", " ")
+    results = read_json(evaluation / METRICS_NAME)
+    path.write_text(report.render(results, folder.name, links), encoding="utf-8")
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:

@@ -58,6 +58,10 @@ def example_results() -> dict[str, Any]:
     bins = [{"score": score, "rate": score + 0.02, "num_targets": 50} for score in (0.1, 0.3, 0.5)]
     return {
         "name": "kuai<rand>",
+        "date": "2022-05-09 12:30 UTC",
+        "findings": ["More events make <this> model worse."],
+        "notes": ["Served at 10,000 events: it was set."],
+        "parts": {"eval": {"requests": 90, "targets": 1000, "users": 50}},
         "num_targets": 1000,
         "num_requests": 90,
         "num_users": 50,
@@ -107,7 +111,16 @@ def example_results() -> dict[str, Any]:
             }
         ],
         "calibration_bins": {"is_click": bins, "long_view": bins},
-        "training": {"num_steps": 40, "device": "cpu", "final_loss": 0.61},
+        "training": {
+            "num_steps": 40,
+            "device": "cpu",
+            "final_loss": 0.61,
+            "best_step": 30,
+            "validation": {
+                "curve": [{"step": step, "auc": 0.7 + step / 1000} for step in (10, 20, 30, 40)],
+                "served_length": {"length": 10_000, "curve": lengths},
+            },
+        },
         "training_curve": [
             {"step": float(step), "loss": 0.7 - 0.001 * step} for step in range(1, 1000)
         ],

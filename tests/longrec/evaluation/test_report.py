@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from longrec.evaluation import report
-from longrec.reporting import charts
 from tests.longrec.evaluation.example_results import (
     example_baseline,
     example_metrics,
@@ -49,37 +48,59 @@ def test_the_page_shows_the_results(tmp_path: Path) -> None:
         "The AUC is fine.",
         "2.50 times",
         "champion old1",
-        "1.30%",
+        "1.30 %",
+        "More events make <this> model worse.",
+        "Served at 10,000 events: it was set.",
     ):
         assert expected in text, expected
 
 
-def test_all_points_lie_inside_their_charts() -> None:
-    source = report.render(example_results())
-    lines = " ".join(re.findall(r'points="([^"]+)"', source))
-    points = re.findall(r"([-\d.]+),([-\d.]+)", lines)
-    points += re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', source)
-    assert len(points) > 250
-    right = charts.WIDTH - charts.RIGHT
-    bottom = charts.HEIGHT - charts.BOTTOM
-    for x, y in points:
-        assert charts.LEFT - 0.1 <= float(x) <= right + 0.1
-        assert charts.TOP - 0.1 <= float(y) <= bottom + 0.1
+def test_the_page_names_its_run_and_links_the_checks(tmp_path: Path) -> None:
+    links = {"check-events.html": "check events"}
+    path = tmp_path / "report.html"
+    path.write_text(report.render(example_results(), "20220509-kuai", links))
+    text = text_of(path)
+    assert "Run 20220509-kuai." in text
+    assert "Made on 2022-05-09 12:30 UTC." in text
+    assert '<a href="check-events.html">check events</a>' in path.read_text()
 
 
-def test_the_length_curve_is_where_its_values_are() -> None:
-    """Read the AUC of 0.7 at 500 events back from the place of its dot."""
+def test_charts_mark_the_served_length_and_the_packaged_step() -> None:
     source = report.render(example_results())
-    tooltip = re.escape("500 events: AUC 0.7000 (0.6900 to 0.7100)")
-    dot = re.search(rf'cy="([-\d.]+)" r="3.6"><title>{tooltip}', source)
-    y = float(dot[1])
-    label = r'<text x="58" y="([-\d.]+)" text-anchor="end">([\d.]+)</text>'
-    levels = {float(text): float(place) for place, text in re.findall(label, source)[:4]}
-    low, low_y = min(levels.items())
-    high, high_y = max(levels.items())
-    # Labels are written 4 units below their line.
-    fraction = (low_y - 4 - y) / (low_y - high_y)
-    assert low + fraction * (high - low) == pytest.approx(0.7, abs=0.002)
+    # Legends of two charts: on validation requests, and on those of the evaluation.
+    assert source.count("served: 10,000 events") == 2
+    assert "packaged: step 30" in source
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "events served, the most recent ones (log scale)",
+        "AUC of is_click",
+        "AUC on validation requests",
+        "optimizer step",
+        "training loss (nats)",
+        "mean score (probability)",
+        "share of positives",
+        "AUC of is_click: model minus baseline, 95 % interval",
+        "best baseline (boosted trees)",
+    ],
+)
+def test_axes_and_lines_have_names(words: str) -> None:
+    assert words in report.render(example_results())
+
+
+def test_values_show_when_the_mouse_rests_on_a_dot() -> None:
+    source = report.render(example_results())
+    assert "<title>500 events: AUC 0.7000 (0.6900 to 0.7100)</title>" in source
+    assert "<title>recency of &lt;tag&gt;: +0.0123 (-0.0100 to +0.0500)</title>" in source
+
+
+def test_without_matplotlib_a_page_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert 'pip install "longrec[report]"' in page_text(example_results(), tmp_path)
 
 
 def test_a_model_that_failed_the_gate_is_marked(tmp_path: Path) -> None:
@@ -100,6 +121,8 @@ def test_little_to_show_is_still_a_page(tmp_path: Path) -> None:
     baseline = {
         **example_baseline("boosted trees", None, "unknown"),
         "difference": None,
+        "difference_low": None,
+        "difference_high": None,
         "reason": "LightGBM cannot be loaded",
     }
     results |= {

@@ -81,6 +81,19 @@ def test_an_edit_touches_the_steps_that_can_reach_it(
     assert {step for step in CODE_KEYS if before[step] != after[step]} == steps | package
 
 
+def test_an_edit_of_a_template_touches_the_steps_that_write_pages(
+    copy: Path, before: dict[str, str]
+) -> None:
+    path = copy / "model/longrec/reporting/templates/base.html.jinja"
+    text = path.read_text()
+    path.write_text(text + "\n")
+    after = _now(copy)
+    path.write_text(text)
+    touched = {step for step in CODE_KEYS if before[step] != after[step]}
+    assert {"check_events", "check_histories", "evaluate", "study", "package"} <= touched
+    assert not touched & {"train", "publish", "retrieve"}
+
+
 def test_the_step_returns_them_in_the_order_of_its_names() -> None:
     names = fingerprint.component_spec.outputs
     assert set(names) == {"data", "before", "champion", *CODE_KEYS}

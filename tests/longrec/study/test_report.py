@@ -44,18 +44,8 @@ def test_the_drawing_of_differences_is_a_file_of_its_own(finished: Finished) -> 
     root = ElementTree.parse(out / "differences.svg").getroot()
     facts = read_json(out / "study.json")
     [difference] = [row for row in facts["differences"] if row["length"] == SERVED_LENGTH]
-    dots = []
-    bars = []
-    for element in root.iter():
-        if element.tag.endswith("circle"):
-            dots.append(element)
-        if element.attrib.get("class", "").startswith("line s"):
-            bars.append(element)
-    [dot] = dots
-    assert f"mean: {difference['auc']:+.4f}" in "".join(dot.itertext())
-    low = float(bars[0].attrib["x1"])
-    high = float(bars[0].attrib["x2"])
-    assert low < float(dot.attrib["cx"]) < high
+    [title] = [element.text for element in root.iter() if element.tag.endswith("}title")]
+    assert title.startswith(f"mean: {difference['auc']:+.4f}")
 
 
 def test_charts_show_the_reference_and_the_best(
@@ -78,6 +68,6 @@ def test_charts_show_the_reference_and_the_best(
     collect(tmp_path, many)
     page = (tmp_path / "report.html").read_text()
     section = page.partition("<h2>Served length")[2]
-    legend = section.partition('class="legend">')[2].partition("</div>")[0]
-    drawn = re.findall(r"</i>(v\d)", legend)
-    assert drawn == ["v0", "v4", "v5", "v6", "v7", "v8", "v9"]
+    legend = section.partition('id="legend_1"')[2].partition("</svg>")[0]
+    drawn = re.findall(r">(v\d)<", legend)
+    assert sorted(drawn) == ["v0", "v4", "v5", "v6", "v7", "v8", "v9"]

@@ -19,11 +19,11 @@ from longrec.config import ChecksConfig
 from longrec.data import files
 from longrec.data.dataset import Dataset
 from longrec.data.quality import history_profiles
-from longrec.data.quality.check_page import NO_SECTION, render_check_page
+from longrec.data.quality.check_page import render_check_page
 from longrec.data.quality.check_report import CheckReport, SuiteResult, all_results
 from longrec.data.quality.dataset_profiles import profile_dataset
 from longrec.data.quality.dataset_suites import suites_of_dataset
-from longrec.data.quality.drift import DriftProfile, PreviousVersion, drift_section, drift_suite
+from longrec.data.quality.drift import DriftProfile, PreviousVersion, compare_versions, drift_suite
 from longrec.data.quality.history_suites import suites_of_histories
 from longrec.data.quality.shard_profile import (
     ShardProfile,
@@ -36,7 +36,6 @@ from longrec.data.quality.validation import validate
 from longrec.data.shards import WHOLE_DATASET, Shard
 from longrec.data.store.versions import PublishedVersion
 from longrec.errors import CheckFailed, DataError, StoreError
-from longrec.reporting import page
 from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -255,15 +254,15 @@ def _check_shard_profiles(
     tables = merge_tables([shard.tables for shard in shards])
     suites, facts = suites_of_dataset(tables, metadata, checks)
     results = validate(suites)
-    section = NO_SECTION
+    previous: Mapping[str, Any] | None = None
     if not any(result.is_failure for result in all_results(results)):
-        drift_results, section = _check_drift(shards, tables, checks, workdir)
+        drift_results, previous = _check_drift(shards, tables, checks, workdir)
         results += drift_results
     report = _CheckResults(
         title=f"Checks of the dataset {metadata.get('name', '')}",
         facts={**facts, **_shard_facts(shards)},
         suites=results,
-        extra_section=section,
+        previous=previous,
     )
     return report.write(report_html, started)
 
@@ -277,10 +276,10 @@ def _check_drift(
     tables: Mapping[str, TableProfile],
     checks: ChecksConfig,
     workdir: str | Path | None,
-) -> tuple[list[SuiteResult], page.Html]:
-    """Return the results of the drift suite and the section of the report.
+) -> tuple[list[SuiteResult], dict[str, Any]]:
+    """Return the results of the drift suite and what the report shows of both versions.
 
-    There are no results without a previous version; the section then says why.
+    There are no results without a previous version; the report then says why.
 
     Raises:
         DataError: the dataset cannot be opened.
@@ -290,9 +289,9 @@ def _check_drift(
         raise DataError(errors[0])
     profile = DriftProfile.merged([shard.drift for shard in shards if shard.drift])
     previous, reason = _previous_version(shards[0].metadata, workdir)
-    section = drift_section(profile, previous, reason)
+    comparison = compare_versions(profile, previous, reason)
     if previous is None:
-        return [], section
+        return [], comparison
     suite = drift_suite(
         profile,
         previous,
@@ -300,7 +299,7 @@ def _check_drift(
         events=tables["events"].users,
         targets=tables["targets"].users,
     )
-    return validate([suite]), section
+    return validate([suite]), comparison
 
 
 def _previous_version(
@@ -361,13 +360,13 @@ class _CheckResults:
         title: headline of the page.
         facts: name -> value, at the head of the page.
         suites: the results.
-        extra_section: a section after those of the suites.
+        previous: comparison with the previous version, for the page.
     """
 
     title: str
     facts: Mapping[str, Any]
     suites: Sequence[SuiteResult]
-    extra_section: page.Html = NO_SECTION
+    previous: Mapping[str, Any] | None = None
 
     def write(self, path: Path, started: float) -> CheckReport:
         """Write the page, log the warnings and return the report.
@@ -384,7 +383,7 @@ class _CheckResults:
             self.facts,
             self.suites,
             seconds=seconds,
-            extra_section=self.extra_section,
+            previous=self.previous,
         )
         with files.atomic_replace(path) as temporary:
             temporary.write_text(content, encoding="utf-8")

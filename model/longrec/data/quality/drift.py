@@ -26,7 +26,7 @@ from longrec.data.quality.expectations import Expectation, Severity, Suite, Suit
 from longrec.data.quality.psi import histogram, psi, psi_noise
 from longrec.data.quality.user_profiles import UserProfile, is_unknown
 from longrec.data.timelines import group_starts, history_lengths, sorted_known_times
-from longrec.reporting import page
+from longrec.reporting.page import format_percent
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
 MAX_LENGTH_POWER = 20
@@ -235,29 +235,26 @@ class _Comparison:
         suite.add(expectation, num_new / max(num_targets, 1))
 
 
-def drift_section(
+def compare_versions(
     profile: DriftProfile,
     previous: PreviousVersion | None,
     reason: str,
-) -> page.Html:
-    """Return the section of the report that shows both versions.
+) -> dict[str, Any]:
+    """Return what the report shows of both versions: a note and the rows of two tables.
 
     Args:
         profile: profile of the dataset.
         previous: the version that it is compared with; None when there is none.
         reason: why there is nothing to compare with.
     """
-    title = "Previous version"
     if previous is None:
-        return page.section(title, note=reason)
+        return {"note": reason, "lengths": [], "shares": []}
     versions = (previous.profile, profile)
-    headers = ["before", "now"]
-    return page.section(
-        title,
-        page.table(["Requests with a history of up to", *headers], _length_rows(versions)),
-        page.table(["Share of", *headers], _share_rows(versions)),
-        note=f"Compared with {previous.name}.",
-    )
+    return {
+        "note": f"Compared with {previous.name}.",
+        "lengths": _length_rows(versions),
+        "shares": _share_rows(versions),
+    }
 
 
 def _length_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
@@ -270,7 +267,7 @@ def _length_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
         counts = [version.lengths[index] for version in versions]
         if any(counts):
             shares = [count / total for count, total in zip(counts, totals, strict=True)]
-            rows.append([name, *(f"{100 * share:.2f} %" for share in shares)])
+            rows.append([name, *map(format_percent, shares)])
     return rows
 
 
@@ -288,7 +285,7 @@ def _share_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:
 
 
 def _percentages(counts: Sequence[tuple[int, int]]) -> list[str]:
-    return [f"{100 * _rate(pair):.4g} %" for pair in counts]
+    return [format_percent(_rate(pair), ".4g") for pair in counts]
 
 
 def _history_lengths(events: pa.Table, targets: pa.Table) -> Int64:

@@ -177,7 +177,7 @@ def _format_value(expectation: Expectation, value: Any) -> str:
     """Return a value as text: a share in percent, a time as its date and number."""
     number = value.item() if hasattr(value, "item") else value
     if expectation.unit == "share" and number is not None:
-        return f"{100 * number:.4g} %"
+        return page.format_percent(number, ".4g")
     if expectation.unit == "ms" and number:  # a bound of 0 is no date
         return f"{format_minute(number)} ({number})"
-    return str(page.format_value(number))
+    return page.format_value(number)

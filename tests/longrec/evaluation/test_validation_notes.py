@@ -1,4 +1,4 @@
-"""What the validation says, in sentences and as a section of the page."""
+"""What the validation says, in sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from longrec.evaluation import validation_page
+from longrec.evaluation import validation_notes
 
 
 def length_row(length: int, auc: float, difference: float) -> dict[str, Any]:
@@ -44,16 +44,16 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_falling_curve_is_a_finding_with_numbers() -> None:
-    [finding] = validation_page.findings(facts())
+    [finding] = validation_notes.findings(facts())
     assert "0.9330 at 32 events, 0.9110 at 1,024" in finding
     assert "-0.0220 (-0.0270 to -0.0170)" in finding
     level = facts()
     level["validation"]["served_length"]["is_falling"] = False
-    assert validation_page.findings(level) == []
+    assert validation_notes.findings(level) == []
 
 
 def test_the_notes_name_the_choice_and_the_expected_gain() -> None:
-    served, gain = validation_page.notes(facts())
+    served, gain = validation_notes.notes(facts())
     assert served.startswith("Served at 32 events: the shortest length")
     assert "expected to gain about 0.0123 AUC" in gain
 
@@ -69,16 +69,8 @@ def test_the_notes_name_the_choice_and_the_expected_gain() -> None:
     ],
 )
 def test_the_notes_say_how_the_training_ended(changes: dict[str, Any], words: str) -> None:
-    assert words in " ".join(validation_page.notes(facts(**changes)))
+    assert words in " ".join(validation_notes.notes(facts(**changes)))
 
 
-def test_the_page_draws_both_curves_and_marks_the_choice() -> None:
-    section = str(validation_page.section(facts()))
-    assert section.count("<svg") == 2
-    assert "32 events, served: AUC 0.9330" in section
-    assert "step 200: AUC 0.9330, packaged" in section
-
-
-def test_a_bundle_without_validation_has_no_section() -> None:
-    assert str(validation_page.section({"num_steps": 3})) == ""
-    assert validation_page.findings({}) == validation_page.notes({}) == []
+def test_a_bundle_without_validation_has_no_sentences() -> None:
+    assert validation_notes.findings({}) == validation_notes.notes({}) == []
