@@ -234,7 +234,7 @@ def test_metrics_json_holds_the_report_and_its_provenance(report: EvaluationRepo
     "words",
     [
         "gate passed",
-        "History length",
+        "Served length",
         "Calibration",
         "best possible",
         "best baseline",
