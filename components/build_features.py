@@ -1,6 +1,6 @@
-"""build-features: feature tables of one shard of a dataset, a packed history per user."""
+"""build-features: feature tables of some shards of a dataset, a packed history per user."""
 
-from kfp.dsl import HTML, Dataset, Input, Metrics, Output
+from kfp.dsl import Dataset, Output
 
 from components import component
 
@@ -10,26 +10,18 @@ def build_features(
     data_uri: str,
     data_key: str,
     code_key: str,
-    shard: str,
-    events_report: Input[HTML],
+    shards: str,
     data: dict,
     features: Output[Dataset],
-    metrics: Output[Metrics],
 ):
-    """Write the feature tables; the artifact names the report of the passed checks."""
+    """Write the feature tables, a folder for each shard."""
     from longrec.config import DataConfig
     from longrec.config_file import build
     from longrec.data.features import build_features as build_tables
-    from longrec.data.files import write_json
     from longrec.data.location import local_directory
-    from longrec.data.shards import Shard
-    from longrec.reporting.summary import scalar_metrics
+    from longrec.data.shards import parse_shards
 
-    part = Shard.parse(shard)
     config = build(DataConfig, data, where="data")
-    with local_directory(data_uri, part) as dataset:
-        report = build_tables(dataset, features.path, config, shard=part)
-    features.metadata["checked_by"] = events_report.uri
-    for name, value in scalar_metrics(report).items():
-        metrics.log_metric(name, value)
-    write_json(metrics.path, metrics.metadata)
+    for shard in parse_shards(shards):
+        with local_directory(data_uri, shard) as dataset:
+            build_tables(dataset, shard.folder(features.path), config, shard=shard)

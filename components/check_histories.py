@@ -1,8 +1,6 @@
 """check-histories: leakage and coverage checks of the training data."""
 
-from typing import List
-
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
 from components import component
 
@@ -10,13 +8,12 @@ from components import component
 @component
 def check_histories(
     histories: Input[Dataset],
-    profiles: Input[List[Artifact]],
     code_key: str,
     checks: dict,
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Write the report on the profiles of all shards and on the joined requests."""
+    """Write the report on the timelines and on the requests."""
     from longrec.config import ChecksConfig
     from longrec.config_file import build
     from longrec.data.files import write_json
@@ -24,8 +21,7 @@ def check_histories(
     from longrec.reporting.summary import scalar_metrics
 
     config = build(ChecksConfig, checks, where="checks")
-    paths = [profile.path for profile in profiles]
-    result = check(histories.path, report.path, config, paths)
+    result = check(histories.path, report.path, config)
     for name, value in scalar_metrics(result).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -16,14 +16,11 @@ def fingerprint(
     data=str,
     before=str,
     champion=str,
-    profile_events=str,
     check_events=str,
     build_features=str,
     join_features=str,
     publish=str,
     retrieve=str,
-    profile_histories=str,
-    join_histories=str,
     check_histories=str,
     train=str,
     evaluate=str,
@@ -37,7 +34,9 @@ def fingerprint(
     from longrec.data.store.versions import version_before
     from longrec.release.registry import compared_champion
     from longrec.runs.code_fingerprint import of_steps
+    from longrec.runs.workdir import check_writable
 
+    check_writable(workdir)
     config = build(GateConfig, gate, where="gate")
     return (
         of_dataset(data_uri),

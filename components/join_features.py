@@ -14,9 +14,10 @@ def join_features(
     """Write the feature tables to publish; they equal those of one unsharded build."""
     from longrec.data.features import join_shards
     from longrec.data.files import write_json
+    from longrec.data.shards import shard_folders
     from longrec.reporting.summary import scalar_metrics
 
-    paths = [shard.path for shard in shards]
+    paths = [path for shard in shards for path in shard_folders(shard.path)]
     report = join_shards(paths, features.path)
     for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)

@@ -1,4 +1,4 @@
-"""retrieve: histories of the requests of one shard, read through the feature store."""
+"""retrieve: histories of the dataset's requests, read through the feature store, split in time."""
 
 from kfp.dsl import Dataset, Metrics, Output
 
@@ -10,31 +10,27 @@ def retrieve(
     data_uri: str,
     data_key: str,
     code_key: str,
-    shard: str,
+    shards: list,
     published: str,
     workdir: str,
-    repo_dir: str,
     data: dict,
     seed: int,
     histories: Output[Dataset],
     metrics: Output[Metrics],
 ):
-    """Write timelines, requests as offsets into them, and targets.
+    """Write timelines, requests as offsets into them, and targets, for training and evaluation.
 
-    `published` is the digest of the features that are read.
+    `published` is the digest of the features that are read; the artifact names it.
     """
     from longrec.config import DataConfig
     from longrec.config_file import build
     from longrec.data.files import write_json
-    from longrec.data.location import local_directory
-    from longrec.data.shards import Shard
-    from longrec.data.store.retrieve import retrieve as retrieve_histories
+    from longrec.data.store.retrieve import retrieve_shards
     from longrec.reporting.summary import scalar_metrics
 
-    part = Shard.parse(shard)
     config = build(DataConfig, data, where="data")
-    with local_directory(data_uri, part) as dataset:
-        report = retrieve_histories(dataset, workdir, repo_dir, histories.path, config, seed, part)
+    report = retrieve_shards(data_uri, shards, workdir, histories.path, config, seed, published)
+    histories.metadata["published"] = published
     for name, value in scalar_metrics(report).items():
         metrics.log_metric(name, value)
     write_json(metrics.path, metrics.metadata)

@@ -1,7 +1,7 @@
 """The refresh pipeline: check new events and publish their features; the model stays.
 
-    fingerprint --(data, code)--> for each shard: profile-events --> check-events --(report)-->
-    for each shard: build-features --> join-features --> publish;   in any case: finish
+    fingerprint --(data, code)--> check-events --(key)--> for some shards each: build-features -->
+    join-features --> publish;   in any case: finish
 
 `python -m pipelines.refresh` writes pipelines/compiled/refresh.yaml.
 """
@@ -44,8 +44,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         Args:
             data_uri: the dataset with the new events: a directory, or its address in an object
                 store (s3://, gs://).
-            shards: shards of the dataset's users, each checked and built in its own step: for
-                example ["1/2", "2/2"] (`data.shards: 2`).
+            shards: items of a loop over the shards of the dataset's users, for example ["1/2",
+                "2/2"], or ["1-4/8", "5-8/8"] with four shards in an item (`data.shards: 8`).
             run_id: names the run in its outcome.
             workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.

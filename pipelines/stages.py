@@ -1,6 +1,8 @@
 """Stages that several graphs share: features, histories, and the exit step.
 
-A stage loops over the shards of the dataset; one more step joins their results.
+The features are built in a loop over the shards of the dataset, several of them in one item
+(`longrec.data.shards`); one more step joins them. Each loop makes a workflow larger
+(`pipelines.workflow_size`), so the other steps read shard after shard.
 """
 
 from typing import Any, Optional, Tuple
@@ -13,9 +15,6 @@ from components.check_histories import check_histories
 from components.fingerprint import fingerprint
 from components.finish import finish
 from components.join_features import join_features
-from components.join_histories import join_histories
-from components.profile_events import profile_events
-from components.profile_histories import profile_histories
 from components.publish import publish
 from components.retrieve import retrieve
 from pipelines.platform_config import PlatformConfig
@@ -64,32 +63,23 @@ def published_features(
         platform: see `pipelines.task_settings.configure`.
         data_uri, shards, workdir, repo_dir, data, checks: parameters of the pipeline.
     """
-    limit = parallelism(platform)
-    with dsl.ParallelFor(shards, name="shards of events", parallelism=limit) as shard:
-        profiled = profile_events(
-            data_uri=data_uri,
-            data_key=keys["data"],
-            before_key=keys["before"],
-            code_key=keys["profile_events"],
-            shard=shard,
-            workdir=workdir,
-        )
-        configure(profiled, platform)
     checked = check_events(
-        profiles=dsl.Collected(profiled.outputs["profile"]),
+        data_uri=data_uri,
+        data_key=keys["data"],
         before_key=keys["before"],
         code_key=keys["check_events"],
+        shards=shards,
         checks=checks,
         workdir=workdir,
     )
     configure(checked, platform)
-    with dsl.ParallelFor(shards, name="shards of features", parallelism=limit) as shard:
+    limit = parallelism(platform)
+    with dsl.ParallelFor(shards, name="shards of features", parallelism=limit) as item:
         built = build_features(
             data_uri=data_uri,
-            data_key=keys["data"],
+            data_key=checked.outputs["Output"],
             code_key=keys["build_features"],
-            shard=shard,
-            events_report=checked.outputs["report"],
+            shards=item,
             data=data,
         )
         configure(built, platform)
@@ -114,7 +104,6 @@ def checked_histories(
     data_uri: Any,
     shards: Any,
     workdir: Any,
-    repo_dir: Any,
     data: Any,
     checks: Any,
     seed: Any,
@@ -122,40 +111,24 @@ def checked_histories(
     """Retrieve and check the histories of a dataset's requests; return them and the report.
 
     Args:
-        keys, platform, data_uri, shards, workdir, repo_dir, data, checks: see
-            `published_features`.
+        keys, platform, data_uri, shards, workdir, data, checks: see `published_features`.
         published: result of `published_features`.
         seed: seed of the sample of requests.
     """
-    limit = parallelism(platform)
-    with dsl.ParallelFor(shards, name="shards of histories", parallelism=limit) as shard:
-        retrieved = retrieve(
-            data_uri=data_uri,
-            data_key=keys["data"],
-            code_key=keys["retrieve"],
-            shard=shard,
-            published=published,
-            workdir=workdir,
-            repo_dir=repo_dir,
-            data=data,
-            seed=seed,
-        )
-        configure(retrieved, platform)
-        part = retrieved.outputs["histories"]
-        profiled = profile_histories(histories=part, code_key=keys["profile_histories"])
-        configure(profiled, platform)
-    joined = join_histories(
-        shards=dsl.Collected(part),
-        code_key=keys["join_histories"],
+    retrieved = retrieve(
+        data_uri=data_uri,
+        data_key=keys["data"],
+        code_key=keys["retrieve"],
+        shards=shards,
         published=published,
+        workdir=workdir,
         data=data,
         seed=seed,
     )
-    configure(joined, platform)
-    histories = joined.outputs["histories"]
+    configure(retrieved, platform)
+    histories = retrieved.outputs["histories"]
     checked = check_histories(
         histories=histories,
-        profiles=dsl.Collected(profiled.outputs["profile"]),
         code_key=keys["check_histories"],
         checks=checks,
     )

@@ -1,6 +1,6 @@
 """The study pipeline: train a grid of models on the same histories and compare them.
 
-    fingerprint --> ... --> join-histories --> check-histories, as in training
+    fingerprint --> ... --> retrieve --> check-histories, as in training
     plan --(trials)--> for each: trial --> collect;   in any case: finish
 
 `python -m pipelines.study` writes pipelines/compiled/study.yaml.
@@ -58,8 +58,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
                 in an object store (s3://, gs://).
             study: the study as YAML text with its whole base (`longrec.study.config.parse`).
-            shards: shards of the dataset's users, each checked, built and retrieved in its own
-                step: for example ["1/2", "2/2"] (`data.shards: 2`).
+            shards: items of a loop over the shards of the dataset's users, for example ["1/2",
+                "2/2"], or ["1-4/8", "5-8/8"] with four shards in an item (`data.shards: 8`).
             run_id: names the run in its outcome.
             workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
@@ -89,7 +89,6 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 data_uri=data_uri,
                 shards=shards,
                 workdir=workdir,
-                repo_dir=repo_dir,
                 data=data,
                 checks=checks,
                 seed=seed,

@@ -1,17 +1,14 @@
 """The training pipeline: from a dataset to a checked, trained, evaluated and packaged ranker.
 
     fingerprint         keys of data and code, for all steps
-    profile-events      per shard
-    check-events        reads all profiles
-    build-features      per shard; needs the report of check-events
+    check-events        the dataset, shard by shard
+    build-features      in a loop over the shards; needs the key that check-events returns
     join-features       reads the features of all shards
     publish             reads the joined features
-    retrieve            per shard; needs the digest of the published features
-    profile-histories   per shard; reads the histories of retrieve
-    join-histories      reads the histories of all shards
-    check-histories     reads all profiles and the joined histories
-    train               reads the joined histories; needs the report of check-histories
-    evaluate            reads the bundle and the joined histories
+    retrieve            the histories, shard by shard; needs the digest of the published features
+    check-histories     reads the histories
+    train               reads the histories; needs the report of check-histories
+    evaluate            reads the bundle and the histories
     package             if the gate passed
     refuse              if the gate refused: sends the bounds that were missed
     finish              in any case, at the end
@@ -79,8 +76,8 @@ def make(platform: Optional[PlatformConfig]) -> Any:
         Args:
             data_uri: the dataset (`longrec import`, `longrec synth`): a directory, or its address
                 in an object store (s3://, gs://).
-            shards: shards of the dataset's users, each checked, built and retrieved in its own
-                step: for example ["1/2", "2/2"] (`data.shards: 2`).
+            shards: items of a loop over the shards of the dataset's users, for example ["1/2",
+                "2/2"], or ["1-4/8", "5-8/8"] with four shards in an item (`data.shards: 8`).
             run_id: names the run in its outcome.
             workdir: work directory with the feature store (a volume that serving mounts too).
             repo_dir: directory of the feature repository in the image.
@@ -114,7 +111,6 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 data_uri=data_uri,
                 shards=shards,
                 workdir=workdir,
-                repo_dir=repo_dir,
                 data=data,
                 checks=checks,
                 seed=seed,

@@ -87,6 +87,12 @@ def to_yaml(config: RunConfig) -> str:
     return text
 
 
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a configuration that differ from their defaults, by section."""
+    changed: dict[str, Any] = _difference(config.to_dict(), RunConfig().to_dict())
+    return changed
+
+
 def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
     """Return a configuration dataclass from its JSON form.
 
@@ -269,6 +275,19 @@ def _copy_with_ints(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_DOUBLE:
         return int(value)
     return value
+
+
+def _difference(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of nested mappings that differ from the defaults."""
+    changed = {}
+    for key, entry in value.items():
+        default = defaults.get(key)
+        if isinstance(entry, dict) and isinstance(default, dict):
+            entry = _difference(entry, default)
+            default = {}
+        if entry != default:
+            changed[key] = entry
+    return changed
 
 
 def _warn_renamed(old: str, new: str) -> None:

@@ -23,16 +23,14 @@ from pipelines.platform_config import PlatformConfig
 ROOT = Path(__file__).parents[2]
 FEATURES = {
     "fingerprint": set(),
-    "for-loop-2": {"fingerprint"},
-    "check-events": {"fingerprint", "for-loop-2"},
-    "for-loop-3": {"fingerprint", "check-events"},
-    "join-features": {"fingerprint", "for-loop-3"},
+    "check-events": {"fingerprint"},
+    "for-loop-2": {"fingerprint", "check-events"},
+    "join-features": {"fingerprint", "for-loop-2"},
     "publish": {"fingerprint", "join-features"},
 }
 HISTORIES = {
-    "for-loop-4": {"fingerprint", "publish"},
-    "join-histories": {"fingerprint", "publish", "for-loop-4"},
-    "check-histories": {"fingerprint", "for-loop-4", "join-histories"},
+    "retrieve": {"fingerprint", "publish"},
+    "check-histories": {"fingerprint", "retrieve"},
 }
 GRAPHS: dict[str, dict[str, set[str]]] = {
     "refresh": FEATURES,
@@ -41,25 +39,19 @@ GRAPHS: dict[str, dict[str, set[str]]] = {
     | HISTORIES
     | {
         "plan": {"fingerprint"},
-        "for-loop-5": {"fingerprint", "plan", "join-histories", "check-histories"},
-        "collect": {"fingerprint", "for-loop-5"},
+        "for-loop-3": {"fingerprint", "plan", "retrieve", "check-histories"},
+        "collect": {"fingerprint", "for-loop-3"},
     },
     "training": FEATURES
     | HISTORIES
     | {
-        "train": {"fingerprint", "join-histories", "check-histories"},
-        "evaluate": {"fingerprint", "train", "join-histories"},
-        "condition-5": {"fingerprint", "evaluate", "train", "join-histories"},
-        "condition-6": {"evaluate"},
+        "train": {"fingerprint", "retrieve", "check-histories"},
+        "evaluate": {"fingerprint", "train", "retrieve"},
+        "condition-3": {"fingerprint", "evaluate", "train", "retrieve"},
+        "condition-4": {"evaluate"},
     },
 }
 """Pipeline -> steps below its exit handler -> the steps that each of them waits for."""
-LOOPS = {
-    "for-loop-2": {"profile-events": set()},
-    "for-loop-3": {"build-features": set()},
-    "for-loop-4": {"retrieve": set(), "profile-histories": {"retrieve"}},
-}
-"""Loop -> its steps -> the steps of the loop that each of them waits for."""
 REQUIRED = {"data_uri", "study"}
 """Parameters without a default."""
 
@@ -128,25 +120,22 @@ def test_the_graph_has_the_steps_and_edges_of_the_architecture(name: str) -> Non
     } == GRAPHS[name]
 
 
-@pytest.mark.parametrize(("name", "count"), [("refresh", 2), ("study", 3), ("training", 3)])
-def test_loops_over_the_shards_have_their_steps_and_are_collected(name: str, count: int) -> None:
-    spec, tasks = _documents(name)[0], _tasks(_documents(name)[0])
-    for loop, steps in list(LOOPS.items())[:count]:
-        assert tasks[loop]["parameterIterator"]["items"] == {
-            "inputParameter": "pipelinechannel--shards"
-        }
-        assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": PlatformConfig().parallelism}
-        inside = spec["components"][f"comp-{loop}"]["dag"]["tasks"]
-        assert {step: set(task.get("dependentTasks", ())) for step, task in inside.items()} == steps
+@pytest.mark.parametrize("name", ["refresh", "study", "training"])
+def test_the_loop_over_the_shards_has_one_step(name: str) -> None:
+    spec = _documents(name)[0]
+    loop = _tasks(spec)["for-loop-2"]
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--shards"}
+    assert loop["iteratorPolicy"] == {"parallelismLimit": PlatformConfig().parallelism}
+    assert set(spec["components"]["comp-for-loop-2"]["dag"]["tasks"]) == {"build-features"}
 
 
 def test_packaging_waits_for_the_gate() -> None:
     spec, _ = _documents("training")
-    assert set(spec["components"]["comp-condition-5"]["dag"]["tasks"]) == {"package"}
-    condition = _tasks(spec)["condition-5"]["triggerPolicy"]["condition"]
+    assert set(spec["components"]["comp-condition-3"]["dag"]["tasks"]) == {"package"}
+    condition = _tasks(spec)["condition-3"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--evaluate-Output'] == true"
-    assert set(spec["components"]["comp-condition-6"]["dag"]["tasks"]) == {"refuse"}
-    condition = _tasks(spec)["condition-6"]["triggerPolicy"]["condition"]
+    assert set(spec["components"]["comp-condition-4"]["dag"]["tasks"]) == {"refuse"}
+    condition = _tasks(spec)["condition-4"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--evaluate-Output'] == false"
 
 
@@ -178,26 +167,25 @@ def test_the_local_run_has_the_same_graph_and_parameters(name: str) -> None:
     )
 
 
-def test_gates_are_artifacts_and_not_only_order() -> None:
+def test_gates_are_inputs_and_not_only_order() -> None:
     tasks = _tasks(_documents("training")[0])
     for task, upstream in (
-        ("for-loop-3", "check-events"),
-        ("check-events", "for-loop-2"),
         ("train", "check-histories"),
         ("publish", "join-features"),
-        ("join-features", "for-loop-3"),
-        ("check-histories", "join-histories"),
+        ("join-features", "for-loop-2"),
+        ("check-histories", "retrieve"),
     ):
         producers = {
             value["taskOutputArtifact"]["producerTask"]
             for value in tasks[task]["inputs"]["artifacts"].values()
         }
         assert upstream in producers
-    for name, task in tasks["for-loop-4"]["inputs"]["parameters"].items():
-        if name == "pipelinechannel--publish-Output":
-            assert task["taskOutputParameter"]["producerTask"] == "publish"
-            return
-    raise AssertionError("retrieval does not know what was published")
+    for task, name, upstream in (
+        ("for-loop-2", "pipelinechannel--check-events-Output", "check-events"),
+        ("retrieve", "published", "publish"),
+    ):
+        source = tasks[task]["inputs"]["parameters"][name]
+        assert source["taskOutputParameter"]["producerTask"] == upstream
 
 
 def test_each_step_gets_its_own_section_of_the_configuration_only() -> None:
@@ -213,14 +201,13 @@ def test_each_step_gets_its_own_section_of_the_configuration_only() -> None:
     assert {
         name: parameters & sections for name, parameters in given.items() if parameters & sections
     } == {
-        "for-loop-3": {"data"},
+        "for-loop-2": {"data"},
         "check-events": {"checks"},
-        "for-loop-4": {"data"},
-        "join-histories": {"data"},
+        "retrieve": {"data"},
         "check-histories": {"checks"},
         "train": {"model", "lengths", "train"},
         "evaluate": {"evaluate", "gate"},
-        "condition-5": {"gate"},
+        "condition-3": {"gate"},
         "fingerprint": {"gate"},
     }, "the last is never cached: it asks for the champion only where the gate does"
 
@@ -411,7 +398,7 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(
     assert (
         mounts["retrieve"]
         == mounts["fingerprint"]
-        == mounts["profile-events"]
+        == mounts["check-events"]
         == {
             workdir,
             data,
@@ -422,8 +409,7 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(
         mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {workdir}
     )
     assert mounts["check-histories"] == set()
-    assert mounts["check-events"] == {workdir}
-    assert mounts["join-features"] == mounts["join-histories"] == set()
+    assert mounts["join-features"] == set()
     for step, pod in pods.items():
         secrets = {
             secret["secretName"]: {(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]}

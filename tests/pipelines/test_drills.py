@@ -138,7 +138,7 @@ def _results(done: LocalRun) -> dict[str, Any]:
         assert found is not None, (step, name)
         return found
 
-    histories = path("join-histories", "histories")
+    histories = path("retrieve", "histories")
     features = path("join-features", "features")
     metrics = path("evaluate", "evaluation")
     return {

@@ -37,8 +37,8 @@ CONFIG = {
         "max_calibration": 2.0,
     },
 }
-FEATURES = ["profile-events", "check-events", "build-features", "join-features", "publish"]
-HISTORIES = ["retrieve", "profile-histories", "join-histories", "check-histories"]
+FEATURES = ["check-events", "build-features", "join-features", "publish"]
+HISTORIES = ["retrieve", "check-histories"]
 STEPS = [*FEATURES, *HISTORIES, "train", "evaluate"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -409,7 +409,7 @@ def test_a_dataset_that_is_cut_off_is_one_clear_line(place: Place) -> None:
     part.write_bytes(part.read_bytes()[:1000])
     answer = place.run("--data", "cut")
     assert answer.returncode == 1
-    assert "longrec: step profile-events failed" in answer.stderr
+    assert "longrec: step check-events failed" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
@@ -442,12 +442,12 @@ def test_shards_end_as_one_process_and_are_cached(place: Place) -> None:
         answer = place.run(*run, "--set", f"data.shards={count}")
         assert answer.returncode == 3, answer.stderr
         found.append((place.executed(), place.summary()))
-    assert [steps.count("retrieve") for steps, _ in found] == [1, 3, 0]
+    assert [steps.count("build-features") for steps, _ in found] == [1, 3, 0]
     assert found[2][0] == ["publish"]
     assert all(
         steps.count(name) == 1
         for steps, _ in found[:2]
-        for name in ("join-features", "join-histories", "check-events", "train")
+        for name in ("join-features", "retrieve", "check-events", "train")
     )
     assert list(found[1][1]["seconds"]) == STEPS
     assert set(found[2][1]["steps"].values()) == {

@@ -7,7 +7,10 @@ holds whole users. A shard is a range of parts that one process works on.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +21,11 @@ from longrec.errors import DataError
 ROWS_PER_PART = 2_000_000
 """Target number of events in a part; sorting that many takes some hundreds of MB."""
 MAX_PARTS = 1_024
+MAX_ITEMS = 8
+"""Default for the largest number of items in a pipeline's loop over shards."""
+ITEM = re.compile(r"(?P<first>[0-9]+)(-(?P<last>[0-9]+))?/(?P<count>[0-9]+)")
+"""Text of an item: `2/5` for one shard, `2-4/5` for three."""
+FOLDER_PREFIX = "shard-"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +74,10 @@ class Shard:
             )
         return cls(int(index) - 1, int(count))
 
+    def folder(self, parent: str | Path) -> Path:
+        """Return the folder of this shard's files inside a folder of several shards."""
+        return Path(parent) / f"{FOLDER_PREFIX}{self.index + 1}-of-{self.count}"
+
     def parts(self, num_parts: int) -> range:
         """Return the parts of this shard in a dataset of `num_parts` parts."""
         start = self.index * num_parts // self.count
@@ -80,6 +92,44 @@ WHOLE_DATASET = Shard()
 def shard_names(count: int) -> list[str]:
     """Return the names of all shards, in order."""
     return [str(shard) for shard in _all_shards(count)]
+
+
+def shard_items(count: int, max_items: int = MAX_ITEMS) -> list[str]:
+    """Return all shards as the items of a loop, of as equal size as possible.
+
+    An item is a text that `parse_shards` reads, for example `1-4/32`.
+
+    Args:
+        count: number of shards.
+        max_items: largest number of items.
+    """
+    num_items = min(count, max_items)
+    bounds = [number * count // num_items for number in range(num_items + 1)]
+    items = []
+    for start, end in itertools.pairwise(bounds):
+        first = f"{start + 1}" if end == start + 1 else f"{start + 1}-{end}"
+        items.append(f"{first}/{count}")
+    return items
+
+
+def parse_shards(item: str) -> list[Shard]:
+    """Return the shards of an item of `shard_items`.
+
+    Raises:
+        DataError: the text names no shards.
+    """
+    match = ITEM.fullmatch(item)
+    if match is None or int(match["first"]) > int(match["last"] or match["first"]):
+        raise DataError("this names no shards", found=item, expected="for example 2/5 or 2-4/5")
+    first = int(match["first"])
+    last = int(match["last"] or first)
+    count = int(match["count"])
+    return [Shard(number - 1, count) for number in range(first, last + 1)]
+
+
+def shard_folders(parent: str | Path) -> list[Path]:
+    """Return the folders of all shards inside a folder (`Shard.folder`), in no order."""
+    return list(Path(parent).glob(f"{FOLDER_PREFIX}*"))
 
 
 def shard_order(shards: Sequence[Shard]) -> list[int]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from longrec.config import RunConfig
-from longrec.config_file import to_yaml
+from longrec.config_file import changed_settings, to_yaml
 from longrec.data import location
 from longrec.data.dataset import DATASET_FORMAT_VERSION
 from longrec.data.files import read_json
-from longrec.data.shards import shard_names
+from longrec.data.shards import MAX_ITEMS, shard_items
 from longrec.data.store.workdir import check_workdir
 from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener, find_output
@@ -42,8 +42,8 @@ DATA_FOLDER = "data"
 CONFIG_NAME = "config.yaml"
 """File in the folder of a run with its configuration."""
 REFRESH_PARAMETERS = ("data_uri", "shards", "data", "checks")
-SECTIONS_WITHOUT_PARAMETER = ("name", "drift")
-"""Sections that the training pipeline has no parameter for."""
+SECTIONS = ("data", "checks", "model", "lengths", "train", "evaluate", "gate")
+"""Sections of a configuration that are parameters of the training pipeline."""
 
 
 def run(
@@ -125,7 +125,7 @@ def drift(config: RunConfig, workdir: Path, listener: ProgressListener) -> dict[
 
     Args, Raises: see `run`; drift beyond the bounds is an error too.
     """
-    arguments = {"drift": config.to_dict()["drift"]}
+    arguments = {"drift": changed_settings(config).get("drift", {})}
     _, finished = run_pipeline("drift", arguments, f"{config.name}-drift", workdir, listener)
     numbers: dict[str, Any] = read_json(_require_output(finished, "drift", "metrics"))
     return {**numbers, "report": str(_require_output(finished, "drift", "report"))}
@@ -182,22 +182,32 @@ def run_pipeline(
 
 
 def pipeline_arguments(
-    config: RunConfig, data_uri: str, *, only: Collection[str] = (), **others: Any
+    config: RunConfig,
+    data_uri: str,
+    *,
+    only: Collection[str] = (),
+    max_items: int = MAX_ITEMS,
+    **others: Any,
 ) -> dict[str, Any]:
     """Return the parameters of the training pipeline.
+
+    A section holds the settings that differ from their defaults: Kubeflow repeats them in each node
+    of a workflow.
 
     Args:
         config: its sections are parameters.
         data_uri: address of the dataset.
         only: names of the parameters to return; empty for all.
+        max_items: largest number of items in a loop over the shards.
         others: further parameters.
     """
-    sections = config.to_dict()
-    for name in SECTIONS_WITHOUT_PARAMETER:
-        sections.pop(name)
+    changed = changed_settings(config)
+    sections = {name: changed.get(name, {}) for name in SECTIONS}
+    sections["data"].pop("shards", None)
     parameters = {
         "data_uri": data_uri,
-        "shards": shard_names(sections["data"].pop("shards")),
+        "seed": config.seed,
+        "shards": shard_items(config.data.shards, max_items),
         "served_lengths": list(config.evaluate.served_lengths),
         **sections,
         **others,

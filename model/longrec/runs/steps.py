@@ -71,18 +71,12 @@ _TABLE = (
         is_shown=False,
     ),
     PipelineStep(
-        "profile-events",
-        code_key="profile_events",
-        modules=(CHECKS_MODULE,),
-        uses_workdir=True,
-        uses_data=True,
-    ),
-    PipelineStep(
         "check-events",
         code_key="check_events",
         modules=(CHECKS_MODULE,),
         resources=NO_RETRY,
         uses_workdir=True,
+        uses_data=True,
         page="check-events",
     ),
     PipelineStep(
@@ -107,10 +101,6 @@ _TABLE = (
         folders=("feature_repo",),
         uses_workdir=True,
         uses_data=True,
-    ),
-    PipelineStep("profile-histories", code_key="profile_histories", modules=(CHECKS_MODULE,)),
-    PipelineStep(
-        "join-histories", code_key="join_histories", modules=("longrec.data.store.retrieve",)
     ),
     PipelineStep(
         "check-histories",

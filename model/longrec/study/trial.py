@@ -64,8 +64,7 @@ class Trial:
 
         A pipeline passes it to a step: a text keeps its type, and is small.
         """
-        defaults = RunConfig().to_dict()
-        changed = _changed_settings(self.config.to_dict(), defaults)
+        changed = config_file.changed_settings(self.config)
         return json.dumps({**self.to_dict(), "config": changed}, sort_keys=True)
 
     @classmethod
@@ -152,19 +151,6 @@ def _slug(variant: str, point: Mapping[str, Any]) -> str:
         is_safe = character.isalnum() or character in "-_."
         safe += character if is_safe else "_"
     return safe
-
-
-def _changed_settings(value: Row, defaults: Row) -> Row:
-    """Return the entries of a configuration that differ from their defaults, sections too."""
-    changed: Row = {}
-    for key, entry in value.items():
-        default = defaults.get(key)
-        if isinstance(entry, dict) and isinstance(default, dict):
-            entry = _changed_settings(entry, default)
-            default = {}
-        if entry != default:
-            changed[key] = entry
-    return changed
 
 
 def _hashed_settings(config: RunConfig) -> Row:

@@ -18,7 +18,15 @@ from longrec.data.dataset import Dataset
 from longrec.data.histories import Histories
 from longrec.data.importers.synthetic import synthesize
 from longrec.data.quality import checks
-from longrec.data.shards import Shard, part_of, shard_names, shard_order
+from longrec.data.shards import (
+    Shard,
+    parse_shards,
+    part_of,
+    shard_items,
+    shard_names,
+    shard_order,
+)
+from longrec.data.store import retrieve as retrieval
 from longrec.data.store.publish import publish
 from longrec.data.store.retrieve import join_shards, retrieve
 from longrec.errors import CheckFailed, DataError
@@ -87,6 +95,48 @@ def test_shards_are_the_dataset_in_order(count: int) -> None:
     assert [part for shard in parsed for part in shard.parts(5)] == list(range(5))
     assert shard_order(parsed[::-1]) == list(range(count))[::-1]
     assert sum(not shard.parts(5) for shard in parsed) == max(0, count - 5)
+
+
+@pytest.mark.parametrize(
+    ("count", "max_items", "items"),
+    [
+        (1, 8, ["1/1"]),
+        (3, 8, ["1/3", "2/3", "3/3"]),
+        (32, 2, ["1-16/32", "17-32/32"]),
+        (5, 2, ["1-2/5", "3-5/5"]),
+    ],
+)
+def test_items_of_a_loop_hold_several_shards(count: int, max_items: int, items: list[str]) -> None:
+    assert shard_items(count, max_items) == items
+    shards = [shard for item in items for shard in parse_shards(item)]
+    assert [str(shard) for shard in shards] == shard_names(count)
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_items_are_all_shards_once_in_order(count: int) -> None:
+    items = shard_items(count, 8)
+    assert len(items) == min(count, 8)
+    sizes = [len(parse_shards(item)) for item in items]
+    assert max(sizes) - min(sizes) <= 1
+    assert [str(shard) for item in items for shard in parse_shards(item)] == shard_names(count)
+
+
+@pytest.mark.parametrize("text", ["", "1", "3-2/4", "1-5/4", "0-1/4", "a-b/4", "1-/4", "1/0"])
+def test_invalid_items_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"no shards|no such shard"):
+        parse_shards(text)
+
+
+@pytest.mark.parametrize("items", [["1/1"], ["1/3", "2-3/3"]])
+def test_a_retrieval_shard_by_shard_is_that_of_one_process(
+    source: Path, workdir: Path, tmp_path: Path, items: list[str]
+) -> None:
+    expected = retrieve(source, workdir, REPO, tmp_path / "whole", DATA, 3)
+    found = retrieval.retrieve_shards(
+        str(source), items, workdir, tmp_path / "joined", DATA, seed=3
+    )
+    assert found == expected
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "1/0", "a/b", "-1/2"])
@@ -287,6 +337,10 @@ def test_a_dataset_is_checked_alike_in_shards(
             workdir,
         )
     )
+    items = shard_items(count, 2)
+    assert comparable(
+        lambda: checks.check_shards(str(source), items, tmp_path / "a.html", CHECKS, workdir)
+    ) == comparable(lambda: checks.check_events(source, tmp_path / "whole.html", CHECKS, workdir))
     with pytest.raises(DataError, match="not all shards"):
         checks.check_event_profiles(
             profiles[1:],

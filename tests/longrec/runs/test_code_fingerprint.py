@@ -58,10 +58,10 @@ def before(copy: Path) -> dict[str, str]:
         ("model/longrec/training/loop.py", {"train", "study"}),
         (
             "model/longrec/data/quality/checks.py",
-            {"profile_events", "check_events", "profile_histories", "check_histories"},
+            {"check_events", "check_histories"},
         ),
         ("model/longrec/data/store/push.py", {"publish"}),
-        ("model/longrec/data/store/retrieve.py", {"retrieve", "join_histories"}),
+        ("model/longrec/data/store/retrieve.py", {"retrieve"}),
         ("components/join_features.py", {"join_features"}),
         ("model/longrec/cli/main.py", set()),
         ("model/longrec/schema.py", set(CODE_KEYS)),

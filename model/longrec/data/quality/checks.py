@@ -11,13 +11,14 @@ import dataclasses
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longrec.config import ChecksConfig
 from longrec.data import files
 from longrec.data.dataset import Dataset
+from longrec.data.location import local_directory
 from longrec.data.quality import history_profiles
 from longrec.data.quality.check_page import render_check_page
 from longrec.data.quality.check_report import CheckReport, SuiteResult, all_results
@@ -33,7 +34,7 @@ from longrec.data.quality.shard_profile import (
 )
 from longrec.data.quality.table_profile import TableProfile
 from longrec.data.quality.validation import validate
-from longrec.data.shards import WHOLE_DATASET, Shard
+from longrec.data.shards import WHOLE_DATASET, Shard, parse_shards, shard_folders
 from longrec.data.store.versions import PublishedVersion
 from longrec.errors import CheckFailed, DataError, StoreError
 from longrec.schema import Schema
@@ -110,6 +111,33 @@ def profile_events(
         num_events=profile.tables["events"].counts.get("num_rows", 0),
         num_targets=profile.tables["targets"].counts.get("num_rows", 0),
     )
+
+
+def check_shards(
+    data_uri: str,
+    items: Iterable[str],
+    report_html: str | Path,
+    checks: ChecksConfig,
+    workdir: str | Path | None = None,
+) -> CheckReport:
+    """Check a dataset shard by shard, as `check_events` does.
+
+    Memory and temporary files are those of one shard.
+
+    Args:
+        data_uri: the dataset (`longrec.data.location`).
+        items: all its shards (`longrec.data.shards.shard_items`).
+        report_html, checks, workdir: as in `check_events`.
+
+    Raises:
+        CheckFailed, DataError: as in `check_events`.
+    """
+    shards = [shard for item in items for shard in parse_shards(item)]
+    with tempfile.TemporaryDirectory(prefix="longrec-profiles-") as folder:
+        for shard in shards:
+            with local_directory(data_uri, shard) as dataset:
+                profile_events(dataset, shard.folder(folder), workdir, shard)
+        return check_event_profiles(shard_folders(folder), report_html, checks, workdir)
 
 
 def check_event_profiles(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import Dataset
 from longrec.data.histories import Histories, count_parts, target_schema
 from longrec.data.histories_writer import HistoriesWriter, RequestSplit, split_requests
-from longrec.data.shards import WHOLE_DATASET, Shard, shard_order
+from longrec.data.location import local_directory
+from longrec.data.shards import (
+    WHOLE_DATASET,
+    Shard,
+    parse_shards,
+    shard_folders,
+    shard_order,
+)
 from longrec.data.store.feast_adapter import FeastAdapter
 from longrec.data.store.request_table import RequestTable
 from longrec.data.store.timeline_sources import (
@@ -100,7 +108,8 @@ def retrieve(
 
     Args:
         dataset_dir: the published dataset; its targets become requests.
-        workdir, repo_dir: as for `publish`.
+        workdir: as for `publish`.
+        repo_dir: not used; a version holds its own settings.
         out_dir: new, empty, or histories to replace.
         data: bounds, and fractions of the split.
         seed: seed of the sample of requests, if `data.max_requests` asks for one. Shards have all
@@ -140,6 +149,35 @@ def retrieve(
         first_entries["seed"] = seed
         content = _Content(requests, spans, targets, target_ends, items)
         return _finish(writer, content, first_entries, data)
+
+
+def retrieve_shards(
+    data_uri: str,
+    items: Iterable[str],
+    workdir: str | Path,
+    out_dir: str | Path,
+    data: DataConfig,
+    seed: int,
+    digest: str = "",
+) -> RetrieveReport:
+    """Write the histories of a dataset, retrieved shard by shard, as `retrieve` does.
+
+    Memory and copies of the dataset are those of one shard.
+
+    Args:
+        data_uri: the dataset (`longrec.data.location`).
+        items: all its shards (`longrec.data.shards.shard_items`).
+        workdir, out_dir, data, seed, digest: as for `retrieve`.
+
+    Raises:
+        DataError, SchemaMismatch, StoreError: as for `retrieve`.
+    """
+    shards = [shard for item in items for shard in parse_shards(item)]
+    with tempfile.TemporaryDirectory(prefix="longrec-histories-") as folder:
+        for shard in shards:
+            with local_directory(data_uri, shard) as dataset:
+                retrieve(dataset, workdir, "", shard.folder(folder), data, seed, shard, digest)
+        return join_shards(shard_folders(folder), out_dir, data, seed)
 
 
 def join_shards(
