@@ -398,7 +398,7 @@ def _render(
         date=page.current_minute(),
         verdict=_verdict(report),
         values=values,
-        window_hours=f"{config.window_hours:g}",
+        window_hours=config.window_hours,
         comparisons=comparisons,
         report=report,
     )

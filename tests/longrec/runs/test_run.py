@@ -13,6 +13,8 @@ import pytest
 from longrec.config import EvaluateConfig, RunConfig
 from longrec.reporting.summary import as_dict, scalar_metrics
 from longrec.runs import project, run, summary, workdir
+from tests.longrec.evaluation.example_results import example_results
+from tests.longrec.pages import text_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -173,3 +175,18 @@ def test_numbers_of_a_report_are_finite_flat_and_leave_lists_out() -> None:
     }
     assert as_dict(report)["path"] == "x"
     assert as_dict(report)["many"] == [{"passed": False, "share": 1.0}]
+
+
+def test_the_report_of_a_run_names_it_and_links_its_other_pages(tmp_path: Path) -> None:
+    evaluation = tmp_path / "artifacts" / "evaluation"
+    evaluation.mkdir(parents=True)
+    (evaluation / "metrics.json").write_text(json.dumps(example_results()))
+    (tmp_path / "check-events.html").write_text("")
+    summary.write_report(evaluation, tmp_path / "report.html", tmp_path)
+    assert f"Run {tmp_path.name}." in text_of(tmp_path / "report.html")
+    nested = tmp_path / "evaluations" / "1"
+    nested.mkdir(parents=True)
+    summary.write_report(evaluation, nested / "report.html", tmp_path)
+    page = (nested / "report.html").read_text()
+    assert '<a href="../../check-events.html">check events</a>' in page
+    assert "report.html" not in page
