@@ -26,6 +26,7 @@ QUANTITIES = {
 }
 """Field of StepConfig -> regular expression of a Kubernetes quantity, and an example."""
 OBJECT_NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+REDIS_ADDRESS = r"[^\s,:]+:[0-9]+(,[a-z_]+=[^\s,]+)*"
 ALL_STEPS = "all"
 """Key of `platform.steps` for the settings of every step."""
 
@@ -115,6 +116,10 @@ class PlatformConfig:
         env: plain variables of every step, for example AWS_ENDPOINT_URL.
         secrets: per name of a secret, the variable for each of its keys, for example {s3:
             {accesskey: AWS_ACCESS_KEY_ID}}.
+        redis: address of Redis as the online store, `host:port[,db=0]`; empty for SQLite, a file in
+            the work directory, which is enough for one replica of the service.
+        redis_secret: name of the secret whose key `address` holds that address with a password,
+            for example `redis:6379,password=...`; in place of `redis`.
         webhook_secret: name of the secret whose key `url` is notified of a run's outcome.
         parallelism: number of shards, or trials of a study, that run at the same time.
         steps: per step the settings that differ from the defaults (StepConfig); `all` applies to
@@ -131,6 +136,8 @@ class PlatformConfig:
     data: str = "/data"
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     secrets: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    redis: str = ""
+    redis_secret: str = ""
     webhook_secret: str = ""
     parallelism: int = 8
     steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -149,6 +156,7 @@ class PlatformConfig:
                 found="an empty platform.workdir_volume",
                 expected="the name of a PersistentVolumeClaim",
             )
+        self._check_redis()
         self._check_object_names()
         for name in ("workdir", "data"):
             path = getattr(self, name)
@@ -170,10 +178,28 @@ class PlatformConfig:
         settings = {**defaults, **self.steps.get(ALL_STEPS, {}), **self.steps.get(name, {})}
         return build(StepConfig, settings, where=f"platform.steps.{name}")
 
+    def _check_redis(self) -> None:
+        if self.redis and self.redis_secret:
+            raise ConfigError("give platform.redis or platform.redis_secret, not both")
+        if self.redis and not re.fullmatch(REDIS_ADDRESS, self.redis):
+            raise ConfigError(
+                "platform.redis is no address",
+                found=self.redis,
+                expected="host:port, for example redis.longrec:6379",
+            )
+        if "password=" in self.redis:
+            raise ConfigError(
+                "platform.redis holds a password, which would be compiled into the pipeline",
+                expected="the address in a secret",
+                fix="Store the address in the key `address` of a secret, and give the secret's "
+                "name as platform.redis_secret.",
+            )
+
     def _check_object_names(self) -> None:
         names: dict[str, Iterable[str]] = {
             "workdir_volume": [self.workdir_volume],
             "data_volume": [self.data_volume],
+            "redis_secret": [self.redis_secret],
             "webhook_secret": [self.webhook_secret],
             "service_account": [self.service_account],
             "image_pull_secrets": self.image_pull_secrets,

@@ -12,6 +12,7 @@ BACKOFF_FACTOR = 2.0
 MAX_BACKOFF = "600s"
 SHARED_MEMORY_PATH = "/dev/shm"  # noqa: S108
 WEBHOOK_VARIABLE = "LONGREC_WEBHOOK"
+REDIS_VARIABLE = "LONGREC_REDIS"
 
 
 def configure(task: dsl.PipelineTask, platform: Optional[PlatformConfig]) -> dsl.PipelineTask:
@@ -48,6 +49,16 @@ def default_workdir(platform: Optional[PlatformConfig]) -> str:
     return (platform or PlatformConfig()).workdir
 
 
+def store_variables(platform: PlatformConfig) -> dict[str, str]:
+    """Return the variables by which a step finds the online store; none for SQLite."""
+    if not platform.redis and not platform.redis_secret:
+        return {}
+    variables = {"LONGREC_FEATURE_OVERLAY": "redis"}
+    if platform.redis:
+        variables[REDIS_VARIABLE] = platform.redis
+    return variables
+
+
 def _step_of(task: dsl.PipelineTask) -> PipelineStep:
     name = task.component_spec.name
     if name not in STEPS:
@@ -79,6 +90,8 @@ def _set_container(
     variables = {}
     if platform.workdir_volume and step.uses_workdir:
         variables["BENTOML_HOME"] = f"{platform.workdir}/bentoml"
+    if step.uses_workdir:
+        variables.update(store_variables(platform))
     variables.update(platform.env)
     for name, value in variables.items():
         task.set_env_variable(name, value)
@@ -108,6 +121,8 @@ def _set_pod(
         kubernetes.add_toleration(task, **toleration)
     for secret, variables in platform.secrets.items():
         kubernetes.use_secret_as_env(task, secret, dict(variables))
+    if platform.redis_secret and step.uses_workdir:
+        kubernetes.use_secret_as_env(task, platform.redis_secret, {"address": REDIS_VARIABLE})
     if platform.webhook_secret and step.notifies:
         kubernetes.use_secret_as_env(task, platform.webhook_secret, {"url": WEBHOOK_VARIABLE})
     if platform.image_pull_secrets:
