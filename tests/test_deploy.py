@@ -158,3 +158,69 @@ def test_the_image_finds_in_an_exported_bento_what_it_copies(packaged: Packaged)
         and "bentoml" in requirements.lower()
         and list((folder / "env/python/wheels").glob("longrec-*.whl"))
     )
+
+
+@pytest.fixture(scope="module")
+def rights() -> dict[str, dict]:
+    """kind -> manifest, of the service account of the pipelines."""
+    command = [KUBECTL, "kustomize", "deploy/kubernetes/pipelines"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
+
+
+def allowed(role: dict) -> set[tuple[str, str]]:
+    """Pairs of a verb and a resource."""
+    return {
+        (verb, resource)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+
+
+def test_one_manifest_has_the_rights_that_all_pipelines_need(rights) -> None:
+    assert set(rights) == {
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "ServiceAccount",
+    }
+    for manifest in rights.values():
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    account = {"kind": "ServiceAccount", "name": "longrec-pipelines", "namespace": "longrec"}
+    for kind in ("Role", "ClusterRole"):
+        (subject,) = rights[f"{kind}Binding"]["subjects"]
+        assert subject == account
+        assert rights[f"{kind}Binding"]["roleRef"]["name"] == rights[kind]["metadata"]["name"]
+    assert ("get", "clustertrainingruntimes") in allowed(rights["ClusterRole"])
+    assert allowed(rights["Role"]) >= {
+        ("create", "workflowtaskresults"),
+        ("patch", "workflowtaskresults"),
+        ("get", "workflows"),
+        ("get", "configmaps"),
+        ("get", "secrets"),
+        ("list", "pods"),
+        ("get", "pods/log"),
+        ("create", "trainjobs"),
+        ("get", "trainjobs"),
+        ("list", "trainjobs"),
+        ("get", "trainingruntimes"),
+    }
+
+
+def test_no_right_is_wider_than_it_must_be(rights) -> None:
+    for kind in ("Role", "ClusterRole"):
+        assert "*" not in str(rights[kind]["rules"])
+    (secrets,) = (rule for rule in rights["Role"]["rules"] if rule["resources"] == ["secrets"])
+    assert secrets["resourceNames"] == ["mlpipeline-minio-artifact"]
+
+
+def test_the_production_overlay_names_redis_where_the_network_policy_allows_it(rendered) -> None:
+    assert rendered["ConfigMap"]["data"]["LONGREC_REDIS"] == "redis:6379"
+    (redis,) = (
+        rule
+        for rule in rendered["NetworkPolicy"]["spec"]["egress"]
+        if {"port": 6379} in rule["ports"]
+    )
+    assert redis["to"]
