@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import bentoml
 import httpx
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +29,7 @@ from tests.bento.operated_service import (
     OperatedService,
     eventually,
 )
+from tests.browser import assert_fits, note_errors, open_browser
 from tests.conftest import PATIENT, ROOT, VERSION, ServedWorld
 
 pytestmark = pytest.mark.slow
@@ -235,15 +237,16 @@ def test_bad_requests_of_the_page_are_rejected(client: httpx.Client, page_reques
 
 SHOW_10_000_EVENTS = """() => {
   const of = Array.from({ length: 10000 }, (_, event) => event % 8);
-  shown.timestamps = of.map((_, event) => 1e12 + 1e6 * event);
-  shown.lanes = { feature: "topic", names: [..."abcdefgh"], of };
-  shown.kinds = { feature: "", names: ["view"], of: of.map(() => 0) };
-  marks = new Map();
-  drawTimeline();
+  timeline.show({
+    timestamps: of.map((_, event) => 1e12 + 1e6 * event),
+    items: of.map(String),
+    lanes: { feature: "topic", names: [..."abcdefgh"], of },
+    kinds: { feature: "", names: ["view"], of: of.map(() => 0) },
+  });
 }"""
 DRAWING_MS = """() => {
-  drawTimeline();
-  return document.getElementById("timeline").dataset.ms;
+  timeline.draw();
+  return timeline.canvas.dataset.ms;
 }"""
 SUM_OF_PIXELS = """() => {
   const canvas = document.getElementById("timeline");
@@ -256,58 +259,75 @@ SUM_OF_PIXELS = """() => {
 """Changes with everything that is drawn; 0 for an empty canvas."""
 
 
-def test_the_page_in_a_browser(service: OperatedService) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not installed")
-    expect = playwright.expect
-    expect.set_options(timeout=60_000)
-    errors = []
+@pytest.fixture
+def page(service: OperatedService) -> Iterator[Any]:
+    """The page in a browser, with the token; nothing of it comes from elsewhere."""
     urls = []
-
-    def note_policy_error(message) -> None:
-        if "Content Security" in message.text:
-            errors.append(message.text)
-
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", note_policy_error)
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 400, "height": 900})
+        page.set_default_timeout(60_000)
+        errors = note_errors(page)
         page.on("request", lambda request: urls.append(request.url))
         page.goto(service.url)
-        expect(page.locator("#locked")).to_be_visible()  # nothing is shown without the token
+        page.wait_for_selector("#locked")  # nothing is shown without the token
+        assert page.locator("#scores tr").count() == 0
         page.fill("#token", TOKEN)
         page.press("#token", "Tab")
-        expect(page.locator("#candidates")).not_to_have_value("")
-        page.click("#show")
-        expect(page.locator("#scores tr")).to_have_count(40)
-        expect(page.locator("#drawn")).to_contain_text("48 events by topic")
-        assert page.evaluate(SUM_OF_PIXELS) > 300
-        texts = page.locator("#scores td:nth-child(2)").all_inner_texts()
-        scores = [float(text) for text in texts]
-        assert scores == sorted(scores, reverse=True)
-        assert scores[0] > scores[-1]
-        before = page.evaluate(SUM_OF_PIXELS)
-        page.click("#scores tr:first-child")
-        expect(page.locator("#events tr")).not_to_have_count(0)
-        assert page.evaluate(SUM_OF_PIXELS) != before  # the marks
-        page.click("#add button")
-        expect(page.locator("#changed")).to_contain_text("moves most")
-        expect(page.locator("#heads th")).to_have_text(["item", "label", "change"])
-        page.fill("#user", str(UNKNOWN_USER))
-        page.click("#show")
-        expect(page.locator("#facts")).to_contain_text("unknown user")
-        page.fill("#candidates", "1 x")
-        page.click("#show")
-        expect(page.locator("#error")).to_contain_text("whole number: x")
-        page.evaluate(SHOW_10_000_EVENTS)
-        drawing_ms = [float(page.evaluate(DRAWING_MS)) for _ in range(9)]
-        assert min(drawing_ms) < 500, drawing_ms  # 5 ms on an idle machine
-        browser.close()
+        page.wait_for_selector("#scores tr")  # it ranks unasked
+        yield page
     assert not errors, errors
     assert all(url.startswith(service.url) for url in urls), urls
+
+
+def test_the_page_in_a_browser(page: Any, client: httpx.Client) -> None:
+    examples = client.get("/page/examples").json()
+    assert page.input_value("#user") == examples["users"][0]["user_id"]
+    assert page.locator("#scores tr").count() == len(examples["candidates"]) == 40
+    assert page.inner_text("#drawn") == "48 events by topic"
+    assert page.evaluate(SUM_OF_PIXELS) > 300
+    texts = page.locator("#scores .value").all_inner_texts()
+    numbers = {
+        "user_id": int(page.input_value("#user")),
+        "candidates": [int(item) for item in examples["candidates"]],
+        "request_time": examples["moment"],
+    }
+    ranked = client.post("/rank", json=numbers).json()["scores"]["label"]
+    scores = [float(text) for text in texts]
+    assert scores == pytest.approx(sorted(ranked, reverse=True), abs=1e-4)
+    assert scores[0] > scores[-1]
+    assert_fits(page)
+    before = page.evaluate(SUM_OF_PIXELS)
+    page.focus("#scores button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#events tr")
+    assert page.evaluate(SUM_OF_PIXELS) != before  # the marks
+    page.focus("#timeline")
+    assert "topic: " in page.inner_text("#tip")
+    page.click("#add button")
+    page.get_by_text("moves most").wait_for()
+    assert page.locator("#heads th").count() == 3
+    assert_fits(page)
+
+
+def test_the_page_says_what_is_wrong_and_draws_long_histories(page: Any) -> None:
+    page.fill("#user", str(UNKNOWN_USER))
+    page.click("#show")
+    page.get_by_text("unknown user").wait_for()
+    page.fill("#candidates", "1 x")
+    page.click("#show")
+    page.get_by_text("whole number: x").wait_for()
+    page.evaluate(SHOW_10_000_EVENTS)
+    drawing_ms = [float(page.evaluate(DRAWING_MS)) for _ in range(9)]
+    assert min(drawing_ms) < 500, drawing_ms  # 5 ms on an idle machine
+
+
+def test_bentoml_clients_send_the_token(service: OperatedService) -> None:
+    with bentoml.SyncHTTPClient(service.url, token=TOKEN, timeout=90) as client:
+        assert client.rank(**BODY)["scores"] == service.rank()["scores"]
+    with bentoml.SyncHTTPClient(service.url, token=f"{TOKEN}x", timeout=90) as client:
+        with pytest.raises(bentoml.exceptions.BentoMLException) as raised:
+            client.rank(**BODY)
+        assert raised.value.error_code == 401
 
 
 def dashboard_metrics() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def content(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def data_files() -> Iterator[str]:
+    """Yield the files of the library that are no modules: pages, styles, scripts, templates."""
+    for path in (ROOT / "model" / "longrec").rglob("*.*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            yield path.relative_to(ROOT / "model").as_posix()
+
+
 def test_the_wheel_holds_the_library_and_only_it(wheel: Path) -> None:
     files = content(wheel)
     names = {name for name in files if ".dist-info/" not in name}
@@ -44,6 +52,7 @@ def test_the_wheel_holds_the_library_and_only_it(wheel: Path) -> None:
         "longrec/_project/bento/service.py",
         "longrec/_project/feature_repo/definitions.py",
     }
+    assert names >= set(data_files())
 
 
 def test_an_installed_wheel_is_packed_again_as_it_was(

@@ -1,6 +1,6 @@
 """Routes of the page, in Starlette; this module knows no BentoML.
 
-    GET /                 page.html, one file that loads nothing else
+    GET /                 the page, one file that loads nothing else
     GET /docs             the API, in the Swagger UI of BentoML, without its tracking
     GET /page/examples    users with long histories, candidates, a time after the last event
     GET /page/history     events of a user before a time, as columns to draw
