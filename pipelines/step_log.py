@@ -36,8 +36,10 @@ OTHER_ERROR = re.compile(
     r"^[A-Za-z_][\w.]*"
     r"(Error|Exception|Interrupt|Exit|Warning|Failure|Failed|Refused|Mismatch)\b(: .*)?$"
 )
-END_OF_ERROR = re.compile(r"^(\s*$|nanobind: | - leaked|\[KFP Executor |\d\d:\d\d:\d\d)")
-"""First line after the message of an error."""
+END_OF_ERROR = re.compile(
+    r"^(\s*$|nanobind: | - leaked|\[KFP Executor |\d\d:\d\d:\d\d|[IWEF]\d{4} |time=)"
+)
+"""First line after the message of an error; on a cluster, lines of Kubeflow's launcher."""
 NO_MESSAGE = "it was stopped, or ended without a message (out of memory?)"
 MAX_TAIL_LINES = 400
 ORCHESTRATOR = "orchestrator"

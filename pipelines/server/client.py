@@ -7,19 +7,18 @@ wrong token, reads settings from the home directory, and prints.
 import dataclasses
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Optional
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipelines.server.errors import PORT_FORWARD_FIX, ServerError, one_line_errors
-from pipelines.server.packages import cron_fields, read_package
-from pipelines.server.pod_logs import LOG_ADDRESSES, nodes_of, pod_names
-from pipelines.server.run_status import ENDED, RunStatus, is_step, read_run, tasks_of
+from pipelines.server.packages import cron_fields
+from pipelines.server.reading import CONNECT_SECONDS, MAX_PAGES, QUIET_SECONDS, Patience, Reader
+from pipelines.server.run_status import RunStatus
+from pipelines.server.runs import Runs
+from pipelines.server.schedules import Schedules
 
 DEFAULT_EXPERIMENT = "longrec"
 PAGE_SIZE = 50
-DATE_LENGTH = 10
 EQUALS = 1
 """Operation of a filter in the server's API."""
 ENABLED = "ENABLE"
@@ -39,7 +38,7 @@ class Submission:
     """A compiled pipeline with its arguments.
 
     Args:
-        package: file of the compiled pipeline.
+        spec: a compiled pipeline (`pipelines.compiler.specification`).
         arguments: its parameters.
         name: name of the run or schedule.
         experiment: groups runs on the server.
@@ -48,7 +47,7 @@ class Submission:
         create_experiment: whether a missing experiment is created.
     """
 
-    package: Path
+    spec: Mapping[str, Any]
     arguments: Mapping[str, Any]
     name: str
     experiment: str = DEFAULT_EXPERIMENT
@@ -67,10 +66,17 @@ class Server:
         namespace: namespace on a multi-user server; empty for a single-user one.
         token: sent as `Authorization: Bearer`; empty for none.
         cookie: cookie of a browser's session; empty for none.
+        patience: how long a server that does not answer is asked again, by requests that read.
     """
 
     def __init__(
-        self, host: str, *, namespace: str = "", token: str = "", cookie: str = ""
+        self,
+        host: str,
+        *,
+        namespace: str = "",
+        token: str = "",
+        cookie: str = "",
+        patience: Patience = Patience(),  # noqa: B008  (a frozen value)
     ) -> None:
         if not host:
             raise ServerError(
@@ -88,10 +94,15 @@ class Server:
             settings.api_key = {"authorization": token}
             settings.api_key_prefix = {"authorization": "Bearer"}
         self._client = kfp_server_api.ApiClient(settings, cookie=cookie or None)
+        rest = self._client.rest_client
+        rest.request = _with_timeout(rest.request)
+        self.reader = Reader(self._client, self.host, patience)
+        self.runs = Runs(self.reader, namespace)
+        self.schedules = Schedules(self.reader, self._client)
         self._runs = kfp_server_api.RunServiceApi(self._client)
         self._experiments = kfp_server_api.ExperimentServiceApi(self._client)
         self._schedules = kfp_server_api.RecurringRunServiceApi(self._client)
-        self._check_health()
+        self.reader.patience.repeat(self._check_health)
 
     def submit(self, submission: Submission) -> Submitted:
         """Submit a pipeline and return the accepted run."""
@@ -104,7 +115,7 @@ class Server:
                 runtime_config=self._runtime_config(submission),
             )
             run = self._runs.run_service_create_run(body)
-        return Submitted(run.run_id, submission.experiment, self._run_page(run.run_id))
+        return Submitted(run.run_id, submission.experiment, self.runs.page(run.run_id))
 
     def schedule(self, submission: Submission, cron: str) -> tuple[Submitted, str]:
         """Create or replace the schedule with the submission's name.
@@ -143,123 +154,22 @@ class Server:
                 self._schedules.recurring_run_service_delete_recurring_run(entry.recurring_run_id)
         return self._submitted_schedule(new, submission), "updated" if old else "created"
 
-    def status(self, run_id: str) -> RunStatus:
-        """Return the status of a run."""
-        return read_run(self._get_run(run_id), self._run_page(run_id))
-
     def recent(self, experiment: str, limit: int = 10) -> list[RunStatus]:
-        """Return the newest runs of an experiment, newest first."""
-        with one_line_errors(self.host):
-            answer = self._runs.run_service_list_runs(
-                experiment_id=self._experiment_id(experiment),
-                sort_by="created_at desc",
-                page_size=limit,
-            )
-        return [read_run(run, self._run_page(run.run_id)) for run in answer.runs or ()]
+        """Return the newest runs of an experiment, newest first, without their steps."""
+        return self.runs.recent(self.experiment_id(experiment), limit)
 
-    def wait(
-        self,
-        run_id: str,
-        on_change: Callable[[RunStatus], None],
-        *,
-        timeout_seconds: float,
-        every_seconds: float = 5.0,
-    ) -> RunStatus:
-        """Wait for the end of a run and return its status.
+    def be_patient(self, seconds: float) -> None:
+        """Let requests that read wait for a server that restarts."""
+        self.reader.patience = dataclasses.replace(self.reader.patience, seconds=seconds)
 
-        Args:
-            run_id: id of the run.
-            on_change: called when the run or one of its steps changes.
-            timeout_seconds: longest wait.
-            every_seconds: pause between two requests.
+    def experiment_id(self, name: str) -> str:
+        """Return the id of an experiment; create the default one if it is missing."""
 
-        Raises:
-            ServerError: it has not ended in time; it continues on the server.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        previous: Optional[RunStatus] = None
-        while True:
-            current = self.status(run_id)
-            if current != previous:
-                on_change(current)
-            if current.state in ENDED:
-                return current
-            if time.monotonic() >= deadline:
-                raise ServerError(
-                    f"run {run_id} has not ended after {timeout_seconds:g} s",
-                    found=current.state,
-                    fix=f"It continues: {current.url}",
-                )
-            previous = current
-            time.sleep(every_seconds)
+        def find() -> str:
+            with one_line_errors(self.host):
+                return self._experiment_id(name)
 
-    def logs(self, run_id: str, step: str) -> str:
-        """Return the output of a step's own container, of its last attempt."""
-        run = self._get_run(run_id)
-        tasks = tasks_of(run)
-        nodes = nodes_of(tasks, step)
-        if not nodes:
-            names = sorted({task.display_name for task in tasks if is_step(task)})
-            raise ServerError(
-                f"run {run_id} has no step '{step}' that has started",
-                found=", ".join(names) or "no step",
-                fix="See longrec status RUN.",
-            )
-        day = str(run.created_at or "")[:DATE_LENGTH]
-        for node in nodes:
-            for pods in pod_names(node):
-                text = self._last_log(run_id, day, pods)
-                if text is not None:
-                    return text
-        namespace = self.namespace or "kubeflow"
-        raise ServerError(
-            f"the server has no log of step '{step}'",
-            found=f"nodes {', '.join(nodes)} of the workflow",
-            fix=f"While its pod exists: kubectl logs -n {namespace} -l pipeline/runid={run_id} "
-            "-c main --prefix --tail=-1",
-        )
-
-    def _get_run(self, run_id: str) -> Any:
-        with one_line_errors(self.host, f"run {run_id}"):
-            return self._runs.run_service_get_run(run_id)
-
-    def _last_log(self, run_id: str, day: str, pods: Iterable[str]) -> Optional[str]:
-        """Return the log of the last attempt; None if the first attempt has no log."""
-        last = None
-        for pod in pods:
-            text = self._pod_log(run_id, day, pod)
-            if text is None:
-                break
-            last = text
-        return last
-
-    def _pod_log(self, run_id: str, day: str, pod: str) -> Optional[str]:
-        for template in LOG_ADDRESSES:
-            path = template.format(run=run_id, pod=pod, namespace=self.namespace, day=day)
-            text = self._get_text(path)
-            if text is not None:
-                return text
-        return None
-
-    def _get_text(self, path: str) -> Optional[str]:
-        """Return the text at an address; None for no answer or for an HTML page."""
-        with one_line_errors(self.host, path):
-            try:
-                answer = self._client.call_api(
-                    path,
-                    "GET",
-                    header_params={"Accept": "text/plain"},
-                    auth_settings=["Bearer"],
-                    _preload_content=False,
-                    _return_http_data_only=True,
-                )
-            except self._api.ApiException as error:
-                if error.status in (401, 403):
-                    raise
-                return None
-        if "html" in (answer.getheader("Content-Type") or ""):
-            return None
-        return str(answer.data.decode("utf-8", "replace"))
+        return self.reader.patience.repeat(find)
 
     def _check_health(self) -> None:
         """Check that a Kubeflow Pipelines server answers.
@@ -322,14 +232,15 @@ class Server:
     def _list_schedules(self, experiment_id: str) -> list[Any]:
         schedules: list[Any] = []
         token = ""
-        while True:
+        for _ in range(MAX_PAGES):
             answer = self._schedules.recurring_run_service_list_recurring_runs(
                 experiment_id=experiment_id, page_size=PAGE_SIZE, page_token=token
             )
             schedules += answer.recurring_runs or []
             token = answer.next_page_token or ""
             if not token:
-                return schedules
+                break
+        return schedules
 
     def _trigger(self, times: str) -> Any:
         return self._api.V2beta1Trigger(cron_schedule=self._api.V2beta1CronSchedule(cron=times))
@@ -339,19 +250,26 @@ class Server:
             parameters=dict(submission.arguments), pipeline_root=submission.pipeline_root or None
         )
 
-    def _run_page(self, run_id: str) -> str:
-        return f"{self.host}/#/runs/details/{run_id}"
-
     def _submitted_schedule(self, entry: Any, submission: Submission) -> Submitted:
         schedule_id = entry.recurring_run_id
         url = f"{self.host}/#/recurringrun/details/{schedule_id}"
         return Submitted(schedule_id, submission.experiment, url)
 
 
-def _schedule_digest(submission: Submission, spec: Any, times: str) -> str:
+def _with_timeout(request: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that sends requests with a timeout, which the API's client has not."""
+
+    def send(*arguments: Any, **options: Any) -> Any:
+        timeout = options.get("_request_timeout") or (CONNECT_SECONDS, QUIET_SECONDS)
+        return request(*arguments, **{**options, "_request_timeout": timeout})
+
+    return send
+
+
+def _schedule_digest(submission: Submission, times: str) -> str:
     """Return the description of a schedule; equal descriptions mean equal schedules."""
     content = [
-        spec,
+        submission.spec,
         dict(submission.arguments),
         times,
         submission.service_account,

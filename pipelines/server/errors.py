@@ -24,11 +24,17 @@ UNSUPPORTED_TEXTS = (
     "not implemented yet",
 )
 """Texts in the errors of a server that is too old."""
+UNAVAILABLE_STATUSES = (500, 502, 503, 504)
+"""Answers of a server, or of the proxy before it, that restarts."""
 MAX_REASON_LENGTH = 300
 
 
 class ServerError(LongrecError):
     """A Kubeflow Pipelines server cannot be reached or refused the request."""
+
+
+class Unavailable(ServerError):
+    """No server answers now; another attempt may find one."""
 
 
 @contextlib.contextmanager
@@ -47,7 +53,8 @@ def one_line_errors(host: str, subject: str = "") -> Iterator[None]:
     except kfp_server_api.ApiException as error:
         raise _refusal(error, host, subject) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise ServerError(
+        kind = ServerError if _is_no_address(error) else Unavailable
+        raise kind(
             f"no Kubeflow Pipelines server answers at {host}",
             found=type(error).__name__,
             fix=f"Check the address. {PORT_FORWARD_FIX}",
@@ -60,6 +67,14 @@ def one_line_errors(host: str, subject: str = "") -> Iterator[None]:
             found=str(error)[:MAX_REASON_LENGTH],
             fix=f"{CREDENTIALS_FIX} {_upgrade_fix()}",
         ) from error
+
+
+def _is_no_address(error: Exception) -> bool:
+    """Return whether no such host exists, which waiting does not change."""
+    import urllib3
+
+    reason = getattr(error, "reason", error)
+    return isinstance(reason, urllib3.exceptions.NameResolutionError)
 
 
 def _refusal(error: Any, host: str, subject: str) -> ServerError:
@@ -76,7 +91,8 @@ def _refusal(error: Any, host: str, subject: str) -> ServerError:
         return ServerError(
             f"{host} does not support this version of the API", found=found, fix=_upgrade_fix()
         )
-    return ServerError(
+    kind = Unavailable if error.status in UNAVAILABLE_STATUSES else ServerError
+    return kind(
         f"{host} refused the request",
         found=found,
         fix="Check the parameters, the experiment and the namespace.",

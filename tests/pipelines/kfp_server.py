@@ -2,7 +2,7 @@
 
 Like the real API server, it checks a run before it starts: the spec parses as protobuf, the name is
 valid, and every parameter is known, present if required, and of its type. Each request for a run
-moves it to the next of `states`.
+moves it to the next of `states`. Of a pod without a log it answers 200 and an error as JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 BASE = "/apis/v2beta1"
+MISSING_LOG = "BadRequestError: Failed to read logs from archive {pod}: NoSuchKey"
 _MODELS = api.ApiClient()
 _VALUES = {
     "STRING": "string_value",
@@ -97,6 +98,8 @@ class FakeServer(ThreadingHTTPServer):
         refuse_post: the same for requests that create something.
         logs: by pod, at one of the addresses: v1alpha1, v2beta1 or ui. The ui answers any other
             address with its page.
+        records: recorded answers by the id of the run.
+        num_restarting: number of requests that a proxy answers with 503 from now on.
     """
 
     daemon_threads = True
@@ -110,6 +113,8 @@ class FakeServer(ThreadingHTTPServer):
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.tasks: list[dict[str, Any]] = []
         self.logs: dict[str, str] = {}
+        self.records: dict[str, dict[str, Any]] = {}
+        self.num_restarting = 0
         self.token = ""
         self.refuse = (0, "")
         self.refuse_post = (0, "")
@@ -141,6 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append((self.command, url.path, dict(self.headers)))
         try:
+            if self.server.num_restarting:
+                self.server.num_restarting -= 1
+                raise Refused(503, "upstream connect error")
             if self.server.refuse[0]:
                 raise Refused(*self.server.refuse)
             if (
@@ -171,9 +179,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _log(self, door: str, pod: str) -> None:
         if self.server.logs_at == "ui" != door:
             return self._send(b"<!doctype html><title>Kubeflow Pipelines</title>", kind="text/html")
-        if self.server.logs_at != door or pod not in self.server.logs:
-            raise Refused(404, "no log")
-        return self._send(self.server.logs[pod].encode(), kind="text/plain")
+        if self.server.logs_at != door:
+            raise Refused(404, "404 page not found")
+        text = self.server.logs.get(pod, json.dumps({"error_message": MISSING_LOG.format(pod=pod)}))
+        return self._send(text.encode(), kind="text/plain")
 
     do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
@@ -209,11 +218,20 @@ class _Handler(BaseHTTPRequestHandler):
                 for each in (server.runs if path == "/runs" else server.recurring).values()
                 if each.experiment_id == query["experiment_id"]
             ]
-            return {"runs" if path == "/runs" else "recurringRuns": entries[::-1]}
+            if path == "/runs":
+                return {"runs": [*server.records.values(), *entries[::-1]]}
+            return {"recurringRuns": entries[::-1]}
+        if match := re.fullmatch("/recurringruns/([^/]+):(enable|disable)", path):
+            entry = server.recurring[match[1]]
+            entry.mode = match[2].upper()
+            entry.status = f"{match[2].upper()}D"
+            return {}
         if (match := re.fullmatch("/recurringruns/([^/]+)", path)) and self.command == "DELETE":
             del server.recurring[match[1]]
             return {}
         if match := re.fullmatch("/runs/([^/]+)", path):
+            if match[1] in server.records:
+                return server.records[match[1]]
             if match[1] not in server.runs:
                 raise Refused(404, f"Run {match[1]} not found")
             return self._run(server.runs[match[1]])
@@ -238,7 +256,16 @@ class _Handler(BaseHTTPRequestHandler):
         states = self.server.states
         answer = _MODELS.sanitize_for_serialization(run)
         run.state = states[min(states.index(run.state) + 1, len(states) - 1)]
-        return {**answer, "run_details": {"task_details": self.server.tasks}}
+        return {**answer, "run_details": {"task_details": self._tasks(answer["state"])}}
+
+    def _tasks(self, run_state: str) -> list[dict[str, Any]]:
+        """Return the tasks; after the end of a run none of them is running."""
+        if run_state in ("PENDING", "RUNNING"):
+            return self.server.tasks
+        return [
+            {**task, "state": run_state} if task["state"] == "RUNNING" else task
+            for task in self.server.tasks
+        ]
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""submit, schedule, status and logs, over real HTTP to a fake server."""
+"""submit, schedule and status, over real HTTP to a fake server."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,40 +13,14 @@ from typer.testing import CliRunner, Result
 
 from longrec.cli.main import app
 from pipelines.server.packages import cron_fields, read_package
-from pipelines.server.pod_logs import continue_fnv1a
 from tests.pipelines.kfp_server import FakeServer, running
+from tests.pipelines.server.argo_tasks import Step, executor_paths, pod_of, tasks_of
 
 ROOT = Path(__file__).parents[2]
 
 STUDY = ROOT / "configs" / "study-kuairand.yaml"
 DATA = ("--data-uri", "s3://bucket/data")
-TRAIN = {
-    "display_name": "train",
-    "task_id": "t1",
-    "pod_name": "run-train-1",
-    "state": "SUCCEEDED",
-    "start_time": "2026-01-01T00:00:10Z",
-    "end_time": "2026-01-01T00:01:10Z",
-    "child_tasks": [{"task_id": "t3"}, {"pod_name": "run-train-2"}],
-}
-TASKS: list[dict[str, Any]] = [
-    {"display_name": "root-driver", "task_id": "t0", "pod_name": "run-root", "state": "SUCCEEDED"},
-    TRAIN,
-    {
-        "display_name": "train-driver",
-        "task_id": "t3",
-        "pod_name": "run-driver",
-        "state": "SUCCEEDED",
-    },
-    {"display_name": "executor", "task_id": "t4", "pod_name": "run-train-2", "state": "SUCCEEDED"},
-    {
-        "display_name": "fingerprint",
-        "task_id": "t5",
-        "pod_name": "run-fp",
-        "state": "SUCCEEDED",
-        "start_time": "2026-01-01T00:00:00Z",
-    },
-]
+TASKS = tasks_of([Step("fingerprint", start="2026-01-01T00:00:00Z"), Step("train")])
 
 
 @pytest.fixture
@@ -53,6 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     for name in ("LONGREC_KFP_TOKEN", "LONGREC_KFP_COOKIE", "LONGREC_KFP_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LONGREC_POLL_SECONDS", "0.01")
+    monkeypatch.setenv("LONGREC_PATIENCE_SECONDS", "0")
     with running() as fake:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
         fake.tasks = TASKS
@@ -139,12 +115,13 @@ def test_waiting_shows_steps_and_ends_with_the_run(server: FakeServer) -> None:
 
 def test_waiting_for_a_run_that_fails_is_exit_code_1_and_names_the_step(server: FakeServer) -> None:
     server.states = ["PENDING", "FAILED"]
-    server.tasks = [{**TRAIN, "state": "FAILED", "error": {"code": 1, "message": "out of memory"}}]
+    train = Step("train", "FAILED")
+    server.tasks = tasks_of([train])
+    server.logs = {pod_of(path): "MemoryError: out of memory\n" for path in executor_paths(train)}
     answer = _type("submit", *DATA, "--wait")
     assert answer.exit_code == 1
-    assert "ended FAILED; found train" in answer.stderr
-    assert "longrec logs" in answer.stderr
-    assert "out of memory" in answer.stderr
+    assert "ended FAILED; found train: MemoryError: out of memory" in answer.stderr
+    assert re.search(r"longrec logs \S+ train$", answer.stderr.strip())
 
 
 def test_waiting_ends_in_time(server: FakeServer) -> None:
@@ -189,90 +166,12 @@ def test_status_shows_a_run_with_its_steps_and_the_newest_runs(server: FakeServe
     answer = _type("status", first)
     assert (
         answer.exit_code == 0
-        and f"{first}  PENDING" in answer.stdout
+        and answer.stdout.startswith("longrec-training  one  PENDING  ")
         and f"{server.url}/#/runs/details/{first}" in answer.stdout
     )
-    assert "train" in answer.stdout
-    assert "driver" not in answer.stdout
-    assert "executor" not in answer.stdout
+    for node in ("driver", "executor", "(0)", "root", "exit-handler"):
+        assert node not in answer.stdout
     assert [run["run_id"] for run in _json("status")["runs"]] == [second, first]
-
-
-def _hash(text: str) -> int:
-    """Return the 32-bit FNV-1a hash, as in Argo's names of nodes."""
-    return continue_fnv1a(2_166_136_261, text)
-
-
-def _as_argo_names_them(step: str, attempts: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the tasks that a server lists for a step, and the pods of its attempts.
-
-    A task names the nodes below it, never a pod.
-    """
-
-    def node(name: str) -> str:
-        return f"longrec-training-x7k2p-{_hash(name)}"
-
-    path = f"longrec-training-x7k2p.root.exit-handler-1.{step}.executor"
-    tries = [f"{path}({number})" for number in range(attempts)]
-    tasks = [
-        {
-            "display_name": f"{step}-driver",
-            "task_id": "1",
-            "child_tasks": [{"pod_name": node(path.removesuffix(".executor"))}],
-        },
-        {
-            "display_name": step,
-            "task_id": "2",
-            "state": "RUNNING",
-            "child_tasks": [{"pod_name": node(path)}],
-        },
-        {
-            "display_name": "executor",
-            "task_id": "3",
-            "child_tasks": [{"pod_name": node(name)} for name in tries],
-        },
-        *(
-            {
-                "display_name": f"executor({number})",
-                "task_id": f"4{number}",
-                "child_tasks": [{"pod_name": node("next.driver")}],
-            }
-            for number in range(attempts)
-        ),
-    ]
-    if attempts:
-        return tasks, [
-            f"longrec-training-x7k2p-retry-system-container-impl-{_hash(name)}" for name in tries
-        ]
-    return tasks, [f"longrec-training-x7k2p-system-container-impl-{_hash(path)}"]
-
-
-@pytest.mark.parametrize("address", ["v1alpha1", "v2beta1", "ui"])
-@pytest.mark.parametrize("attempts", [0, 1, 3])
-def test_logs_are_those_of_the_steps_own_last_attempt(
-    server: FakeServer, attempts: int, address: str
-) -> None:
-    run = _json("submit", *DATA)["run_id"]
-    server.tasks, pods = _as_argo_names_them("train", attempts)
-    server.logs_at = address
-    server.logs = {pod: f"attempt {number}\n" for number, pod in enumerate(pods)}
-    server.logs[f"longrec-training-x7k2p-retry-system-container-impl-{_hash('next.driver')}"] = (
-        "another step"
-    )
-    assert _type("logs", run, "train").stdout == f"attempt {len(pods) - 1}\n"
-    assert [task["name"] for task in _json("status", run)["runs"][0]["tasks"]] == ["train"]
-
-
-def test_logs_that_are_not_there(server: FakeServer) -> None:
-    run = _json("submit", *DATA)["run_id"]
-    missing = _type("logs", run, "train")
-    assert missing.exit_code == 1
-    assert "has no log of step 'train'" in missing.stderr
-    assert f"-l pipeline/runid={run}" in missing.stderr
-    unknown = _type("logs", run, "trane")
-    assert unknown.exit_code == 1
-    assert "no step 'trane'" in unknown.stderr
-    assert "fingerprint, train" in unknown.stderr
 
 
 def test_a_server_of_many_users_wants_a_namespace(server: FakeServer) -> None:

@@ -1,9 +1,8 @@
-"""The commands of Kubeflow Pipelines: compile, submit, schedule, status, logs."""
+"""The commands that give pipelines to Kubeflow: compile, submit, schedule."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from longrec.cli.cluster.connection import (
+    CookieFile,
+    Experiment,
+    Host,
+    Namespace,
+    TokenFile,
+    connect,
+)
+from longrec.cli.cluster.runs import check_success, wait_for
 from longrec.cli.options import (
     DEFAULT_CONFIG,
     AsJson,
@@ -21,30 +29,10 @@ from longrec.cli.options import (
 )
 from longrec.errors import LongrecError
 
-SUCCEEDED = "SUCCEEDED"
 DAY_SECONDS = 86_400.0
-POLL_VARIABLE = "LONGREC_POLL_SECONDS"
 REQUIRED_PARAMETERS = {"data_uri": ("--data-uri", "a dataset"), "study": ("--study", "a study")}
 """Parameter without a default -> the option that gives it, and what it is."""
 
-Host = Annotated[
-    str,
-    typer.Option(
-        envvar="KF_PIPELINES_ENDPOINT",
-        help="Address of the server, for example http://localhost:8080.",
-    ),
-]
-Namespace = Annotated[
-    str, typer.Option(envvar="LONGREC_KFP_NAMESPACE", help="Namespace of a multi-user server.")
-]
-TokenFile = Annotated[
-    Path | None, typer.Option(help="File with a token; default the variable LONGREC_KFP_TOKEN.")
-]
-CookieFile = Annotated[
-    Path | None,
-    typer.Option(help="File with a browser's cookie; default the variable LONGREC_KFP_COOKIE."),
-]
-Experiment = Annotated[str, typer.Option(help="Experiment of the runs.")]
 CreateExperiment = Annotated[
     bool, typer.Option("--create-experiment", help="Create the experiment if it is missing.")
 ]
@@ -68,9 +56,7 @@ StudyFile = Annotated[
 ]
 PipelineRoot = Annotated[
     str,
-    typer.Option(
-        help="Address of the artifacts, for example s3://bucket/artifacts; default the server's."
-    ),
+    typer.Option(help="Address of the artifacts; minio://bucket/path in a store of the cluster."),
 ]
 RunName = Annotated[str, typer.Option(help="Name of the run; default the configuration's.")]
 ScheduleName = Annotated[
@@ -155,7 +141,7 @@ def submit(
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
-        server = _connect(host, namespace, token_file, cookie_file)
+        server = connect(host, namespace, token_file, cookie_file)
         submission = dataclasses.replace(
             prepared,
             name=name or prepared.name,
@@ -166,12 +152,12 @@ def submit(
         submitted = server.submit(submission)
     if not as_json:
         typer.echo(f"submitted {submitted.run_id}: {submitted.url}")
-    ended = _wait(server, submitted.run_id, timeout) if wait else None
+    ended = wait_for(server, submitted.run_id, timeout) if wait else None
     if as_json:
         state = ended.state if ended else "SUBMITTED"
         print_result({**dataclasses.asdict(submitted), "state": state}, "", as_json=True)
-    if ended and ended.state != SUCCEEDED:
-        raise _run_error(ended)
+    if ended:
+        check_success(ended)
 
 
 def schedule(
@@ -205,7 +191,7 @@ def schedule(
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
-        server = _connect(host, namespace, token_file, cookie_file)
+        server = connect(host, namespace, token_file, cookie_file)
         submission = dataclasses.replace(
             prepared,
             name=name or f"{pipeline}-{prepared.name}",
@@ -217,65 +203,6 @@ def schedule(
     value = {**dataclasses.asdict(submitted), "done": action}
     text = f"schedule {action} {submitted.run_id}: {submitted.url}"
     print_result(value, text, as_json=as_json)
-
-
-def status(
-    run_id: Annotated[str, typer.Argument(help="Id of a run; default the newest runs.")] = "",
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "longrec",
-    token_file: TokenFile = None,
-    cookie_file: CookieFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the status of a run on a Kubeflow Pipelines server, or the newest runs.
-
-    \b
-    Examples:
-      longrec status --host http://localhost:8080
-      longrec status 0f3c7f0e-8f5a-4f0e-a8b4-6d1f0f6a9d11
-    """
-    server = _connect(host, namespace, token_file, cookie_file)
-    runs = [server.status(run_id)] if run_id else server.recent(experiment)
-    lines = [_run_line(run) for run in runs]
-    if run_id:
-        [run] = runs
-        lines += [f"  {_task_line(task)}" for task in run.tasks]
-        lines.append(run.url)
-    value = {"runs": [dataclasses.asdict(run) for run in runs]}
-    text = "\n".join(lines) or f"no run in experiment {experiment}"
-    print_result(value, text, as_json=as_json)
-
-
-def logs(
-    run_id: Annotated[str, typer.Argument(help="Id of the run; see longrec status.")],
-    step: Annotated[str, typer.Argument(help="Name of a step, for example train.")],
-    host: Host = "",
-    namespace: Namespace = "",
-    token_file: TokenFile = None,
-    cookie_file: CookieFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the output of a step of a run on a Kubeflow Pipelines server.
-
-    \b
-    Examples:
-      longrec logs 0f3c7f0e-8f5a-4f0e-a8b4-6d1f0f6a9d11 train
-    """
-    text = _connect(host, namespace, token_file, cookie_file).logs(run_id, step)
-    value = {"run_id": run_id, "step": step, "log": text}
-    print_result(value, text.rstrip("\n"), as_json=as_json)
-
-
-def _connect(host: str, namespace: str, token_file: Path | None, cookie_file: Path | None) -> Any:
-    from longrec.runs.project import import_module
-
-    return import_module("pipelines.server.client").Server(
-        host,
-        namespace=namespace,
-        token=_read_secret(token_file, "LONGREC_KFP_TOKEN"),
-        cookie=_read_secret(cookie_file, "LONGREC_KFP_COOKIE"),
-    )
 
 
 def _check_parameters(pipeline: str, arguments: Mapping[str, Any], inputs: Any) -> None:
@@ -296,22 +223,6 @@ def _check_parameters(pipeline: str, arguments: Mapping[str, Any], inputs: Any) 
             raise typer.BadParameter(f"The {pipeline} pipeline needs {what}.", param_hint=option)
 
 
-def _read_secret(path: Path | None, variable: str) -> str:
-    """Return a secret from a file or a variable; process lists would show an option's value."""
-    if path is None:
-        return os.environ.get(variable, "")
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise LongrecError(f"{path} cannot be read", found=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise LongrecError(
-            f"{path} cannot be read",
-            found="bytes that are not UTF-8",
-            expected="a secret as text",
-        ) from error
-
-
 def _build_platform(section: Any) -> Any:
     from longrec.runs.project import import_module
 
@@ -329,6 +240,7 @@ def _prepare(
     folder: Path,
 ) -> Any:
     """Compile a pipeline into a folder and return its submission with the arguments."""
+    from longrec.config_file import changed_settings
     from longrec.runs.project import find_file, import_module
     from longrec.runs.run import pipeline_arguments
 
@@ -336,8 +248,10 @@ def _prepare(
     platform = _build_platform(content.platform)
     compiler = import_module("pipelines.compiler")
     inputs = compiler.pipeline(pipeline, platform).component_spec.inputs
-    sections = content.run.to_dict()
-    available = {**pipeline_arguments(content.run, data_uri), "drift": sections["drift"]}
+    available = {
+        **pipeline_arguments(content.run, data_uri, max_items=platform.parallelism),
+        "drift": changed_settings(content.run).get("drift", {}),
+    }
     arguments = {name: value for name, value in available.items() if name in inputs}
     if study is not None:
         from longrec.study.config import load, to_text
@@ -364,41 +278,3 @@ def _parse_parameter(text: str, inputs: Any) -> tuple[str, Any]:
     if name not in inputs or inputs[name].type == "String":
         return name, value
     return name, parse_yaml(value, f"the value of {name}")
-
-
-def _wait(server: Any, run_id: str, timeout_seconds: float) -> Any:
-    """Wait for the end of a run; print a line for each step that begins or ends."""
-    from longrec.cli.progress import waiting
-
-    states: dict[str, str] = {}
-
-    def print_changes(run: Any) -> None:
-        for task in run.tasks:
-            if states.get(task.name) != task.state:
-                states[task.name] = task.state
-                typer.echo(_task_line(task), err=True)
-
-    every_seconds = float(os.environ.get(POLL_VARIABLE, "5"))
-    with waiting(f"run {run_id}"):
-        return server.wait(
-            run_id, print_changes, timeout_seconds=timeout_seconds, every_seconds=every_seconds
-        )
-
-
-def _run_error(run: Any) -> LongrecError:
-    failed = ", ".join(task.name for task in run.tasks if task.state == "FAILED")
-    return LongrecError(
-        f"run {run.run_id} ended {run.state}",
-        found=failed or run.error or None,
-        fix=f"See {run.url} or: longrec logs {run.run_id} STEP",
-    )
-
-
-def _run_line(run: Any) -> str:
-    line = f"{run.run_id}  {run.state:<10} {run.created[:16]}  {run.name}  {run.error}"
-    return line.rstrip()
-
-
-def _task_line(task: Any) -> str:
-    seconds = "" if task.seconds is None else f"{task.seconds:8.0f} s"
-    return f"{task.state:<10} {task.name:<20} {seconds} {task.error}".rstrip()

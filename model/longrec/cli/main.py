@@ -26,6 +26,7 @@ from longrec.cli import (
 )
 from longrec.cli import run as local_runs
 from longrec.cli.bench import bench
+from longrec.cli.cluster import runs, schedules
 from longrec.cli.data import importers, store, synth, upkeep
 from longrec.errors import LongrecError
 
@@ -159,8 +160,9 @@ app.command()(study.study)
 app.command("compile")(kubeflow.compile_pipelines)
 app.command()(kubeflow.submit)
 app.command()(kubeflow.schedule)
-app.command()(kubeflow.status)
-app.command()(kubeflow.logs)
+app.command()(runs.status)
+app.command()(runs.logs)
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(config.app, name="config")
 app.command(context_settings=PASS_ARGUMENTS)(bench)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 DEFAULT_WORKDIR = Path(".longrec")
+REFUSED_EXIT_CODE = 3
+"""Exit code of a run whose model the gate refused."""
 
 
 def _require_directory(path: Path) -> Path:

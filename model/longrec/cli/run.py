@@ -18,6 +18,7 @@ from longrec.cli.init import DEFAULT_BUDGET, budget_seconds, derive_settings
 from longrec.cli.options import (
     DEFAULT_CONFIG,
     DEFAULT_WORKDIR,
+    REFUSED_EXIT_CODE,
     AsJson,
     Cache,
     ExistingWorkdir,
@@ -30,9 +31,6 @@ from longrec.cli.options import (
 if TYPE_CHECKING:
     from longrec.cli.progress import StepProgress
     from longrec.config import RunConfig
-
-REFUSED_EXIT_CODE = 3
-"""Exit code of a run whose model the gate refused."""
 
 DatasetUri = Annotated[
     str | None,
