@@ -1,9 +1,8 @@
-"""A history for people: JSON rows, a text table, and a self-contained SVG plot."""
+"""A history for people: JSON rows, a text table, and a plot."""
 
 from __future__ import annotations
 
 import datetime
-import html
 import math
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,14 @@ import pyarrow as pa
 from longrec.data import files, history
 from longrec.data.columns import Int64
 from longrec.errors import DataError
+from longrec.reporting import page
+from longrec.reporting.charts import Labels, lane_chart
 from longrec.schema import TIMESTAMP
 from longrec.times import EPOCH, MILLISECOND, datetime_to_ms
 
-WIDTH = 960
-LEFT_MARGIN = 150
-RIGHT_MARGIN = 30
-TOP_MARGIN = 56
-BOTTOM_MARGIN = 40
-LANE_HEIGHT = 46
-MIN_BAR_HEIGHT = 2
-MAX_BAR_HEIGHT = 34
 NUM_TIME_BINS = 200
 MAX_LANES = 12
-MAX_LABEL_LENGTH = 16
-COLORS = (
-    "#3366aa",
-    "#cc6633",
-    "#33996b",
-    "#996699",
-    "#b8942b",
-    "#5b6b7a",
-)
+MAX_LABEL_LENGTH = 24
 OTHERS = "all others"
 """Name of the lane that the rarest kinds share."""
 SUFFIXES = (".svg", ".html")
@@ -132,11 +117,17 @@ def write_plot(
         DataError, OSError: as for `check_plot_path`.
     """
     check_plot_path(path)
-    text = render_svg(events, title)
+    plot = render_svg(events, title)
+    if not plot:
+        raise DataError("a plot needs matplotlib", fix='Run: pip install "longrec[report]"')
+    text = plot
     if path.suffix == ".html":
-        text = (
-            '<!doctype html><html lang="en"><meta charset="utf-8">'
-            f"<title>{html.escape(title)}</title><body>{text}</body></html>\n"
+        text = page.render(
+            "history.html.jinja",
+            title=title,
+            subtitle=f"{events.num_rows:,} events",
+            date=page.current_minute(),
+            plot=plot,
         )
     with files.atomic_replace(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -146,95 +137,26 @@ def render_svg(events: pa.RecordBatch, title: str) -> str:
     """Return a plot with time to the right, one lane per kind of event, and bars of counts.
 
     The kind is the first text feature of the events, if there is one. The rarest kinds share a
-    lane.
+    lane. The plot is empty without matplotlib.
     """
+    if not events.num_rows:
+        return lane_chart([], Labels(f"{title}: no events", "time (UTC)", ""), ("", ""))
     lane_of_event, names = _lanes(events)
-    num_lanes = max(len(names), 1)
-    height = TOP_MARGIN + LANE_HEIGHT * num_lanes + BOTTOM_MARGIN
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img" font-family="sans-serif" font-size="12">',
-        f"<title>{html.escape(title)}</title>",
-        '<rect width="100%" height="100%" fill="#fff"/>',
-        _text(
-            LEFT_MARGIN,
-            24,
-            f"{title}: {events.num_rows} events",
-            size=15,
-        ),
-    ]
-    if events.num_rows:
-        parts += _plot_area(history.timestamps(events), lane_of_event, names)
-    else:
-        parts.append(_text(LEFT_MARGIN, TOP_MARGIN + 20, "no events"))
-    return "".join([*parts, "</svg>\n"])
-
-
-def _plot_area(
-    times: Int64,
-    lane_of_event: Int64,
-    names: list[str],
-) -> list[str]:
+    times = history.timestamps(events)
     first = int(times[0])
     last = int(times[-1])
-    span = max(last - first, 1)
-    bins = (times - first) * (NUM_TIME_BINS - 1) // span
+    bins = (times - first) * (NUM_TIME_BINS - 1) // max(last - first, 1)
     counts = np.zeros((len(names), NUM_TIME_BINS), np.int64)
     np.add.at(counts, (lane_of_event, bins), 1)
-    highest = int(counts.max())
-    parts = []
-    for lane, name in enumerate(names):
-        parts.append(_lane(lane, name, counts[lane], highest))
-    bottom = TOP_MARGIN + LANE_HEIGHT * len(names) + 20
-    right = WIDTH - RIGHT_MARGIN
-    parts.append(_text(LEFT_MARGIN, bottom, format_time(first)))
-    parts.append(
-        _text(
-            right,
-            bottom,
-            format_time(last),
-            anchor="end",
-        )
-    )
-    return parts
+    labels = Labels(f"{title}: {events.num_rows:,} events", "time (UTC)", "")
+    shown = [_shorten(name) for name in names]
+    lanes = list(zip(shown, counts.tolist(), strict=True))
+    return lane_chart(lanes, labels, (format_time(first), format_time(last)))
 
 
-def _lane(
-    lane: int,
-    name: str,
-    counts: Int64,
-    highest: int,
-) -> str:
-    base = TOP_MARGIN + LANE_HEIGHT * (lane + 1) - 6
-    right = WIDTH - RIGHT_MARGIN
-    step = (right - LEFT_MARGIN) / NUM_TIME_BINS
-    width = max(step - 0.5, 1)
-    bars = []
-    for time_bin in np.flatnonzero(counts).tolist():
-        x = LEFT_MARGIN + time_bin * step
-        share = int(counts[time_bin]) / highest
-        height = max(MIN_BAR_HEIGHT, MAX_BAR_HEIGHT * share)
-        bars.append(
-            f'<rect x="{x:.1f}" y="{base - height:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
-        )
-    total = int(counts.sum())
-    label = name
-    if len(name) > MAX_LABEL_LENGTH:
-        label = f"{name[: MAX_LABEL_LENGTH - 1]}…"
-    color = COLORS[lane % len(COLORS)]
-    parts = [
-        f'<line x1="{LEFT_MARGIN}" x2="{right}" y1="{base}" y2="{base}" stroke="#bbb"/>',
-        f'<g fill="{color}"><title>{html.escape(name)}: {total} events</title>',
-        *bars,
-        "</g>",
-        _text(
-            LEFT_MARGIN - 10,
-            base - 4,
-            f"{label} {total}",
-            anchor="end",
-        ),
-    ]
-    return "".join(parts)
+def _shorten(name: str) -> str:
+    """Return a name of at most MAX_LABEL_LENGTH letters."""
+    return name if len(name) <= MAX_LABEL_LENGTH else f"{name[: MAX_LABEL_LENGTH - 1]}…"
 
 
 def _lanes(events: pa.RecordBatch) -> tuple[Int64, list[str]]:
@@ -277,17 +199,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    anchor: str = "start",
-    size: int = 12,
-) -> str:
-    return (
-        f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="#222">'
-        f"{html.escape(text)}</text>"
-    )

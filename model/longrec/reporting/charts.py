@@ -36,6 +36,9 @@ MIN_TICK_DISTANCE = 0.08
 WIDTH_INCHES = 5.6
 HEIGHT_INCHES = 3.3
 ROW_INCHES = 0.27
+LANE_BAR = 0.75
+MIN_BAR = 0.05
+"""Heights of the highest and the lowest bar of a lane, as shares of the lane."""
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "longrec",
@@ -154,6 +157,35 @@ def interval_chart(intervals: Sequence[Interval], labels: Labels) -> str:
         axes.grid(axis="y", visible=False)
 
     return _svg(labels, 0.7 + ROW_INCHES * len(intervals), draw)
+
+
+def lane_chart(
+    lanes: Sequence[tuple[str, Sequence[int]]], labels: Labels, ends: tuple[str, str]
+) -> str:
+    """Return the SVG of lanes of bars over one axis, which all have one scale.
+
+    Args:
+        lanes: name and counts of each lane, from top to bottom.
+        labels: texts of the chart; its title is drawn.
+        ends: texts of the first and the last bin.
+    """
+
+    def draw(axes: Axes) -> None:
+        names = []
+        highest = max((max(counts) for _, counts in lanes), default=1)
+        for row, (name, counts) in enumerate(lanes):
+            bins = [place for place, count in enumerate(counts) if count]
+            tops = [MIN_BAR - row + LANE_BAR * counts[place] / highest for place in bins]
+            text = f"{name}: {sum(counts)} events"
+            color = COLORS[row % len(COLORS)]
+            axes.vlines(bins, -row, tops, color=color, clip_on=False, gid=TOOLTIP + text)
+            names.append(f"{name} {sum(counts):,}")
+        axes.set_title(labels.title)
+        axes.set_yticks(range(0, -len(lanes), -1), names)
+        axes.set_xticks([0, max(len(lanes[0][1]) - 1, 1)] if lanes else [], ends if lanes else [])
+        axes.tick_params(length=0)
+
+    return _svg(labels, 0.9 + 1.5 * ROW_INCHES * len(lanes), draw)
 
 
 def _sign_color(low: float, high: float) -> str:

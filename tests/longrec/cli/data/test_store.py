@@ -187,7 +187,7 @@ def test_the_picture_counts_every_event_and_bounds_its_lanes() -> None:
     assert len(texts) == history_plot.MAX_LANES
     assert texts[-1].startswith(history_plot.OTHERS)
     assert sum(int(text.rsplit(": ", 1)[1].split()[0]) for text in texts) == 2_000
-    assert "http://" not in picture.replace("http://www.w3.org/2000/svg", "")
+    assert "http://" not in picture.replace("http://www.w3.org/", "")
     assert "href" not in picture
     assert "<script" not in picture
 
@@ -197,7 +197,10 @@ def test_one_event_and_events_at_one_moment_are_drawn() -> None:
         picture = xml.etree.ElementTree.fromstring(
             history_plot.render_svg(events(["a"] * len(times), times), "t")
         )
-        assert len(list(picture.find(f"{SVG}g") or [])) == 2  # the lane's title and one bar
+        [lane] = [
+            group for group in picture.iter(f"{SVG}g") if group.find(f"{SVG}title") is not None
+        ]
+        assert len(list(lane)) == 2, "the lane's title and one bar"
 
 
 @pytest.mark.parametrize(
