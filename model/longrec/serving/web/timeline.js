@@ -17,7 +17,7 @@ const TICK_STEPS = [
 ];
 const TICK_MONTHS = [1, 3, 6, 12, 24, 60, 120, 240, 600, 1200];
 const MONTH = 31 * DAY;
-const TICK_WIDTH = 96;
+const TICK_WIDTH = 110;
 const MARGIN = { left: 100, right: 14, top: 20, bottom: 42 };
 const MAX_LANE_CHARACTERS = 13;
 const MAX_POINTER_DISTANCE = 14;
@@ -143,7 +143,7 @@ class Timeline {
   drawTimeAxis() {
     const { context, bottom } = this;
     const width = this.right - MARGIN.left;
-    const most = Math.max(2, Math.floor(width / TICK_WIDTH));
+    const most = Math.max(1, Math.floor(width / TICK_WIDTH));
     const { times, format } = timeTicks(this.first, this.last, most);
     this.canvas.dataset.ticks = times.map(format).join(" ");
     for (const time of times) {
@@ -151,8 +151,15 @@ class Timeline {
       context.fillRect(this.x(time), MARGIN.top, 1, bottom - MARGIN.top + 5);
       this.drawTickText(format(time), this.x(time), bottom + 13);
     }
-    const title = `time (UTC): ${formatTime(this.first)} to ${formatTime(this.last)}`;
-    this.drawTickText(title, MARGIN.left + width / 2, bottom + 32);
+    this.drawTickText(this.timeTitle(), MARGIN.left + width / 2, bottom + 32);
+  }
+
+  // Returns the title of the time axis, without hours on a narrow screen.
+  timeTitle() {
+    const [first, last] = [this.first, this.last].map(formatTime);
+    const title = `time (UTC): ${first} to ${last}`;
+    const fits = this.context.measureText(title).width < this.canvas.clientWidth - 4;
+    return fits ? title : `UTC: ${first.slice(0, 10)} to ${last.slice(0, 10)}`;
   }
 
   // Writes a text centred at x, moved as far as it needs to be seen whole.

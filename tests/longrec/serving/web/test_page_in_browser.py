@@ -356,6 +356,8 @@ def test_nothing_scrolls_sideways_on_a_narrow_screen(page: Any, width: int) -> N
     page.get_by_text("moves most").wait_for()
     page.focus("#timeline")
     assert_fits(page)
+    title = page.evaluate("() => timeline.context.measureText(timeline.timeTitle()).width")
+    assert title <= page.evaluate("() => timeline.canvas.clientWidth")
 
 
 def test_an_empty_history_and_scores_of_zero(page: Any) -> None:
