@@ -24,6 +24,16 @@ def pipeline(name: str, platform: Optional[PlatformConfig]) -> Any:
     return importlib.import_module(f"pipelines.{name}").make(platform)
 
 
+def specification(made: Any) -> dict[str, Any]:
+    """Return a pipeline as a server takes it: the graph, and the platform's settings."""
+    from google.protobuf import json_format
+
+    return {
+        "pipeline_spec": json_format.MessageToDict(made.pipeline_spec),
+        "platform_spec": json_format.MessageToDict(made.platform_spec),
+    }
+
+
 def compile_to(name: str, path: Path, platform: PlatformConfig) -> Path:
     """Write a pipeline to a file: the graph, then the platform's settings of its steps."""
     from kfp import compiler

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 MAX_BYTES = 1024 * 1024
-"""Size above which Argo compresses."""
+"""Size of a workflow above which Argo compresses its nodes."""
+SPEC_REPEATS = 2
+"""A workflow's specification holds about this many times the text of the pipeline."""
 Json = dict[str, Any]
 DIGEST = "0123456789abcdef"
 """A text output of a step: in these pipelines a fingerprint."""
@@ -55,10 +57,22 @@ OUTPUTS = {"STRING": DIGEST, "LIST": [], "STRUCT": {}, "BOOLEAN": True}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkflowSize:
-    """Number of nodes of a workflow, and bytes of their JSON."""
+    """The size of a workflow.
+
+    Args:
+        num_nodes: number of its nodes.
+        num_bytes: bytes of their JSON.
+        num_spec_bytes: bytes of its specification, about: it repeats the pipeline's.
+    """
 
     num_nodes: int
     num_bytes: int
+    num_spec_bytes: int
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether Argo, which measures the whole workflow, will compress the nodes."""
+        return self.num_bytes + self.num_spec_bytes > MAX_BYTES
 
 
 def workflow_size(
@@ -78,7 +92,8 @@ def workflow_size(
     """
     workflow = _Workflow(graph, platform, outputs or {})
     workflow.add_root(arguments)
-    return WorkflowSize(workflow.num_nodes, workflow.num_bytes)
+    num_spec_bytes = SPEC_REPEATS * len(_compact(graph))
+    return WorkflowSize(workflow.num_nodes, workflow.num_bytes, num_spec_bytes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines.server.cron import cron_fields
 from pipelines.server.errors import PORT_FORWARD_FIX, ServerError, one_line_errors
-from pipelines.server.packages import cron_fields
 from pipelines.server.reading import CONNECT_SECONDS, MAX_PAGES, QUIET_SECONDS, Patience, Reader
 from pipelines.server.run_status import RunStatus
 from pipelines.server.runs import Runs
 from pipelines.server.schedules import Schedules
+from pipelines.server.versions import Versions
 
 DEFAULT_EXPERIMENT = "longrec"
 PAGE_SIZE = 50
@@ -101,16 +102,17 @@ class Server:
         self.schedules = Schedules(self.reader, self._client)
         self._runs = kfp_server_api.RunServiceApi(self._client)
         self._experiments = kfp_server_api.ExperimentServiceApi(self._client)
+        self._versions = Versions(self.reader, self._client, namespace)
         self._schedules = kfp_server_api.RecurringRunServiceApi(self._client)
         self.reader.patience.repeat(self._check_health)
 
     def submit(self, submission: Submission) -> Submitted:
-        """Submit a pipeline and return the accepted run."""
+        """Upload a pipeline, unless the server has this version, and return the accepted run."""
         with one_line_errors(self.host):
             body = self._api.V2beta1Run(
                 display_name=submission.name,
                 experiment_id=self._experiment_of(submission),
-                pipeline_spec=read_package(submission.package),
+                pipeline_version_reference=self._versions.reference(submission.spec),
                 service_account=submission.service_account or None,
                 runtime_config=self._runtime_config(submission),
             )
@@ -128,9 +130,8 @@ class Server:
             submission: pipeline, arguments and name.
             cron: five fields, or six with the seconds first, in UTC.
         """
-        spec = read_package(submission.package)
         times = cron_fields(cron)
-        description = _schedule_digest(submission, spec, times)
+        description = _schedule_digest(submission, times)
         with one_line_errors(self.host):
             experiment_id = self._experiment_of(submission)
             schedules = self._list_schedules(experiment_id)
@@ -141,7 +142,7 @@ class Server:
                 display_name=submission.name,
                 description=description,
                 experiment_id=experiment_id,
-                pipeline_spec=spec,
+                pipeline_version_reference=self._versions.reference(submission.spec),
                 mode=ENABLED,
                 no_catchup=True,
                 max_concurrency="1",

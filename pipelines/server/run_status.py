@@ -176,7 +176,7 @@ def read_run(run: Mapping[str, Any], url: str, spec: Optional[Mapping[str, Any]]
     is_refused = state == SUCCEEDED and _is_refused(steps)
     return RunStatus(
         run_id=run["run_id"],
-        pipeline=pipeline_name(run),
+        pipeline=pipeline_name(run) or pipeline_name({"pipeline_spec": spec}),
         name=str(run.get("display_name") or ""),
         state=REFUSED if is_refused else state,
         created=str(run.get("created_at") or ""),

@@ -13,12 +13,13 @@ import re
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import kfp_server_api as api
+import yaml
 from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
@@ -109,6 +110,8 @@ class FakeServer(ThreadingHTTPServer):
         self.experiments: dict[str, Any] = {}
         self.runs: dict[str, Any] = {}
         self.recurring: dict[str, Any] = {}
+        self.pipelines: dict[str, Any] = {}
+        self.versions: dict[str, Any] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.tasks: list[dict[str, Any]] = []
@@ -120,6 +123,12 @@ class FakeServer(ThreadingHTTPServer):
         self.refuse_post = (0, "")
         self.logs_at = "v1alpha1"
         self.multi_user = False
+
+    def spec_of(self, entry: Any) -> dict[str, Any]:
+        """Return the compiled pipeline of a run or a schedule."""
+        version = self.versions[entry.pipeline_version_reference.pipeline_version_id]
+        spec: dict[str, Any] = version.pipeline_spec
+        return spec
 
     @property
     def url(self) -> str:
@@ -164,9 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._log(match[1], match[3])
             if url.path == "/k8s/pod/logs":
                 return self._log("ui", query["podname"])
-            answer = self._answer(
-                url.path.removeprefix(BASE), query, json.loads(raw) if raw else {}
-            )
+            path = url.path.removeprefix(BASE)
+            if path == "/pipelines/upload_version":
+                answer = self._upload_version(query, raw)
+            elif path.startswith("/pipelines"):
+                answer = self._pipelines(path, query, json.loads(raw) if raw else {})
+            else:
+                answer = self._answer(path, query, json.loads(raw) if raw else {})
             self._send(json.dumps(_MODELS.sanitize_for_serialization(answer)).encode())
         except Refused as refused:
             self._send(
@@ -237,10 +250,49 @@ class _Handler(BaseHTTPRequestHandler):
             return self._run(server.runs[match[1]])
         raise Refused(501, f"no {self.command} {path}")
 
+    def _pipelines(self, path: str, query: dict[str, str], body: dict[str, Any]) -> Any:
+        """Answer for pipelines and their versions."""
+        server = self.server
+        if path == "/pipelines" and self.command == "POST":
+            made = parse("V2beta1Pipeline", body)
+            if made.display_name in {each.display_name for each in server.pipelines.values()}:
+                raise Refused(409, "Already exist error")
+            made.pipeline_id = str(uuid.uuid4())
+            server.pipelines[made.pipeline_id] = made
+            return made
+        if path == "/pipelines":
+            return {"pipelines": _named(server.pipelines.values(), query)}
+        _, _, pipeline, *rest = path.split("/")
+        if not rest:
+            return server.pipelines[pipeline]
+        of_pipeline = [each for each in server.versions.values() if each.pipeline_id == pipeline]
+        if rest == ["versions"]:
+            return {"pipeline_versions": _named(of_pipeline, query)}
+        return server.versions[rest[1]]
+
+    def _upload_version(self, query: dict[str, str], raw: bytes) -> Any:
+        """Take a version, as the file of a form; its name is unique in its pipeline."""
+        known = [each.display_name for each in self.server.versions.values()]
+        if query["name"] in known or query["pipelineid"] not in self.server.pipelines:
+            raise Refused(409, "the version exists, or the pipeline does not")
+        _, _, content = raw.partition(b"\r\n\r\n")
+        text = content[: content.rindex(b"\r\n--")].decode()
+        graph, *platform = yaml.safe_load_all(text)
+        spec = {"pipeline_spec": graph, "platform_spec": platform[0]} if platform else graph
+        made = api.V2beta1PipelineVersion(
+            pipeline_id=query["pipelineid"],
+            pipeline_version_id=str(uuid.uuid4()),
+            display_name=query["name"],
+            pipeline_spec=spec,
+            tags=json.loads(query.get("tags", "{}")),
+        )
+        self.server.versions[made.pipeline_version_id] = made
+        return made
+
     def _create(self, path: str, entry: Any) -> Any:
         if entry.experiment_id not in self.server.experiments:
             raise Refused(404, "Experiment not found")
-        check_job(entry.pipeline_spec, entry.runtime_config.parameters or {})
+        check_job(self.server.spec_of(entry), entry.runtime_config.parameters or {})
         entry.created_at = datetime.datetime.now(datetime.UTC)
         if path == "/runs":
             entry.run_id, entry.state = str(uuid.uuid4()), self.server.states[0]
@@ -266,6 +318,12 @@ class _Handler(BaseHTTPRequestHandler):
             {**task, "state": run_state} if task["state"] == "RUNNING" else task
             for task in self.server.tasks
         ]
+
+
+def _named(entries: Iterable[Any], query: dict[str, str]) -> list[Any]:
+    """Return the entries with the name that a filter asks for, without their content."""
+    [predicate] = json.loads(query["filter"])["predicates"]
+    return [each for each in entries if each.display_name == predicate["stringValue"]]
 
 
 @contextmanager

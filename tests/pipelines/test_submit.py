@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from longrec.cli.main import app
-from pipelines.server.packages import cron_fields, read_package
+from pipelines import compiler
+from pipelines.server.cron import cron_fields
 from tests.pipelines.kfp_server import FakeServer, running
 from tests.pipelines.server.argo_tasks import Step, executor_paths, pod_of, tasks_of
 
@@ -23,8 +26,23 @@ DATA = ("--data-uri", "s3://bucket/data")
 TASKS = tasks_of([Step("fingerprint", start="2026-01-01T00:00:00Z"), Step("train")])
 
 
+_commands = functools.cache(get_command)
+_pipelines: dict[str, Any] = {}
+_compile = compiler.pipeline
+
+
+def _compiled_once(name: str, platform: Any) -> Any:
+    """Return a pipeline; each one is compiled once for all these tests."""
+    key = f"{name} {platform}"
+    if key not in _pipelines:
+        _pipelines[key] = _compile(name, platform)
+    return _pipelines[key]
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(compiler, "pipeline", _compiled_once)
+    monkeypatch.setattr("typer.testing._get_command", _commands)
     for name in ("LONGREC_KFP_TOKEN", "LONGREC_KFP_COOKIE", "LONGREC_KFP_NAMESPACE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LONGREC_POLL_SECONDS", "0.01")
@@ -84,12 +102,13 @@ def test_a_run_arrives_with_parameters_graph_and_platform(
     assert run.display_name == "team"
     assert run.service_account == "trainer"
     assert run.runtime_config.pipeline_root == "s3://bucket/a"
-    executors = run.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
+    spec = server.spec_of(run)
+    executors = spec["pipeline_spec"]["deploymentSpec"]["executors"]
     assert executors["exec-train"]["container"]["image"] == "team/python:4"
     assert executors["exec-train"]["container"]["resources"]["accelerator"]["resourceCount"] == "1"
-    assert run.pipeline_spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"][
-        "executors"
-    ]["exec-publish"]["pvcMount"]
+    assert spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][
+        "exec-publish"
+    ]["pvcMount"]
 
 
 @pytest.mark.parametrize("pipeline", ["training", "refresh", "drift", "study"])
@@ -97,8 +116,37 @@ def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
     study = ("--study", str(STUDY)) if pipeline == "study" else ()
     _json("submit", *DATA, "--pipeline", pipeline, *study)
     assert [
-        run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()
+        server.spec_of(run)["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()
     ] == [f"longrec-{pipeline}"]
+
+
+def test_equal_pipelines_are_one_version_and_others_another(server: FakeServer) -> None:
+    """Settings of a run are parameters; those of the platform are part of the version."""
+    for _ in range(2):
+        _json("submit", *DATA, "--set", "train.epochs=2")
+    assert _json("schedule", *DATA, "--cron", "0 3 * * *")["done"] == "created"
+    (pipeline,) = server.pipelines.values()
+    (version,) = server.versions.values()
+    assert pipeline.display_name == "longrec-training"
+    assert re.fullmatch("longrec-training-[0-9a-f]{12}", version.display_name)
+    assert version.tags["longrec"]
+    entries = [*server.runs.values(), *server.recurring.values()]
+    ids = {entry.pipeline_version_reference.pipeline_version_id for entry in entries}
+    assert ids == {version.pipeline_version_id}
+    _json("submit", *DATA, "--set", "platform.steps.train.gpu=1")
+    assert len(server.versions) == 2
+    _json("submit", "--pipeline", "drift")
+    assert len(server.pipelines) == 2
+
+
+def test_a_run_that_is_too_large_is_told_before_it_is_sent(server: FakeServer) -> None:
+    shards = ("--set", "data.shards=64")
+    assert _type("submit", *DATA, *shards).stderr == ""
+    server.refuse = (500, "database is locked")
+    answer = _type("submit", *DATA, *shards, "--set", "platform.parallelism=64")
+    first, second = answer.stderr.splitlines()
+    assert re.search(r"makes a workflow of [3-9]\.\d MiB.*shows no progress", first)
+    assert "database is locked" in second
 
 
 def test_waiting_shows_steps_and_ends_with_the_run(server: FakeServer) -> None:
@@ -303,16 +351,6 @@ def test_a_page_that_is_no_server_is_named(
     )
     monkeypatch.setattr(handler, "do_GET", handler._handle)  # type: ignore[attr-defined]
     assert "no Kubeflow Pipelines server of version 2" in _failing(server, (0, ""), "status")
-
-
-def test_packages_of_one_and_two_documents(tmp_path: Path) -> None:
-    (tmp_path / "one.yaml").write_text("pipelineInfo: {name: x}\n")
-    (tmp_path / "two.yaml").write_text("pipelineInfo: {name: x}\n---\nplatforms: {}\n")
-    assert read_package(tmp_path / "one.yaml") == {"pipelineInfo": {"name": "x"}}
-    assert read_package(tmp_path / "two.yaml") == {
-        "pipeline_spec": {"pipelineInfo": {"name": "x"}},
-        "platform_spec": {"platforms": {}},
-    }
 
 
 def test_five_fields_begin_at_second_zero() -> None:

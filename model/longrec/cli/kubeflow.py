@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,11 @@ from longrec.cli.options import (
 from longrec.errors import LongrecError
 
 DAY_SECONDS = 86_400.0
+TOO_LARGE = (
+    "longrec: this run makes a workflow of {mib:.1f} MiB. Above 1 MiB Kubeflow Pipelines shows no "
+    "progress of its steps from some moment on; the run goes on. Fewer items of a loop make it "
+    "smaller: platform.parallelism for shards, fewer trials for a study."
+)
 REQUIRED_PARAMETERS = {"data_uri": ("--data-uri", "a dataset"), "study": ("--study", "a study")}
 """Parameter without a default -> the option that gives it, and what it is."""
 
@@ -133,23 +137,24 @@ def submit(
 ) -> None:
     """Submit a pipeline to a Kubeflow Pipelines server.
 
+    The pipeline is uploaded once, as a version named by its digest, and the run belongs to it.
+
     \b
     Examples:
       longrec submit --host http://localhost:8080 --data-uri s3://bucket/dataset --wait
       longrec submit --data-uri /data/dataset --config my.yaml \\
           --set platform.steps.train.gpu=1 --param webhook=https://chat/hook
     """
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
-        server = connect(host, namespace, token_file, cookie_file)
-        submission = dataclasses.replace(
-            prepared,
-            name=name or prepared.name,
-            experiment=experiment,
-            pipeline_root=pipeline_root,
-            create_experiment=create_experiment,
-        )
-        submitted = server.submit(submission)
+    prepared = _prepare(pipeline, data_uri, config, sets, params, study)
+    server = connect(host, namespace, token_file, cookie_file)
+    submission = dataclasses.replace(
+        prepared,
+        name=name or prepared.name,
+        experiment=experiment,
+        pipeline_root=pipeline_root,
+        create_experiment=create_experiment,
+    )
+    submitted = server.submit(submission)
     if not as_json:
         typer.echo(f"submitted {submitted.run_id}: {submitted.url}")
     ended = wait_for(server, submitted.run_id, timeout) if wait else None
@@ -189,17 +194,16 @@ def schedule(
       longrec schedule --pipeline refresh --cron '15 * * * *' --data-uri s3://bucket/dataset
       longrec schedule --pipeline drift --cron '30 6 * * *' --config my.yaml
     """
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = _prepare(pipeline, data_uri, config, sets, params, study, Path(folder))
-        server = connect(host, namespace, token_file, cookie_file)
-        submission = dataclasses.replace(
-            prepared,
-            name=name or f"{pipeline}-{prepared.name}",
-            experiment=experiment,
-            pipeline_root=pipeline_root,
-            create_experiment=create_experiment,
-        )
-        submitted, action = server.schedule(submission, cron)
+    prepared = _prepare(pipeline, data_uri, config, sets, params, study)
+    server = connect(host, namespace, token_file, cookie_file)
+    submission = dataclasses.replace(
+        prepared,
+        name=name or f"{pipeline}-{prepared.name}",
+        experiment=experiment,
+        pipeline_root=pipeline_root,
+        create_experiment=create_experiment,
+    )
+    submitted, action = server.schedule(submission, cron)
     value = {**dataclasses.asdict(submitted), "done": action}
     text = f"schedule {action} {submitted.run_id}: {submitted.url}"
     print_result(value, text, as_json=as_json)
@@ -237,9 +241,8 @@ def _prepare(
     sets: list[str] | None,
     params: list[str] | None,
     study: Path | None,
-    folder: Path,
 ) -> Any:
-    """Compile a pipeline into a folder and return its submission with the arguments."""
+    """Return the submission of a pipeline with its arguments; warn if it is very large."""
     from longrec.config_file import changed_settings
     from longrec.runs.project import find_file, import_module
     from longrec.runs.run import pipeline_arguments
@@ -247,7 +250,8 @@ def _prepare(
     content = read_config(config, sets)
     platform = _build_platform(content.platform)
     compiler = import_module("pipelines.compiler")
-    inputs = compiler.pipeline(pipeline, platform).component_spec.inputs
+    made = compiler.pipeline(pipeline, platform)
+    inputs = made.component_spec.inputs
     available = {
         **pipeline_arguments(content.run, data_uri, max_items=platform.parallelism),
         "drift": changed_settings(content.run).get("drift", {}),
@@ -262,10 +266,28 @@ def _prepare(
         name, value = _parse_parameter(text, inputs)
         arguments[name] = value
     _check_parameters(pipeline, arguments, inputs)
-    package = compiler.compile_to(pipeline, folder / f"{pipeline}.yaml", platform)
+    spec = compiler.specification(made)
+    _warn_of_size(spec, arguments)
     return import_module("pipelines.server.client").Submission(
-        package, arguments, content.run.name, service_account=platform.service_account
+        spec, arguments, content.run.name, service_account=platform.service_account
     )
+
+
+def _warn_of_size(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Print a line if the server will show nothing new of the run from some moment on."""
+    from longrec.runs.project import import_module
+
+    outputs = {}
+    if "study" in arguments:
+        from longrec.study.config import parse
+        from longrec.study.trial import plan
+
+        outputs["plan.Output"] = [trial.to_text() for trial in plan(parse(arguments["study"]))]
+    size = import_module("pipelines.workflow_size").workflow_size(
+        spec["pipeline_spec"], spec["platform_spec"], arguments, outputs=outputs
+    )
+    if size.is_too_large:
+        typer.echo(TOO_LARGE.format(mib=size.num_bytes / 2**20), err=True)
 
 
 def _parse_parameter(text: str, inputs: Any) -> tuple[str, Any]:
