@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import entr
 
 from longrec.evaluation import metrics
 from longrec.evaluation.metrics import RankedTargets
@@ -299,7 +300,7 @@ def _ratios(sums: Float) -> dict[str, Float]:
     size, positives, score, loss, weighted_auc, ranked_targets = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = positives / size
-        entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+        entropy = entr(rate) + entr(1 - rate)
         return {
             "gauc": weighted_auc / ranked_targets,
             "logloss": loss / size,

@@ -3,6 +3,10 @@
 All functions take flat arrays of N targets: labels (0 or 1), scores (probabilities), users (one
 integer per target). A metric that is not defined is nan.
 
+The AUC is that of scikit-learn. AUC within users and on resamples of users are computed here:
+scikit-learn's takes 2 to 4 times as long on a resample, and has none within groups. Log losses are
+needed per target, so that resamples can add them up by user.
+
 Shape letters: N targets, U users.
 """
 
@@ -15,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import entr
 
 Float: TypeAlias = npt.NDArray[np.float64]
 Int: TypeAlias = npt.NDArray[np.int64]
@@ -61,18 +66,9 @@ def normalized_entropy(labels: Array, scores: Array) -> float:
     """
     if not len(labels):
         return math.nan
-    entropy = _entropy(float(np.mean(labels)))
-    if not entropy:
-        return math.nan
-    return logloss(labels, scores) / entropy
-
-
-def _entropy(rate: float) -> float:
-    if not 0 < rate < 1:
-        return 0.0
-    positive = rate * math.log(rate)
-    negative = (1 - rate) * math.log1p(-rate)
-    return -(positive + negative)
+    rate = float(np.mean(labels))
+    entropy = float(entr(rate) + entr(1 - rate))
+    return logloss(labels, scores) / entropy if entropy else math.nan
 
 
 def calibration(labels: Array, scores: Array) -> float:

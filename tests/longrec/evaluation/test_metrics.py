@@ -64,6 +64,22 @@ def test_metrics_equal_scikit_learn():
     assert values["calibration"] == pytest.approx(scores.mean() / labels.mean())
 
 
+def test_fast_metrics_equal_scikit_learn_by_user_and_by_weight():
+    generator = np.random.default_rng(1)
+    scores = generator.integers(0, 40, 600) / 40
+    labels = (generator.random(600) < scores).astype(float)
+    users = generator.integers(0, 20, 600)
+    weights = generator.integers(0, 4, 20).astype(float)
+    ranked = metrics.RankedTargets.sort(labels, scores, users)
+    expected = roc_auc_score(labels, scores, sample_weight=weights[users])
+    assert ranked.auc(weights) == pytest.approx(expected)
+    aucs, _ = metrics.user_aucs(labels, scores, users, 20)
+    of_users = [roc_auc_score(labels[users == user], scores[users == user]) for user in range(20)]
+    assert aucs == pytest.approx(of_users)
+    inside = np.clip(scores, 0.01, 0.99)
+    assert metrics.log_losses(labels, inside).mean() == pytest.approx(log_loss(labels, inside))
+
+
 def test_the_normalized_entropy_of_the_mean_is_one():
     labels = np.array([0, 0, 1])
     mean = np.full(3, labels.mean())

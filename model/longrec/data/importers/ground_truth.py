@@ -150,19 +150,12 @@ def find_last_likes(
 
 
 def auc(labels: Int64, scores: Float64) -> float:
-    """Return the AUC, ties counted half; 0.5 when all labels are equal.
+    """Return the AUC; 0.5 when all labels are equal."""
+    from sklearn.metrics import roc_auc_score
 
-    `longrec.evaluation.metrics.auc` is nan then, and needs scikit-learn.
-    """
-    num_positives = int(labels.sum())
-    num_negatives = len(labels) - num_positives
-    if not num_positives or not num_negatives:
+    if labels.all() or not labels.any():
         return 0.5
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = float(ranks[inverse][labels == 1].sum())
-    smallest_sum = num_positives * (num_positives + 1) / 2
-    return (rank_sum - smallest_sum) / (num_positives * num_negatives)
+    return float(roc_auc_score(labels, scores))
 
 
 def _shift_probability(p: float, biases: Float64) -> Float64:
