@@ -121,7 +121,7 @@ def test_1_the_order_is_chosen_by_the_targets_of_the_events(
     record(reference)
     record(reordered)
     model = builders.ranker(num_layers=1, attention="auto")
-    scores(model, builders.batch([200, 4], targets))
+    scores(model, builders.batch([900, 4], targets))
     assert calls == [expected]
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn.target_attention import fused, reference, reordered
+from longrec.nn.target_attention import fused, padded, reference, reordered
 from longrec.nn.target_attention.inputs import AttentionInputs, Segments, keys_values_weight
 
 Order = Literal["auto", "plain", "reordered"]
@@ -49,7 +49,7 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D
         order = cheaper_order(mean_targets, inputs.queries.shape[1], inputs.num_heads)
     if order == "plain":
         return reference.attend(inputs)
-    return reordered.attend(inputs)
+    return padded.attend(inputs) if padded.usable(inputs) else reordered.attend(inputs)
 
 
 __all__ = [
