@@ -134,6 +134,7 @@ class ModelConfig:
             contained each feature value of the target (longrec.nn.match_features).
         id_std: initial standard deviation of id embeddings. Near 1, unseen ids are random codes
             that attention can match.
+        crosses: whether the head reads products of the target with the user and with z (DCN V2).
         ffn: form of the history and query FFN: `swiglu` (the paper's), `plain` (GELU, two
             matrices, as many parameters) or `residual` (x + SwiGLU(x), ours). GPU kernels support
             `swiglu` only.
@@ -159,6 +160,7 @@ class ModelConfig:
     retrieved: int = 128
     matches: bool = False
     id_std: float = 0.05
+    crosses: bool = False
     ffn: Literal["swiglu", "plain", "residual"] = "swiglu"
 
     def __post_init__(self) -> None:
@@ -232,7 +234,13 @@ class TrainConfig:
         betas: betas of AdamW.
         embedding_learning_rate: learning rate of row-wise Adagrad, for the id tables.
         warmup_fraction: share of the steps with a rising learning rate. Cosine decay to 0.1 of
-            the peak follows.
+            the peak follows; where `max_seconds` ends the training earlier, by then.
+        token_dropout: dropout of the item tokens of targets and events.
+        head_dropout: dropout of the tokens that enter the head.
+        id_dropout: share of the items whose id is hidden in a step, in targets and histories
+            alike. They fall back on their other features, as new items do.
+        id_init: initial embeddings of item ids: `random`, or `lsa` for items that occur together in
+            the training histories to start close together (longrec.training.id_init).
         clip_norm: bound of the dense gradient norm.
         loss: `request` (mean over targets, then over requests; the paper's) or `target` (mean
             over targets).
@@ -265,6 +273,10 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     embedding_learning_rate: float = 0.05
     warmup_fraction: float = 0.05
+    token_dropout: float = 0.0
+    head_dropout: float = 0.0
+    id_dropout: float = 0.0
+    id_init: Literal["random", "lsa"] = "random"
     clip_norm: float = 1.0
     loss: Literal["request", "target"] = "request"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -284,6 +296,12 @@ class TrainConfig:
         _require_positive("train", self, "epochs", "token_budget", "max_requests_per_batch")
         _require_positive("train", self, "learning_rate", "embedding_learning_rate")
         _require_positive("train", self, "log_every", "num_workers", "validation_requests")
+        for name in ("token_dropout", "head_dropout", "id_dropout"):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise ConfigError(
+                    f"train.{name} is a share", found=share, expected="0 <= share < 1"
+                )
         for name in ("validate_every", "patience", "max_seconds"):
             value = getattr(self, name)
             if value < 0:

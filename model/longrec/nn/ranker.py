@@ -27,6 +27,8 @@ from longrec.data.batch import RequestBatch
 from longrec.errors import ConfigError
 from longrec.nn import casting, parallel
 from longrec.nn.baselines import sequence_model
+from longrec.nn.crosses import Crosses
+from longrec.nn.dropout import StepDropout
 from longrec.nn.fused.stca import StackedWeights
 from longrec.nn.layers import linear
 from longrec.nn.match_features import MatchFeatures
@@ -49,7 +51,7 @@ ENCODE_CHUNK_EVENTS = 1_024
 HEAD_CHUNK_TARGETS = 256
 """Targets that pass the head in one thread at a time (longrec.nn.parallel)."""
 MATMUL_PARAMETERS = re.compile(
-    r"(user_part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part)\.(weight|bias)"
+    r"(user_part|crosses\.part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part)\.(weight|bias)"
     r"|stca\.layers\.\d+\.w_[qo]"
     r"|mixer\.blocks\.\d+\.[wb]_(in|out)"
 )
@@ -104,6 +106,7 @@ class Ranker(TokenLayers):
         self.config = config
         self.aux_loss_weight = config.aux_loss_weight
         self.stca = sequence_model(config)  # a baseline, too: saved weights have this name
+        self.step_dropout: StepDropout | None = None
         self.matches = None
         if config.matches:
             self.matches = MatchFeatures(item_table.shape[1], config.width, config.feature_dim)
@@ -115,6 +118,7 @@ class Ranker(TokenLayers):
         config = self.config
         width = config.width
         self.user_part = linear(self.users.out_width, width, bias=True)
+        self.crosses = Crosses(width) if config.crosses else None
         self.hour = embedding(HOURS_PER_DAY, width, CONTEXT_STD)
         self.day = embedding(DAYS_PER_WEEK, width, CONTEXT_STD)
         self.mixer = RankMixer(config.mixer_layers, NUM_MIXER_TOKENS, width, config.ffn_ratio)
@@ -125,9 +129,22 @@ class Ranker(TokenLayers):
         """Return the logits of all targets, in their order."""
         with casting.cast_weights_once(self._matmul_slots, self.item_table.device):
             gaps = self.gaps(batch)
-            targets, events = self.target_and_event_tokens(batch, gaps)
+            targets, events = self._training_tokens(batch, gaps)
             z = self.stca(targets, events, _segments(batch), gaps)
             return self._output(batch, targets, z)
+
+    def _training_tokens(
+        self,
+        batch: RequestBatch,
+        gaps: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return x_t of the targets and x of the events, in training with dropout."""
+        dropout = self.step_dropout
+        if dropout is None or not self.training:
+            return self.target_and_event_tokens(batch, gaps)
+        hidden = dropout.hide_ids(batch, self.item_table.shape[0])
+        targets, events = self.target_and_event_tokens(hidden, gaps)
+        return dropout.drop_token(targets), dropout.drop_token(events)
 
     def encode(self, batch: RequestBatch) -> list[Tensor]:
         """Return X_1 ... X_M of the events, each [T, D]; targets are not read.
@@ -269,7 +286,12 @@ class Ranker(TokenLayers):
             dim=0,
             output_size=batch.num_targets,
         )
-        tokens = torch.stack([z, repeat(user), targets, repeat(context)], dim=1)
+        user = repeat(user)
+        if self.crosses is not None:
+            user, z = self.crosses(user, z, targets)
+        tokens = torch.stack([z, user, targets, repeat(context)], dim=1)
+        if self.step_dropout is not None and self.training:
+            tokens = self.step_dropout.drop_head(tokens)
         mixed = parallel.map_rows(self.mixer, tokens, HEAD_CHUNK_TARGETS)
         # Without autocast: a logit above 2 would be rounded to 16 bits, off by up to 8e-3.
         with torch.autocast(mixed.device.type, enabled=False):

@@ -54,6 +54,7 @@ class TokenLayers(nn.Module):
         dims = {"id_dim": config.id_dim, "feature_dim": config.feature_dim}
         self.items = FeatureEmbedding(schema.item, sizes["item"], **dims, id_std=config.id_std)
         self.items.check(item_table, "the item table")
+        self.table_with_hidden_ids: Tensor | None = None
         self.actions = FeatureEmbedding(schema.event, sizes["event"], **dims)
         self.users = FeatureEmbedding(schema.user, sizes["user"], **dims)
         action_width = self.actions.out_width
@@ -90,9 +91,22 @@ class TokenLayers(nn.Module):
         )
         return gap_buckets(request_times, batch.event_timestamps)
 
+    @property
+    def _token_table(self) -> Tensor:
+        """The item table that tokens are read from."""
+        if self.table_with_hidden_ids is None or not self.training:
+            return self.item_table
+        return self.table_with_hidden_ids
+
+    def allow_hidden_ids(self) -> None:
+        """Let items be read without their id in training: row I + i is item i without it."""
+        without_ids = self.item_table.clone()
+        without_ids[:, 0] = 0
+        self.table_with_hidden_ids = torch.cat([self.item_table, without_ids])
+
     def item_tokens(self, items: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
         """Return e of rows of the item table."""
-        features = self.item_table.index_select(0, items)
+        features = self._token_table.index_select(0, items)
         tokens: Tensor = self.item_part(self.items(features))
         return tokens
 
@@ -151,7 +165,7 @@ class TokenLayers(nn.Module):
     ) -> Float[Tensor, "T D"]:
         """Return x of every event with the kernels of a CUDA device."""
         lookups = [
-            *self.items.lookups(self.item_table, batch.event_items),
+            *self.items.lookups(self._token_table, batch.event_items),
             *self.actions.lookups(batch.event_features),
         ]
         if self.gap is not None and gaps is not None:

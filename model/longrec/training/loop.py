@@ -91,6 +91,7 @@ def fit(
             train,
             num_steps=_num_steps(streams, train),
             precision=precision,
+            seed=seed,
             failed_batch=out_dir / _failed_batch_name(context),
             context=context,
         )

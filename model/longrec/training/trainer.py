@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from longrec.config import TrainConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import DataError, LongrecError
+from longrec.nn.dropout import StepDropout
 from longrec.nn.flops import TRAINING_FLOPS_FACTOR, stca_flops
 from longrec.nn.ranker import Ranker
 from longrec.training import losses, optimizers, resources, sharded_tables
@@ -27,6 +28,8 @@ from longrec.training.distributed import DistributedContext
 LOSS_LAG = 2
 """Number of steps that a CUDA device may run ahead of the losses that were read."""
 MIN_SECONDS = 1e-9
+MIN_TIMED_STEPS = 10
+"""Steps whose time predicts the number of steps within `max_seconds`."""
 RANKER_PREFIX = "ranker."
 """Start of the names of the ranker's tensors in a checkpoint."""
 BEST_PREFIX = "best."
@@ -117,6 +120,7 @@ class Trainer:
         num_steps: int,
         precision: str,
         failed_batch: Path,
+        seed: int = 0,
         context: DistributedContext | None = None,
     ) -> None:
         self.ranker = ranker
@@ -134,6 +138,7 @@ class Trainer:
                 self.context,
             )
         self.optimizers = optimizers.build(ranker, config, self.sharded)
+        self._prepare_dropout(seed)
         self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
         self.peak_flops = 0.0
@@ -146,6 +151,18 @@ class Trainer:
         self._last_norm = 0.0
         self._last_learning_rate = 0.0
         self._step_start = time.perf_counter()
+
+    def _prepare_dropout(self, seed: int) -> None:
+        config = self.config
+        shares = (config.token_dropout, config.head_dropout, config.id_dropout)
+        self.ranker.step_dropout = None
+        if not any(shares):
+            return
+        self.ranker.step_dropout = StepDropout(
+            *shares, seed=seed, rank=self.context.rank, device=self.device
+        )
+        if config.id_dropout:
+            self.ranker.allow_hidden_ids()
 
     @property
     def num_steps_done(self) -> int:
@@ -176,11 +193,13 @@ class Trainer:
         """
         scale = optimizers.learning_rate_scale(
             self.num_steps_done,
-            num_steps=self.num_steps,
+            num_steps=self._expected_steps(),
             warmup_fraction=self.config.warmup_fraction,
         )
         with resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch)):
             self.optimizers.start(scale)
+            if self.ranker.step_dropout is not None:
+                self.ranker.step_dropout.start_step(self.num_steps_done)
             loss = self.loss(batch)
             torch.autograd.backward(loss)
             tables = self.optimizers.table_weights
@@ -283,6 +302,15 @@ class Trainer:
         last_validation = state.validations[-1].seconds if state.validations else 0.0
         needed = state.seconds + state.validation_seconds + now + step_seconds + last_validation
         return needed >= self.config.max_seconds
+
+    def _expected_steps(self) -> int:
+        """Return the number of steps that the time is expected to suffice for, at most all."""
+        state = self.state
+        if not self.config.max_seconds or state.step < MIN_TIMED_STEPS:
+            return self.num_steps
+        seconds = self.context.max(math.ceil(state.seconds + state.validation_seconds))
+        affordable = state.step * self.config.max_seconds / max(seconds, 1)
+        return min(self.num_steps, max(int(affordable), self.num_steps_done + 1))
 
     def finish(self) -> None:
         """Put the ranker into evaluation mode: on rank zero whole, with the best weights."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from longrec.config import ModelConfig
 from longrec.data.batch import RequestBatch
 from longrec.errors import DataError
+from longrec.nn.crosses import Crosses
 from longrec.nn.ranker import Ranker
 from longrec.schema import Feature, Schema, Task
 from tests.longrec.nn import builders
@@ -90,6 +91,16 @@ def ids_only(dtype: torch.dtype) -> tuple[Ranker, RequestBatch]:
         labels=None,
     )
     return model, batch
+
+
+def test_crosses_are_products_of_the_target_with_the_user_and_with_z() -> None:
+    crosses = Crosses(4).double()
+    user, z, targets = torch.randn(3, 5, 4, dtype=torch.float64).unbind()
+    new_user, new_z = crosses(user, z, targets)
+    products = torch.cat([user * targets, z * targets], dim=1)
+    weight = crosses.part.weight
+    assert torch.allclose(new_user, user + products @ weight[:4].T)
+    assert torch.allclose(new_z, z + products @ weight[4:].T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -31,7 +31,7 @@ from tests.longrec import small_histories
 from tests.longrec.training.small_training import LENGTHS, SEED, read_curve, train_small
 
 CONFIG = TrainConfig(
-    epochs=4,
+    epochs=6,
     token_budget=300,
     max_requests_per_batch=16,
     learning_rate=5e-2,

@@ -1,0 +1,93 @@
+"""Initial id embeddings from the histories: close for items that occur together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longrec.config import ModelConfig
+from longrec.data.histories import Histories
+from longrec.nn.ranker import Ranker
+from longrec.training import encoded_cache, loop
+from longrec.training.encoded_cache import EncodedHistories
+from longrec.training.id_init import initialize_ids
+from tests.longrec.small_histories import ITEMS_PER_TOPIC, NUM_TOPICS
+
+MODEL = ModelConfig(width=16, num_heads=2, id_dim=8, id_std=0.5)
+
+
+@pytest.fixture(scope="module")
+def encoded(
+    histories_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[encoded_cache.Encoder, EncodedHistories]:
+    folder = tmp_path_factory.mktemp("encoded")
+    return encoded_cache.encode(Histories.open(histories_dir), folder)
+
+
+def initial(encoded: tuple[encoded_cache.Encoder, EncodedHistories]) -> tuple[Ranker, Ranker]:
+    """Return a ranker with random ids and the same one with ids from the histories."""
+    encoder, histories = encoded
+    random = loop.make_ranker(MODEL, encoder, 1)
+    learned = loop.make_ranker(MODEL, encoder, 1)
+    initialize_ids(learned, encoder, histories, seed=1)
+    return random, learned
+
+
+def table(ranker: Ranker) -> np.ndarray:
+    assert ranker.items.ids is not None
+    return ranker.items.ids.weight.detach().numpy()
+
+
+def test_items_of_one_topic_start_close_together(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories],
+) -> None:
+    encoder, _ = encoded
+    _, learned = initial(encoded)
+    ids = encoder.item_table[1:, 0]
+    vectors = table(learned)[ids]
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors.T
+    topics = encoder.item_table[1:, 1]
+    is_pair = topics[:, None] == topics[None, :]
+    np.fill_diagonal(is_pair, False)
+    np.fill_diagonal(cosines, np.nan)
+    assert len(topics) == NUM_TOPICS * ITEMS_PER_TOPIC
+    assert np.nanmean(cosines[is_pair]) > np.nanmean(cosines[~is_pair]) + 0.2
+
+
+def test_they_have_the_deviation_of_random_ones(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories],
+) -> None:
+    encoder, _ = encoded
+    _, learned = initial(encoded)
+    values = table(learned)[np.unique(encoder.item_table[1:, 0])]
+    assert values.std() == pytest.approx(MODEL.id_std, rel=0.2)
+
+
+def test_ids_that_no_training_history_contains_keep_their_random_values(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories],
+) -> None:
+    random, learned = initial(encoded)
+    assert np.array_equal(table(random)[0], table(learned)[0])
+
+
+def test_later_events_are_not_read(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories],
+) -> None:
+    import dataclasses
+
+    encoder, histories = encoded
+    _, learned = initial(encoded)
+    last_end = histories.event_ends[histories.requests("train")].max()
+    is_later = np.ones(len(histories.event_items), bool)
+    for request in histories.requests("train"):
+        is_later[histories.event_starts[request] : histories.event_ends[request]] = False
+    assert is_later.any(), last_end
+    changed = histories.event_items.copy()
+    changed[is_later] = 1
+    other = loop.make_ranker(MODEL, encoder, 1)
+    initialize_ids(other, encoder, dataclasses.replace(histories, event_items=changed), seed=1)
+    assert torch.equal(torch.from_numpy(table(other)), torch.from_numpy(table(learned)))
