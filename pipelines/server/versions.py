@@ -4,7 +4,6 @@ A run or a schedule belongs to a pipeline and a version of it. A version is name
 its content and uploaded once, so equal submissions run the same version.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import tempfile
@@ -12,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+from pipelines.compiler import version_name
 from pipelines.server.errors import one_line_errors
 from pipelines.server.reading import Reader
 
 BASE = "/apis/v2beta1/pipelines"
-DIGEST_LENGTH = 12
 EQUALS = 1
 """Operation of a filter in the server's API."""
 CONFLICT = 409
@@ -49,9 +48,8 @@ class Versions:
         Raises:
             ServerError: the server refuses it.
         """
-        name = pipeline_of(spec)
-        version = f"{name}-{digest_of(spec)}"
-        pipeline_id = self._found_or_made(name)
+        version = version_name(spec)
+        pipeline_id = self._found_or_made(spec["pipeline_spec"]["pipelineInfo"]["name"])
         path = f"{BASE}/{pipeline_id}/versions"
         version_id = self._find(path, "pipeline_versions", "pipeline_version_id", version)
         return self._api.V2beta1PipelineVersionReference(
@@ -95,17 +93,6 @@ class Versions:
             if entry.get("display_name") == name:
                 return str(entry[key])
         return None
-
-
-def pipeline_of(spec: Mapping[str, Any]) -> str:
-    """Return the name of a compiled pipeline."""
-    return str(spec["pipeline_spec"]["pipelineInfo"]["name"])
-
-
-def digest_of(spec: Mapping[str, Any]) -> str:
-    """Return the digest of a compiled pipeline, the same for equal content."""
-    content = json.dumps(spec, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _yaml_of(spec: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
+from typer.testing import CliRunner
 
+from longrec.cli.main import app
 from longrec.config_file import build
 from longrec.errors import ConfigError, LongrecError
 from pipelines import compiler
@@ -84,6 +86,33 @@ def test_a_stale_file_is_an_error(tmp_path: Path) -> None:
         compiler.check_compiled(["refresh"], tmp_path)
 
 
+def test_manifests_are_a_pipeline_and_its_version_with_the_same_graph(tmp_path: Path) -> None:
+    """What a server with its pipelines in Kubernetes takes; equal content has an equal name."""
+    manifests = compiler.Manifests("team")
+    (path,) = compiler.compile_all(["drift"], tmp_path, write=manifests)
+    pipeline, version = yaml.safe_load_all(path.read_text())
+    assert pipeline["kind"] == "Pipeline"
+    assert pipeline["metadata"] == {"name": "longrec-drift", "namespace": "team"}
+    assert version["kind"] == "PipelineVersion"
+    assert re.fullmatch("longrec-drift-[0-9a-f]{12}", version["metadata"]["name"])
+    assert version["metadata"]["namespace"] == "team"
+    spec = compiler.specification(compiler.pipeline("drift", PlatformConfig()))
+    assert version["spec"]["pipelineSpec"] == spec["pipeline_spec"]
+    assert version["spec"]["platformSpec"] == spec["platform_spec"]
+    assert version["spec"]["pipelineName"] == "longrec-drift"
+    assert compiler.check_compiled(["drift"], tmp_path, write=manifests) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--kubernetes",), "Manifests need a folder"), (("--namespace", "x"), "Only manifests")],
+)
+def test_options_of_manifests_need_each_other(arguments: tuple[str, ...], message: str) -> None:
+    answer = CliRunner().invoke(app, ["compile", *arguments])
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+
+
 def test_an_unknown_pipeline_is_an_error() -> None:
     with pytest.raises(LongrecError, match="there is no pipeline 'absent'"):
         compiler.pipeline("absent", None)
@@ -131,7 +160,10 @@ def test_the_loop_over_the_shards_has_one_step(name: str) -> None:
 
 def test_packaging_waits_for_the_gate() -> None:
     spec, _ = _documents("training")
-    assert set(spec["components"]["comp-condition-3"]["dag"]["tasks"]) == {"package"}
+    assert set(spec["components"]["comp-condition-3"]["dag"]["tasks"]) == {
+        "package",
+        "register",
+    }
     condition = _tasks(spec)["condition-3"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--evaluate-Output'] == true"
     assert set(spec["components"]["comp-condition-4"]["dag"]["tasks"]) == {"refuse"}

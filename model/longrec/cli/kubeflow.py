@@ -80,6 +80,13 @@ PlatformFileOrNone = Annotated[
 OutputFolder = Annotated[
     Path | None, typer.Option(help="Folder to write to; default pipelines/compiled.")
 ]
+Kubernetes = Annotated[
+    bool,
+    typer.Option("--kubernetes", help="Write manifests of a Pipeline and a PipelineVersion."),
+]
+ManifestNamespace = Annotated[
+    str, typer.Option("--namespace", help="Namespace of the manifests; default none.")
+]
 Check = Annotated[
     bool, typer.Option("--check", help="Write nothing; fail if a file is not up to date.")
 ]
@@ -91,6 +98,8 @@ def compile_pipelines(
     sets: Overrides = None,
     output: OutputFolder = None,
     check: Check = False,
+    kubernetes: Kubernetes = False,
+    namespace: ManifestNamespace = "",
     as_json: AsJson = False,
 ) -> None:
     """Compile the pipelines for a Kubeflow Pipelines server.
@@ -100,18 +109,21 @@ def compile_pipelines(
       longrec compile
       longrec compile training --config my.yaml --set platform.steps.train.gpu=1 --output /tmp
       longrec compile --check
+      longrec compile --kubernetes --namespace kubeflow --output manifests
     """
     from longrec.runs.project import import_module
 
     compiler = import_module("pipelines.compiler")
     names = [pipeline] if pipeline else list(compiler.PIPELINES)
+    if kubernetes and output is None:
+        raise typer.BadParameter("Manifests need a folder.", param_hint="--output")
+    if namespace and not kubernetes:
+        raise typer.BadParameter("Only manifests have a namespace.", param_hint="--namespace")
+    write = compiler.Manifests(namespace) if kubernetes else compiler.write_package
     folder = output or compiler.FOLDER
     platform = _build_platform(read_config(config, sets).platform)
-    if check:
-        compiler.check_compiled(names, folder, platform)
-    else:
-        compiler.compile_all(names, folder, platform)
-    paths = [str(folder / f"{name}.yaml") for name in names]
+    run = compiler.check_compiled if check else compiler.compile_all
+    paths = [str(path) for path in run(names, folder, platform, write)]
     lines = [f"{path} is up to date" if check else f"wrote {path}" for path in paths]
     print_result({"paths": paths}, "\n".join(lines), as_json=as_json)
 
