@@ -353,7 +353,11 @@ ENVIRONMENT = {
     "LONGREC_FEATURE_OVERLAY": ("publish", "`redis` or `spark` instead of SQLite and DuckDB."),
     "LONGREC_REDIS": ("publish, push, service", "`host:port[,password=...]` of the online store."),
     "LONGREC_ROOT": ("CLI", "Root of the checkout, when the command runs outside of it."),
+    "LONGREC_RETRY_SECONDS": ("steps", "Longest time of repeated requests to an object store."),
     "LONGREC_WEBHOOK": ("pipelines", "Address that gets the outcome of a run."),
+    "LONGREC_UI": ("pipelines", "Address of Kubeflow's web interface, for links (`platform.ui`)."),
+    "LONGREC_RUN": ("steps", "Id of the run whose record a step writes."),
+    "LONGREC_PATIENCE_SECONDS": ("CLI", "How long a silent Kubeflow server is asked again."),
     "KF_PIPELINES_ENDPOINT": ("CLI", "Address of the Kubeflow Pipelines server."),
     "LONGREC_KFP_NAMESPACE": ("CLI", "Namespace on a multi-user server."),
     "LONGREC_KFP_TOKEN": ("CLI", "Token for that server."),
@@ -368,6 +372,7 @@ OTHER_DEFAULTS = {
     "BENTOML_HOME": "`~/bentoml`",
     "LONGREC_FEATURE_REPO": "`feature_repo` of the checkout",
     "LONGREC_THREADS": "`2`; on one core `1`",
+    "LONGREC_RETRY_SECONDS": "`120` in a step; `0`, one attempt, elsewhere",
 }
 
 

@@ -4,18 +4,23 @@
 
 EXECUTOR is the module of kfp that reads the inputs, calls the function and writes the outputs. It
 gets the path of `components/NAME.py`: of the image on a cluster, of the checkout on one machine.
+The start and the end of the step go to the record of the run (`longrec.runs.record.attempts`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import sys
 from collections.abc import Sequence
 
+from longrec import retries
 from longrec.errors import LongrecError
 from longrec.runs.project import find_root
+from longrec.runs.record.attempts import recorded
 
+INPUT_OPTION = "--executor_input"
 FUNCTION_OPTION = "--function_to_execute"
 PATH_OPTION = "--component_module_path"
 COMPONENTS_FOLDER = "components"
@@ -34,9 +39,11 @@ def main() -> None:
             fix="The pipeline was compiled by another version of longrec than the image has.",
         )
     os.environ["_KFP_RUNTIME"] = "true"
+    os.environ.setdefault(retries.VARIABLE, retries.STEP_SECONDS)
     sys.path.insert(0, str(root))
     sys.argv = [executor, PATH_OPTION, str(path), *arguments]
-    runpy.run_module(executor, run_name="__main__", alter_sys=True)
+    with recorded(name.replace("_", "-"), json.loads(_option(arguments, INPUT_OPTION))):
+        runpy.run_module(executor, run_name="__main__", alter_sys=True)
 
 
 def _option(arguments: Sequence[str], name: str) -> str:

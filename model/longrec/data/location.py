@@ -21,6 +21,7 @@ from pyarrow import fs
 from longrec.data import files
 from longrec.data.shards import WHOLE_DATASET, Shard, part_name
 from longrec.errors import DataError
+from longrec.retries import retried
 
 
 @contextlib.contextmanager
@@ -80,7 +81,7 @@ def fingerprint(uri: str) -> str:
     system, root = _resolve(uri)
     is_local = isinstance(system, fs.LocalFileSystem)
     with _explain_store_errors(uri):
-        entries = system.get_file_info(fs.FileSelector(root, recursive=True))
+        entries = retried(system.get_file_info, fs.FileSelector(root, recursive=True))
     file_entries = [entry for entry in entries if entry.is_file]
     digest = hashlib.sha256()
     for entry in sorted(file_entries, key=lambda entry: entry.path):
@@ -115,7 +116,8 @@ def _copy(
     source: str,
     target: str,
 ) -> None:
-    fs.copy_files(
+    retried(
+        fs.copy_files,
         source,
         target,
         source_filesystem=system,
@@ -124,15 +126,19 @@ def _copy(
 
 
 def _load_json(system: fs.FileSystem, path: str) -> Any:
+    return json.loads(retried(_read, system, path))
+
+
+def _read(system: fs.FileSystem, path: str) -> bytes:
     with system.open_input_stream(path) as stream:
-        return json.loads(stream.read())
+        return bytes(stream.read())
 
 
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of an address and the path in it, after finding dataset.json there."""
     with _explain_store_errors(uri):
         system, root = _file_system_of(uri)
-        info = system.get_file_info(f"{root}/dataset.json")
+        info = retried(system.get_file_info, f"{root}/dataset.json")
     if info.type != fs.FileType.File:
         raise DataError(
             f"there is no dataset at {uri}",
@@ -147,7 +153,7 @@ def _file_system_of(uri: str) -> tuple[fs.FileSystem, str]:
     if uri.startswith("file://"):
         path = urllib.parse.unquote(uri.removeprefix("file://"))
     elif "://" in uri:
-        system, root = fs.FileSystem.from_uri(uri)
+        system, root = retried(fs.FileSystem.from_uri, uri)
         return system, root
     return fs.LocalFileSystem(), str(Path(path).absolute())
 
