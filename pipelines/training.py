@@ -10,6 +10,7 @@
     train               reads the histories; needs the report of check-histories
     evaluate            reads the bundle and the histories
     package             if the gate passed
+    register            adds the packaged bento to the model store and the registry
     refuse              if the gate refused: sends the bounds that were missed
     finish              in any case, at the end
 
@@ -30,6 +31,7 @@ if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the 
 from components.evaluate import evaluate as evaluate_ranker  # noqa: E402
 from components.package import package  # noqa: E402
 from components.refuse import refuse  # noqa: E402
+from components.register import register  # noqa: E402
 from components.train import train as train_ranker  # noqa: E402
 from components.train_job import train_job  # noqa: E402
 from longrec.config import to_dict  # noqa: E402
@@ -155,6 +157,13 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                     seed=seed,
                 )
                 configure(packaged, platform)
+                registered = register(
+                    bento=packaged.outputs["bento"],
+                    evaluation=evaluated.outputs["evaluation"],
+                    workdir=workdir,
+                    repo_dir=repo_dir,
+                )
+                configure(registered, platform)
             has_failed = evaluated.outputs["Output"] == False  # noqa: E712
             with dsl.If(has_failed, name="gate refused"):
                 refused = refuse(

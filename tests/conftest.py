@@ -196,9 +196,9 @@ class Packaged:
         names.
         """
         from longrec.config import GateConfig
-        from longrec.release.packaging import package
+        from longrec.release.packaging import package, register
 
-        return package(
+        report = package(
             world.path / "bundle",
             world.path / "evaluation",
             world.path / "histories",
@@ -210,6 +210,8 @@ class Packaged:
             gate=GateConfig(),
             seed=0,
         )
+        register(out, world.path / "evaluation", workdir=workdir, repo_dir=ROOT / "feature_repo")
+        return report
 
 
 @pytest.fixture(scope="session")

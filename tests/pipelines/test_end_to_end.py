@@ -129,7 +129,7 @@ def test_a_run_ends_with_a_packaged_model_and_a_summary(place: Place) -> None:
     )
     assert summary["gate"]["passed"]
     assert summary["gate"]["reasons"]
-    assert list(summary["seconds"]) == [*STEPS, "package"]
+    assert list(summary["seconds"]) == [*STEPS, "package", "register"]
     assert all(value > 0 for value in summary["seconds"].values())
     assert summary["versions"]["longrec"]
     assert summary["versions"]["torch"]
@@ -191,7 +191,7 @@ def test_a_second_run_executes_no_heavy_step(place: Place) -> None:
     shutil.rmtree(place.folder / "bentoml")
     answer = place.run("--users", "60", "--events", "64")
     assert answer.returncode == 0, answer.stderr
-    assert place.executed() == ["publish"]
+    assert place.executed() == ["publish", "register"]
     assert set(place.summary()["steps"].values()) == {
         "done",
         "cached",
@@ -213,7 +213,7 @@ def test_a_lost_store_is_published_again_and_nothing_else(place: Place) -> None:
         )
     answer = place.run("--users", "60", "--events", "64")
     assert answer.returncode == 0
-    assert place.executed() == ["publish"], answer.stderr
+    assert place.executed() == ["publish", "register"], answer.stderr
     assert (place.workdir / "feast" / "online.db").is_file()
 
 
@@ -260,7 +260,7 @@ def test_progress_is_a_line_per_step_and_the_rest_is_in_the_log(place: Place) ->
     assert answer.returncode == 0, answer.stderr
     words = [line.split() for line in answer.stderr.strip().splitlines()]
     finished = [line for line in words if line[0] in ("ok", "cached")]
-    assert [line[1] for line in finished] == ["synth", *STEPS, "package"], answer.stderr
+    assert [line[1] for line in finished] == ["synth", *STEPS, "package", "register"], answer.stderr
     assert finished[0][0] == "cached", "an equal synthetic dataset is reused"
     details = [line for line in words if line not in finished]
     assert {line[0] for line in details} <= {"retrieve", "train", "evaluate", "package"}

@@ -1,6 +1,7 @@
 """Package a trained bundle as a versioned bento, if the three ways to score agree.
 
-    bundle -> build context -> exported folder -> parity check -> BentoML store
+    package     bundle -> build context -> exported folder -> parity check
+    register    exported folder -> BentoML store, reference of live drift, first champion
 
 A refused version leaves no folder, no model and no bento. BentoML runs in processes of its own
 (bento/build.py, `bentoml serve`); this module does not import it.
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from longrec.config import GateConfig
 from longrec.data import files
+from longrec.data.upkeep.forget_list import forgotten_users
+from longrec.data.upkeep.row_removal import remove_from_file
 from longrec.errors import GateRefused
 from longrec.release import model_store, registry
 from longrec.release.build_context import PASSED_LABEL, clean_version, stage
@@ -27,14 +30,20 @@ from longrec.release.parity import ParityReport, check_parity
 
 log = logging.getLogger(__name__)
 
+RELEASE_FILE = "release.json"
+"""File of a bento's sources with the tag of its model."""
+BENTO_FILE = "bento.yaml"
+"""File of a bento with all that BentoML knows of it."""
+PREDICTIONS_FILE = "predictions.parquet"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackageReport:
     """A bento that passed the parity check.
 
     Args:
-        tag: of bento and model in the BentoML store.
-        path: the same bento as a folder; `bentoml serve <path>` works without the store.
+        tag: of bento and model.
+        path: the bento as a folder; `bentoml serve <path>` works without a store.
         labels, wheel: see `StagedBento`.
         parity: the check that it passed.
         seconds: wall time.
@@ -46,6 +55,21 @@ class PackageReport:
     wheel: str
     parity: ParityReport
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RegisterReport:
+    """A bento that a work directory knows.
+
+    Args:
+        tag: of bento and model in the BentoML store.
+        was_stored: whether the store held this very bento before.
+        was_adopted: whether the model became the champion, because there was none.
+    """
+
+    tag: str
+    was_stored: bool
+    was_adopted: bool
 
 
 def package(
@@ -63,9 +87,9 @@ def package(
     code_key: str = "",
     force: bool = False,
 ) -> PackageReport:
-    """Package a bundle as a bento: a folder at `out_dir` and a tag in the BentoML store.
+    """Package a bundle as a bento, a folder at `out_dir`; `register` makes it known.
 
-    The evaluation's predictions are copied to the work directory, as the reference of live drift.
+    Nothing else is written, so a cached result is as good as a new one.
 
     Args:
         bundle_dir, evaluation_dir, histories_dir: the model, its evaluation and its data.
@@ -73,7 +97,7 @@ def package(
         parity_path: file for the parity report, also if the bento is refused.
         version: of bento and model, never used twice. Empty: made of the fingerprints of bundle
             and code; the same bento may then be packaged again.
-        workdir: LONGREC_HOME with the published features.
+        workdir: LONGREC_HOME with the published features; it is only read.
         repo_dir: feature_repo of a checkout or of an installed wheel; bento/ is in the same folder.
         gate: `max_parity_error` is the bound of the parity check.
         seed: of the sample of requests.
@@ -117,36 +141,54 @@ def package(
         )
         files.write_json(parity_path, dataclasses.asdict(parity))
         _require_parity(parity)
-        script.import_folder(tag, folder, replace=is_content_version)
-    _store_reference(workdir, version, Path(evaluation_dir))
-    if staged.labels["gate"] == PASSED_LABEL:
-        _adopt_if_first(workdir, version)
     seconds = time.perf_counter() - started
     error = max(parity.scorer_error, parity.http_error)
     log.info("packaged %s in %.1f s, scores differ by at most %.2g", tag, seconds, error)
     return PackageReport(tag, str(out_dir), staged.labels, staged.wheel, parity, seconds)
 
 
-def restore_bento(
-    tag: str,
-    folder: str | Path,
+def register(
+    bento_dir: str | Path,
+    evaluation_dir: str | Path,
+    *,
+    workdir: str | Path,
     repo_dir: str | Path,
-) -> None:
-    """Put a packaged bento back into the BentoML store, if it is not there.
+) -> RegisterReport:
+    """Make a packaged bento known to a work directory; what is there already stays.
+
+    It goes to the BentoML store, the predictions of its evaluation become the reference of live
+    drift, and the first model that passed its gate becomes the champion. So this runs after every
+    packaging, also where the folder comes from a cache and the work directory is a new one.
 
     Args:
-        tag: of bento and model.
-        folder: the exported folder that `package` wrote.
-        repo_dir: see `package`.
+        bento_dir: the exported folder that `package` wrote.
+        evaluation_dir, workdir, repo_dir: as for `package`.
 
     Raises:
-        PackagingError: the folder holds no such bento.
+        PackagingError: the folder holds no bento, or it cannot be stored.
     """
+    folder = Path(bento_dir)
+    release = files.read_json(folder / "src" / RELEASE_FILE)
+    tag = release["model"]
+    version = tag.partition(":")[2]
+    was_stored = _is_stored(tag, folder)
+    if not was_stored:
+        BuildScript.of_project(repo_dir).import_folder(tag, folder, replace=True)
+    _store_reference(workdir, version, Path(evaluation_dir))
+    has_passed = release["labels"]["gate"] == PASSED_LABEL
+    was_adopted = has_passed and _adopt_if_first(workdir, version)
+    return RegisterReport(tag, was_stored, was_adopted)
+
+
+def _is_stored(tag: str, folder: Path) -> bool:
+    """Return whether the BentoML store holds the very bento of a folder, and its model."""
     name, _, version = tag.partition(":")
     store = model_store.store_dir()
-    folders = [store / kind / name / version for kind in ("bentos", "models")]
-    if not all(path.is_dir() for path in folders):
-        BuildScript.of_project(repo_dir).import_folder(tag, Path(folder), replace=True)
+    stored = store / "bentos" / name / version / BENTO_FILE
+    model = store / "models" / name / version / model_store.BUNDLE_FOLDER
+    if not stored.is_file() or not model.is_dir():
+        return False
+    return stored.read_bytes() == (folder / BENTO_FILE).read_bytes()
 
 
 def _content_version(bundle_dir: Path, code_key: str) -> str:
@@ -160,13 +202,19 @@ def _store_reference(
     version: str,
     evaluation_dir: Path,
 ) -> None:
+    """Copy the predictions of an evaluation to the work directory, without forgotten users."""
     with files.atomic_replace(registry.reference_dir(workdir, version)) as reference:
         reference.mkdir()
-        shutil.copy(evaluation_dir / "predictions.parquet", reference)
+        shutil.copy(evaluation_dir / PREDICTIONS_FILE, reference)
+        remove_from_file(reference / PREDICTIONS_FILE, forgotten_users(workdir))
 
 
-def _adopt_if_first(workdir: str | Path, version: str) -> None:
-    """Make the model the champion of the work directory if it has none that can be served."""
+def _adopt_if_first(workdir: str | Path, version: str) -> bool:
+    """Make the model the champion of the work directory if it has none that can be served.
+
+    Returns:
+        Whether it became the champion.
+    """
     is_adopted = registry.adopt_first_champion(
         workdir,
         model_store.store_dir(),
@@ -179,6 +227,7 @@ def _adopt_if_first(workdir: str | Path, version: str) -> None:
             version,
             workdir,
         )
+    return is_adopted
 
 
 def _require_parity(parity: ParityReport) -> None:

@@ -166,7 +166,7 @@ def package_again(run: FinishedRun, *, force: bool) -> dict[str, Any]:
         BusyError: another run is using the work directory.
         GateRefused: the gate refused the model, without `force`; or its scores differ.
     """
-    from longrec.release.packaging import package
+    from longrec.release.packaging import package, register
 
     config = run.config()
     repo_dir = find_root() / "feature_repo"
@@ -188,6 +188,7 @@ def package_again(run: FinishedRun, *, force: bool) -> dict[str, Any]:
             code_key=of_steps(repo_dir)["package"],
             force=force,
         )
+        register(report.path, evaluation, workdir=run.workdir, repo_dir=repo_dir)
     is_forced = not run.summary["gate"]["passed"]
     summary = {**run.summary, "bento_tag": report.tag, "forced": is_forced}
     write_json(run.folder / SUMMARY_NAME, summary)

@@ -86,8 +86,6 @@ def run(
         cache=cache,
         config_text=config_text or to_yaml(config),
     )
-    with environment(run_environment(workdir)):
-        _restore_bento(finished)
     summary = summarize(config, folder, finished, {"path": dataset, **facts}, command)
     write_summary(folder, summary)
     return summary
@@ -296,13 +294,3 @@ def _write_pages(folder: Path, finished: LocalRun | None) -> None:
     evaluation = find("evaluate", "evaluation")
     if evaluation is not None and (evaluation / METRICS_NAME).is_file():
         write_report(evaluation, folder / "report.html", folder)
-
-
-def _restore_bento(finished: LocalRun) -> None:
-    """Put the bento of a cached packaging back into the BentoML store if it is gone."""
-    from longrec.release.packaging import restore_bento
-
-    packaged = finished.output("package", "packaged")
-    folder = finished.output("package", "bento")
-    if packaged is not None and folder is not None:
-        restore_bento(read_json(packaged)["tag"], folder, find_root() / "feature_repo")

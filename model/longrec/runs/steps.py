@@ -139,6 +139,12 @@ _TABLE = (
         uses_workdir=True,
     ),
     PipelineStep(
+        "register",
+        modules=("longrec.release.packaging",),
+        uses_workdir=True,
+        is_cached=False,  # Model store and registry are outside the pipeline.
+    ),
+    PipelineStep(
         "refuse",
         modules=("longrec.runs.outcome",),
         resources={"timeout_seconds": 600},

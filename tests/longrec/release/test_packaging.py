@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from longrec.data.upkeep.forget_list import add_users
 from longrec.errors import GateRefused
 from longrec.release import packaging
 from longrec.release.bento_server import PackagingError
+from longrec.release.packaging import RegisterReport
 from longrec.release.parity import ParityReport
+from longrec.release.registry import read_registry, reference_dir
 from tests.conftest import LENGTH, Packaged, ServedWorld, make_world
 from tests.longrec.release.staging import FEATURE_REPO
 
@@ -112,11 +117,56 @@ def test_nothing_is_left_of_a_bento_with_other_scores(
         assert not list((tmp_path / "store").glob(f"{kind}/longrec-ranker/*"))
 
 
-@pytest.mark.slow
-def test_a_bento_that_is_gone_from_the_store_is_restored(
-    packaged: Packaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def new_workdir(served_world: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a work directory with the published features and an empty model store."""
+    workdir = tmp_path / "home"
+    shutil.copytree(served_world.workdir / "store", workdir / "store", symlinks=True)
+    for link in ("features", "feast"):
+        (workdir / link).symlink_to(f"store/current/{link}")
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "store"))
-    packaging.restore_bento(TAG, packaged.report.path, FEATURE_REPO)
-    restored = dataclasses.replace(packaged, store=tmp_path / "store")
-    assert restored.listed() == ([TAG], [TAG])
+    return workdir
+
+
+def make_known(packaged: Packaged, world: ServedWorld, workdir: Path) -> RegisterReport:
+    return packaging.register(
+        packaged.report.path, world.path / "evaluation", workdir=workdir, repo_dir=FEATURE_REPO
+    )
+
+
+@pytest.mark.slow
+def test_a_packaged_bento_is_made_known_to_a_new_work_directory(
+    packaged: Packaged, served_world: ServedWorld, new_workdir: Path, tmp_path: Path
+) -> None:
+    report = make_known(packaged, served_world, new_workdir)
+    assert report == RegisterReport(TAG, was_stored=False, was_adopted=True)
+    assert dataclasses.replace(packaged, store=tmp_path / "store").listed() == ([TAG], [TAG])
+    assert read_registry(new_workdir).champion == "run-1"
+    reference = reference_dir(new_workdir, "run-1") / "predictions.parquet"
+    evaluation = served_world.path / "evaluation" / "predictions.parquet"
+    assert reference.read_bytes() == evaluation.read_bytes()
+    again = make_known(packaged, served_world, new_workdir)
+    assert again == RegisterReport(TAG, was_stored=True, was_adopted=False)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_gone_from_the_store_is_stored_again(
+    packaged: Packaged, served_world: ServedWorld, new_workdir: Path, tmp_path: Path
+) -> None:
+    make_known(packaged, served_world, new_workdir)
+    shutil.rmtree(tmp_path / "store" / "models" / "longrec-ranker" / "run-1")
+    assert not make_known(packaged, served_world, new_workdir).was_stored
+    assert dataclasses.replace(packaged, store=tmp_path / "store").listed() == ([TAG], [TAG])
+
+
+@pytest.mark.slow
+def test_a_forgotten_user_does_not_come_back_with_the_reference(
+    packaged: Packaged, served_world: ServedWorld, new_workdir: Path
+) -> None:
+    evaluation = pq.read_table(served_world.path / "evaluation" / "predictions.parquet")
+    user = evaluation.column("user_id")[0].as_py()
+    add_users(new_workdir, [user])
+    make_known(packaged, served_world, new_workdir)
+    reference = pq.read_table(reference_dir(new_workdir, "run-1") / "predictions.parquet")
+    assert user not in reference.column("user_id").to_pylist()
+    assert 0 < reference.num_rows < evaluation.num_rows

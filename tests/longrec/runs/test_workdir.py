@@ -13,8 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from longrec.cli.main import app
-from longrec.config import RunConfig
-from longrec.runs import run
 from longrec.runs.run import latest_dataset
 from longrec.runs.workdir import WorkdirError, check_writable, run_environment
 from tests.longrec.mounts import mounted
@@ -50,20 +48,6 @@ def test_a_dataset_in_a_moved_work_directory_is_found(tmp_path: Path) -> None:
     summary = {"dataset": {"path": "/gone/data/synthetic-1"}}
     (latest / "summary.json").write_text(json.dumps(summary))
     assert latest_dataset(tmp_path) == str(tmp_path / "data" / "synthetic-1")
-
-
-def test_a_bento_is_restored_into_the_store_of_its_work_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stores = []
-    monkeypatch.setattr(run.location, "read_json", lambda *_: {})
-    monkeypatch.setattr(run, "run_pipeline", lambda *_, **__: (tmp_path, None))
-    monkeypatch.setattr(run, "_restore_bento", lambda _: stores.append(os.environ["BENTOML_HOME"]))
-    monkeypatch.setattr(run, "summarize", lambda *_: {})
-    monkeypatch.setattr(run, "write_summary", lambda *_: None)
-    run.run(RunConfig(), str(tmp_path), tmp_path / "work", listener=None)
-    assert stores == [str(tmp_path / "work" / "bentoml")]
-    assert "BENTOML_HOME" not in os.environ
 
 
 def test_a_shell_reads_the_printed_environment_of_any_path(tmp_path: Path) -> None:
