@@ -139,24 +139,25 @@ def render_svg(events: pa.RecordBatch, title: str) -> str:
     The kind is the first text feature of the events, if there is one. The rarest kinds share a
     lane. The plot is empty without matplotlib.
     """
-    if not events.num_rows:
-        return lane_chart([], Labels(f"{title}: no events", "time (UTC)", ""), ("", ""))
     lane_of_event, names = _lanes(events)
+    counts = np.zeros((len(names), NUM_TIME_BINS), np.int64)
+    if not events.num_rows:
+        return lane_chart(names, counts, Labels(f"{title}: no events", "time (UTC)", ""), ("", ""))
     times = history.timestamps(events)
     first = int(times[0])
     last = int(times[-1])
     bins = (times - first) * (NUM_TIME_BINS - 1) // max(last - first, 1)
-    counts = np.zeros((len(names), NUM_TIME_BINS), np.int64)
     np.add.at(counts, (lane_of_event, bins), 1)
     labels = Labels(f"{title}: {events.num_rows:,} events", "time (UTC)", "")
     shown = [_shorten(name) for name in names]
-    lanes = list(zip(shown, counts.tolist(), strict=True))
-    return lane_chart(lanes, labels, (format_time(first), format_time(last)))
+    return lane_chart(shown, counts, labels, (format_time(first), format_time(last)))
 
 
 def _shorten(name: str) -> str:
     """Return a name of at most MAX_LABEL_LENGTH letters."""
-    return name if len(name) <= MAX_LABEL_LENGTH else f"{name[: MAX_LABEL_LENGTH - 1]}…"
+    if len(name) <= MAX_LABEL_LENGTH:
+        return name
+    return f"{name[: MAX_LABEL_LENGTH - 1]}…"
 
 
 def _lanes(events: pa.RecordBatch) -> tuple[Int64, list[str]]:

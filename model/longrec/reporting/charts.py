@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
-import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +44,7 @@ MIN_BAR = 0.05
 """Heights of the highest and the lowest bar of a lane, as shares of the lane."""
 STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "longrec",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -64,6 +68,8 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 """Equal charts are equal files."""
 TOOLTIP = "tooltip: "
 """Begins the id of a dot with a text; the text becomes its title, which browsers show."""
+TOOLTIP_ID = re.compile(rf"<g id=([\"']){TOOLTIP}(.*?)\1>")
+INTERVAL_TEXT = "{}: {:+.4f} ({:+.4f} to {:+.4f})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,30 +117,37 @@ def line_chart(
     """Return the SVG of lines over one horizontal axis.
 
     Args:
-        series: at least one with points.
+        series: at least one, each with points.
         labels: texts of the chart.
         is_log: whether the horizontal axis is logarithmic; 0 then lies one doubling below the
             smallest other value.
         marked: place on the horizontal axis with a vertical line, and its text.
     """
-    xs = sorted({x for line in series for x, _ in line.points})
-    least = next((x for x in xs if x > 0), 1.0) / 2 if is_log else -math.inf
+    xs = np.unique([x for line in series for x, _ in line.points])
+    least = _least(xs) if is_log else -np.inf
 
     def draw(axes: Axes) -> None:
         for line in series:
             _draw_series(axes, line, least)
         if marked:
-            axes.axvline(max(marked[0], least), color=SOFT, linestyle=":", label=marked[1])
+            place, text = marked
+            axes.axvline(max(place, least), color=SOFT, linestyle=":", label=text)
         if is_log:
             _log_axis(axes, xs, least)
         else:
             axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter("{x:,g}")
         axes.ticklabel_format(axis="y", useOffset=False)
-        if marked or any(line.name for line in series):
+        if axes.get_legend_handles_labels()[0]:
             axes.figure.legend(loc="outside lower left", ncols=2)
 
     return _svg(labels, HEIGHT_INCHES, draw)
+
+
+def _least(values: npt.NDArray[Any]) -> float:
+    """Return where 0 lies on a logarithmic axis."""
+    positive = values[values > 0]
+    return float(positive[0]) / 2 if len(positive) else 0.5
 
 
 def interval_chart(intervals: Sequence[Interval], labels: Labels) -> str:
@@ -147,45 +160,19 @@ def interval_chart(intervals: Sequence[Interval], labels: Labels) -> str:
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=SOFT, linestyle="--")
-        for row, (name, value, low, high) in enumerate(intervals):
+        names = []
+        for row, interval in enumerate(intervals):
+            name, value, low, high = interval
+            names.append(name)
             color = _sign_color(low, high)
-            text = f"{name}: {value:+.4f} ({low:+.4f} to {high:+.4f})"
+            text = TOOLTIP + INTERVAL_TEXT.format(*interval)
             axes.plot([low, high], [row, row], color=color)
-            axes.plot([value], [row], "o", color=color, gid=TOOLTIP + text)
-        axes.set_yticks(range(len(intervals)), [name for name, *_ in intervals])
+            axes.plot([value], [row], "o", color=color, gid=text)
+        axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
 
     return _svg(labels, 0.7 + ROW_INCHES * len(intervals), draw)
-
-
-def lane_chart(
-    lanes: Sequence[tuple[str, Sequence[int]]], labels: Labels, ends: tuple[str, str]
-) -> str:
-    """Return the SVG of lanes of bars over one axis, which all have one scale.
-
-    Args:
-        lanes: name and counts of each lane, from top to bottom.
-        labels: texts of the chart; its title is drawn.
-        ends: texts of the first and the last bin.
-    """
-
-    def draw(axes: Axes) -> None:
-        names = []
-        highest = max((max(counts) for _, counts in lanes), default=1)
-        for row, (name, counts) in enumerate(lanes):
-            bins = [place for place, count in enumerate(counts) if count]
-            tops = [MIN_BAR - row + LANE_BAR * counts[place] / highest for place in bins]
-            text = f"{name}: {sum(counts)} events"
-            color = COLORS[row % len(COLORS)]
-            axes.vlines(bins, -row, tops, color=color, clip_on=False, gid=TOOLTIP + text)
-            names.append(f"{name} {sum(counts):,}")
-        axes.set_title(labels.title)
-        axes.set_yticks(range(0, -len(lanes), -1), names)
-        axes.set_xticks([0, max(len(lanes[0][1]) - 1, 1)] if lanes else [], ends if lanes else [])
-        axes.tick_params(length=0)
-
-    return _svg(labels, 0.9 + 1.5 * ROW_INCHES * len(lanes), draw)
 
 
 def _sign_color(low: float, high: float) -> str:
@@ -194,36 +181,69 @@ def _sign_color(low: float, high: float) -> str:
     return RED if high < 0 else SOFT
 
 
+def lane_chart(
+    names: Sequence[str],
+    counts: npt.NDArray[Any],
+    labels: Labels,
+    ends: tuple[str, str],
+) -> str:
+    """Return the SVG of lanes of bars over one axis, which all have one scale.
+
+    Args:
+        names: of the lanes, from top to bottom.
+        counts: int [lanes, bins].
+        labels: texts of the chart; its title is drawn.
+        ends: texts of the first and the last bin.
+    """
+    totals = counts.sum(axis=1).tolist()
+    heights = MIN_BAR + LANE_BAR * counts / counts.max(initial=1)
+
+    def draw(axes: Axes) -> None:
+        for row, name in enumerate(names):
+            bins = np.flatnonzero(counts[row])
+            tops = heights[row, bins] - row
+            color = COLORS[row % len(COLORS)]
+            text = f"{TOOLTIP}{name}: {totals[row]} events"
+            axes.vlines(bins, -row, tops, color=color, clip_on=False, gid=text)
+        lane_names = [f"{name} {total:,}" for name, total in zip(names, totals, strict=True)]
+        axes.set_title(labels.title)
+        axes.set_yticks(-np.arange(len(names)), lane_names)
+        axes.set_xticks([0, counts.shape[1] - 1], ends)
+        axes.tick_params(length=0)
+
+    return _svg(labels, 0.9 + 1.5 * ROW_INCHES * len(names), draw)
+
+
 def _draw_series(axes: Axes, line: Series, least: float) -> None:
     if line.band:
-        xs, lows, highs = zip(*line.band, strict=True)
-        shown_xs = [max(x, least) for x in xs]
-        axes.fill_between(shown_xs, lows, highs, color=line.color, alpha=0.16, linewidth=0)
-    points = [(max(x, least), y) for x, y in line.points]
-    xs, ys = zip(*points, strict=True)
-    label = line.name or None
-    axes.plot(xs, ys, line.style, color=line.color, label=label, clip_on=False)
-    for (x, y), text in zip(points, line.texts, strict=False):
+        xs, lows, highs = np.transpose(line.band)
+        shown = np.maximum(xs, least)
+        axes.fill_between(shown, lows, highs, color=line.color, alpha=0.16, linewidth=0)
+    xs, ys = np.transpose(line.points)
+    shown = np.maximum(xs, least)
+    (drawn,) = axes.plot(shown, ys, line.style, color=line.color, clip_on=False)
+    if line.name:
+        # matplotlib leaves names out that begin with an underscore.
+        drawn.set_label(line.name if line.name[0] != "_" else f" {line.name}")
+    for x, y, text in zip(shown, ys, line.texts, strict=False):
         axes.plot([x], [y], "o", color=line.color, clip_on=False, gid=TOOLTIP + text)
 
 
-def _log_axis(axes: Axes, values: Sequence[float], least: float) -> None:
+def _log_axis(axes: Axes, values: npt.NDArray[Any], least: float) -> None:
     """Make the horizontal axis logarithmic, with the values as labels if they are few."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(values) > MAX_TICKS or max(values) >= MAX_TICK:
+    if len(values) > MAX_TICKS or values[-1] >= MAX_TICK:
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 3), numticks=MAX_TICKS))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         return
-    span = math.log(max(values[-1], least) / max(values[0], least)) or 1.0
-    ticks: list[float] = []
-    for value in values:
-        last = max(ticks[-1], least) if ticks else 0.0
-        if not last or math.log(value / last) > MIN_TICK_DISTANCE * span:
-            ticks.append(value)
-    axes.set_xticks([max(tick, least) for tick in ticks], [f"{tick:,g}" for tick in ticks])
+    shown = np.maximum(values, least)
+    places = np.log(shown / shown[0])
+    is_far = np.diff(places, prepend=-np.inf) > MIN_TICK_DISTANCE * places[-1]
+    texts = [f"{value:,g}" for value in values[is_far]]
+    axes.set_xticks(shown[is_far], texts)
 
 
 def _svg(labels: Labels, height: float, draw: Callable[[Axes], Any]) -> str:
@@ -234,12 +254,15 @@ def _svg(labels: Labels, height: float, draw: Callable[[Axes], Any]) -> str:
     except ModuleNotFoundError:
         return ""
     stream = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # The file holds the texts: a letter that this font lacks is drawn by the browser.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel=labels.x, ylabel=labels.y)
         draw(axes)
         figure.savefig(stream, format="svg", metadata=NO_METADATA)
     _, start, drawing = stream.getvalue().partition("<svg ")
-    titled = re.sub(rf"<g id=([\"']){TOOLTIP}(.*?)\1>", r"<g><title>\2</title>", drawing)
-    return f'{start}role="img" aria-label="{html.escape(labels.title)}" {titled}'
+    title = html.escape(labels.title)
+    titled = TOOLTIP_ID.sub(r"<g><title>\2</title>", drawing)
+    return f'{start}role="img" aria-label="{title}" {titled}'

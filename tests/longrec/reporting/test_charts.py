@@ -53,3 +53,11 @@ def test_intervals_are_colored_by_their_sign() -> None:
     assert {"up", "down", "level"} <= set(texts_of(svg))
     assert charts.GREEN in svg
     assert charts.RED in svg
+
+
+@pytest.mark.parametrize("name", ["_hidden", "a$b$c", "$", "数据", "%s {x} \\frac"])
+@pytest.mark.filterwarnings("error")
+def test_any_name_is_shown_as_it_is(name: str) -> None:
+    shown = texts_of(line_chart([Series([(1, 0.5)], name=name)], Labels(LABELS.title, name, name)))
+    assert [text.strip() for text in shown].count(name) == 3
+    assert name in texts_of(interval_chart([(name, 0.2, 0.1, 0.3)], LABELS))
