@@ -6,6 +6,7 @@ A chart is None if there is nothing to draw.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -30,7 +31,9 @@ MAX_CURVE_POINTS = 300
 MAX_CALIBRATION_TASKS = 3
 SERVED_LENGTH = "events served, the most recent ones (log scale)"
 STEP = "optimizer step"
-BIN_TEXT = "{task}: score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
+BIN_TEXT = "score {score:.4f}, rate {rate:.4f}, {num_targets:,} targets"
+STEP_TEXT = "step {step:,}: AUC {auc:.4f}"
+DIFFERENCE = ("name", "difference", "difference_low", "difference_high")
 
 
 def all_charts(results: Row) -> dict[str, Any]:
@@ -49,8 +52,7 @@ def _baselines(baselines: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """Yield one chart per task with an interval: the model minus each baseline."""
     for task, rows in baselines.items():
         compared = [row for row in rows if row["difference_low"] is not None]
-        names = ("name", "difference", "difference_low", "difference_high")
-        intervals = [tuple(row[name] for name in names) for row in compared]
+        intervals = list(map(operator.itemgetter(*DIFFERENCE), compared))
         if intervals:
             label = f"AUC of {task}: model minus baseline, 95 % interval"
             yield interval_chart(intervals, Labels(label, label, ""))
@@ -64,26 +66,29 @@ def _lengths(results: Row) -> str | None:
         return None
     best_possible = _points(_defined(results["best_possible"]), "length")
     baseline = results["baselines"][task][0]
-    series = [_curve(rows, "model, 95 % interval")]
+    auc = baseline["auc"]
+    series = [_curve(rows)]
     if best_possible:
         series.append(Series(best_possible, ORANGE, "best possible", style="--"))
-    if baseline["auc"] is not None:
-        ends = (rows[0]["length"], rows[-1]["length"])
-        level = [(length, baseline["auc"]) for length in ends]
-        series.append(Series(level, SOFT, f"best baseline ({baseline['name']})", style="--"))
+    if auc is not None:
+        level = [(row["length"], auc) for row in rows]
+        name = f"best baseline ({baseline['name']})"
+        series.append(Series(level, SOFT, name, style="--"))
     labels = Labels("AUC by served length", SERVED_LENGTH, f"AUC of {task}")
-    return line_chart(series, labels, is_log=True, marked=_served(results["served_length"]))
+    served = _served(results["served_length"])
+    return line_chart(series, labels, is_log=True, marked=served)
 
 
 def _validation_lengths(training: Row) -> str | None:
     """Return the AUC by served length on validation requests, with the choice."""
-    choice = training.get("validation", {}).get("served_length", {})
+    validation = training.get("validation", {})
+    choice = validation.get("served_length", {})
     rows = _defined(choice.get("curve", ()))
     if not rows:
         return None
     labels = Labels("Validation AUC by served length", SERVED_LENGTH, "AUC on validation requests")
-    curve = _curve(rows, "model, 95 % interval")
-    return line_chart([curve], labels, is_log=True, marked=_served(choice["length"]))
+    served = _served(choice["length"])
+    return line_chart([_curve(rows)], labels, is_log=True, marked=served)
 
 
 def _served(length: int) -> tuple[float, str]:
@@ -92,17 +97,16 @@ def _served(length: int) -> tuple[float, str]:
 
 def _validation(training: Row) -> str | None:
     """Return the AUC on validation requests by step."""
-    rows = _defined(training.get("validation", {}).get("curve", ()))
+    validation = training.get("validation", {})
+    rows = _defined(validation.get("curve", ()))
     if len(rows) < 2:
         return None
-    texts = [f"step {row['step']:,}: AUC {row['auc']:.4f}" for row in rows]
+    texts = list(map(STEP_TEXT.format_map, rows))
+    curve = Series(_points(rows, "step"), texts=texts)
     labels = Labels("Validation AUC by step", STEP, "AUC on validation requests")
     best_step = training["best_step"]
-    return line_chart(
-        [Series(_points(rows, "step"), texts=texts)],
-        labels,
-        marked=(best_step, f"packaged: step {best_step:,}"),
-    )
+    packaged = f"packaged: step {best_step:,}"
+    return line_chart([curve], labels, marked=(best_step, packaged))
 
 
 def _loss(curve: Sequence[Row]) -> str | None:
@@ -113,7 +117,8 @@ def _loss(curve: Sequence[Row]) -> str | None:
     points = []
     for start in range(0, len(curve), size):
         group = curve[start : start + size]
-        points.append((group[-1]["step"], fmean(row["loss"] for row in group)))
+        loss = fmean(row["loss"] for row in group)
+        points.append((group[-1]["step"], loss))
     labels = Labels("Training loss by step", STEP, "training loss (nats)")
     return line_chart([Series(points)], labels)
 
@@ -121,14 +126,16 @@ def _loss(curve: Sequence[Row]) -> str | None:
 def _calibration(bins: Mapping[str, Sequence[Row]]) -> str | None:
     """Return the rate by the score of the first tasks, beside the diagonal."""
     series = []
-    for color, (task, rows) in zip(COLORS[:MAX_CALIBRATION_TASKS], bins.items(), strict=False):
+    highest = 0.0
+    colors = COLORS[:MAX_CALIBRATION_TASKS]
+    for color, (task, rows) in zip(colors, bins.items(), strict=False):
         points = [(row["score"], row["rate"]) for row in rows]
-        texts = [BIN_TEXT.format_map({"task": task, **row}) for row in rows]
+        texts = list(map(BIN_TEXT.format_map, rows))
         if points:
             series.append(Series(points, color, task, texts))
+            highest = max(highest, *map(max, points))
     if not series:
         return None
-    highest = max(max(point) for line in series for point in line.points)
     diagonal = Series([(0, 0), (highest, highest)], SOFT, "score = rate", style="--")
     labels = Labels("Calibration", "mean score (probability)", "share of positives")
     return line_chart([diagonal, *series], labels)
@@ -142,9 +149,14 @@ def _points(rows: Sequence[Row], x: str) -> list[Point]:
     return [(row[x], row["auc"]) for row in rows]
 
 
-def _curve(rows: Sequence[Row], name: str) -> Series:
+def _curve(rows: Sequence[Row]) -> Series:
     """Return the line of the AUC by served length, with its interval."""
-    texts = [f"{row['length']:,} events: AUC {row_interval(row, 'auc')}" for row in rows]
+    texts = []
+    for row in rows:
+        auc = row_interval(row, "auc")
+        texts.append(f"{row['length']:,} events: AUC {auc}")
     bounded = [row for row in rows if row["auc_low"] is not None]
-    band = [(row["length"], row["auc_low"], row["auc_high"]) for row in bounded]
-    return Series(_points(rows, "length"), BLUE, name, texts, band)
+    ends = operator.itemgetter("length", "auc_low", "auc_high")
+    band = list(map(ends, bounded))
+    points = _points(rows, "length")
+    return Series(points, BLUE, "model, 95 % interval", texts, band)
