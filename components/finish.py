@@ -15,8 +15,8 @@ def finish(
     webhook: str,
     outcome: Output[Artifact],
 ):
-    """Write the outcome and notify the webhook; LONGREC_WEBHOOK is its default."""
-    from longrec.runs.outcome import announce
+    """Write how the run ended and notify the webhook; LONGREC_WEBHOOK is its default."""
+    from longrec.runs.outcome import conclude
 
     facts = {
         "pipeline": pipeline,
@@ -25,6 +25,7 @@ def finish(
         "data_uri": data_uri,
         "state": status.state,
         "error": status.error_message,
+        "workflow": status.pipeline_job_resource_name,
     }
-    report = announce(outcome.path, webhook, facts)
+    report = conclude(outcome.path, webhook, facts)
     outcome.metadata.update({"state": report.state, "delivered": report.delivered})

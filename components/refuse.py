@@ -1,4 +1,4 @@
-"""refuse: outcome of a model that the gate refused, as a file and as a message to a webhook."""
+"""refuse: what a model missed that the gate refused, as a file and in the record of the run."""
 
 from kfp.dsl import Artifact, Input, Output
 
@@ -14,9 +14,9 @@ def refuse(
     webhook: str,
     outcome: Output[Artifact],
 ):
-    """Write which bounds were missed and by how much, and notify the webhook."""
-    from longrec.runs.outcome import announce_refusal
+    """Write which bounds were missed and by how much; the step finish notifies the webhook."""
+    from longrec.runs.outcome import refuse as refuse_model
 
     facts = {"pipeline": pipeline, "run_id": run_id, "data_uri": data_uri}
-    report = announce_refusal(outcome.path, webhook, evaluation.path, facts)
+    report = refuse_model(outcome.path, webhook, evaluation.path, facts)
     outcome.metadata.update({"state": report.state, "delivered": report.delivered})

@@ -121,6 +121,8 @@ class PlatformConfig:
         redis_secret: name of the secret whose key `address` holds that address with a password,
             for example `redis:6379,password=...`; in place of `redis`.
         webhook_secret: name of the secret whose key `url` is notified of a run's outcome.
+        ui: address of Kubeflow's web interface, for the link in that message, for example
+            https://kubeflow.example/pipeline; empty for none.
         parallelism: number of shards, or trials of a study, that run at the same time.
         steps: per step the settings that differ from the defaults (StepConfig); `all` applies to
             every step.
@@ -139,6 +141,7 @@ class PlatformConfig:
     redis: str = ""
     redis_secret: str = ""
     webhook_secret: str = ""
+    ui: str = ""
     parallelism: int = 8
     steps: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)

@@ -5,6 +5,8 @@ from typing import Optional
 from kfp import dsl, kubernetes
 
 from longrec.errors import LongrecError
+from longrec.runs.outcome import UI_VARIABLE
+from longrec.runs.record.attempts import RUN_VARIABLE, WORKDIR_VARIABLE
 from longrec.runs.steps import STEPS, PipelineStep
 from pipelines.platform_config import PlatformConfig, StepConfig
 
@@ -12,6 +14,8 @@ BACKOFF_FACTOR = 2.0
 MAX_BACKOFF = "600s"
 SHARED_MEMORY_PATH = "/dev/shm"  # noqa: S108
 WEBHOOK_VARIABLE = "LONGREC_WEBHOOK"
+RUN_LABEL = "metadata.labels['pipeline/runid']"
+"""Field of a pod with the id of its run."""
 REDIS_VARIABLE = "LONGREC_REDIS"
 
 
@@ -88,13 +92,18 @@ def _set_container(
             backoff_max_duration=MAX_BACKOFF,
         )
     variables = {}
+    if platform.workdir_volume:
+        variables[WORKDIR_VARIABLE] = platform.workdir
     if platform.workdir_volume and step.uses_workdir:
         variables["BENTOML_HOME"] = f"{platform.workdir}/bentoml"
+    if platform.ui and step.notifies:
+        variables[UI_VARIABLE] = platform.ui
     if step.uses_workdir:
         variables.update(store_variables(platform))
     variables.update(platform.env)
     for name, value in variables.items():
         task.set_env_variable(name, value)
+    kubernetes.use_field_path_as_env(task, RUN_VARIABLE, RUN_LABEL)
 
 
 def _set_volumes(
@@ -104,7 +113,7 @@ def _set_volumes(
         kubernetes.empty_dir_mount(
             task, "shm", SHARED_MEMORY_PATH, medium="Memory", size_limit=settings.shared_memory
         )
-    if platform.workdir_volume and step.uses_workdir:
+    if platform.workdir_volume:  # Every step writes the record of the run.
         kubernetes.mount_pvc(task, pvc_name=platform.workdir_volume, mount_path=platform.workdir)
     if platform.data_volume and step.uses_data:
         kubernetes.mount_pvc(task, pvc_name=platform.data_volume, mount_path=platform.data)

@@ -6,7 +6,7 @@ can be tried: a path is right if a task names its id.
 """
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from longrec.runs.record.nodes import ATTEMPT, DRIVER, EXECUTOR, ON_EXIT, Node
@@ -59,16 +59,26 @@ def time_of(text: Optional[str]) -> Optional[datetime.datetime]:
 
 def _paths(tasks: Sequence[Task]) -> list[str]:
     """Return the paths of all nodes that tasks name, from the outside to the inside."""
-    digests = {_digest(child) for task in tasks for child in child_nodes(task)}
-    names = {ATTEMPT.sub("", task["display_name"]) for task in tasks} | {EXECUTOR}
-    attempts = [f"({number})" for number in range(MAX_ATTEMPTS)]
+    digests = _named_digests(tasks)
+    names = {ATTEMPT.sub("", task["display_name"]) for task in tasks}
+    names.add(EXECUTOR)
     below = [f".{name}" for name in sorted(names)]
+    attempts = [f"({number})" for number in range(MAX_ATTEMPTS)]
     paths = [workflow_of(tasks)]
     for path in paths:  # It grows inside the loop.
         digest = fnv1a(path)
         endings = below if ATTEMPT.search(path) else [*attempts, *below]
-        paths += [f"{path}{ending}" for ending in endings if fnv1a(ending, digest) in digests]
+        for ending in endings:
+            if fnv1a(ending, digest) in digests:
+                paths.append(path + ending)
     return list(dict.fromkeys(paths))
+
+
+def _named_digests(tasks: Iterable[Task]) -> set[int]:
+    digests = set()
+    for task in tasks:
+        digests.update(_digest(child) for child in child_nodes(task))
+    return digests
 
 
 def _matched(tasks: Sequence[Task], paths: Sequence[str]) -> dict[str, Task]:
@@ -87,17 +97,23 @@ def _matched(tasks: Sequence[Task], paths: Sequence[str]) -> dict[str, Task]:
         else:
             others.append(task)
     for task in others:
-        open_paths = [
-            path
-            for path in paths
-            if path not in matched and _own_name(path) == task["display_name"]
-        ]
-        for path in open_paths:
-            around = matched.get(_parent(path), {})
-            if len(open_paths) == 1 or around.get("start_time") == task.get("start_time"):
-                matched[path] = task
-                break
+        path = _path_by_start(task, paths, matched)
+        if path:
+            matched[path] = task
     return matched
+
+
+def _path_by_start(task: Task, paths: Sequence[str], matched: Mapping[str, Task]) -> str:
+    """Return the free path with a task's name around which a node began at the same time."""
+    name = task["display_name"]
+    free = [path for path in paths if path not in matched and _own_name(path) == name]
+    if len(free) == 1:
+        return free[0]
+    for path in free:
+        around = matched.get(_parent(path), {})
+        if around.get("start_time") == task.get("start_time"):
+            return path
+    return ""
 
 
 def _owner(task: Task, by_digest: Mapping[int, str]) -> str:
@@ -106,14 +122,22 @@ def _owner(task: Task, by_digest: Mapping[int, str]) -> str:
     known = set(by_digest.values())
     for child in child_nodes(task):
         path = by_digest.get(_digest(child), "")
-        beside = f"{_parent(path)}.{name}"
-        own = [ATTEMPT.sub("", path), _parent(path)]
-        if ATTEMPT.sub("", name).endswith(DRIVER) or _own_name(path).startswith(f"{name}("):
-            own.append(beside)
-        for candidate in own:
-            if candidate != path and candidate in known and _own_name(candidate) == name:
+        for candidate in _owners(path, name):
+            is_other = candidate in known and candidate != path
+            if is_other and _own_name(candidate) == name:
                 return candidate
     return ""
+
+
+def _owners(path: str, name: str) -> Iterator[str]:
+    """Yield the paths of a name that may name the node of `path` as the next one."""
+    parent = _parent(path)
+    yield ATTEMPT.sub("", path)
+    yield parent
+    is_driver = ATTEMPT.sub("", name).endswith(DRIVER)
+    is_loop = _own_name(path).startswith(f"{name}(")
+    if is_driver or is_loop:
+        yield f"{parent}.{name}"
 
 
 def _node(path: str, task: Optional[Task]) -> Node:

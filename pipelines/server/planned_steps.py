@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,6 +15,8 @@ PIPELINE_PREFIX = "longrec-"
 AFTER_ALL = "ALL_UPSTREAM_TASKS_COMPLETED"
 PARAMETER_CHANNEL = "pipelinechannel--"
 Spec = Mapping[str, Any]
+Tasks = Mapping[str, Mapping[str, Any]]
+"""Tasks of one level of a graph by name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,51 +42,97 @@ def planned_steps(spec: Optional[Spec]) -> list[PlannedStep]:
         spec: a compiled pipeline: the graph alone, or graph and platform.
     """
     graph = (spec or {}).get("pipeline_spec") or spec or {}
-    tasks = graph.get("root", {}).get("dag", {}).get("tasks", {})
-    return list(_steps(tasks, graph.get("components", {}), ("root",), ""))
+    root = graph.get("root", {})
+    components = graph.get("components", {})
+    return list(
+        _steps(
+            _tasks_in(root),
+            components,
+            ("root",),
+            "",
+        )
+    )
 
 
 @functools.cache
 def compiled_steps(pipeline: str) -> tuple[PlannedStep, ...]:
     """Return the steps of a pipeline as this version compiles it; none for another pipeline."""
-    path = COMPILED_FOLDER / f"{pipeline.removeprefix(PIPELINE_PREFIX)}.yaml"
+    name = pipeline.removeprefix(PIPELINE_PREFIX)
+    path = COMPILED_FOLDER / f"{name}.yaml"
     if not path.is_file():
         return ()
-    spec, *_ = yaml.load_all(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+    text = path.read_text(encoding="utf-8")
+    spec, *_ = yaml.load_all(text, yaml.CSafeLoader)
     return tuple(planned_steps(spec))
 
 
 def _steps(
-    tasks: Mapping[str, Any], components: Mapping[str, Any], place: tuple[str, ...], loop: str
+    tasks: Tasks, components: Mapping[str, Any], place: tuple[str, ...], loop: str
 ) -> Iterator[PlannedStep]:
+    """Yield the steps of one level of the graph, and of those below."""
     for name in _ordered(tasks):
         task = tasks[name]
-        component = components.get(task["componentRef"]["name"], {})
-        inner = component.get("dag", {}).get("tasks")
-        if inner is not None:
-            yield from _steps(inner, components, (*place, name), _loop_parameter(task) or loop)
-        elif task.get("triggerPolicy", {}).get("strategy") == AFTER_ALL:
+        reference = task["componentRef"]["name"]
+        component = components.get(reference, {})
+        if "dag" in component:
+            own_loop = _loop_parameter(task)
+            below = _tasks_in(component)
+            yield from _steps(
+                below,
+                components,
+                (*place, name),
+                own_loop or loop,
+            )
+        elif _is_last(task):
             handler = task["dependentTasks"][0] + ON_EXIT
             yield PlannedStep(name, (*place, handler))
         else:
-            yield PlannedStep(name, place, loop)
+            yield PlannedStep(
+                name,
+                place,
+                loop,
+            )
 
 
-def _ordered(tasks: Mapping[str, Any]) -> Iterator[str]:
+def _tasks_in(component: Mapping[str, Any]) -> Tasks:
+    graph = component.get("dag", {})
+    tasks: Tasks = graph.get("tasks", {})
+    return tasks
+
+
+def _is_last(task: Mapping[str, Any]) -> bool:
+    """Return whether a task runs after all others, also after a failure."""
+    policy = task.get("triggerPolicy", {})
+    return bool(policy.get("strategy") == AFTER_ALL)
+
+
+def _ordered(tasks: Tasks) -> Iterator[str]:
     """Yield the names of tasks, each after those that it depends on."""
     done: set[str] = set()
     waiting = list(tasks)
     while waiting:
-        ready = [name for name in waiting if done.issuperset(_needed(tasks[name], tasks))]
-        yield from ready or waiting
-        done.update(ready or waiting)
+        ready = [
+            name
+            for name in waiting
+            if _is_ready(
+                name,
+                tasks,
+                done,
+            )
+        ]
+        next_names = ready or waiting
+        yield from next_names
+        done.update(next_names)
         waiting = [name for name in waiting if name not in done]
 
 
-def _needed(task: Mapping[str, Any], tasks: Mapping[str, Any]) -> Iterable[str]:
-    return [name for name in task.get("dependentTasks", ()) if name in tasks]
+def _is_ready(name: str, tasks: Tasks, done: set[str]) -> bool:
+    needed = tasks[name].get("dependentTasks", ())
+    return all(other in done for other in needed if other in tasks)
 
 
 def _loop_parameter(task: Mapping[str, Any]) -> str:
-    items = task.get("parameterIterator", {}).get("items", {})
-    return str(items.get("inputParameter", "")).removeprefix(PARAMETER_CHANNEL)
+    iterator = task.get("parameterIterator", {})
+    items = iterator.get("items", {})
+    channel = str(items.get("inputParameter", ""))
+    return channel.removeprefix(PARAMETER_CHANNEL)

@@ -138,7 +138,11 @@ def assumed_items(step: str, workflow: str, places: Iterable[Place]) -> list[Ste
         return []
     ending = FIRST if workflow.endswith(FIRST) else ""
     return [
-        _assumed_item(step, [workflow, *(f"{name}{ending}" for name in names)], ending)
+        _assumed_item(
+            step,
+            [workflow, *(f"{name}{ending}" for name in names)],
+            ending,
+        )
         for place in places
         for names in _with_loop_items(place)
     ]

@@ -108,7 +108,12 @@ class Reader:
         token = ""
         seen = set[str]()
         for _ in range(MAX_PAGES):
-            page = self.json(path, page_size=PAGE_SIZE, page_token=token, **query)
+            page = self.json(
+                path,
+                page_size=PAGE_SIZE,
+                page_token=token,
+                **query,
+            )
             entries = page.get(key) or []
             yield from entries
             token = str(page.get("next_page_token") or "")
@@ -127,7 +132,13 @@ class Reader:
             try:
                 answer = self._get(path, [], "text/plain")
             except kfp_server_api.ApiException as error:
-                if error.status in (401, 403, 502, 503, 504):
+                if error.status in (
+                    401,
+                    403,
+                    502,
+                    503,
+                    504,
+                ):
                     raise
                 return None
             if "html" in (answer.headers.get("Content-Type") or ""):

@@ -24,7 +24,13 @@ from pipelines.server.typed_tasks import is_typed, typed_items
 
 REFUSED = "REFUSED"
 """State of a run that succeeded without a package, because the gate refused the model."""
-ENDED = (SUCCEEDED, FAILED, "CANCELED", SKIPPED, REFUSED)
+ENDED = (
+    SUCCEEDED,
+    FAILED,
+    "CANCELED",
+    SKIPPED,
+    REFUSED,
+)
 PENDING = "PENDING"
 NOT_RUN = "NOT RUN"
 """State of a step that did not start in a run that has ended."""
@@ -143,13 +149,21 @@ class RunSteps:
         named = [task for task in self.tasks if task.get("display_name")]
         has_default = any(task["display_name"] == f"root{FIRST}" for task in named)
         workflow = self.workflow
-        totals = _totals(self.items(), self.expected, self.run)
+        totals = _totals(
+            self.items(),
+            self.expected,
+            self.run,
+        )
         places = [
             (entry.place, totals.get(step, MAX_ASSUMED_ITEMS))
             for entry in self.expected
             if entry.step == step
         ]
-        return assumed_items(step, f"{workflow}{FIRST}" if has_default else workflow, places)
+        return assumed_items(
+            step,
+            f"{workflow}{FIRST}" if has_default else workflow,
+            places,
+        )
 
     def items(self) -> list[StepItem]:
         """Return the steps that the server knows, in the order of their items."""
@@ -172,7 +186,11 @@ def read_run(run: Mapping[str, Any], url: str, spec: Optional[Mapping[str, Any]]
     found = RunSteps(run, spec)
     state = str(run.get("state") or PENDING)
     is_stale = bool(found.tasks) and _is_stale(found.tasks, state)
-    steps = _steps(found, state, is_stale)
+    steps = _steps(
+        found,
+        state,
+        is_stale,
+    )
     is_refused = state == SUCCEEDED and _is_refused(steps)
     return RunStatus(
         run_id=run["run_id"],
@@ -183,7 +201,13 @@ def read_run(run: Mapping[str, Any], url: str, spec: Optional[Mapping[str, Any]]
         error=str((run.get("error") or {}).get("message") or ""),
         url=url,
         steps=tuple(steps),
-        notes=tuple(_notes(found.tasks, is_stale, is_refused)),
+        notes=tuple(
+            _notes(
+                found.tasks,
+                is_stale,
+                is_refused,
+            )
+        ),
         is_stale=is_stale,
     )
 
@@ -204,9 +228,28 @@ def _steps(found: RunSteps, run_state: str, is_stale: bool) -> list[StepStatus]:
     skipped = found.skipped
     for name in skipped:
         by_step.setdefault(name, [])
-    totals = _totals(items, found.expected, found.run)
-    folded = [_folded(name, entries, totals.get(name, 1)) for name, entries in by_step.items()]
-    return [_seen_at_end(step, run_state, is_stale, skipped) for step in folded]
+    totals = _totals(
+        items,
+        found.expected,
+        found.run,
+    )
+    folded = [
+        _folded(
+            name,
+            entries,
+            totals.get(name, 1),
+        )
+        for name, entries in by_step.items()
+    ]
+    return [
+        _seen_at_end(
+            step,
+            run_state,
+            is_stale,
+            skipped,
+        )
+        for step in folded
+    ]
 
 
 def _order(item: StepItem) -> tuple[Any, ...]:
@@ -228,7 +271,11 @@ def _folded(name: str, items: Sequence[StepItem], num_items: int) -> StepStatus:
         name,
         _common_state(states, is_over=is_over),
         num_done=len(done),
-        num_items=max(num_items, len(items), 1),
+        num_items=max(
+            num_items,
+            len(items),
+            1,
+        ),
         seconds=(max(ends) - min(starts)).total_seconds() if is_over and starts and ends else None,
         error=next((item.message for item in failed if item.message), ""),
     )

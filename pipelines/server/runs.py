@@ -12,14 +12,7 @@ from longrec.runs.record.nodes import CACHED, FAILED, SKIPPED, WAITING, StepItem
 from pipelines.server.errors import MAX_REASON_LENGTH, ServerError, Unavailable
 from pipelines.server.pod_logs import PodLog, PodLogs, error_of_driver
 from pipelines.server.reading import QUIET_SECONDS, Reader
-from pipelines.server.run_status import (
-    ENDED,
-    UNKNOWN,
-    RunStatus,
-    RunSteps,
-    StepStatus,
-    read_run,
-)
+from pipelines.server.run_status import ENDED, UNKNOWN, RunStatus, RunSteps, StepStatus, read_run
 from pipelines.step_log import error_message
 
 BASE = "/apis/v2beta1"
@@ -62,36 +55,64 @@ class Runs:
     def status(self, run_id: str) -> RunStatus:
         """Return the status of a run, without the errors of its steps."""
         run = self._get(run_id)
-        return read_run(run, self.page(run_id), self._spec_of(run))
+        return read_run(
+            run,
+            self.page(run_id),
+            self._spec_of(run),
+        )
 
     def explained(self, run_id: str) -> RunStatus:
         """Return the status of a run, with the last line of the errors of its steps."""
         run = self._get(run_id)
         spec = self._spec_of(run)
-        status = read_run(run, self.page(run_id), spec)
+        status = read_run(
+            run,
+            self.page(run_id),
+            spec,
+        )
         found = RunSteps(run, spec)
         logs = self._logs_of(run)
         outcome = _outcome(found, logs) if status.state in ENDED else {}
         items = found.items()
-        steps = [_explained_step(step, items, outcome, logs) for step in status.steps]
+        steps = [
+            _explained_step(
+                step,
+                items,
+                outcome,
+                logs,
+            )
+            for step in status.steps
+        ]
         notes = list(status.notes)
         if outcome.get("error") and not any(step.error for step in steps):
             notes.append(f"the step {LAST_STEP} found: {outcome['error']}")
-        return dataclasses.replace(status, steps=tuple(steps), notes=tuple(notes))
+        return dataclasses.replace(
+            status,
+            steps=tuple(steps),
+            notes=tuple(notes),
+        )
 
     def recent(self, experiment_id: str, limit: int = 10) -> list[RunStatus]:
         """Return the newest runs of an experiment, newest first, without their steps."""
         answer = self._reader.json(
-            f"{BASE}/runs",
-            experiment_id=experiment_id,
-            sort_by="created_at desc",
-            page_size=limit,
+            f"{BASE}/runs", experiment_id=experiment_id, sort_by="created_at desc", page_size=limit
         )
         found = []
         for run in answer.get("runs") or ():
-            status = read_run(run, self.page(run["run_id"]), None)
+            status = read_run(
+                run,
+                self.page(run["run_id"]),
+                None,
+            )
             pipeline = status.pipeline or self._pipeline_of(run)
-            found.append(dataclasses.replace(status, pipeline=pipeline, steps=(), notes=()))
+            found.append(
+                dataclasses.replace(
+                    status,
+                    pipeline=pipeline,
+                    steps=(),
+                    notes=(),
+                )
+            )
         return found
 
     def wait(
@@ -153,7 +174,11 @@ class Runs:
                 quiet_since = time.monotonic()
             is_over = str(run.get("state")) in ENDED
             if is_over or time.monotonic() - quiet_since >= QUIET_SECONDS:
-                raise self._no_log(run_id, step, logs)
+                raise self._no_log(
+                    run_id,
+                    step,
+                    logs,
+                )
             time.sleep(every_seconds)
 
     def page(self, run_id: str) -> str:
@@ -206,7 +231,12 @@ class Runs:
 
     def _logs_of(self, run: Mapping[str, Any]) -> PodLogs:
         day = str(run.get("created_at") or "")[:DATE_LENGTH]
-        return PodLogs(self._reader.text, run["run_id"], self._namespace, day)
+        return PodLogs(
+            self._reader.text,
+            run["run_id"],
+            self._namespace,
+            day,
+        )
 
     def _step_logs(self, found: RunSteps, step: str) -> list[StepLog]:
         items = [item for item in found.items() if item.step == step]
@@ -214,10 +244,25 @@ class Runs:
             return [StepLog(step, f"{step} was skipped: its condition was false")]
         if not items:
             self._check_name(found, step)
-            items = found.assumed_items(step) or [StepItem(step, (), WAITING)]
+            items = found.assumed_items(step) or [
+                StepItem(
+                    step,
+                    (),
+                    WAITING,
+                )
+            ]
         logs = self._logs_of(found.run)
         return [
-            _log_of(item, _title(step, number, len(items)), logs, found)
+            _log_of(
+                item,
+                _title(
+                    step,
+                    number,
+                    len(items),
+                ),
+                logs,
+                found,
+            )
             for number, item in enumerate(items, 1)
         ]
 
@@ -249,16 +294,32 @@ def _title(step: str, number: int, num_items: int) -> str:
 def _log_of(item: StepItem, title: str, logs: PodLogs, found: RunSteps) -> StepLog:
     """Return the log of a step, or why it has none; no text if the log may still come."""
     if item.state == CACHED:
-        return StepLog(title, _cached_text(item.step, found, logs))
+        return StepLog(
+            title,
+            _cached_text(
+                item.step,
+                found,
+                logs,
+            ),
+        )
     if item.state in (WAITING, SKIPPED):
         return StepLog(title, _waiting_text(item, found))
     executor = logs.of_executor(item) or PodLog("")
     if executor.text or item.state != FAILED:
-        return StepLog(title, executor.text, executor.is_cut, executor.reason)
+        return StepLog(
+            title,
+            executor.text,
+            executor.is_cut,
+            executor.reason,
+        )
     driver = logs.of_driver(item)
     error = error_of_driver(driver.text) if driver else ""
     text = f"{item.step} never started: its driver failed: {error}" if error else ""
-    return StepLog(title, text, reason=executor.reason)
+    return StepLog(
+        title,
+        text,
+        reason=executor.reason,
+    )
 
 
 def _cached_text(step: str, found: RunSteps, logs: PodLogs) -> str:

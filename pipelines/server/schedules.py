@@ -41,7 +41,11 @@ class Schedules:
 
     def all_of(self, experiment_id: str) -> list[Schedule]:
         """Return the schedules of an experiment, by name."""
-        entries = self._reader.pages(BASE, "recurringRuns", experiment_id=experiment_id)
+        entries = self._reader.pages(
+            BASE,
+            "recurringRuns",
+            experiment_id=experiment_id,
+        )
         found = [self._schedule(entry) for entry in entries]
         return sorted(found, key=lambda schedule: (schedule.name, schedule.created))
 

@@ -4,7 +4,7 @@ Source: kubeflow/pipelines, proposal 12147 (removal of ML Metadata).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from longrec.runs.record.nodes import CACHED, FAILED, STATES, StepItem
 from pipelines.server.node_paths import time_of
@@ -29,8 +29,7 @@ def typed_items(tasks: Sequence[Task]) -> list[StepItem]:
 
 
 def _item(task: Task, by_id: Mapping[Any, Task]) -> StepItem:
-    stated = str(task.get("state") or task.get("status") or "").upper()
-    state = STATES.get(stated, stated)
+    state = state_of(task)
     executors = _pods(task, is_driver=False)
     return StepItem(
         step=_name(task),
@@ -45,36 +44,54 @@ def _item(task: Task, by_id: Mapping[Any, Task]) -> StepItem:
     )
 
 
+def state_of(task: Task) -> str:
+    """Return the state of a typed task."""
+    told = task.get("state") or task.get("status") or ""
+    state = str(told).upper()
+    return STATES.get(state, state)
+
+
 def _frames(task: Task, by_id: Mapping[Any, Task]) -> tuple[str, ...]:
+    """Return the names of the tasks around a task, from the outside."""
     frames: list[str] = []
     seen = {task.get("task_id")}
-    parent = by_id.get(task.get("parent_task_id"))
+    parent = _parent(task, by_id)
     while parent is not None and parent.get("task_id") not in seen:
         seen.add(parent.get("task_id"))
         frames.insert(0, _frame(parent))
-        parent = by_id.get(parent.get("parent_task_id"))
+        parent = _parent(parent, by_id)
     return (NO_WORKFLOW, *frames)
+
+
+def _parent(task: Task, by_id: Mapping[Any, Task]) -> Optional[Task]:
+    parent_id = task.get("parent_task_id")
+    return by_id.get(parent_id)
 
 
 def _frame(task: Task) -> str:
     if task.get("type") != ITERATION:
         return _name(task)
-    index = (task.get("type_attributes") or {}).get("iteration_index") or 0
+    attributes = task.get("type_attributes") or {}
+    index = attributes.get("iteration_index") or 0
     return f"iteration({index})"
 
 
 def _name(task: Task) -> str:
-    return str(task.get("name") or task.get("display_name") or "")
+    name = task.get("name") or task.get("display_name")
+    return str(name or "")
 
 
 def _message(task: Task) -> str:
     error = task.get("error") or {}
     metadata = task.get("status_metadata") or {}
-    return str(error.get("message") or metadata.get("message") or "")
+    message = error.get("message") or metadata.get("message")
+    return str(message or "")
 
 
 def _pods(task: Task, *, is_driver: bool) -> tuple[str, ...]:
-    pods = task.get("pods") or ()
-    return tuple(
-        str(pod["name"]) for pod in pods if (str(pod.get("type")) == DRIVER_POD) == is_driver
-    )
+    found = []
+    for pod in task.get("pods") or ():
+        kind = str(pod.get("type"))
+        if (kind == DRIVER_POD) == is_driver:
+            found.append(str(pod["name"]))
+    return tuple(found)

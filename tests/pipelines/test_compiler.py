@@ -258,6 +258,7 @@ def test_every_cached_step_knows_its_code_and_the_others_are_never_cached(name: 
         "fingerprint",
         "publish",
         "register",
+        "collect",
         "drift",
         "refuse",
         "finish",
@@ -434,26 +435,19 @@ def test_the_platform_gives_pods_volumes_secrets_nodes_and_time(
         for step, pod in pods.items()
     }
     workdir, data = ("rec-home", "/srv/longrec"), ("logs", "/logs")
-    assert (
-        mounts["retrieve"]
-        == mounts["fingerprint"]
-        == mounts["check-events"]
-        == {
-            workdir,
-            data,
-        }
-    )
-    assert mounts["build-features"] == {data}
-    assert (
-        mounts["publish"] == mounts["train"] == mounts["package"] == mounts["evaluate"] == {workdir}
-    )
-    assert mounts["check-histories"] == set()
-    assert mounts["join-features"] == set()
+    assert set(mounts) == set(pods)
+    with_data = {step for step, found in mounts.items() if found == {workdir, data}}
+    assert with_data == {"fingerprint", "check-events", "build-features", "retrieve"}
+    others = [found for step, found in mounts.items() if step not in with_data]
+    assert others == [{workdir}] * len(others), "every step writes the record of the run"
     for step, pod in pods.items():
         secrets = {
             secret["secretName"]: {(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]}
             for secret in pod["secretAsEnv"]
         }
+        assert pod["fieldPathAsEnv"] == [
+            {"name": "LONGREC_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+        ]
         assert secrets.pop("s3") == {("accesskey", "AWS_ACCESS_KEY_ID")}
         is_told = step in ("finish", "refuse")
         assert secrets == ({"chat": {("url", "LONGREC_WEBHOOK")}} if is_told else {})

@@ -344,11 +344,11 @@ def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) ->
     assert "The AUC" in summary["gate"]["reasons"][0]
     assert summary["bento_tag"] is None
     assert list(summary["seconds"]) == STEPS
-    refusal, finish = place.hook.got[-2:]
+    refusal = place.hook.got[-1]
+    assert [each["run_id"] for each in place.hook.got].count(summary["run"]) == 1
     assert refusal["state"] == "REFUSED"
     assert refusal["gate"]["missed"][0]["name"] == "min_auc"
     assert refusal["gate"]["package"] == f"longrec package --run {summary['run']} --force"
-    assert finish["state"] == "SUCCEEDED", "a refusal is an outcome, not a failure"
     assert f"package --run {summary['run']} --force" in answer.stdout
     assert "REFUSED" in answer.stdout
     assert "The AUC" in answer.stdout
@@ -394,6 +394,8 @@ def test_a_corrupted_dataset_stops_at_the_checks_and_the_report_stays(place: Pla
     assert not list(newest.glob("artifacts/*/publish")), "nothing after the failed check ran"
     assert place.hook.got[-1]["state"] == "FAILED"
     assert place.hook.got[-1]["run_id"] == newest.name
+    assert place.hook.got[-1]["step"] == "check-events"
+    assert place.hook.got[-1]["link"] == str(newest)
     assert (
         json.loads(next(newest.glob("artifacts/*/finish/outcome")).read_text())
         == place.hook.got[-1]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from longrec.data.store.versions import is_held
 from longrec.data.store.workdir import current_version, initialize_workdir, write_lock
 from longrec.errors import LongrecError
 from longrec.release import model_store, registry
+from longrec.runs.record.attempts import STEPS_FOLDER
 from longrec.runs.summary import SUMMARY_NAME
 from longrec.runs.workdir import RUNS_FOLDER, locked
 
 KEEP_ALL = 10**9
 """Number of runs to keep that keeps all of them."""
+STAMPED = re.compile(r"\d{8}-\d{6}-")
+"""Begins the name of a run of this machine: its start."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,7 +150,10 @@ def _unused_references(workdir: Path) -> Iterator[Path]:
 
 def _old_runs(workdir: Path, keep: int) -> Iterator[Path]:
     folder = workdir / RUNS_FOLDER
-    runs = sorted(folder.glob("[0-9]*"))
+    runs = sorted(
+        (run for run in folder.glob("[!.]*") if run.is_dir() and not run.is_symlink()),
+        key=_start_of,
+    )
     num_old = max(0, len(runs) - keep)
     current = registry.read_registry(workdir)
     versions = (current.champion, current.previous, current.challenger)
@@ -155,6 +162,14 @@ def _old_runs(workdir: Path, keep: int) -> Iterator[Path]:
         is_latest = run.resolve() == latest
         if not is_latest and _version_of(run) not in versions:
             yield run
+
+
+def _start_of(run: Path) -> str:
+    """Return when a run began, as text that sorts; the id of a run on a cluster does not tell."""
+    if STAMPED.match(run.name):
+        return run.name
+    first = min((path.name for path in run.glob(f"{STEPS_FOLDER}/*.json")), default="")
+    return first.replace("T", "-", 1)
 
 
 def _version_of(run: Path) -> str:

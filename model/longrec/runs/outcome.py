@@ -18,19 +18,32 @@ from typing import Any
 import tenacity
 
 from longrec.data.files import read_json, write_json
+from longrec.data.store.versions import release
+from longrec.runs.record.attempts import note, read, record_folder
+from longrec.runs.record.nodes import FAILED
+from longrec.runs.record.verdict import REFUSED, judge
+from longrec.runs.record.workflow import own_nodes
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "LONGREC_WEBHOOK"
 """Address of the webhook if the pipeline's parameter is empty; a cluster sets it from a secret."""
-STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED"}
-"""State of a Kubeflow server's metadata store -> state in kfp's local runner.
-
-A server passes the former to an exit task, and no error text.
-"""
-REFUSED = "REFUSED"
-"""State of a model that the gate refused; the run itself succeeds."""
-MISSED_COLUMNS = ("name", "value", "missed_by", "sentence")
+UI_VARIABLE = "LONGREC_UI"
+"""Address of Kubeflow's web interface, for the link in a message (`platform.ui`)."""
+NAMES = (
+    "pipeline",
+    "run_id",
+    "job_id",
+    "data_uri",
+)
+GATED = "evaluate"
+"""The step whose gate refuses a model."""
+MISSED_COLUMNS = (
+    "name",
+    "value",
+    "missed_by",
+    "sentence",
+)
 MAX_ATTEMPTS = 3
 PAUSE_SECONDS = 2.0
 TIMEOUT_SECONDS = 10.0
@@ -41,7 +54,7 @@ class OutcomeReport:
     """The result of announcing an outcome.
 
     Args:
-        state: SUCCEEDED, FAILED or CANCELLED, or another state of the platform.
+        state: SUCCEEDED, REFUSED, FAILED, CANCELLED or UNKNOWN.
         delivered: whether the webhook accepted the message; false without a webhook.
         problem: the reason if it did not; it never contains the address, which may be secret.
     """
@@ -51,40 +64,61 @@ class OutcomeReport:
     problem: str = ""
 
 
-def announce(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> OutcomeReport:
-    """Write the outcome to a file, then send it to the webhook, as one JSON object.
-
-    A webhook that cannot be reached, or a malformed address, is a warning and no error: the run's
-    state must not depend on it.
+def conclude(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> OutcomeReport:
+    """Find out how a run ended, and announce it.
 
     Args:
-        path: path of the JSON file.
-        webhook: http(s) address; empty for the variable LONGREC_WEBHOOK, if that is set.
-        facts: `state`, `error` (empty or None if unknown), and names of the run such as
-            `pipeline`, `run_id` and `data_uri`.
+        path, webhook: see `announce`.
+        facts: names of the run (`pipeline`, `run_id`, `job_id`, `data_uri`); what the platform
+            tells (`state`, `error`); and `workflow`, the name of the workflow.
     """
-    state = STATES.get(facts["state"], facts["state"])
-    facts = {**facts, "state": state, "error": facts["error"] or ""}
-    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    message = {**facts, "text": _chat_line(facts), "finished": finished}
-    write_json(path, message)
-    address = webhook or os.environ.get(VARIABLE, "")
-    if not address:
-        return OutcomeReport(state, False, "no webhook")
-    problem = _post(address, message)
-    if problem:
-        host = _host(address)
-        log.warning("the webhook at %s did not receive that the run %s: %s", host, state, problem)
-    return OutcomeReport(state, not problem, problem)
+    told_state = str(facts["state"])
+    told_error = str(facts["error"] or "")
+    names = {name: facts[name] for name in NAMES}
+    folder = record_folder()
+    verdict = judge(
+        names["pipeline"],
+        told_state,
+        read(folder),
+        own_nodes(str(facts["workflow"])),
+    )
+    error = verdict.error
+    if verdict.state == FAILED and not verdict.step:
+        error = told_error or error
+    outcome = {
+        **names,
+        "state": verdict.state,
+        "step": verdict.step,
+        "error": error,
+        "link": _link(str(facts["job_id"]), folder),
+        "told": told_state,
+        "steps": dict(verdict.steps),
+        "sources": dict(verdict.sources),
+    }
+    if verdict.gate:
+        outcome["gate"] = dict(verdict.gate)
+    log.info("outcome: %s", json.dumps(outcome))
+    _release_features(folder)
+    return announce(path, webhook, outcome)
 
 
-def announce_refusal(
-    path: str | Path,
-    webhook: str,
-    evaluation_dir: str | Path,
-    facts: Mapping[str, Any],
+def _release_features(record: Path | None) -> None:
+    """Let go of the version of the features that the run of a record published."""
+    if record is None:
+        return
+    run = record.parent
+    try:
+        release(run.parents[1], run.name)
+    except OSError as error:
+        log.warning("the features of run %s stay for now: %s", run.name, error)
+
+
+def refuse(
+    path: str | Path, webhook: str, evaluation_dir: str | Path, facts: Mapping[str, Any]
 ) -> OutcomeReport:
-    """Announce that the gate refused a model: the bounds, by how much they were missed, the remedy.
+    """Record that the gate refused a model: the bounds, by how much they were missed, the remedy.
+
+    The last step of the run announces it. Without a record, this step does.
 
     Args:
         path, webhook: see `announce`.
@@ -99,13 +133,68 @@ def announce_refusal(
         "package": f"longrec package --run {facts['run_id']} --force",
     }
     error = " ".join(gate["reasons"])
-    return announce(path, webhook, {**facts, "state": REFUSED, "error": error, "gate": remedy})
+    outcome = {
+        **facts,
+        "state": REFUSED,
+        "step": GATED,
+        "error": error,
+        "gate": remedy,
+    }
+    if note(error=error, gate=remedy):
+        write_json(path, outcome)
+        return OutcomeReport(REFUSED, False, "the last step sends it")
+    return announce(path, webhook, outcome)
 
 
-def _chat_line(facts: Mapping[str, Any]) -> str:
-    names = [str(facts[key]) for key in ("pipeline", "run_id") if facts.get(key)]
-    line = f"{' '.join(names)}: {facts['state']}"
-    return f"{line} ({facts['error']})" if facts["error"] else line
+def announce(path: str | Path, webhook: str, outcome: Mapping[str, Any]) -> OutcomeReport:
+    """Write an outcome to a file, then send it to the webhook, as one JSON object.
+
+    A webhook that cannot be reached, or a malformed address, is a warning and no error: the run's
+    state must not depend on it.
+
+    Args:
+        path: path of the JSON file.
+        webhook: http(s) address; empty for the variable LONGREC_WEBHOOK, if that is set.
+        outcome: `state`, `step`, `error`, `link` (empty or absent if unknown), and names of the run
+            such as `pipeline`, `run_id`, `job_id` and `data_uri`.
+    """
+    state = str(outcome["state"])
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    message = {**outcome, "text": _chat_line(outcome), "finished": finished}
+    write_json(path, message)
+    address = webhook or os.environ.get(VARIABLE, "")
+    if not address:
+        return OutcomeReport(state, False, "no webhook")
+    problem = _post(address, message)
+    if problem:
+        host = _host(address)
+        log.warning(
+            "the webhook at %s did not receive that the run %s: %s",
+            host,
+            state,
+            problem,
+        )
+    return OutcomeReport(state, not problem, problem)
+
+
+def _link(job_id: str, folder: Path | None) -> str:
+    """Return the address of a run's page, or else the folder of the run in the work directory."""
+    address = os.environ.get(UI_VARIABLE, "")
+    if address:
+        return f"{address.rstrip('/')}/#/runs/details/{job_id}"
+    return "" if folder is None else str(folder.parent)
+
+
+def _chat_line(outcome: Mapping[str, Any]) -> str:
+    """Return one line for a chat: pipeline, run, state, step, error and link."""
+    run = outcome.get("run_id") or outcome.get("job_id")
+    names = [str(name) for name in (outcome.get("pipeline"), run) if name]
+    line = f"{' '.join(names)}: {outcome['state']}"
+    if outcome.get("step"):
+        line += f" in {outcome['step']}"
+    if outcome.get("error"):
+        line += f" ({outcome['error']})"
+    return f"{line} {outcome['link']}" if outcome.get("link") else line
 
 
 def _host(address: str) -> str:

@@ -20,6 +20,7 @@ from longrec.data.store.workdir import check_workdir
 from longrec.errors import LongrecError
 from longrec.runs.local_run import LocalRun, ProgressListener, find_output
 from longrec.runs.project import find_root, import_module
+from longrec.runs.record.attempts import RUN_VARIABLE
 from longrec.runs.steps import STEPS
 from longrec.runs.summary import (
     LATEST,
@@ -170,10 +171,12 @@ def run_pipeline(
             "repo_dir": str(root / "feature_repo"),
         }
         finished: LocalRun | None = None
+        cache_folder = workdir / "cache" if cache else None
         try:
-            finished = local_runner.run(
-                pipeline, parameters, folder, listener, cache=workdir / "cache" if cache else None
-            )
+            with environment({RUN_VARIABLE: folder.name}):
+                finished = local_runner.run(
+                    pipeline, parameters, folder, listener, cache=cache_folder
+                )
         finally:
             _write_pages(folder, finished)
         return folder, finished

@@ -33,7 +33,7 @@ class PipelineStep:
         folders: folders of the project that the step reads besides the library.
         reads_library: whether the step reads the files of the whole library, as `package` does.
         resources: defaults that differ from those of `pipelines.platform_config.StepConfig`.
-        uses_workdir: whether the step needs the volume of the work directory.
+        uses_workdir: whether the step needs more of the work directory than the record of its run.
         uses_data: whether the step needs the volume of the datasets.
         is_cached: whether a result of equal inputs is reused. If false, the step depends on
             something outside the pipeline.
@@ -164,7 +164,12 @@ _TABLE = (
     PipelineStep(
         "trial", code_key="study", modules=("longrec.study.run_trial",), resources=TRAINING
     ),
-    PipelineStep("collect", code_key="study", modules=("longrec.study.collect",)),
+    PipelineStep(
+        "collect",
+        code_key="study",
+        modules=("longrec.study.collect",),
+        is_cached=False,  # It ends the study: its record tells that the run came that far.
+    ),
     PipelineStep(
         "finish",
         modules=("longrec.runs.outcome",),

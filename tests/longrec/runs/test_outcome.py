@@ -13,13 +13,27 @@ import pytest
 import tenacity
 
 from longrec.runs import outcome
+from longrec.runs.record.attempts import recorded
+from pipelines.server.runs import OUTCOME
 
 FACTS = {
     "pipeline": "longrec-training",
     "run_id": "r1",
     "state": "FAILED",
-    "error": "step train failed",
+    "step": "train",
+    "error": "out of memory",
+    "link": "https://kubeflow/pipeline/#/runs/details/0b5d3e63",
 }
+TOLD = {
+    "pipeline": "longrec-training",
+    "run_id": "",
+    "job_id": "0b5d3e63",
+    "data_uri": "s3://logs/dataset",
+    "state": "RUNNING",
+    "error": None,
+    "workflow": "longrec-training-vss94",
+}
+"""What a Kubeflow server tells the last step of a run."""
 
 
 class Hook(ThreadingHTTPServer):
@@ -48,7 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
     monkeypatch.setattr(outcome._send.retry, "wait", tenacity.wait_none())
-    monkeypatch.delenv(outcome.VARIABLE, raising=False)
+    for name in (outcome.VARIABLE, outcome.UI_VARIABLE, "LONGREC_HOME", "LONGREC_RUN"):
+        monkeypatch.delenv(name, raising=False)
     server = Hook()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -66,31 +81,64 @@ def test_the_file_and_the_message_are_the_same(hook: Hook, tmp_path: Path) -> No
     assert report.delivered
     assert report.state == "FAILED"
     assert hook.got == [json.loads((tmp_path / "outcome").read_text())]
-    assert hook.got[0]["text"] == "longrec-training r1: FAILED (step train failed)"
+    assert hook.got[0]["text"] == (
+        "longrec-training r1: FAILED in train (out of memory) "
+        "https://kubeflow/pipeline/#/runs/details/0b5d3e63"
+    )
     assert hook.got[0]["finished"].endswith("+00:00")
 
 
-@pytest.mark.parametrize(
-    ("server", "state"),
-    [
-        ("COMPLETE", "SUCCEEDED"),
-        ("CACHED", "SUCCEEDED"),
-        ("CANCELED", "CANCELLED"),
-        ("FAILED", "FAILED"),
-        ("RUNNING", "RUNNING"),
-    ],
-)
-def test_the_states_of_a_kubeflow_server_are_told_as_the_runs(
-    hook: Hook, tmp_path: Path, server: str, state: str
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the id of a run with a record, whose web interface is known."""
+    monkeypatch.setenv("LONGREC_HOME", str(tmp_path))
+    monkeypatch.setenv("LONGREC_RUN", "0b5d3e63")
+    monkeypatch.setenv("LONGREC_UI", "https://kubeflow/pipeline/")
+    return "0b5d3e63"
+
+
+def test_a_message_names_pipeline_run_step_error_and_link(
+    hook: Hook, tmp_path: Path, run: str
 ) -> None:
-    """A server tells its metadata store's state, and nothing of the error."""
-    report = outcome.announce(
-        tmp_path / "outcome", _url(hook), {**FACTS, "state": server, "error": None}
+    with pytest.raises(MemoryError), recorded("train", {}):
+        raise MemoryError("7 GiB")
+    report = outcome.conclude(tmp_path / "outcome", _url(hook), TOLD)
+    assert report.state == "FAILED"
+    assert hook.got[0]["step"] == "train"
+    assert hook.got[0]["told"] == "RUNNING"
+    assert hook.got[0]["text"] == (
+        f"longrec-training {run}: FAILED in train (MemoryError: 7 GiB) "
+        f"https://kubeflow/pipeline/#/runs/details/{run}"
     )
-    assert report.state == state
-    assert hook.got[0]["state"] == state
-    assert hook.got[0]["error"] == ""
-    assert hook.got[0]["text"] == f"longrec-training r1: {state}"
+
+
+def test_the_log_of_the_last_step_holds_the_outcome_for_longrec_status(
+    hook: Hook, tmp_path: Path, run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with recorded("register", {}):
+        pass
+    with caplog.at_level("INFO"):
+        outcome.conclude(tmp_path / "outcome", "", TOLD)
+    line = f"[KFP Executor 2026-11-30 08:45:42,871 INFO]: {caplog.records[-1].getMessage()}\n"
+    match = OUTCOME.search(f"before\n{line}after\n")
+    assert match is not None
+    assert json.loads(match["json"])["steps"] == {"register": "SUCCEEDED"}
+
+
+def test_a_lost_work_directory_is_an_unknown_outcome(
+    hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGREC_HOME", str(tmp_path / "lost"))
+    report = outcome.conclude(tmp_path / "outcome", _url(hook), TOLD)
+    assert report.state == "UNKNOWN"
+    assert "the work directory was lost" in hook.got[0]["text"]
+
+
+def test_an_error_that_the_platform_tells_is_kept(hook: Hook, tmp_path: Path) -> None:
+    """kfp's local runner tells it; so does the step train of a record without steps."""
+    told = {**TOLD, "state": "FAILED", "error": "train(0): deadline"}
+    outcome.conclude(tmp_path / "outcome", _url(hook), told)
+    assert hook.got[0]["error"] == "train(0): deadline"
 
 
 def test_the_address_may_come_from_the_environment(
@@ -152,15 +200,36 @@ def test_an_answer_that_is_not_http_is_a_warning_and_no_error(
     assert outcome.announce(tmp_path / "outcome", _url(hook), FACTS).problem
 
 
-def test_a_refusal_names_the_bounds_and_the_remedy(hook: Hook, tmp_path: Path) -> None:
+def test_a_refusal_is_announced_once_with_the_bounds_and_the_remedy(
+    hook: Hook, tmp_path: Path, run: str
+) -> None:
+    evaluation, missed = _refused(tmp_path)
+    names = {"pipeline": "longrec-training", "run_id": run, "data_uri": "d"}
+    with recorded("refuse", {}):
+        report = outcome.refuse(tmp_path / "refused", _url(hook), evaluation, names)
+    assert report.state == "REFUSED"
+    assert hook.got == []
+    assert json.loads((tmp_path / "refused").read_text())["gate"]["missed"] == [missed]
+    assert outcome.conclude(tmp_path / "outcome", _url(hook), TOLD).state == "REFUSED"
+    (message,) = hook.got
+    assert message["gate"]["missed"] == [missed]
+    assert message["gate"]["package"] == f"longrec package --run {run} --force"
+    assert f"REFUSED in evaluate ({missed['sentence']})" in message["text"]
+
+
+def test_without_a_record_the_refusal_is_announced_by_its_step(hook: Hook, tmp_path: Path) -> None:
+    evaluation, missed = _refused(tmp_path)
+    names = {"pipeline": "longrec-training", "run_id": "r1", "data_uri": "d"}
+    assert outcome.refuse(tmp_path / "outcome", _url(hook), evaluation, names).delivered
+    text = f"longrec-training r1: REFUSED in evaluate ({missed['sentence']})"
+    assert hook.got[0]["text"] == text
+
+
+def _refused(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Write the evaluation of a model that the gate refused; return its path and the bound."""
     sentence = "The AUC, 0.5, is not at least 0.7: it misses gate.min_auc by 0.2."
     missed = {"name": "min_auc", "value": 0.5, "missed_by": 0.2, "sentence": sentence}
     criteria = [{**missed, "passed": False}, {**missed, "name": "max_ece", "passed": True}]
     gate = {"passed": False, "reasons": [sentence], "criteria": criteria}
-    (tmp_path / "metrics.json").write_text(json.dumps({"gate": gate}))
-    names = {"pipeline": "longrec-training", "run_id": "r1", "data_uri": "d"}
-    report = outcome.announce_refusal(tmp_path / "outcome", _url(hook), tmp_path, names)
-    assert report.state == "REFUSED"
-    assert hook.got[0]["gate"]["missed"] == [missed]
-    assert hook.got[0]["gate"]["package"] == "longrec package --run r1 --force"
-    assert hook.got[0]["text"] == f"longrec-training r1: REFUSED ({sentence})"
+    (folder / "metrics.json").write_text(json.dumps({"gate": gate}))
+    return folder, missed

@@ -278,6 +278,17 @@ def test_gc_keeps_what_is_referred_to(root: Path) -> None:
     assert not collect_garbage(workdir, keep=2)[0].paths
 
 
+def test_runs_of_a_cluster_are_as_old_as_their_first_step(tmp_path: Path) -> None:
+    """Their ids do not tell the time."""
+    old = tmp_path / "runs" / "f8d84c46-9ff0-4905-be20-16a03292d17e"
+    new = tmp_path / "runs" / "0272baca-57b4-4923-a162-c3eec7559733"
+    for run, day in ((old, "20260101"), (new, "20260103")):
+        (run / "steps").mkdir(parents=True)
+        (run / "steps" / f"{day}T000000.0-train-1.json").write_text("{}")
+    between = make_run(tmp_path, "20260102-000000-x")
+    assert set(plan_removal(tmp_path, 1).runs) == {old, between}
+
+
 def test_gc_lists_before_it_removes(root: Path) -> None:
     workdir = root / "workdir"
     runs = [make_run(workdir, f"2026010{day}-000000-x") for day in (1, 2)]

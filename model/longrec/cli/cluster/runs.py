@@ -25,11 +25,21 @@ from longrec.errors import LongrecError
 SUCCEEDED = "SUCCEEDED"
 FAILED = "FAILED"
 REFUSED = "REFUSED"
-QUIET_STATES = ("WAITING", "NOT RUN", "SKIPPED", "UNKNOWN")
+QUIET_STATES = (
+    "WAITING",
+    "NOT RUN",
+    "SKIPPED",
+    "UNKNOWN",
+)
 """States of steps that --wait does not print."""
 MINUTE_LENGTH = 16
 """Characters of an ISO time down to the minute."""
-AGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+AGE_UNITS = (
+    ("d", 86_400),
+    ("h", 3_600),
+    ("min", 60),
+    ("s", 1),
+)
 STATE_WIDTH = 10
 STEP_WIDTH = 26
 
@@ -50,7 +60,12 @@ def status(
       longrec status --host http://localhost:8080
       longrec status 0f3c7f0e-8f5a-4f0e-a8b4-6d1f0f6a9d11
     """
-    server = connect_patiently(host, namespace, token_file, cookie_file)
+    server = connect_patiently(
+        host,
+        namespace,
+        token_file,
+        cookie_file,
+    )
     if run_id:
         runs = [server.runs.explained(run_id)]
         text = "\n".join(_run_lines(runs[0]))
@@ -75,7 +90,12 @@ def logs(
     Examples:
       longrec logs 0f3c7f0e-8f5a-4f0e-a8b4-6d1f0f6a9d11 train
     """
-    server = connect_patiently(host, namespace, token_file, cookie_file)
+    server = connect_patiently(
+        host,
+        namespace,
+        token_file,
+        cookie_file,
+    )
     found = server.runs.logs(run_id, step, every_seconds=poll_seconds())
     titles = [f"==> {log.title} <==\n" if len(found) > 1 else "" for log in found]
     text = "\n".join(
@@ -107,10 +127,7 @@ def wait_for(server: Any, run_id: str, timeout_seconds: float) -> Any:
     server.be_patient(patience_seconds())
     with waiting(f"run {run_id}"):
         return server.runs.wait(
-            run_id,
-            print_changes,
-            timeout_seconds=timeout_seconds,
-            every_seconds=poll_seconds(),
+            run_id, print_changes, timeout_seconds=timeout_seconds, every_seconds=poll_seconds()
         )
 
 
@@ -155,7 +172,16 @@ def age(created: str) -> str:
 
 def _list_lines(runs: Sequence[Any]) -> list[str]:
     return aligned(
-        [(run.pipeline, run.name, run.state, age(run.created), run.run_id) for run in runs]
+        [
+            (
+                run.pipeline,
+                run.name,
+                run.state,
+                age(run.created),
+                run.run_id,
+            )
+            for run in runs
+        ]
     )
 
 
@@ -174,7 +200,12 @@ def _run_lines(run: Any) -> list[str]:
     head = f"{run.pipeline}  {run.name}  {run.state}  {created}  {run.run_id}  {run.error}"
     steps = [f"  {_step_line(step)}" for step in run.steps]
     notes = [f"  note: {note}" for note in run.notes]
-    return [head.strip(), *steps, *notes, run.url]
+    return [
+        head.strip(),
+        *steps,
+        *notes,
+        run.url,
+    ]
 
 
 def _step_line(step: Any) -> str:

@@ -110,7 +110,11 @@ def recorded(step: str, executor_input: Mapping[str, Any]) -> Iterator[None]:
         raise
     finally:
         _running.remove(running)
-        running.attempt = dataclasses.replace(running.attempt, ended=_now(), error=error)
+        running.attempt = dataclasses.replace(
+            running.attempt,
+            ended=_now(),
+            error=error,
+        )
         _write(running)
 
 
@@ -142,7 +146,11 @@ def read(folder: Path | None) -> list[Attempt]:
         try:
             attempts.append(_parse(read_json_object(path)))
         except (LongrecError, OSError, TypeError) as error:
-            log.warning("%s of the record cannot be read: %s", path, error)
+            log.warning(
+                "%s of the record cannot be read: %s",
+                path,
+                error,
+            )
     return sorted(attempts, key=lambda attempt: attempt.started)
 
 
@@ -158,7 +166,11 @@ def _parse(value: Mapping[str, Any]) -> Attempt:
 
 
 def _new_file(folder: Path, attempt: Attempt) -> Path:
-    stamp = re.sub(r"[-:]|\+.*", "", attempt.started)
+    stamp = re.sub(
+        r"[-:]|\+.*",
+        "",
+        attempt.started,
+    )
     return folder / f"{stamp}-{attempt.step}-{uuid.uuid4().hex[:8]}.json"
 
 

@@ -104,7 +104,11 @@ class _Group:
     @property
     def head(self) -> Node | None:
         """The node that stands for all attempts, of the newest attempt of the frames around it."""
-        return min(self.nodes, key=_rank, default=None)
+        return min(
+            self.nodes,
+            key=_rank,
+            default=None,
+        )
 
     @property
     def state(self) -> str:
@@ -129,7 +133,13 @@ def step_items(nodes: Iterable[Node]) -> list[StepItem]:
     for names in groups:
         step = _step_at(names)
         if step:
-            items.append(_item(step, names[:-1], groups))
+            items.append(
+                _item(
+                    step,
+                    names[:-1],
+                    groups,
+                )
+            )
     return list({(item.step, item.frames): item for item in items}.values())
 
 
@@ -151,7 +161,11 @@ def _item(step: str, frames: tuple[str, ...], groups: Mapping[tuple[str, ...], _
     own = groups.get((*frames, step), _Group())
     driver = groups.get((*frames, step + DRIVER), _Group())
     executor = groups.get((*frames, step, EXECUTOR), _Group())
-    state = _state(own.state, driver.state, executor.state)
+    state = _state(
+        own.state,
+        driver.state,
+        executor.state,
+    )
     head = own.head if own.state != WAITING else driver.head
     failed = [group.head for group in (executor, own, driver) if group.state == FAILED]
     messages = [node.message for node in failed if node and node.message]
