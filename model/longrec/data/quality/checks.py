@@ -171,7 +171,6 @@ def check_histories(
     histories_dir: str | Path,
     report_html: str | Path,
     checks: ChecksConfig,
-    profile_dirs: Sequence[str | Path] = (),
 ) -> CheckReport:
     """Check the input of training and evaluation; write the report.
 
@@ -179,8 +178,6 @@ def check_histories(
         histories_dir: output of the retrieval (docs/concepts/architecture.md).
         report_html: page to write, also when a check fails.
         checks: bounds; those of features and tasks are in the schema of the histories.
-        profile_dirs: profiles of the shards that were joined, in any order. Their timelines are
-            not read again. Empty for histories that were retrieved at once.
 
     Raises:
         CheckFailed: a critical expectation failed, above all that no history holds the future.
@@ -194,51 +191,21 @@ def check_histories(
         "schema",
         "max_history",
     )
-    if profile_dirs:
-        shards = [profile.tables for profile in load_shards(profile_dirs)]
-    else:
-        shards = [history_profiles.profile_histories(directory, manifest)]
     with _duckdb() as connection:
         suites, facts = suites_of_histories(
             directory,
             manifest,
             checks,
             connection=connection,
-            profiles=merge_tables(shards),
+            profiles=history_profiles.profile_histories(directory, manifest),
         )
         results = validate(suites)
     report = _CheckResults(
         title=f"Checks of the histories of {manifest['schema']['name']}",
-        facts={**facts, **_shard_facts(shards)},
+        facts=facts,
         suites=results,
     )
     return report.write(Path(report_html), started)
-
-
-def profile_histories(histories_dir: str | Path, out_dir: str | Path) -> ProfileReport:
-    """Write the profile of the timelines of a shard; return the numbers of its rows.
-
-    Args:
-        histories_dir: output of the retrieval of a shard.
-        out_dir: the profile, replaced.
-
-    Raises:
-        DataError: the histories are unreadable.
-    """
-    directory = Path(histories_dir)
-    manifest = read_json_object(
-        directory / "manifest.json",
-        "schema",
-        "max_history",
-        "counts",
-    )
-    tables = history_profiles.profile_histories(directory, manifest)
-    shard = Shard.parse(manifest.get("shard", str(WHOLE_DATASET)))
-    ShardProfile(shard, {}, tables).save(Path(out_dir))
-    return ProfileReport(
-        num_events=tables["events"].counts["num_rows"],
-        num_targets=int(manifest["counts"]["num_targets"]),
-    )
 
 
 def _profile_shard(
