@@ -32,7 +32,7 @@ def pipeline(name: str, platform: Optional[PlatformConfig]) -> Any:
 
 def specification(made: Any) -> dict[str, Any]:
     """Return a pipeline as a server takes it: the graph, and the platform's settings."""
-    from google.protobuf import json_format
+    from google.protobuf import json_format  # type: ignore[import-untyped]
 
     return {
         "pipeline_spec": json_format.MessageToDict(made.pipeline_spec),
