@@ -20,7 +20,7 @@ from components.drift import drift as check_drift  # noqa: E402
 from pipelines.compiler import compile_all  # noqa: E402
 from pipelines.platform_config import PlatformConfig  # noqa: E402
 from pipelines.stages import exit_step  # noqa: E402
-from pipelines.task_settings import configure, default_workdir  # noqa: E402
+from pipelines.task_settings import configure, default_workdir, pipeline_config  # noqa: E402
 
 NAME = "longrec-drift"
 
@@ -30,7 +30,9 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     workdir_path = default_workdir(platform)
 
     @dsl.pipeline(
-        name=NAME, description="From the log of answered requests to a verdict on their drift."
+        name=NAME,
+        description="From the log of answered requests to a verdict on their drift.",
+        pipeline_config=pipeline_config(platform),
     )
     def drift_pipeline(
         run_id: str = "",

@@ -26,6 +26,8 @@ QUANTITIES = {
 }
 """Field of StepConfig -> regular expression of a Kubernetes quantity, and an example."""
 OBJECT_NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+WORKSPACE_PATH = "/kfp-workspace"
+"""Where Kubeflow mounts the workspace of a run, in steps with an input below this path."""
 REDIS_ADDRESS = r"[^\s,:]+:[0-9]+(,[a-z_]+=[^\s,]+)*"
 ALL_STEPS = "all"
 """Key of `platform.steps` for the settings of every step."""
@@ -111,6 +113,11 @@ class PlatformConfig:
         service_account: service account of the pods; empty for the pipeline server's default.
         workdir_volume: PersistentVolumeClaim of the work directory; ReadWriteMany across nodes.
         workdir: mount path of the work directory.
+        workspace: size of a volume that Kubeflow makes for each run and removes after it, for
+            example `50Gi`, in place of `workdir_volume`; empty for none. Nothing is served from
+            it, and no run finds the features and the champion of another.
+        workspace_claim: fields of that volume's claim, for example {storageClassName: fast,
+            accessModes: [ReadWriteMany]}.
         data_volume: PersistentVolumeClaim of the datasets; empty for datasets in an object store.
         data: mount path of the datasets.
         env: plain variables of every step, for example AWS_ENDPOINT_URL.
@@ -134,6 +141,8 @@ class PlatformConfig:
     service_account: str = ""
     workdir_volume: str = "longrec-home"
     workdir: str = "/var/lib/longrec"
+    workspace: str = ""
+    workspace_claim: dict[str, Any] = dataclasses.field(default_factory=dict)
     data_volume: str = ""
     data: str = "/data"
     env: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -160,6 +169,7 @@ class PlatformConfig:
                 expected="the name of a PersistentVolumeClaim",
             )
         self._check_redis()
+        self._check_workspace()
         self._check_object_names()
         for name in ("workdir", "data"):
             path = getattr(self, name)
@@ -180,6 +190,23 @@ class PlatformConfig:
         defaults = STEPS[name].resources if name in STEPS else {}
         settings = {**defaults, **self.steps.get(ALL_STEPS, {}), **self.steps.get(name, {})}
         return build(StepConfig, settings, where=f"platform.steps.{name}")
+
+    def _check_workspace(self) -> None:
+        if not self.workspace:
+            return
+        if not re.fullmatch(SIZE, self.workspace):
+            raise ConfigError(
+                "platform.workspace is no size of a volume",
+                found=self.workspace,
+                expected="for example 50Gi",
+            )
+        if self.workdir_volume or self.workdir != WORKSPACE_PATH:
+            raise ConfigError(
+                "platform.workspace takes the place of the volume of the work directory",
+                found=f"workdir_volume '{self.workdir_volume}' and workdir {self.workdir}",
+                expected=f"workdir_volume '' and workdir {WORKSPACE_PATH}",
+                fix="Set these keys of `platform` too.",
+            )
 
     def _check_redis(self) -> None:
         if self.redis and self.redis_secret:

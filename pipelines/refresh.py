@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:  # `kfp dsl compile --py` puts this folder on the 
 from pipelines.compiler import compile_all  # noqa: E402
 from pipelines.platform_config import PlatformConfig  # noqa: E402
 from pipelines.stages import exit_step, fingerprints, published_features  # noqa: E402
-from pipelines.task_settings import default_workdir  # noqa: E402
+from pipelines.task_settings import default_workdir, pipeline_config  # noqa: E402
 
 NAME = "longrec-refresh"
 
@@ -28,7 +28,11 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     """Return the pipeline for a platform; None for one machine."""
     workdir_path = default_workdir(platform)
 
-    @dsl.pipeline(name=NAME, description="From new events to the feature store that serving reads.")
+    @dsl.pipeline(
+        name=NAME,
+        description="From new events to the feature store that serving reads.",
+        pipeline_config=pipeline_config(platform),
+    )
     def refresh(
         data_uri: str,
         shards: list = ["1/1"],

@@ -27,7 +27,7 @@ from pipelines.stages import (  # noqa: E402
     fingerprints,
     published_features,
 )
-from pipelines.task_settings import configure, default_workdir, parallelism  # noqa: E402
+from pipelines.task_settings import configure, default_workdir, parallelism, pipeline_config  # noqa: E402
 
 NAME = "longrec-study"
 
@@ -39,6 +39,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     @dsl.pipeline(
         name=NAME,
         description="A grid of trainings on the same histories, compared on the same requests.",
+        pipeline_config=pipeline_config(platform),
     )
     def study_pipeline(
         data_uri: str,

@@ -53,6 +53,15 @@ def default_workdir(platform: Optional[PlatformConfig]) -> str:
     return (platform or PlatformConfig()).workdir
 
 
+def pipeline_config(platform: Optional[PlatformConfig]) -> Optional[dsl.PipelineConfig]:
+    """Return the settings of a whole pipeline: its workspace; None for none."""
+    if platform is None or not platform.workspace:
+        return None
+    claim = dsl.KubernetesWorkspaceConfig(pvcSpecPatch=dict(platform.workspace_claim))
+    workspace = dsl.WorkspaceConfig(size=platform.workspace, kubernetes=claim)
+    return dsl.PipelineConfig(workspace=workspace)
+
+
 def store_variables(platform: PlatformConfig) -> dict[str, str]:
     """Return the variables by which a step finds the online store; none for SQLite."""
     if not platform.redis and not platform.redis_secret:
@@ -92,7 +101,7 @@ def _set_container(
             backoff_max_duration=MAX_BACKOFF,
         )
     variables = {}
-    if platform.workdir_volume:
+    if platform.workdir_volume or platform.workspace:
         variables[WORKDIR_VARIABLE] = platform.workdir
     if platform.workdir_volume and step.uses_workdir:
         variables["BENTOML_HOME"] = f"{platform.workdir}/bentoml"

@@ -43,7 +43,7 @@ from pipelines.stages import (  # noqa: E402
     fingerprints,
     published_features,
 )
-from pipelines.task_settings import configure, default_workdir  # noqa: E402
+from pipelines.task_settings import configure, default_workdir, pipeline_config  # noqa: E402
 
 NAME = "longrec-training"
 
@@ -55,6 +55,7 @@ def make(platform: Optional[PlatformConfig]) -> Any:
     @dsl.pipeline(
         name=NAME,
         description="From a dataset to a checked, trained, evaluated and packaged ranker.",
+        pipeline_config=pipeline_config(platform),
     )
     def training(
         data_uri: str,
