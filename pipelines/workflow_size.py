@@ -121,10 +121,23 @@ class _Workflow:
 
     def add_root(self, arguments: Mapping[str, Any]) -> None:
         root = self._graph["root"]
-        self._add("", "entrypoint", "DAG")
+        self._add(
+            "",
+            "entrypoint",
+            "DAG",
+        )
         config = {"parameterValues": dict(arguments)}
-        self._add_dag_driver("root", root, {}, runtime=config)
-        self._add("root", "root", "DAG")
+        self._add_dag_driver(
+            "root",
+            root,
+            {},
+            runtime=config,
+        )
+        self._add(
+            "root",
+            "root",
+            "DAG",
+        )
         self._add_tasks(root, "root(0)", _defaults(root, arguments), {})
 
     def _add_tasks(
@@ -135,11 +148,20 @@ class _Workflow:
             component = self._graph["components"][spec["componentRef"]["name"]]
             inputs = spec.get("inputs", {})
             given = {
-                key: self._value(source, values, tasks)
+                key: self._value(
+                    source,
+                    values,
+                    tasks,
+                )
                 for key, source in inputs.get("parameters", {}).items()
             }
             artifacts = {
-                key: self._count(source, component, counts, tasks, values)
+                key: self._count(
+                    source,
+                    counts,
+                    tasks,
+                    values,
+                )
                 for key, source in inputs.get("artifacts", {}).items()
             }
             task = _Task(name, spec, component, _defaults(component, given), artifacts)
@@ -150,7 +172,11 @@ class _Workflow:
         if "ALL_UPSTREAM" not in task.get("triggerPolicy", {}).get("strategy", ""):
             return path
         [handler] = task["dependentTasks"]
-        self._add(f"{path}.{handler}.onExit", "exit-hook-root", "DAG")
+        self._add(
+            f"{path}.{handler}.onExit",
+            "exit-hook-root",
+            "DAG",
+        )
         return f"{path}.{handler}.onExit(0)"
 
     def _add_task(self, task: _Task, path: str) -> None:
@@ -160,25 +186,46 @@ class _Workflow:
         elif "parameterIterator" in task.spec:
             self._add_loop(task, where)
         else:
-            self._add_dag_driver(where, task.component, task.spec)
-            self._add(where, task.spec["componentRef"]["name"], "DAG")
+            self._add_dag_driver(
+                where,
+                task.component,
+                task.spec,
+            )
+            self._add(
+                where,
+                task.spec["componentRef"]["name"],
+                "DAG",
+            )
             self._add_tasks(task.component, f"{where}(0)", task.values, task.counts)
 
     def _add_loop(self, task: _Task, where: str) -> None:
         template = task.spec["componentRef"]["name"]
-        self._add(where, f"{template}-{task.name}-iterator", "DAG")
+        self._add(
+            where,
+            f"{template}-{task.name}-iterator",
+            "DAG",
+        )
         self._add_dag_driver(f"{where}(0).iteration", task.component, task.spec)
         iterator = task.spec["parameterIterator"]
         items = task.values[iterator["items"]["inputParameter"]]
         self._add(f"{where}(0).iteration-iterations", template, "TaskGroup", children=len(items))
         for number, item in enumerate(items):
             iteration = f"{where}(0).iteration-iterations({number}:{number})"
-            self._add(iteration, f"{template}-iteration", "DAG")
+            self._add(
+                iteration,
+                f"{template}-iteration",
+                "DAG",
+            )
             self._add_dag_driver(f"{iteration}(0).iteration-item", task.component, task.spec)
             self._add(f"{iteration}(0).iteration-item", template, "DAG")
             values = {**task.values, iterator["itemInput"]: item}
             path = f"{iteration}(0).iteration-item(0)"
-            self._add_tasks(task.component, path, values, task.counts)
+            self._add_tasks(
+                task.component,
+                path,
+                values,
+                task.counts,
+            )
 
     def _add_step(self, task: _Task, where: str) -> None:
         """Add a step: its driver, itself, and its container."""
@@ -196,11 +243,22 @@ class _Workflow:
             "kubernetes-config": _compact(kubernetes),
         }
         result = {**patch, "cached-decision": "false", "condition": "nil"}
-        self._add(f"{where}-driver", "system-container-driver", "Pod", driver, result)
+        self._add(
+            f"{where}-driver",
+            "system-container-driver",
+            "Pod",
+            driver,
+            result,
+        )
         retries = _retries(task.spec)
         prefix = "retry-" if retries else ""
         decided = {**patch, "cached-decision": "false", **retries}
-        self._add(where, f"{prefix}system-container-executor", "DAG", decided)
+        self._add(
+            where,
+            f"{prefix}system-container-executor",
+            "DAG",
+            decided,
+        )
         inputs = {**patch, **retries}
         self._add(f"{where}(0).executor", f"{prefix}system-container-impl", "Pod", inputs, {})
 
@@ -217,7 +275,13 @@ class _Workflow:
             "driver-type": "DAG",
         }
         result = {"execution-id": "36", "iteration-count": "0", "condition": "nil"}
-        self._add(f"{where}-driver", "system-dag-driver", "Pod", inputs, result)
+        self._add(
+            f"{where}-driver",
+            "system-dag-driver",
+            "Pod",
+            inputs,
+            result,
+        )
 
     def _add(
         self,
@@ -335,7 +399,6 @@ class _Workflow:
     def _count(
         self,
         source: Json,
-        component: Json,
         counts: Mapping[str, int],
         tasks: Json,
         values: Mapping[str, Any],
