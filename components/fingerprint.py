@@ -33,7 +33,7 @@ def fingerprint(
     from longrec.data.location import fingerprint as of_dataset
     from longrec.data.store.versions import version_before
     from longrec.release.registry import compared_champion
-    from longrec.runs.code_fingerprint import of_steps
+    from longrec.runs.cache_generation import keys_of_steps
     from longrec.runs.workdir import check_writable
 
     check_writable(workdir)
@@ -42,5 +42,5 @@ def fingerprint(
         of_dataset(data_uri),
         version_before(workdir, data_uri),
         compared_champion(workdir, config),
-        *of_steps(repo_dir).values(),  # In the order of longrec.runs.steps, as in `Keys`.
+        *keys_of_steps(repo_dir, workdir).values(),  # In the order of longrec.runs.steps.
     )

@@ -4,7 +4,8 @@
 
 EXECUTOR is the module of kfp that reads the inputs, calls the function and writes the outputs. It
 gets the path of `components/NAME.py`: of the image on a cluster, of the checkout on one machine.
-The start and the end of the step go to the record of the run (`longrec.runs.record.attempts`).
+The start and the end of the step go to the record of the run (`longrec.runs.record.attempts`). An
+artifact that is gone starts a new generation of cached results (`longrec.runs.cache_generation`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Sequence
 
 from longrec import retries
 from longrec.errors import LongrecError
+from longrec.runs.cache_generation import checked_artifacts
 from longrec.runs.project import find_root
-from longrec.runs.record.attempts import recorded
+from longrec.runs.record.attempts import WORKDIR_VARIABLE, recorded
 
 INPUT_OPTION = "--executor_input"
 FUNCTION_OPTION = "--function_to_execute"
@@ -42,7 +44,9 @@ def main() -> None:
     os.environ.setdefault(retries.VARIABLE, retries.STEP_SECONDS)
     sys.path.insert(0, str(root))
     sys.argv = [executor, PATH_OPTION, str(path), *arguments]
-    with recorded(name.replace("_", "-"), json.loads(_option(arguments, INPUT_OPTION))):
+    executor_input = json.loads(_option(arguments, INPUT_OPTION))
+    checked = checked_artifacts(executor_input, os.environ.get(WORKDIR_VARIABLE, ""))
+    with recorded(name.replace("_", "-"), executor_input), checked:
         runpy.run_module(executor, run_name="__main__", alter_sys=True)
 
 

@@ -53,6 +53,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_WORKDIR = "../.longrec"
 """The work directory in feature_store.yaml of a feature repository."""
 OVERLAY_VARIABLE = "LONGREC_FEATURE_OVERLAY"
+STEP_WAIT_SECONDS = 1_800.0
+"""How long a pipeline's step waits for another publish: a refresh may run beside a training."""
+STEP_WAIT_SECONDS = 1_800.0
+"""How long a pipeline's step waits for another publish: a refresh may run beside a training."""
 BUILD_AGAIN = "Build the features again (step build-features of longrec run)."
 
 
@@ -91,6 +95,7 @@ def publish(
     *,
     key: str = "",
     run: str = "",
+    wait_seconds: float = 0.0,
 ) -> PublishReport:
     """Publish feature tables to a work directory, offline and online, and return counts.
 
@@ -101,6 +106,8 @@ def publish(
         key: identifies the publishing code. If the current version has the same tables and key
             and its online store works, nothing is done. Empty to publish in any case.
         run: id of a run that reads the version until `versions.release`; empty for none.
+        wait_seconds: how long to wait for another publish or push.
+        wait_seconds: how long to wait for another publish or push.
 
     Raises:
         DataError: the feature tables are incomplete, changed or of another format version.
@@ -111,7 +118,7 @@ def publish(
     workdir = Path(workdir).resolve()
     repository = _Repository.of(Path(repo_dir))
     manifest = _checked_manifest(tables)
-    with write_lock(workdir):
+    with write_lock(workdir, wait_seconds):
         workdir_id = initialize_workdir(workdir)
         if key and _is_current(workdir, workdir_id, manifest, key):
             current = workdir / "store" / str(current_version(workdir))

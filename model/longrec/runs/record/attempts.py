@@ -127,11 +127,17 @@ def note(**facts: Any) -> bool:
     return _write(running)
 
 
+def run_name() -> str:
+    """Return the name of this step's run; empty if the step knows none."""
+    name = os.environ.get(RUN_VARIABLE, "")
+    return name if RUN_NAME.fullmatch(name) else ""
+
+
 def record_folder() -> Path | None:
     """Return the folder with the record of this step's run; None if the step knows no such."""
     workdir = os.environ.get(WORKDIR_VARIABLE, "")
-    run = os.environ.get(RUN_VARIABLE, "")
-    if not workdir or not RUN_NAME.fullmatch(run) or not Path(workdir).is_dir():
+    run = run_name()
+    if not workdir or not run or not Path(workdir).is_dir():
         return None
     return Path(workdir) / RUNS_FOLDER / run / STEPS_FOLDER
 

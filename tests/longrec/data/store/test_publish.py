@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,18 @@ def test_a_publish_killed_while_it_switches_leaves_one_version(
 def test_two_publishes_at_once_are_refused(private_store: PublishedStore) -> None:
     with write_lock(private_store.workdir), pytest.raises(StoreError, match="another publish"):
         publish(private_store.root / "features", private_store.workdir, REPO)
+
+
+def test_a_publish_may_wait_for_another_one(private_store: PublishedStore) -> None:
+    tables = private_store.root / "features"
+    lock = os.open(private_store.workdir / "store" / ".lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(StoreError, match="another publish"):
+        publish(tables, private_store.workdir, REPO)
+    timer = threading.Timer(0.5, os.close, (lock,))
+    timer.start()
+    assert publish(tables, private_store.workdir, REPO, wait_seconds=60).num_users > 0
+    timer.join()
 
 
 def test_changed_feature_tables_are_refused(store: PublishedStore, tmp_path: Path) -> None:
