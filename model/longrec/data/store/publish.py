@@ -55,8 +55,6 @@ DEFAULT_WORKDIR = "../.longrec"
 OVERLAY_VARIABLE = "LONGREC_FEATURE_OVERLAY"
 STEP_WAIT_SECONDS = 1_800.0
 """How long a pipeline's step waits for another publish: a refresh may run beside a training."""
-STEP_WAIT_SECONDS = 1_800.0
-"""How long a pipeline's step waits for another publish: a refresh may run beside a training."""
 BUILD_AGAIN = "Build the features again (step build-features of longrec run)."
 
 
@@ -106,7 +104,6 @@ def publish(
         key: identifies the publishing code. If the current version has the same tables and key
             and its online store works, nothing is done. Empty to publish in any case.
         run: id of a run that reads the version until `versions.release`; empty for none.
-        wait_seconds: how long to wait for another publish or push.
         wait_seconds: how long to wait for another publish or push.
 
     Raises:
