@@ -111,13 +111,17 @@ def test_a_run_arrives_with_parameters_graph_and_platform(
     ]["pvcMount"]
 
 
+@pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("pipeline", ["training", "refresh", "drift", "study"])
-def test_every_pipeline_is_taken(server: FakeServer, pipeline: str) -> None:
+def test_every_pipeline_is_taken(server: FakeServer, pipeline: str, shards: int) -> None:
     study = ("--study", str(STUDY)) if pipeline == "study" else ()
-    _json("submit", *DATA, "--pipeline", pipeline, *study)
-    assert [
-        server.spec_of(run)["pipeline_spec"]["pipelineInfo"]["name"] for run in server.runs.values()
-    ] == [f"longrec-{pipeline}"]
+    data = () if pipeline == "drift" else DATA
+    _json("submit", *data, "--pipeline", pipeline, *study, "--set", f"data.shards={shards}")
+    (run,) = server.runs.values()
+    spec = server.spec_of(run)["pipeline_spec"]
+    assert spec["pipelineInfo"]["name"] == f"longrec-{pipeline}"
+    items = [f"{number}/{shards}" for number in range(1, shards + 1)]
+    assert run.runtime_config.parameters.get("shards", items) == items
 
 
 def test_equal_pipelines_are_one_version_and_others_another(server: FakeServer) -> None:
