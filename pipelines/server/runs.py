@@ -12,6 +12,7 @@ from longrec.runs.record.nodes import CACHED, FAILED, SKIPPED, WAITING, StepItem
 from pipelines.server.errors import MAX_REASON_LENGTH, ServerError, Unavailable
 from pipelines.server.pod_logs import PodLog, PodLogs, error_of_driver
 from pipelines.server.reading import QUIET_SECONDS, Reader
+from pipelines.server.references import References
 from pipelines.server.run_status import ENDED, UNKNOWN, RunStatus, RunSteps, StepStatus, read_run
 from pipelines.step_log import error_message
 
@@ -50,7 +51,7 @@ class Runs:
     def __init__(self, reader: Reader, namespace: str) -> None:
         self._reader = reader
         self._namespace = namespace
-        self._specs: dict[str, dict[str, Any]] = {}
+        self._references = References(reader)
 
     def status(self, run_id: str) -> RunStatus:
         """Return the status of a run, without the errors of its steps."""
@@ -58,13 +59,13 @@ class Runs:
         return read_run(
             run,
             self.page(run_id),
-            self._spec_of(run),
+            self._references.spec_of(run),
         )
 
     def explained(self, run_id: str) -> RunStatus:
         """Return the status of a run, with the last line of the errors of its steps."""
         run = self._get(run_id)
-        spec = self._spec_of(run)
+        spec = self._references.spec_of(run)
         status = read_run(
             run,
             self.page(run_id),
@@ -104,7 +105,7 @@ class Runs:
                 self.page(run["run_id"]),
                 None,
             )
-            pipeline = status.pipeline or self._pipeline_of(run)
+            pipeline = status.pipeline or self._references.pipeline_of(run)
             found.append(
                 dataclasses.replace(
                     status,
@@ -165,7 +166,7 @@ class Runs:
         quiet_since = time.monotonic()
         while True:
             run = self._get(run_id)
-            found = RunSteps(run, self._spec_of(run))
+            found = RunSteps(run, self._references.spec_of(run))
             logs = self._step_logs(found, step)
             if any(entry.text for entry in logs):
                 return [entry for entry in logs if entry.text]
@@ -197,37 +198,6 @@ class Runs:
                 found=str(error),
                 fix=f"The run goes on: longrec status {run_id}, or {self.page(run_id)}",
             ) from error
-
-    def _spec_of(self, run: Mapping[str, Any]) -> Optional[dict[str, Any]]:
-        """Return the specification of a run that names the version of its pipeline."""
-        reference = run.get("pipeline_version_reference") or {}
-        pipeline = reference.get("pipeline_id")
-        version = reference.get("pipeline_version_id")
-        if not pipeline or not version:
-            return None
-        if version not in self._specs:
-            path = f"{BASE}/pipelines/{pipeline}/versions/{version}"
-            self._specs[version] = self._try_json(path)
-        return self._specs[version].get("pipeline_spec")
-
-    def _pipeline_of(self, run: Mapping[str, Any]) -> str:
-        """Return the name of the pipeline that a run refers to."""
-        pipeline = (run.get("pipeline_version_reference") or {}).get("pipeline_id")
-        if not pipeline:
-            return ""
-        if pipeline not in self._specs:
-            self._specs[pipeline] = self._try_json(f"{BASE}/pipelines/{pipeline}")
-        found = self._specs[pipeline]
-        return str(found.get("name") or found.get("display_name") or "")
-
-    def _try_json(self, path: str) -> dict[str, Any]:
-        """Return what is at an address; nothing if it is gone, such as a deleted pipeline."""
-        try:
-            return self._reader.json(path)
-        except Unavailable:
-            raise
-        except ServerError:
-            return {}
 
     def _logs_of(self, run: Mapping[str, Any]) -> PodLogs:
         day = str(run.get("created_at") or "")[:DATE_LENGTH]

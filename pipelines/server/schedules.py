@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.server.errors import ServerError, one_line_errors
 from pipelines.server.reading import Reader
+from pipelines.server.references import References
 from pipelines.server.run_status import pipeline_name
 
 BASE = "/apis/v2beta1/recurringruns"
@@ -37,6 +38,7 @@ class Schedules:
         import kfp_server_api
 
         self._reader = reader
+        self._references = References(reader)
         self._service = kfp_server_api.RecurringRunServiceApi(client)
 
     def all_of(self, experiment_id: str) -> list[Schedule]:
@@ -88,7 +90,7 @@ class Schedules:
         return Schedule(
             schedule_id,
             name=str(entry.get("display_name") or ""),
-            pipeline=pipeline_name(entry),
+            pipeline=pipeline_name(entry) or self._references.pipeline_of(entry),
             cron=str(cron.get("cron") or ""),
             is_paused=state not in ENABLED,
             created=str(entry.get("created_at") or ""),

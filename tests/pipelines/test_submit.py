@@ -129,6 +129,8 @@ def test_equal_pipelines_are_one_version_and_others_another(server: FakeServer) 
     for _ in range(2):
         _json("submit", *DATA, "--set", "train.epochs=2")
     assert _json("schedule", *DATA, "--cron", "0 3 * * *")["done"] == "created"
+    (schedule,) = json.loads(_type("schedules", "--json").stdout)["schedules"]
+    assert schedule["pipeline"] == "longrec-training"
     (pipeline,) = server.pipelines.values()
     (version,) = server.versions.values()
     assert pipeline.display_name == "longrec-training"
