@@ -75,7 +75,7 @@ def _paths(tasks: Sequence[Task]) -> list[str]:
 
 
 def _named_digests(tasks: Iterable[Task]) -> set[int]:
-    digests = set()
+    digests: set[int] = set()
     for task in tasks:
         digests.update(_digest(child) for child in child_nodes(task))
     return digests

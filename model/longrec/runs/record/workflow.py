@@ -65,7 +65,7 @@ def nodes_in(workflow: Mapping[str, Any]) -> list[Node] | None:
 
 
 def _read(workflow: str) -> dict[str, Any]:
-    from kubernetes import client, config
+    from kubernetes import client, config  # type: ignore[import-untyped]
 
     config.load_incluster_config()
     namespace = NAMESPACE_FILE.read_text(encoding="utf-8").strip()
