@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from longrec.release.model_store import bundle_dir
+from longrec.release.registry import read_registry, reference_dir
 from longrec.release.request_log import RequestLog
 from tests.longrec.runs.test_outcome import Hook
 
@@ -206,15 +208,20 @@ def test_a_second_run_executes_no_heavy_step(place: Place) -> None:
     ).is_file()
 
 
-def test_a_lost_store_is_published_again_and_nothing_else(place: Place) -> None:
-    for name in ("store", "features", "feast"):
-        (place.workdir / name).unlink() if (place.workdir / name).is_symlink() else shutil.rmtree(
-            place.workdir / name
-        )
+def test_a_lost_work_directory_is_filled_again_from_the_cache(place: Place) -> None:
+    version = place.summary()["bento_tag"].partition(":")[2]
+    for name in ("features", "feast"):
+        (place.workdir / name).unlink()
+    for name in ("store", "models"):
+        shutil.rmtree(place.workdir / name)
+    shutil.rmtree(place.folder / "bentoml")
     answer = place.run("--users", "60", "--events", "64")
     assert answer.returncode == 0
     assert place.executed() == ["publish", "register"], answer.stderr
     assert (place.workdir / "feast" / "online.db").is_file()
+    assert read_registry(place.workdir).champion == version
+    assert reference_dir(place.workdir, version).is_dir()
+    assert bundle_dir(place.folder / "bentoml", version).is_dir()
 
 
 def test_an_edit_of_the_trainer_trains_again_and_nothing_before_it(place: Place) -> None:
