@@ -15,8 +15,8 @@ target. Only item indices are read, so the encoding of an event stays free of ta
 Source: ours; the exact-match counts of search ranking, and the cross features of SIM's hard search
 (arXiv 2006.05639).
 
-Shape letters: T packed events, N packed targets, D width, I items, C compared columns (column 0 is
-the item itself, the others are its features without the id).
+Shape letters: T packed events, N packed targets, D width, I items, K tasks, C compared columns
+(column 0 is the item itself, the others are its features without the id).
 """
 
 from __future__ import annotations
@@ -31,15 +31,21 @@ from longrec.nn.time_gaps import NUM_GAP_BUCKETS, gap_buckets
 
 NUM_COUNT_BUCKETS = 14
 """None, 1, 2 to 3, ..., 4,096 and more."""
+LOGIT_GAIN = 8.0
+"""Factor of the logits of buckets: Adam moves them by as many times the learning rate a step."""
 
 
 class MatchFeatures(nn.Module):
-    """One row per target from the match features of its item and item features.
+    """One row per target from the match features of its item and item features, and its logits.
+
+    The logits are a sum over the buckets, as in a logistic regression. The row lets the head learn
+    how buckets and items act together (wide and deep, arXiv 1606.07792).
 
     Args:
         num_columns: C, columns of the item table.
         width: D.
         feature_dim: width of one bucket's embedding.
+        num_tasks: K.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class MatchFeatures(nn.Module):
         num_columns: int,
         width: int,
         feature_dim: int,
+        num_tasks: int,
     ) -> None:
         super().__init__()
         # Embeddings of the buckets of `match_buckets`; saved weights have these names.
@@ -55,20 +62,25 @@ class MatchFeatures(nn.Module):
         nn.init.normal_(self.counts.weight, std=FEATURE_STD)
         nn.init.normal_(self.gaps.weight, std=FEATURE_STD)
         self.part = linear(2 * num_columns * feature_dim, width)
+        self.count_logits = nn.Embedding(num_columns * NUM_COUNT_BUCKETS, num_tasks)
+        self.gap_logits = nn.Embedding(num_columns * (NUM_GAP_BUCKETS + 1), num_tasks)
+        nn.init.zeros_(self.count_logits.weight)
+        nn.init.zeros_(self.gap_logits.weight)
 
     def forward(
         self,
         batch: RequestBatch,
         item_table: Int[Tensor, "I C"],
-    ) -> Float[Tensor, "N D"]:
-        """Return the rows to add to the tokens of the targets."""
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N K"]]:
+        """Return the rows to add to the tokens of the targets, and what to add to their logits."""
         counts, gaps = match_buckets(batch, item_table)
         columns = torch.arange(counts.shape[1], device=counts.device)
-        count_rows = self.counts(counts + columns * NUM_COUNT_BUCKETS)
-        gap_rows = self.gaps(gaps + columns * (NUM_GAP_BUCKETS + 1))
-        embedded = torch.cat([count_rows, gap_rows], dim=2)
+        count_index = counts + columns * NUM_COUNT_BUCKETS
+        gap_index = gaps + columns * (NUM_GAP_BUCKETS + 1)
+        embedded = torch.cat([self.counts(count_index), self.gaps(gap_index)], dim=2)
         row: Tensor = self.part(embedded.flatten(1))
-        return row
+        logits: Tensor = self.count_logits(count_index) + self.gap_logits(gap_index)
+        return row, LOGIT_GAIN * logits.sum(dim=1)
 
 
 def match_buckets(

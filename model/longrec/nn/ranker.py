@@ -109,7 +109,9 @@ class Ranker(TokenLayers):
         self.step_dropout: StepDropout | None = None
         self.matches = None
         if config.matches:
-            self.matches = MatchFeatures(item_table.shape[1], config.width, config.feature_dim)
+            self.matches = MatchFeatures(
+                item_table.shape[1], config.width, config.feature_dim, len(schema.tasks)
+            )
         self._add_head_layers(len(schema.tasks))
         self._matmul_slots = casting.parameter_slots(self, MATMUL_PARAMETERS)
 
@@ -278,8 +280,10 @@ class Ranker(TokenLayers):
         """Return the logits from z and the tokens of user, target and context."""
         user = self.user_part(self.users(batch.user_features))
         context = self._context(batch.request_timestamps)
+        match_logits = None
         if self.matches is not None:
-            targets = targets + self.matches(batch, self.item_table)
+            match_row, match_logits = self.matches(batch, self.item_table)
+            targets = targets + match_row
         repeat = functools.partial(
             torch.repeat_interleave,
             repeats=batch.target_offsets.diff(),
@@ -296,6 +300,8 @@ class Ranker(TokenLayers):
         # Without autocast: a logit above 2 would be rounded to 16 bits, off by up to 8e-3.
         with torch.autocast(mixed.device.type, enabled=False):
             logits = _at_least_float32(self.head(mixed.to(self.head.weight.dtype)))
+            if match_logits is not None:
+                logits = logits + match_logits
         if self.aux_head is None:
             return RankerOutput(logits, aux_loss_weight=self.aux_loss_weight)
         aux_logits = _at_least_float32(self.aux_head(z))
