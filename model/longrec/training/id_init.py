@@ -35,6 +35,8 @@ DOCUMENT_EVENTS = 64
 """Consecutive events of a user that count as occurring together."""
 MAX_EVENTS = 5_000_000
 """Most recent events of the training window that are read."""
+RARE_DOCUMENTS = 5
+"""Documents of an id whose vector is half as long as that of a frequent id."""
 log = logging.getLogger(__name__)
 
 
@@ -98,7 +100,9 @@ def _documents(encoded: EncodedHistories) -> tuple[Int64, Int64]:
 
 
 def _vectors(ids: Int64, documents: Int64, width: int, seed: int) -> tuple[Int64, Float32] | None:
-    """Return the ids that occur and their vectors of unit deviation; None for too few of them.
+    """Return the ids that occur and their vectors; None for too few of them.
+
+    The values of a frequent id have deviation 1, those of a rare id less.
 
     Args:
         ids: int64 [E], id of each event; 0 is the missing value.
@@ -120,9 +124,11 @@ def _vectors(ids: Int64, documents: Int64, width: int, seed: int) -> tuple[Int64
     vectors = directions.T * strengths
     vectors -= vectors.mean(axis=0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
-    rotated = vectors @ _rotation(rank, width, seed)
-    return used, (rotated / max(rotated.std(), 1e-9)).astype(np.float32)
+    directions_of_ids = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    rotated = directions_of_ids @ _rotation(rank, width, seed) * np.sqrt(width)
+    num_documents = counts.getnnz(axis=0)[:, None]
+    trusted = num_documents / (num_documents + RARE_DOCUMENTS)
+    return used, (rotated * trusted).astype(np.float32)
 
 
 def _counts(documents: Int64, columns: Int64) -> csr_matrix:

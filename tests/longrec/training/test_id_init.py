@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from longrec.config import ModelConfig
 from longrec.data.histories import Histories
@@ -58,13 +58,15 @@ def test_items_of_one_topic_start_close_together(
     assert np.nanmean(cosines[is_pair]) > np.nanmean(cosines[~is_pair]) + 0.2
 
 
-def test_they_have_the_deviation_of_random_ones(
+def test_a_frequent_id_has_the_deviation_of_a_random_one_and_a_rare_id_less(
     encoded: tuple[encoded_cache.Encoder, EncodedHistories],
 ) -> None:
     encoder, _ = encoded
     _, learned = initial(encoded)
-    values = table(learned)[np.unique(encoder.item_table[1:, 0])]
-    assert values.std() == pytest.approx(MODEL.id_std, rel=0.2)
+    deviations = table(learned)[np.unique(encoder.item_table[1:, 0])].std(axis=1)
+    # No id of this small log occurs in many more than RARE_DOCUMENTS documents.
+    assert (deviations < 1.05 * MODEL.id_std).all()
+    assert deviations.mean() > 0.5 * MODEL.id_std
 
 
 def test_ids_that_no_training_history_contains_keep_their_random_values(
@@ -77,17 +79,14 @@ def test_ids_that_no_training_history_contains_keep_their_random_values(
 def test_later_events_are_not_read(
     encoded: tuple[encoded_cache.Encoder, EncodedHistories],
 ) -> None:
-    import dataclasses
-
     encoder, histories = encoded
     _, learned = initial(encoded)
-    last_end = histories.event_ends[histories.requests("train")].max()
     is_later = np.ones(len(histories.event_items), bool)
     for request in histories.requests("train"):
         is_later[histories.event_starts[request] : histories.event_ends[request]] = False
-    assert is_later.any(), last_end
+    assert is_later.any()
     changed = histories.event_items.copy()
     changed[is_later] = 1
     other = loop.make_ranker(MODEL, encoder, 1)
     initialize_ids(other, encoder, dataclasses.replace(histories, event_items=changed), seed=1)
-    assert torch.equal(torch.from_numpy(table(other)), torch.from_numpy(table(learned)))
+    assert np.array_equal(table(other), table(learned))
