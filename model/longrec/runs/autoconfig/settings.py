@@ -19,23 +19,27 @@ MAX_HISTORY = 10_000
 SHORT_HISTORY = 512
 """Histories up to here are trained whole: a shorter window would save little."""
 NUM_HEADS = 2
-MAX_EPOCHS = 8
+MAX_EPOCHS = 10
 """Early stopping ends most trainings sooner."""
 MIN_REPEAT_CONTRAST = 0.05
 """Difference of the repeat rates of positives and negatives that match features pay for."""
-PLANNED_BUDGET_SHARE = 0.8
-"""Share of the budget that is planned, so that the learning rate decays before the time is up."""
 EVALUATION_BUDGET_SHARE = 0.3
 """Share of the training's time that the evaluation may take."""
 MIN_EVALUATED_REQUESTS = 1_000
 HELD_OUT_SHARE = 0.3
 """Share of the requests for validation and evaluation, by default."""
-SECONDS_PER_REQUEST = 4e-4
-"""Time of a request apart from its matrix products."""
+SECONDS_PER_REQUEST = 1e-4
+"""Time of a request in a batch of the training, apart from its matrix products."""
+SECONDS_PER_SCORED_REQUEST = 1e-3
+"""Time of a request in the evaluation, apart from its matrix products."""
 PROCESS_BYTES = 0.8 * 2**30
 """Memory of a Python process with torch."""
 ROWS_PER_EVENT = 40
 """Rows of the model's width that a batch stores for each event, with their gradients."""
+SMALL_LOG_TARGETS = 100_000
+"""Targets below which ids are hardly learned, and a narrow model suffices on a CPU."""
+RARE_ITEM_EVENTS = 20
+"""Events of an item below which its id says little."""
 FIRST_LENGTH = 32
 """Shortest served length of the curve; the next is four times as long."""
 
@@ -130,6 +134,7 @@ def derive(facts: LogFacts, machine: Machine, budget_seconds: float) -> Derived:
         *_model_choices(facts, sizes),
         *_length_choices(sizes),
         *_train_choices(machine, sizes, plan, budget_seconds),
+        *_id_choices(facts),
         *_evaluate_choices(sizes, plan),
     )
     estimate = Estimate(
@@ -210,17 +215,17 @@ class _Plan:
     def of(cls, facts: LogFacts, machine: Machine, sizes: _Sizes, budget_seconds: float) -> _Plan:
         train_share = 1 - HELD_OUT_SHARE
         train_requests = max(round(facts.num_requests * train_share), 1)
-        forward_seconds = _seconds_of_a_request(facts, machine, sizes, sizes.window)
-        seconds_each = TRAINING_FLOPS_FACTOR * forward_seconds
-        seconds = PLANNED_BUDGET_SHARE * budget_seconds
-        affordable = max(round(seconds / seconds_each), MIN_EVALUATED_REQUESTS)
+        products = _seconds_of_products(facts, machine, sizes, sizes.window)
+        seconds_each = TRAINING_FLOPS_FACTOR * (products + SECONDS_PER_REQUEST)
+        affordable = max(round(budget_seconds / seconds_each), MIN_EVALUATED_REQUESTS)
         max_requests = 0
         if affordable < train_requests:
             max_requests = _two_digits(affordable / train_share)
             train_requests = min(round(max_requests * train_share), train_requests)
         epochs = min(max(affordable // train_requests, 1), MAX_EPOCHS)
         served_length = min(_mean_length(facts), sizes.max_history)
-        evaluation_each = _seconds_of_a_request(facts, machine, sizes, served_length)
+        evaluation_each = _seconds_of_products(facts, machine, sizes, served_length)
+        evaluation_each += SECONDS_PER_SCORED_REQUEST
         evaluated = round(EVALUATION_BUDGET_SHARE * budget_seconds / evaluation_each)
         return cls(
             max_requests=max_requests,
@@ -231,12 +236,12 @@ class _Plan:
         )
 
 
-def _seconds_of_a_request(
+def _seconds_of_products(
     facts: LogFacts, machine: Machine, sizes: _Sizes, num_events: int
 ) -> float:
-    """Return the expected time of the forward pass of one request."""
+    """Return the expected time of the matrix products of the forward pass of one request."""
     flops = forward_flops(sizes.model, num_events, facts.targets_per_request)
-    return flops / machine.flops + SECONDS_PER_REQUEST
+    return flops / machine.flops
 
 
 def _data_choices(facts: LogFacts, sizes: _Sizes, plan: _Plan) -> Iterator[Choice]:
@@ -254,6 +259,8 @@ def _model_choices(facts: LogFacts, sizes: _Sizes) -> Iterator[Choice]:
     yield Choice("model.width", sizes.width, f"for {facts.num_targets:,} targets on this machine")
     yield Choice("model.num_heads", NUM_HEADS, "heads of at least 16 values")
     yield Choice("model.aux_loss_weight", 0.2, "a loss on the history alone steadies training")
+    yield Choice("model.crosses", True, "products that the head would have to learn")
+    yield Choice("model.id_std", 0.5 if _is_small(facts) else 0.1, _id_reason(facts))
     if sizes.matches is None:
         reason = "repeats do not tell positives from negatives"
     else:
@@ -277,9 +284,30 @@ def _train_choices(
     yield Choice("train.epochs", plan.epochs, "at most; validation stops the training earlier")
     yield Choice("train.max_seconds", round(budget_seconds), "the budget")
     yield Choice("train.token_budget", sizes.token_budget, f"events of a batch, for {machine}")
-    yield Choice("train.max_requests_per_batch", 256, "fills a batch with short histories")
+    yield Choice("train.max_requests_per_batch", 128, "more steps with short histories")
     yield Choice("train.learning_rate", 0.002, "of a narrow model")
-    yield Choice("train.embedding_learning_rate", 0.01, "of id tables that are read often")
+    yield Choice("train.token_dropout", 0.1, "items are not learned by heart")
+    yield Choice("train.patience", 3, "validations without gain that end the training")
+
+
+def _id_choices(facts: LogFacts) -> Iterator[Choice]:
+    yield Choice("train.id_init", "lsa", "items that occur together start close together")
+    rate = 0.002 if _is_small(facts) else 0.01
+    yield Choice("train.embedding_learning_rate", rate, _id_reason(facts))
+    events_per_item = facts.num_events / max(facts.num_items, 1)
+    if events_per_item < RARE_ITEM_EVENTS:
+        reason = f"{events_per_item:.0f} events an item: most ids are rare or new"
+        yield Choice("train.id_dropout", 0.5, reason)
+
+
+def _is_small(facts: LogFacts) -> bool:
+    return facts.num_targets < SMALL_LOG_TARGETS
+
+
+def _id_reason(facts: LogFacts) -> str:
+    if _is_small(facts):
+        return "a small log: ids stay near their start"
+    return "many targets: ids are learned"
 
 
 def _evaluate_choices(sizes: _Sizes, plan: _Plan) -> Iterator[Choice]:
@@ -306,7 +334,7 @@ def _mean_length(facts: LogFacts) -> int:
 
 def _width(facts: LogFacts, machine: Machine) -> int:
     if not machine.has_gpu:
-        return 32 if facts.num_targets < 100_000 else 64
+        return 32 if _is_small(facts) else 64
     if facts.num_targets < 1_000_000:
         return 64
     return 128 if facts.num_targets < 20_000_000 else 256

@@ -103,6 +103,21 @@ def test_a_gpu_trains_wider_models_on_longer_windows() -> None:
     assert gpu.lengths.mean > cpu.lengths.mean
 
 
+def test_ids_of_a_small_log_stay_near_their_start() -> None:
+    small = dataclasses.replace(SHORT_LOG, num_targets=25_000, num_requests=25_000)
+    config = derive(small, LAPTOP, 300).config
+    assert config.train.id_init == "lsa"
+    larger = derive(SHORT_LOG, LAPTOP, 300).config
+    assert config.train.embedding_learning_rate < larger.train.embedding_learning_rate
+    assert config.model.id_std > larger.model.id_std
+
+
+def test_rare_ids_are_hidden_in_training() -> None:
+    assert derive(SHORT_LOG, LAPTOP, 300).config.train.id_dropout == 0
+    rare = dataclasses.replace(SHORT_LOG, num_items=100_000)
+    assert derive(rare, LAPTOP, 300).config.train.id_dropout > 0
+
+
 def test_an_override_replaces_a_derived_setting_and_says_so() -> None:
     derived = derive(SHORT_LOG, LAPTOP, 300).override(["train.epochs=2", "checks.max_psi=0.5"])
     assert derived.config.train.epochs == 2
