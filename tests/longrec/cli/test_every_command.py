@@ -72,6 +72,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Start no server, and leave store and logging of the test process as they are."""
 
+    monkeypatch.setenv("LONGREC_PATIENCE_SECONDS", "0")
+
     def start_nothing(*_: object) -> NoReturn:
         raise SystemExit(0)
 
