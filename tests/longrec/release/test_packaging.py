@@ -14,12 +14,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from longrec.config import DataConfig
+from longrec.data.features import build_features
+from longrec.data.importers.synthetic import synthesize
+from longrec.data.store.publish import publish
 from longrec.data.upkeep.forget_list import add_users
 from longrec.errors import GateRefused
 from longrec.release import packaging
 from longrec.release.bento_server import PackagingError
 from longrec.release.packaging import RegisterReport
-from longrec.release.parity import ParityReport
+from longrec.release.parity import ParityReport, check_parity
 from longrec.release.registry import read_registry, reference_dir
 from tests.conftest import LENGTH, Packaged, ServedWorld, make_world
 from tests.longrec.release.staging import FEATURE_REPO
@@ -170,3 +174,21 @@ def test_a_forgotten_user_does_not_come_back_with_the_reference(
     reference = pq.read_table(reference_dir(new_workdir, "run-1") / "predictions.parquet")
     assert user not in reference.column("user_id").to_pylist()
     assert 0 < reference.num_rows < evaluation.num_rows
+
+
+@pytest.mark.slow
+def test_a_refresh_beside_a_training_does_not_change_the_scores_that_are_compared(
+    packaged: Packaged, served_world: ServedWorld, new_workdir: Path, tmp_path: Path
+) -> None:
+    synthesize(tmp_path / "new-day", num_users=30, events_per_user=64, num_items=120, seed=9)
+    build_features(tmp_path / "new-day", tmp_path / "tables", DataConfig())
+    publish(tmp_path / "tables", new_workdir, FEATURE_REPO)
+    report = check_parity(
+        served_world.path / "bundle",
+        served_world.path / "histories",
+        packaged.report.path,
+        workdir=new_workdir,
+        bound=2e-6,
+        seed=0,
+    )
+    assert report.passed, report.problems
