@@ -1,4 +1,4 @@
-"""plan: list of the trials of a study, for a loop over them."""
+"""plan: the trials of a study, as items of a loop."""
 
 from typing import List
 
@@ -6,9 +6,10 @@ from components import component
 
 
 @component
-def plan(study: str, code_key: str) -> List[str]:
-    """Return the trials of a study from its YAML text, each as a text."""
+def plan(study: str, code_key: str, max_items: int) -> List[str]:
+    """Return texts with the trials of a study from its YAML text, several in one if needed."""
     from longrec.study.config import parse
     from longrec.study.trial import plan as trials_of
+    from longrec.study.trial import to_items
 
-    return [trial.to_text() for trial in trials_of(parse(study))]
+    return to_items(trials_of(parse(study)), max_items)

@@ -1,4 +1,4 @@
-"""trial: training and evaluation of one trial of a study."""
+"""trial: training and evaluation of one trial of a study, or of several one after the other."""
 
 from kfp.dsl import HTML, Dataset, Input, Output
 
@@ -10,12 +10,13 @@ def trial(
     histories: Input[Dataset],
     histories_report: Input[HTML],
     code_key: str,
-    trial: str,
+    trials: str,
     result: Output[Dataset],
 ):
     """Train and evaluate on the checked histories; the result names the report of the checks."""
-    from longrec.study.run_trial import run_trial
-    from longrec.study.trial import Trial
+    from longrec.study.run_trial import run_trials
+    from longrec.study.trial import from_item
 
-    row = run_trial(histories.path, result.path, Trial.from_text(trial).to_dict())
-    result.metadata.update({"id": row["id"], "checked_by": histories_report.uri})
+    rows = run_trials(histories.path, result.path, from_item(trials))
+    ids = ", ".join(row["id"] for row in rows)
+    result.metadata.update({"ids": ids, "checked_by": histories_report.uri})

@@ -1,7 +1,7 @@
 """The study pipeline: train a grid of models on the same histories and compare them.
 
     fingerprint --> ... --> retrieve --> check-histories, as in training
-    plan --(trials)--> for each: trial --> collect;   in any case: finish
+    plan --(trials)--> for some trials each: trial --> collect;   in any case: finish
 
 `python -m pipelines.study` writes pipelines/compiled/study.yaml.
 """
@@ -94,11 +94,15 @@ def make(platform: Optional[PlatformConfig]) -> Any:
                 checks=checks,
                 seed=seed,
             )
-            planned = configure(plan(study=study, code_key=keys["study"]), platform)
             limit = parallelism(platform)
+            planned = plan(study=study, code_key=keys["study"], max_items=limit)
+            configure(planned, platform)
             with dsl.ParallelFor(planned.output, name="trials", parallelism=limit) as item:
                 measured = trial(
-                    histories=histories, histories_report=report, code_key=keys["study"], trial=item
+                    histories=histories,
+                    histories_report=report,
+                    code_key=keys["study"],
+                    trials=item,
                 )
                 configure(measured, platform)
             compared = collect(

@@ -39,7 +39,7 @@ class DataConfig:
         warmup_fraction: share of the earliest requests, never used for training. Their histories
             are too short.
         max_requests: maximum number of requests, chosen by a seeded sample; 0 for all.
-        shards: number of user shards. The pipeline checks, builds and retrieves them in parallel.
+        shards: number of user shards. The pipeline builds the features of several in parallel.
             Shards beyond the dataset's number of parts (about two million events each) are empty.
         shard_users: users per group of the feature build and of the Feast retrieval. It bounds
             the memory of both.

@@ -26,7 +26,7 @@ def test_a_container_holds_no_source_of_its_step() -> None:
 def test_kfps_own_runner_executes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
-    task = plan(study=to_text(parse(STUDY)), code_key="")
+    task = plan(study=to_text(parse(STUDY)), code_key="", max_items=8)
     assert len(task.output) == 2
 
 

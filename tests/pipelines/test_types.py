@@ -118,7 +118,7 @@ def test_both_ends_of_each_edge_have_one_type(name: str) -> None:
 def test_a_loop_over_structs_for_a_step_that_takes_them_is_found() -> None:
     """What a server refused: the item was a text, the step took a struct."""
     spec = load("study")
-    spec["components"]["comp-trial"]["inputDefinitions"]["parameters"]["trial"] = {
+    spec["components"]["comp-trial"]["inputDefinitions"]["parameters"]["trials"] = {
         "parameterType": "STRUCT"
     }
     assert [line.partition(":")[2] for line in wrong_edges(spec)] == [" STRING for STRUCT"]

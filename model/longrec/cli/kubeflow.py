@@ -32,7 +32,7 @@ DAY_SECONDS = 86_400.0
 TOO_LARGE = (
     "longrec: this run makes a workflow of {mib:.1f} MiB. Above 1 MiB Kubeflow Pipelines shows no "
     "progress of its steps from some moment on; the run goes on. Fewer items of a loop make it "
-    "smaller: platform.parallelism for shards, fewer trials for a study."
+    "smaller: lower platform.parallelism."
 )
 REQUIRED_PARAMETERS = {"data_uri": ("--data-uri", "a dataset"), "study": ("--study", "a study")}
 """Parameter without a default -> the option that gives it, and what it is."""
@@ -279,22 +279,22 @@ def _prepare(
         arguments[name] = value
     _check_parameters(pipeline, arguments, inputs)
     spec = compiler.specification(made)
-    _warn_of_size(spec, arguments)
+    _warn_of_size(spec, arguments, platform.parallelism)
     return import_module("pipelines.server.client").Submission(
         spec, arguments, content.run.name, service_account=platform.service_account
     )
 
 
-def _warn_of_size(spec: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def _warn_of_size(spec: Mapping[str, Any], arguments: Mapping[str, Any], parallelism: int) -> None:
     """Print a line if the server will show nothing new of the run from some moment on."""
     from longrec.runs.project import import_module
 
     outputs = {}
     if "study" in arguments:
         from longrec.study.config import parse
-        from longrec.study.trial import plan
+        from longrec.study.trial import plan, to_items
 
-        outputs["plan.Output"] = [trial.to_text() for trial in plan(parse(arguments["study"]))]
+        outputs["plan.Output"] = to_items(plan(parse(arguments["study"])), parallelism)
     size = import_module("pipelines.workflow_size").workflow_size(
         spec["pipeline_spec"], spec["platform_spec"], arguments, outputs=outputs
     )

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,6 +51,23 @@ Data: TypeAlias = tuple[Histories, Encoder, EncodedHistories]
 def prepare(histories_dir: str | Path, cache_dir: str | Path) -> None:
     """Fit the encoder and encode the histories into `cache_dir`, once for all trials."""
     encoded_cache.encode(Histories.open(histories_dir), Path(cache_dir))
+
+
+def run_trials(
+    histories_dir: str | Path, out_dir: str | Path, trials: Iterable[Trial]
+) -> list[Row]:
+    """Train and measure trials one after the other; return their results.
+
+    Args, Raises: see `run_trial`.
+    """
+    with tempfile.TemporaryDirectory(prefix="longrec-study-") as cache_dir:
+        prepare(histories_dir, cache_dir)
+        rows = [
+            run_trial(histories_dir, out_dir, trial.to_dict(), cache_dir=cache_dir)
+            for trial in trials
+        ]
+        close_data()
+    return rows
 
 
 def run_trial(

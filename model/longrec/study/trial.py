@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,19 +59,6 @@ class Trial:
             "config": self.config.to_dict(),
         }
 
-    def to_text(self) -> str:
-        """Return the JSON form as text, without the settings that have their defaults.
-
-        A pipeline passes it to a step: a text keeps its type, and is small.
-        """
-        changed = config_file.changed_settings(self.config)
-        return json.dumps({**self.to_dict(), "config": changed}, sort_keys=True)
-
-    @classmethod
-    def from_text(cls, text: str) -> Trial:
-        """Return the trial of a text of `to_text`."""
-        return cls.from_dict(json.loads(text))
-
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Trial:
         """Return the trial of a JSON form; missing settings have their defaults."""
@@ -106,6 +93,26 @@ def plan(study: StudyConfig) -> list[Trial]:
     return trials
 
 
+def to_items(trials: Sequence[Trial], max_items: int) -> list[str]:
+    """Return texts with all trials, those of a text to be run one after the other.
+
+    A pipeline passes them to its steps: a text keeps its type, and is small without the settings
+    that have their defaults. The first trials come first in their texts.
+
+    Args:
+        trials: the trials of a study.
+        max_items: largest number of texts; with no more trials each has a text of its own.
+    """
+    count = min(len(trials), max_items)
+    items = [[_changed(trial) for trial in trials[start::count]] for start in range(count)]
+    return [json.dumps(item, sort_keys=True) for item in items]
+
+
+def from_item(text: str) -> list[Trial]:
+    """Return the trials of a text of `to_items`."""
+    return [Trial.from_dict(value) for value in json.loads(text)]
+
+
 def result_path(out_dir: str | Path, trial: Trial) -> Path:
     """Return the file of a trial's result."""
     return trials_dir(out_dir) / f"{trial.id}.json"
@@ -127,6 +134,11 @@ def trials_dir(out_dir: str | Path) -> Path:
             fix=f"Rename it: mv {old} {new}",
         )
     return new
+
+
+def _changed(trial: Trial) -> Row:
+    """Return the JSON form of a trial without the settings that have their defaults."""
+    return {**trial.to_dict(), "config": config_file.changed_settings(trial.config)}
 
 
 def _trial_id(

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from longrec.config import RunConfig
 from longrec.errors import DataError
 from longrec.study.collect import collect
 from longrec.study.config import StudyConfig, override
-from longrec.study.run_trial import run_trial
-from longrec.study.trial import Trial, plan, trials_dir
+from longrec.study.run_trial import run_trial, run_trials
+from longrec.study.trial import Trial, from_item, plan, to_items, trials_dir
 from tests.longrec.study.small_study import STUDY, Finished, load_study, results_in
 
 
@@ -58,12 +59,28 @@ def test_a_trial_survives_as_json(finished: Finished) -> None:
     assert Trial.from_dict(json.loads(text)) == trial
 
 
-def test_a_trial_survives_as_a_text_without_defaults(finished: Finished) -> None:
+@pytest.mark.parametrize(("max_items", "sizes"), [(8, [1, 1, 1, 1]), (3, [2, 1, 1]), (1, [4])])
+def test_items_hold_all_trials_and_no_defaults(
+    finished: Finished, max_items: int, sizes: list[int]
+) -> None:
     study, _ = finished
-    for trial in plan(study):
-        assert Trial.from_text(trial.to_text()) == trial
-    default = dataclasses.replace(trial, config=type(trial.config)())
-    assert json.loads(default.to_text())["config"] == {}
+    trials = plan(study)
+    found = [from_item(text) for text in to_items(trials, max_items)]
+    assert [len(item) for item in found] == sizes
+    assert sorted((each for item in found for each in item), key=trials.index) == trials
+    assert [item[0] for item in found] == trials[: len(found)], "the first come first"
+    default = dataclasses.replace(trials[0], config=RunConfig())
+    assert json.loads(to_items([default], 1)[0])[0]["config"] == {}
+
+
+def test_trials_one_after_the_other_equal_the_study(
+    histories_dir: Path, finished: Finished, tmp_path: Path
+) -> None:
+    study, out = finished
+    rows = run_trials(histories_dir, tmp_path, plan(study)[:2])
+    for row in rows:
+        assert row["auc"] == results_in(out)[row["id"]]["auc"]
+    assert collect(tmp_path, study).num_done == 2
 
 
 def test_one_trial_from_paths_and_plain_values_equals_the_study(
