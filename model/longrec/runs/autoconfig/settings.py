@@ -37,7 +37,9 @@ PROCESS_BYTES = 0.8 * 2**30
 ROWS_PER_EVENT = 40
 """Rows of the model's width that a batch stores for each event, with their gradients."""
 SMALL_LOG_TARGETS = 100_000
-"""Targets below which ids are hardly learned, and a narrow model suffices on a CPU."""
+"""Targets below which ids are hardly learned."""
+NARROW_WIDTH = 32
+"""Width on a CPU below a million targets; wider ones learned KuaiRand by heart (docs/log.md)."""
 RARE_ITEM_EVENTS = 20
 """Events of an item below which its id says little."""
 FIRST_LENGTH = 32
@@ -285,7 +287,8 @@ def _train_choices(
     yield Choice("train.max_seconds", round(budget_seconds), "the budget")
     yield Choice("train.token_budget", sizes.token_budget, f"events of a batch, for {machine}")
     yield Choice("train.max_requests_per_batch", 128, "more steps with short histories")
-    yield Choice("train.learning_rate", 0.002, "of a narrow model")
+    rate = 0.002 if sizes.width <= NARROW_WIDTH else 0.001
+    yield Choice("train.learning_rate", rate, f"of a model of width {sizes.width}")
     yield Choice("train.token_dropout", 0.1, "items are not learned by heart")
     yield Choice("train.patience", 3, "validations without gain that end the training")
 
@@ -334,7 +337,7 @@ def _mean_length(facts: LogFacts) -> int:
 
 def _width(facts: LogFacts, machine: Machine) -> int:
     if not machine.has_gpu:
-        return 32 if _is_small(facts) else 64
+        return NARROW_WIDTH if facts.num_targets < 1_000_000 else 64
     if facts.num_targets < 1_000_000:
         return 64
     return 128 if facts.num_targets < 20_000_000 else 256
