@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longrec.nn.target_attention import AttentionInputs, padded, reference
+from longrec.nn.target_attention import AttentionInputs, attend, padded, reference
 from tests.longrec.nn import builders
 
 WIDTH = 8
@@ -59,3 +59,11 @@ def test_long_histories_are_read_one_by_one() -> None:
     assert padded.usable(inputs(short, [10, 10], [1, 1]))
     long = random_tensors(2_000, 2)
     assert not padded.usable(inputs(long, [1_000, 1_000], [1, 1]))
+
+
+def test_without_any_event_every_weight_still_has_a_gradient() -> None:
+    tensors = random_tensors(0, 3)
+    output = attend(inputs(tensors, [0, 0], [1, 2]))
+    assert not output.any()
+    gradients = torch.autograd.grad(output.sum(), tensors)
+    assert len(gradients) == len(tensors)

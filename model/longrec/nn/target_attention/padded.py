@@ -48,23 +48,28 @@ class _Rows:
 
 
 def usable(inputs: AttentionInputs) -> bool:
-    """Return whether requests are many and short enough on a CPU."""
+    """Return whether requests are many and short enough on a CPU.
+
+    Without any pair of a target and an event it is not: `attend` would give the weights no
+    gradient, and other processes of a training wait for those of every rank.
+    """
     segments = inputs.segments
     num_requests = len(segments.num_events)
-    is_short = inputs.tokens.shape[0] <= MAX_MEAN_EVENTS * num_requests
-    return inputs.tokens.device.type == "cpu" and num_requests > 1 and is_short
+    if inputs.tokens.device.type != "cpu" or num_requests < 2:
+        return False
+    return segments.num_pairs > 0 and inputs.tokens.shape[0] <= MAX_MEAN_EVENTS * num_requests
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
     """Return the output of the reordered attention, heads side by side.
 
-    Targets of an empty history get zeros.
+    Targets of an empty history get zeros. There must be a pair of a target and an event.
 
     Source: arXiv 2511.06077, order of computation.
     """
     lifted_NHD = lift_queries(inputs.scaled_queries(), inputs.w_k)
     parts = []
-    rows = [np.zeros(0, np.int64)]
+    rows = []
     num_events = np.array(inputs.segments.num_events)
     num_targets = np.array(inputs.segments.num_targets)
     for requests in _groups(num_events, num_targets):
@@ -74,10 +79,8 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
         real = torch.from_numpy(np.flatnonzero(targets.is_real))
         parts.append(mixed_GMHD.flatten(0, 1).index_select(0, real))
         rows.append(targets.index[targets.is_real])
-    mixed_NHD = torch.zeros_like(lifted_NHD)
-    if parts:
-        all_rows = torch.from_numpy(np.concatenate(rows))
-        mixed_NHD = mixed_NHD.index_copy(0, all_rows, torch.cat(parts))
+    all_rows = torch.from_numpy(np.concatenate(rows))
+    mixed_NHD = torch.zeros_like(lifted_NHD).index_copy(0, all_rows, torch.cat(parts))
     return project_values(mixed_NHD, inputs.w_v)
 
 
