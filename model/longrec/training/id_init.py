@@ -14,23 +14,28 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from longrec.data.columns import Int64
 from longrec.data.encoder import Encoder
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.nn.layers import FeatureEmbedding
 from longrec.nn.ranker import Ranker
+from longrec.training.distributed import DistributedContext
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
+TABLE_NAME = "initial_ids.npy"
+"""File with the initial table of rank zero."""
 DOCUMENT_EVENTS = 64
 """Consecutive events of a user that count as occurring together."""
 MAX_EVENTS = 5_000_000
@@ -38,6 +43,38 @@ MAX_EVENTS = 5_000_000
 RARE_DOCUMENTS = 5
 """Documents of an id whose vector is half as long as that of a frequent id."""
 log = logging.getLogger(__name__)
+
+
+def initialize_on_all_ranks(
+    ranker: Ranker,
+    encoder: Encoder,
+    encoded: EncodedHistories,
+    *,
+    seed: int,
+    directory: Path,
+    context: DistributedContext,
+) -> None:
+    """Replace the initial embeddings of item ids by those of rank zero, on every rank.
+
+    The decomposition amplifies rounding, so each rank's own would differ.
+
+    Args:
+        ranker, encoder, encoded, seed: as in `initialize_ids`.
+        directory: a folder that all ranks see.
+        context: the processes that train together.
+    """
+    path = directory / TABLE_NAME
+
+    def learn() -> None:
+        initialize_ids(ranker, encoder, encoded, seed=seed)
+        if context.num_ranks > 1:
+            np.save(path, _table(ranker).cpu().numpy(), allow_pickle=False)
+
+    def load() -> None:
+        values = torch.from_numpy(np.load(path, allow_pickle=False))
+        _table(ranker).copy_(values)
+
+    context.rank_zero_first(learn, load)
 
 
 def initialize_ids(
@@ -148,9 +185,13 @@ def _rotation(rank: int, width: int, seed: int) -> npt.NDArray[Any]:
     return np.asarray(orthonormal.T)
 
 
-@torch.no_grad()
-def _write_rows(ranker: Ranker, rows: Int64, values: Float32) -> None:
+def _table(ranker: Ranker) -> Tensor:
+    """Return the values of the table of item ids, which may be written."""
     assert ranker.items.ids is not None
-    table = ranker.items.ids.weight
+    return ranker.items.ids.weight.detach()
+
+
+def _write_rows(ranker: Ranker, rows: Int64, values: Float32) -> None:
+    table = _table(ranker)
     scaled = torch.from_numpy(values * np.float32(ranker.config.id_std))
     table[torch.from_numpy(rows).to(table.device)] = scaled.to(table)

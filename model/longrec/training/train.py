@@ -27,7 +27,7 @@ from longrec.training import encoded_cache, loop
 from longrec.training.checkpoint import Checkpoints
 from longrec.training.curve import CurveRow, Listener, write_curve
 from longrec.training.distributed import DistributedContext, process_group
-from longrec.training.id_init import initialize_ids
+from longrec.training.id_init import initialize_on_all_ranks
 from longrec.training.memory import check_memory
 from longrec.training.report import TrainReport
 from longrec.training.resources import choose_device, explain_out_of_memory
@@ -133,7 +133,14 @@ def train(
             context.device,
         )
         if train.id_init == "lsa":
-            initialize_ids(ranker, encoder, encoded, seed=seed)
+            initialize_on_all_ranks(
+                ranker,
+                encoder,
+                encoded,
+                seed=seed,
+                directory=encoded_dir,
+                context=context,
+            )
         data_digest = context.broadcast_object(lambda: encoded_cache.digest_of(encoded_dir))
         checkpoints = Checkpoints(
             checkpoint_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from longrec.data.histories import Histories
 from longrec.nn.ranker import Ranker
 from longrec.training import encoded_cache, loop
 from longrec.training.encoded_cache import EncodedHistories
-from longrec.training.id_init import initialize_ids
+from longrec.training.id_init import initialize_ids, initialize_on_all_ranks
 from tests.longrec.small_histories import ITEMS_PER_TOPIC, NUM_TOPICS
 
 MODEL = ModelConfig(width=16, num_heads=2, id_dim=8, id_std=0.5)
@@ -34,6 +35,36 @@ def initial(encoded: tuple[encoded_cache.Encoder, EncodedHistories]) -> tuple[Ra
     learned = loop.make_ranker(MODEL, encoder, 1)
     initialize_ids(learned, encoder, histories, seed=1)
     return random, learned
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOfTwo:
+    """One of two processes that run one after the other."""
+
+    rank: int
+    num_ranks: int = 2
+
+    def rank_zero_first(self, first: Callable[[], None], then: Callable[[], None]) -> None:
+        (first if self.rank == 0 else then)()
+
+
+def test_all_ranks_start_with_the_table_of_rank_zero(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories], tmp_path: Path
+) -> None:
+    encoder, histories = encoded
+    tables = []
+    for rank in (0, 1):
+        ranker = loop.make_ranker(MODEL, encoder, 1)
+        initialize_on_all_ranks(
+            ranker,
+            encoder,
+            histories,
+            seed=1 + rank,  # a table of its own would differ
+            directory=tmp_path,
+            context=OneOfTwo(rank),  # type: ignore[arg-type]
+        )
+        tables.append(table(ranker))
+    assert np.array_equal(*tables)
 
 
 def table(ranker: Ranker) -> np.ndarray:
