@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,8 +80,10 @@ def user_of_the_image() -> Iterator[None]:
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
     """Return a folder that the user of the image may reach."""
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
+    root = Path(tempfile.gettempdir())
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to(root) and folder != root:
+            folder.chmod(0o755)
     folder = tmp_path / "volume"
     folder.mkdir()
     return folder
