@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +16,7 @@ from longrec.cli.main import app
 from longrec.config import DataConfig
 from longrec.data import features
 from longrec.data.store.publish import publish
+from longrec.runs.project import import_module
 from tests.longrec import small_histories
 from tests.longrec.cli.every_command import all_commands
 from tests.longrec.data import random_log
@@ -86,6 +87,23 @@ def _sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     longrec.setLevel(level)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once() -> Iterator[None]:
+    """Compile each pipeline once: no bad path changes the platform that is compiled in."""
+    compiler = import_module("pipelines.compiler")
+    compiled: dict[str, Any] = {}
+    compile_pipeline = compiler.pipeline
+
+    def compile_or_reuse(name: str, platform: Any) -> Any:
+        if name not in compiled:
+            compiled[name] = compile_pipeline(name, platform)
+        return compiled[name]
+
+    compiler.pipeline = compile_or_reuse
+    yield
+    compiler.pipeline = compile_pipeline
 
 
 def values_of(command: str, world: Path, out: Path) -> dict[str, str]:
