@@ -26,6 +26,7 @@ from typing import Any, Optional, Union
 from longrec.config import RunConfig
 from longrec.data import files
 from longrec.errors import LongrecError
+from longrec.retries import retried
 from longrec.training.report import TrainReport
 from pipelines.platform_config import PlatformConfig, StepConfig
 
@@ -302,9 +303,9 @@ def _client(platform: PlatformConfig) -> Any:
 
 def _live_job(client: Any, job: TrainingJob) -> Optional[str]:
     """Return the name of a running TrainJob of this training, left by a killed step."""
-    for entry in client.list_jobs():
+    for entry in retried(client.list_jobs):
         is_ours = entry.name.startswith(job.prefix)
-        if is_ours and client.get_job(entry.name).status in LIVE_STATES:
+        if is_ours and retried(client.get_job, entry.name).status in LIVE_STATES:
             return str(entry.name)
     return None
 
@@ -313,7 +314,7 @@ def _wait(client: Any, name: str, report: Reporter) -> str:
     """Return the final status of a job; the job's own deadline bounds the wait."""
     previous = ""
     while True:
-        status = str(client.get_job(name).status)
+        status = str(retried(client.get_job, name).status)
         if status in (COMPLETE, FAILED):
             return status
         if status != previous:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import tenacity
@@ -27,13 +27,43 @@ TRANSIENT = re.compile(
     r"|\bUNAVAILABLE\b|DEADLINE_EXCEEDED|[Cc]onnection (reset|refused|aborted|closed)|[Tt]imed out"
 )
 """Texts of errors of pyarrow's S3, GCS and Azure file systems that another attempt may not meet."""
+TRANSIENT_TYPES = frozenset(
+    {
+        "redis.exceptions.ConnectionError",
+        "redis.exceptions.TimeoutError",
+        "redis.exceptions.BusyLoadingError",
+        "urllib3.exceptions.MaxRetryError",
+        "urllib3.exceptions.ProtocolError",
+        "urllib3.exceptions.ReadTimeoutError",
+    }
+)
+"""Errors of clients of Redis and Kubernetes, by name: longrec does not import them here."""
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+"""HTTP status of an answer of Kubernetes that another attempt may not get."""
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether another attempt of a request may succeed."""
+    """Return whether another attempt of a request may succeed, by the error or its cause."""
+    return any(_is_transient(each) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
+def _is_transient(error: BaseException) -> bool:
+    kind = type(error)
+    if f"{kind.__module__}.{kind.__name__}" in TRANSIENT_TYPES:
+        return True
+    if kind.__module__.startswith("kubernetes."):
+        return getattr(error, "status", None) in TRANSIENT_STATUS
     if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError)):
         return False
     if isinstance(error, (ConnectionError, TimeoutError)):

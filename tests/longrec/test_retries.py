@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+import urllib3
+from kubernetes.client import ApiException
 from pyarrow import fs
 
 from longrec import retries
@@ -50,6 +53,27 @@ def test_a_fault_of_a_moment_is_tried_again(step: None, text: str) -> None:
     calls = Calls(OSError(text), ConnectionResetError(), TimeoutError())
     assert retries.retried(calls) == "done"
     assert calls.count == 4
+
+
+def api_error(status: int) -> Exception:
+    """Return an error of Kubeflow's SDK whose cause is an answer of Kubernetes."""
+    error = RuntimeError("Failed to get TrainJob")
+    error.__cause__ = ApiException(status=status)
+    return error
+
+
+def test_redis_and_kubernetes_are_tried_again_too(step: None) -> None:
+    faults = [redis.exceptions.ConnectionError("refused"), redis.exceptions.TimeoutError()]
+    calls = Calls(*faults, api_error(503), urllib3.exceptions.ProtocolError("cut off"))
+    assert retries.retried(calls) == "done"
+    assert calls.count == 5
+
+
+def test_what_kubernetes_forbids_fails_at_once(step: None) -> None:
+    calls = Calls(api_error(403))
+    with pytest.raises(RuntimeError):
+        retries.retried(calls)
+    assert calls.count == 1
 
 
 @pytest.mark.parametrize(

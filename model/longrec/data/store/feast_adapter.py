@@ -44,6 +44,7 @@ from longrec.data.store.versions import (
     table_pattern,
 )
 from longrec.errors import DataError, SchemaMismatch, StoreError
+from longrec.retries import retried
 from longrec.schema import ITEM_ID, USER_ID, Feature
 
 SERVICE = "ranker_v1"
@@ -217,9 +218,10 @@ class FeastAdapter:
         """
         with feast_errors("the online store cannot be written"), _no_warnings():
             if histories is not None and histories.num_rows:
-                self.feast.write_to_online_store("user_history", df=histories.to_pandas())
+                frame = histories.to_pandas()
+                retried(self.feast.write_to_online_store, "user_history", df=frame)
             if tails.num_rows:
-                self.feast.push("user_tail_push", tails.to_pandas())
+                retried(self.feast.push, "user_tail_push", tails.to_pandas())
 
     def remove_online(self, user_ids: list[int]) -> int:
         """Remove users from the online store; return the number of removed rows or keys.
@@ -228,7 +230,7 @@ class FeastAdapter:
             StoreError: the online store cannot be written, or is neither SQLite nor Redis.
         """
         with feast_errors("users cannot be removed from the online store"):
-            return self._read_online.remove(user_ids)
+            return retried(self._read_online.remove, user_ids)
 
     def check_online(self) -> None:
         """Check that the online store answers.
