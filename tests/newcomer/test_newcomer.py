@@ -22,9 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BUDGET = "2m"
 """Longest training; on a quiet machine the longest takes one minute."""
 REFUSED_EXIT_CODE = 3
-RUN = ("ratings", "shop", "invoices", "television", "funnel")
-"""Logs that are run to the end. The loans of `library` train as long as the others."""
-MIN_BENTOS = 4
+RUN = ("ratings", "invoices", "television", "funnel")
+"""Logs that are run to the end: no repeats, cancelled lines, times from 0, guests."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +141,9 @@ def test_a_log_ends_with_a_bento_or_with_a_refusal_that_says_what_to_do(
         assert packaged.returncode == 0, packaged.stderr
 
 
-def test_most_logs_end_with_a_bento(result_of: Callable[[str], Result]) -> None:
-    results = {name: result_of(name) for name in RUN}
-    bentos = [name for name, result in results.items() if result.summary["bento_tag"]]
-    assert len(bentos) >= MIN_BENTOS, {name: found.console for name, found in results.items()}
+def test_four_of_six_logs_end_with_a_bento(result_of: Callable[[str], Result]) -> None:
+    bentos = {name: result_of(name).summary["bento_tag"] for name in RUN}
+    assert all(bentos.values()), bentos
 
 
 @pytest.mark.parametrize("name", ["television", "ratings"])
