@@ -36,8 +36,8 @@ PROCESS_BYTES = 0.8 * 2**30
 """Memory of a Python process with torch."""
 ROWS_PER_EVENT = 40
 """Rows of the model's width that a batch stores for each event, with their gradients."""
-SMALL_LOG_TARGETS = 100_000
-"""Targets below which ids are hardly learned."""
+SMALL_LOG_REQUESTS = 100_000
+"""Requests below which ids are hardly learned. Sampled negatives add targets, not knowledge."""
 NARROW_WIDTH = 32
 """Width on a CPU below a million targets; wider ones learned KuaiRand by heart (docs/log.md)."""
 RARE_ITEM_EVENTS = 20
@@ -304,13 +304,13 @@ def _id_choices(facts: LogFacts) -> Iterator[Choice]:
 
 
 def _is_small(facts: LogFacts) -> bool:
-    return facts.num_targets < SMALL_LOG_TARGETS
+    return facts.num_requests < SMALL_LOG_REQUESTS
 
 
 def _id_reason(facts: LogFacts) -> str:
     if _is_small(facts):
         return "a small log: ids stay near their start"
-    return "many targets: ids are learned"
+    return "many requests: ids are learned"
 
 
 def _evaluate_choices(sizes: _Sizes, plan: _Plan) -> Iterator[Choice]:

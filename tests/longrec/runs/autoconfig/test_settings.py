@@ -104,7 +104,7 @@ def test_a_gpu_trains_wider_models_on_longer_windows() -> None:
 
 
 def test_ids_of_a_small_log_stay_near_their_start() -> None:
-    small = dataclasses.replace(SHORT_LOG, num_targets=25_000, num_requests=25_000)
+    small = dataclasses.replace(SHORT_LOG, num_requests=25_000, num_targets=125_000)
     config = derive(small, LAPTOP, 300).config
     assert config.train.id_init == "lsa"
     larger = derive(SHORT_LOG, LAPTOP, 300).config
