@@ -130,8 +130,11 @@ def fresh_environment(folder: Path, bento: Path, place: str) -> None:
                 _link(source, Path(os.path.normpath(packages / entry)))
     (wheel,) = bento.glob("env/python/wheels/longrec-*.whl")
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
-    subprocess.run([*pip, "check"], check=True)
+    # With the sources on PYTHONPATH, pip would take longrec for installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = [*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, env=environment)
+    subprocess.run([*pip, "check"], check=True, env=environment)
     for script in (folder / "bin").iterdir():
         _move_script(script, f"#!{place}/bin/python")
 
