@@ -86,7 +86,7 @@ def initialize_ids(
 ) -> None:
     """Replace the initial embeddings of the item ids that occur in training histories.
 
-    Their mean is 0 and their standard deviation `model.id_std`, as that of random ones.
+    Values of a frequent id have the standard deviation `model.id_std`, those of a rare id less.
 
     Args:
         ranker: new ranker.
@@ -119,8 +119,7 @@ def _documents(encoded: EncodedHistories) -> tuple[Int64, Int64]:
     # A user's timeline starts in one place; requests see more of it as time goes on.
     users = encoded.request_users[requests]
     order = np.argsort(users, kind="stable")
-    is_first = np.diff(users[order], prepend=np.nan) != 0
-    first = np.flatnonzero(is_first)
+    _, first = np.unique(users[order], return_index=True)
     starts = np.minimum.reduceat(encoded.event_starts[requests][order], first)
     ends = np.maximum.reduceat(encoded.event_ends[requests][order], first)
     lengths = ends - starts

@@ -14,7 +14,7 @@ from longrec.data.histories import Histories
 from longrec.nn.ranker import Ranker
 from longrec.training import encoded_cache, loop
 from longrec.training.encoded_cache import EncodedHistories
-from longrec.training.id_init import initialize_ids, initialize_on_all_ranks
+from longrec.training.id_init import _documents, initialize_ids, initialize_on_all_ranks
 from tests.longrec.small_histories import ITEMS_PER_TOPIC, NUM_TOPICS
 
 MODEL = ModelConfig(width=16, num_heads=2, id_dim=8, id_std=0.5)
@@ -121,3 +121,26 @@ def test_later_events_are_not_read(
     other = loop.make_ranker(MODEL, encoder, 1)
     initialize_ids(other, encoder, dataclasses.replace(histories, event_items=changed), seed=1)
     assert np.array_equal(table(other), table(learned))
+
+
+def test_users_whose_ids_differ_in_the_last_bit_have_documents_of_their_own(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories],
+) -> None:
+    _, histories = encoded
+    _, ranks = np.unique(histories.request_users, return_inverse=True)
+    expected = _documents(dataclasses.replace(histories, request_users=ranks))
+    # Neighbours above 2^53 are equal as doubles.
+    large = dataclasses.replace(histories, request_users=2**62 + ranks)
+    for ours, theirs in zip(_documents(large), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_without_any_event_all_ids_keep_their_random_values(
+    encoded: tuple[encoded_cache.Encoder, EncodedHistories],
+) -> None:
+    encoder, histories = encoded
+    empty = dataclasses.replace(histories, event_ends=histories.event_starts)
+    ranker = loop.make_ranker(MODEL, encoder, 1)
+    before = table(ranker).copy()
+    initialize_ids(ranker, encoder, empty, seed=1)
+    assert np.array_equal(table(ranker), before)
