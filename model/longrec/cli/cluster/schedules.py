@@ -51,78 +51,40 @@ def schedules(
     print_result(value, text, as_json=as_json)
 
 
-@app.command()
-def pause(
-    name: Name,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "longrec",
-    token_file: TokenFile = None,
-    cookie_file: CookieFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Start no more runs of a schedule; a run that has begun goes on.
+def _add_command(action: str, done: str, summary: str) -> None:
+    """Add a command that changes all schedules of a name.
 
-    \b
-    Examples:
-      longrec schedules pause training-ranker
+    Args:
+        action: name of the command, and of the method of a server's schedules.
+        done: what the method did.
+        summary: first line of the help.
     """
-    server = connect(host, namespace, token_file, cookie_file)
-    _change(server, experiment, name, "pause", as_json=as_json)
+    examples = f"\b\nExamples:\n  longrec schedules {action} training-ranker"
+
+    @app.command(action, help=f"{summary}\n\n{examples}")
+    def change(
+        name: Name,
+        host: Host = "",
+        namespace: Namespace = "",
+        experiment: Experiment = "longrec",
+        token_file: TokenFile = None,
+        cookie_file: CookieFile = None,
+        as_json: AsJson = False,
+    ) -> None:
+        server = connect(host, namespace, token_file, cookie_file)
+        found = server.schedules.find(server.experiment_id(experiment), name)
+        for schedule in found:
+            getattr(server.schedules, action)(schedule)
+        lines = [f"{done} {entry.name} {entry.schedule_id}" for entry in found]
+        value = {"done": done, "schedules": [dataclasses.asdict(entry) for entry in found]}
+        print_result(value, "\n".join(lines), as_json=as_json)
 
 
-@app.command()
-def resume(
-    name: Name,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "longrec",
-    token_file: TokenFile = None,
-    cookie_file: CookieFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Start runs of a paused schedule again; missed times are not made up for.
-
-    \b
-    Examples:
-      longrec schedules resume training-ranker
-    """
-    server = connect(host, namespace, token_file, cookie_file)
-    _change(server, experiment, name, "resume", as_json=as_json)
-
-
-@app.command()
-def remove(
-    name: Name,
-    host: Host = "",
-    namespace: Namespace = "",
-    experiment: Experiment = "longrec",
-    token_file: TokenFile = None,
-    cookie_file: CookieFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Remove a schedule; its runs stay.
-
-    \b
-    Examples:
-      longrec schedules remove training-ranker
-    """
-    server = connect(host, namespace, token_file, cookie_file)
-    _change(server, experiment, name, "remove", as_json=as_json)
-
-
-DONE = {"pause": "paused", "resume": "resumed", "remove": "removed"}
-"""Method of a server's schedules -> what it did."""
-
-
-def _change(server: Any, experiment: str, name: str, action: str, *, as_json: bool) -> None:
-    """Change all schedules of a name and print what was done."""
-    found = server.schedules.find(server.experiment_id(experiment), name)
-    for schedule in found:
-        getattr(server.schedules, action)(schedule)
-    lines = [f"{DONE[action]} {entry.name} {entry.schedule_id}" for entry in found]
-    value = {"done": DONE[action], "schedules": [dataclasses.asdict(entry) for entry in found]}
-    print_result(value, "\n".join(lines), as_json=as_json)
+_add_command("pause", "paused", "Start no more runs of a schedule; a run that has begun goes on.")
+_add_command(
+    "resume", "resumed", "Start runs of a paused schedule again; missed times are not made up for."
+)
+_add_command("remove", "removed", "Remove a schedule; its runs stay.")
 
 
 def _lines(schedules: Sequence[Any]) -> list[str]:
