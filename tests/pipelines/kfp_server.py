@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import kfp_server_api as api
+import pytest
 import yaml
 from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
@@ -337,3 +338,15 @@ def running() -> Iterator[FakeServer]:
     finally:
         fake.shutdown()
         thread.join()
+
+
+@contextmanager
+def running_for_commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """Run a server that the commands find by their variables, and ask without patience."""
+    for name in ("LONGREC_KFP_TOKEN", "LONGREC_KFP_COOKIE", "LONGREC_KFP_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LONGREC_POLL_SECONDS", "0.01")
+    monkeypatch.setenv("LONGREC_PATIENCE_SECONDS", "0")
+    with running() as fake:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
+        yield fake

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from longrec.cli.main import app
 from pipelines import compiler
 from pipelines.server.cron import cron_fields
-from tests.pipelines.kfp_server import FakeServer, running
+from tests.pipelines.compiled_once import compiled_once
+from tests.pipelines.kfp_server import FakeServer, running_for_commands
 from tests.pipelines.server.argo_tasks import Step, executor_paths, pod_of, tasks_of
 
 ROOT = Path(__file__).parents[2]
@@ -27,28 +28,13 @@ TASKS = tasks_of([Step("fingerprint", start="2026-01-01T00:00:00Z"), Step("train
 
 
 _commands = functools.cache(get_command)
-_pipelines: dict[str, Any] = {}
-_compile = compiler.pipeline
-
-
-def _compiled_once(name: str, platform: Any) -> Any:
-    """Return a pipeline; each one is compiled once for all these tests."""
-    key = f"{name} {platform}"
-    if key not in _pipelines:
-        _pipelines[key] = _compile(name, platform)
-    return _pipelines[key]
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(compiler, "pipeline", _compiled_once)
+    monkeypatch.setattr(compiler, "pipeline", compiled_once)
     monkeypatch.setattr("typer.testing._get_command", _commands)
-    for name in ("LONGREC_KFP_TOKEN", "LONGREC_KFP_COOKIE", "LONGREC_KFP_NAMESPACE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LONGREC_POLL_SECONDS", "0.01")
-    monkeypatch.setenv("LONGREC_PATIENCE_SECONDS", "0")
-    with running() as fake:
-        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", fake.url)
+    with running_for_commands(monkeypatch) as fake:
         fake.tasks = TASKS
         yield fake
 

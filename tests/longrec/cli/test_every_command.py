@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner
@@ -16,10 +16,11 @@ from longrec.cli.main import app
 from longrec.config import DataConfig
 from longrec.data import features
 from longrec.data.store.publish import publish
-from longrec.runs.project import import_module
+from pipelines import compiler
 from tests.longrec import small_histories
 from tests.longrec.cli.every_command import all_commands
 from tests.longrec.data import random_log
+from tests.pipelines.compiled_once import compiled_once
 
 REPO = Path(__file__).parents[3] / "feature_repo"
 COMMANDS = all_commands()
@@ -74,6 +75,7 @@ def _sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Start no server, and leave store and logging of the test process as they are."""
 
     monkeypatch.setenv("LONGREC_PATIENCE_SECONDS", "0")
+    monkeypatch.setattr(compiler, "pipeline", compiled_once)
 
     def start_nothing(*_: object) -> NoReturn:
         raise SystemExit(0)
@@ -87,23 +89,6 @@ def _sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     longrec.setLevel(level)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once() -> Iterator[None]:
-    """Compile each pipeline once: no bad path changes the platform that is compiled in."""
-    compiler = import_module("pipelines.compiler")
-    compiled: dict[str, Any] = {}
-    compile_pipeline = compiler.pipeline
-
-    def compile_or_reuse(name: str, platform: Any) -> Any:
-        if name not in compiled:
-            compiled[name] = compile_pipeline(name, platform)
-        return compiled[name]
-
-    compiler.pipeline = compile_or_reuse
-    yield
-    compiler.pipeline = compile_pipeline
 
 
 def values_of(command: str, world: Path, out: Path) -> dict[str, str]:
