@@ -318,6 +318,8 @@ class Trainer:
             self.sharded.restore_tables()
         if self.best_weights is not None:
             self.ranker.load_state_dict(self.best_weights)
+        self.ranker.step_dropout = None
+        self.ranker.table_with_hidden_ids = None
         self.ranker.eval()
 
     def checkpoint(self) -> Checkpoint:
