@@ -155,6 +155,6 @@ def _is_generated(path: Path, project: Path) -> bool:
 
 def _relative(path: Path, project: Path) -> Path:
     """Return a path that does not depend on the location of the project on this machine."""
-    if path.is_relative_to(project):
-        return path.relative_to(project)
-    return path.relative_to(LIBRARY.parent)
+    if path.is_relative_to(LIBRARY):
+        return path.relative_to(LIBRARY.parent)
+    return path.relative_to(project)

@@ -29,12 +29,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _now(copy: Path) -> dict[str, str]:
+def _now(copy: Path, project: Path | None = None) -> dict[str, str]:
     code = (
         "import json, sys; from longrec.runs.code_fingerprint import of_steps; "
         "print(json.dumps(of_steps(sys.argv[1])))"
     )
-    command = [sys.executable, "-c", code, str(copy / "feature_repo")]
+    command = [sys.executable, "-c", code, str((project or copy) / "feature_repo")]
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(copy / "model")},
@@ -92,6 +92,15 @@ def test_an_edit_of_a_template_touches_the_steps_that_write_pages(
     touched = {step for step in CODE_KEYS if before[step] != after[step]}
     assert {"check_events", "check_histories", "evaluate", "study", "package"} <= touched
     assert not touched & {"train", "publish", "retrieve"}
+
+
+def test_a_library_outside_of_the_project_has_the_same_fingerprints(
+    copy: Path, before: dict[str, str], tmp_path: Path
+) -> None:
+    for room in ("components", "feature_repo", "bento"):
+        shutil.copytree(copy / room, tmp_path / room)
+    shutil.copyfile(copy / "pyproject.toml", tmp_path / "pyproject.toml")
+    assert _now(copy, project=tmp_path) == before
 
 
 def test_the_step_returns_them_in_the_order_of_its_names() -> None:
