@@ -3,6 +3,7 @@
 service    endpoints and life cycle: `bentoml serve bento.service:Ranker`
 ranking    one request: admit, read the user, rank, log
 schemas    bodies of requests and answers, as the interface describes them
+openapi    OpenAPI document, from the schemas
 errors     HTTP status of each error
 startup    checks before the service starts
 settings   environment variables

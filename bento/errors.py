@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse
 
 from longrec.errors import ConfigError, DataError, LongrecError
@@ -14,6 +14,12 @@ from longrec.errors import ConfigError, DataError, LongrecError
 CLOSED_RETRY_SECONDS = 1.0
 UNION_BRANCH = re.compile(r"constrained-|list\[")
 """Names that pydantic gives to the types of a union in a location."""
+
+
+class ErrorAnswer(BaseModel):
+    """The JSON body of every error."""
+
+    error: str = Field(description="What was found, and what was expected.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
+from typing_extensions import TypeAliasType
 
 from bento.errors import HttpError, first_problem
 from bento.settings import BODY_LIMITS
@@ -69,12 +70,68 @@ def to_milliseconds(value: Any) -> Any:
 
 Int64 = Annotated[int, Field(ge=MIN_INT64, le=MAX_INT64)]
 Id = Int64 | Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
-RequestTime = Annotated[
-    int,
-    BeforeValidator(to_milliseconds),
-    Field(ge=MIN_INT64, le=MAX_INT64),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}),
-]
+UserId = TypeAliasType(
+    "UserId",
+    Annotated[
+        Id,
+        Field(
+            description=(
+                "User to read the history of; an unknown user has an empty history. Ids are "
+                "numbers, or texts: names in a log with text ids, else decimal digits."
+            )
+        ),
+    ],
+)
+ItemId = TypeAliasType(
+    "ItemId",
+    Annotated[
+        Id,
+        Field(
+            description=(
+                "Item: a number, or a text: the name in a log with text ids, else decimal digits."
+            )
+        ),
+    ],
+)
+RequestTime = TypeAliasType(
+    "RequestTime",
+    Annotated[
+        int,
+        BeforeValidator(to_milliseconds),
+        Field(ge=MIN_INT64, le=MAX_INT64),
+        WithJsonSchema(
+            {
+                "description": (
+                    "From 1980 to 2099: ISO 8601 with a time zone, or milliseconds since 1970 "
+                    "UTC; default now."
+                ),
+                "oneOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}],
+                "nullable": True,
+            }
+        ),
+    ],
+)
+History = TypeAliasType(
+    "History",
+    Annotated[
+        dict[str, list[Any]],
+        Field(
+            description=(
+                "Events to use instead of the stored ones, as columns of one length. event_seq "
+                "orders equal times. Other columns are the event features of the log. The events "
+                "are not cached."
+            )
+        ),
+    ],
+)
+
+
+def _describe_as_list(schema: dict[str, Any]) -> None:
+    """Describe the list of both types of ids; pydantic tries the one of integers first."""
+    branches = schema.pop("anyOf")
+    schema.update(branches[-1])
+    schema["minItems"] = schema.pop("minLength")
+    schema["maxItems"] = schema.pop("maxLength")
 
 
 class _JsonRequestBody(bentoml.IODescriptor):
@@ -82,19 +139,8 @@ class _JsonRequestBody(bentoml.IODescriptor):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    user_id: Id = Field(
-        description=(
-            "User to read the history of; an unknown user has an empty history. Ids are numbers, "
-            "or texts: names in a log with text ids, else decimal digits."
-        ),
-    )
-    request_time: RequestTime | None = Field(
-        None,
-        description=(
-            "From 1980 to 2099: ISO 8601 with a time zone, or milliseconds since 1970 UTC; "
-            "default now."
-        ),
-    )
+    user_id: UserId
+    request_time: RequestTime | None = None
     length: int | None = Field(
         None,
         ge=0,
@@ -107,13 +153,7 @@ class _JsonRequestBody(bentoml.IODescriptor):
         le=MAX_TIMEOUT_MS,
         description="The request is answered or rejected within this time.",
     )
-    history: dict[str, list[Any]] | None = Field(
-        None,
-        description=(
-            "Events to use instead of the stored ones, as columns: item_id and timestamp (ms "
-            "since 1970 UTC), event_seq to order equal times, event features. They are not cached."
-        ),
-    )
+    history: History | None = None
     _caller: str = PrivateAttr("")
 
     @classmethod
@@ -189,14 +229,11 @@ class _JsonRequestBody(bentoml.IODescriptor):
 class RankRequestBody(_JsonRequestBody):
     """Candidates to rank for a user; only events before the request time are used."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"user_id": 1, "candidates": [11, 12, 13]}}
-    )
-
-    candidates: list[Int64] | list[Id] = Field(
+    candidates: list[Int64] | list[ItemId] = Field(
         min_length=1,
         max_length=BODY_LIMITS.max_candidates,
         description="Item ids, in the order of the scores.",
+        json_schema_extra=_describe_as_list,
     )
 
     def to_request(self) -> CallerRequest:
@@ -207,16 +244,12 @@ class RankRequestBody(_JsonRequestBody):
 class ExplainRequestBody(_JsonRequestBody):
     """A candidate of a user, to be explained by the events that the model attends to."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"user_id": 1, "candidate": 11, "top": 3}}
-    )
-
-    candidate: Id = Field(description="Item id.")
+    candidate: ItemId
     top: int = Field(
         10,
         ge=1,
         le=100,
-        description="Events to name for each layer and head.",
+        description="Events to name for each layer and head; default 10.",
     )
 
     def to_request(self) -> CallerRequest:
@@ -281,7 +314,7 @@ class ArrowRequestBody(_ArrowBody):
 RequestBody = RankRequestBody | ExplainRequestBody | ArrowRequestBody
 
 
-class RankResponse(bentoml.IODescriptor):
+class RankAnswer(bentoml.IODescriptor):
     """Scores of the candidates, in the order of the request, and facts about them."""
 
     scores: dict[str, list[float]] = Field(
@@ -303,10 +336,10 @@ class RankResponse(bentoml.IODescriptor):
     )
 
 
-class ArrowResponse(_ArrowBody):
+class ArrowAnswer(_ArrowBody):
     """An Arrow IPC stream of one record batch with a float32 column for each task.
 
-    The metadata of the schema holds the other keys of RankResponse.
+    The metadata of the schema holds the other keys of RankAnswer.
     """
 
 
@@ -327,7 +360,7 @@ class HeadAttention(BaseModel):
     events: list[AttendedEvent]
 
 
-class ExplainResponse(RankResponse):
+class ExplainAnswer(RankAnswer):
     """Scores of one candidate, and the events behind them."""
 
     attention: list[HeadAttention]

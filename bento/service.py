@@ -26,15 +26,16 @@ from starlette.responses import JSONResponse, Response
 
 from bento import startup
 from bento.errors import HttpError, http_error_of
+from bento.openapi import openapi_document
 from bento.ranking import RequestRanker
 from bento.schemas import (
     ARROW_MEDIA_TYPE,
+    ArrowAnswer,
     ArrowRequestBody,
-    ArrowResponse,
+    ExplainAnswer,
     ExplainRequestBody,
-    ExplainResponse,
+    RankAnswer,
     RankRequestBody,
-    RankResponse,
     RequestBody,
 )
 from bento.settings import SETTINGS, feature_repo, model_tag, store_digest, workdir
@@ -75,7 +76,7 @@ class RankerModel(bentoml.models.BentoModel):
 ACCESS_LOG = {"access": {"request_content_type": False}}
 """BentoML's log fails to decode a content type of other bytes than UTF-8, and breaks the answer."""
 MODEL = RankerModel(model_tag())
-WEB = WebApp()
+WEB = WebApp(openapi_document)
 
 
 @bentoml.service(name="longrec-ranker", traffic={"timeout": 60}, logging=ACCESS_LOG)
@@ -97,17 +98,17 @@ class Ranker:
             logger.exception("unexpected error")
             startup.stop_server(f"{type(error).__name__}: {error}")
 
-    @bentoml.api(route="/rank", output_spec=RankResponse)
+    @bentoml.api(route="/rank", output_spec=RankAnswer)
     async def rank(self, request: RankRequestBody, /) -> Response:
         """Score candidates for a user, for example {"user_id": 1, "candidates": [11, 12, 13]}."""
         return await self._respond(request, _json_response)
 
-    @bentoml.api(route="/rank_arrow", output_spec=ArrowResponse)
+    @bentoml.api(route="/rank_arrow", output_spec=ArrowAnswer)
     async def rank_arrow(self, request: ArrowRequestBody, /) -> Response:
         """Score candidates like /rank, Arrow in and out: for callers that count milliseconds."""
         return await self._respond(request, _arrow_response)
 
-    @bentoml.api(route="/explain", output_spec=ExplainResponse)
+    @bentoml.api(route="/explain", output_spec=ExplainAnswer)
     async def explain(self, request: ExplainRequestBody, /) -> Response:
         """Name the events that each layer and head weighs most for a candidate.
 

@@ -435,38 +435,25 @@ def metrics_page() -> str:
 
 def http_page() -> str:
     """Return the routes of the service with the fields of their requests and answers."""
-    from bento.service import Ranker
+    from bento.openapi import build_document
 
-    description = _plain(Ranker.openapi_spec)
-    schemas: Json = description["components"]["schemas"]
+    document = build_document(is_token_required=False)
+    schemas: Json = document["components"]["schemas"]
     rows = [("route", "meaning")]
-    for path, methods in description["paths"].items():
+    for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            rows.append((f"`{method.upper()} {path}`", _one_line(operation["description"])))
+            rows.append((f"`{method.upper()} {path}`", f"{operation['summary']}."))
     blocks = [_table(rows)]
     for name, schema in schemas.items():
-        if schema.get("properties") and name not in BENTOML_SCHEMAS:
-            blocks.append(_schema_block(name, schema))
+        blocks.append(_schema_block(name, schema))
     sentence = "The service describes itself at `/docs` and `/docs.json`; this page is that text."
     return _page("HTTP API", sentence, *blocks)
 
 
-BENTOML_SCHEMAS = ("InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse")
-"""Schemas of the framework, which this service does not answer with."""
-
-
-def _plain(value: Any) -> Any:
-    """Return an OpenAPI description as plain dictionaries, lists and scalars."""
-    if hasattr(value, "asdict"):
-        return _plain(value.asdict())
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 def _schema_block(name: str, schema: Json) -> str:
+    if "properties" not in schema:
+        meaning = _one_line(schema["description"])
+        return f"## {name}\n\n{_json_type(schema)}. {meaning}"
     required = schema.get("required", [])
     rows = [("field", "type", "meaning")]
     for field, facts in schema["properties"].items():
@@ -481,8 +468,8 @@ def _json_type(facts: Json) -> str:
     if "$ref" in facts:
         name = facts["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in facts:
-        kinds = [_json_type(kind) for kind in facts["anyOf"] if kind.get("type") != "null"]
+    if "oneOf" in facts:
+        kinds = [_json_type(kind) for kind in facts["oneOf"]]
         return " or ".join(dict.fromkeys(kinds))
     if facts.get("type") == "array":
         return f"list of {_json_type(facts['items'])}" if facts.get("items") else "list"

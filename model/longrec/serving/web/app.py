@@ -2,11 +2,12 @@
 
     GET /                 the page, one file that loads nothing else
     GET /docs             the API, in the Swagger UI of BentoML, without its tracking
+    GET /docs.json        the API, as the OpenAPI document of the service
     GET /page/examples    users with long histories, candidates, a time after the last event
     GET /page/history     events of a user before a time, as columns to draw
     POST /page/whatif     scores as if one more event had happened
 
-The last three serve the page alone and may change with it.
+Those of /page serve the page alone and may change with it.
 """
 
 from __future__ import annotations
@@ -70,17 +71,23 @@ class PageSource:
 
 
 class WebApp:
-    """The application to mount at `/`; the service sets `source` once it is ready."""
+    """The application to mount at `/`; the service sets `source` once it is ready.
 
-    def __init__(self) -> None:
+    Args:
+        document: returns the OpenAPI document of the service.
+    """
+
+    def __init__(self, document: Callable[[], dict[str, Any]]) -> None:
         from starlette.applications import Starlette
         from starlette.routing import Route
 
         self.source: PageSource | None = None
+        self._document = document
         self.app = Starlette(
             routes=[
                 Route("/", self._page),
                 Route("/docs", self._docs),
+                Route("/docs.json", self._docs_json),
                 Route("/page/examples", json_endpoint(self._examples)),
                 Route("/page/history", json_endpoint(self._history)),
                 Route("/page/whatif", json_endpoint(self._whatif), methods=["POST"]),
@@ -92,6 +99,11 @@ class WebApp:
 
     async def _docs(self, _: Any) -> Any:
         return html_response(DOCS_PAGE)
+
+    async def _docs_json(self, _: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(self._document(), headers={"Cache-Control": "no-cache"})
 
     async def _examples(self, _: Any) -> dict[str, Any]:
         source = self._ready_source()

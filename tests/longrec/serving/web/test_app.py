@@ -19,7 +19,7 @@ from longrec.serving.web.app import PageSource, WebApp
 
 async def get(route: str, source: Any = None) -> httpx.Response:
     """Return the answer of an application; by default of one that has no source yet."""
-    web = WebApp()
+    web = WebApp(dict)
     web.source = source
     transport = httpx.ASGITransport(web.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
