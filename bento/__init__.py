@@ -1,11 +1,12 @@
 """The BentoML service.
 
-service    endpoints and life cycle: `bentoml serve bento.service:Ranker`
-ranking    one request: admit, read the user, rank, log
-schemas    bodies of requests and answers, as the interface describes them
-openapi    OpenAPI document, from the schemas
-errors     HTTP status of each error
-startup    checks before the service starts
-settings   environment variables
-build      writes bentos to the BentoML store; a program of its own
+service      endpoints and life cycle: `bentoml serve bento.service:Ranker`
+ranking      one request: admit, read the user, rank, log
+schemas      bodies of requests and answers, as the interface describes them
+openapi      OpenAPI document, from the schemas
+errors       HTTP status of each error
+json_errors  middleware: one form of all errors
+startup      checks before the service starts
+settings     environment variables
+build        writes bentos to the BentoML store; a program of its own
 """

@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from bento import startup
 from bento.errors import HttpError, http_error_of
+from bento.json_errors import JsonErrorsMiddleware
 from bento.openapi import openapi_document
 from bento.ranking import RequestRanker
 from bento.schemas import (
@@ -202,6 +203,7 @@ class Ranker:
 
 _service: Any = Ranker  # the decorator made a service of the class, which mypy does not see
 _service.mount_asgi_app(WEB.app)
+_service.add_asgi_middleware(JsonErrorsMiddleware)
 _service.add_asgi_middleware(AuthMiddleware)
 
 

@@ -223,11 +223,32 @@ def test_the_content_type_of_curl_is_accepted(client) -> None:
     assert client.post("/rank", content=json.dumps(GOOD), headers=headers).status_code == 200
 
 
-def test_other_methods_paths_and_pickles_are_rejected(client) -> None:
-    assert client.get("/rank").status_code == 405
-    assert client.post("/score", json=GOOD).status_code == 404
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/rank", 405),
+        ("POST", "/livez", 405),
+        ("POST", "/score", 404),
+        ("POST", "/rank/", 404),
+        ("GET", "/docs/", 404),
+        ("GET", "/metrics/", 404),
+        ("GET", "/static_content", 404),
+        ("GET", "/static_content/none.js", 404),
+    ],
+)
+def test_other_methods_and_paths_are_refused_as_json(client, method, path, status) -> None:
+    response = client.request(method, path, headers={"host": "elsewhere.example"})
+    assert response.status_code == status, response.headers
+    assert list(response.json()) == ["error"]
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_pickles_are_refused_as_json(client) -> None:
     pickle = {"content-type": "application/vnd.bentoml+pickle"}
-    assert client.post("/rank", content=b"x", headers=pickle).status_code == 415
+    response = client.post("/rank", content=b"x", headers=pickle)
+    assert response.status_code == 415
+    assert list(response.json()) == ["error"]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics", "/docs.json"])
