@@ -1,4 +1,6 @@
-"""Fixes for faults of the local runner of kfp 2.17: loops, commands of steps, and placeholders."""
+"""Fixes for faults of kfp 2.17: loops, commands of steps and placeholders of its local runner, and
+slow settings of tasks.
+"""
 
 import contextlib
 import json
@@ -87,6 +89,28 @@ def fixed_commands() -> Iterator[None]:
         subprocess_task_handler.replace_python_executable = original_replace
         placeholder_utils.resolve_individual_placeholder = original_resolve
         placeholder_utils.resolve_self_references_in_executor_input = original_self
+
+
+@contextlib.contextmanager
+def quick_settings() -> Iterator[None]:
+    """Set a property of a task without a look at the source of all callers.
+
+    For the text of an error that it seldom raises, kfp reads the whole stack for each setting. In a
+    process that has loaded many modules, that makes a compilation many times slower.
+    """
+    from kfp.dsl import PipelineTask
+
+    original = PipelineTask._ensure_container_spec_exists
+
+    def check(task: PipelineTask) -> None:
+        if task.container_spec is None:
+            original(task)
+
+    PipelineTask._ensure_container_spec_exists = check
+    try:
+        yield
+    finally:
+        PipelineTask._ensure_container_spec_exists = original
 
 
 def masked(arguments: Any) -> Any:

@@ -8,6 +8,7 @@ from longrec.errors import LongrecError
 from longrec.runs.outcome import UI_VARIABLE
 from longrec.runs.record.attempts import RUN_VARIABLE, WORKDIR_VARIABLE
 from longrec.runs.steps import STEPS, PipelineStep
+from pipelines.kfp_fixes import quick_settings
 from pipelines.platform_config import PlatformConfig, StepConfig
 
 BACKOFF_FACTOR = 2.0
@@ -83,6 +84,7 @@ def _step_of(task: dsl.PipelineTask) -> PipelineStep:
     return STEPS[name]
 
 
+@quick_settings()
 def _set_container(
     task: dsl.PipelineTask, step: PipelineStep, platform: PlatformConfig, settings: StepConfig
 ) -> None:

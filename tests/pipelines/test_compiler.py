@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 from google.protobuf import json_format
+from kfp import dsl
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from typer.testing import CliRunner
 
@@ -20,6 +22,7 @@ from longrec.cli.main import app
 from longrec.config_file import build
 from longrec.errors import ConfigError, LongrecError
 from pipelines import compiler
+from pipelines.kfp_fixes import quick_settings
 from pipelines.platform_config import PlatformConfig
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +119,24 @@ def test_options_of_manifests_need_each_other(arguments: tuple[str, ...], messag
 def test_an_unknown_pipeline_is_an_error() -> None:
     with pytest.raises(LongrecError, match="there is no pipeline 'absent'"):
         compiler.pipeline("absent", None)
+
+
+def test_no_setting_of_a_task_reads_the_source_of_its_callers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That would take most of the time of a compilation, in a process with many modules."""
+
+    def read() -> NoReturn:
+        raise AssertionError("the stack is read")
+
+    monkeypatch.setattr(inspect, "stack", read)
+    compiler.pipeline("training", build(PlatformConfig, PLATFORM))
+
+
+def test_a_task_without_a_container_takes_no_setting_of_one() -> None:
+    task: Any = SimpleNamespace(container_spec=None)
+    with quick_settings(), pytest.raises(ValueError, match="only be used on single-step"):
+        dsl.PipelineTask._ensure_container_spec_exists(task)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
