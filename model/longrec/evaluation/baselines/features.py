@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
-from longrec.evaluation.baselines.item_values import ItemValues
-from longrec.evaluation.baselines.rates import (
+from longrec.data.loading.label_rates import (
     LabelledTargets,
     event_counts_before,
     overall_rates_before,
     rates_before,
 )
+from longrec.evaluation.baselines.item_values import ItemValues
 from longrec.evaluation.baselines.repeats import HistorySpans, Repeats, find_repeats
 from longrec.evaluation.sample import targets_of
 

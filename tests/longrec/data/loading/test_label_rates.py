@@ -1,17 +1,17 @@
-"""Compare the rates and counts of the baselines with loops over every target."""
+"""Compare rates and counts before each request with loops over every target."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from longrec.evaluation.baselines.rates import (
+from longrec.data.loading.label_rates import (
     LabelledTargets,
-    combined_rates,
     event_counts_before,
     overall_rates_before,
     rates_before,
 )
+from longrec.evaluation.baselines.rates import combined_rates
 
 STRENGTH = 2.0
 
