@@ -36,6 +36,7 @@ from longrec.scoring.scorer import Scorer
 from longrec.study.rows import at_length
 from longrec.study.trial import Row, Trial, result_path
 from longrec.training import encoded_cache, loop, progress
+from longrec.training.id_init import initialize_ids
 from longrec.training.report import TrainReport
 from longrec.training.resources import autocast, choose_device
 from longrec.training.trainer import Trainer
@@ -173,9 +174,11 @@ def _train(
     config = trial.config
     train_config = limit_events(encoded, config, trial.train_events, trial.seed)
     device, _ = choose_device(train_config)
-    ranker = loop.make_ranker(config.model, encoder, trial.seed)
+    ranker = loop.make_ranker(config.model, encoder, trial.seed).to(device)
+    if train_config.id_init == "lsa":
+        initialize_ids(ranker, encoder, encoded, seed=trial.seed)
     return loop.fit(
-        ranker.to(device),
+        ranker,
         encoded,
         config.lengths,
         train_config,

@@ -1,0 +1,36 @@
+"""What a trial takes from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from longrec.data.histories import Histories
+from longrec.study.run_trial import _train
+from longrec.study.trial import Trial, plan
+from longrec.training import encoded_cache
+from tests.longrec.study.small_study import load_study
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return plan(load_study(tmp_path_factory.mktemp("study")))[0]
+
+
+def test_ids_of_a_trial_start_as_its_configuration_says(
+    trial: Trial, histories_dir: Path, tmp_path: Path
+) -> None:
+    encoder, encoded = encoded_cache.encode(Histories.open(histories_dir), tmp_path / "encoded")
+    tables = []
+    for start in ("random", "lsa"):
+        train = dataclasses.replace(
+            trial.config.train, id_init=start, max_steps=1, embedding_learning_rate=1e-9
+        )
+        config = dataclasses.replace(trial.config, train=train)
+        trainer = _train(encoder, encoded, dataclasses.replace(trial, config=config), tmp_path)
+        assert trainer.ranker.items.ids is not None
+        tables.append(trainer.ranker.items.ids.weight.detach())
+    assert not torch.allclose(*tables, atol=1e-2)
