@@ -132,6 +132,8 @@ class ModelConfig:
         retrieved: number of events that `sim` attends to.
         matches: whether the head reads match features: how often and how long ago the history
             contained each feature value of the target (longrec.nn.match_features).
+        item_rates: whether the head reads item rates: the mean labels of the target's item and of
+            each of its features in the training (longrec.nn.item_rates).
         id_std: initial standard deviation of id embeddings. Near 1, unseen ids are random codes
             that attention can match.
         crosses: whether the head reads products of the target with the user and with z (DCN V2).
@@ -159,6 +161,7 @@ class ModelConfig:
     aux_loss_weight: float = 0.0
     retrieved: int = 128
     matches: bool = False
+    item_rates: bool = False
     id_std: float = 0.05
     crosses: bool = False
     ffn: Literal["swiglu", "plain", "residual"] = "swiglu"

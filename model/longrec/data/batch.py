@@ -7,7 +7,7 @@
     target_offsets 0       3     5   6                     length R+1; every request has a target
 
 Shape letters: R requests, T packed events, N packed targets, A event features, U user
-features, K tasks.
+features, K tasks, C columns of the item table, S statistics.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class RequestBatch:
         user_features: int [R, U], index of each user feature in its own table.
         request_timestamps: int64 [R].
         labels: float32 [N, K], or None when scoring.
+        target_rates: float32 [N, C, S], statistics of the items of training targets, as known
+            before their requests (longrec.data.loading.item_rates). None reads those that the
+            model holds.
         host_counts: (events, targets) of each request as Python integers. `to` computes them, so
             no kernel on the device waits for the offsets to be copied back.
         global_batch: sizes over all ranks, where several processes train together.
@@ -67,6 +70,7 @@ class RequestBatch:
     user_features: Int[Tensor, "R U"]
     request_timestamps: Int[Tensor, " R"]
     labels: Float[Tensor, "N K"] | None = None
+    target_rates: Float[Tensor, "N C S"] | None = None
     host_counts: tuple[list[int], list[int]] | None = dataclasses.field(
         default=None,
         repr=False,
@@ -146,10 +150,11 @@ class RequestBatch:
             "request_timestamps": self.num_requests,
             "target_offsets": self.num_requests + 1,
             "labels": self.num_targets,
+            "target_rates": self.num_targets,
         }
         for name, size in expected.items():
             tensor = getattr(self, name)
-            if tensor is None:  # no labels when scoring
+            if tensor is None:  # neither labels nor rates when scoring
                 continue
             found = tensor.shape[0]
             if found != size:

@@ -30,6 +30,7 @@ from longrec.nn.baselines import sequence_model
 from longrec.nn.crosses import Crosses
 from longrec.nn.dropout import StepDropout
 from longrec.nn.fused.stca import StackedWeights
+from longrec.nn.item_rates import ItemRates
 from longrec.nn.layers import linear
 from longrec.nn.match_features import MatchFeatures
 from longrec.nn.mixer import RankMixer
@@ -51,7 +52,7 @@ ENCODE_CHUNK_EVENTS = 1_024
 HEAD_CHUNK_TARGETS = 256
 """Targets that pass the head in one thread at a time (longrec.nn.parallel)."""
 MATMUL_PARAMETERS = re.compile(
-    r"(user_part|crosses\.part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part)\.(weight|bias)"
+    r"(user_part|crosses\.part|stca\.join|stca\.fuse\.\d+|aux_head|matches\.part|item_rates\.part)\.(weight|bias)"
     r"|stca\.layers\.\d+\.w_[qo]"
     r"|mixer\.blocks\.\d+\.[wb]_(in|out)"
 )
@@ -112,6 +113,10 @@ class Ranker(TokenLayers):
             self.matches = MatchFeatures(
                 item_table.shape[1], config.width, config.feature_dim, len(schema.tasks)
             )
+        self.item_rates = None
+        if config.item_rates:
+            num_values = (item_table.shape[0], *sizes["item"][1:])
+            self.item_rates = ItemRates(num_values, config.width, len(schema.tasks))
         self._add_head_layers(len(schema.tasks))
         self._matmul_slots = casting.parameter_slots(self, MATMUL_PARAMETERS)
 
@@ -280,10 +285,12 @@ class Ranker(TokenLayers):
         """Return the logits from z and the tokens of user, target and context."""
         user = self.user_part(self.users(batch.user_features))
         context = self._context(batch.request_timestamps)
-        match_logits = None
-        if self.matches is not None:
-            match_row, match_logits = self.matches(batch, self.item_table)
-            targets = targets + match_row
+        wide_logits = []
+        for features in (self.matches, self.item_rates):
+            if features is not None:
+                row, feature_logits = features(batch, self.item_table)
+                targets = targets + row
+                wide_logits.append(feature_logits)
         repeat = functools.partial(
             torch.repeat_interleave,
             repeats=batch.target_offsets.diff(),
@@ -300,8 +307,8 @@ class Ranker(TokenLayers):
         # Without autocast: a logit above 2 would be rounded to 16 bits, off by up to 8e-3.
         with torch.autocast(mixed.device.type, enabled=False):
             logits = _at_least_float32(self.head(mixed.to(self.head.weight.dtype)))
-            if match_logits is not None:
-                logits = logits + match_logits
+            for feature_logits in wide_logits:
+                logits = logits + feature_logits
         if self.aux_head is None:
             return RankerOutput(logits, aux_loss_weight=self.aux_loss_weight)
         aux_logits = _at_least_float32(self.aux_head(z))

@@ -20,10 +20,12 @@ import torch
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.encoder import Encoder
 from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.item_rates import ItemRates
 from longrec.data.loading.length_sampler import LengthSampler
 from longrec.data.loading.prefetch import prefetch, prefetch_to_device
 from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import DataError, Stopped
+from longrec.nn.item_rates import item_values
 from longrec.nn.ranker import Ranker
 from longrec.training import progress, resources
 from longrec.training.checkpoint import Checkpoint, Checkpoints
@@ -79,7 +81,7 @@ def fit(
         ranker.enable_recompute()
     length_sampler = LengthSampler(lengths, seed)
     streams = training_streams(
-        encoded,
+        set_item_rates(ranker, encoded),
         length_sampler,
         train,
         seed=seed,
@@ -168,6 +170,20 @@ def training_streams(
         )
         for epoch in range(config.epochs)
     ]
+
+
+def set_item_rates(ranker: Ranker, encoded: EncodedHistories) -> EncodedHistories:
+    """Give the ranker the item rates of the training; return the histories with those of targets.
+
+    Nothing changes for a ranker without `model.item_rates`.
+    """
+    if ranker.item_rates is None:
+        return encoded
+    table = ranker.item_table.cpu()
+    values = item_values(torch.arange(len(table)), table).numpy()
+    rates = ItemRates.compute(encoded, values, ranker.item_rates.num_values)
+    ranker.item_rates.of_values.copy_(torch.from_numpy(rates.of_values))
+    return dataclasses.replace(encoded, target_rates=rates.of_targets)
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> None:

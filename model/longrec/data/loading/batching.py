@@ -29,6 +29,7 @@ def pack_batch(
     request_timestamps: Int64,
     labels: npt.NDArray[np.float32] | None = None,
     *,
+    target_rates: npt.NDArray[np.float32] | None = None,
     pin: bool = False,
 ) -> RequestBatch:
     """Return the batch of R requests; every RequestBatch is made here.
@@ -39,6 +40,7 @@ def pack_batch(
         user_features: int32 [R, U].
         request_timestamps: int64 [R], ms.
         labels: float32 [N, K] in the order of the targets, or None.
+        target_rates: float32 [N, C, S] in the order of the targets, or None.
         pin: whether to pack straight into page-locked memory.
 
     Raises:
@@ -57,6 +59,7 @@ def pack_batch(
         user_features=torch.from_numpy(np.ascontiguousarray(user_features)),
         request_timestamps=torch.from_numpy(np.ascontiguousarray(request_timestamps)),
         labels=None if labels is None else torch.from_numpy(labels),
+        target_rates=None if target_rates is None else torch.from_numpy(target_rates),
     )
     batch.validate()
     return batch.pin_memory() if pin else batch

@@ -47,6 +47,9 @@ class EncodedHistories:
         splits: int8 [Q], position in SPLITS.
         event_starts, event_ends, target_starts, target_ends: int64 [Q].
         encoder_fingerprint: fingerprint of the encoder that made them.
+        target_rates: float32 [P, C, S], statistics of the items of the targets
+            (longrec.data.loading.item_rates), for batches of the training; None without them. They
+            are not part of the cache.
     """
 
     event_items: Int32
@@ -64,6 +67,7 @@ class EncodedHistories:
     target_starts: Int64
     target_ends: Int64
     encoder_fingerprint: str
+    target_rates: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def encode(
@@ -156,20 +160,23 @@ class EncodedHistories:
         targets = list(_slices(target_starts, target_ends))
         labels_of_requests = [self.labels[span] for span in targets]
         labels = np.concatenate(labels_of_requests)
+        rates = None
+        if self.target_rates is not None:
+            rates = np.concatenate([self.target_rates[span] for span in targets])
         return pack_batch(
             histories,
             [self.target_items[span] for span in targets],
             self.user_features[requests],
             self.request_timestamps[requests],
             labels.astype(np.float32),
+            target_rates=rates,
             pin=pin,
         )
 
 
 def _array_names() -> list[str]:
     names = [field.name for field in dataclasses.fields(EncodedHistories)]
-    names.remove("encoder_fingerprint")
-    return names
+    return [name for name in names if name not in ("encoder_fingerprint", "target_rates")]
 
 
 def _slices(starts: Int64, ends: Int64) -> Iterator[slice]:
