@@ -262,6 +262,7 @@ def _model_choices(facts: LogFacts, sizes: _Sizes) -> Iterator[Choice]:
     yield Choice("model.num_heads", NUM_HEADS, "heads of at least 16 values")
     yield Choice("model.aux_loss_weight", 0.2, "a loss on the history alone steadies training")
     yield Choice("model.crosses", True, "products that the head would have to learn")
+    yield Choice("model.item_rates", True, "mean labels of items, as known before each request")
     yield Choice("model.id_std", 0.5 if _is_small(facts) else 0.1, _id_reason(facts))
     if sizes.matches is None:
         reason = "repeats do not tell positives from negatives"
