@@ -38,20 +38,16 @@ COMMANDS = (
 )
 
 
-def _longrec(
-    *arguments: str, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    import os
-
+def _longrec(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user does."""
     command = [sys.executable, "-m", "longrec.cli.main", *arguments]
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
-        cwd=cwd,
+        cwd=ROOT,
         timeout=600,
         check=False,
-        env={**os.environ, **environment},
     )
 
 
@@ -149,17 +145,27 @@ def test_importing_the_command_loads_nothing_heavy() -> None:
     ],
 )
 def test_a_mistake_is_one_message_on_stderr_and_exit_code_1(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.yaml").write_text("")
-    answer = _longrec(*arguments, cwd=tmp_path, LONGREC_ROOT=str(ROOT))
-    assert answer.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == 1
     assert answer.stdout == ""
     assert answer.stderr.startswith("longrec: ")
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "never").exists()
+
+
+def test_the_process_of_a_mistake_ends_with_the_message_and_code_1() -> None:
+    answer = _longrec("run", "--config", "absent.yaml")
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("longrec: no configuration at absent.yaml")
+    assert answer.stderr.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
@@ -174,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
 
 def test_a_usage_error_is_exit_code_2() -> None:
     assert _longrec("run", "--no-such-option").returncode == 2
-    assert _longrec("submit").returncode == 2
+    assert CliRunner().invoke(app, ["submit"]).exit_code == 2
 
 
 def test_synth_prints_counts_and_the_best_possible_auc(tmp_path: Path) -> None:
@@ -262,25 +268,19 @@ def test_compile_writes_and_checks(tmp_path: Path) -> None:
     assert (tmp_path / "refresh.yaml").is_file()
 
 
-def test_submit_to_nothing_is_one_message(tmp_path: Path) -> None:
-    answer = _longrec(
-        "submit",
-        "--host",
-        "http://127.0.0.1:9",
-        "--data-uri",
-        "x",
-        "--config",
-        str(_empty(tmp_path)),
-        WORKDIR=str(tmp_path),
-    )
-    assert answer.returncode == 1
+def test_submit_to_nothing_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKDIR", str(tmp_path))
+    monkeypatch.setenv("LONGREC_PATIENCE_SECONDS", "0")
+    place = ["--host", "http://127.0.0.1:9", "--data-uri", "x"]
+    answer = CliRunner().invoke(app, ["submit", *place, "--config", str(_empty(tmp_path))])
+    assert answer.exit_code == 1
     assert "no Kubeflow Pipelines server answers at http://127.0.0.1:9" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
 def test_serve_without_a_run_is_one_message(tmp_path: Path) -> None:
-    answer = _longrec("serve", "--workdir", str(tmp_path))
-    assert answer.returncode == 1
+    answer = CliRunner().invoke(app, ["serve", "--workdir", str(tmp_path)])
+    assert answer.exit_code == 1
     assert "longrec run" in answer.stderr
     assert "Traceback" not in answer.stderr
 
