@@ -71,6 +71,7 @@ FACTS_EXAMPLE = {
     "user_known": True,
     "history_length": 9965,
     "unknown_candidates": 0,
+    "unknown_events": {"item_id": 0, "clicked": 0},
     "degraded": False,
 }
 RANK_ANSWER_EXAMPLE = {"scores": {"label": [0.43, 0.41, 0.44]}, **FACTS_EXAMPLE}

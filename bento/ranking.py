@@ -222,6 +222,7 @@ def _answer(
         "user_known": rows.features is not None or rows.history.num_rows > 0,
         "history_length": result.num_events,
         "unknown_candidates": result.num_unknown,
+        "unknown_events": dict(result.unknown_events),
         "degraded": bool(fetched.degraded),
     }
 

@@ -328,6 +328,12 @@ class RankAnswer(bentoml.IODescriptor):
     unknown_candidates: int = Field(
         description="Candidates unknown to the model; they are scored as the unknown item.",
     )
+    unknown_events: dict[str, int] = Field(
+        description=(
+            "Events used whose item, action or category is unknown to the model, by column of the "
+            "history."
+        ),
+    )
     degraded: bool = Field(
         description=(
             "True when the feature store could not be read: the history is the last one read, "

@@ -48,6 +48,7 @@ def test_an_answer_has_scores_per_task_in_the_order_of_the_request(
         "user_known",
         "history_length",
         "unknown_candidates",
+        "unknown_events",
         "degraded",
     ]
     assert list(answer["scores"]) == ["label"]
@@ -265,6 +266,19 @@ def test_the_interface_describes_itself(client) -> None:
     assert rank(client, **content["example"])
 
 
+def test_unknown_values_of_a_history_are_counted_by_column(client, items) -> None:
+    own = {
+        "item_id": [items[0], UNKNOWN_ITEM, items[1]],
+        "timestamp": [LATE_MS - 3, LATE_MS - 2, LATE_MS - 1],
+        "action": ["never seen", "never seen either", None],
+    }
+    request = {"user_id": UNKNOWN_USER, "candidates": items, "request_time": LATE_MS}
+    answer = rank(client, **request, history=own)
+    assert answer["unknown_events"] == {"item_id": 1, "action": 2}
+    shorter = rank(client, **request, history=own, length=1)
+    assert shorter["unknown_events"] == {"item_id": 0, "action": 0}
+
+
 def test_an_unreadable_feature_store_degrades_answers_until_it_recovers(
     client,
     served_world,
@@ -318,6 +332,7 @@ def test_arrow_requests_have_the_answers_of_json_requests(client, user, items) -
         "user_known": "true",
         "history_length": "20",
         "unknown_candidates": "0",
+        "unknown_events": json.dumps(expected["unknown_events"]),
         "degraded": "false",
     }
 

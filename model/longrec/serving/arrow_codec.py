@@ -5,11 +5,13 @@ body     Arrow IPC stream of one record batch with the int64 column item_id: the
          a log with text ids may have a column of texts
          schema metadata, as texts: user_id; optional request_time (ms), length, timeout_ms
 answer   Arrow IPC stream of one record batch with a float32 column per task, in candidate order
-         schema metadata: model_version, user_known, history_length, unknown_candidates, degraded
+         schema metadata, texts or JSON: model_version, user_known, history_length, degraded,
+         unknown_candidates, unknown_events
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,7 +88,7 @@ def write_answer(scores: Mapping[str, Any], facts: Mapping[str, object]) -> byte
 
     Args:
         scores: [m] probabilities by task.
-        facts: other keys of the answer, written as texts.
+        facts: other keys of the answer, written as JSON; texts as they are.
     """
     metadata = {name: _text(value) for name, value in facts.items()}
     dtype = pa.float32()
@@ -183,6 +185,5 @@ def _candidate_values(column: pa.Array) -> npt.NDArray[np.int64] | list[str]:
 
 
 def _text(value: object) -> str:
-    """Return a fact as text: true and false in lower case, as in JSON."""
-    text = str(value)
-    return text.lower() if isinstance(value, bool) else text
+    """Return a fact as text: a text as it is, another value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)

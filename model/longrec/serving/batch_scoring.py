@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from longrec.data import history
 from longrec.errors import ConfigError
-from longrec.scoring.request import CachedEvents, RequestRows
+from longrec.scoring.request import CachedEvents, RequestRows, encode_events
 from longrec.scoring.scorer import Scorer, Scores
+from longrec.scoring.unknown import count_unknown
 from longrec.serving.admission import CostModel
 from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
 from longrec.serving.metrics import MetricsSink
@@ -116,9 +117,9 @@ class BatchScorer:
         events = self.cache.get_or_encode(slices) if self.scorer.is_separable else None
         encoded = time.perf_counter()
         scores = self._score(requests, slices, events)
+        unknown = self._count_unknown(slices, events)
         results = [
-            self._result(request, used, scores_of_request)
-            for request, used, scores_of_request in zip(requests, slices, scores, strict=True)
+            self._result(*facts) for facts in zip(requests, slices, scores, unknown, strict=True)
         ]
         scored = time.perf_counter()
         change = self.cache.counts.since(before)
@@ -181,11 +182,25 @@ class BatchScorer:
         longest = max(used.num_events for used in slices)
         return self.scorer.score(rows, longest)
 
+    def _count_unknown(
+        self,
+        slices: Sequence[HistorySlice],
+        events: Sequence[CachedEvents] | None,
+    ) -> list[dict[str, int]]:
+        """Return the events of each slice with unknown values, by column."""
+        encoder = self.scorer.bundle.encoder
+        if events is None:
+            encoded = [encode_events(encoder, used.events) for used in slices]
+            return [count_unknown(encoder, rows, features) for rows, features, _ in encoded]
+        cached = [found.encoded.cpu().numpy() for found in events]
+        return [count_unknown(encoder, rows[:, 0], rows[:, 1:]) for rows in cached]
+
     def _result(
         self,
         request: EncodedRequest,
         used: HistorySlice,
         scores: Scores,
+        unknown_events: Mapping[str, int],
     ) -> RankResult:
         newest_ms = None
         if used.num_events:
@@ -196,6 +211,7 @@ class BatchScorer:
             scores=scores,
             num_events=used.num_events,
             num_unknown=int((item_rows == 0).sum()),
+            unknown_events=unknown_events,
             newest_ms=newest_ms,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -160,12 +160,15 @@ class RankResult:
         scores: float32 [m, K], a probability for each candidate and task.
         num_events: events used.
         num_unknown: candidates unknown to the model.
+        unknown_events: events used with an unknown value, by column
+            (longrec.scoring.unknown).
         newest_ms: timestamp of the newest event used, None without events.
     """
 
     scores: Scores
     num_events: int
     num_unknown: int
+    unknown_events: Mapping[str, int]
     newest_ms: int | None
 
 

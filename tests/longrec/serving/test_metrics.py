@@ -16,7 +16,8 @@ def test_sampled_scores_reach_from_the_first_candidate_to_the_last(num_candidate
     metrics = PrometheusMetrics(["like"], registry)
     scores = np.zeros((num_candidates, 1), np.float32)
     scores[-1] = 0.5
-    metrics._observe_scores(RankResult(scores, num_events=0, num_unknown=0, newest_ms=None))
+    result = RankResult(scores, num_events=0, num_unknown=0, unknown_events={}, newest_ms=None)
+    metrics._observe_scores(result)
     labels = {"task": "like"}
     count = registry.get_sample_value("longrec_score_count", labels)
     assert count == min(num_candidates, NUM_SAMPLED_SCORES)
