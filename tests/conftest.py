@@ -5,15 +5,18 @@ per session, on first use.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import typer.testing
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -47,6 +50,9 @@ install_import_hook(CHECKED, "beartype.beartype")
 imports them.
 """
 
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[assignment]
+"""A process of the command makes its parser once; CliRunner would make it for each call."""
+
 settings.load_profile("ci")  # Hypothesis: the same examples on every machine, and no deadline
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +64,17 @@ PATIENT = {
     "LONGREC_QUEUE_SECONDS": "60",
 }
 """Variables of a service that answers, whole and not degraded, on a machine under load too."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the collector of garbage away from the modules, while they are loaded and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @dataclasses.dataclass(frozen=True)
