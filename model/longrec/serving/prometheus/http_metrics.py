@@ -1,0 +1,169 @@
+"""HTTP metrics: requests by route and status, with a bounded number of series.
+
+A caller can ask for any path. Only paths of the service's own routes become labels; every other
+path, with or without a token, is OTHER_PATHS. The names are those of BentoML's own metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import Any
+
+from longrec.serving.auth import App, Message, Scope, Send
+
+OTHER_PATHS = "other"
+"""Label of every path that is no route."""
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
+TIMED_OUT = 504
+FAILED = 500
+
+
+class HttpMetrics:
+    """Prometheus metrics of the requests of one worker.
+
+    Args:
+        registry: a prometheus_client registry; None for that of the process.
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+        options: dict[str, Any] = {"registry": registry or REGISTRY}
+        self._requests = Counter(
+            "bentoml_service_request_total",
+            "Requests by route and status.",
+            ["endpoint", "http_response_code"],
+            **options,
+        )
+        self._seconds = Histogram(
+            "bentoml_service_request_duration_seconds",
+            "Time of a request, by route and status.",
+            ["endpoint", "http_response_code"],
+            buckets=SECONDS,
+            **options,
+        )
+        self._in_progress = Gauge(
+            "bentoml_service_request_in_progress",
+            "Requests in work, by route.",
+            ["endpoint"],
+            multiprocess_mode="livesum",
+            **options,
+        )
+
+    def create_series(self, endpoint: str) -> None:
+        """Create the series of a route, so its rates are known from the first request on."""
+        self._requests.labels(endpoint, 200)
+        self._seconds.labels(endpoint, 200)
+        self._in_progress.labels(endpoint)
+
+    def track(self, endpoint: str) -> Any:
+        """Return a context manager that counts a request in work."""
+        return self._in_progress.labels(endpoint).track_inprogress()
+
+    def observe(
+        self,
+        endpoint: str,
+        status: int,
+        seconds: float,
+    ) -> None:
+        """Observe an answered request."""
+        self._requests.labels(endpoint, status).inc()
+        self._seconds.labels(endpoint, status).observe(seconds)
+
+
+class EndpointLabels:
+    """Label of each path: the route it belongs to, or OTHER_PATHS.
+
+    Args:
+        routes: Starlette routes of the application, those of mounted applications included.
+    """
+
+    def __init__(self, routes: Sequence[Any]) -> None:
+        paths = dict.fromkeys(_route_paths(routes, ""))
+        self.names = [*paths, OTHER_PATHS]
+        self._folders = tuple(path for path in paths if path.endswith("/*"))
+        self._exact = frozenset(paths) - frozenset(self._folders)
+
+    def label(self, path: str) -> str:
+        """Return the label of a path."""
+        if path in self._exact:
+            return path
+        for folder in self._folders:
+            if path.startswith(folder[:-1]):
+                return folder
+        return OTHER_PATHS
+
+
+class HttpMetricsMiddleware:
+    """ASGI middleware that observes each HTTP request.
+
+    Metrics are made at the first request: the worker has set the directory of its metrics by then.
+
+    Args:
+        app: the application behind it.
+        registry: a prometheus_client registry; None for that of the process.
+    """
+
+    def __init__(self, app: App, registry: Any = None) -> None:
+        self._app = app
+        self._registry = registry
+        self._labels: EndpointLabels | None = None
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Any,
+        send: Send,
+    ) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        endpoint = self._label(scope)
+        started = perf_counter()
+        status = 0
+
+        async def send_and_note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            with self._metrics.track(endpoint):
+                await self._app(scope, receive, send_and_note_status)
+        except asyncio.CancelledError:
+            # BentoML cancels a request that takes too long, and answers it itself.
+            status = status or TIMED_OUT
+            raise
+        finally:
+            self._metrics.observe(endpoint, status or FAILED, perf_counter() - started)
+
+    @functools.cached_property
+    def _metrics(self) -> HttpMetrics:
+        return HttpMetrics(self._registry)
+
+    def _label(self, scope: Scope) -> str:
+        """Return the label of a request; the first one creates the series of all routes."""
+        if self._labels is None:
+            self._labels = EndpointLabels(scope["app"].routes)
+            for name in self._labels.names:
+                self._metrics.create_series(name)
+        return self._labels.label(scope["path"])
+
+
+def _route_paths(routes: Sequence[Any], prefix: str) -> Iterator[str]:
+    """Yield the paths of routes; `/folder/*` for all paths below a folder or a parameter."""
+    for route in routes:
+        path = prefix + route.path
+        inner = getattr(getattr(route, "app", None), "routes", None)
+        is_mount = hasattr(route, "routes")
+        if is_mount and inner is not None:
+            yield from _route_paths(inner, path)
+        elif is_mount:
+            yield f"{path}/*"
+        elif "{" in path:
+            yield path.partition("{")[0] + "*"
+        else:
+            yield path
