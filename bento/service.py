@@ -46,6 +46,8 @@ from longrec.release import model_store
 from longrec.release.request_log import RequestLog
 from longrec.serving import arrow_codec
 from longrec.serving.auth import AuthMiddleware
+from longrec.serving.prometheus.exposition import metrics_app
+from longrec.serving.prometheus.http_metrics import HttpMetricsMiddleware
 from longrec.serving.rollout.model_manager import ModelManager
 from longrec.serving.web.app import PageSource, WebApp
 
@@ -76,11 +78,18 @@ class RankerModel(bentoml.models.BentoModel):
 
 ACCESS_LOG = {"access": {"request_content_type": False}}
 """BentoML's log fails to decode a content type of other bytes than UTF-8, and breaks the answer."""
+NO_METRICS_OF_BENTOML = {"enabled": False}
+"""They have series for each path that a caller makes up."""
 MODEL = RankerModel(model_tag())
 WEB = WebApp(openapi_document)
 
 
-@bentoml.service(name="longrec-ranker", traffic={"timeout": 60}, logging=ACCESS_LOG)
+@bentoml.service(
+    name="longrec-ranker",
+    traffic={"timeout": 60},
+    logging=ACCESS_LOG,
+    metrics=NO_METRICS_OF_BENTOML,
+)
 class Ranker:
     """Score candidates for a user by the user's long history."""
 
@@ -88,7 +97,7 @@ class Ranker:
 
     def __init__(self) -> None:
         if startup.is_worker():
-            startup.end_with_supervisor()
+            startup.prepare_worker()
         try:
             self._start()
         except Exception as error:
@@ -202,7 +211,9 @@ class Ranker:
 
 
 _service: Any = Ranker  # the decorator made a service of the class, which mypy does not see
+_service.mount_asgi_app(metrics_app(startup.supervisor()))
 _service.mount_asgi_app(WEB.app)
+_service.add_asgi_middleware(HttpMetricsMiddleware)  # the first sees every answer
 _service.add_asgi_middleware(JsonErrorsMiddleware)
 _service.add_asgi_middleware(AuthMiddleware)
 

@@ -1,7 +1,8 @@
 """Start of the service: checks in the supervisor, and errors of workers.
 
 BentoML's supervisor restarts a failed worker for ever. A worker that cannot start therefore leaves
-its reason in a file and stops the supervisor, which prints the reason and exits with code 1.
+its reason in the folder of the service and stops the supervisor, which prints the reason and exits
+with code 1.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import atexit
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+from bento.service_folder import ServiceFolder, create_service_folder
 from bento.settings import store_digest, workdir
 from longrec import child
 from longrec.errors import SchemaMismatch
 from longrec.serving.auth import Tokens
+from longrec.serving.prometheus import exposition
 
-ERROR_FILE_VARIABLE = "LONGREC_STARTUP_ERROR_FILE"
-"""Environment variable that names the file for the reason of a worker that cannot start."""
+FOLDER_VARIABLE = "LONGREC_SERVICE_FOLDER"
+"""Environment variable that names the folder of the service for its workers."""
 SUPERVISOR_VARIABLE = "LONGREC_SUPERVISOR"
 """Environment variable with the process id of the supervisor, which a worker ends with."""
 
@@ -33,11 +35,10 @@ def prepare_workers() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Let torch use huge pages: each request reads cached histories from end to end.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    descriptor, path = tempfile.mkstemp(prefix="longrec-startup-error-")
-    os.close(descriptor)
-    os.environ[ERROR_FILE_VARIABLE] = path
+    folder = create_service_folder()
+    os.environ[FOLDER_VARIABLE] = str(folder.path)
     os.environ[SUPERVISOR_VARIABLE] = str(os.getpid())
-    atexit.register(_exit_with_error_of_worker, Path(path))
+    atexit.register(_end, folder)
 
 
 def check_environment(bundle: Path) -> None:
@@ -67,26 +68,41 @@ def check_environment(bundle: Path) -> None:
 
 def is_worker() -> bool:
     """Return whether this process is a worker of `bentoml serve`."""
-    return ERROR_FILE_VARIABLE in os.environ
+    return FOLDER_VARIABLE in os.environ
 
 
-def end_with_supervisor() -> None:
-    """End this worker soon after its supervisor ended, in whatever way."""
+def supervisor() -> int | None:
+    """Return the process id of the supervisor; None outside of a worker."""
+    text = os.environ.get(SUPERVISOR_VARIABLE)
+    return int(text) if text else None
+
+
+def prepare_worker() -> None:
+    """Let this worker end soon after its supervisor, and count into the folder of its service.
+
+    BentoML's own folder for metrics lies in BENTOML_HOME: services that share it delete each
+    other's counts.
+    """
     child.end_with(int(os.environ[SUPERVISOR_VARIABLE]))
+    os.environ[exposition.FOLDER_VARIABLE] = str(_service_folder().metrics)
 
 
 def stop_server(reason: object) -> NoReturn:
     """Stop this worker and its supervisor; the supervisor prints the reason."""
-    path = Path(os.environ[ERROR_FILE_VARIABLE])
-    path.write_text(f"Error: longrec cannot serve: {reason}\n", encoding="utf-8")
+    text = f"Error: longrec cannot serve: {reason}\n"
+    _service_folder().startup_error.write_text(text, encoding="utf-8")
     os.kill(os.getppid(), signal.SIGTERM)
     os._exit(1)
 
 
-def _exit_with_error_of_worker(path: Path) -> None:
-    """Print the error of a worker and exit with code 1, if there is one."""
-    reason = path.read_text(encoding="utf-8")
-    path.unlink()
+def _service_folder() -> ServiceFolder:
+    return ServiceFolder(Path(os.environ[FOLDER_VARIABLE]))
+
+
+def _end(folder: ServiceFolder) -> None:
+    """Remove the folder; print the error of a worker and exit with code 1, if there is one."""
+    reason = folder.read_startup_error()
+    folder.remove()
     if reason:
         sys.stderr.write(reason)
         sys.stderr.flush()

@@ -20,7 +20,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -407,27 +407,29 @@ def environment_page() -> str:
 
 
 def metrics_page() -> str:
-    """Return a table of the metrics that a worker registers, and of BentoML's own."""
+    """Return a table of the metrics of a service."""
     from prometheus_client import CollectorRegistry
 
     from longrec.serving.metrics import PrometheusMetrics
+    from longrec.serving.prometheus.http_metrics import HttpMetrics
+    from longrec.serving.prometheus.process_metrics import ProcessMetrics
 
     registry = CollectorRegistry()
     PrometheusMetrics(["task"], registry)
+    HttpMetrics(registry)
     rows = [("metric", "type", "labels", "meaning")]
     for collector in registry._collector_to_names:
-        for metric in collector.describe():  # type: ignore[attr-defined]
-            suffix = "_total" if metric.type == "counter" else ""
-            labels = ", ".join(f"`{label}`" for label in collector._labelnames)  # type: ignore[attr-defined]
-            rows.append((f"`{metric.name}{suffix}`", metric.type, labels, metric.documentation))
-    for name, kind, meaning in (
-        ("bentoml_service_request_total", "counter", "Requests by endpoint and status."),
-        ("bentoml_service_request_duration_seconds", "histogram", "Time of a request."),
-        ("bentoml_service_request_in_progress", "gauge", "Requests in work."),
-    ):
-        rows.append((f"`{name}`", kind, "`endpoint`, `http_response_code`", meaning))
+        labels = collector._labelnames  # type: ignore[attr-defined]
+        rows += [_metric_row(metric, labels) for metric in collector.describe()]  # type: ignore[attr-defined]
+    rows += [_metric_row(metric, ()) for metric in ProcessMetrics([]).collect()]
     sentence = "Prometheus reads them at `GET /metrics`; `deploy/grafana/` holds a dashboard."
     return _page("Metrics", sentence, _table(rows))
+
+
+def _metric_row(metric: Any, labels: Sequence[str]) -> tuple[str, ...]:
+    suffix = "_total" if metric.type == "counter" else ""
+    label_text = ", ".join(f"`{label}`" for label in labels)
+    return (f"`{metric.name}{suffix}`", metric.type, label_text, metric.documentation)
 
 
 # HTTP

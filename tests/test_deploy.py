@@ -129,6 +129,17 @@ def test_the_models_are_where_the_pipeline_keeps_them(rendered) -> None:
     ]["env"]
 
 
+def test_each_pod_has_temporary_files_of_its_own(rendered) -> None:
+    """Metrics of the workers lie below TMPDIR, and all pods share the volume of the models."""
+    pod = rendered["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    names = {variable["name"] for variable in container["env"]}
+    assert "TMPDIR" not in names
+    (scratch,) = (mount for mount in container["volumeMounts"] if mount["mountPath"] == "/tmp")
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == scratch["name"])
+    assert "emptyDir" in volume
+
+
 def test_the_image_runs_as_the_user_that_the_pod_asks_for(rendered) -> None:
     text = (ROOT / "deploy" / "Dockerfile").read_text()
     pod = rendered["Deployment"]["spec"]["template"]["spec"]

@@ -27,7 +27,7 @@ PAGES = [p for p in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))) if p.name 
 INTERNAL_VARIABLES = {
     "LONGREC_ERROR",  # a constant of pipelines/step_log.py
     "LONGREC_POLL_SECONDS",  # shortens the tests of the Kubeflow commands
-    "LONGREC_STARTUP_ERROR_FILE",  # set by the service for its workers
+    "LONGREC_SERVICE_FOLDER",  # set by the service for its workers
     "LONGREC_STORE_DIGEST",  # set by the parity check for the service that it starts
     "LONGREC_SUPERVISOR",  # set by the service for its workers
     "LONGREC_TRAIN",  # set by a TrainJob for its nodes

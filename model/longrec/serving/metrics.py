@@ -39,6 +39,7 @@ NUM_SAMPLED_SCORES = 8
 """Scores of a request that enter the histogram, evenly spread over its candidates: each one costs
 microseconds.
 """
+STAGES = ("fetch", "queue", "encode", "score")
 REJECTION_REASONS = ("caller", "overload", "deadline", "closed")
 SHADOW_OUTCOMES = ("compared", "dropped", "failed")
 
@@ -230,6 +231,7 @@ class PrometheusMetrics:
             ["reason"],
             **self._options,
         )
+        _create_series(self._stages, STAGES)
         _create_series(self._degraded, ("cached", "empty"))
         _create_series(self._rejected, REJECTION_REASONS)
 
@@ -261,6 +263,8 @@ class PrometheusMetrics:
             ["known"],
             **self._options,
         )
+        _create_series(self._scores, self._tasks)
+        _create_series(self._candidates, ("yes", "no"))
 
     def _create_cache_metrics(self) -> None:
         from prometheus_client import Counter, Gauge, Histogram
@@ -336,7 +340,7 @@ class PrometheusMetrics:
         _create_series(self._mirrored, SHADOW_OUTCOMES)
 
 
-def _create_series(counter: Any, label_values: Sequence[str]) -> None:
-    """Create the series of a counter, so its rate is known from the first increment on."""
+def _create_series(metric: Any, label_values: Sequence[str]) -> None:
+    """Create the series of a metric, so its rate is known from the first observation on."""
     for value in label_values:
-        counter.labels(value)
+        metric.labels(value)
