@@ -50,7 +50,7 @@ install_import_hook(CHECKED, "beartype.beartype")
 imports them.
 """
 
-typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[assignment]
+typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[attr-defined]
 """A process of the command makes its parser once; CliRunner would make it for each call."""
 
 settings.load_profile("ci")  # Hypothesis: the same examples on every machine, and no deadline
