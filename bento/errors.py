@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Collection, Iterable
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.responses import JSONResponse
 
 from longrec.errors import ConfigError, DataError, LongrecError
+from longrec.spelling import nearest_name
 
 CLOSED_RETRY_SECONDS = 1.0
+UNKNOWN = "extra_forbidden"
+"""pydantic's type of the problem of an unknown field."""
+WHOLE_REQUEST = "request"
+"""Field of a body from BentoML's clients that holds the whole request as one object."""
+MAX_SHOWN_CHARACTERS = 80
 UNION_BRANCH = re.compile(r"constrained-|list\[")
 """Names that pydantic gives to the types of a union in a location."""
 
@@ -79,28 +87,74 @@ def http_error_of(error: LongrecError, timeout_ms: int | None) -> HttpError:
     raise error
 
 
-def first_problem(error: ValidationError) -> str:
-    """Return the first problem of a body as `field: reason`, and the number of others."""
-    problems = error.errors(
-        include_url=False,
-        include_context=False,
-        include_input=False,
-    )
+def first_problem(error: ValidationError, known_fields: Iterable[str]) -> str:
+    """Return the first problem of a body as `field: reason`, and the number of others.
+
+    A misspelled field comes before all others, since its right name is then missing too.
+
+    Args:
+        error: of the body.
+        known_fields: names that the body may have.
+    """
+    problems = error.errors(include_url=False, include_input=False)
     fields = [_field_of(problem["loc"]) for problem in problems]
-    field = fields[0]
-    reason = problems[0]["msg"].removeprefix("Value error, ")
+    unknown = [
+        field for field, problem in zip(fields, problems, strict=True) if problem["type"] == UNKNOWN
+    ]
+    misspelled = _misspelled(unknown, known_fields)
+    if misspelled is not None:
+        field, nearest = misspelled
+        others = _num_others(fields, {field, nearest})
+        return f"unknown field {field}; did you mean {nearest}{others}"
+    first = fields[0]
+    others = _num_others(fields, {first})
+    if first in unknown:
+        expected = ", ".join(known_fields)
+        return f"unknown field {first}; expected {expected}{others}"
     # A value that is neither a number nor a text has one problem for each.
-    num_others = len(dict.fromkeys(fields)) - 1
-    others = f" (and {num_others} more)" if num_others else ""
-    return f"{field}: {reason}{others}"
+    reasons = [
+        _reason_of(problem)
+        for field, problem in zip(fields, problems, strict=True)
+        if field == first
+    ]
+    reason = next(filter(None, reasons), problems[0]["msg"])
+    return f"{first}: {reason}{others}"
+
+
+def _misspelled(unknown: Iterable[str], known_fields: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first unknown field that is like a known one, and the known one."""
+    for name in unknown:
+        nearest = nearest_name(name, known_fields)
+        if nearest and name != WHOLE_REQUEST:
+            return name, nearest
+    return None
+
+
+def _reason_of(problem: ErrorDetails) -> str:
+    """Return the reason of a problem, empty for a value of another type than one of a union."""
+    kind = problem["type"]
+    if kind.endswith("_type"):
+        return ""
+    if kind == "too_long":
+        facts = problem["ctx"]
+        return f"should have at most {facts['max_length']} items, not {facts['actual_length']}"
+    return problem["msg"].removeprefix("Value error, ")
+
+
+def _num_others(fields: Iterable[str], named: Collection[str]) -> str:
+    """Return the number of fields with a problem beside those that are named, as text."""
+    num_others = len(set(fields).difference(named))
+    return f" (and {num_others} more)" if num_others else ""
 
 
 def _field_of(location: tuple[int | str, ...]) -> str:
     """Return a location such as `candidates[1]`, without the branches of a union."""
-    parts = []
+    path = ""
     for part in location:
         if isinstance(part, int):
-            parts.append(f"[{part}]")
+            path += f"[{part}]"
         elif not UNION_BRANCH.match(part):
-            parts.append(part)
-    return "".join(parts) or "body"
+            path += f".{part}" if path else part
+    if not path:
+        return repr(path) if location else "body"
+    return path[:MAX_SHOWN_CHARACTERS]

@@ -227,6 +227,15 @@ def _answer(
     }
 
 
+def add_id_texts(answer: Answer) -> Answer:
+    """Return the answer of `explain` with each item id as a text too."""
+    heads = []
+    for head in answer["attention"]:
+        events = [{**event, "item_id_text": str(event["item_id"])} for event in head["events"]]
+        heads.append({**head, "events": events})
+    return {**answer, "attention": heads}
+
+
 def _attention(explanation: Explanation, timeline: pa.RecordBatch) -> list[dict[str, Any]]:
     """Return the JSON form of the events that each head weighs most."""
     used = timeline.slice(explanation.first_row, explanation.result.num_events)

@@ -29,7 +29,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 from typing_extensions import TypeAliasType
 
-from bento.errors import HttpError, first_problem
+from bento.errors import WHOLE_REQUEST, HttpError, first_problem
 from bento.settings import BODY_LIMITS
 from longrec.errors import DataError
 from longrec.serving import arrow_codec
@@ -43,8 +43,8 @@ MAX_BYTES_ON_LOOP = 65_536
 MAX_ID_CHARACTERS = 1_024
 MAX_INT64 = 2**63 - 1
 MIN_INT64 = -(2**63)
-WHOLE_REQUEST = "request"
-"""Field of a body from BentoML's clients that holds the whole request as one object."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some programs write it before UTF-8."""
 
 Decoded = TypeVar("Decoded")
 
@@ -165,7 +165,7 @@ class _JsonRequestBody(bentoml.IODescriptor):
         try:
             body = await _decode(content, cls._parse)
         except ValidationError as error:
-            return HttpError(400, first_problem(error))
+            return HttpError(400, first_problem(error, cls.model_fields))
         body._caller = _identify_caller(request)
         return body
 
@@ -205,6 +205,7 @@ class _JsonRequestBody(bentoml.IODescriptor):
         Raises:
             ValidationError: it is not such a body.
         """
+        content = content.removeprefix(BYTE_ORDER_MARK)
         try:
             body: Self = cls.model_validate_json(content)
         except ValidationError:
@@ -245,6 +246,13 @@ class ExplainRequestBody(_JsonRequestBody):
     """A candidate of a user, to be explained by the events that the model attends to."""
 
     candidate: ItemId
+    ids_as_text: bool | None = Field(
+        None,
+        description=(
+            "Whether the answer has each item id as decimal digits too, in item_id_text: for "
+            "callers whose numbers are not exact beyond 2^53."
+        ),
+    )
     top: int = Field(
         10,
         ge=1,
@@ -354,6 +362,7 @@ class AttendedEvent(BaseModel):
 
     row: int = Field(description="In the history used; 0 is the oldest event.")
     item_id: int
+    item_id_text: str = Field("", description="The digits of item_id, where the request asks.")
     timestamp: int = Field(description="Milliseconds since 1970 UTC.")
     weight: float = Field(description="The weights of all events used sum to 1.")
 

@@ -28,7 +28,7 @@ from bento import startup
 from bento.errors import HttpError, http_error_of
 from bento.json_errors import JsonErrorsMiddleware
 from bento.openapi import openapi_document
-from bento.ranking import RequestRanker
+from bento.ranking import RequestRanker, add_id_texts
 from bento.schemas import (
     ARROW_MEDIA_TYPE,
     ArrowAnswer,
@@ -200,6 +200,8 @@ class Ranker:
             timeout_ms = request.timeout_ms
             if isinstance(body, ExplainRequestBody):
                 answer = await self._requests.explain(request, body.top)
+                if body.ids_as_text:
+                    answer = add_id_texts(answer)
             else:
                 answer = await self._requests.rank(request)
         except LongrecError as error:

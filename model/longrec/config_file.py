@@ -7,7 +7,6 @@ the key's path, the value found, the value expected and the nearest known key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
@@ -23,6 +22,7 @@ import yaml
 
 from longrec.config import RunConfig
 from longrec.errors import ConfigError
+from longrec.spelling import nearest_name
 
 S = TypeVar("S")
 
@@ -358,8 +358,8 @@ def _path(where: str, location: Sequence[int | str]) -> str:
 
 def _unknown_key(path: str, key: str, cls: Any) -> ConfigError:
     names = [field.name for field in dataclasses.fields(cls)]
-    nearest = difflib.get_close_matches(key, names, 1)
-    fix = f"Did you mean '{nearest[0]}'?" if nearest else f"Known keys: {', '.join(names)}."
+    nearest = nearest_name(key, names)
+    fix = f"Did you mean '{nearest}'?" if nearest else f"Known keys: {', '.join(names)}."
     return ConfigError(f"unknown configuration key '{path}'", fix=fix)
 
 

@@ -31,6 +31,14 @@ def text_id(text: str) -> int:
     return int.from_bytes(digest[8:], "little") & ID_MASK
 
 
+def from_decimal(text: str) -> int | None:
+    """Return the integer of decimal digits; None for another text, or one beyond int64."""
+    if not _DECIMAL.fullmatch(text):
+        return None
+    number = int(text)
+    return number if MIN_ID <= number <= MAX_ID else None
+
+
 def to_id(name: str, value: int | str, *, is_text: bool) -> int:
     """Return an id as int64.
 

@@ -49,7 +49,6 @@ BAD_BODIES = {
     "time in seconds": ({**GOOD, "request_time": 1_700_009_000}, "request_time"),
     "time before 1980": ({**GOOD, "request_time": "1979-12-31T23:59:59Z"}, "request_time"),
     "smallest int64 as a time": ({**GOOD, "request_time": -(2**63)}, "request_time"),
-    "a misspelt field": ({**GOOD, "lenght": 5}, "lenght"),
     "no JSON": ("user 1", "body"),
     "half of JSON": ('{"user_id": 1, "candidates": [1', "body"),
     "nothing": ("", "body"),
@@ -75,10 +74,19 @@ def test_a_bad_json_body_is_rejected_with_the_name_of_the_field(
     assert "/" not in response.text.replace("since 1970", "")
 
 
+def test_a_misspelled_field_is_rejected_with_its_right_name(client: httpx.Client) -> None:
+    response = client.post("/rank", json={"userId": 1, "candidates": [1]})
+    assert response.status_code == 400
+    assert response.json() == {"error": "unknown field userId; did you mean user_id"}
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
         (b"", "body"),
+        (write_request([1], {"userId": 1}), "unknown field userId; did you mean user_id"),
+        (write_request([1], {"user_id": 1, "requestTime": 5}), "unknown field requestTime"),
+        (write_request([1], {"user_id": 1, "length": "1_0"}), "length"),
         (b"\x00\xff" * 300, "body"),
         (write_request([1, 2], {}), "user_id"),
         (write_request([1], {"user_id": "x"}), "user_id"),

@@ -386,6 +386,31 @@ def test_an_explanation_names_events_of_the_history_used(client, user, items) ->
             assert event["timestamp"] == used_times[event["row"]]
 
 
+def test_an_explanation_has_ids_as_texts_where_it_is_asked(client, items) -> None:
+    large = str(2**53 + 1)
+    body = {
+        "user_id": large,
+        "candidate": str(items[0]),
+        "request_time": LATE_MS,
+        "history": {"item_id": [large], "timestamp": [LATE_MS - 1]},
+    }
+    expected = {(2**53 + 1, None), (2**53 + 1, large)}
+    seen = set()
+    for fields in ({}, {"ids_as_text": False}, {"ids_as_text": True}):
+        answer = client.post("/explain", json={**body, **fields}).json()
+        for part in answer["attention"]:
+            (event,) = part["events"]
+            assert ("item_id_text" in event) == bool(fields.get("ids_as_text"))
+            seen.add((event["item_id"], event.get("item_id_text")))
+    assert seen == expected
+
+
+def test_a_byte_order_mark_before_the_body_is_skipped(client) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps(GOOD).encode()
+    response = client.post("/rank", content=content)
+    assert response.status_code == 200, response.text
+
+
 def test_the_explanation_of_an_unknown_user_is_empty(client, items) -> None:
     body = {"user_id": UNKNOWN_USER, "candidate": items[0]}
     answer = client.post("/explain", json=body).json()

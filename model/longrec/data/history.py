@@ -122,7 +122,7 @@ def unpack(payload: bytes | memoryview | pa.Buffer, schema: Schema) -> pa.Record
     stream = view[:-_TRAILER_BYTES]
     trailer = bytes(view[-_TRAILER_BYTES:])
     if not len(stream) or not trailer.endswith(MAGIC):
-        raise _unreadable(f"{len(view)} bytes without the end mark {MAGIC!r}")
+        raise _unreadable(f"{len(view)} bytes without the end mark {MAGIC.decode()}")
     if not trailer.startswith(_checksum(stream)):
         raise _unreadable(f"{len(view)} bytes with another checksum than they end with")
     try:

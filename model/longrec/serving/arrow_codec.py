@@ -20,9 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longrec.errors import DataError
+from longrec.ids import from_decimal
 from longrec.schema import ITEM_ID
 from longrec.serving.arrow_bounds import check_stream
 from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits, CallerRequest
+from longrec.spelling import nearest_name
 
 PARAMETERS = ("request_time", "length", "timeout_ms")
 """Integers in the metadata of a request, beside `user_id`."""
@@ -51,6 +53,7 @@ def read_request(
     candidates = _candidate_column(batch)
     limits.check_candidates(len(candidates))
     metadata = batch.schema.metadata or {}
+    _check_names(metadata)
     parameters = _read_parameters(metadata)
     return CallerRequest(
         user_id=_read_user(metadata),
@@ -100,6 +103,9 @@ def write_answer(scores: Mapping[str, Any], facts: Mapping[str, object]) -> byte
 
 def _read_stream(body: bytes, max_bytes: int) -> tuple[pa.RecordBatch, int]:
     """Return the record batch of a stream, and the position after the stream."""
+    expected = f"a column {ITEM_ID}, user_id in the metadata"
+    if not body:
+        raise DataError("body: empty", expected=f"an Arrow IPC stream with {expected}")
     source = pa.BufferReader(body)
     try:
         check_stream(body, max_bytes)
@@ -108,11 +114,12 @@ def _read_stream(body: bytes, max_bytes: int) -> tuple[pa.RecordBatch, int]:
             _expect_end(reader)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, StopIteration, ValueError) as error:
-        reason = str(error)
+        reason = error.found if isinstance(error, DataError) else error
+        lines = str(reason or "").splitlines()
         raise DataError(
             "body: not an Arrow IPC stream of one record batch",
-            found=reason.splitlines()[0] if reason else None,
-            expected=f"a column {ITEM_ID}, user_id in the metadata",
+            found=lines[0] if lines else None,
+            expected=expected,
         ) from error
     return batch, source.tell()
 
@@ -152,6 +159,16 @@ def _write_stream(batch: pa.RecordBatch) -> bytes:
     return stream
 
 
+def _check_names(metadata: Mapping[bytes, bytes]) -> None:
+    """Refuse a misspelled parameter; other metadata is of no concern."""
+    known = ("user_id", *PARAMETERS)
+    for key in metadata:
+        name = key.decode(errors="replace")
+        nearest = nearest_name(name, known)
+        if nearest and name not in known:
+            raise DataError(f"unknown field {name}; did you mean {nearest}")
+
+
 def _read_parameters(metadata: Mapping[bytes, bytes]) -> dict[str, int]:
     """Return the integers of PARAMETERS that the metadata holds."""
     parameters = {}
@@ -160,11 +177,11 @@ def _read_parameters(metadata: Mapping[bytes, bytes]) -> dict[str, int]:
         if value is None:
             continue
         text = value.decode(errors="replace")
-        try:
-            parameters[name] = int(text)
-        except ValueError as error:
+        number = from_decimal(text)
+        if number is None:
             shown = repr(text[:MAX_SHOWN_CHARACTERS])
-            raise DataError(f"{name}: not an integer", found=shown) from error
+            raise DataError(f"{name}: not an integer of 64 bits", found=shown)
+        parameters[name] = number
     return parameters
 
 

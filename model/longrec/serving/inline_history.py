@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -9,15 +10,19 @@ import pyarrow as pa
 
 from longrec.data import history
 from longrec.errors import DataError, SchemaMismatch
-from longrec.ids import to_id
+from longrec.ids import MAX_ID, MIN_ID, from_decimal, text_id
 from longrec.schema import EVENT_SEQ, ITEM_ID, TIMESTAMP, Schema
 from longrec.serving.arrow_bounds import check_stream
 from longrec.serving.requests import DEFAULT_LIMITS, BodyLimits
+from longrec.spelling import nearest_name
 from longrec.times import require_times
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 InlineHistory: TypeAlias = Columns | bytes
 """Columns by name, or a history packed by longrec.data.history.pack."""
+MAX_SHOWN_CHARACTERS = 40
+MAX_FLOAT = 2**1023
+"""Integers up to it have a float64."""
 
 
 def read_inline_history(
@@ -74,7 +79,8 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
 
     Args:
         columns: values by name. item_id and timestamp (ms, see `longrec.times`) are required.
-            event_seq is the given order by default; missing event features are null.
+            event_seq is the given order by default; missing event features are null. Digits in
+            a text are a number, in columns of integers beside the times.
         schema: schema of the model.
 
     Raises:
@@ -85,7 +91,9 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
     _check_names(columns, fields)
     num_events = len(columns[ITEM_ID])
     _check_lengths(columns, num_events)
-    given = {EVENT_SEQ: range(num_events), **columns, ITEM_ID: _item_ids(columns, schema)}
+    given: dict[str, Sequence[Any]] = {EVENT_SEQ: range(num_events), **columns}
+    if "item" in schema.text_ids:
+        given[ITEM_ID] = _text_ids(given[ITEM_ID])
     arrays = {}
     for field in fields:
         values = given.get(field.name)
@@ -96,14 +104,9 @@ def history_of_columns(columns: Columns, schema: Schema) -> pa.RecordBatch:
     return history.conform(events, schema)
 
 
-def _item_ids(columns: Columns, schema: Schema) -> Sequence[Any]:
-    """Return the items of events; a text becomes a number, as in `longrec.ids`."""
-    values = columns[ITEM_ID]
-    is_text = "item" in schema.text_ids
-    name = f"history: column '{ITEM_ID}'"
-    return [
-        to_id(name, value, is_text=is_text) if isinstance(value, str) else value for value in values
-    ]
+def _text_ids(values: Sequence[Any]) -> Sequence[Any]:
+    """Return the ids of items in a log with text ids; other values stay."""
+    return [text_id(value) if isinstance(value, str) else value for value in values]
 
 
 def _unpack(packed: bytes, schema: Schema, max_bytes: int) -> pa.RecordBatch:
@@ -128,11 +131,19 @@ def _check_names(columns: Columns, fields: pa.Schema) -> None:
     expected = ", ".join(fields.names)
     unknown = sorted(set(columns) - set(fields.names))
     if unknown:
-        raise DataError(f"history: unknown column '{unknown[0]}'", expected=expected)
+        raise _unknown_column(unknown[0], fields)
     for field in fields:
         is_required = not field.nullable and field.name != EVENT_SEQ
         if is_required and field.name not in columns:
             raise DataError(f"history: no column '{field.name}'", expected=expected)
+
+
+def _unknown_column(name: str, fields: pa.Schema) -> DataError:
+    what = f"history: unknown column {name[:MAX_SHOWN_CHARACTERS]}"
+    nearest = nearest_name(name, fields.names)
+    if nearest:
+        return DataError(f"{what}; did you mean {nearest}")
+    return DataError(what, expected=", ".join(fields.names))
 
 
 def _check_lengths(columns: Columns, num_events: int) -> None:
@@ -155,20 +166,78 @@ def _array(
     dtype = field.type.value_type if is_dictionary else field.type
     if values is None:
         return pa.nulls(num_events, dtype)
+    if pa.types.is_integer(dtype) and field.name not in (TIMESTAMP, EVENT_SEQ):
+        values = _numbers(values)
     try:
-        # With a type given, pyarrow would cut floats to integers and take truth for a number.
-        found = pa.array(values)
+        found = _inferred(values, dtype)
         if not _is_readable_as(found.type, dtype):
             raise pa.ArrowTypeError(str(found.type))
         array = found.cast(dtype)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"history: column '{field.name}' has a value of the wrong type",
-            found=_first_line(error),
-            expected=str(dtype),
-        ) from error
+        raise _wrong_value(field.name, values, dtype) from error
     _check_nulls(field, array)
     return array
+
+
+def _inferred(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
+    """Return values with the type that they have.
+
+    With a type given, pyarrow would cut floats to integers. It takes truth among numbers for one.
+
+    Raises:
+        TypeError: truth is among other values.
+    """
+    types = set(map(type, values))
+    if bool in types and len(types - {type(None)}) > 1:
+        raise TypeError("truth among other values")
+    try:
+        return pa.array(values)
+    except OverflowError:
+        if not pa.types.is_floating(dtype):
+            raise
+        return pa.array([float(value) if type(value) is int else value for value in values])
+
+
+def _numbers(values: Sequence[Any]) -> Sequence[Any]:
+    """Return values with the number of each text of digits; other values stay."""
+    if not any(isinstance(value, str) for value in values):
+        return values
+    numbers = []
+    for value in values:
+        number = from_decimal(value) if isinstance(value, str) else None
+        numbers.append(value if number is None else number)
+    return numbers
+
+
+def _wrong_value(name: str, values: Sequence[Any], dtype: pa.DataType) -> DataError:
+    """Return the error of a column, with the first value that does not fit."""
+    expected = "a text"
+    if pa.types.is_integer(dtype):
+        expected = "an integer of 64 bits"
+    elif pa.types.is_floating(dtype):
+        expected = "a number of 64 bits"
+    for row, value in enumerate(values, start=1):
+        if not _fits(value, dtype):
+            shown = json.dumps(value)[:MAX_SHOWN_CHARACTERS]
+            found = f"{shown} at row {row}"
+            return DataError(f"history: column '{name}'", found=found, expected=expected)
+    return DataError(
+        f"history: column '{name}'", found="values of several types", expected=expected
+    )
+
+
+def _fits(value: Any, dtype: pa.DataType) -> bool:
+    """Return whether a value of JSON may stand in a column; whether null may is not asked."""
+    if value is None:
+        return True
+    if pa.types.is_string(dtype):
+        return isinstance(value, str)
+    if isinstance(value, bool):
+        return False
+    is_floating = bool(pa.types.is_floating(dtype))
+    if isinstance(value, int):
+        return abs(value) < MAX_FLOAT if is_floating else MIN_ID <= value <= MAX_ID
+    return is_floating and isinstance(value, float)
 
 
 def _is_readable_as(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from longrec.data import history
 from longrec.errors import DataError
+from longrec.schema import Feature
 from longrec.serving.inline_history import read_inline_history
 from longrec.serving.requests import BodyLimits
 from tests.longrec import small_histories
@@ -79,6 +80,65 @@ def test_missing_features_are_null_and_the_given_order_is_kept() -> None:
 def test_a_bad_history_is_an_error_that_names_the_column(columns, named: str) -> None:
     with pytest.raises(DataError, match=f"^history: .*{named}"):
         read_inline_history(columns, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("item_id", 2**63, "found 9223372036854775808 at row 2; expected an integer of 64 bits"),
+        ("item_id", 10**400, "found 1000"),
+        ("item_id", "1_0", 'found "1_0" at row 2'),
+        ("item_id", 1.0, "found 1.0 at row 2"),
+        ("timestamp", -(2**70), "at row 2; expected an integer of 64 bits"),
+        ("timestamp", "2024-05-01T00:00:00Z", 'found "2024-05-01T00:00:00Z" at row 2'),
+        ("event_seq", 2**64, "at row 2"),
+        ("action", 5, "found 5 at row 2; expected a text"),
+        ("action", {"a": [1] * 99}, 'found {"a": \\[1, 1'),
+        ("seconds", "1.5", 'found "1.5" at row 2; expected a number of 64 bits'),
+        ("seconds", 10**400, "found 1000"),
+        ("seconds", True, "found true at row 2"),
+    ],
+)
+def test_a_wrong_value_is_shown_as_it_was_sent(name: str, value: object, message: str) -> None:
+    columns = {"item_id": [1, 2], "timestamp": [TIME_MS] * 2}
+    first = {**columns, "event_seq": [0], "action": ["view"], "seconds": [1.5]}[name][0]
+    with pytest.raises(DataError, match=message) as raised:
+        read_inline_history({**columns, name: [first, value]}, SCHEMA)
+    assert len(str(raised.value)) < 200
+    for word in ("Python", "C long", "codec", "struct<", "double"):
+        assert word not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("itemId", "unknown column itemId; did you mean item_id"),
+        ("Action", "unknown column Action; did you mean action"),
+        ("colour", "unknown column colour; expected item_id, timestamp, "),
+        ("x" * 5000, "unknown column x{40}; expected item_id"),
+    ],
+)
+def test_a_misspelled_column_is_named(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"^history: {message}"):
+        read_inline_history({"timestamp": [TIME_MS], name: [1]}, SCHEMA)
+
+
+def test_ids_beyond_2_to_the_53_may_be_decimal_digits() -> None:
+    columns = {"item_id": ["9007199254740993", 5], "timestamp": [TIME_MS] * 2}
+    events = read_inline_history(columns, SCHEMA)
+    assert events.column("item_id").to_pylist() == [2**53 + 1, 5]
+
+
+def test_features_that_are_ids_may_be_decimal_digits() -> None:
+    shop = Feature("shop", "id")
+    schema = dataclasses.replace(SCHEMA, event=(shop,))
+    columns = {"item_id": [1], "timestamp": [TIME_MS], "shop": ["9007199254740993"]}
+    assert read_inline_history(columns, schema).column("shop").to_pylist() == [2**53 + 1]
+
+
+def test_an_integer_beyond_int64_may_be_a_number_feature() -> None:
+    columns = {"item_id": [1], "timestamp": [TIME_MS], "seconds": [2**70]}
+    assert read_inline_history(columns, SCHEMA).column("seconds").to_pylist() == [2.0**70]
 
 
 @given(EVENTS)
