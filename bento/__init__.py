@@ -8,5 +8,6 @@ errors       HTTP status of each error
 json_errors  middleware: one form of all errors
 startup      checks before the service starts
 settings     environment variables
+uvicorn_adapter  what differs from uvicorn's HTTP, in its internals
 build        writes bentos to the BentoML store; a program of its own
 """

@@ -12,6 +12,12 @@ from pydantic_core import ErrorDetails
 from starlette.responses import JSONResponse
 
 from longrec.errors import ConfigError, DataError, LongrecError
+from longrec.serving.admission.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    Overloaded,
+    TooManyRequests,
+)
 from longrec.spelling import nearest_name
 
 CLOSED_RETRY_SECONDS = 1.0
@@ -67,9 +73,6 @@ def http_error_of(error: LongrecError, timeout_ms: int | None) -> HttpError:
     Raises:
         LongrecError: the error itself, if it is not one that a request can cause.
     """
-    from longrec.serving.admission import EngineClosed, Overloaded, TooManyRequests
-    from longrec.serving.engine import DeadlineExceeded
-
     reason = str(error)
     if isinstance(error, TooManyRequests):
         return HttpError(429, reason, error.retry_after_seconds, rejection="caller")

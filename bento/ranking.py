@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from bento.settings import BODY_LIMITS, SETTINGS
 from longrec.schema import ITEM_ID, TIMESTAMP
+from longrec.serving.admission.control import MAX_QUEUE_SHARE
+from longrec.serving.admission.errors import DeadlineExceeded, Overloaded
+from longrec.serving.admission.gate import arrival_time
 from longrec.serving.inline_history import read_inline_history
 from longrec.serving.requests import CallerRequest, EncodedRequest, RankRequest
 from longrec.times import require_time
@@ -20,17 +23,44 @@ from longrec.times import require_time
 if TYPE_CHECKING:
     from longrec.release.request_log import RequestLog
     from longrec.schema import Schema
-    from longrec.serving.admission import Ticket
+    from longrec.serving.admission.concurrency import ConcurrencyLimit
+    from longrec.serving.admission.control import Ticket
     from longrec.serving.engine import Engine
     from longrec.serving.metrics import PrometheusMetrics
     from longrec.serving.requests import Explanation, RankResult, TopEvents
     from longrec.serving.rollout.model_manager import ModelManager
     from longrec.serving.store_reader import FetchResult, StoreReader
 
+SHORTEST_TIMEOUT_SECONDS = 1.0
+"""A shorter timeout of a caller does not lower the concurrency limit of all."""
 MAX_FETCH_SHARE = 0.5
 """Largest share of the deadline that reading the feature store may use."""
 Answer = dict[str, Any]
 """JSON object of an answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Period:
+    """Time of a request, in monotonic seconds.
+
+    Args:
+        arrived_at: when its headers were read.
+        deadline: when the answer is due.
+    """
+
+    arrived_at: float
+    deadline: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the arrival."""
+        return time.monotonic() - self.arrived_at
+
+    @property
+    def target_seconds(self) -> float:
+        """Longest time that it should wait under load."""
+        timeout = max(SHORTEST_TIMEOUT_SECONDS, self.deadline - self.arrived_at)
+        return min(SETTINGS.queue_seconds, MAX_QUEUE_SHARE * timeout)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,12 +69,14 @@ class RequestRanker:
 
     Args:
         models: gives the engine of the current version.
+        concurrency: learns how long requests take.
         reader: reads users from the feature store.
         metrics: observes requests.
         log: takes a share of the answers.
     """
 
     models: ModelManager[Engine]
+    concurrency: ConcurrencyLimit
     reader: StoreReader
     metrics: PrometheusMetrics
     log: RequestLog
@@ -55,9 +87,9 @@ class RequestRanker:
         Raises:
             LongrecError: the request is bad, rejected or too late (bento.errors).
         """
-        deadline = _deadline(sent)
-        with self._accepted(sent, deadline) as (version, engine, ticket, request):
-            fetched, encoded = await self._read_user(engine, request, deadline)
+        period = _period(sent)
+        with self._accepted(sent, period) as (version, engine, ticket, request):
+            fetched, encoded = await self._read_user(engine, request, period.deadline)
             started = time.perf_counter()
             result = await engine.rank(encoded, ticket)
             milliseconds = 1e3 * (time.perf_counter() - started)
@@ -77,9 +109,9 @@ class RequestRanker:
         Raises:
             LongrecError: the request is bad, rejected or too late (bento.errors).
         """
-        deadline = _deadline(sent)
-        with self._accepted(sent, deadline) as (version, engine, ticket, request):
-            fetched, encoded = await self._read_user(engine, request, deadline)
+        period = _period(sent)
+        with self._accepted(sent, period) as (version, engine, ticket, request):
+            fetched, encoded = await self._read_user(engine, request, period.deadline)
             explanation = await engine.explain(encoded, num_top_events, ticket)
             answer = _answer(version, engine, fetched, explanation.result)
             attention = _attention(explanation, encoded.rows.history)
@@ -89,7 +121,7 @@ class RequestRanker:
     def _accepted(
         self,
         sent: CallerRequest,
-        deadline: float,
+        period: _Period,
     ) -> Iterator[tuple[str, Engine, Ticket, RankRequest]]:
         """Yield the current version and engine, a ticket, and the request with the ids of the log.
 
@@ -97,7 +129,7 @@ class RequestRanker:
         """
         with self.models.acquire() as (version, engine):
             request = sent.resolve(engine.scorer.bundle.schema)
-            with self._admitted(engine, request, deadline) as ticket:
+            with self._admitted(engine, request, period) as ticket:
                 yield version, engine, ticket, request
 
     @contextlib.contextmanager
@@ -105,21 +137,48 @@ class RequestRanker:
         self,
         engine: Engine,
         request: RankRequest,
-        deadline: float,
+        period: _Period,
     ) -> Iterator[Ticket]:
-        """Yield a ticket of the engine, and release it."""
+        """Yield a ticket of the engine, and release it; the concurrency limit learns the time."""
+        admission = engine.admission
+        try:
+            ticket = self._admit(engine, request, period.deadline)
+        except Overloaded:
+            self._observe_time(period, admission.seconds_in_progress)
+            raise
+        try:
+            yield ticket
+        except DeadlineExceeded:
+            seconds = max(period.seconds, period.target_seconds)
+            self._observe_time(period, seconds)
+            raise
+        else:
+            waited = period.seconds - ticket.seconds
+            self._observe_time(period, waited)
+        finally:
+            admission.release(ticket)
+
+    def _admit(
+        self,
+        engine: Engine,
+        request: RankRequest,
+        deadline: float,
+    ) -> Ticket:
         is_stored_history = request.inline_history is None
         ticket = engine.admission.admit(
             len(request.candidates),
             self._expected_events(engine, request),
             is_cached=is_stored_history and request.user_id in engine.cache,
             deadline=deadline,
-            caller=request.caller,
         )
-        try:
-            yield ticket
-        finally:
-            engine.admission.release(ticket)
+        self.metrics.observe_admission(
+            self.concurrency.limit(),
+            engine.admission.seconds_in_progress,
+        )
+        return ticket
+
+    def _observe_time(self, period: _Period, seconds: float) -> None:
+        self.concurrency.observe(period.arrived_at, seconds, period.target_seconds)
 
     def _expected_events(self, engine: Engine, request: RankRequest) -> int:
         """Return the number of events that a request will use, as far as known."""
@@ -199,12 +258,13 @@ def _request_time(request: RankRequest, schema: Schema) -> int:
     return require_time("request_time", request.request_time_ms, schema.time_origin_ms)
 
 
-def _deadline(request: CallerRequest) -> float:
-    """Return the deadline of a request in monotonic seconds."""
+def _period(request: CallerRequest) -> _Period:
+    """Return the period of a request."""
     timeout = SETTINGS.timeout_seconds
     if request.timeout_ms is not None:
         timeout = request.timeout_ms / 1e3
-    return time.monotonic() + timeout
+    arrived_at = arrival_time()
+    return _Period(arrived_at, arrived_at + timeout)
 
 
 def _answer(

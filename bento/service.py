@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 from starlette.responses import JSONResponse, Response
 
-from bento import startup
+from bento import startup, uvicorn_adapter
 from bento.errors import HttpError, http_error_of
 from bento.json_errors import JsonErrorsMiddleware
 from bento.openapi import openapi_document
@@ -45,6 +45,8 @@ from longrec.errors import LongrecError
 from longrec.release import model_store
 from longrec.release.request_log import RequestLog
 from longrec.serving import arrow_codec
+from longrec.serving.admission.concurrency import ConcurrencyLimit
+from longrec.serving.admission.gate import AdmissionGate
 from longrec.serving.auth import AuthMiddleware
 from longrec.serving.prometheus.exposition import metrics_app
 from longrec.serving.prometheus.http_metrics import HttpMetricsMiddleware
@@ -82,6 +84,8 @@ NO_METRICS_OF_BENTOML = {"enabled": False}
 """They have series for each path that a caller makes up."""
 MODEL = RankerModel(model_tag())
 WEB = WebApp(openapi_document)
+CONCURRENCY = ConcurrencyLimit(SETTINGS.caller_requests)
+GATE = AdmissionGate(CONCURRENCY)
 
 
 @bentoml.service(
@@ -178,10 +182,12 @@ class Ranker:
         self._log = RequestLog(workdir(), SETTINGS.log_share)
         self._requests = RequestRanker(
             self._models,
+            CONCURRENCY,
             self._reader,
             self._metrics,
             self._log,
         )
+        GATE.count_rejected = self._metrics.count_rejected
         WEB.source = PageSource(workdir(), self._reader, self._models.acquire)
         self._models.start()
         logger.info("serving %s with %d threads", self._models.version, SETTINGS.num_threads)
@@ -218,6 +224,7 @@ _service.mount_asgi_app(WEB.app)
 _service.add_asgi_middleware(HttpMetricsMiddleware)  # the first sees every answer
 _service.add_asgi_middleware(JsonErrorsMiddleware)
 _service.add_asgi_middleware(AuthMiddleware)
+uvicorn_adapter.install(GATE.before, SETTINGS.keep_alive_seconds)
 
 
 def _json_response(answer: Mapping[str, Any]) -> Response:
@@ -280,7 +287,7 @@ def _load_engine(bundle: Path, schema: Schema) -> Engine:
     import torch
 
     from longrec.scoring.scorer import Scorer
-    from longrec.serving.admission import Limits
+    from longrec.serving.admission.limits import Limits
     from longrec.serving.engine import Engine
 
     precision = torch.float32 if SETTINGS.device == "cpu" else torch.bfloat16
@@ -293,7 +300,6 @@ def _load_engine(bundle: Path, schema: Schema) -> Engine:
     limits = Limits(
         cache_bytes=SETTINGS.cache_bytes,
         queue_seconds=SETTINGS.queue_seconds,
-        caller_requests=SETTINGS.caller_requests,
     )
     engine = Engine(scorer, limits)
     engine.cache.forgotten = ForgetWatcher(workdir())

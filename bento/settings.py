@@ -37,8 +37,10 @@ class Settings:
         cache_bytes: bytes of the history KV cache.
         timeout_seconds: time for the answer when the request names none.
         store_timeout_seconds: longest wait for the feature store; then the answer is degraded.
-        queue_seconds: estimated work in progress; above it requests are rejected.
+        queue_seconds: time that requests may wait, and estimated work in progress; above either one
+            others are rejected.
         caller_requests: requests in progress of one caller: the header `x-caller`, or an address.
+        keep_alive_seconds: time after which an idle connection is closed.
         log_share: share of the answers written to LONGREC_HOME/requests for the drift job.
         is_pinned: whether the service ignores the registry and serves its own version.
     """
@@ -52,6 +54,7 @@ class Settings:
     store_timeout_seconds: float
     queue_seconds: float
     caller_requests: int
+    keep_alive_seconds: float
     log_share: float
     is_pinned: bool
 
@@ -74,6 +77,7 @@ class Settings:
             store_timeout_seconds=store_timeout_ms / 1e3,
             queue_seconds=float(environment.get("LONGREC_QUEUE_SECONDS", "1")),
             caller_requests=int(environment.get("LONGREC_CALLER_REQUESTS", "64")),
+            keep_alive_seconds=float(environment.get("LONGREC_KEEP_ALIVE_SECONDS", "120")),
             log_share=float(environment.get("LONGREC_LOG_SHARE", "0")),
             is_pinned=names_a_model or not follows_registry,
         )

@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bento.ranking import RequestRanker
+from bento.ranking import RequestRanker, _Period
 from longrec.data import history
 from longrec.data.store.user_record import UserRecord
 from longrec.errors import DataError
 from longrec.schema import Schema
+from longrec.serving.admission.control import Ticket
+from longrec.serving.admission.errors import DeadlineExceeded, Overloaded
 from longrec.serving.requests import EncodedRequest, RankRequest
 from longrec.serving.store_reader import FetchResult
 from tests.longrec import small_histories
@@ -45,6 +48,9 @@ class FakeMetrics:
     def timed(self, stage: str) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
+    def observe_admission(self, concurrency_limit: int, estimated_seconds: float) -> None:
+        pass
+
     def count_degraded(self, num_events: int) -> None:
         self.degraded.append(num_events)
 
@@ -54,12 +60,30 @@ class FakeAdmission:
 
     def __init__(self) -> None:
         self.num_events = []
+        self.is_full = False
+        self.seconds_in_progress = 2.0
 
-    def admit(self, num_candidates: int, num_events: int, **_options: object) -> None:
+    def admit(self, num_candidates: int, num_events: int, **_options: object) -> Ticket:
         self.num_events.append(num_events)
+        if self.is_full:
+            raise Overloaded("too much work", retry_after_seconds=1.0)
+        return Ticket(seconds=0.0)
 
-    def release(self, ticket: None) -> None:
+    def release(self, ticket: Ticket) -> None:
         pass
+
+
+class FakeConcurrency:
+    """A concurrency limit that remembers shares of the target time."""
+
+    def __init__(self) -> None:
+        self.ratios = []
+
+    def limit(self) -> int:
+        return 1
+
+    def observe(self, arrived_at: float, seconds: float, target_seconds: float) -> None:
+        self.ratios.append(seconds / target_seconds)
 
 
 def make_engine() -> SimpleNamespace:
@@ -70,7 +94,18 @@ def make_engine() -> SimpleNamespace:
 
 
 def make_ranker(metrics: FakeMetrics | None = None) -> RequestRanker:
-    return RequestRanker(models=None, reader=FakeReader(), metrics=metrics, log=None)
+    return RequestRanker(
+        models=None,
+        concurrency=FakeConcurrency(),
+        reader=FakeReader(),
+        metrics=metrics or FakeMetrics(),
+        log=None,
+    )
+
+
+def make_period(timeout_seconds: float = 5.0, age_seconds: float = 0.0) -> _Period:
+    arrived_at = time.monotonic() - age_seconds
+    return _Period(arrived_at, arrived_at + timeout_seconds)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +118,41 @@ def test_a_request_is_admitted_for_the_events_that_it_will_use(
 ) -> None:
     engine = make_engine()
     request = RankRequest(1, np.array([5]), inline_history=inline_history)
-    with make_ranker()._admitted(engine, request, math.inf):
+    with make_ranker()._admitted(engine, request, make_period()):
         assert engine.admission.num_events == [num_expected]
+
+
+REQUEST = RankRequest(1, np.array([5]))
+
+
+def test_the_concurrency_limit_learns_how_long_an_answer_took() -> None:
+    ranker = make_ranker()
+    with ranker._admitted(make_engine(), REQUEST, make_period(age_seconds=0.5)):
+        pass
+    assert ranker.concurrency.ratios == pytest.approx([0.5], abs=0.2)
+
+
+def test_a_rejection_and_a_missed_deadline_count_as_too_long() -> None:
+    ranker = make_ranker()
+    engine = make_engine()
+    with pytest.raises(DeadlineExceeded), ranker._admitted(engine, REQUEST, make_period()):
+        raise DeadlineExceeded("late")
+    engine.admission.is_full = True
+    with pytest.raises(Overloaded), ranker._admitted(engine, REQUEST, make_period()):
+        pass
+    assert ranker.concurrency.ratios == [1.0, 2.0]
+
+
+def test_a_bad_request_tells_nothing_about_the_load() -> None:
+    ranker = make_ranker()
+    with pytest.raises(DataError), ranker._admitted(make_engine(), REQUEST, make_period()):
+        raise DataError("bad")
+    assert ranker.concurrency.ratios == []
+
+
+def test_a_caller_without_patience_does_not_lower_the_limit_of_all() -> None:
+    impatient = make_period(timeout_seconds=0.001)
+    assert impatient.target_seconds == make_period(timeout_seconds=1.0).target_seconds > 0.3
 
 
 def test_an_inline_history_does_not_count_as_cached_while_the_store_is_down() -> None:

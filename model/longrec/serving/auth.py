@@ -145,7 +145,7 @@ class AuthMiddleware:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if not self._is_allowed(scope):
-            return await _send_error(
+            return await send_error(
                 send,
                 401,
                 "a token is needed: Authorization: Bearer TOKEN",
@@ -181,7 +181,7 @@ class AuthMiddleware:
             log.exception("unexpected error, at %s", scope["path"])
             if has_started:
                 raise
-            await _send_error(send, 500, "internal error: see the log of the service")
+            await send_error(send, 500, "internal error: see the log of the service")
 
 
 def _is_open(path: str) -> bool:
@@ -203,12 +203,13 @@ def _digests(text: str, source: str) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
 
 
-async def _send_error(
+async def send_error(
     send: Send,
     status: int,
     reason: str,
     headers: tuple[Header, ...] = (),
 ) -> None:
+    """Send an error in the JSON form of every error."""
     body = json.dumps({"error": reason}).encode()
     length = str(len(body)).encode()
     content_headers = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from longrec.errors import ConfigError
 from longrec.scoring.request import CachedEvents, RequestRows, encode_events
 from longrec.scoring.scorer import Scorer, Scores
 from longrec.scoring.unknown import count_unknown
-from longrec.serving.admission import CostModel
+from longrec.serving.admission.cost_model import CostModel
 from longrec.serving.kv_cache import HistoryKVCache, HistorySlice
 from longrec.serving.metrics import MetricsSink
 from longrec.serving.requests import EncodedRequest, Explanation, RankResult, TopEvents
@@ -35,6 +36,24 @@ class _Batch:
     slices: Sequence[HistorySlice]
     keys_values: Sequence[CachedEvents] | None
     results: list[RankResult]
+
+
+class _Clocks(NamedTuple):
+    """Clocks of the engine's thread, in seconds.
+
+    Args:
+        wall: of the wall.
+        worked: while the thread had a core. Under load it also waits for a core and for the
+            interpreter. A wait for the GPU counts, since the driver spins.
+    """
+
+    wall: float
+    worked: float
+
+    @classmethod
+    def now(cls) -> _Clocks:
+        """Return both clocks."""
+        return cls(time.perf_counter(), time.thread_time())
 
 
 class BatchScorer:
@@ -113,20 +132,20 @@ class BatchScorer:
         slices = [self._slice(request) for request in requests]
         ages_seconds = self._cache_ages(slices)
         before = dataclasses.replace(self.cache.counts)
-        started = time.perf_counter()
+        started = _Clocks.now()
         events = self.cache.get_or_encode(slices) if self.scorer.is_separable else None
-        encoded = time.perf_counter()
+        encoded = _Clocks.now()
         scores = self._score(requests, slices, events)
         unknown = self._count_unknown(slices, events)
         results = [
             self._result(*facts) for facts in zip(requests, slices, scores, unknown, strict=True)
         ]
-        scored = time.perf_counter()
+        scored = _Clocks.now()
         change = self.cache.counts.since(before)
-        self._learn(requests, results, scored - encoded)
-        self.costs.learn_encoding(change.num_encoded, encoded - started)
-        self.metrics.observe_stage("encode", encoded - started)
-        self.metrics.observe_stage("score", scored - encoded)
+        self._learn(requests, results, scored.worked - encoded.worked)
+        self.costs.learn_encoding(change.num_encoded, encoded.worked - started.worked)
+        self.metrics.observe_stage("encode", encoded.wall - started.wall)
+        self.metrics.observe_stage("score", scored.wall - encoded.wall)
         self.metrics.observe_batch(requests, results)
         self.metrics.observe_cache(
             change,

@@ -21,9 +21,11 @@ from typing import TypeAlias
 
 import torch
 
-from longrec.errors import LongrecError
 from longrec.scoring.scorer import Scorer
-from longrec.serving.admission import AdmissionControl, CostModel, EngineClosed, Limits, Ticket
+from longrec.serving.admission.control import AdmissionControl, Ticket
+from longrec.serving.admission.cost_model import CostModel
+from longrec.serving.admission.errors import DeadlineExceeded, EngineClosed
+from longrec.serving.admission.limits import Limits
 from longrec.serving.batch_scoring import BatchScorer
 from longrec.serving.kv_cache import HistoryKVCache
 from longrec.serving.metrics import MetricsSink, NullMetrics
@@ -31,10 +33,6 @@ from longrec.serving.requests import EncodedRequest, Explanation, RankResult
 from longrec.serving.warm_up import warm_up
 
 Answer: TypeAlias = RankResult | Explanation
-
-
-class DeadlineExceeded(LongrecError):
-    """The deadline of the request has passed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -176,6 +176,16 @@ class PrometheusMetrics:
         """Count a request that was not answered, for one of REJECTION_REASONS."""
         self._rejected.labels(reason).inc()
 
+    def observe_admission(self, concurrency_limit: int, estimated_seconds: float) -> None:
+        """Observe the admission control when a request is admitted.
+
+        Args:
+            concurrency_limit: requests that may be in progress.
+            estimated_seconds: estimated work of the requests in progress.
+        """
+        self._concurrency_limit.set(concurrency_limit)
+        self._estimated_work.set(estimated_seconds)
+
     def model_activated(self, version: str, replaced: str | None) -> None:
         """Set the version that answers, and count the swap."""
         self._workers.labels(version).set(1)
@@ -231,9 +241,26 @@ class PrometheusMetrics:
             ["reason"],
             **self._options,
         )
+        self._create_admission_metrics()
         _create_series(self._stages, STAGES)
         _create_series(self._degraded, ("cached", "empty"))
         _create_series(self._rejected, REJECTION_REASONS)
+
+    def _create_admission_metrics(self) -> None:
+        from prometheus_client import Gauge
+
+        self._concurrency_limit = Gauge(
+            "longrec_concurrency_limit_requests",
+            "Requests that may be in progress, when the last one was admitted.",
+            multiprocess_mode="livesum",
+            **self._options,
+        )
+        self._estimated_work = Gauge(
+            "longrec_estimated_work_seconds",
+            "Estimated work of the requests in progress, when the last one was admitted.",
+            multiprocess_mode="livemax",
+            **self._options,
+        )
 
     def _create_score_metrics(self) -> None:
         from prometheus_client import Counter, Histogram

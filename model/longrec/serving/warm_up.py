@@ -19,7 +19,7 @@ from longrec.errors import LongrecError
 from longrec.schema import ITEM_ID
 from longrec.scoring.request import RequestRows
 from longrec.scoring.scorer import MAX_CUDA_GRAPH_REQUESTS, Scorer
-from longrec.serving.admission import MANY_EVENTS, MANY_PAIRS, CostModel
+from longrec.serving.admission.cost_model import MANY_EVENTS, MANY_PAIRS
 from longrec.serving.batch_scoring import BatchScorer
 from longrec.serving.kv_cache import CacheCounts
 from longrec.serving.requests import EncodedRequest
@@ -54,11 +54,11 @@ def warm_up(batches: BatchScorer) -> None:
     for size in _sizes_of_first_runs(batches.scorer):
         _score_synthetic(batches, size)
     # One-time work must not enter the cost model: it starts again from its defaults.
-    _reset(batches.costs)
+    batches.costs.forget()
     for num_events in (0, FEW_EVENTS):
         _score_synthetic(batches, _Size(num_events, FEW_CANDIDATES))
     large = _Size(WARM_EVENTS, WARM_CANDIDATES)
-    for _ in range(2):  # one measurement moves a cost only part of the way
+    for _ in range(2):  # a cost is the least of its measurements
         rows = _score_synthetic(batches, large)
     check_cuda_graphs(batches.scorer, rows)
     batches.cache.counts = CacheCounts()
@@ -105,13 +105,6 @@ def _sizes_of_first_runs(scorer: Scorer) -> Iterator[_Size]:
     for place, num_candidates in enumerate((8, 32, 64, WARM_CANDIDATES, 250)):
         num_events = WARM_EVENTS + 8 * (place % 2)
         yield _Size(num_events, num_candidates, num_requests)
-
-
-def _reset(costs: CostModel) -> None:
-    defaults = CostModel()
-    costs.request_seconds = defaults.request_seconds
-    costs.pair_seconds = defaults.pair_seconds
-    costs.event_seconds = defaults.event_seconds
 
 
 def _score_synthetic(batches: BatchScorer, size: _Size) -> RequestRows:

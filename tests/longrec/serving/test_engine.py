@@ -13,8 +13,10 @@ import pytest
 
 from longrec.errors import DataError
 from longrec.scoring.scorer import Scorer
-from longrec.serving.admission import EngineClosed, Limits, TooManyRequests
-from longrec.serving.engine import DeadlineExceeded, Engine
+from longrec.serving.admission.cost_model import NUM_MEASUREMENTS
+from longrec.serving.admission.errors import DeadlineExceeded, EngineClosed, Overloaded
+from longrec.serving.admission.limits import Limits
+from longrec.serving.engine import Engine
 from longrec.serving.requests import EncodedRequest, RankResult
 from tests.longrec.serving import small_scorer
 from tests.longrec.serving.small_scorer import SERVED_LENGTH, User
@@ -143,13 +145,45 @@ def test_a_deadline_holds_in_the_queue_and_for_the_caller(engine, monkeypatch) -
 
 
 def test_an_engine_admits_requests_within_its_own_limits(scorer) -> None:
-    engine = Engine(scorer, Limits(caller_requests=1))
-    ticket = engine.admission.admit(5, 40, is_cached=True, caller="a")
-    with pytest.raises(TooManyRequests):
-        engine.admission.admit(5, 40, is_cached=True, caller="a")
+    engine = Engine(scorer, Limits(queue_seconds=0.0))
+    ticket = engine.admission.admit(5, 40, is_cached=True)
+    with pytest.raises(Overloaded):
+        engine.admission.admit(5, 40, is_cached=True)
     engine.admission.release(ticket)
     assert engine.admission.num_in_progress == 0
     engine.close()
+
+
+def test_the_costs_of_the_model_are_its_own_time(scorer) -> None:
+    """They do not grow while other threads of the process use the interpreter."""
+    engine = Engine(scorer)
+    requests = make_requests(4)
+
+    def measure() -> float:
+        engine._batches.costs.forget()
+        for _ in range(NUM_MEASUREMENTS):
+            engine.submit(requests[0]).result(MAX_WAIT_SECONDS)
+        return engine._batches.costs.request.seconds
+
+    alone = measure()
+    is_over = threading.Event()
+    others = [threading.Thread(target=_use_the_interpreter, args=(is_over,)) for _ in range(4)]
+    for thread in others:
+        thread.start()
+    started = time.perf_counter()
+    beside_others = measure()
+    wall_seconds = (time.perf_counter() - started) / NUM_MEASUREMENTS
+    is_over.set()
+    for thread in others:
+        thread.join()
+    engine.close()
+    assert wall_seconds > 4 * alone, "the threads disturb nothing: nothing was tested"
+    assert beside_others < 3 * alone
+
+
+def _use_the_interpreter(is_over: threading.Event) -> None:
+    while not is_over.is_set():
+        sum(range(1_000))
 
 
 def test_closing_finishes_admitted_requests_and_accepts_no_more(scorer, monkeypatch) -> None:

@@ -198,7 +198,6 @@ async def _rank(engine: Engine, request: EncodedRequest) -> RankResult:
         request.rows.history.num_rows,
         is_cached=False,
         deadline=request.deadline,
-        caller="page",
     )
     try:
         return await engine.rank(request, ticket)
