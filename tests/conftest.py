@@ -23,9 +23,10 @@ from jaxtyping import install_import_hook
 if TYPE_CHECKING:
     from longrec.release.packaging import PackageReport
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch is loaded: spinning threads starve each other on a shared machine
+# Before torch is loaded: spinning threads starve each other on a shared machine. And one process a
+# core tests; the small tensors of tests take longer on several threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHECKED = [
     "longrec.training.losses",
