@@ -27,6 +27,7 @@ from bento.schemas import (
     RankAnswer,
     RankRequestBody,
 )
+from longrec.serving.prometheus.exposition import OPENMETRICS
 
 Json = dict[str, Any]
 JSON_MEDIA_TYPE = "application/json"
@@ -175,12 +176,17 @@ def _operation_paths() -> Json:
         "/livez": _operation_path("livez", "Answer while the service runs"),
         "/healthz": _operation_path("healthz", "Answer while the service runs"),
         "/readyz": _operation_path("readyz", "Answer when the service is ready for requests"),
-        "/metrics": _operation_path("metrics", "Return the metrics in the format of Prometheus"),
+        "/metrics": _operation_path(
+            "metrics",
+            "Return the metrics in the format of Prometheus, or of OpenMetrics if asked for",
+            OPENMETRICS,
+        ),
     }
 
 
-def _operation_path(operation: str, summary: str) -> Json:
-    content = {"text/plain": {"schema": {"type": "string"}}}
+def _operation_path(operation: str, summary: str, *other_media_types: str) -> Json:
+    media_types = ("text/plain", *other_media_types)
+    content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
     return {
         "get": {
             "operationId": operation,

@@ -94,7 +94,10 @@ def test_ranking_has_every_error_and_operation_has_none(document: dict[str, Any]
         assert set(document["paths"][path]["post"]["responses"]) == {"200", *errors}
     for path in OPEN_PATHS:
         operation = document["paths"][path]["get"]
-        assert list(operation["responses"]["200"]["content"]) == ["text/plain"]
+        media_types = ["text/plain"]
+        if path == "/metrics":
+            media_types.append("application/openmetrics-text")
+        assert list(operation["responses"]["200"]["content"]) == media_types
         assert operation["security"] == []
 
 

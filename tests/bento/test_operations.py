@@ -1,9 +1,10 @@
-"""A service in operation: rollout under load, a challenger, a token, the page, fuzzing."""
+"""A service in operation: rollout under load, a challenger, a token, the page, schemathesis."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +36,14 @@ from tests.conftest import PATIENT, ROOT, VERSION, ServedWorld
 pytestmark = pytest.mark.slow
 UNKNOWN_USER = 2**62
 """A user id beyond what a float of JavaScript can hold."""
+SCHEMATHESIS_CONFIG = """\
+hooks = "tests.bento.schemathesis_hooks"
+[checks]
+# No 503 or 504 either: one caller, which has time (PATIENT) or asked for little (408).
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx"]
+# The document holds for every log: a text may be the id of a user in another one.
+positive_data_acceptance.expected-statuses = ["2xx", "400", "408"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -392,41 +401,34 @@ def test_answers_are_logged_for_the_drift_job(service: OperatedService) -> None:
     }
 
 
-def test_fuzzing_the_described_interface_finds_no_server_error(
+def test_schemathesis_finds_no_difference_between_document_and_service(
     service: OperatedService,
     tmp_path: Path,
 ) -> None:
     program = Path(sys.executable).with_name("schemathesis")
     if not program.exists():
         pytest.skip("schemathesis is not installed (extra: ci)")
-    # No 503 or 504 either: one caller, which has time (PATIENT) or asked for little (408).
-    expected = '["2xx", "3xx", "4xx"]'
-    (tmp_path / "schemathesis.toml").write_text(
-        f"[checks]\nnot_a_server_error.expected-statuses = {expected}\n"
-    )
+    (tmp_path / "schemathesis.toml").write_text(SCHEMATHESIS_CONFIG)
     options = [
-        "--checks=not_a_server_error",
+        "--checks=all",
         "--phases=examples,coverage,fuzzing",
-        "--max-examples=60",
+        "--max-examples=25",
         "--seed=1",
         f"--header=Authorization: {AUTHORIZED['Authorization']}",
         "--request-timeout=90",
         "--no-color",
+        "--no-shrink",
         "--continue-on-failure",
     ]
     done = subprocess.run(
-        [
-            str(program),
-            "run",
-            f"{service.url}/docs.json",
-            *options,
-        ],
+        [str(program), "run", f"{service.url}/docs.json", *options],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "model")])},
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-1_000:]
-    assert "/rank" in done.stdout or "POST" in done.stdout or "Tested: " in done.stdout
+    assert "Tested: 7" in done.stdout
     assert service.rank()["model_version"] == VERSION  # alive and right
