@@ -1,13 +1,14 @@
 """The BentoML service.
 
-service      endpoints and life cycle: `bentoml serve bento.service:Ranker`
-ranking      one request: admit, read the user, rank, log
-schemas      bodies of requests and answers, as the interface describes them
-openapi      OpenAPI document, from the schemas
-errors       HTTP status of each error
-json_errors  middleware: one form of all errors
-startup      checks before the service starts
-settings     environment variables
+service          endpoints and life cycle: `bentoml serve bento.service:Ranker`
+ranking          one request: admit, read the user, rank, log
+schemas          bodies of requests and answers, as the interface describes them
+bodies           body of a request as bytes
+openapi          OpenAPI document, from the schemas
+errors           HTTP status of each error
+json_errors      middleware: one form of all errors
+startup          checks before the service starts
+settings         environment variables
 uvicorn_adapter  what differs from uvicorn's HTTP, in its internals
-build        writes bentos to the BentoML store; a program of its own
+build            writes bentos to the BentoML store; a program of its own
 """

@@ -26,9 +26,10 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic_core import from_json
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from typing_extensions import TypeAliasType
 
+from bento.bodies import JSON_MEDIA_TYPE, read_body
 from bento.errors import WHOLE_REQUEST, HttpError, first_problem
 from bento.settings import BODY_LIMITS
 from longrec.errors import DataError
@@ -37,6 +38,8 @@ from longrec.serving.requests import CallerRequest
 from longrec.times import datetime_to_ms
 
 ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+BENTOML_BYTES_TYPE = "text/plain"
+"""Content type of bytes that BentoML's clients send."""
 MAX_TIMEOUT_MS = 60_000
 MAX_BYTES_ON_LOOP = 65_536
 """A larger body is decoded in a thread."""
@@ -154,19 +157,17 @@ class _JsonRequestBody(bentoml.IODescriptor):
         description="The request is answered or rejected within this time.",
     )
     history: History | None = None
-    _caller: str = PrivateAttr("")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
         """Return the body, or the HttpError of a bad one."""
-        content = await _read_content(request)
+        content = await read_body(request, JSON_MEDIA_TYPE)
         if isinstance(content, HttpError):
             return content
         try:
             body = await _decode(content, cls._parse)
         except ValidationError as error:
             return HttpError(400, first_problem(error, cls.model_fields))
-        body._caller = _identify_caller(request)
         return body
 
     @classmethod
@@ -223,7 +224,6 @@ class _JsonRequestBody(bentoml.IODescriptor):
             length=self.length,
             timeout_ms=self.timeout_ms,
             inline_history=self.history,
-            caller=self._caller,
         )
 
 
@@ -295,13 +295,12 @@ class ArrowRequestBody(_ArrowBody):
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
         """Return the body, or the HttpError of a bad one."""
-        content = await _read_content(request)
+        content = await read_body(request, ARROW_MEDIA_TYPE, BENTOML_BYTES_TYPE)
         if isinstance(content, HttpError):
             return content
-        caller = _identify_caller(request)
         body = cls()
         try:
-            body._request = await _decode(content, arrow_codec.read_request, caller, BODY_LIMITS)
+            body._request = await _decode(content, arrow_codec.read_request, BODY_LIMITS)
         except DataError as error:
             return HttpError(400, str(error))
         return body
@@ -418,30 +417,3 @@ async def _decode(
     if len(content) <= MAX_BYTES_ON_LOOP:
         return decode(content, *arguments)
     return await asyncio.to_thread(decode, content, *arguments)
-
-
-async def _read_content(request: Request) -> bytes | HttpError:
-    """Return the body of a request, or an HttpError as soon as it is not acceptable."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        return HttpError(415, f"a body of content-encoding {encoding!r}; send it as it is")
-    chunks = []
-    num_bytes = 0
-    try:
-        async for chunk in request.stream():
-            chunks.append(chunk)
-            num_bytes += len(chunk)
-            if num_bytes > BODY_LIMITS.max_bytes:
-                reason = f"the body is larger than {BODY_LIMITS.max_bytes} bytes"
-                return HttpError(413, reason)
-    except ClientDisconnect:
-        return HttpError(400, "the connection closed before the end of the body")
-    return b"".join(chunks)
-
-
-def _identify_caller(request: Request) -> str:
-    """Return the header x-caller, else the address of the client."""
-    name = request.headers.get("x-caller")
-    if name:
-        return name
-    return request.client.host if request.client else ""

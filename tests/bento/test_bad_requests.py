@@ -1,4 +1,4 @@
-"""Bad requests: status 400, and an error that names the field."""
+"""Bad requests: status 400, 413 or 415, and an error that names the field or what to send."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bento.schemas import ARROW_MEDIA_TYPE
 from longrec.serving.arrow_codec import write_request
+from tests.bento.requests_and_scores import LATE_MS
 
 GOOD = {"user_id": 1, "candidates": [1, 2]}
 BAD_BODIES = {
@@ -134,20 +136,75 @@ def test_a_bad_inline_history_is_rejected_with_the_name_of_the_column(
     assert column in response.json()["error"], response.text
 
 
-@pytest.mark.parametrize("path", ["/rank", "/page/whatif"])
+@pytest.mark.parametrize(("path", "status"), [("/rank", 415), ("/page/whatif", 400)])
 def test_a_content_type_of_other_bytes_than_utf_8_breaks_no_answer(
     client: httpx.Client,
     path: str,
+    status: int,
 ) -> None:
     response = client.post(path, content=b"{}", headers={"content-type": b"\xff"})
-    assert response.status_code == 400, response.text
+    assert response.status_code == status, response.text
 
 
-def test_an_encoded_body_is_rejected_with_the_name_of_the_encoding(client: httpx.Client) -> None:
-    body = gzip.compress(json.dumps(GOOD).encode())
-    response = client.post("/rank", content=body, headers={"content-encoding": "gzip"})
+@pytest.mark.parametrize(
+    ("path", "content_type", "expected"),
+    [
+        ("/rank", "application/x-www-form-urlencoded", "application/json"),
+        ("/rank", "multipart/form-data", "application/json"),
+        ("/rank", "text/plain", "application/json"),
+        ("/rank", "", "application/json"),
+        ("/explain", ARROW_MEDIA_TYPE, "application/json"),
+        ("/rank_arrow", "application/json", ARROW_MEDIA_TYPE),
+    ],
+)
+def test_another_content_type_is_rejected_with_the_one_to_send(
+    client: httpx.Client,
+    path: str,
+    content_type: str,
+    expected: str,
+) -> None:
+    headers = {"content-type": content_type}
+    response = client.post(path, content=json.dumps(GOOD), headers=headers)
     assert response.status_code == 415, response.text
-    assert "gzip" in response.json()["error"]
+    assert f"send {expected}" in response.json()["error"]
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip"])
+def test_an_encoded_body_is_rejected_with_the_name_of_the_encoding(
+    client: httpx.Client,
+    encoding: str,
+) -> None:
+    response = client.post("/rank", json=GOOD, headers={"content-encoding": encoding})
+    assert response.status_code == 415, response.text
+    assert encoding in response.json()["error"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+def test_a_gzip_body_has_the_answer_of_a_plain_one(client: httpx.Client, encoding: str) -> None:
+    body = json.dumps({**GOOD, "request_time": LATE_MS}).encode()
+    plain = client.post("/rank", content=body)
+    headers = {"content-encoding": encoding}
+    packed = client.post("/rank", content=gzip.compress(body), headers=headers)
+    assert packed.status_code == 200, packed.text
+    assert packed.json() == plain.json()
+
+
+WHOLE = gzip.compress(json.dumps(GOOD).encode())
+GZIP_HEADERS = {"content-encoding": "gzip"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", WHOLE[:-9], WHOLE[:-1] + b"x", WHOLE + WHOLE])
+def test_a_body_that_is_no_gzip_is_rejected(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/rank", content=body, headers=GZIP_HEADERS)
+    assert response.status_code == 400, response.text
+    assert "not gzip" in response.json()["error"]
+
+
+def test_a_gzip_body_is_bounded_by_what_it_decompresses_to(client: httpx.Client) -> None:
+    bomb = gzip.compress(b" " * 200_000_000)
+    assert len(bomb) < 1_000_000
+    response = client.post("/rank", content=bomb, headers=GZIP_HEADERS)
+    assert response.status_code == 413, response.text
 
 
 def test_zeros_of_a_compressed_body_are_rejected_in_time(client: httpx.Client) -> None:

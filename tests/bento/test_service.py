@@ -219,9 +219,43 @@ def test_the_largest_request(client) -> None:
     assert len(answer["scores"]["label"]) == 2048
 
 
-def test_the_content_type_of_curl_is_accepted(client) -> None:
-    headers = {"content-type": "application/x-www-form-urlencoded"}
+@pytest.mark.parametrize("content_type", [None, "application/json; charset=utf-8"])
+def test_a_body_is_json_unless_it_says_otherwise(client, content_type) -> None:
+    headers = {"content-type": content_type} if content_type else {}
     assert client.post("/rank", content=json.dumps(GOOD), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs.json", "/livez", "/readyz", "/metrics"])
+def test_head_has_the_status_of_get_without_a_body(client, path) -> None:
+    response = client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE"])
+def test_another_method_is_refused_with_the_right_one(client, method) -> None:
+    response = client.request(method, "/rank")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+def test_no_other_site_may_read_answers(client) -> None:
+    headers = {"origin": "https://elsewhere.example"}
+    response = client.post("/rank", json=GOOD, headers=headers)
+    assert "access-control-allow-origin" not in response.headers
+    preflight = {**headers, "access-control-request-method": "POST"}
+    assert client.options("/rank", headers=preflight).status_code == 405
+
+
+def test_an_upgrade_to_http_2_has_the_answer_of_http_1(client, user, items) -> None:
+    """The JDK's client and `curl --http2` send these headers with each first request."""
+    body = {"user_id": user.id, "candidates": items, "request_time": LATE_MS}
+    headers = {
+        "connection": "Upgrade, HTTP2-Settings",
+        "upgrade": "h2c",
+        "http2-settings": "AAMAAABkAAQAoAAAAAIAAAAA",
+    }
+    response = client.post("/rank", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.json() == rank(client, **body)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ MAX_SHOWN_COLUMNS = 3
 
 def read_request(
     body: bytes,
-    caller: str = "",
     limits: BodyLimits = DEFAULT_LIMITS,
 ) -> CallerRequest:
     """Return the request in an Arrow body; its numbers may be out of bounds.
@@ -43,7 +42,6 @@ def read_request(
 
     Args:
         body: bytes of the body.
-        caller: name or address of the caller.
         limits: largest parts of the request.
 
     Raises:
@@ -62,7 +60,6 @@ def read_request(
         length=parameters.get("length"),
         timeout_ms=parameters.get("timeout_ms"),
         inline_history=body[end:] or None,
-        caller=caller,
     )
 
 

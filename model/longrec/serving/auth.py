@@ -156,6 +156,8 @@ class AuthMiddleware:
     def _is_allowed(self, scope: Scope) -> bool:
         if not self._tokens.is_required or _is_open(scope["path"]):
             return True
+        if scope["method"] == "OPTIONS":  # browsers ask so without a token (CORS)
+            return True
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
         return len(headers) == 1 and self._tokens.allows(headers[0])
 

@@ -73,14 +73,12 @@ class _RequestOptions:
         length: most recent events to use; None for the served length.
         timeout_ms: time for the answer; None for the service's default.
         inline_history: events to use instead of the stored ones.
-        caller: name or address of the caller.
     """
 
     request_time_ms: int | None = None
     length: int | None = None
     timeout_ms: int | None = None
     inline_history: InlineHistory | None = None
-    caller: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +119,6 @@ class CallerRequest(_RequestOptions):
             length=self.length,
             timeout_ms=self.timeout_ms,
             inline_history=self.inline_history,
-            caller=self.caller,
         )
 
 

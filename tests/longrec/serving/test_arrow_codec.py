@@ -29,13 +29,12 @@ def stream_of(columns: dict[str, object], compression: str | None = None) -> byt
 def test_a_written_request_is_read_again() -> None:
     parameters = {"user_id": -5, "request_time": 7, "length": 20, "timeout_ms": 100}
     body = write_request([3, 1, 2], parameters, b"packed events")
-    request = read_request(body, caller="me").resolve(SCHEMA)
+    request = read_request(body).resolve(SCHEMA)
     assert request.user_id == -5
     assert request.candidates.dtype == np.int64
     assert request.candidates.tolist() == [3, 1, 2]
     assert (request.request_time_ms, request.length, request.timeout_ms) == (7, 20, 100)
     assert request.inline_history == b"packed events"
-    assert request.caller == "me"
 
 
 def test_a_log_with_text_ids_is_asked_by_text() -> None:

@@ -28,6 +28,7 @@ def get(
     middleware: AuthMiddleware,
     path: str = "/rank",
     *authorization: str,
+    method: str = "GET",
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Return status, headers and body."""
     sent: list[dict] = []
@@ -36,7 +37,7 @@ def get(
         sent.append(message)
 
     headers = [(b"authorization", value.encode("latin-1")) for value in authorization]
-    scope = {"type": "http", "path": path, "headers": headers}
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
     asyncio.run(middleware(scope, None, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
@@ -109,6 +110,12 @@ def test_health_metrics_page_and_description_are_open(protected: AuthMiddleware,
 )
 def test_everything_else_needs_a_token(protected: AuthMiddleware, path: str) -> None:
     assert get(protected, path)[0] == 401
+
+
+def test_a_browser_asks_for_permission_without_the_token(protected: AuthMiddleware) -> None:
+    """Its OPTIONS request comes before the one with the token, which the CORS headers allow."""
+    assert get(protected, "/rank", method="OPTIONS")[0] == 200
+    assert get(protected, "/rank", method="POST")[0] == 401
 
 
 def test_without_a_token_everything_is_open() -> None:
