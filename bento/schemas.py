@@ -105,10 +105,11 @@ RequestTime = TypeAliasType(
         WithJsonSchema(
             {
                 "description": (
-                    "From 1980 to 2099: ISO 8601 with a time zone, or milliseconds since 1970 "
-                    "UTC; default now."
+                    "From 1980 to 2099: ISO 8601 with a time zone, for example "
+                    "2024-05-01T12:00:00Z, or milliseconds since 1970 UTC; default now."
                 ),
-                "oneOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}],
+                # Java of openapi-generator does not compile with the format date-time in a union.
+                "oneOf": [{"type": "integer"}, {"type": "string"}],
                 "nullable": True,
             }
         ),
