@@ -9,8 +9,9 @@ CONFIG ?= configs/quickstart.yaml
 EXTRAS ?= dev
 ARGS ?=
 # Processes that share the tests. Tests of one file stay in one process; 0 uses no extra process.
+# tests/conftest.py orders the files.
 PYTEST_WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 IMAGE ?= longrec/python-ml
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130

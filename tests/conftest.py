@@ -67,6 +67,23 @@ PATIENT = {
 """Variables of a service that answers, whole and not degraded, on a machine under load too."""
 
 
+LONG_FILES = (
+    "tests/pipelines/test_end_to_end.py",
+    "tests/newcomer/test_newcomer.py",
+    "tests/pipelines/test_drills.py",
+    "tests/longrec/training/test_checkpoint.py",
+    "tests/longrec/training/test_distributed.py",
+    "tests/bento/test_operations.py",
+)
+"""Files whose tests take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: else one process tests long after the others have ended."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Keep the collector of garbage away from the modules, while they are loaded and later."""
