@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +39,12 @@ class _Module:
     def __init__(self, path: Path) -> None:
         source = path.read_bytes()
         self.sha256 = hashlib.sha256(source).hexdigest()
-        self.imports = frozenset(_imports(ast.parse(source)))
+        self.imports = _imports_of(source)
+
+
+@functools.cache
+def _imports_of(source: bytes) -> frozenset[str]:
+    return frozenset(_imports(ast.parse(source)))
 
 
 def of_steps(repo_dir: str | Path) -> dict[str, str]:
@@ -127,9 +133,17 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 def _versions(packages: set[str]) -> Iterator[str]:
     for name in sorted(packages - {"longrec"}):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+        version = _version(DISTRIBUTIONS.get(name, name))
+        if version is not None:
             yield f"{name} {version}"
+
+
+@functools.cache
+def _version(distribution: str) -> str | None:
+    """Return the version of an installed distribution; None for a module of Python."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    return None
 
 
 def _files(step: PipelineStep, project: Path) -> list[Path]:

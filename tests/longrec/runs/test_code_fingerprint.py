@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from components.fingerprint import fingerprint
+from longrec.runs import code_fingerprint
 from longrec.runs.code_fingerprint import _imports, of_steps
 from longrec.runs.steps import steps_by_code_key
 
@@ -30,20 +27,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _now(copy: Path, project: Path | None = None) -> dict[str, str]:
-    code = (
-        "import json, sys; from longrec.runs.code_fingerprint import of_steps; "
-        "print(json.dumps(of_steps(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str((project or copy) / "feature_repo")]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": str(copy / "model")},
-        cwd=copy,
-        check=True,
-        capture_output=True,
-    )
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    """Return the fingerprints of the library in a copy, next to a project."""
+    library = copy / "model" / "longrec"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_fingerprint, "LIBRARY", library)
+        patch.setattr(code_fingerprint, "TEMPLATES", library / "reporting" / "templates")
+        return of_steps((project or copy) / "feature_repo")
 
 
 @pytest.fixture(scope="module")
