@@ -15,7 +15,7 @@ from tests.longrec import small_histories
 from tests.longrec.evaluation.evaluations import run_evaluation
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Histories of 60 users whose manifest knows the best possible AUC."""
     folder = tmp_path_factory.mktemp("data")
@@ -34,7 +34,7 @@ def histories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def bundle_dir(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small ranker, trained on the histories."""
     from longrec.training.train import train
@@ -68,7 +68,7 @@ def bundle_dir(histories_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out_dir
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def report(
     histories_dir: Path,
     bundle_dir: Path,
@@ -79,7 +79,7 @@ def report(
     return run_evaluation(bundle_dir, histories_dir, out_dir)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def predictions(report: EvaluationReport) -> pa.Table:
     """The predictions that the evaluation wrote."""
     return pq.read_table(Path(report.path) / "predictions.parquet")
