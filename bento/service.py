@@ -49,7 +49,7 @@ from longrec.serving.admission.concurrency import ConcurrencyLimit
 from longrec.serving.admission.gate import AdmissionGate
 from longrec.serving.auth import AuthMiddleware
 from longrec.serving.prometheus.exposition import metrics_app
-from longrec.serving.prometheus.http_metrics import HttpMetricsMiddleware
+from longrec.serving.prometheus.http_metrics import HttpMetricsMiddleware, HttpTraffic
 from longrec.serving.rollout.model_manager import ModelManager
 from longrec.serving.web.app import PageSource, WebApp
 
@@ -86,6 +86,7 @@ MODEL = RankerModel(model_tag())
 WEB = WebApp(openapi_document)
 CONCURRENCY = ConcurrencyLimit(SETTINGS.caller_requests)
 GATE = AdmissionGate(CONCURRENCY)
+TRAFFIC = HttpTraffic()
 
 
 @bentoml.service(
@@ -188,6 +189,7 @@ class Ranker:
             self._log,
         )
         GATE.count_rejected = self._metrics.count_rejected
+        GATE.count_answer = TRAFFIC.count_rejected
         WEB.source = PageSource(workdir(), self._reader, self._models.acquire)
         self._models.start()
         logger.info("serving %s with %d threads", self._models.version, SETTINGS.num_threads)
@@ -221,7 +223,7 @@ class Ranker:
 _service: Any = Ranker  # the decorator made a service of the class, which mypy does not see
 _service.mount_asgi_app(metrics_app(startup.supervisor()))
 _service.mount_asgi_app(WEB.app)
-_service.add_asgi_middleware(HttpMetricsMiddleware)  # the first sees every answer
+_service.add_asgi_middleware(HttpMetricsMiddleware, traffic=TRAFFIC)  # sees every answer
 _service.add_asgi_middleware(JsonErrorsMiddleware)
 _service.add_asgi_middleware(AuthMiddleware)
 uvicorn_adapter.install(GATE.before, SETTINGS.keep_alive_seconds)

@@ -37,6 +37,8 @@ class AdmissionGate:
         self._concurrency = concurrency
         self.count_rejected: Callable[[str], None] = _count_nothing
         """Is called with the reason of each rejection."""
+        self.count_answer: Callable[[str, int], None] = _count_nothing
+        """Is called with the path and the status of each rejection."""
 
     def before(self, app: App) -> App:
         """Return an application that lets requests pass to `app`."""
@@ -55,20 +57,27 @@ class AdmissionGate:
         try:
             self._concurrency.enter(caller)
         except Overloaded as error:
-            return await self._reject(error, send)
+            return await self._reject(error, scope["path"], send)
         _arrived_at.set(time.monotonic())
         try:
             await app(scope, receive, send)
         finally:
             self._concurrency.leave(caller)
 
-    async def _reject(self, error: Overloaded, send: Send) -> None:
+    async def _reject(
+        self,
+        error: Overloaded,
+        path: str,
+        send: Send,
+    ) -> None:
         is_one_caller = isinstance(error, TooManyRequests)
+        status = 429 if is_one_caller else 503
+        self.count_answer(path, status)
         self.count_rejected("caller" if is_one_caller else "overload")
         seconds = str(math.ceil(error.retry_after_seconds)).encode()
         await send_error(
             send,
-            429 if is_one_caller else 503,
+            status,
             str(error),
             headers=((b"retry-after", seconds),),
         )
@@ -82,5 +91,5 @@ def _caller_of(scope: Scope) -> str:
     return scope["client"][0] if scope["client"] else ""
 
 
-def _count_nothing(_: str) -> None:
+def _count_nothing(*_: Any) -> None:
     """Count no rejection: the worker is not ready."""

@@ -40,7 +40,7 @@ class HttpMetrics:
         )
         self._seconds = Histogram(
             "bentoml_service_request_duration_seconds",
-            "Time of a request, by route and status.",
+            "Time of a request, by route and status; rejections at the gate have none.",
             ["endpoint", "http_response_code"],
             buckets=SECONDS,
             **options,
@@ -63,14 +63,18 @@ class HttpMetrics:
         """Return a context manager that counts a request in work."""
         return self._in_progress.labels(endpoint).track_inprogress()
 
+    def count(self, endpoint: str, status: int) -> None:
+        """Count a request."""
+        self._requests.labels(endpoint, status).inc()
+
     def observe(
         self,
         endpoint: str,
         status: int,
         seconds: float,
     ) -> None:
-        """Observe an answered request."""
-        self._requests.labels(endpoint, status).inc()
+        """Count a request that reached the application, and observe its time."""
+        self.count(endpoint, status)
         self._seconds.labels(endpoint, status).observe(seconds)
 
 
@@ -83,6 +87,7 @@ class EndpointLabels:
 
     def __init__(self, routes: Sequence[Any]) -> None:
         paths = dict.fromkeys(_route_paths(routes, ""))
+        self.has_routes = bool(paths)
         self.names = [*paths, OTHER_PATHS]
         self._folders = tuple(path for path in paths if path.endswith("/*"))
         self._exact = frozenset(paths) - frozenset(self._folders)
@@ -97,20 +102,48 @@ class EndpointLabels:
         return OTHER_PATHS
 
 
-class HttpMetricsMiddleware:
-    """ASGI middleware that observes each HTTP request.
+class HttpTraffic:
+    """HTTP metrics and route labels of one worker.
 
-    Metrics are made at the first request: the worker has set the directory of its metrics by then.
+    They are made at its first request: the worker has set the folder of its metrics by then.
 
     Args:
-        app: the application behind it.
         registry: a prometheus_client registry; None for that of the process.
     """
 
-    def __init__(self, app: App, registry: Any = None) -> None:
-        self._app = app
+    def __init__(self, registry: Any = None) -> None:
         self._registry = registry
-        self._labels: EndpointLabels | None = None
+        self._labels = EndpointLabels([])
+
+    @functools.cached_property
+    def metrics(self) -> HttpMetrics:
+        """The metrics."""
+        return HttpMetrics(self._registry)
+
+    def label(self, scope: Scope) -> str:
+        """Return the label of a request; the first one creates the series of all routes."""
+        if not self._labels.has_routes:
+            self._labels = EndpointLabels(scope["app"].routes)
+            for name in self._labels.names:
+                self.metrics.create_series(name)
+        return self._labels.label(scope["path"])
+
+    def count_rejected(self, path: str, status: int) -> None:
+        """Count a request that was rejected before it reached the application."""
+        self.metrics.count(self._labels.label(path), status)
+
+
+class HttpMetricsMiddleware:
+    """ASGI middleware that observes each HTTP request.
+
+    Args:
+        app: the application behind it.
+        traffic: of the worker.
+    """
+
+    def __init__(self, app: App, traffic: HttpTraffic) -> None:
+        self._app = app
+        self._traffic = traffic
 
     async def __call__(
         self,
@@ -120,7 +153,8 @@ class HttpMetricsMiddleware:
     ) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        endpoint = self._label(scope)
+        endpoint = self._traffic.label(scope)
+        metrics = self._traffic.metrics
         started = perf_counter()
         status = 0
 
@@ -131,26 +165,14 @@ class HttpMetricsMiddleware:
             await send(message)
 
         try:
-            with self._metrics.track(endpoint):
+            with metrics.track(endpoint):
                 await self._app(scope, receive, send_and_note_status)
         except asyncio.CancelledError:
             # BentoML cancels a request that takes too long, and answers it itself.
             status = status or TIMED_OUT
             raise
         finally:
-            self._metrics.observe(endpoint, status or FAILED, perf_counter() - started)
-
-    @functools.cached_property
-    def _metrics(self) -> HttpMetrics:
-        return HttpMetrics(self._registry)
-
-    def _label(self, scope: Scope) -> str:
-        """Return the label of a request; the first one creates the series of all routes."""
-        if self._labels is None:
-            self._labels = EndpointLabels(scope["app"].routes)
-            for name in self._labels.names:
-                self._metrics.create_series(name)
-        return self._labels.label(scope["path"])
+            metrics.observe(endpoint, status or FAILED, perf_counter() - started)
 
 
 def _route_paths(routes: Sequence[Any], prefix: str) -> Iterator[str]:

@@ -68,7 +68,9 @@ def test_a_rejection_reads_no_body_and_is_counted() -> None:
     limit.enter("me")
     gate = AdmissionGate(limit)
     reasons = []
+    statuses = []
     gate.count_rejected = reasons.append
+    gate.count_answer = lambda path, status: statuses.append((path, status))
     app = gate.before(answer)
     sent = asyncio.run(call(app, make_scope()))
     assert sent["status"] == 429
@@ -78,6 +80,7 @@ def test_a_rejection_reads_no_body_and_is_counted() -> None:
         limit.enter(str(number))
     assert asyncio.run(call(app, make_scope(caller="you")))["status"] == 503
     assert reasons == ["caller", "overload"]
+    assert statuses == [("/rank", 429), ("/rank", 503)]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])

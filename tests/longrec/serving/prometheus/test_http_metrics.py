@@ -12,7 +12,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from longrec.serving.auth import AuthMiddleware, Tokens
-from longrec.serving.prometheus.http_metrics import OTHER_PATHS, HttpMetricsMiddleware
+from longrec.serving.prometheus.http_metrics import (
+    OTHER_PATHS,
+    HttpMetricsMiddleware,
+    HttpTraffic,
+)
 
 TOKEN = "a-token-that-is-long-enough"
 REQUESTS = "bentoml_service_request_total"
@@ -32,7 +36,12 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def client(registry: CollectorRegistry, tmp_path) -> httpx.AsyncClient:
+def traffic(registry: CollectorRegistry) -> HttpTraffic:
+    return HttpTraffic(registry)
+
+
+@pytest.fixture
+def client(traffic: HttpTraffic, tmp_path) -> httpx.AsyncClient:
     page = Starlette(routes=[Route("/page", answer)])
     routes = [
         Route("/rank", answer, methods=["POST"]),
@@ -43,7 +52,7 @@ def client(registry: CollectorRegistry, tmp_path) -> httpx.AsyncClient:
     ]
     tokens = Tokens({"LONGREC_TOKEN": TOKEN})
     middleware = [
-        Middleware(HttpMetricsMiddleware, registry=registry),
+        Middleware(HttpMetricsMiddleware, traffic=traffic),
         Middleware(AuthMiddleware, tokens=tokens),
     ]
     app = Starlette(routes=routes, middleware=middleware)
@@ -140,3 +149,17 @@ async def test_no_request_stays_in_work(
         labels = {"endpoint": path if path != "/nothing" else OTHER_PATHS}
         name = "bentoml_service_request_in_progress"
         assert registry.get_sample_value(name, labels) == 0
+
+
+@pytest.mark.anyio
+async def test_a_rejection_before_the_application_counts_for_its_route(
+    client: httpx.AsyncClient,
+    traffic: HttpTraffic,
+    registry: CollectorRegistry,
+) -> None:
+    traffic.count_rejected("/rank", 503)  # no request has told the routes yet
+    await client.get("/page")
+    traffic.count_rejected("/rank", 429)
+    traffic.count_rejected("/made-up", 503)
+    assert count(registry, "/rank", 429) == 1
+    assert count(registry, OTHER_PATHS, 503) == 2
