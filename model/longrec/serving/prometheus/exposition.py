@@ -76,7 +76,8 @@ class WorkerMetrics:
         """Yield the metrics of all workers together."""
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        written = MultiProcessCollector(None, str(self._folder))
+        collector: Any = MultiProcessCollector
+        written = collector(None, str(self._folder))
         for metric in written.collect():
             if not metric.name.startswith(OWN_PREFIXES):
                 continue
