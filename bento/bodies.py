@@ -32,7 +32,7 @@ async def read_body(
     if _without_parameters(sent_type) not in (media_type, *others):
         return HttpError(415, f"a body of content-type {sent_type!r}; send {media_type}")
     encoding = request.headers.get("content-encoding", "identity").lower()
-    stream = request.stream()
+    stream: AsyncIterator[bytes] = request.stream()
     if encoding in GZIP_NAMES:
         stream = _decompress(stream)
     elif encoding != "identity":

@@ -54,7 +54,7 @@ class Settings:
     store_timeout_seconds: float
     queue_seconds: float
     caller_requests: int
-    keep_alive_seconds: float
+    keep_alive_seconds: int
     log_share: float
     is_pinned: bool
 
@@ -77,7 +77,7 @@ class Settings:
             store_timeout_seconds=store_timeout_ms / 1e3,
             queue_seconds=float(environment.get("LONGREC_QUEUE_SECONDS", "1")),
             caller_requests=int(environment.get("LONGREC_CALLER_REQUESTS", "64")),
-            keep_alive_seconds=float(environment.get("LONGREC_KEEP_ALIVE_SECONDS", "120")),
+            keep_alive_seconds=int(environment.get("LONGREC_KEEP_ALIVE_SECONDS", "120")),
             log_share=float(environment.get("LONGREC_LOG_SHARE", "0")),
             is_pinned=names_a_model or not follows_registry,
         )

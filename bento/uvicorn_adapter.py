@@ -11,7 +11,7 @@ With h11 the first two would need no code, but each request takes 0.17 to 0.21 m
 loop: 0.23 to 0.28 ms in place of 0.06 to 0.08, measured with bodies of 300 to 60,000 bytes. A
 rejection may take 0.3 ms in all.
 
-`tests/bento/test_uvicorn_adapter.py` fails when an internal that is used here changes.
+`tests/bento/http/test_uvicorn_adapter.py` fails when an internal that is used here changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     before: ClassVar[Callable[[Any], Any]]
-    keep_alive_seconds: ClassVar[float]
+    keep_alive_seconds: ClassVar[int]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -119,7 +119,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def install(before: Callable[[Any], Any], keep_alive_seconds: float) -> None:
+def install(before: Callable[[Any], Any], keep_alive_seconds: int) -> None:
     """Let the uvicorn of this process speak as `Protocol` does.
 
     Args:

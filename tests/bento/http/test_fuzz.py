@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from longrec.serving.arrow_codec import write_request
-from tests.bento.arrow_mutations import Bodies, damage, seal
+from tests.bento.http.arrow_mutations import Bodies, damage, seal
 from tests.bento.conftest import ServedUser
-from tests.bento.json_mutations import history_parameters, random_body
+from tests.bento.http.json_mutations import history_parameters, random_body
 
 pytestmark = pytest.mark.slow
 NUM_ARROW_BODIES = 800
