@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 
-CPU_FLOPS_PER_CORE = 12e9
-"""FLOP/s of one core in a training step in float32, measured with two cores; a cautious value."""
+CPU_FLOPS_PER_CORE = 40e9
+"""FLOP/s of one core in the matrix products of a training step in float32; a cautious value."""
+CPU_SECONDS_PER_ROW = 2.5e-6
+"""Time of one core for an event or target in the forward pass, apart from matrix products."""
 GPU_FLOPS = 60e12
 """FLOP/s of a GPU in a training step of a narrow model in bfloat16; a cautious value."""
 
@@ -33,10 +35,16 @@ class Machine:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(len(os.sched_getaffinity(0)), memory, torch.cuda.is_available())
 
-    @property
-    def flops(self) -> float:
-        """Expected FLOP/s of a training step."""
-        return GPU_FLOPS if self.has_gpu else self.num_cpus * CPU_FLOPS_PER_CORE
+    def forward_seconds(self, flops: float, num_rows: float) -> float:
+        """Return the expected time of the forward pass of one request.
+
+        Args:
+            flops: of its matrix products.
+            num_rows: its events and targets.
+        """
+        if self.has_gpu:
+            return flops / GPU_FLOPS
+        return (flops / CPU_FLOPS_PER_CORE + num_rows * CPU_SECONDS_PER_ROW) / self.num_cpus
 
     def __str__(self) -> str:
         device = "a GPU" if self.has_gpu else f"{self.num_cpus} CPU cores"

@@ -217,8 +217,8 @@ class _Plan:
     def of(cls, facts: LogFacts, machine: Machine, sizes: _Sizes, budget_seconds: float) -> _Plan:
         train_share = 1 - HELD_OUT_SHARE
         train_requests = max(round(facts.num_requests * train_share), 1)
-        products = _seconds_of_products(facts, machine, sizes, sizes.window)
-        seconds_each = TRAINING_FLOPS_FACTOR * (products + SECONDS_PER_REQUEST)
+        forward = _forward_seconds(facts, machine, sizes, sizes.window)
+        seconds_each = TRAINING_FLOPS_FACTOR * (forward + SECONDS_PER_REQUEST)
         affordable = max(round(budget_seconds / seconds_each), MIN_EVALUATED_REQUESTS)
         max_requests = 0
         if affordable < train_requests:
@@ -226,7 +226,7 @@ class _Plan:
             train_requests = min(round(max_requests * train_share), train_requests)
         epochs = min(max(affordable // train_requests, 1), MAX_EPOCHS)
         served_length = min(_mean_length(facts), sizes.max_history)
-        evaluation_each = _seconds_of_products(facts, machine, sizes, served_length)
+        evaluation_each = _forward_seconds(facts, machine, sizes, served_length)
         evaluation_each += SECONDS_PER_SCORED_REQUEST
         evaluated = round(EVALUATION_BUDGET_SHARE * budget_seconds / evaluation_each)
         return cls(
@@ -238,12 +238,11 @@ class _Plan:
         )
 
 
-def _seconds_of_products(
-    facts: LogFacts, machine: Machine, sizes: _Sizes, num_events: int
-) -> float:
-    """Return the expected time of the matrix products of the forward pass of one request."""
-    flops = forward_flops(sizes.model, num_events, facts.targets_per_request)
-    return flops / machine.flops
+def _forward_seconds(facts: LogFacts, machine: Machine, sizes: _Sizes, num_events: int) -> float:
+    """Return the expected time of the forward pass of one request in a large batch."""
+    num_targets = facts.targets_per_request
+    flops = forward_flops(sizes.model, num_events, num_targets)
+    return machine.forward_seconds(flops, num_events + num_targets)
 
 
 def _data_choices(facts: LogFacts, sizes: _Sizes, plan: _Plan) -> Iterator[Choice]:

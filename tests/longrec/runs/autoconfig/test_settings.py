@@ -96,6 +96,13 @@ def test_a_larger_budget_trains_on_more() -> None:
     assert few.estimate.requests_per_epoch < many.estimate.requests_per_epoch
 
 
+def test_five_minutes_of_two_cores_train_on_what_was_measured() -> None:
+    """A request of 256 events and 15 targets took 4.1 ms of one core at width 64."""
+    estimate = derive(LONG_LOG, LAPTOP, 300).estimate
+    measured = 300 / (4.1e-3 / LAPTOP.num_cpus)
+    assert 0.5 * measured < estimate.requests_per_epoch < measured
+
+
 def test_a_gpu_trains_wider_models_on_longer_windows() -> None:
     cpu = derive(LONG_LOG, LAPTOP, 300).config
     gpu = derive(LONG_LOG, GPU, 300).config
