@@ -130,6 +130,7 @@ def _documents(encoded: EncodedHistories) -> tuple[Int64, Int64]:
     documents = np.repeat(first_document, lengths) + position // DOCUMENT_EVENTS
     events = np.repeat(starts, lengths) + position
     if len(events) > MAX_EVENTS:
+        log.info("ids start from the newest %d of %d events", MAX_EVENTS, len(events))
         newest = np.argsort(encoded.event_timestamps[events], kind="stable")[-MAX_EVENTS:]
         events, documents = events[newest], documents[newest]
     return events, documents
