@@ -38,7 +38,8 @@ class ItemRates:
     """Statistics of item feature values.
 
     The statistics of a value are, for each task, the log-odds of its smoothed mean label minus
-    those of all targets; and the logarithm of one plus the number of targets.
+    those of all targets; and the share of the value's own targets in that mean. The share does not
+    grow beyond 1, as a number of targets would from the training to the evaluation.
 
     Args:
         of_targets: float32 [P, C, S], as known before each target's request; 0 outside of the
@@ -109,7 +110,8 @@ def _statistics(
         prior = np.clip(overall_rates_before(known, times), MIN_RATE, 1 - MIN_RATE)
         rates = (positives + PRIOR_STRENGTH * prior) / (shown + PRIOR_STRENGTH)
         columns.append(_log_odds(rates) - _log_odds(prior))
-    return np.stack([*columns, np.log1p(shown)], axis=1).astype(np.float32)
+    share = shown / (shown + PRIOR_STRENGTH)
+    return np.stack([*columns, share], axis=1).astype(np.float32)
 
 
 def _log_odds(rates: Float64) -> Float64:

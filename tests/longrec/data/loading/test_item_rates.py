@@ -52,7 +52,8 @@ def test_rates_equal_a_loop_over_earlier_training_targets(
             rate = positives / (len(same) + PRIOR_STRENGTH)
             found = rates.of_targets[target, column]
             assert found[0] == pytest.approx(log_odds(rate) - log_odds(prior), abs=1e-5)
-            assert found[-1] == pytest.approx(math.log1p(len(same)), abs=1e-5)
+            share = len(same) / (len(same) + PRIOR_STRENGTH)
+            assert found[-1] == pytest.approx(share, abs=1e-5)
 
 
 def test_no_target_sees_its_own_label(encoded: EncodedHistories, values: np.ndarray) -> None:
@@ -85,10 +86,10 @@ def test_the_rates_of_values_know_all_training_targets(
     rates = compute(encoded, values)
     train = encoded.requests("train")
     num_targets = (encoded.target_ends - encoded.target_starts)[train].sum()
-    topics = np.expm1(rates.of_values[len(values) :, -1])
-    assert topics.sum() == pytest.approx(num_targets, rel=1e-4)
-    shown = np.expm1(rates.of_values[: len(values), -1])
-    assert shown.sum() == pytest.approx(num_targets, rel=1e-4)
+    shares = rates.of_values[:, -1].astype(np.float64)
+    shown = PRIOR_STRENGTH * shares / (1 - shares)
+    assert shown[len(values) :].sum() == pytest.approx(num_targets, rel=1e-3)
+    assert shown[: len(values)].sum() == pytest.approx(num_targets, rel=1e-3)
 
 
 def test_a_value_that_no_training_target_has_is_neutral(
