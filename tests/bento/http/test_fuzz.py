@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from longrec.serving.arrow_codec import write_request
-from tests.bento.http.arrow_mutations import Bodies, damage, seal
 from tests.bento.conftest import ServedUser
+from tests.bento.http.arrow_mutations import Bodies, damage, seal
 from tests.bento.http.json_mutations import history_parameters, random_body
 
 pytestmark = pytest.mark.slow
