@@ -244,6 +244,8 @@ class TrainConfig:
             alike. They fall back on their other features, as new items do.
         id_init: initial embeddings of item ids: `random`, or `lsa` for items that occur together in
             the training histories to start close together (longrec.training.id_init).
+        calibrate: whether a shift of each task's logit, after the last step, makes the mean score
+            of validation requests equal to their mean label.
         clip_norm: bound of the dense gradient norm.
         loss: `request` (mean over targets, then over requests; the paper's) or `target` (mean
             over targets).
@@ -280,6 +282,7 @@ class TrainConfig:
     head_dropout: float = 0.0
     id_dropout: float = 0.0
     id_init: Literal["random", "lsa"] = "random"
+    calibrate: bool = False
     clip_norm: float = 1.0
     loss: Literal["request", "target"] = "request"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

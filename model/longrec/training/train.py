@@ -19,6 +19,7 @@ from longrec.data.encoder import Encoder
 from longrec.data.histories import Histories
 from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.errors import ConfigError, DataError
+from longrec.evaluation.sample import score_sample
 from longrec.evaluation.served_length import BOOTSTRAP_SAMPLES, choose_served_length
 from longrec.nn.ranker import Ranker
 from longrec.scoring.bundle import CURVE_NAME, META_NAME, Bundle
@@ -32,7 +33,11 @@ from longrec.training.memory import check_memory
 from longrec.training.report import TrainReport
 from longrec.training.resources import choose_device, explain_out_of_memory
 from longrec.training.trainer import Trainer
-from longrec.training.validation import draw_validation_sample
+from longrec.training.validation import (
+    CALIBRATION_REQUESTS,
+    draw_validation_sample,
+    logit_shifts,
+)
 
 ENCODED_NAME = "encoded"
 CHECKPOINTS_NAME = "checkpoints"
@@ -172,6 +177,8 @@ def train(
 
         def choose_and_write() -> str:
             chosen = settings.choose_length(bundle, trainer, encoded, served_lengths)
+            if train.calibrate:
+                chosen = settings.calibrate(chosen, trainer, encoded)
             return _write(out_dir, chosen, trainer.state.curve)
 
         version = context.broadcast_object(choose_and_write)
@@ -250,13 +257,7 @@ class _Settings:
             self.seed,
             bootstrap_samples=BOOTSTRAP_SAMPLES,
         )
-        scorer = Scorer(
-            bundle,
-            trainer.device,
-            self.train.token_budget,
-            self.train.max_requests_per_batch,
-            max_cuda_graph_requests=0,
-        )
+        scorer = self._scorer(bundle, trainer)
         choice = choose_served_length(scorer, encoded, sample, served_lengths)
         validation = {
             "curve": [dataclasses.asdict(row) for row in trainer.state.validations],
@@ -264,6 +265,41 @@ class _Settings:
         }
         facts = {**bundle.facts, "validation": validation}
         return dataclasses.replace(bundle, served_length=choice.length, facts=facts)
+
+    def calibrate(
+        self,
+        bundle: Bundle,
+        trainer: Trainer,
+        encoded: EncodedHistories,
+    ) -> Bundle:
+        """Return the bundle after a shift of its logits (longrec.training.validation).
+
+        Without validation requests nothing changes.
+        """
+        sample = draw_validation_sample(
+            encoded,
+            dataclasses.replace(self.train, validation_requests=CALIBRATION_REQUESTS),
+            self.seed,
+        )
+        if sample is None:
+            return bundle
+        scorer = self._scorer(bundle, trainer)
+        scores = score_sample(scorer, encoded, sample, bundle.served_length)
+        shifts = logit_shifts(sample.labels, scores)
+        with torch.no_grad():
+            bias = bundle.ranker.head.bias
+            bias.add_(torch.from_numpy(shifts).to(bias))
+        by_task = dict(zip(bundle.schema.task_names, shifts.tolist(), strict=True))
+        return dataclasses.replace(bundle, facts={**bundle.facts, "logit_shifts": by_task})
+
+    def _scorer(self, bundle: Bundle, trainer: Trainer) -> Scorer:
+        return Scorer(
+            bundle,
+            trainer.device,
+            self.train.token_budget,
+            self.train.max_requests_per_batch,
+            max_cuda_graph_requests=0,
+        )
 
 
 def _make_ranker(

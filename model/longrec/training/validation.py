@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,13 @@ from longrec.evaluation.sample import EvaluationSample, draw_sample
 from longrec.training import resources
 from longrec.training.curve import ValidationRow
 from longrec.training.trainer import Trainer
+
+CALIBRATION_REQUESTS = 10_000
+"""Validation requests that decide the shifts of the logits."""
+CALIBRATION_POSITIVES = 20.0
+SMALLEST_SCORE = 1e-7
+MAX_SHIFT = 10.0
+NUM_BISECTIONS = 50
 
 
 def draw_validation_sample(
@@ -41,6 +49,35 @@ def draw_validation_sample(
         bootstrap_samples=bootstrap_samples,
     )
     return draw_sample(encoded, config, seed, split="validation")
+
+
+def logit_shifts(
+    labels: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+) -> npt.NDArray[np.float64]:
+    """Return the shift of each task's logit after which its mean score is its mean label.
+
+    Few positives say little about a mean label: CALIBRATION_POSITIVES more that are as the scores
+    expect hold the shift back.
+
+    Args:
+        labels: [N, K], 0 or 1.
+        scores: [N, K], probabilities.
+    """
+    bounded = np.clip(scores.astype(np.float64), SMALLEST_SCORE, 1 - SMALLEST_SCORE)
+    logits = np.log(bounded) - np.log1p(-bounded)
+    expected = bounded.sum(axis=0)
+    positives = labels.sum(axis=0) + CALIBRATION_POSITIVES
+    wanted = bounded.mean(axis=0) * positives / (expected + CALIBRATION_POSITIVES)
+    lowest = np.full(scores.shape[1], -MAX_SHIFT)
+    highest = -lowest
+    for _ in range(NUM_BISECTIONS):
+        middle = (lowest + highest) / 2
+        is_low = (1 / (1 + np.exp(-logits - middle))).mean(axis=0) < wanted
+        lowest = np.where(is_low, middle, lowest)
+        highest = np.where(is_low, highest, middle)
+    shifts: npt.NDArray[np.float64] = (lowest + highest) / 2
+    return shifts
 
 
 class Validator:

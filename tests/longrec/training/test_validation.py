@@ -26,7 +26,7 @@ from longrec.scoring.scorer import Scorer
 from longrec.training import progress
 from longrec.training.curve import NO_ROW, CurveRow, ValidationRow, expected_gain
 from longrec.training.report import TrainReport
-from longrec.training.validation import draw_validation_sample
+from longrec.training.validation import draw_validation_sample, logit_shifts
 from tests.longrec import small_histories
 from tests.longrec.training.small_training import LENGTHS, SEED, read_curve, train_small
 
@@ -357,3 +357,40 @@ def test_a_redirected_console_gets_a_line_every_ten_seconds(
     assert steps == [20, 32, 52, 72, 92]
     assert lines[1].startswith("step 32/100 loss 0.5000, validation AUC 0.7500, ")
     assert lines[1].endswith(", 34 s left")
+
+
+def test_shifts_make_mean_scores_equal_mean_labels() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.beta(1, 9, (20_000, 2))
+    labels = rng.random((20_000, 2)) < scores * [2.0, 0.5]
+    shifts = logit_shifts(labels, scores)
+    shifted = 1 / (1 + np.exp(-np.log(scores / (1 - scores)) - shifts))
+    np.testing.assert_allclose(shifted.mean(axis=0), labels.mean(axis=0), rtol=0.02)
+    assert shifts[0] > 0 > shifts[1]
+
+
+def test_few_positives_hardly_shift_a_logit() -> None:
+    scores = np.full((100, 1), 0.01)
+    none, one = np.zeros((100, 1)), np.eye(100, 1)
+    assert logit_shifts(one, scores)[0] == pytest.approx(0, abs=1e-6)
+    assert -0.1 < logit_shifts(none, scores)[0] < 0
+
+
+def test_a_calibrated_bundle_differs_in_its_shifts_alone(
+    whole: Whole, histories_dir: Path, tmp_path: Path
+) -> None:
+    train_small(histories_dir, tmp_path / "bundle", dataclasses.replace(CONFIG, calibrate=True))
+    weights = load_file(tmp_path / "bundle" / "model.safetensors")
+    before = load_file(whole.out / "model.safetensors")
+    shift = (weights.pop("head.bias") - before.pop("head.bias")).numpy()
+    assert all(np.array_equal(weights[name], value) for name, value in before.items())
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert list(bundle.facts["logit_shifts"].values()) == pytest.approx(shift.tolist(), abs=1e-5)
+    encoded = EncodedHistories.encode(
+        Histories.open(histories_dir), bundle.encoder, tmp_path / "encoded"
+    )
+    sample = draw_validation_sample(encoded, CONFIG, SEED)
+    assert sample is not None
+    scores = score_sample(Scorer.load(tmp_path / "bundle"), encoded, sample, bundle.served_length)
+    calibration = scores.mean() / sample.labels.mean()
+    assert calibration == pytest.approx(1, abs=0.1)

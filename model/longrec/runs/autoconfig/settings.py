@@ -21,6 +21,8 @@ SHORT_HISTORY = 512
 NUM_HEADS = 2
 MAX_EPOCHS = 10
 """Early stopping ends most trainings sooner."""
+MAX_EPOCHS_OF_LARGE_LOGS = 3
+"""Passes after which KuaiRand began to overfit, three times of three (docs/log.md)."""
 MIN_REPEAT_CONTRAST = 0.05
 """Difference of the repeat rates of positives and negatives that match features pay for."""
 EVALUATION_BUDGET_SHARE = 0.3
@@ -224,7 +226,8 @@ class _Plan:
         if affordable < train_requests:
             max_requests = _two_digits(affordable / train_share)
             train_requests = min(round(max_requests * train_share), train_requests)
-        epochs = min(max(affordable // train_requests, 1), MAX_EPOCHS)
+        most = MAX_EPOCHS if _is_small(facts) else MAX_EPOCHS_OF_LARGE_LOGS
+        epochs = min(max(affordable // train_requests, 1), most)
         served_length = min(_mean_length(facts), sizes.max_history)
         evaluation_each = _forward_seconds(facts, machine, sizes, served_length)
         evaluation_each += SECONDS_PER_SCORED_REQUEST
@@ -290,6 +293,7 @@ def _train_choices(
     rate = 0.002 if sizes.width <= NARROW_WIDTH else 0.001
     yield Choice("train.learning_rate", rate, f"of a model of width {sizes.width}")
     yield Choice("train.token_dropout", 0.1, "items are not learned by heart")
+    yield Choice("train.calibrate", True, "validation corrects the mean of the scores")
     yield Choice("train.patience", 3, "validations without gain that end the training")
 
 
