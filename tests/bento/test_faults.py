@@ -157,8 +157,7 @@ def replace_file(path: Path) -> None:
 def test_sigterm_finishes_the_accepted_requests(served_world, body) -> None:
     """All requests in progress are answered; the process ends by itself and leaves no child."""
     with served(served_world, served_world.workdir) as client:
-        children = psutil.Process().children()
-        (server,) = (process for process in children if "bentoml" in process.cmdline())
+        server = server_of(client)
         family = [server, *server.children(recursive=True)]
         large = {**body, "candidates": body["candidates"] * 170}
         alone = rank(client, large)
@@ -180,6 +179,14 @@ def test_sigterm_finishes_the_accepted_requests(served_world, body) -> None:
         assert alive == []
         with pytest.raises(httpx.ConnectError):
             rank(client, body)
+
+
+def server_of(client: httpx.Client) -> psutil.Process:
+    """Return the `bentoml serve` that a client talks to; other tests may have one of their own."""
+    port = str(client.base_url.port)
+    children = psutil.Process().children()
+    (server,) = (process for process in children if port in process.cmdline())
+    return server
 
 
 def open_connections(client: httpx.Client, count: int) -> list[http.client.HTTPConnection]:
