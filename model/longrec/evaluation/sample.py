@@ -111,7 +111,7 @@ def draw_sample(
                 replace=False,
             )
         )
-    target_positions, target_requests = targets_of(encoded, requests)
+    target_positions, target_requests = encoded.targets_of(requests)
     ends = encoded.event_ends[target_requests]
     lengths = ends - encoded.event_starts[target_requests]
     user_ids = encoded.request_users[target_requests]
@@ -127,24 +127,6 @@ def draw_sample(
             seed,
         ),
     )
-
-
-def targets_of(encoded: EncodedHistories, requests: Int) -> tuple[Int, Int]:
-    """Return the position and the request of each target of some requests, int64 [N] each.
-
-    Args:
-        encoded: the histories.
-        requests: int64 [R], positions of the requests.
-    """
-    # Neither depends on the length or on the size of the batches.
-    stream = RequestStream.for_evaluation(
-        encoded,
-        requests,
-        0,
-        token_budget=1,
-        max_requests=1,
-    )
-    return stream.target_positions, stream.target_requests
 
 
 def score_sample(

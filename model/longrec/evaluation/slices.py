@@ -16,7 +16,7 @@ from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.evaluation import bootstrap, metrics
 from longrec.evaluation.bootstrap import Resamples
 from longrec.evaluation.champion_comparison import ChampionScores
-from longrec.evaluation.sample import EvaluationInputs, EvaluationSample, targets_of
+from longrec.evaluation.sample import EvaluationInputs, EvaluationSample
 
 Array: TypeAlias = npt.NDArray[Any]
 Int: TypeAlias = npt.NDArray[np.int64]
@@ -188,7 +188,7 @@ def seen_in_training(encoded: EncodedHistories, sample: EvaluationSample) -> tup
     requests = encoded.requests("train")
     trained_users = np.unique(encoded.request_users[requests])
     users = encoded.request_users[sample.target_requests]
-    target_positions, _ = targets_of(encoded, requests)
+    target_positions, _ = encoded.targets_of(requests)
     is_seen = np.zeros(_num_items(encoded), bool)
     is_seen[encoded.target_items[target_positions]] = True
     last_request_ms = encoded.request_timestamps[requests].max(initial=INT64_MIN)

@@ -11,6 +11,7 @@ import torch
 
 from longrec.config import EvaluateConfig, TrainConfig
 from longrec.data.loading.encoded_histories import EncodedHistories
+from longrec.data.loading.label_rates import log_odds
 from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import LongrecError
 from longrec.evaluation import metrics
@@ -22,7 +23,6 @@ from longrec.training.trainer import Trainer
 CALIBRATION_REQUESTS = 10_000
 """Validation requests that decide the shifts of the logits."""
 CALIBRATION_POSITIVES = 20.0
-SMALLEST_SCORE = 1e-7
 MAX_SHIFT = 10.0
 NUM_BISECTIONS = 50
 
@@ -64,8 +64,9 @@ def logit_shifts(
         labels: [N, K], 0 or 1.
         scores: [N, K], probabilities.
     """
-    bounded = np.clip(scores.astype(np.float64), SMALLEST_SCORE, 1 - SMALLEST_SCORE)
-    logits = np.log(bounded) - np.log1p(-bounded)
+    margin = metrics.PROBABILITY_MARGIN
+    bounded = np.clip(scores.astype(np.float64), margin, 1 - margin)
+    logits = log_odds(bounded)
     expected = bounded.sum(axis=0)
     positives = labels.sum(axis=0) + CALIBRATION_POSITIVES
     wanted = bounded.mean(axis=0) * positives / (expected + CALIBRATION_POSITIVES)

@@ -127,6 +127,18 @@ class EncodedHistories:
         positions = np.flatnonzero(self.splits == code)
         return positions.astype(np.int64)
 
+    def targets_of(self, requests: Int64) -> tuple[Int64, Int64]:
+        """Return the position and the request of each target of some requests, int64 [N] each.
+
+        Args:
+            requests: int64 [R], positions of requests; their targets come in this order.
+        """
+        starts = self.target_starts[requests]
+        counts = self.target_ends[requests] - starts
+        first = np.cumsum(counts) - counts
+        positions = np.arange(counts.sum()) + np.repeat(starts - first, counts)
+        return positions, np.repeat(requests, counts)
+
     def batch(
         self,
         requests: Int64,

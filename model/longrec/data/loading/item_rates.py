@@ -23,6 +23,7 @@ from longrec.data.loading.encoded_histories import EncodedHistories, Int8
 from longrec.data.loading.label_rates import (
     PRIOR_STRENGTH,
     LabelledTargets,
+    log_odds,
     overall_rates_before,
     sums_before,
 )
@@ -61,31 +62,42 @@ class ItemRates:
             values: int64 [I, C], value of each item in each column.
             num_values: C numbers of values.
         """
-        positions, times = _training_targets(encoded)
+        positions, requests = encoded.targets_of(encoded.requests("train"))
+        times = encoded.request_timestamps[requests]
         labels = encoded.labels[positions]
         items = encoded.target_items[positions]
+        end = np.atleast_1d(times.max(initial=0) + 1)
+        priors = _priors(times, labels, times)
+        priors_at_end = _priors(times, labels, end)
         num_columns = values.shape[1]
         num_statistics = labels.shape[1] + 1
         of_targets = np.zeros((len(encoded.labels), num_columns, num_statistics), np.float32)
         of_values = []
-        end = times.max(initial=0) + 1
         for column in range(num_columns):
             groups = values[items, column]
-            of_targets[positions, column] = _statistics(groups, times, labels, groups, times)
+            of_targets[positions, column] = _statistics(
+                groups, times, labels, groups, times, priors
+            )
             every_value = np.arange(num_values[column])
-            at_end = np.full(len(every_value), end)
-            of_values.append(_statistics(groups, times, labels, every_value, at_end))
+            at_end = np.repeat(end, len(every_value))
+            of_values.append(_statistics(groups, times, labels, every_value, at_end, priors_at_end))
         return cls(of_targets, np.concatenate(of_values))
 
 
-def _training_targets(encoded: EncodedHistories) -> tuple[Int64, Int64]:
-    """Return the positions of the targets of training requests, and their times, int64 [N]."""
-    requests = encoded.requests("train")
-    starts = encoded.target_starts[requests]
-    counts = encoded.target_ends[requests] - starts
-    first = np.cumsum(counts) - counts
-    positions = np.arange(counts.sum()) + np.repeat(starts - first, counts)
-    return positions, np.repeat(encoded.request_timestamps[requests], counts)
+def _priors(known_times: Int64, known_labels: Int8, times: Int64) -> Float64:
+    """Return the mean label of all targets before some times, float64 [N, K].
+
+    Args:
+        known_times: int64 [P], ms.
+        known_labels: int8 [P, K].
+        times: int64 [N], ms.
+    """
+    in_one_group = np.zeros_like(known_times)
+    priors = [
+        overall_rates_before(LabelledTargets(in_one_group, known_times, labels), times)
+        for labels in known_labels.T
+    ]
+    return np.clip(np.stack(priors, axis=1), MIN_RATE, 1 - MIN_RATE)
 
 
 def _statistics(
@@ -94,6 +106,7 @@ def _statistics(
     known_labels: Int8,
     groups: Int64,
     times: Int64,
+    priors: Float64,
 ) -> Float32:
     """Return the statistics of some groups before some times, float32 [N, S].
 
@@ -101,19 +114,14 @@ def _statistics(
         known_groups, known_times: int64 [P], group and time (ms) of each known target.
         known_labels: int8 [P, K].
         groups, times: int64 [N], what is asked for.
+        priors: float64 [N, K] or [1, K], mean label of all groups.
     """
     columns = []
     shown = np.zeros(len(groups))
-    for labels in known_labels.T:
+    for labels, prior in zip(known_labels.T, priors.T, strict=True):
         known = LabelledTargets(known_groups, known_times, labels)
         shown, positives = sums_before(known, groups, times)
-        prior = np.clip(overall_rates_before(known, times), MIN_RATE, 1 - MIN_RATE)
         rates = (positives + PRIOR_STRENGTH * prior) / (shown + PRIOR_STRENGTH)
-        columns.append(_log_odds(rates) - _log_odds(prior))
+        columns.append(log_odds(rates) - log_odds(prior))
     share = shown / (shown + PRIOR_STRENGTH)
     return np.stack([*columns, share], axis=1).astype(np.float32)
-
-
-def _log_odds(rates: Float64) -> Float64:
-    log_odds: Float64 = np.log(rates) - np.log1p(-rates)
-    return log_odds

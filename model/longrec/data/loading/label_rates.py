@@ -74,6 +74,12 @@ def overall_rates_before(
     return np.where(shown > 0, positives / np.maximum(shown, 1), UNKNOWN_RATE)
 
 
+def log_odds(probabilities: Float) -> Float:
+    """Return the log-odds of probabilities; 0 and 1 are infinite."""
+    odds: Float = np.log(probabilities) - np.log1p(-probabilities)
+    return odds
+
+
 def event_counts_before(
     event_groups: Array,
     event_times: Int,

@@ -187,18 +187,14 @@ class RequestStream:
     @property
     def target_positions(self) -> Int64:
         """Positions of the targets in stream order, int64 [N], for `encoded.labels`."""
-        starts = self.encoded.target_starts[self.requests].tolist()
-        ends = self.encoded.target_ends[self.requests].tolist()
-        if not starts:
-            return np.zeros(0, np.int64)
-        ranges = list(map(np.arange, starts, ends))
-        return np.concatenate(ranges)
+        positions, _ = self.encoded.targets_of(self.requests)
+        return positions
 
     @property
     def target_requests(self) -> Int64:
         """Position of the request of each of `target_positions`, int64 [N]."""
-        num_targets = self._targets_per_request(self.requests)
-        return np.repeat(self.requests, num_targets)
+        _, requests = self.encoded.targets_of(self.requests)
+        return requests
 
     def _targets_per_request(self, requests: Int64) -> Int64:
         starts = self.encoded.target_starts[requests]

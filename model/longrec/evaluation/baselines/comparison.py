@@ -28,7 +28,7 @@ from longrec.evaluation.baselines.rates import combined_rates
 from longrec.evaluation.baselines.repeats import Repeats
 from longrec.evaluation.baselines.standing import standing
 from longrec.evaluation.bootstrap import TaskMetrics
-from longrec.evaluation.sample import EvaluationInputs, targets_of
+from longrec.evaluation.sample import EvaluationInputs
 
 log = logging.getLogger(__name__)
 
@@ -254,10 +254,10 @@ def _read_window(inputs: EvaluationInputs) -> _Window:
 
 def _split_fit(encoded: EncodedHistories) -> tuple[tuple[Int, Int], tuple[Int, Int]]:
     """Return positions and requests of the targets to fit, and of those that end the fit."""
-    train = _latest(targets_of(encoded, encoded.requests("train")))
+    train = _latest(encoded.targets_of(encoded.requests("train")))
     validation = encoded.requests("validation")
     if len(validation):
-        return train, _latest(targets_of(encoded, validation))
+        return train, _latest(encoded.targets_of(validation))
     positions, requests = train
     first_later = int(len(positions) * (1 - LATER_SHARE))
     # A request is not split.

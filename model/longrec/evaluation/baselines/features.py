@@ -22,7 +22,6 @@ from longrec.data.loading.label_rates import (
 )
 from longrec.evaluation.baselines.item_values import ItemValues
 from longrec.evaluation.baselines.repeats import HistorySpans, Repeats, find_repeats
-from longrec.evaluation.sample import targets_of
 
 Array: TypeAlias = npt.NDArray[Any]
 Float: TypeAlias = npt.NDArray[np.float64]
@@ -130,7 +129,7 @@ def _rates(
         items: int64, item of every target of the histories.
         positions, requests: see `TargetFeatures.compute`.
     """
-    known_positions, known_requests = targets_of(encoded, encoded.requests("train"))
+    known_positions, known_requests = encoded.targets_of(encoded.requests("train"))
     known_times = encoded.request_timestamps[known_requests]
     times = encoded.request_timestamps[requests]
     _, users = np.unique(encoded.request_users, return_inverse=True)

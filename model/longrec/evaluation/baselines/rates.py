@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from longrec.data.loading.label_rates import log_odds
 from longrec.evaluation.metrics import PROBABILITY_MARGIN
 
 Float: TypeAlias = npt.NDArray[np.float64]
@@ -21,12 +22,10 @@ def combined_rates(
 
     All are float64 [N]. Item and user count as independent given the label.
     """
-    log_odds = _logit(item_rates) + _logit(user_rates) - _logit(overall_rates)
-    combined: Float = 1 / (1 + np.exp(-log_odds))
+    logits = _logit(item_rates) + _logit(user_rates) - _logit(overall_rates)
+    combined: Float = 1 / (1 + np.exp(-logits))
     return combined
 
 
 def _logit(rates: Float) -> Float:
-    clipped = np.clip(rates, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
-    log_odds: Float = np.log(clipped) - np.log1p(-clipped)
-    return log_odds
+    return log_odds(np.clip(rates, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN))

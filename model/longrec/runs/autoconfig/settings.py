@@ -22,7 +22,7 @@ NUM_HEADS = 2
 MAX_EPOCHS = 10
 """Early stopping ends most trainings sooner."""
 MAX_EPOCHS_OF_LARGE_LOGS = 3
-"""Passes after which KuaiRand began to overfit, three times of three (docs/log.md)."""
+"""Both runs of KuaiRand with five passes were best after the third (docs/log.md)."""
 MIN_REPEAT_CONTRAST = 0.05
 """Difference of the repeat rates of positives and negatives that match features pay for."""
 EVALUATION_BUDGET_SHARE = 0.3
