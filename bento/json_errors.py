@@ -8,19 +8,16 @@ path is unknown here.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Any, Send], Awaitable[None]]
+from bento.errors import MAX_SHOWN_CHARACTERS
+from longrec.serving.auth import App, Message, Scope, Send
+
 Header = tuple[bytes, bytes]
 
 FIRST_ERROR = 400
 CONTENT_HEADERS = (b"content-type", b"content-length")
-MAX_SHOWN_CHARACTERS = 80
 
 
 class JsonErrorsMiddleware:
