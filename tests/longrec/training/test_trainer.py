@@ -1,12 +1,18 @@
-"""The trainer: how many steps its learning rate decays over."""
+"""The trainer: the steps that its learning rate decays over, and the batches that it gets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from longrec.config import TrainConfig
+from longrec.config import LengthConfig, ModelConfig, TrainConfig
+from longrec.data.batch import RequestBatch
+from longrec.data.histories import Histories
+from longrec.nn.item_rates import item_values
+from longrec.training import encoded_cache, loop
 from longrec.training.trainer import MIN_TIMED_STEPS, Trainer
 from tests.longrec.nn import builders
 
@@ -44,3 +50,34 @@ def test_half_the_time_is_half_the_decay() -> None:
 def test_the_first_steps_predict_nothing() -> None:
     first = MIN_TIMED_STEPS - 1
     assert peak_shares(1, step=first, seconds=1) == peak_shares(0, step=first, seconds=1)
+
+
+def test_training_reads_item_rates_from_before_its_requests_and_keeps_those_of_the_end(
+    histories_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, encoded = encoded_cache.encode(Histories.open(histories_dir), tmp_path / "encoded")
+    model = ModelConfig(width=16, num_heads=2, id_dim=8, item_rates=True)
+    ranker = loop.make_ranker(model, encoder, 1)
+    batches = []
+    step = Trainer.step
+
+    def step_and_keep(trainer: Trainer, host_batch: RequestBatch, batch: RequestBatch):  # type: ignore[no-untyped-def]
+        batches.append(batch)
+        return step(trainer, host_batch, batch)
+
+    monkeypatch.setattr(Trainer, "step", step_and_keep)
+    train = TrainConfig(max_steps=3, device="cpu", tensorboard=False)
+    loop.fit(ranker, encoded, LengthConfig("full"), train, seed=1, out_dir=tmp_path)
+    assert len(batches) == train.max_steps
+    before = loop.set_item_rates(ranker, encoded).target_rates
+    assert before is not None
+    known = {row.tobytes() for row in before}
+    for batch in batches:
+        assert {row.tobytes() for row in batch.target_rates.numpy()} <= known
+    positions, _ = encoded.targets_of(encoded.requests("train"))
+    items = torch.from_numpy(encoded.target_items[positions])
+    at_end = ranker.item_rates.of_values[
+        item_values(items, ranker.item_table) + ranker.item_rates.starts
+    ]
+    assert at_end.abs().sum() > 0
+    assert not np.allclose(before[positions], at_end.numpy())
