@@ -236,8 +236,14 @@ class TrainConfig:
         weight_decay: weight decay of AdamW.
         betas: betas of AdamW.
         embedding_learning_rate: learning rate of row-wise Adagrad, for the id tables.
-        warmup_fraction: share of the steps with a rising learning rate. Cosine decay to 0.1 of
-            the peak follows; where `max_seconds` ends the training earlier, by then.
+        schedule: learning rate after the warm-up. `cosine` decays to 0.1 of the peak; where
+            `max_seconds` ends the training earlier, by then. `constant` stays at the peak.
+            `plateau` lowers the rate when validations stop to improve (torch's
+            ReduceLROnPlateau).
+        plateau_factor: factor of the rate when that happens.
+        plateau_patience: validations without improvement that are accepted before that; below
+            `patience - 1`, or the training ends first.
+        warmup_fraction: share of the steps with a rising learning rate.
         token_dropout: dropout of the item tokens of targets and events.
         head_dropout: dropout of the tokens that enter the head.
         id_dropout: share of the items whose id is hidden in a step, in targets and histories
@@ -277,6 +283,9 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     embedding_learning_rate: float = 0.05
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    plateau_factor: float = 0.1
+    plateau_patience: int = 0
     warmup_fraction: float = 0.05
     token_dropout: float = 0.0
     head_dropout: float = 0.0
@@ -316,11 +325,36 @@ class TrainConfig:
                     found=value,
                     fix="0 turns it off.",
                 )
+        self._check_schedule()
         if self.checkpoint_every < 0:
             raise ConfigError(
                 "train.checkpoint_every must not be negative",
                 found=self.checkpoint_every,
                 fix="0 writes no checkpoints.",
+            )
+
+    def _check_schedule(self) -> None:
+        """Check that `schedule: plateau` can lower the rate."""
+        if not 0 < self.plateau_factor < 1 or self.plateau_patience < 0:
+            raise ConfigError(
+                "train.plateau_factor or train.plateau_patience is out of bounds",
+                found=f"{self.plateau_factor}, {self.plateau_patience}",
+                expected="0 < factor < 1, patience of at least 0",
+            )
+        if self.schedule != "plateau":
+            return
+        if self.epochs == 1 and not self.validate_every:
+            raise ConfigError(
+                "train.schedule=plateau needs several validations",
+                found="1, at the end of the only epoch",
+                fix="Raise train.epochs, or set train.validate_every.",
+            )
+        if 0 < self.patience <= self.plateau_patience + 1:
+            raise ConfigError(
+                "the training would end before train.schedule=plateau lowers the rate",
+                found=f"patience {self.patience}, plateau_patience {self.plateau_patience}",
+                expected="patience above plateau_patience + 1, or 0",
+                fix="Raise train.patience.",
             )
 
 

@@ -31,6 +31,7 @@ from longrec.training import progress, resources
 from longrec.training.checkpoint import Checkpoint, Checkpoints
 from longrec.training.curve import CurveRow, Listener, num_without_improvement
 from longrec.training.distributed import DistributedContext
+from longrec.training.recipe.schedule import require_validations
 from longrec.training.trainer import Trainer
 from longrec.training.validation import Validator
 
@@ -87,6 +88,13 @@ def fit(
         seed=seed,
         context=context,
     )
+    validator = Validator.of(
+        encoded,
+        train,
+        length=lengths.maximum,
+        seed=seed,
+    )
+    require_validations(train, validator is not None)
     with resources.explain_out_of_memory("the optimizers' state", RANKER_MEMORY_FIX):
         trainer = Trainer(
             ranker,
@@ -99,12 +107,6 @@ def fit(
         )
         if checkpoints is not None:
             resume(trainer, checkpoints)
-    validator = Validator.of(
-        encoded,
-        train,
-        length=lengths.maximum,
-        seed=seed,
-    )
     if not context.is_rank_zero:
         on_progress = progress.ignore_row
     if not context.is_rank_zero or not train.tensorboard:

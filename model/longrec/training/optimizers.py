@@ -1,4 +1,4 @@
-"""Optimizers: AdamW for dense parameters, row-wise Adagrad for id tables, one schedule for both."""
+"""Optimizers: AdamW for dense parameters, row-wise Adagrad for id tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from longrec.nn.fused import paths as fused_paths
 
 ADAGRAD_EPS = 1e-8
 """Number that row-wise Adagrad adds to the square root of a row's accumulator."""
-FINAL_SCALE = 0.1
-"""Share of the peak learning rate at the last step."""
 ParameterGroup: TypeAlias = dict[str, Any]
 
 
@@ -152,28 +150,6 @@ def _update_rows_fused(
         group["lr"],
         group["eps"],
     )
-
-
-def learning_rate_scale(
-    step: int,
-    *,
-    num_steps: int,
-    warmup_fraction: float,
-) -> float:
-    """Return the share of the peak learning rate: linear rise, then cosine decay to FINAL_SCALE.
-
-    Args:
-        step: number of the step, from 0.
-        num_steps: steps of the whole training.
-        warmup_fraction: share of the steps with a rising rate.
-    """
-    num_warmup_steps = math.ceil(warmup_fraction * num_steps)
-    if step < num_warmup_steps:
-        return (step + 1) / num_warmup_steps
-    num_decay_steps = max(1, num_steps - 1 - num_warmup_steps)
-    progress = min(1.0, (step - num_warmup_steps) / num_decay_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return FINAL_SCALE + (1 - FINAL_SCALE) * cosine
 
 
 class FusedTables(Protocol):

@@ -24,6 +24,7 @@ from longrec.training import losses, optimizers, resources, sharded_tables
 from longrec.training.checkpoint import Checkpoint
 from longrec.training.curve import NO_ROW, CurveRow, ValidationRow, best_of
 from longrec.training.distributed import DistributedContext
+from longrec.training.recipe import schedule
 
 LOSS_LAG = 2
 """Number of steps that a CUDA device may run ahead of the losses that were read."""
@@ -148,6 +149,7 @@ class Trainer:
         self.is_out_of_time = False
         self.best_weights: dict[str, Tensor] | None = None
         self._pending: collections.deque[_PendingStep] = collections.deque()
+        self._plateau_scale = 1.0
         self._last_norm = 0.0
         self._last_learning_rate = 0.0
         self._step_start = time.perf_counter()
@@ -191,10 +193,11 @@ class Trainer:
             LongrecError: a loss or gradient is not finite; its batch is saved.
             ConfigError: memory ran out.
         """
-        scale = optimizers.learning_rate_scale(
+        scale = schedule.learning_rate_scale(
             self.num_steps_done,
             num_steps=self._expected_steps(),
-            warmup_fraction=self.config.warmup_fraction,
+            config=self.config,
+            plateau_scale=self._plateau_scale,
         )
         with resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch)):
             self.optimizers.start(scale)
@@ -278,6 +281,7 @@ class Trainer:
         state = self.state
         state.validations.append(validation)
         state.validation_seconds += validation.seconds
+        self._plateau_scale = schedule.plateau_scale(state.validations, self.config)
         state.curve[-1] = dataclasses.replace(
             state.curve[-1],
             validation_auc=validation.auc,
@@ -349,6 +353,7 @@ class Trainer:
             self.ranker.load_state_dict(_with_prefix(checkpoint.tensors, RANKER_PREFIX))
             self.optimizers.load(checkpoint.tensors)
             self.state = TrainState.from_dict(checkpoint.values)
+            self._plateau_scale = schedule.plateau_scale(self.state.validations, self.config)
         except (RuntimeError, TypeError, KeyError, DataError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise DataError(

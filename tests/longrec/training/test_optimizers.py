@@ -1,9 +1,8 @@
-"""Optimizers: row-wise Adagrad by its equations, grouping of parameters, clipping, schedule."""
+"""Optimizers: row-wise Adagrad by its equations, grouping of parameters, clipping."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -211,27 +210,6 @@ def test_scale_zero_changes_nothing_and_rates_follow_the_scale() -> None:
     optimizers.step(1.0)
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before[name])
-
-
-def test_the_schedule_rises_and_falls_to_a_tenth() -> None:
-    scales = []
-    for step in range(100):
-        scale = optim.learning_rate_scale(
-            step,
-            num_steps=100,
-            warmup_fraction=0.1,
-        )
-        scales.append(scale)
-    rising = [step / 10 for step in range(1, 11)]
-    assert scales[:10] == pytest.approx(rising)
-    assert all(before >= after for before, after in itertools.pairwise(scales[9:]))
-    assert scales[-1] == pytest.approx(optim.FINAL_SCALE)
-    only = optim.learning_rate_scale(
-        0,
-        num_steps=1,
-        warmup_fraction=0.0,
-    )
-    assert only == 1.0
 
 
 class Recorder:

@@ -26,6 +26,7 @@ from longrec.training import optimizers as optim
 from longrec.training.curve import CurveRow
 from longrec.training.encoded_cache import fit_encoder
 from longrec.training.loop import make_ranker
+from longrec.training.recipe.schedule import learning_rate_scale
 from longrec.training.report import TrainReport
 from tests.longrec import small_histories
 from tests.longrec.training.small_training import (
@@ -155,11 +156,7 @@ def test_the_loop_equals_a_page_of_plain_pytorch(histories_dir: Path, tmp_path: 
         for parameter in ranker.parameters():
             parameter.grad = None
         losses.total(ranker(batch), batch, BRIEF).backward()
-        scale = optim.learning_rate_scale(
-            step,
-            num_steps=num_steps,
-            warmup_fraction=BRIEF.warmup_fraction,
-        )
+        scale = learning_rate_scale(step, num_steps=num_steps, config=BRIEF)
         optimizers.step(scale)
     trained_weights = weights_of(tmp_path / "bundle")
     for name, tensor in ranker.state_dict().items():
