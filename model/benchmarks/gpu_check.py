@@ -190,12 +190,12 @@ def check_tables() -> Iterator[Check]:
     torch.manual_seed(0)
     num_rows = 5000
     num_gradients = 100_000
-    for width in (8, 32, 33):
+    for width, weight_decay in ((8, 0.0), (32, 0.0), (33, 0.0), (32, 0.3)):
         table = torch.randn(num_rows, width, device=DEVICE)
         gradient = torch.randn(num_gradients, width, device=DEVICE)
         rows = (torch.rand(num_gradients, device=DEVICE) ** 4 * num_rows).long()
         expected = nn.Parameter(table.clone())
-        optimizer = RowWiseAdagrad([expected])
+        optimizer = RowWiseAdagrad([expected], weight_decay=weight_decay)
         expected.grad = torch.sparse_coo_tensor(
             rows[None], gradient, table.shape, check_invariants=False
         )
@@ -203,13 +203,14 @@ def check_tables() -> Iterator[Check]:
             optimizer.step()
         ours = table.clone()
         sums = torch.zeros(num_rows, device=DEVICE)
-        row_kernels.adagrad(ours, sums, rows, gradient, 0.05, 1e-8)
+        row_kernels.adagrad(ours, sums, rows, gradient, 0.05, 1e-8, weight_decay)
         worst = max(
             relative_error(ours, expected),
             relative_error(sums, optimizer.state[expected]["row_sums"]),
         )
         passed = worst <= MAX_FLOAT32_ERROR
-        yield f"row-wise Adagrad K={width}", passed, f"worst error {worst:.2e}"
+        name = f"row-wise Adagrad K={width} weight decay {weight_decay}"
+        yield name, passed, f"worst error {worst:.2e}"
 
 
 def check_hstu() -> Iterator[Check]:

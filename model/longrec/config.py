@@ -19,6 +19,15 @@ NUM_MIXER_TOKENS = 4
 """Tokens of the head: z, user, target and context."""
 KINDS_WITHOUT_TARGET_LOGITS = ("mean", "transformer", "hstu")
 """Values of `model.kind` without attention logits between target and history."""
+OFF_AT_ZERO = (
+    "validate_every",
+    "patience",
+    "max_seconds",
+    "user_embedding_learning_rate",
+    "feature_learning_rate",
+    "id_weight_decay",
+)
+"""Settings of the training that 0 turns off."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -236,6 +245,12 @@ class TrainConfig:
         weight_decay: weight decay of AdamW.
         betas: betas of AdamW.
         embedding_learning_rate: learning rate of row-wise Adagrad, for the id tables.
+        user_embedding_learning_rate: the same for the id tables of users; 0 for
+            `embedding_learning_rate`.
+        feature_learning_rate: learning rate of AdamW, for the tables of categories, numbers and
+            times; 0 for `learning_rate`.
+        id_weight_decay: L2 penalty of the id rows that a step touches, added to their gradients
+            (row-wise Adagrad); 0 for none.
         schedule: learning rate after the warm-up. `cosine` decays to 0.1 of the peak; where
             `max_seconds` ends the training earlier, by then. `constant` stays at the peak.
             `plateau` lowers the rate when validations stop to improve (torch's
@@ -283,6 +298,9 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     embedding_learning_rate: float = 0.05
+    user_embedding_learning_rate: float = 0.0
+    feature_learning_rate: float = 0.0
+    id_weight_decay: float = 0.0
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
     plateau_factor: float = 0.1
     plateau_patience: int = 0
@@ -317,7 +335,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"train.{name} is a share", found=share, expected="0 <= share < 1"
                 )
-        for name in ("validate_every", "patience", "max_seconds"):
+        for name in OFF_AT_ZERO:
             value = getattr(self, name)
             if value < 0:
                 raise ConfigError(

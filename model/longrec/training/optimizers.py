@@ -16,6 +16,8 @@ from longrec.nn.fused import paths as fused_paths
 
 ADAGRAD_EPS = 1e-8
 """Number that row-wise Adagrad adds to the square root of a row's accumulator."""
+USERS_NAME = "users."
+"""Start of the names of the ranker's tables of user features."""
 ParameterGroup: TypeAlias = dict[str, Any]
 
 
@@ -24,36 +26,40 @@ class RowWiseAdagrad(torch.optim.Optimizer):
 
     With G the gradient of a row of width d and s its accumulator:
 
+        G <- G + weight_decay row
         s <- s + mean(G^2)
         row <- row - lr G / (sqrt(s) + eps)
 
-    Rows without gradient are neither read nor written. Sparse and dense gradients give the same
-    result. Memory: rows * 4 bytes, 1/d of Adagrad's.
+    Rows without gradient are neither read nor written: weight decay acts on touched rows only.
+    Sparse and dense gradients give the same result. Memory: rows * 4 bytes, 1/d of Adagrad's.
 
     Source: the row-wise sparse Adagrad of DLRM (arXiv 1906.00091) and FBGEMM
-    (EXACT_ROWWISE_ADAGRAD), without weight decay.
+    (EXACT_ROWWISE_ADAGRAD, WeightDecayMode.L2).
 
     Args:
-        params: two-dimensional tables.
+        params: two-dimensional tables, or groups of them with their own options.
         lr: learning rate.
         eps: added to the square root.
+        weight_decay: L2 penalty; 0 for none.
 
     Raises:
-        ConfigError: lr or eps is not positive, or a parameter is not a table.
+        ConfigError: lr or eps is not positive, weight_decay is negative, or a parameter is not a
+            table.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[ParameterGroup],
         lr: float = 0.05,
         eps: float = ADAGRAD_EPS,
+        weight_decay: float = 0.0,
     ) -> None:
-        if not (lr > 0 and eps > 0):
+        if not (lr > 0 and eps > 0 and weight_decay >= 0):
             raise ConfigError(
-                "row-wise Adagrad needs lr > 0 and eps > 0",
-                found=f"lr {lr}, eps {eps}",
+                "row-wise Adagrad needs lr > 0, eps > 0 and weight_decay >= 0",
+                found=f"lr {lr}, eps {eps}, weight_decay {weight_decay}",
             )
-        super().__init__(params, {"lr": lr, "eps": eps})
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for table in _parameters(self):
             if table.dim() != 2:
                 raise ConfigError(
@@ -108,6 +114,9 @@ def _update_all_rows(
     gradient: Tensor,
     group: ParameterGroup,
 ) -> None:
+    if group["weight_decay"]:
+        is_touched = gradient.any(1, keepdim=True)
+        gradient = gradient + group["weight_decay"] * table * is_touched
     row_sums += gradient.float().square().mean(1)
     denominators = row_sums.sqrt() + group["eps"]
     steps = group["lr"] * gradient / denominators[:, None]
@@ -123,6 +132,8 @@ def _update_rows(
     """Update the rows of a coalesced sparse gradient."""
     rows = gradient.indices()[0]
     values = gradient.values()
+    if group["weight_decay"]:
+        values = values + group["weight_decay"] * table[rows]
     new_sums = row_sums[rows] + values.float().square().mean(1)
     row_sums[rows] = new_sums
     denominators = new_sums.sqrt() + group["eps"]
@@ -149,6 +160,7 @@ def _update_rows_fused(
         gradient._values(),
         group["lr"],
         group["eps"],
+        group["weight_decay"],
     )
 
 
@@ -158,7 +170,7 @@ class FusedTables(Protocol):
     See longrec.training.sharded_tables.
     """
 
-    def set_learning_rate(self, learning_rate: float) -> None: ...
+    def set_scale(self, scale: float) -> None: ...
 
     def row_sums(self) -> list[Tensor]: ...
 
@@ -172,16 +184,12 @@ class Optimizers:
     Args:
         dense: AdamW.
         tables: row-wise Adagrad of the tables with sparse gradients; None if there are none.
-        dense_learning_rate: peak learning rate of `dense`.
-        table_learning_rate: peak learning rate of the tables.
         clip_norm: bound of the norm of all dense gradients together; 0 for none.
         fused: tables that are updated in their backward pass, instead of `tables`; or None.
     """
 
     dense: torch.optim.AdamW
     tables: RowWiseAdagrad | None
-    dense_learning_rate: float
-    table_learning_rate: float
     clip_norm: float
     fused: FusedTables | None = None
 
@@ -203,7 +211,7 @@ class Optimizers:
         """
         self.zero_grad()
         if self.fused is not None:
-            self.fused.set_learning_rate(self.table_learning_rate * scale)
+            self.fused.set_scale(scale)
 
     def step(self, scale: float) -> Tensor:
         """Clip the dense gradients and update everything; return their norm before clipping.
@@ -213,11 +221,9 @@ class Optimizers:
         """
         max_norm = self.clip_norm if self.clip_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(_parameters(self.dense), max_norm)
-        _set_learning_rate(self.dense, self.dense_learning_rate * scale)
-        self.dense.step()
-        if self.tables is not None:
-            _set_learning_rate(self.tables, self.table_learning_rate * scale)
-            self.tables.step()
+        for optimizer in self._by_name().values():
+            _set_learning_rates(optimizer, scale)
+            optimizer.step()
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
@@ -266,38 +272,57 @@ def build(
     """Return the optimizers of a model.
 
     Tables with sparse gradients (`nn.Embedding(sparse=True)`) go to row-wise Adagrad. Weight decay
-    acts on matrices of layers only, not on embeddings, biases or norms.
+    of AdamW acts on matrices of layers only, not on embeddings, biases or norms.
     """
-    tables_with_sparse_gradients = sparse_tables(model)
     dense = torch.optim.AdamW(
-        _dense_groups(model, config.weight_decay),
+        _dense_groups(model, config),
         lr=config.learning_rate,
         betas=config.betas,
         fused=True,
     )
     tables = None
-    if tables_with_sparse_gradients:
-        tables = RowWiseAdagrad(tables_with_sparse_gradients, lr=config.embedding_learning_rate)
+    groups = _table_groups(model, config)
+    if groups:
+        tables = RowWiseAdagrad(groups, weight_decay=config.id_weight_decay)
     return Optimizers(
         dense,
         tables,
-        config.learning_rate,
-        config.embedding_learning_rate,
         config.clip_norm,
         fused,
     )
 
 
+def id_learning_rate(name: str, config: TrainConfig) -> float:
+    """Return the peak learning rate of a table of ids, by the name of its module."""
+    is_of_users = name.startswith(USERS_NAME)
+    own = config.user_embedding_learning_rate if is_of_users else 0.0
+    return own or config.embedding_learning_rate
+
+
 def sparse_tables(model: nn.Module) -> list[Tensor]:
     """Return the weights of embeddings with sparse gradients, each once."""
-    tables = {}
-    for module in model.modules():
+    return [table for _, table in _named_sparse_tables(model)]
+
+
+def _named_sparse_tables(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the names of embeddings with sparse gradients and their weights, each once."""
+    tables = []
+    for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module.sparse:
-            tables[id(module.weight)] = module.weight
-    return list(tables.values())
+            tables.append((name, module.weight))
+    return tables
 
 
-def _dense_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
+def _table_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
+    """Return a parameter group for each table with sparse gradients."""
+    groups = []
+    for name, table in _named_sparse_tables(model):
+        rate = id_learning_rate(name, config)
+        groups.append({"params": [table], "lr": rate, "peak_lr": rate})
+    return groups
+
+
+def _dense_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
     """Return parameter groups with and without weight decay; leave out empty ones."""
     sparse_ids = set(map(id, sparse_tables(model)))
     embedding_ids = set()
@@ -306,17 +331,21 @@ def _dense_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]
             embedding_ids.add(id(module.weight))
     decayed = []
     undecayed = []
+    embeddings = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or id(parameter) in sparse_ids:
             continue
-        is_vector = parameter.dim() <= 1
-        if is_vector or id(parameter) in embedding_ids or _is_bias(name):
+        if id(parameter) in embedding_ids and config.feature_learning_rate:
+            embeddings.append(parameter)
+        elif parameter.dim() <= 1 or id(parameter) in embedding_ids or _is_bias(name):
             undecayed.append(parameter)
         else:
             decayed.append(parameter)
+    rate = config.learning_rate
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay, "peak_lr": rate},
+        {"params": undecayed, "weight_decay": 0.0, "peak_lr": rate},
+        {"params": embeddings, "weight_decay": 0.0, "peak_lr": config.feature_learning_rate},
     ]
     return [group for group in groups if group["params"]]
 
@@ -329,9 +358,9 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return parameters
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def _set_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group["peak_lr"] * scale
 
 
 def _optimizer_state(

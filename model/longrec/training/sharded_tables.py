@@ -26,7 +26,7 @@ from longrec.config import TrainConfig
 from longrec.errors import ConfigError
 from longrec.nn.layers import FeatureEmbedding
 from longrec.training.distributed import DistributedContext
-from longrec.training.optimizers import ADAGRAD_EPS
+from longrec.training.optimizers import ADAGRAD_EPS, id_learning_rate
 
 FEATURE_NAME = "ids"
 INSTALL_COMMAND = (
@@ -48,7 +48,8 @@ class ShardedTable(nn.Module):
 
     Args:
         table: the whole table with its values; it is not stored.
-        learning_rate: of the fused update.
+        learning_rate: peak rate of the fused update.
+        weight_decay: L2 penalty of the rows that a step touches.
         context: the processes that share the table.
     """
 
@@ -56,14 +57,16 @@ class ShardedTable(nn.Module):
         self,
         table: nn.Embedding,
         learning_rate: float,
+        weight_decay: float,
         context: DistributedContext,
     ) -> None:
         super().__init__()
+        self.learning_rate = learning_rate
         self.num_embeddings = table.num_embeddings
         self.embedding_dim = table.embedding_dim
         self.context = context
         # in a tuple: nn.Module registers modules, but not tuples of them
-        self._hidden = (_make_collection(table, learning_rate, context),)
+        self._hidden = (_make_collection(table, learning_rate, weight_decay, context),)
         self.load_weight(table.weight)
 
     def forward(self, indices: Int[Tensor, "T F"]) -> Float[Tensor, "T F K"]:
@@ -80,11 +83,14 @@ class ShardedTable(nn.Module):
         rows: Tensor = lookup[FEATURE_NAME].values()
         return rows.view(*indices.shape, self.embedding_dim)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next step; TorchRec reads it in the forward pass."""
+    def set_scale(self, scale: float) -> None:
+        """Set the share of the peak rate for the next step; TorchRec reads it in the forward pass.
+
+        It does not change weight decay.
+        """
         optimizer = self._hidden[0].fused_optimizer
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.learning_rate * scale
         # Copies the rate to the kernels. Rows are updated in the backward pass.
         optimizer.step()
 
@@ -169,10 +175,10 @@ class ShardedTables:
         """The table of each owner."""
         return [cast("ShardedTable", owner.ids) for owner in self.owners]
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next step, before its forward pass."""
+    def set_scale(self, scale: float) -> None:
+        """Set the share of the peak rates for the next step, before its forward pass."""
         for table in self.tables:
-            table.set_learning_rate(learning_rate)
+            table.set_scale(scale)
 
     def row_sums(self) -> list[Tensor]:
         """Return the accumulators of each table, whole on rank zero."""
@@ -220,23 +226,25 @@ def shard(
             " its id tables whole"
         )
         return None
-    owners = []
-    for module in ranker.modules():
+    owners = {}
+    for name, module in ranker.named_modules():
         if isinstance(module, FeatureEmbedding) and module.ids is not None:
-            owners.append(module)
-    for owner in owners:
+            owners[f"{name}.ids"] = module
+    for name, owner in owners.items():
         sharded = ShardedTable(
             cast("nn.Embedding", owner.ids),
-            config.embedding_learning_rate,
+            id_learning_rate(name, config),
+            config.id_weight_decay,
             context,
         )
         owner.ids = cast("nn.Embedding", sharded)
-    return ShardedTables(owners)
+    return ShardedTables(list(owners.values()))
 
 
 def _make_collection(
     table: nn.Embedding,
     learning_rate: float,
+    weight_decay: float,
     context: DistributedContext,
 ) -> Any:
     """Return a sharded EmbeddingCollection of one table of the same size, without values."""
@@ -252,7 +260,7 @@ def _make_collection(
         feature_names=[FEATURE_NAME],
     )
     collection = torchrec.EmbeddingCollection(tables=[config], device=torch.device("meta"))
-    sharder = _make_sharder(learning_rate)
+    sharder = _make_sharder(learning_rate, weight_decay)
     plan = construct_module_sharding_plan(
         collection,
         {FEATURE_NAME: row_wise(compute_kernel="fused")},
@@ -271,18 +279,20 @@ def _make_collection(
     )
 
 
-def _make_sharder(learning_rate: float) -> Any:
+def _make_sharder(learning_rate: float, weight_decay: float) -> Any:
     """Return a sharder of tables that row-wise Adagrad updates in the backward pass."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
 
-    return EmbeddingCollectionSharder(
-        {
-            "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            "learning_rate": learning_rate,
-            "eps": ADAGRAD_EPS,
-        }
-    )
+    options = {
+        "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        "learning_rate": learning_rate,
+        "eps": ADAGRAD_EPS,
+    }
+    if weight_decay:
+        options |= {"weight_decay": weight_decay, "weight_decay_mode": WeightDecayMode.L2}
+    return EmbeddingCollectionSharder(options)
 
 
 def _require_torchrec() -> None:

@@ -14,7 +14,10 @@ from torch import nn
 
 from longrec.config import TrainConfig
 from longrec.errors import ConfigError
+from longrec.nn.layers import FeatureEmbedding
+from longrec.schema import Feature
 from longrec.training import optimizers as optim
+from tests.longrec.nn import builders
 
 NUM_ROWS = 7
 STEP_IDS = st.lists(
@@ -25,21 +28,27 @@ STEP_IDS = st.lists(
 """Ids that one step reads."""
 
 
+LR = 0.1
+EPS = 1e-6
+
+
 def reference(
     table: torch.Tensor,
     gradients: list[torch.Tensor],
-    lr: float,
-    eps: float,
+    weight_decay: float,
 ) -> torch.Tensor:
     """Return the table after a loop over rows, straight from the equations."""
     table = table.clone()
     sums = [0.0] * len(table)
     for gradient in gradients:
         for row in range(len(table)):
+            if not gradient[row].any():
+                continue
+            gradient[row] += weight_decay * table[row]
             squares = float((gradient[row] ** 2).sum())
             sums[row] += squares / table.shape[1]
-            denominator = math.sqrt(sums[row]) + eps
-            table[row] -= lr * gradient[row] / denominator
+            denominator = math.sqrt(sums[row]) + EPS
+            table[row] -= LR * gradient[row] / denominator
     return table
 
 
@@ -63,8 +72,14 @@ def take_step(table: nn.Parameter, optimizer: optim.RowWiseAdagrad) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(STEP_IDS, min_size=1, max_size=4), st.integers(0, 1000))
-def test_row_wise_adagrad_equals_the_equations(steps: list[list[int]], seed: int) -> None:
+@given(
+    st.lists(STEP_IDS, min_size=1, max_size=4),
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_row_wise_adagrad_equals_the_equations(
+    steps: list[list[int]], seed: int, weight_decay: float
+) -> None:
     torch.manual_seed(seed)
     start = torch.randn(NUM_ROWS, 3, dtype=torch.float64)
     results = []
@@ -73,8 +88,9 @@ def test_row_wise_adagrad_equals_the_equations(steps: list[list[int]], seed: int
         table = nn.Parameter(start.clone())
         optimizer = optim.RowWiseAdagrad(
             [table],
-            lr=0.1,
-            eps=1e-6,
+            lr=LR,
+            eps=EPS,
+            weight_decay=weight_decay,
         )
         for ids in steps:
             optimizer.zero_grad()
@@ -85,12 +101,7 @@ def test_row_wise_adagrad_equals_the_equations(steps: list[list[int]], seed: int
                 gradients.append(table.grad.clone())
             optimizer.step()
         results.append(table.detach())
-    expected = reference(
-        start,
-        gradients,
-        0.1,
-        1e-6,
-    )
+    expected = reference(start, gradients, weight_decay)
     for result in results:
         # the accumulator is float32
         torch.testing.assert_close(
@@ -104,7 +115,7 @@ def test_row_wise_adagrad_equals_the_equations(steps: list[list[int]], seed: int
 def test_rows_without_gradient_are_untouched_bit_for_bit() -> None:
     table = nn.Parameter(torch.randn(10, 4))
     before = table.detach().clone()
-    optimizer = optim.RowWiseAdagrad([table], lr=1.0)
+    optimizer = optim.RowWiseAdagrad([table], lr=1.0, weight_decay=0.5)
     embedded_sum(table, torch.tensor([2, 2, 5]), sparse=True).backward()
     optimizer.step()
     untouched = [0, 1, 3, 4, 6, 7, 8, 9]
@@ -130,6 +141,8 @@ def test_wrong_arguments_are_refused() -> None:
     table = nn.Parameter(torch.ones(2, 2))
     with pytest.raises(ConfigError, match="lr > 0"):
         optim.RowWiseAdagrad([table], lr=0.0)
+    with pytest.raises(ConfigError, match="weight_decay -1"):
+        optim.RowWiseAdagrad([table], weight_decay=-1)
     vector = nn.Parameter(torch.ones(2))
     with pytest.raises(ConfigError, match="tables"):
         optim.RowWiseAdagrad([vector])
@@ -212,13 +225,55 @@ def test_scale_zero_changes_nothing_and_rates_follow_the_scale() -> None:
         assert not torch.equal(parameter, before[name])
 
 
+def test_each_kind_of_table_has_its_own_rate() -> None:
+    ranker = builders.ranker()
+    user_id = Feature("user_id", "id")
+    ranker.users = FeatureEmbedding([user_id], [5], id_dim=6, feature_dim=4)
+    config = TrainConfig(
+        learning_rate=1.0,
+        embedding_learning_rate=2.0,
+        user_embedding_learning_rate=3.0,
+        feature_learning_rate=4.0,
+        id_weight_decay=0.25,
+    )
+    optimizers = optim.build(ranker, config)
+    assert optimizers.tables is not None
+    optimizers.step(0.5)
+    peaks = {
+        "items.ids.weight": 2.0,
+        "users.ids.weight": 3.0,
+        "items.others.weight": 4.0,
+        "hour.weight": 4.0,
+        "head.weight": 1.0,
+        "head.bias": 1.0,
+    }
+    names = {id(parameter): name for name, parameter in ranker.named_parameters()}
+    rates = {}
+    groups = [*optimizers.dense.param_groups, *optimizers.tables.param_groups]
+    for group in groups:
+        for parameter in group["params"]:
+            rates[names[id(parameter)]] = group["lr"]
+    assert rates.keys() == set(names.values())
+    assert {name: rates[name] for name in peaks} == {name: peak / 2 for name, peak in peaks.items()}
+    assert {group["weight_decay"] for group in optimizers.tables.param_groups} == {0.25}
+
+
+def test_without_rates_of_their_own_tables_share_those_of_before() -> None:
+    optimizers = optim.build(
+        builders.ranker(), TrainConfig(learning_rate=1.0, embedding_learning_rate=2.0)
+    )
+    assert optimizers.tables is not None
+    assert {group["peak_lr"] for group in optimizers.tables.param_groups} == {2.0}
+    assert [group["peak_lr"] for group in optimizers.dense.param_groups] == [1.0, 1.0]
+
+
 class Recorder:
     """Stands in for sharded tables, and records the row sums that it loads."""
 
     def __init__(self, num_tables: int) -> None:
         self.sums = [torch.tensor([float(number)]) for number in range(num_tables)]
 
-    def set_learning_rate(self, learning_rate: float) -> None:
+    def set_scale(self, scale: float) -> None:
         pass
 
     def row_sums(self) -> list[torch.Tensor]:

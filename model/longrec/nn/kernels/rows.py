@@ -173,13 +173,14 @@ def _adagrad(
     num_values,
     lr,
     eps,
+    weight_decay,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Update each distinct key once, at the first position of its segment.
 
-    s <- s + mean(G^2), row <- row - lr G / (sqrt(s) + eps)
+    G <- G + weight_decay row, s <- s + mean(G^2), row <- row - lr G / (sqrt(s) + eps)
     """
     positions = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_K)
@@ -192,11 +193,12 @@ def _adagrad(
     key = tl.load(keys + positions, mask=is_first, other=0).to(tl.int64)
     gradient_offsets = segment_row.to(tl.int64)[:, None] * K + column[None, :]
     gradient = tl.load(gradients + gradient_offsets, mask=mask, other=0.0)
+    pointer = table + key[:, None] * K + column[None, :]
+    value = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+    gradient += weight_decay * value
     mean_square = tl.sum(gradient * gradient, 1) / K
     total = tl.load(sums + key, mask=is_first, other=0.0) + mean_square
     tl.store(sums + key, total, mask=is_first)
-    pointer = table + key[:, None] * K + column[None, :]
-    value = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
     denominator = tl.sqrt(total) + eps
     tl.store(pointer, value - lr * gradient / denominator[:, None], mask=mask)
 
@@ -320,6 +322,7 @@ def adagrad(
     gradients: Tensor,
     lr: float,
     eps: float,
+    weight_decay: float = 0.0,
 ) -> None:
     """Update the rows of a table and their accumulators in place.
 
@@ -332,6 +335,7 @@ def adagrad(
         gradients: [n, K].
         lr: learning rate.
         eps: added to the root of an accumulator.
+        weight_decay: L2 penalty; a row times it is added to the row's gradient.
     """
     count, width = gradients.shape
     if count == 0:
@@ -365,6 +369,7 @@ def adagrad(
         count,
         lr,
         eps,
+        weight_decay,
         K=width,
         BLOCK_K=block_k,
         BLOCK_N=block_n,
