@@ -26,6 +26,7 @@ OFF_AT_ZERO = (
     "user_embedding_learning_rate",
     "feature_learning_rate",
     "id_weight_decay",
+    "id_min_count",
 )
 """Settings of the training that 0 turns off."""
 
@@ -263,6 +264,9 @@ class TrainConfig:
         head_dropout: dropout of the tokens that enter the head.
         id_dropout: share of the items whose id is hidden in a step, in targets and histories
             alike. They fall back on their other features, as new items do.
+        id_min_count: smallest number of events and targets of the training window with which an
+            item id gets an embedding of its own. Rarer items share those of unknown ids and fall
+            back on their other features. 0 for the schema's `min_count`, which it can only raise.
         id_init: initial embeddings of item ids: `random`, or `lsa` for items that occur together in
             the training histories to start close together (longrec.training.id_init).
         calibrate: whether a shift of each task's logit, after the last step, makes the mean score
@@ -308,6 +312,7 @@ class TrainConfig:
     token_dropout: float = 0.0
     head_dropout: float = 0.0
     id_dropout: float = 0.0
+    id_min_count: int = 0
     id_init: Literal["random", "lsa"] = "random"
     calibrate: bool = False
     clip_norm: float = 1.0

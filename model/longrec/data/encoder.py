@@ -63,6 +63,7 @@ class Encoder:
         users: pa.Table,
         events: Iterable[pa.RecordBatch],
         target_items: Iterable[Int64] = (),
+        id_min_count: int = 0,
     ) -> Encoder:
         """Return the encoder of a training window, after one pass over it.
 
@@ -76,6 +77,7 @@ class Encoder:
             users: user features, one row per user.
             events: record batches of the window with item_id and event features.
             target_items: item ids of the targets of the window, int64 arrays.
+            id_min_count: `min_count` of the item ids where the schema's is smaller.
 
         Raises:
             DataError: a column is missing or has the wrong type, or an item id is null or not
@@ -91,6 +93,7 @@ class Encoder:
                 counter.add(require_column(batch, counter.feature.name))
         for target_ids in target_items:
             np.add.at(item_counts, _rows_of(item_ids, target_ids), 1)
+        item_counts[item_counts < id_min_count] = 0
         id_counter = ValueCounter(schema.item[0])
         id_counter.add_counts(item_ids, item_counts[1:])
         item_encoders = (

@@ -127,8 +127,9 @@ def _train_and_measure(
 ) -> Row:
     """Return the result of a trial."""
     start = time.perf_counter()
-    histories, encoder, encoded = data
+    histories, _, encoded = data
     config = trial.config
+    encoder = _encoder_of(data, config.train)
     trainer = _train(encoder, encoded, trial, out_dir)
     report = TrainReport.from_trainer(trainer)
     bundle = Bundle(
@@ -162,6 +163,14 @@ def _train_and_measure(
         "seconds": time.perf_counter() - start,
         "data": _data_facts(histories, encoded, sample),
     }
+
+
+def _encoder_of(data: Data, train: TrainConfig) -> Encoder:
+    """Return the encoder of a trial; the encoded histories do not depend on its settings."""
+    histories, encoder, _ = data
+    if not train.id_min_count:
+        return encoder
+    return encoded_cache.fit_encoder(histories, train.id_min_count)
 
 
 def _train(

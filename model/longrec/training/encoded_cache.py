@@ -24,28 +24,36 @@ SOURCE_NAME = "source.json"
 """File with the sizes and times of the encoded files, and the digest of the result."""
 
 
-def encode(histories: Histories, directory: Path) -> tuple[Encoder, EncodedHistories]:
+def encode(
+    histories: Histories,
+    directory: Path,
+    id_min_count: int = 0,
+) -> tuple[Encoder, EncodedHistories]:
     """Fit the encoder to the training window and encode the histories into `directory`.
 
-    A former result is reused if it is complete and was made from the same files.
+    A former result is reused if it is complete and was made from the same files in the same way.
+
+    Args:
+        histories: made by `store.retrieve`.
+        directory: folder of the result.
+        id_min_count: as in `TrainConfig`.
     """
-    source_files = _source_files(histories)
+    source = {"files": _source_files(histories), "id_min_count": id_min_count}
     # A missing or damaged file of a former result is a DataError: encode again.
     with contextlib.suppress(DataError):
         encoder, encoded = _open(histories, directory)
-        source = files.read_json(directory / SOURCE_NAME)
-        if source == {"files": source_files, "digest": encoded.digest()}:
+        former = files.read_json(directory / SOURCE_NAME)
+        if former == {**source, "digest": encoded.digest()}:
             return encoder, encoded
     shutil.rmtree(directory, ignore_errors=True)
-    encoder = fit_encoder(histories)
+    encoder = fit_encoder(histories, id_min_count)
     encoder.save(directory / ENCODER_NAME)
     encoded = EncodedHistories.encode(
         histories,
         encoder,
         directory / HISTORIES_NAME,
     )
-    source = {"files": source_files, "digest": encoded.digest()}
-    files.write_json(directory / SOURCE_NAME, source)
+    files.write_json(directory / SOURCE_NAME, {**source, "digest": encoded.digest()})
     return encoder, encoded
 
 
@@ -70,14 +78,20 @@ def digest_of(directory: Path) -> str:
     return str(source["digest"])
 
 
-def fit_encoder(histories: Histories) -> Encoder:
-    """Fit the encoder to the events of the training window and to the training targets."""
+def fit_encoder(histories: Histories, id_min_count: int = 0) -> Encoder:
+    """Fit the encoder to the events of the training window and to the training targets.
+
+    Args:
+        histories: made by `store.retrieve`.
+        id_min_count: as in `TrainConfig`.
+    """
     return Encoder.fit(
         histories.schema,
         histories.items,
         histories.users,
         histories.training_events(),
         [_training_targets(histories)],
+        id_min_count,
     )
 
 

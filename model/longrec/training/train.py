@@ -120,7 +120,7 @@ def train(
             _check_outputs(out_dir, checkpoint_dir, log_dir)
         encoded_dir = work_dir / ENCODED_NAME
         encoder, encoded = context.rank_zero_first(
-            lambda: encoded_cache.encode(histories, encoded_dir),
+            lambda: encoded_cache.encode(histories, encoded_dir, train.id_min_count),
             lambda: encoded_cache.open_encoded(histories, encoded_dir),
         )
         check_memory(

@@ -74,7 +74,7 @@ def users_table() -> pa.Table:
     )
 
 
-def fitted(schema: Schema = SCHEMA) -> Encoder:
+def fitted(schema: Schema = SCHEMA, id_min_count: int = 0) -> Encoder:
     events = [
         event_batch([BIG, 7, BIG], ["view", "view", "buy"], [1, 1, BIG]),
         event_batch([9, 12345], [None, "buy"], [None, 2]),
@@ -85,7 +85,21 @@ def fitted(schema: Schema = SCHEMA) -> Encoder:
         users_table(),
         events,
         [np.array([7, 7, 9, 9, 9])],
+        id_min_count,
     )
+
+
+def test_item_ids_below_the_count_share_rows_and_keep_their_other_features() -> None:
+    encoder = fitted()
+    strict = fitted(id_min_count=3)
+    # 7 was seen three times and 9 four times, BIG twice.
+    assert strict.sizes["item"][0] == encoder.sizes["item"][0] - 1
+    ids = strict.item_table[1:, 0].tolist()
+    assert (ids[1], ids[0]) == (4, 5)
+    assert 1 <= ids[3] <= 3
+    assert strict.item_table[:, 1:].tolist() == encoder.item_table[:, 1:].tolist()
+    assert strict.schema == encoder.schema
+    assert fitted(id_min_count=1).fingerprint == encoder.fingerprint
 
 
 def test_known_values_are_ordered_by_count_then_value() -> None:
