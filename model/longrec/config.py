@@ -269,6 +269,8 @@ class TrainConfig:
             back on their other features. 0 for the schema's `min_count`, which it can only raise.
         id_init: initial embeddings of item ids: `random`, or `lsa` for items that occur together in
             the training histories to start close together (longrec.training.id_init).
+        redraw_ids: whether each epoch after the first starts with new random embeddings of all
+            ids, so that the rest of the model cannot lean on ids that it knows by heart.
         calibrate: whether a shift of each task's logit, after the last step, makes the mean score
             of validation requests equal to their mean label.
         clip_norm: bound of the dense gradient norm.
@@ -314,6 +316,7 @@ class TrainConfig:
     id_dropout: float = 0.0
     id_min_count: int = 0
     id_init: Literal["random", "lsa"] = "random"
+    redraw_ids: bool = False
     calibrate: bool = False
     clip_norm: float = 1.0
     loss: Literal["request", "target"] = "request"
@@ -349,6 +352,12 @@ class TrainConfig:
                     fix="0 turns it off.",
                 )
         self._check_schedule()
+        if self.redraw_ids and self.id_init == "lsa":
+            raise ConfigError(
+                "train.redraw_ids draws random embeddings",
+                found="train.id_init=lsa",
+                fix="Set train.id_init=random.",
+            )
         if self.checkpoint_every < 0:
             raise ConfigError(
                 "train.checkpoint_every must not be negative",

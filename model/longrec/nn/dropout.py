@@ -49,8 +49,8 @@ class StepDropout:
 
     def start_step(self, step: int) -> None:
         """Draw the choices of a step from here on."""
-        self._shared.manual_seed(_mixed(self._seed, step))
-        self._own.manual_seed(_mixed(self._seed, step, self._rank + 1))
+        self._shared.manual_seed(mixed_seed(self._seed, step))
+        self._own.manual_seed(mixed_seed(self._seed, step, self._rank + 1))
 
     def drop_token(self, tokens: Tensor) -> Tensor:
         """Return item tokens [., D], with a share of their values zeroed and the rest scaled up."""
@@ -79,8 +79,11 @@ class StepDropout:
         )
 
 
-def _mixed(*numbers: int) -> int:
-    """Return one seed of several numbers; generators read its lowest 32 bits only."""
+def mixed_seed(*numbers: int) -> int:
+    """Return one seed of several numbers; generators read its lowest 32 bits only.
+
+    Zeros at the end do not change it.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

@@ -103,6 +103,7 @@ def fit(
             precision=precision,
             seed=seed,
             failed_batch=out_dir / _failed_batch_name(context),
+            epoch_starts=_epoch_ends(streams)[:-1],
             context=context,
         )
         if checkpoints is not None:
@@ -333,10 +334,9 @@ class _Schedule:
         *,
         has_validation: bool,
     ) -> _Schedule:
-        num_batches = [len(stream) for stream in streams]
         return cls(
             trainer.num_steps,
-            frozenset(itertools.accumulate(num_batches)),
+            frozenset(_epoch_ends(streams)),
             trainer.config.checkpoint_every,
             trainer.config.validate_every,
             has_validation,
@@ -479,6 +479,11 @@ def _num_steps(streams: Sequence[RequestStream], config: TrainConfig) -> int:
     """Return the number of optimizer steps of the whole training."""
     num_batches = sum(map(len, streams))
     return min(num_batches, config.max_steps) if config.max_steps else num_batches
+
+
+def _epoch_ends(streams: Sequence[RequestStream]) -> list[int]:
+    """Return the number of the last step of each epoch."""
+    return list(itertools.accumulate(map(len, streams)))
 
 
 def _remaining(streams: Sequence[RequestStream], num_done: int) -> Iterator[RequestStream]:

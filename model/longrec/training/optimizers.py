@@ -176,6 +176,8 @@ class FusedTables(Protocol):
 
     def load_row_sums(self, sums: Sequence[Tensor]) -> None: ...
 
+    def forget(self) -> None: ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Optimizers:
@@ -225,6 +227,14 @@ class Optimizers:
             _set_learning_rates(optimizer, scale)
             optimizer.step()
         return norm
+
+    def forget_tables(self) -> None:
+        """Set the accumulators of all tables with sparse gradients to zero."""
+        for table in self.table_weights:
+            assert self.tables is not None
+            self.tables.state[table]["row_sums"].zero_()
+        if self.fused is not None:
+            self.fused.forget()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state of both optimizers by name, as views.

@@ -117,6 +117,11 @@ class ShardedTable(nn.Module):
         """Load this rank's part of the accumulators of a whole table."""
         _copy_part(row_sums, *self._local_row_sums())
 
+    def forget(self) -> None:
+        """Set this rank's part of the accumulators to zero."""
+        row_sums, _ = self._local_row_sums()
+        row_sums.detach().zero_()
+
     def _local_rows(self) -> tuple[Tensor, int]:
         """Return this rank's rows, and the number of the first one."""
         values = self._hidden[0].state_dict().values()
@@ -188,6 +193,11 @@ class ShardedTables:
         """Load this rank's part of whole accumulators."""
         for table, row_sums in zip(self.tables, sums, strict=True):
             table.load_row_sums(row_sums)
+
+    def forget(self) -> None:
+        """Set the accumulators of each table to zero."""
+        for table in self.tables:
+            table.forget()
 
     def restore_tables(self) -> None:
         """Put whole ordinary tables back into the ranker.

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +25,7 @@ from longrec.training.checkpoint import Checkpoint
 from longrec.training.curve import NO_ROW, CurveRow, ValidationRow, best_of
 from longrec.training.distributed import DistributedContext
 from longrec.training.recipe import schedule
+from longrec.training.recipe.redrawn_ids import redraw_ids
 
 LOSS_LAG = 2
 """Number of steps that a CUDA device may run ahead of the losses that were read."""
@@ -106,6 +107,8 @@ class Trainer:
         num_steps: number of steps of the whole training, for the schedule.
         precision: `float32` or `bfloat16`.
         failed_batch: file for the batch of a loss that is not finite.
+        seed: of the training.
+        epoch_starts: number of steps done at the start of each epoch after the first.
         context: the processes that train together; None for this one alone.
 
     Attributes:
@@ -122,9 +125,12 @@ class Trainer:
         precision: str,
         failed_batch: Path,
         seed: int = 0,
+        epoch_starts: Collection[int] = (),
         context: DistributedContext | None = None,
     ) -> None:
         self.ranker = ranker
+        self.seed = seed
+        self.epoch_starts = frozenset(epoch_starts)
         self.config = config
         self.num_steps = num_steps
         self.precision = precision
@@ -139,7 +145,7 @@ class Trainer:
                 self.context,
             )
         self.optimizers = optimizers.build(ranker, config, self.sharded)
-        self._prepare_dropout(seed)
+        self._prepare_dropout()
         self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
         self.peak_flops = 0.0
@@ -154,14 +160,14 @@ class Trainer:
         self._last_learning_rate = 0.0
         self._step_start = time.perf_counter()
 
-    def _prepare_dropout(self, seed: int) -> None:
+    def _prepare_dropout(self) -> None:
         config = self.config
         shares = (config.token_dropout, config.head_dropout, config.id_dropout)
         self.ranker.step_dropout = None
         if not any(shares):
             return
         self.ranker.step_dropout = StepDropout(
-            *shares, seed=seed, rank=self.context.rank, device=self.device
+            *shares, seed=self.seed, rank=self.context.rank, device=self.device
         )
         if config.id_dropout:
             self.ranker.allow_hidden_ids()
@@ -199,6 +205,8 @@ class Trainer:
             config=self.config,
             plateau_scale=self._plateau_scale,
         )
+        if self.config.redraw_ids and self.num_steps_done in self.epoch_starts:
+            redraw_ids(self.ranker, self.optimizers, self.seed, self.num_steps_done)
         with resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch)):
             self.optimizers.start(scale)
             if self.ranker.step_dropout is not None:

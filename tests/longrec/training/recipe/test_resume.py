@@ -15,13 +15,18 @@ from longrec.training.curve import CurveRow
 from tests.longrec.training.small_training import read_curve, train_small
 
 CONFIG = TrainConfig(
-    epochs=4,
+    epochs=3,
     token_budget=600,
     max_requests_per_batch=16,
     learning_rate=5e-2,
     embedding_learning_rate=2.0,
     schedule="plateau",
     plateau_factor=0.5,
+    redraw_ids=True,
+    id_weight_decay=1e-5,
+    user_embedding_learning_rate=1.0,
+    feature_learning_rate=1e-2,
+    id_dropout=0.2,
     log_every=1,
     device="cpu",
     checkpoint_every=3,
