@@ -273,6 +273,9 @@ class TrainConfig:
             ids, so that the rest of the model cannot lean on ids that it knows by heart.
         calibrate: whether a shift of each task's logit, after the last step, makes the mean score
             of validation requests equal to their mean label.
+        ema_decay: decay of an exponential moving average of all weights over the steps, which
+            validations and the bundle use; 0 for none. It averages over about 1 / (1 - decay)
+            steps (torch's AveragedModel).
         clip_norm: bound of the dense gradient norm.
         loss: `request` (mean over targets, then over requests; the paper's) or `target` (mean
             over targets).
@@ -318,6 +321,7 @@ class TrainConfig:
     id_init: Literal["random", "lsa"] = "random"
     redraw_ids: bool = False
     calibrate: bool = False
+    ema_decay: float = 0.0
     clip_norm: float = 1.0
     loss: Literal["request", "target"] = "request"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -337,7 +341,7 @@ class TrainConfig:
         _require_positive("train", self, "epochs", "token_budget", "max_requests_per_batch")
         _require_positive("train", self, "learning_rate", "embedding_learning_rate")
         _require_positive("train", self, "log_every", "num_workers", "validation_requests")
-        for name in ("token_dropout", "head_dropout", "id_dropout"):
+        for name in ("token_dropout", "head_dropout", "id_dropout", "ema_decay"):
             share = getattr(self, name)
             if not 0 <= share < 1:
                 raise ConfigError(
@@ -352,6 +356,12 @@ class TrainConfig:
                     fix="0 turns it off.",
                 )
         self._check_schedule()
+        if self.ema_decay and self.embedding_sharding == "row_wise":
+            raise ConfigError(
+                "train.ema_decay averages whole id tables",
+                found="train.embedding_sharding=row_wise",
+                fix="Set train.embedding_sharding=data_parallel.",
+            )
         if self.redraw_ids and self.id_init == "lsa":
             raise ConfigError(
                 "train.redraw_ids draws random embeddings",

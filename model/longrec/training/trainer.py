@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +27,7 @@ from longrec.training.checkpoint import Checkpoint
 from longrec.training.curve import NO_ROW, CurveRow, ValidationRow, best_of
 from longrec.training.distributed import DistributedContext
 from longrec.training.recipe import schedule
+from longrec.training.recipe.averaged_weights import AveragedWeights
 from longrec.training.recipe.redrawn_ids import redraw_ids
 
 LOSS_LAG = 2
@@ -36,6 +39,8 @@ RANKER_PREFIX = "ranker."
 """Start of the names of the ranker's tensors in a checkpoint."""
 BEST_PREFIX = "best."
 """Start of the names of the best weights in a checkpoint."""
+AVERAGE_PREFIX = "average."
+"""Start of the names of the averaged weights in a checkpoint."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -145,6 +150,9 @@ class Trainer:
                 self.context,
             )
         self.optimizers = optimizers.build(ranker, config, self.sharded)
+        self.averages: AveragedWeights | None = None
+        if config.ema_decay:
+            self.averages = AveragedWeights(ranker, config.ema_decay)
         self._prepare_dropout()
         self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
@@ -207,6 +215,8 @@ class Trainer:
         )
         if self.config.redraw_ids and self.num_steps_done in self.epoch_starts:
             redraw_ids(self.ranker, self.optimizers, self.seed, self.num_steps_done)
+            if self.averages is not None:
+                self.averages.restart(self.optimizers.table_weights)
         with resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch)):
             self.optimizers.start(scale)
             if self.ranker.step_dropout is not None:
@@ -216,6 +226,8 @@ class Trainer:
             tables = self.optimizers.table_weights
             self.context.average_sparse_gradients(tables)
             norm = self.optimizers.step(scale)
+            if self.averages is not None:
+                self.averages.update(self.num_steps_done + 1)
             own_values = torch.stack([loss.detach().float(), norm.float()])
             values = self.context.mean(own_values)
         host_values, ready = _copy_to_host(values)
@@ -296,13 +308,18 @@ class Trainer:
             validation_logloss=validation.logloss,
         )
         if best_of(state.validations) == validation:
-            weights = self.ranker.state_dict()  # gathers tables that are spread over the ranks
-            if self.context.is_rank_zero:
-                self.best_weights = {
-                    name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
-                }
+            with self.evaluated_weights():
+                weights = self.ranker.state_dict()  # gathers tables that are spread over the ranks
+                if self.context.is_rank_zero:
+                    self.best_weights = _host_copies(weights)
         self._step_start = time.perf_counter()
         return state.curve[-1]
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Let the ranker have the weights that are validated and packaged within the block."""
+        if self.averages is None:
+            return contextlib.nullcontext()
+        return self.averages.applied()
 
     def is_time_up(self) -> bool:
         """Return whether a further step and a last validation might pass `max_seconds`."""
@@ -330,6 +347,8 @@ class Trainer:
             self.sharded.restore_tables()
         if self.best_weights is not None:
             self.ranker.load_state_dict(self.best_weights)
+        elif self.averages is not None:
+            self.averages.apply()
         self.ranker.step_dropout = None
         self.ranker.table_with_hidden_ids = None
         self.ranker.eval()
@@ -345,6 +364,9 @@ class Trainer:
         tensors |= self.optimizers.tensors()
         for name, tensor in (self.best_weights or {}).items():
             tensors[f"{BEST_PREFIX}{name}"] = tensor
+        if self.averages is not None:
+            for name, tensor in self.averages.tensors().items():
+                tensors[f"{AVERAGE_PREFIX}{name}"] = tensor
         values = dataclasses.asdict(self.state)
         return Checkpoint(self.state.step, tensors, values)
 
@@ -360,6 +382,8 @@ class Trainer:
         try:
             self.ranker.load_state_dict(_with_prefix(checkpoint.tensors, RANKER_PREFIX))
             self.optimizers.load(checkpoint.tensors)
+            if self.averages is not None:
+                self.averages.load(_with_prefix(checkpoint.tensors, AVERAGE_PREFIX))
             self.state = TrainState.from_dict(checkpoint.values)
             self._plateau_scale = schedule.plateau_scale(self.state.validations, self.config)
         except (RuntimeError, TypeError, KeyError, DataError) as error:
@@ -478,6 +502,11 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def _host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in host memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _save_batch(batch: RequestBatch, path: Path) -> None:

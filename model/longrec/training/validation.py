@@ -165,7 +165,11 @@ class Validator:
         """Return the probabilities of the first task, float64 [N]; nan stays nan."""
         trainer.ranker.eval()
         parts = []
-        with torch.no_grad(), resources.autocast(trainer.device, trainer.precision):
+        with (
+            trainer.evaluated_weights(),
+            torch.no_grad(),
+            resources.autocast(trainer.device, trainer.precision),
+        ):
             for batch in self.stream:
                 logits = trainer.ranker(batch.to(trainer.device)).logits
                 parts.append(torch.sigmoid(logits[:, 0].float()).cpu())

@@ -42,6 +42,7 @@ CONFIG = TrainConfig(
     tensorboard=False,
     validate_every=10,
     patience=0,
+    ema_decay=0.5,
 )
 """It learns the training requests by heart, so its best weights are not the last ones."""
 

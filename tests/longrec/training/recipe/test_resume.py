@@ -27,6 +27,7 @@ CONFIG = TrainConfig(
     user_embedding_learning_rate=1.0,
     feature_learning_rate=1e-2,
     id_dropout=0.2,
+    ema_decay=0.8,
     log_every=1,
     device="cpu",
     checkpoint_every=3,
