@@ -61,12 +61,12 @@ def train(directory: Path, context: DistributedContext, options: argparse.Namesp
     trainer = _trainer(context, options)
     trainer.start()
     for host, batch in pairs:
-        trainer.step(host, batch)
+        trainer.step([(host, batch)])
     trainer.flush()
     losses = [row.loss for row in trainer.state.curve]
     endless = itertools.cycle(pairs)
     times = timing.timed(
-        lambda: trainer.step(*next(endless)),
+        lambda: trainer.step([next(endless)]),
         context.device,
         repeats=options.repeats * num_batches,
         warm=num_batches,

@@ -148,7 +148,9 @@ def training_rates(stream: RequestStream, num_workers: int, device: torch.device
     turns = []
     for _ in range(NUM_TURNS):
         bare = event_rate([bare_step] * NUM_STEPS, same_batches)
-        trained = event_rate([lambda: trainer.step(host_batch, batch)] * NUM_STEPS, same_batches)
+        trained = event_rate(
+            [lambda: trainer.step([(host_batch, batch)])] * NUM_STEPS, same_batches
+        )
         turns.append((bare, trained, _rate_from_files(trainer, stream, num_workers, device)))
     return TrainingRates(*np.median(turns, axis=0).tolist())
 
@@ -159,7 +161,7 @@ def _rate_from_files(
     with contextlib.closing(prefetch([stream], num_workers=num_workers, pin=True)) as packed:
         pairs = prefetch_to_device(itertools.islice(packed, NUM_STEPS), device)
         stepped, counted = itertools.tee(pairs)
-        steps = (lambda pair=pair: trainer.step(*pair) for pair in stepped)
+        steps = (lambda pair=pair: trainer.step([pair]) for pair in stepped)
         return event_rate(steps, (batch for _, batch in counted))
 
 

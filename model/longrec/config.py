@@ -242,6 +242,9 @@ class TrainConfig:
         max_steps: maximum number of optimizer steps; 0 for no bound.
         token_budget: maximum number of events per batch. A longer request is a batch of its own.
         max_requests_per_batch: maximum number of requests per batch.
+        accumulate_steps: batches whose gradients are added up for one optimizer step. A step then
+            equals that of one batch with all their requests, in the memory of one of them. Other
+            numbers of steps count optimizer steps.
         learning_rate: learning rate of AdamW, for the dense parameters.
         weight_decay: weight decay of AdamW.
         betas: betas of AdamW.
@@ -303,6 +306,7 @@ class TrainConfig:
     max_steps: int = 0
     token_budget: int = 65_536
     max_requests_per_batch: int = 64
+    accumulate_steps: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
@@ -341,6 +345,7 @@ class TrainConfig:
         _require_positive("train", self, "epochs", "token_budget", "max_requests_per_batch")
         _require_positive("train", self, "learning_rate", "embedding_learning_rate")
         _require_positive("train", self, "log_every", "num_workers", "validation_requests")
+        _require_positive("train", self, "accumulate_steps")
         for name in ("token_dropout", "head_dropout", "id_dropout", "ema_decay"):
             share = getattr(self, name)
             if not 0 <= share < 1:
@@ -356,12 +361,7 @@ class TrainConfig:
                     fix="0 turns it off.",
                 )
         self._check_schedule()
-        if self.ema_decay and self.embedding_sharding == "row_wise":
-            raise ConfigError(
-                "train.ema_decay averages whole id tables",
-                found="train.embedding_sharding=row_wise",
-                fix="Set train.embedding_sharding=data_parallel.",
-            )
+        self._check_sharding()
         if self.redraw_ids and self.id_init == "lsa":
             raise ConfigError(
                 "train.redraw_ids draws random embeddings",
@@ -373,6 +373,18 @@ class TrainConfig:
                 "train.checkpoint_every must not be negative",
                 found=self.checkpoint_every,
                 fix="0 writes no checkpoints.",
+            )
+
+    def _check_sharding(self) -> None:
+        """Refuse what sharded id tables cannot do: a backward pass updates them at once."""
+        if self.embedding_sharding != "row_wise":
+            return
+        if self.ema_decay or self.accumulate_steps > 1:
+            raise ConfigError(
+                "train.embedding_sharding=row_wise updates id tables in each backward pass",
+                found=f"ema_decay {self.ema_decay}, accumulate_steps {self.accumulate_steps}",
+                expected="ema_decay 0, accumulate_steps 1",
+                fix="Set train.embedding_sharding=data_parallel.",
             )
 
     def _check_schedule(self) -> None:

@@ -46,11 +46,13 @@ class StepDropout:
         self._rank = rank
         self._own = torch.Generator(device)
         self._shared = torch.Generator(device)
+        self._shift: Tensor | None = None
 
     def start_step(self, step: int) -> None:
         """Draw the choices of a step from here on."""
         self._shared.manual_seed(mixed_seed(self._seed, step))
         self._own.manual_seed(mixed_seed(self._seed, step, self._rank + 1))
+        self._shift = None
 
     def drop_token(self, tokens: Tensor) -> Tensor:
         """Return item tokens [., D], with a share of their values zeroed and the rest scaled up."""
@@ -63,15 +65,19 @@ class StepDropout:
     def hide_ids(self, batch: RequestBatch, num_items: int) -> RequestBatch:
         """Return the batch with the items of hidden ids moved to the second half of the table.
 
+        All batches of a step hide the same ids.
+
         Args:
             batch: indices of items below I.
             num_items: I; row I + i of the table is item i without its id.
         """
         if not self.item_id:
             return batch
-        device = batch.target_items.device
-        draws = torch.rand(num_items, generator=self._shared, device=device)
-        shift = (draws < self.item_id).int() * num_items
+        if self._shift is None:
+            device = batch.target_items.device
+            draws = torch.rand(num_items, generator=self._shared, device=device)
+            self._shift = (draws < self.item_id).int() * num_items
+        shift = self._shift
         return dataclasses.replace(
             batch,
             target_items=batch.target_items + shift[batch.target_items.long()],

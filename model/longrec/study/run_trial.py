@@ -31,6 +31,7 @@ from longrec.evaluation import bootstrap
 from longrec.evaluation.length_curve import LengthScores, score_lengths
 from longrec.evaluation.sample import EvaluationSample, draw_sample
 from longrec.nn.flops import TRAINING_FLOPS_FACTOR, forward_flops
+from longrec.nn.rounding import ceil_div
 from longrec.scoring.bundle import Bundle
 from longrec.scoring.scorer import Scorer
 from longrec.study.rows import at_length
@@ -203,7 +204,7 @@ def limit_events(
     train_events: int,
     seed: int,
 ) -> TrainConfig:
-    """Return training settings that read `train_events` events, to within one batch.
+    """Return training settings that read `train_events` events, to within one step.
 
     A bound in `train.max_steps` stays: whichever is reached first ends the training.
 
@@ -225,13 +226,14 @@ def limit_events(
     for epoch in range(MAX_EPOCHS):
         batch_events = _batch_events(encoded, config, seed, epoch)
         events_after_batch = num_events + np.cumsum(batch_events)
-        last_step = num_steps + len(batch_events)
+        last_step = num_steps + ceil_div(len(batch_events), settings.accumulate_steps)
         is_enough = events_after_batch[-1] >= train_events
         is_bounded = 0 < settings.max_steps <= last_step
         if is_enough or is_bounded:
             # The last batch is the one that reaches the number; else the epoch ends it.
             num_batches = int(np.searchsorted(events_after_batch, train_events)) + 1
-            num_steps += min(num_batches, len(batch_events))
+            num_batches = min(num_batches, len(batch_events))
+            num_steps += ceil_div(num_batches, settings.accumulate_steps)
             return dataclasses.replace(
                 settings,
                 epochs=epoch + 1,

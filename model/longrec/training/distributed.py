@@ -17,7 +17,8 @@ import datetime
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar, cast
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,13 @@ class DistributedContext:
         # DDP has no public way to leave parameters out.
         parallel._set_params_and_buffers_to_ignore_for_model(ranker, ignored)
         return parallel(ranker, gradient_as_bucket_view=True)
+
+    def without_exchange(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Let backward passes of the result of `wrap` add up on this rank within the block."""
+        if self.num_ranks == 1:
+            return contextlib.nullcontext()
+        parallel = cast("nn.parallel.DistributedDataParallel", module)
+        return parallel.no_sync()
 
     def loss_weight(
         self,

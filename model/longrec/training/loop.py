@@ -27,6 +27,7 @@ from longrec.data.loading.request_stream import RequestStream
 from longrec.errors import DataError, Stopped
 from longrec.nn.item_rates import item_values
 from longrec.nn.ranker import Ranker
+from longrec.nn.rounding import ceil_div
 from longrec.training import progress, resources
 from longrec.training.checkpoint import Checkpoint, Checkpoints
 from longrec.training.curve import CurveRow, Listener, num_without_improvement
@@ -103,7 +104,7 @@ def fit(
             precision=precision,
             seed=seed,
             failed_batch=out_dir / _failed_batch_name(context),
-            epoch_starts=_epoch_ends(streams)[:-1],
+            epoch_starts=_epoch_ends(streams, train)[:-1],
             context=context,
         )
         if checkpoints is not None:
@@ -230,23 +231,24 @@ def run_steps(
     """
     num_done = trainer.state.step
     schedule = _Schedule.of(streams, trainer, has_validation=validator is not None)
+    remaining = _remaining(streams, num_done, trainer.config)
     batches = prefetch(
-        _remaining(streams, num_done),
+        remaining,
         num_workers=trainer.config.num_workers,
         pin=trainer.device.type == "cuda",
     )
-    remaining = itertools.islice(batches, trainer.num_steps - num_done)
+    sizes = _batches_per_step(remaining, trainer.config)[: trainer.num_steps - num_done]
     trainer.start()
     with contextlib.closing(batches), _stop_on_sigterm() as stop_requested:
         if validator is not None and _lacks_validation(trainer, schedule):
             # It was stopped between the step and its validation.
             trainer.close_row()
             trainer.add_validation(validator.measure(trainer))
-        pairs = prefetch_to_device(remaining, trainer.device)
-        for step, (host_batch, batch) in enumerate(pairs, num_done + 1):
+        pairs = prefetch_to_device(itertools.islice(batches, sum(sizes)), trainer.device)
+        for step, size in enumerate(sizes, num_done + 1):
             if _has_converged(trainer):
                 break
-            rows = trainer.step(host_batch, batch)
+            rows = trainer.step([next(pairs) for _ in range(size)])
             stop = _agree_on_stop(trainer, stop_requested)
             rows += _end_step(trainer, schedule, stop, validator)
             _report(trainer, rows, reporters)
@@ -336,7 +338,7 @@ class _Schedule:
     ) -> _Schedule:
         return cls(
             trainer.num_steps,
-            frozenset(_epoch_ends(streams)),
+            frozenset(_epoch_ends(streams, trainer.config)),
             trainer.config.checkpoint_every,
             trainer.config.validate_every,
             has_validation,
@@ -477,22 +479,42 @@ def _try_to_write(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
 
 def _num_steps(streams: Sequence[RequestStream], config: TrainConfig) -> int:
     """Return the number of optimizer steps of the whole training."""
-    num_batches = sum(map(len, streams))
-    return min(num_batches, config.max_steps) if config.max_steps else num_batches
+    num_steps = len(_batches_per_step(streams, config))
+    return min(num_steps, config.max_steps) if config.max_steps else num_steps
 
 
-def _epoch_ends(streams: Sequence[RequestStream]) -> list[int]:
+def _epoch_ends(streams: Sequence[RequestStream], config: TrainConfig) -> list[int]:
     """Return the number of the last step of each epoch."""
-    return list(itertools.accumulate(map(len, streams)))
+    return list(itertools.accumulate(_steps_of_epoch(stream, config) for stream in streams))
 
 
-def _remaining(streams: Sequence[RequestStream], num_done: int) -> Iterator[RequestStream]:
-    """Yield the streams without their first `num_done` batches."""
+def _steps_of_epoch(stream: RequestStream, config: TrainConfig) -> int:
+    return ceil_div(len(stream), config.accumulate_steps)
+
+
+def _batches_per_step(streams: Sequence[RequestStream], config: TrainConfig) -> list[int]:
+    """Return the number of batches of each step; the last step of an epoch may have fewer."""
+    sizes = []
     for stream in streams:
-        if num_done < len(stream):
-            first_batch = stream.first_batch + num_done
-            yield dataclasses.replace(stream, first_batch=first_batch)
-        num_done = max(0, num_done - len(stream))
+        for first in range(0, len(stream), config.accumulate_steps):
+            sizes.append(min(config.accumulate_steps, len(stream) - first))
+    return sizes
+
+
+def _remaining(
+    streams: Sequence[RequestStream],
+    num_done: int,
+    config: TrainConfig,
+) -> list[RequestStream]:
+    """Return the streams without the batches of their first `num_done` steps."""
+    remaining = []
+    for stream in streams:
+        num_steps = _steps_of_epoch(stream, config)
+        if num_done < num_steps:
+            first_batch = stream.first_batch + num_done * config.accumulate_steps
+            remaining.append(dataclasses.replace(stream, first_batch=first_batch))
+        num_done = max(0, num_done - num_steps)
+    return remaining
 
 
 def _failed_batch_name(context: DistributedContext) -> str:

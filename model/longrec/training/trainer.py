@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from longrec.training.recipe import schedule
 from longrec.training.recipe.averaged_weights import AveragedWeights
 from longrec.training.recipe.redrawn_ids import redraw_ids
 
+BatchPair: TypeAlias = tuple[RequestBatch, RequestBatch]
+"""A batch in host memory, and the same batch on the device."""
 LOSS_LAG = 2
 """Number of steps that a CUDA device may run ahead of the losses that were read."""
 MIN_SECONDS = 1e-9
@@ -91,20 +93,20 @@ class _PendingStep:
     """A step with a loss that was not read yet.
 
     Args:
-        batch: its batch in host memory.
-        values: [loss, gradient norm] in host memory, valid once `ready` has happened.
+        batches: its batches in host memory.
+        values: [loss of each batch, gradient norm] in host memory, valid once `ready` has happened.
         ready: event of the copy to host memory; None on a CPU.
         scale: share of the peak learning rate.
     """
 
-    batch: RequestBatch
+    batches: Sequence[RequestBatch]
     values: Tensor
     ready: torch.cuda.Event | None
     scale: float
 
 
 class Trainer:
-    """Trains a ranker batch by batch.
+    """Trains a ranker step by step.
 
     Args:
         ranker: the ranker with its initial weights, on the device of the training.
@@ -190,50 +192,45 @@ class Trainer:
         self.ranker.train()
         self._step_start = time.perf_counter()
 
-    def step(
-        self,
-        host_batch: RequestBatch,
-        batch: RequestBatch,
-    ) -> list[CurveRow]:
-        """Update the weights by one batch; return the rows of the curve that became complete.
+    def step(self, pairs: Sequence[BatchPair]) -> list[CurveRow]:
+        """Update the weights once; return the rows of the curve that became complete.
 
-        On a CUDA device this waits for nothing: the loss is read LOSS_LAG steps later.
+        Several batches have the gradients of one batch with all their requests. On a CUDA device
+        this waits for nothing: the loss is read LOSS_LAG steps later.
 
         Args:
-            host_batch: the batch in host memory.
-            batch: the same batch on the device.
+            pairs: the batches of the step, each in host memory and on the device.
 
         Raises:
             LongrecError: a loss or gradient is not finite; its batch is saved.
             ConfigError: memory ran out.
         """
+        step = self.num_steps_done
         scale = schedule.learning_rate_scale(
-            self.num_steps_done,
+            step,
             num_steps=self._expected_steps(),
             config=self.config,
             plateau_scale=self._plateau_scale,
         )
-        if self.config.redraw_ids and self.num_steps_done in self.epoch_starts:
-            redraw_ids(self.ranker, self.optimizers, self.seed, self.num_steps_done)
-            if self.averages is not None:
-                self.averages.restart(self.optimizers.table_weights)
-        with resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch)):
-            self.optimizers.start(scale)
-            if self.ranker.step_dropout is not None:
-                self.ranker.step_dropout.start_step(self.num_steps_done)
-            loss = self.loss(batch)
-            torch.autograd.backward(loss)
-            tables = self.optimizers.table_weights
-            self.context.average_sparse_gradients(tables)
+        if self.config.redraw_ids and step in self.epoch_starts:
+            self._redraw_ids(step)
+        self.optimizers.start(scale)
+        if self.ranker.step_dropout is not None:
+            self.ranker.step_dropout.start_step(step)
+        batch_losses = self._add_gradients(pairs)
+        _, largest = max(pairs, key=lambda pair: pair[0].num_events)
+        with resources.explain_out_of_memory(_step_name(largest), _step_memory_fix(largest)):
+            self.context.average_sparse_gradients(self.optimizers.table_weights)
             norm = self.optimizers.step(scale)
             if self.averages is not None:
-                self.averages.update(self.num_steps_done + 1)
-            own_values = torch.stack([loss.detach().float(), norm.float()])
+                self.averages.update(step + 1)
+            own_values = torch.stack([*batch_losses, norm.float()])
             values = self.context.mean(own_values)
         host_values, ready = _copy_to_host(values)
+        host_batches = [host_batch for host_batch, _ in pairs]
         self._pending.append(
             _PendingStep(
-                host_batch,
+                host_batches,
                 host_values,
                 ready,
                 scale,
@@ -241,6 +238,32 @@ class Trainer:
         )
         max_pending = LOSS_LAG if self.device.type == "cuda" else 0
         return self.flush(max_pending)
+
+    def _redraw_ids(self, step: int) -> None:
+        """Draw the id tables anew, and start their averages from there."""
+        redraw_ids(self.ranker, self.optimizers, self.seed, step)
+        if self.averages is not None:
+            self.averages.restart(self.optimizers.table_weights)
+
+    def _add_gradients(self, pairs: Sequence[BatchPair]) -> list[Tensor]:
+        """Add up the gradients of the batches of a step; return the part of each in its loss.
+
+        Dense gradients are exchanged between ranks in the last backward pass.
+        """
+        shares = _shares([host_batch for host_batch, _ in pairs], self.config)
+        batch_losses = []
+        for number, ((_, batch), share) in enumerate(zip(pairs, shares, strict=True), 1):
+            exchange: AbstractContextManager[Any] = contextlib.nullcontext()
+            if number < len(pairs):
+                exchange = self.context.without_exchange(self.forward)
+            memory = resources.explain_out_of_memory(_step_name(batch), _step_memory_fix(batch))
+            with memory, exchange:
+                loss = self.loss(batch)
+                # A step of one batch costs no further kernel.
+                loss = loss if share == 1 else loss * share
+                torch.autograd.backward(loss)
+            batch_losses.append(loss.detach().float())
+        return batch_losses
 
     def loss(self, batch: RequestBatch) -> Tensor:
         """Return the loss of a batch on the device.
@@ -268,10 +291,11 @@ class Trainer:
             done = self._pending.popleft()
             if done.ready is not None:
                 done.ready.synchronize()
-            loss, norm = done.values.tolist()
+            *batch_losses, norm = done.values.tolist()
+            loss = sum(batch_losses)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise self._not_finite(done.batch, loss, norm)
-            self._add_step(done.batch, loss)
+                raise self._not_finite(done.batches, batch_losses, norm)
+            self._add_step(done.batches, loss)
             self._last_norm = norm
             self._last_learning_rate = self.config.learning_rate * done.scale
             is_last = self.state.step == self.num_steps
@@ -396,7 +420,7 @@ class Trainer:
 
     def _add_step(
         self,
-        batch: RequestBatch,
+        batches: Sequence[RequestBatch],
         loss: float,
     ) -> None:
         """Add a step that ended now to the state."""
@@ -404,14 +428,15 @@ class Trainer:
         now = time.perf_counter()
         state.seconds += now - self._step_start
         self._step_start = now
-        whole = batch.global_batch or batch
         state.step += 1
-        state.num_requests += whole.num_requests
-        state.num_events += whole.num_events
-        state.num_targets += whole.num_targets
-        if self.peak_flops:
-            # MFU is per device: only this rank's part of the batch counts.
-            state.flops += self._step_flops(batch)
+        for batch in batches:
+            whole = batch.global_batch or batch
+            state.num_requests += whole.num_requests
+            state.num_events += whole.num_events
+            state.num_targets += whole.num_targets
+            if self.peak_flops:
+                # MFU is per device: only this rank's part of the batch counts.
+                state.flops += self._step_flops(batch)
         if len(state.first_losses) < self.config.log_every:
             state.first_losses.append(loss)
         state.last_losses.append(loss)
@@ -475,16 +500,24 @@ class Trainer:
 
     def _not_finite(
         self,
-        batch: RequestBatch,
-        loss: float,
+        batches: Sequence[RequestBatch],
+        batch_losses: Sequence[float],
         norm: float,
     ) -> LongrecError:
-        """Return the error for a loss that is not finite, after saving its batch."""
-        _save_batch(batch, self.failed_batch)
-        if math.isfinite(loss):
-            what = f"the gradient norm is {norm}"
-        else:
-            what = f"the training loss is {loss}"
+        """Return the error for a loss that is not finite, after saving its batch.
+
+        If all losses are finite, any batch of the step may be the cause: all are saved.
+        """
+        what = f"the gradient norm is {norm}"
+        causes = list(batches)
+        for batch, loss in zip(batches, batch_losses, strict=True):
+            if not math.isfinite(loss):
+                what = f"the training loss is {loss}"
+                causes = [batch]
+                break
+        for number, batch in enumerate(causes, 1):
+            path = self.failed_batch
+            _save_batch(batch, path if number == 1 else path.with_suffix(f".{number}.safetensors"))
         return LongrecError(
             f"{what} at step {self.state.step + 1}",
             expected="a finite number",
@@ -493,6 +526,18 @@ class Trainer:
                 f" {self.failed_batch}."
             ),
         )
+
+
+def _shares(batches: Sequence[RequestBatch], config: TrainConfig) -> list[float]:
+    """Return the weight of each batch's loss in the loss of all of them together."""
+    if len(batches) == 1:
+        return [1.0]
+    wholes = [batch.global_batch or batch for batch in batches]
+    if config.loss == "request":
+        counts = [whole.num_requests for whole in wholes]
+    else:
+        counts = [whole.num_targets for whole in wholes]
+    return [count / sum(counts) for count in counts]
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -59,6 +59,18 @@ CONFIG = {
     },
 }
 DYING_RANK = Path(__file__).with_name("dying_rank.py")
+RECIPE = (
+    "train.epochs=6",
+    "train.token_budget=600",
+    "train.accumulate_steps=3",
+    "train.ema_decay=0.5",
+    "train.redraw_ids=true",
+    "train.id_weight_decay=1e-5",
+    "train.feature_learning_rate=1e-2",
+    "train.id_min_count=5",
+    "train.schedule=constant",
+)
+"""Settings that change what a step does or keep a state between steps."""
 ROW_WISE = "train.embedding_sharding=row_wise"
 TIMEOUT_SECONDS = 800
 LOSS_TOLERANCE = 1e-4
@@ -234,6 +246,7 @@ def test_two_processes_train_what_one_trains(one: Path, two: Path) -> None:
         ("model.crosses=true", "train.id_dropout=0.3"),
         # Later steps differ more: a weight that starts at 0 moves by the sign of such sums.
         ("model.item_rates=true", "train.max_steps=10"),
+        (*RECIPE, "train.max_steps=10"),
     ],
 )
 def test_so_do_they_with_other_losses_and_models(
@@ -275,6 +288,21 @@ def test_a_rank_that_dies_ends_the_job_and_the_same_command_resumes(
     done = train(histories_dir, out, num_processes=2)
     assert "resuming after step" in done.stderr
     assert_equal_training(out, two)
+
+
+@pytest.mark.slow
+def test_so_does_one_with_a_moving_average_and_a_schedule_of_validations(
+    histories_dir: Path,
+    tmp_path: Path,
+) -> None:
+    settings = (*RECIPE, "train.schedule=plateau", "train.patience=0", "train.max_steps=0")
+    train(histories_dir, tmp_path / "whole", *settings, num_processes=2)
+    options = [word for setting in settings for word in ("--set", setting)]
+    out = tmp_path / "bundle"
+    train_with_signal(histories_dir, out, *options, rank=1, step=14)
+    done = train(histories_dir, out, *settings, num_processes=2)
+    assert "resuming after step 12" in done.stderr
+    assert_equal_training(out, tmp_path / "whole")
 
 
 @pytest.mark.slow

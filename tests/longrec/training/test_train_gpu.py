@@ -94,7 +94,7 @@ def test_a_step_waits_for_nothing(histories_dir: Path, tmp_path: Path) -> None:
         assert torch.equal(batch.event_items.cpu(), stream.batch(number).event_items)
         torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")
         try:
-            trainer.step(host, batch)
+            trainer.step([(host, batch)])
         finally:
             torch.cuda.set_sync_debug_mode("default")
     # the last losses have not been read yet

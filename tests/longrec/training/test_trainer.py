@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from longrec.config import LengthConfig, ModelConfig, TrainConfig
-from longrec.data.batch import RequestBatch
 from longrec.data.histories import Histories
 from longrec.nn.item_rates import item_values
 from longrec.training import encoded_cache, loop
-from longrec.training.trainer import MIN_TIMED_STEPS, Trainer
+from longrec.training.curve import CurveRow
+from longrec.training.trainer import MIN_TIMED_STEPS, BatchPair, Trainer
 from tests.longrec.nn import builders
 
 NUM_STEPS = 1_000
@@ -33,7 +34,7 @@ def peak_shares(max_seconds: float, *, step: int, seconds: float) -> float:
     trainer.state.step = step
     trainer.state.seconds = seconds
     batch = builders.batch([3, 5], [2, 1])
-    trainer.step(batch, batch)
+    trainer.step([(batch, batch)])
     return float(trainer.optimizers.dense.param_groups[0]["lr"])
 
 
@@ -61,9 +62,9 @@ def test_training_reads_item_rates_from_before_its_requests_and_keeps_those_of_t
     batches = []
     step = Trainer.step
 
-    def step_and_keep(trainer: Trainer, host_batch: RequestBatch, batch: RequestBatch):  # type: ignore[no-untyped-def]
-        batches.append(batch)
-        return step(trainer, host_batch, batch)
+    def step_and_keep(trainer: Trainer, pairs: Sequence[BatchPair]) -> list[CurveRow]:
+        batches.extend(batch for _, batch in pairs)
+        return step(trainer, pairs)
 
     monkeypatch.setattr(Trainer, "step", step_and_keep)
     train = TrainConfig(max_steps=3, device="cpu", tensorboard=False)

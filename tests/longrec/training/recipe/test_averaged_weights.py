@@ -44,7 +44,7 @@ def make_trainer(config: TrainConfig = CONFIG) -> Trainer:
 
 def take_step(trainer: Trainer, seed: int) -> None:
     batch = builders.batch([3, 5], [2, 1], seed=seed)
-    trainer.step(batch, batch)
+    trainer.step([(batch, batch)])
 
 
 def test_the_averages_are_those_of_torch() -> None:
@@ -109,8 +109,8 @@ def test_the_bundle_holds_the_averages(
     states = []
     step = Trainer.step
 
-    def step_and_keep(trainer: Trainer, *batches: Any) -> Any:
-        rows = step(trainer, *batches)
+    def step_and_keep(trainer: Trainer, pairs: Any) -> Any:
+        rows = step(trainer, pairs)
         states.append(
             {name: tensor.clone() for name, tensor in trainer.ranker.state_dict().items()}
         )
@@ -129,5 +129,5 @@ def test_the_bundle_holds_the_averages(
 
 
 def test_sharded_tables_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ema_decay averages whole.*data_parallel"):
+    with pytest.raises(ConfigError, match=r"ema_decay 0.9.*data_parallel"):
         TrainConfig(ema_decay=0.9, embedding_sharding="row_wise")

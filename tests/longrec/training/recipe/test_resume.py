@@ -16,7 +16,7 @@ from tests.longrec.training.small_training import read_curve, train_small
 
 CONFIG = TrainConfig(
     epochs=3,
-    token_budget=600,
+    token_budget=300,
     max_requests_per_batch=16,
     learning_rate=5e-2,
     embedding_learning_rate=2.0,
@@ -28,6 +28,7 @@ CONFIG = TrainConfig(
     feature_learning_rate=1e-2,
     id_dropout=0.2,
     ema_decay=0.8,
+    accumulate_steps=2,
     log_every=1,
     device="cpu",
     checkpoint_every=3,
