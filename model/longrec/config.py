@@ -19,6 +19,8 @@ NUM_MIXER_TOKENS = 4
 """Tokens of the head: z, user, target and context."""
 KINDS_WITHOUT_TARGET_LOGITS = ("mean", "transformer", "hstu")
 """Values of `model.kind` without attention logits between target and history."""
+SHARES = ("token_dropout", "head_dropout", "id_dropout", "attention_dropout", "ema_decay")
+"""Settings of the training from 0 to below 1."""
 OFF_AT_ZERO = (
     "validate_every",
     "patience",
@@ -270,6 +272,8 @@ class TrainConfig:
         id_min_count: smallest number of events and targets of the training window with which an
             item id gets an embedding of its own. Rarer items share those of unknown ids and fall
             back on their other features. 0 for the schema's `min_count`, which it can only raise.
+        attention_dropout: dropout of the attention weights of events, after the softmax. Only
+            model.kind `stca`, `target_attention` and `sim` have it, and GPU kernels do not.
         id_init: initial embeddings of item ids: `random`, or `lsa` for items that occur together in
             the training histories to start close together (longrec.training.id_init).
         redraw_ids: whether each epoch after the first starts with new random embeddings of all
@@ -321,6 +325,7 @@ class TrainConfig:
     token_dropout: float = 0.0
     head_dropout: float = 0.0
     id_dropout: float = 0.0
+    attention_dropout: float = 0.0
     id_min_count: int = 0
     id_init: Literal["random", "lsa"] = "random"
     redraw_ids: bool = False
@@ -346,7 +351,7 @@ class TrainConfig:
         _require_positive("train", self, "learning_rate", "embedding_learning_rate")
         _require_positive("train", self, "log_every", "num_workers", "validation_requests")
         _require_positive("train", self, "accumulate_steps")
-        for name in ("token_dropout", "head_dropout", "id_dropout", "ema_decay"):
+        for name in SHARES:
             share = getattr(self, name)
             if not 0 <= share < 1:
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""Dropout of tokens and of item ids, drawn anew for each step from the number of the step.
+"""Dropout of tokens, item ids and attention, drawn anew for each step from the number of the step.
 
 A resumed training draws the same values as an undisturbed one. The global random state does not
 change.
@@ -24,6 +24,7 @@ class StepDropout:
         token: dropout of the item tokens of targets and events.
         head: dropout of the tokens that enter the head.
         item_id: share of the items whose id is hidden in a step, in targets and histories alike.
+        attention: dropout of the weights of events, after the softmax.
         seed: of the training.
         rank: of the process. Hidden ids are the same on all ranks; other choices differ.
         device: of the ranker.
@@ -34,6 +35,7 @@ class StepDropout:
         token: float,
         head: float,
         item_id: float,
+        attention: float = 0.0,
         *,
         seed: int,
         rank: int,
@@ -42,6 +44,7 @@ class StepDropout:
         self.token = token
         self.head = head
         self.item_id = item_id
+        self.attention = attention
         self._seed = seed
         self._rank = rank
         self._own = torch.Generator(device)
@@ -61,6 +64,10 @@ class StepDropout:
     def drop_head(self, tokens: Tensor) -> Tensor:
         """Return head tokens [N, ., D], with a share of their values zeroed, the rest scaled up."""
         return _drop(tokens, self.head, self._own)
+
+    def drop_attention(self, weights: Tensor) -> Tensor:
+        """Return softmax weights [..., L], with a share of them zeroed and the rest scaled up."""
+        return _drop(weights, self.attention, self._own)
 
     def hide_ids(self, batch: RequestBatch, num_items: int) -> RequestBatch:
         """Return the batch with the items of hidden ids moved to the second half of the table.

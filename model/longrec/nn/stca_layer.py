@@ -15,7 +15,7 @@ from torch.nn import functional
 from longrec.config import ModelConfig
 from longrec.nn.layers import PlainFFN, ResidualFFN, SwiGLUFFN
 from longrec.nn.target_attention import AttentionInputs, Segments, attend, keys_values_weight
-from longrec.nn.target_attention.inputs import scaled_queries
+from longrec.nn.target_attention.inputs import Dropout, scaled_queries
 from longrec.nn.target_attention.sources import AttentionSource
 from longrec.nn.time_gaps import NUM_GAP_BUCKETS
 
@@ -55,6 +55,7 @@ class STCALayer(nn.Module):
         self.gap_bias = gap_bias_table(config, config.num_heads)
         self.num_heads = config.num_heads
         self.order = config.attention
+        self.attention_dropout: Dropout | None = None
 
     def encode(self, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Return X_i of the raw event tokens X; each row depends on its own event only."""
@@ -102,6 +103,7 @@ class STCALayer(nn.Module):
             self.num_heads,
             segments,
             gap_bias_of_events(self.gap_bias, gaps),
+            self.attention_dropout if self.training else None,
         )
         return attend(inputs, self.order) @ self.w_o
 

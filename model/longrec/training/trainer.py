@@ -27,6 +27,10 @@ from longrec.training.checkpoint import Checkpoint
 from longrec.training.curve import NO_ROW, CurveRow, ValidationRow, best_of
 from longrec.training.distributed import DistributedContext
 from longrec.training.recipe import schedule
+from longrec.training.recipe.attention_dropout import (
+    start_attention_dropout,
+    stop_attention_dropout,
+)
 from longrec.training.recipe.averaged_weights import AveragedWeights
 from longrec.training.recipe.redrawn_ids import redraw_ids
 
@@ -172,7 +176,12 @@ class Trainer:
 
     def _prepare_dropout(self) -> None:
         config = self.config
-        shares = (config.token_dropout, config.head_dropout, config.id_dropout)
+        shares = (
+            config.token_dropout,
+            config.head_dropout,
+            config.id_dropout,
+            config.attention_dropout,
+        )
         self.ranker.step_dropout = None
         if not any(shares):
             return
@@ -181,6 +190,8 @@ class Trainer:
         )
         if config.id_dropout:
             self.ranker.allow_hidden_ids()
+        if config.attention_dropout:
+            start_attention_dropout(self.ranker, self.ranker.step_dropout, self.device)
 
     @property
     def num_steps_done(self) -> int:
@@ -375,6 +386,7 @@ class Trainer:
             self.averages.apply()
         self.ranker.step_dropout = None
         self.ranker.table_with_hidden_ids = None
+        stop_attention_dropout(self.ranker)
         self.ranker.eval()
 
     def checkpoint(self) -> Checkpoint:

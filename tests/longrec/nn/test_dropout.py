@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
 
 from longrec.nn.dropout import StepDropout
 from longrec.nn.ranker import Ranker
+from longrec.nn.target_attention import AttentionInputs, padded, reference, reordered
 from tests.longrec.nn import builders
 
 BATCH = builders.batch([9, 0, 30], [4, 2, 5])
 CPU = torch.device("cpu")
 
 
-def make(token: float = 0.0, head: float = 0.0, item_id: float = 0.0, rank: int = 0) -> StepDropout:
-    return StepDropout(token, head, item_id, seed=1, rank=rank, device=CPU)
+def make(
+    token: float = 0.0,
+    head: float = 0.0,
+    item_id: float = 0.0,
+    attention: float = 0.0,
+    rank: int = 0,
+) -> StepDropout:
+    return StepDropout(token, head, item_id, attention, seed=1, rank=rank, device=CPU)
 
 
 def logits(ranker: Ranker, dropout: StepDropout | None, step: int) -> Tensor:
@@ -92,3 +102,46 @@ def test_ranks_hide_the_same_ids_and_drop_other_values() -> None:
     assert torch.equal(hidden[0].event_items, hidden[1].event_items)
     ones = torch.ones(20, 8)
     assert not torch.equal(first.drop_token(ones), second.drop_token(ones))
+
+
+@pytest.mark.parametrize("order", [reference, reordered, padded])
+def test_each_order_of_attention_drops_its_weights(order: ModuleType) -> None:
+    torch.manual_seed(0)
+    projections = [torch.randn(8, 8) for _ in range(3)]
+    inputs = AttentionInputs(
+        torch.randn(5, 8),
+        torch.randn(21, 8),
+        *projections,
+        num_heads=2,
+        segments=builders.segments([9, 12], [2, 3]),
+    )
+
+    def halve(weights: Tensor) -> Tensor:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        return weights / 2
+
+    halved = order.attend(dataclasses.replace(inputs, dropout=halve))
+    torch.testing.assert_close(halved, reference.attend(inputs) / 2)
+
+
+@pytest.mark.parametrize("kind", ["stca", "target_attention", "sim"])
+def test_attention_is_dropped_in_training_alone(kind: str) -> None:
+    ranker = builders.ranker(kind=kind)
+    expected = ranker(BATCH).logits
+    dropout = make(attention=0.5)
+    for module in ranker.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout.drop_attention
+    first = logits(ranker, dropout, step=7)
+    assert not torch.allclose(first, expected)
+    assert torch.equal(logits(ranker, dropout, step=7), first)
+    assert not torch.equal(logits(ranker, dropout, step=8), first)
+    assert torch.equal(ranker.eval()(BATCH).logits, expected)
+
+
+def test_dropped_weights_keep_their_mean() -> None:
+    dropout = make(attention=0.3)
+    dropout.start_step(1)
+    weights = dropout.drop_attention(torch.full((50, 400), 1 / 400))
+    assert weights.sum(1).mean() == pytest.approx(1, abs=0.02)
+    assert (weights == 0).float().mean() == pytest.approx(0.3, abs=0.02)

@@ -24,7 +24,7 @@ from torch import Tensor
 from longrec.config import ModelConfig
 from longrec.nn.baselines.target_attention import TargetAttention
 from longrec.nn.target_attention import AttentionInputs
-from longrec.nn.target_attention.inputs import softmax
+from longrec.nn.target_attention.inputs import Dropout, softmax
 
 
 class RetrieveThenAttend(TargetAttention):
@@ -47,7 +47,10 @@ class RetrieveThenAttend(TargetAttention):
             inputs.biases(),
             strict=True,
         )
-        outputs = [_attend_one_request(*request, self.num_retrieved) for request in requests]
+        outputs = [
+            _attend_one_request(*request, self.num_retrieved, inputs.dropout)
+            for request in requests
+        ]
         return torch.cat(outputs).flatten(1)
 
 
@@ -57,6 +60,7 @@ def _attend_one_request(
     values_LHK: Tensor,
     bias_HL: Tensor | None,
     num_retrieved: int,
+    dropout: Dropout | None,
 ) -> Tensor:
     logits_MHL = torch.einsum("mhk,lhk->mhl", queries_MHK, keys_LHK)
     scores_ML = logits_MHL.detach().mean(1)
@@ -64,5 +68,5 @@ def _attend_one_request(
     if bias_HL is not None:
         logits_MHL = logits_MHL + bias_HL
     top_MHS = top_MS[:, None].expand(-1, logits_MHL.shape[1], -1)
-    weights_MHS = softmax(logits_MHL.gather(2, top_MHS))
+    weights_MHS = softmax(logits_MHL.gather(2, top_MHS), dropout)
     return torch.einsum("mhs,mshk->mhk", weights_MHS, values_LHK[top_MS])

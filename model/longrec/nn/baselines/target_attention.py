@@ -18,6 +18,7 @@ from longrec.config import ModelConfig
 from longrec.nn.baselines.output_projection import OutputProjection
 from longrec.nn.stca_layer import QK_GAIN, gap_bias_of_events, gap_bias_table, orthogonal
 from longrec.nn.target_attention import AttentionInputs, Segments, attend
+from longrec.nn.target_attention.inputs import Dropout
 
 
 class TargetAttention(nn.Module):
@@ -37,6 +38,7 @@ class TargetAttention(nn.Module):
         self.join = OutputProjection(config)
         self.num_heads = config.num_heads
         self.order = config.attention
+        self.attention_dropout: Dropout | None = None
 
     def forward(
         self,
@@ -55,6 +57,7 @@ class TargetAttention(nn.Module):
             self.num_heads,
             segments,
             gap_bias_of_events(self.gap_bias, gaps),
+            self.attention_dropout if self.training else None,
         )
         interest = self.attend(inputs) @ self.w_o
         z: Tensor = self.join(interest, targets)

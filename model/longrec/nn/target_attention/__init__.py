@@ -40,7 +40,8 @@ def attend(inputs: AttentionInputs, order: Order = "auto") -> Float[Tensor, "N D
 
     Source: arXiv 2511.06077; per head softmax(q W_Q (X W_K)^T / sqrt(d_h)) X W_V.
     """
-    if fused.usable(inputs.tokens, inputs.num_heads):
+    # The kernels have no dropout: `Trainer` refuses it where they would run.
+    if inputs.dropout is None and fused.usable(inputs.tokens, inputs.num_heads):
         source = fused.attention_source(inputs, order)
         return source.attend(inputs.scaled_queries().flatten(1))
     if order == "auto":

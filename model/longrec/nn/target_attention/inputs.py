@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Dropout: TypeAlias = Callable[[Tensor], Tensor]
+"""Function that zeroes a share of softmax weights and scales the rest up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class AttentionInputs:
         num_heads: H; divides D.
         segments: rows of each request.
         bias: [T, H], added to the logits of each head (recency), or None.
+        dropout: of the softmax weights, in training; None for none.
     """
 
     queries: Float[Tensor, "N D"]
@@ -98,6 +103,7 @@ class AttentionInputs:
     num_heads: int
     segments: Segments
     bias: Float[Tensor, "T H"] | None = None
+    dropout: Dropout | None = None
 
     def scaled_queries(self) -> Float[Tensor, "N H K"]:
         """Return q W_Q / sqrt(d_h) by head."""
@@ -139,10 +145,18 @@ def keys_values_weight(
     return weight
 
 
-def softmax(logits: Float[Tensor, "... L"]) -> Float[Tensor, "... L"]:
+def softmax(
+    logits: Float[Tensor, "... L"],
+    dropout: Dropout | None = None,
+) -> Float[Tensor, "... L"]:
     """Return the softmax over events, computed in at least float32.
 
     An empty history has no weights, so its weighted sum is 0.
+
+    Args:
+        logits: of each event.
+        dropout: of the weights, as `AttentionInputs` has it.
     """
     compute_dtype = torch.promote_types(logits.dtype, torch.float32)
-    return torch.softmax(logits, dim=-1, dtype=compute_dtype).to(logits.dtype)
+    weights = torch.softmax(logits, dim=-1, dtype=compute_dtype).to(logits.dtype)
+    return weights if dropout is None else dropout(weights)

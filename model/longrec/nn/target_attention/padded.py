@@ -109,6 +109,6 @@ def _attend_group(
         bias_GHL = inputs.bias[index].transpose(1, 2)
         logits_GMHL = logits_GMHL + bias_GHL.unsqueeze(1)
     masked = logits_GMHL.masked_fill(is_padding[:, None, None], -torch.inf)
-    weights = softmax(masked).flatten(1, 2)
+    weights = softmax(masked, inputs.dropout).flatten(1, 2)
     mixed: Tensor = (weights @ tokens_GLD).unflatten(1, lifted_GMHD.shape[1:3])
     return mixed

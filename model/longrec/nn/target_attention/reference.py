@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn.target_attention.inputs import AttentionInputs, softmax
+from longrec.nn.target_attention.inputs import AttentionInputs, Dropout, softmax
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
@@ -35,7 +35,8 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
         inputs.biases(),
         strict=True,
     )
-    outputs_HNK = torch.cat([_attend_one_request(*request) for request in requests], dim=1)
+    outputs = [_attend_one_request(*request, inputs.dropout) for request in requests]
+    outputs_HNK = torch.cat(outputs, dim=1)
     return outputs_HNK.transpose(0, 1).flatten(1)
 
 
@@ -49,8 +50,9 @@ def _attend_one_request(
     keys_HLK: Tensor,
     values_HLK: Tensor,
     bias_HL: Tensor | None,
+    dropout: Dropout | None,
 ) -> Tensor:
     logits_HML = queries_HMK @ keys_HLK.transpose(1, 2)
     if bias_HL is not None:
         logits_HML = logits_HML + bias_HL.unsqueeze(1)
-    return softmax(logits_HML) @ values_HLK
+    return softmax(logits_HML, dropout) @ values_HLK

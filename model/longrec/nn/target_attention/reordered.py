@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from longrec.nn.target_attention.inputs import AttentionInputs, softmax
+from longrec.nn.target_attention.inputs import AttentionInputs, Dropout, softmax
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
@@ -32,7 +32,7 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "N D"]:
         inputs.biases(),
         strict=True,
     )
-    mixed_NHD = torch.cat([_attend_one_request(*request) for request in requests])
+    mixed_NHD = torch.cat([_attend_one_request(*request, inputs.dropout) for request in requests])
     return project_values(mixed_NHD, inputs.w_v)
 
 
@@ -60,12 +60,13 @@ def _attend_one_request(
     lifted_MHD: Tensor,
     tokens_LD: Tensor,
     bias_HL: Tensor | None,
+    dropout: Dropout | None,
 ) -> Tensor:
     by_head = lifted_MHD.shape[:2]
     logits = lifted_MHD.flatten(0, 1) @ tokens_LD.t()
     logits_MHL = logits.unflatten(0, by_head)
     if bias_HL is not None:
         logits_MHL = logits_MHL + bias_HL
-    weights = softmax(logits_MHL).flatten(0, 1)
+    weights = softmax(logits_MHL, dropout).flatten(0, 1)
     mixed_MHD: Tensor = (weights @ tokens_LD).unflatten(0, by_head)
     return mixed_MHD

@@ -27,6 +27,7 @@ CONFIG = TrainConfig(
     user_embedding_learning_rate=1.0,
     feature_learning_rate=1e-2,
     id_dropout=0.2,
+    attention_dropout=0.1,
     ema_decay=0.8,
     accumulate_steps=2,
     log_every=1,
