@@ -18,10 +18,11 @@ from longrec.data.histories import Histories
 from longrec.errors import ConfigError
 
 BYTES_PER_DENSE_PARAMETER = 16
-"""Weight, gradient and the two moments of AdamW, float32 each."""
+"""Weight, gradient and the two moments of AdamW, float32 each; `ema_decay` adds an average."""
 BYTES_PER_VALUE = 4
 MEMORY_FIX = "Lower model.width, model.num_layers or train.token_budget."
 TABLE_FIX = "Lower model.id_dim, or max_size of the schema's ids."
+RATE_FIX = "Set model.item_rates=false, or lower data.max_requests."
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MEMINFO = Path("/proc/meminfo")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -35,16 +36,18 @@ class MemoryEstimate:
         dense_bytes: matrices of the layers, their gradients and the state of AdamW.
         table_bytes: tables of ids and the state of row-wise Adagrad.
         activation_bytes: rows of the events of one step that the backward pass reads.
+        rate_bytes: item rates of all targets, with `model.item_rates`.
     """
 
-    dense_bytes: int
-    table_bytes: int
-    activation_bytes: int
+    dense_bytes: int = 0
+    table_bytes: int = 0
+    activation_bytes: int = 0
+    rate_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Sum of all parts."""
-        return self.dense_bytes + self.table_bytes + self.activation_bytes
+        return sum(dataclasses.astuple(self))
 
     def check(self, available_bytes: int, device: str) -> None:
         """Check that a training can fit.
@@ -58,12 +61,16 @@ class MemoryEstimate:
         """
         if self.total_bytes <= available_bytes:
             return
-        other_bytes = self.dense_bytes + self.activation_bytes
+        sizes = {
+            MEMORY_FIX: self.dense_bytes + self.activation_bytes,
+            TABLE_FIX: self.table_bytes,
+            RATE_FIX: self.rate_bytes,
+        }
         raise ConfigError(
             f"the training does not fit into memory of the device {device}",
             found=f"at least {format_bytes(self.total_bytes)} ({self._parts()})",
             expected=f"at most the available {format_bytes(available_bytes)}",
-            fix=TABLE_FIX if self.table_bytes > other_bytes else MEMORY_FIX,
+            fix=max(sizes, key=lambda fix: sizes[fix]),
         )
 
     def _parts(self) -> str:
@@ -71,8 +78,9 @@ class MemoryEstimate:
             "layers with optimizer": self.dense_bytes,
             "id tables": self.table_bytes,
             "activations": self.activation_bytes,
+            "item rates": self.rate_bytes,
         }
-        return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+        return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
 
 
 def check_memory(
@@ -86,6 +94,8 @@ def check_memory(
 ) -> None:
     """Check that a training can fit into the memory of its device.
 
+    Item rates are in host memory on any device.
+
     Args:
         model, train, lengths: of the training.
         histories: their requests bound the events of a step.
@@ -95,15 +105,22 @@ def check_memory(
     Raises:
         ConfigError: it cannot; the message holds the estimate.
     """
-    row_bytes = BYTES_PER_VALUE * (model.id_dim + 1)
+    num_copies = 2 if train.ema_decay else 1
+    row_bytes = BYTES_PER_VALUE * (num_copies * model.id_dim + 1)
+    parameter_bytes = BYTES_PER_DENSE_PARAMETER + BYTES_PER_VALUE * (num_copies - 1)
+    rate_bytes = _rate_bytes(model, histories)
     num_events = _events_of_a_step(train, lengths, histories)
     values_per_event = _values_per_event(model, train, device)
     estimate = MemoryEstimate(
-        dense_bytes=BYTES_PER_DENSE_PARAMETER * num_dense_parameters(model),
+        dense_bytes=parameter_bytes * num_dense_parameters(model),
         table_bytes=table_rows * row_bytes,
         activation_bytes=num_events * values_per_event * _bytes_per_activation(device),
+        rate_bytes=rate_bytes if device.type == "cpu" else 0,
     )
     estimate.check(available_bytes(device), device.type)
+    if device.type != "cpu" and rate_bytes:
+        host = torch.device("cpu")
+        MemoryEstimate(rate_bytes=rate_bytes).check(available_bytes(host), host.type)
 
 
 def num_dense_parameters(model: ModelConfig) -> int:
@@ -137,6 +154,15 @@ def format_bytes(size: int) -> str:
             return f"{amount:.3g} {unit}"
         amount /= 1024
     return f"{amount:.3g} {_UNITS[-1]}"
+
+
+def _rate_bytes(model: ModelConfig, histories: Histories) -> int:
+    """Return the bytes of the item rates of all targets (longrec.data.loading.item_rates)."""
+    if not model.item_rates:
+        return 0
+    schema = histories.schema
+    num_statistics = len(schema.tasks) + 1
+    return BYTES_PER_VALUE * num_statistics * len(schema.item) * histories.targets.num_rows
 
 
 def _num_stca_squares(model: ModelConfig) -> int:

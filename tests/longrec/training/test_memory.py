@@ -14,7 +14,7 @@ from longrec.config import LengthConfig, ModelConfig, TrainConfig
 from longrec.data.histories import Histories
 from longrec.errors import ConfigError, DataError
 from longrec.nn.ranker import Ranker
-from longrec.training import memory
+from longrec.training import encoded_cache, loop, memory
 from tests.longrec import small_histories
 from tests.longrec.training.small_training import train_small
 
@@ -95,6 +95,57 @@ def test_the_larger_part_decides_the_advice() -> None:
     with pytest.raises(ConfigError, match=r"activations 3 GiB.*token_budget"):
         memory.MemoryEstimate(gib, 0, 3 * gib).check(2 * gib, "cpu")
     memory.MemoryEstimate(gib, gib, 0).check(2 * gib, "cpu")
+
+
+def estimated_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+    histories: Histories,
+    *,
+    model: ModelConfig,
+    train: TrainConfig,
+    device: torch.device = CPU,
+) -> list[memory.MemoryEstimate]:
+    """Return the estimates that a training checks."""
+    estimates = []
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1)
+    monkeypatch.setattr(
+        memory.MemoryEstimate, "check", lambda estimate, *_: estimates.append(estimate)
+    )
+    memory.check_memory(model, train, LengthConfig(), histories, device=device, table_rows=1_000)
+    return estimates
+
+
+def test_a_moving_average_needs_one_more_copy_of_the_weights(
+    histories_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = Histories.open(histories_dir)
+    model = ModelConfig(id_dim=32)
+    averaged = dataclasses.replace(CONFIG, ema_decay=0.9)
+    [plain] = estimated_bytes(monkeypatch, histories, model=model, train=CONFIG)
+    [more] = estimated_bytes(monkeypatch, histories, model=model, train=averaged)
+    assert more.dense_bytes - plain.dense_bytes == 4 * memory.num_dense_parameters(model)
+    assert more.table_bytes - plain.table_bytes == 4 * 32 * 1_000
+
+
+def test_item_rates_are_counted_in_host_memory(
+    histories_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = Histories.open(histories_dir)
+    encoder, encoded = encoded_cache.encode(histories, tmp_path / "encoded")
+    model = ModelConfig(item_rates=True)
+    ranker = loop.make_ranker(model, encoder, seed=1)
+    rates = loop.set_item_rates(ranker, encoded).target_rates
+    assert rates is not None
+    [on_cpu] = estimated_bytes(monkeypatch, histories, model=model, train=CONFIG)
+    assert on_cpu.rate_bytes == rates.nbytes
+    gpu = torch.device("cuda")
+    on_gpu, on_host = estimated_bytes(monkeypatch, histories, model=model, train=CONFIG, device=gpu)
+    assert on_gpu.rate_bytes == 0
+    assert on_host == memory.MemoryEstimate(rate_bytes=rates.nbytes)
+    estimate = memory.MemoryEstimate(2**30, rate_bytes=2**31)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"item rates 2 GiB.*model\.item_rates=false"):
+        estimate.check(2**31, "cpu")
 
 
 def test_the_memory_of_a_container_is_a_limit(
