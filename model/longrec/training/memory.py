@@ -161,8 +161,8 @@ def _rate_bytes(model: ModelConfig, histories: Histories) -> int:
     if not model.item_rates:
         return 0
     schema = histories.schema
-    num_statistics = len(schema.tasks) + 1
-    return BYTES_PER_VALUE * num_statistics * len(schema.item) * histories.targets.num_rows
+    num_values = (len(schema.tasks) + 1) * len(schema.item)
+    return BYTES_PER_VALUE * num_values * int(histories.targets.num_rows)
 
 
 def _num_stca_squares(model: ModelConfig) -> int:

@@ -156,9 +156,7 @@ class Trainer:
                 self.context,
             )
         self.optimizers = optimizers.build(ranker, config, self.sharded)
-        self.averages: AveragedWeights | None = None
-        if config.ema_decay:
-            self.averages = AveragedWeights(ranker, config.ema_decay)
+        self.averages = AveragedWeights(ranker, config.ema_decay) if config.ema_decay else None
         self._prepare_dropout()
         self.forward: nn.Module = self.context.wrap(ranker)
         self.state = TrainState()
@@ -225,30 +223,26 @@ class Trainer:
         )
         if self.config.redraw_ids and step in self.epoch_starts:
             self._redraw_ids(step)
-        self.optimizers.start(scale)
         if self.ranker.step_dropout is not None:
             self.ranker.step_dropout.start_step(step)
+        values, ready = _copy_to_host(self._update(pairs, scale))
+        host_batches = [host_batch for host_batch, _ in pairs]
+        self._pending.append(_PendingStep(host_batches, values, ready, scale))
+        max_pending = LOSS_LAG if self.device.type == "cuda" else 0
+        return self.flush(max_pending)
+
+    def _update(self, pairs: Sequence[BatchPair], scale: float) -> Tensor:
+        """Update the weights; return [part of each batch in the loss, gradient norm]."""
+        self.optimizers.start(scale)
         batch_losses = self._add_gradients(pairs)
         _, largest = max(pairs, key=lambda pair: pair[0].num_events)
         with resources.explain_out_of_memory(_step_name(largest), _step_memory_fix(largest)):
             self.context.average_sparse_gradients(self.optimizers.table_weights)
             norm = self.optimizers.step(scale)
             if self.averages is not None:
-                self.averages.update(step + 1)
+                self.averages.update(self.num_steps_done + 1)
             own_values = torch.stack([*batch_losses, norm.float()])
-            values = self.context.mean(own_values)
-        host_values, ready = _copy_to_host(values)
-        host_batches = [host_batch for host_batch, _ in pairs]
-        self._pending.append(
-            _PendingStep(
-                host_batches,
-                host_values,
-                ready,
-                scale,
-            )
-        )
-        max_pending = LOSS_LAG if self.device.type == "cuda" else 0
-        return self.flush(max_pending)
+            return self.context.mean(own_values)
 
     def _redraw_ids(self, step: int) -> None:
         """Draw the id tables anew, and start their averages from there."""
