@@ -9,6 +9,7 @@ re-runs only the steps that depend on it. No section names a machine, a path or 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from longrec.errors import ConfigError
@@ -17,6 +18,27 @@ MAX_SEED = 2**53 - 1
 """Largest seed: Kubeflow Pipelines carries every number as a double."""
 NUM_MIXER_TOKENS = 4
 """Tokens of the head: z, user, target and context."""
+MODEL_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "paper": {
+        "recency": "token",
+        "share_ffn": True,
+        "fusion": True,
+        "query_fusion": True,
+        "output_norm": False,
+        "output_residual": False,
+        "uniform_heads": 0,
+        "aux_loss_weight": 0.0,
+        "matches": False,
+        "item_rates": False,
+        "crosses": False,
+        "ffn": "swiglu",
+    },
+}
+"""Settings of the model by value of `model.preset`.
+
+Source of `paper`: arXiv 2511.06077, STCA.
+"""
 KINDS_WITHOUT_TARGET_LOGITS = ("mean", "transformer", "hstu")
 """Values of `model.kind` without attention logits between target and history."""
 SHARES = ("token_dropout", "head_dropout", "id_dropout", "attention_dropout", "ema_decay")
@@ -140,6 +162,10 @@ class ModelConfig:
         query_fusion: whether q_{i+1} reads all earlier outputs. If false, it reads the last one
             and the target; both are equal below three layers.
         output_norm: whether z passes a LayerNorm.
+        output_residual: whether z adds the input of its FFN (ours), so that pooled values reach the
+            head in a straight line.
+        uniform_heads: number of heads whose attention starts uniform (ours). Such a head pools the
+            whole history, as mean pooling does, until training sharpens it.
         aux_loss_weight: weight of the training-only logit from z alone; 0 for none.
         retrieved: number of events that `sim` attends to.
         matches: whether the head reads match features: how often and how long ago the history
@@ -152,6 +178,8 @@ class ModelConfig:
         ffn: form of the history and query FFN: `swiglu` (the paper's), `plain` (GELU, two
             matrices, as many parameters) or `residual` (x + SwiGLU(x), ours). GPU kernels support
             `swiglu` only.
+        preset: settings that the keys of this section which are not given take: `default` those
+            below, `paper` those of STCA's paper, without anything of ours.
     """
 
     kind: Literal[
@@ -170,6 +198,8 @@ class ModelConfig:
     fusion: bool = True
     query_fusion: bool = True
     output_norm: bool = False
+    output_residual: bool = False
+    uniform_heads: int = 0
     aux_loss_weight: float = 0.0
     retrieved: int = 128
     matches: bool = False
@@ -177,6 +207,7 @@ class ModelConfig:
     id_std: float = 0.05
     crosses: bool = False
     ffn: Literal["swiglu", "plain", "residual"] = "swiglu"
+    preset: Literal["default", "paper"] = "default"
 
     def __post_init__(self) -> None:
         _require_positive("model", self, "width", "num_layers", "num_heads", "ffn_ratio")
@@ -188,6 +219,12 @@ class ModelConfig:
                 found="model.recency=bias",
                 expected="token or none",
                 fix="Set model.recency=token.",
+            )
+        if not 0 <= self.uniform_heads <= self.num_heads:
+            raise ConfigError(
+                "model.uniform_heads is a number of heads",
+                found=self.uniform_heads,
+                expected=f"0 to model.num_heads={self.num_heads}",
             )
         self._require_divisible_width(self.num_heads, "num_heads")
         self._require_divisible_width(NUM_MIXER_TOKENS, "the 4 mixer tokens")

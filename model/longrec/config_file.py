@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from longrec.config import RunConfig
+from longrec.config import MODEL_PRESETS, ModelConfig, RunConfig
 from longrec.errors import ConfigError
 from longrec.spelling import nearest_name
 
@@ -111,12 +111,22 @@ def build(cls: type[S], value: Mapping[str, Any], *, where: str = "") -> S:
     section = use_current_keys(value, where=where)
     if cls is RunConfig:
         section.pop(PLATFORM, None)
+        if isinstance(section.get("model"), dict):
+            section["model"] = _with_preset(section["model"])
+    elif cls is ModelConfig:
+        section = _with_preset(section)
     text = json.dumps(section, default=functools.partial(_refuse_type, where or cls.__name__))
     adapter: pydantic.TypeAdapter[S] = _adapter(typing.cast("Any", cls))
     try:
         return adapter.validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         raise _config_error(error, cls, where) from error
+
+
+def _with_preset(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the section `model` with the settings of its preset; given keys win."""
+    preset = MODEL_PRESETS.get(str(model.get("preset", "default")), {})
+    return {**preset, **model}
 
 
 def use_current_keys(value: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:

@@ -331,3 +331,27 @@ def test_the_schema_describes_every_key() -> None:
         for name, entry in definition["properties"].items():
             assert "description" in entry or "$ref" in entry, name
         assert definition["additionalProperties"] is False
+
+
+def test_the_preset_of_the_paper_leaves_out_what_is_ours() -> None:
+    config = build(RunConfig, {"model": {"preset": "paper"}})
+    assert config.model.recency == "token"
+    assert not config.model.crosses
+    assert build(RunConfig, config.to_dict()) == config
+
+
+def test_given_keys_win_over_the_preset() -> None:
+    value = {"preset": "paper", "recency": "none", "width": 32}
+    assert build(RunConfig, {"model": value}).model.recency == "none"
+    assert build(ModelConfig, value).recency == "none"
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="preset"):
+        build(RunConfig, {"model": {"preset": "papers"}})
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_uniform_heads_are_some_of_the_heads(number: int) -> None:
+    with pytest.raises(ConfigError, match="uniform_heads"):
+        build(RunConfig, {"model": {"num_heads": 2, "uniform_heads": number}})

@@ -43,7 +43,7 @@ class STCA(nn.Module):
     Queries are fused from the outputs of all earlier layers. Bias-free, no residual, no dropout.
 
     q_1 = LN(SwiGLUFFN_1(x_t)); q_{i+1} = LN(SwiGLUFFN_{i+1}([o_1 | ... | o_i | x_t] W_C));
-    z = SwiGLUFFN([o_1 | ... | o_M | x_t] W_Z).
+    z = SwiGLUFFN([o_1 | ... | o_M | x_t] W_Z), plus its input with `output_residual` (ours).
 
     There are three ways to z; the first and the second give equal values:
 
@@ -79,6 +79,7 @@ class STCA(nn.Module):
             self.fuse.append(linear((num_outputs + 1) * width, width))
         self.join = linear((depth + 1) * width, width)  # W_Z
         self.out = SwiGLUFFN(width, config.ffn_ratio)  # the FFN of z
+        self.output_residual = config.output_residual
         self.out_norm = nn.LayerNorm(width) if config.output_norm else None
         self.chunk_events = 0
         self.recompute = False
@@ -158,7 +159,10 @@ class STCA(nn.Module):
         for index, (layer, source) in enumerate(zip(self._layers(), sources, strict=True)):
             query = layer.query(self._query_input(index, outputs, targets))
             outputs.append(layer.attend(query, source, segments, gaps))
-        z: Tensor = self.out(self.join(torch.cat([*outputs, targets], dim=1)))
+        joined = self.join(torch.cat([*outputs, targets], dim=1))
+        z: Tensor = self.out(joined)
+        if self.output_residual:
+            z = z + joined
         if self.out_norm is None:
             return z
         normed: Tensor = self.out_norm(z)

@@ -21,6 +21,8 @@ from longrec.nn.time_gaps import NUM_GAP_BUCKETS
 
 QK_GAIN = 2.0
 """Gain of the orthogonal initial values of W_Q and W_K."""
+UNIFORM_QK_GAIN = 0.05
+"""Gain of W_Q in a head that starts uniform: its logits are close to 0."""
 FFNS = {"swiglu": SwiGLUFFN, "plain": PlainFFN, "residual": ResidualFFN}
 
 
@@ -33,7 +35,8 @@ class STCALayer(nn.Module):
     Initial values, ours: W_K = W_Q = QK_GAIN times an orthogonal matrix. Before any training a
     query then looks for events that are encoded like its own target, and a few of them outweigh a
     long history. This shortens the plateau at the base rate when learning rates are high or
-    histories long. It changes nothing when training is gentle (docs/log.md).
+    histories long. It changes nothing when training is gentle (docs/log.md). The last
+    `uniform_heads` heads start with W_Q close to 0: they see the mean of the whole history.
 
     Args:
         config: width, heads, FFN and recency.
@@ -52,10 +55,17 @@ class STCALayer(nn.Module):
         self.w_v = orthogonal(width, 1.0)
         self.w_o = orthogonal(width, 1.0)
         self.w_k = nn.Parameter(self.w_q.detach().clone())
+        self._flatten_heads(config.uniform_heads, width // config.num_heads)
         self.gap_bias = gap_bias_table(config, config.num_heads)
         self.num_heads = config.num_heads
         self.order = config.attention
         self.attention_dropout: Dropout | None = None
+
+    def _flatten_heads(self, num_heads: int, head_width: int) -> None:
+        """Let the attention of the last heads start uniform."""
+        first_column = self.w_q.shape[1] - num_heads * head_width
+        with torch.no_grad():
+            self.w_q[:, first_column:] *= UNIFORM_QK_GAIN / QK_GAIN
 
     def encode(self, events: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Return X_i of the raw event tokens X; each row depends on its own event only."""

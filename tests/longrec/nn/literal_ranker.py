@@ -101,7 +101,10 @@ class LiteralRanker:
                 fused = outputs if self.config.query_fusion else outputs[-1:]
                 query_input = self.linear(f"stca.fuse.{i - 1}", np.concatenate([*fused, target]))
             outputs.append(self.layer(f"stca.layers.{i}", query_input, events, buckets))
-        z = self.ffn("stca.out", self.linear("stca.join", np.concatenate([*outputs, target])))
+        joined = self.linear("stca.join", np.concatenate([*outputs, target]))
+        z = self.ffn("stca.out", joined)
+        if self.config.output_residual:
+            z = z + joined
         return self.norm("stca.out_norm", z) if self.config.output_norm else z
 
     def layer(

@@ -48,6 +48,7 @@ def test_an_ablation_that_compares_a_model_with_itself_warns(
         {"fusion": False, "recency": "token"},
         {"mixer_layers": 1, "num_layers": 1},
         {"share_ffn": False, "output_norm": True},
+        {"output_residual": True, "uniform_heads": 2},
         {"query_fusion": False, "aux_loss_weight": 0.1, "ffn_ratio": 1, "num_heads": 8},
     ],
 )
@@ -250,3 +251,18 @@ def test_an_item_table_that_does_not_fit_its_sizes_is_refused() -> None:
         Ranker(config, builders.SCHEMA, builders.SIZES, table + torch.tensor([0, 1, 0]))
     with pytest.raises(DataError, match="sizes do not fit"):
         Ranker(config, builders.SCHEMA, {**builders.SIZES, "event": (4,)}, table)
+
+
+def test_a_uniform_head_starts_with_the_mean_of_the_history() -> None:
+    model = builders.ranker(num_heads=2, uniform_heads=1, recency="none", num_layers=1)
+    layer = model.stca.layers[0]
+    events = torch.randn(64, 16, dtype=torch.float64)
+    segments = builders.segments([64], [1])
+    with torch.no_grad():
+        encoded = layer.encode(events)
+        query = layer.query(events[:1])
+        output = layer.attend(query, encoded, segments, None)
+        mean = (encoded.mean(dim=0) @ layer.w_v)[None]
+        by_head = torch.linalg.solve(layer.w_o.T, output.T).T
+    sharp, uniform = (by_head - mean).abs().chunk(2, dim=1)
+    assert uniform.max() < 0.1 * sharp.max()

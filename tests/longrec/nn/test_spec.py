@@ -155,6 +155,8 @@ class LiteralStack:
             outputs.append(self.layer(f"layers.{i}", tokens, mixed, gaps))
         joined = torch.cat([*outputs, targets], -1) @ self.state["stca.join.weight"].T
         z = self.ffn("out", joined)
+        if self.config.output_residual:
+            z = z + joined
         return self.norm("out_norm", z) if self.config.output_norm else z
 
     def layer(self, layer: str, tokens: Tensor, mixed: Tensor, gaps: Tensor) -> Tensor:
@@ -187,6 +189,7 @@ class LiteralStack:
         {"share_ffn": False},
         {"query_fusion": False},
         {"output_norm": True},
+        {"output_residual": True},
         {"num_layers": 1},
         {"ffn_ratio": 3},
     ],
