@@ -316,11 +316,11 @@ def sparse_tables(model: nn.Module) -> list[Tensor]:
 
 def _named_sparse_tables(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the names of embeddings with sparse gradients and their weights, each once."""
-    tables = []
+    tables: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module.sparse:
-            tables.append((name, module.weight))
-    return tables
+            tables.setdefault(id(module.weight), (name, module.weight))
+    return list(tables.values())
 
 
 def _table_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
