@@ -1,6 +1,7 @@
 """Stack of layers that events and targets pass together, for models that are quadratic in length.
 
-Shape letters: T packed events, N packed targets, D width.
+Shape letters: T packed events, N packed targets, D width, H heads, K head width, G requests of a
+group, L events of its longest request.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longrec.config import ModelConfig
+from longrec.nn.padding import PaddedRows, scatter_groups, similar_requests
 from longrec.nn.target_attention import Segments
 
 SequenceLayer: TypeAlias = Callable[[Tensor, Tensor, Segments], tuple[Tensor, Tensor]]
 """(events, targets, segments) to (events, targets) of the next layer."""
+GroupAttention: TypeAlias = Callable[[Tensor, Tensor, PaddedRows], Tensor]
+"""(events, targets, rows of the events) of a group of requests to the attention of its targets."""
 
 
 class CausalSequenceModel(nn.Module):
@@ -49,3 +54,56 @@ class CausalSequenceModel(nn.Module):
             events, targets = cast("SequenceLayer", block)(events, targets, segments)
         z: Tensor = self.norm(targets)
         return z
+
+
+def attend_to_own_events(
+    events: Float[Tensor, "T P H K"],
+    attend: Callable[[Tensor], Tensor],
+    segments: Segments,
+) -> Float[Tensor, "T H K"]:
+    """Return the attention of every event over the events of its request up to itself.
+
+    Padding follows the events of a request, so a causal mask hides it.
+
+    Args:
+        events: P projections of each event by head.
+        attend: [G, L, P, H, K] to [G, L, H, K], causal.
+        segments: rows of each request.
+    """
+    counts = np.array(segments.num_events)
+    cells = counts**2 * events.shape[2]
+    parts = []
+    groups = []
+    for requests in similar_requests(counts, counts > 0, cells):
+        rows = PaddedRows.of(counts, requests, events.device)
+        parts.append(rows.unpad(attend(rows.gather(events))))
+        groups.append(rows)
+    return scatter_groups(parts, groups, events[:, 0])
+
+
+def attend_to_histories(
+    events: Float[Tensor, "T P H K"],
+    targets: Float[Tensor, "N P H K"],
+    attend: GroupAttention,
+    segments: Segments,
+) -> Float[Tensor, "N H K"]:
+    """Return the attention of every target over the history of its request and itself.
+
+    Args:
+        events, targets: P projections of each row by head.
+        attend: the attention of a group of requests.
+        segments: rows of each request.
+    """
+    num_events = np.array(segments.num_events)
+    num_targets = np.array(segments.num_targets)
+    cells = (num_events + 1) * num_targets * events.shape[2]
+    parts = []
+    groups = []
+    for requests in similar_requests(num_events, num_targets > 0, cells):
+        target_rows = PaddedRows.of(num_targets, requests, events.device)
+        event_rows = PaddedRows.of(num_events, requests, events.device)
+        histories = event_rows.gather(events)
+        attended = attend(histories, target_rows.gather(targets), event_rows)
+        parts.append(target_rows.unpad(attended))
+        groups.append(target_rows)
+    return scatter_groups(parts, groups, targets[:, 0])

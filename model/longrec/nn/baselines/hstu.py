@@ -12,13 +12,12 @@ matrix.
 
 Source: arXiv 2402.17152, equations 1 to 3.
 
-Shape letters: T packed events, N packed targets, L events and M targets of one request (not
-layers), D width, H heads, K head width.
+Shape letters: T packed events, N packed targets, G requests of a group, L events and M targets of
+its longest request (not layers), D width, H heads, K head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,9 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longrec.config import ModelConfig
-from longrec.nn.baselines.causal_sequence import CausalSequenceModel
+from longrec.nn.baselines.causal_sequence import (
+    CausalSequenceModel,
+    attend_to_histories,
+    attend_to_own_events,
+)
 from longrec.nn.fused.paths import apply_function, available
 from longrec.nn.layers import linear
+from longrec.nn.padding import PaddedRows
 from longrec.nn.target_attention import Segments
 
 KERNEL_HEAD_WIDTHS = (16, 32, 64, 128)
@@ -62,12 +66,12 @@ class HSTULayer(nn.Module):
         """Return the events and targets after this layer."""
         event_uvqk = self._project(events)
         target_uvqk = self._project(targets)
-        requests = zip(
-            event_uvqk.split(segments.num_events),
-            target_uvqk.split(segments.num_targets),
-            strict=True,
+        attended_targets = attend_to_histories(
+            event_uvqk,
+            target_uvqk,
+            candidate_attention,
+            segments,
         )
-        attended_targets = torch.cat([candidate_attention(*request) for request in requests])
         attended_events = causal_attention(event_uvqk, segments)
         return (
             self._update(events, event_uvqk, attended_events),
@@ -106,51 +110,45 @@ def causal_attention(uvqk: Float[Tensor, "T 4 H K"], segments: Segments) -> Floa
             segments,
         )
         return output
-    return causal_attention_reference(queries, keys, values, segments.num_events)
+    attended = attend_to_own_events(uvqk, causal_attention_reference, segments)
+    return attended / _num_seen(segments, uvqk)
 
 
 def causal_attention_reference(
-    queries: Float[Tensor, "T H K"],
-    keys: Float[Tensor, "T H K"],
-    values: Float[Tensor, "T H K"],
-    num_events: Sequence[int],
-) -> Float[Tensor, "T H K"]:
-    """Return A V of every event, one history after another: the reference of the kernels."""
-    histories = zip(
-        queries.split(num_events),
-        keys.split(num_events),
-        values.split(num_events),
-        strict=True,
-    )
-    return torch.cat([_attend_one_history(*history) for history in histories])
+    uvqk: Float[Tensor, "G L 4 H K"],
+) -> Float[Tensor, "G L H K"]:
+    """Return n A V of every event of padded histories: the reference of the kernels."""
+    _, values, queries, keys = uvqk.unbind(2)
+    scale = queries.shape[-1] ** -0.5
+    logits = torch.einsum("gqhk,glhk->ghql", queries, keys)
+    weights = functional.silu(logits * scale).tril()
+    return torch.einsum("ghql,glhk->gqhk", weights, values)
 
 
 def candidate_attention(
-    history: Float[Tensor, "L 4 H K"], candidates: Float[Tensor, "M 4 H K"]
-) -> Float[Tensor, "M H K"]:
-    """Return A V of each candidate over the history and itself."""
-    _, values, _, keys = history.unbind(1)
-    _, own_values, queries, own_keys = candidates.unbind(1)
+    histories: Float[Tensor, "G L 4 H K"],
+    candidates: Float[Tensor, "G M 4 H K"],
+    rows: PaddedRows,
+) -> Float[Tensor, "G M H K"]:
+    """Return A V of each candidate over its history and itself."""
+    _, values, _, keys = histories.unbind(2)
+    _, own_values, queries, own_keys = candidates.unbind(2)
     scale = queries.shape[-1] ** -0.5
-    n = history.shape[0] + 1  # the history and the target itself
-    logits = torch.einsum("mhk,lhk->mhl", queries, keys)
+    logits = torch.einsum("gmhk,glhk->gmhl", queries, keys)
     own_logits = (queries * own_keys).sum(-1, keepdim=True)
-    weights = functional.silu(logits * scale)
+    weights = functional.silu(logits * scale) * rows.is_real[:, None, None]
     own_weights = functional.silu(own_logits * scale)
-    from_history = torch.einsum("mhl,lhk->mhk", weights, values)
-    return (from_history + own_weights * own_values) / n
+    from_history = torch.einsum("gmhl,glhk->gmhk", weights, values)
+    n = rows.is_real.sum(1) + 1  # the history and the target itself
+    attended: Tensor = (from_history + own_weights * own_values) / n[:, None, None, None]
+    return attended
 
 
-def _attend_one_history(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-) -> Tensor:
-    length = queries.shape[0]
-    scale = queries.shape[-1] ** -0.5
-    logits = torch.einsum("qhk,lhk->hql", queries, keys)
-    weights = functional.silu(logits * scale).tril()
-    return torch.einsum("hql,lhk->qhk", weights, values) / (length + 1)
+def _num_seen(segments: Segments, like: Tensor) -> Float[Tensor, "T 1 1"]:
+    """Return n of the request of each event."""
+    counts = segments.event_offsets.diff()
+    n = (counts + 1).repeat_interleave(counts, output_size=like.shape[0])
+    return n.to(like.dtype)[:, None, None]
 
 
 class _CausalAttention(torch.autograd.Function):

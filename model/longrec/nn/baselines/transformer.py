@@ -13,8 +13,8 @@ attention matrix.
 Source: arXiv 1706.03762 (attention), 2002.05202 (SwiGLU), 2205.14135 (the exact attention kernel
 that PyTorch calls on CUDA).
 
-Shape letters: T packed events, N packed targets, L events and M targets of one request, D width,
-H heads, K head width.
+Shape letters: T packed events, N packed targets, G requests of a group, L events and M targets of
+its longest request, D width, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longrec.config import ModelConfig
-from longrec.nn.baselines.causal_sequence import CausalSequenceModel
+from longrec.nn.baselines.causal_sequence import (
+    CausalSequenceModel,
+    attend_to_histories,
+    attend_to_own_events,
+)
 from longrec.nn.layers import SwiGLUFFN, linear
+from longrec.nn.padding import PaddedRows
 from longrec.nn.target_attention import Segments
 from longrec.nn.target_attention.inputs import softmax
 
@@ -36,7 +41,7 @@ ATTENTION_BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""cuDNN is left out: it builds a plan for every new length, and most requests have their own."""
+"""cuDNN is left out: it builds a plan for every new length, and most groups have their own."""
 
 
 def causal_transformer(config: ModelConfig) -> CausalSequenceModel:
@@ -64,13 +69,15 @@ class TransformerLayer(nn.Module):
         segments: Segments,
     ) -> tuple[Tensor, Tensor]:
         """Return the events and targets after this layer."""
-        event_qkv = self._project(events).split(segments.num_events)
-        target_qkv = self._project(targets).split(segments.num_targets)
-        attended_events = []
-        attended_targets = []
-        for history, candidates in zip(event_qkv, target_qkv, strict=True):
-            attended_events.append(causal_attention(history))
-            attended_targets.append(candidate_attention(history, candidates))
+        event_qkv = self._project(events)
+        target_qkv = self._project(targets)
+        attended_events = attend_to_own_events(event_qkv, causal_attention, segments)
+        attended_targets = attend_to_histories(
+            event_qkv,
+            target_qkv,
+            candidate_attention,
+            segments,
+        )
         return self._update(events, attended_events), self._update(targets, attended_targets)
 
     def _project(self, rows: Tensor) -> Tensor:
@@ -81,18 +88,18 @@ class TransformerLayer(nn.Module):
     def _update(
         self,
         rows: Tensor,
-        attended: list[Tensor],
+        attended: Tensor,
     ) -> Tensor:
         """Return the rows after the residuals of attention and FFN."""
-        rows = rows + self.out(torch.cat(attended).flatten(1))
-        normed = self.ffn_norm(rows).to(attended[0].dtype)
+        rows = rows + self.out(attended.flatten(1))
+        normed = self.ffn_norm(rows).to(attended.dtype)
         updated: Tensor = rows + self.ffn(normed)
         return updated
 
 
-def causal_attention(qkv: Float[Tensor, "L 3 H K"]) -> Float[Tensor, "L H K"]:
-    """Return softmax(q k^T / sqrt(d_h)) v of one history, each event over those up to itself."""
-    queries, keys, values = qkv.permute(1, 2, 0, 3)[:, None]  # each [1, H, L, K]
+def causal_attention(qkv: Float[Tensor, "G L 3 H K"]) -> Float[Tensor, "G L H K"]:
+    """Return softmax(q k^T / sqrt(d_h)) v of each history, each event over those up to itself."""
+    queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each [G, H, L, K]
     with sdpa_kernel(ATTENTION_BACKENDS):
         attended: Tensor = functional.scaled_dot_product_attention(
             queries,
@@ -100,18 +107,21 @@ def causal_attention(qkv: Float[Tensor, "L 3 H K"]) -> Float[Tensor, "L H K"]:
             values,
             is_causal=True,
         )
-    return attended[0].transpose(0, 1)
+    return attended.transpose(1, 2)
 
 
 def candidate_attention(
-    history: Float[Tensor, "L 3 H K"], candidates: Float[Tensor, "M 3 H K"]
-) -> Float[Tensor, "M H K"]:
-    """Return the attention of each candidate over the history and itself."""
-    _, keys, values = history.unbind(1)
-    queries, own_keys, own_values = candidates.unbind(1)
-    history_logits = torch.einsum("mhk,lhk->mhl", queries, keys)
+    histories: Float[Tensor, "G L 3 H K"],
+    candidates: Float[Tensor, "G M 3 H K"],
+    rows: PaddedRows,
+) -> Float[Tensor, "G M H K"]:
+    """Return the attention of each candidate over its history and itself."""
+    _, keys, values = histories.unbind(2)
+    queries, own_keys, own_values = candidates.unbind(2)
+    logits = torch.einsum("gmhk,glhk->gmhl", queries, keys)
+    history_logits = logits.masked_fill(~rows.is_real[:, None, None], -torch.inf)
     own_logits = (queries * own_keys).sum(-1, keepdim=True)
     logits = torch.cat([history_logits, own_logits], dim=-1)
     weights = softmax(logits * queries.shape[-1] ** -0.5).to(values.dtype)
-    from_history = torch.einsum("mhl,lhk->mhk", weights[..., :-1], values)
+    from_history = torch.einsum("gmhl,glhk->gmhk", weights[..., :-1], values)
     return from_history + weights[..., -1:] * own_values
