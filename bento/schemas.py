@@ -329,6 +329,12 @@ class RankAnswer(bentoml.IODescriptor):
         description="One probability for each candidate and task.",
     )
     model_version: str
+    store_version: str = Field(
+        description=(
+            "Version of the published features that the user was read from; empty if the feature "
+            "store was never reached. `longrec lineage` traces both versions to the dataset."
+        ),
+    )
     user_known: bool = Field(
         description="Whether the feature store knows the user, or the request holds events.",
     )

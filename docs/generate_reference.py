@@ -363,6 +363,11 @@ ENVIRONMENT = {
     "LONGREC_KFP_NAMESPACE": ("CLI", "Namespace on a multi-user server."),
     "LONGREC_KFP_TOKEN": ("CLI", "Token for that server."),
     "LONGREC_KFP_COOKIE": ("CLI", "Cookie of a browser for that server."),
+    "OPENLINEAGE_URL": ("steps, CLI", "A lineage server, or any other OPENLINEAGE variable."),
+    "OPENLINEAGE_NAMESPACE": ("steps, CLI", "Namespace of jobs and datasets."),
+    "MLFLOW_TRACKING_URI": ("steps, CLI", "Server of MLflow; its other variables hold too."),
+    "MLFLOW_EXPERIMENT_NAME": ("steps, CLI", "Experiment of the runs."),
+    "LONGREC_MODEL_REGISTRY": ("steps, CLI", "Address of a Kubeflow Model Registry."),
     "LONGREC_COMMIT": ("benchmarks", "Commit that rows name; by default that of git."),
     "OMP_WAIT_POLICY": ("CLI", "How threads of torch wait; `PASSIVE` unless it is set."),
     "THP_MEM_ALLOC_ENABLE": ("service", "Huge pages for torch; `1` unless it is set."),
@@ -373,6 +378,7 @@ OTHER_DEFAULTS = {
     "BENTOML_HOME": "`~/bentoml`",
     "LONGREC_FEATURE_REPO": "`feature_repo` of the checkout",
     "LONGREC_THREADS": "`2`; on one core `1`",
+    "OPENLINEAGE_NAMESPACE": "`longrec`",
     "LONGREC_RETRY_SECONDS": "`120` in a step; `0`, one attempt, elsewhere",
 }
 

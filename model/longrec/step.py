@@ -4,7 +4,8 @@
 
 EXECUTOR is the module of kfp that reads the inputs, calls the function and writes the outputs. It
 gets the path of `components/NAME.py`: of the image on a cluster, of the checkout on one machine.
-The start and the end of the step go to the record of the run (`longrec.runs.record.attempts`). An
+The start and the end of the step go to the record of the run (`longrec.runs.record.attempts`), to
+OpenLineage and to MLflow (`longrec.runs.record.tracking`), where these are configured. An
 artifact that is gone starts a new generation of cached results (`longrec.runs.cache_generation`).
 """
 
@@ -21,6 +22,7 @@ from longrec.errors import LongrecError
 from longrec.runs.cache_generation import checked_artifacts
 from longrec.runs.project import find_root
 from longrec.runs.record.attempts import WORKDIR_VARIABLE, recorded
+from longrec.runs.record.tracking import tracked
 
 INPUT_OPTION = "--executor_input"
 FUNCTION_OPTION = "--function_to_execute"
@@ -46,7 +48,8 @@ def main() -> None:
     sys.argv = [executor, PATH_OPTION, str(path), *arguments]
     executor_input = json.loads(_option(arguments, INPUT_OPTION))
     checked = checked_artifacts(executor_input, os.environ.get(WORKDIR_VARIABLE, ""))
-    with recorded(name.replace("_", "-"), executor_input), checked:
+    step = name.replace("_", "-")
+    with recorded(step, executor_input), tracked(step, executor_input), checked:
         runpy.run_module(executor, run_name="__main__", alter_sys=True)
 
 

@@ -16,6 +16,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 from longrec.data import history
+from longrec.data.store.versions import PublishedVersion
 from longrec.serving.arrow_codec import write_request
 from tests.bento.requests_and_scores import (
     LATE_MS,
@@ -37,6 +38,7 @@ DAY_MS = 86_400_000
 def test_an_answer_has_scores_per_task_in_the_order_of_the_request(
     client,
     scorer,
+    served_world,
     user,
     items,
 ) -> None:
@@ -45,6 +47,7 @@ def test_an_answer_has_scores_per_task_in_the_order_of_the_request(
     assert list(answer) == [
         "scores",
         "model_version",
+        "store_version",
         "user_known",
         "history_length",
         "unknown_candidates",
@@ -53,6 +56,9 @@ def test_an_answer_has_scores_per_task_in_the_order_of_the_request(
     ]
     assert list(answer["scores"]) == ["label"]
     assert answer["model_version"] == VERSION
+    assert (
+        answer["store_version"] == PublishedVersion.open(served_world.workdir).manifest["version"]
+    )
     assert answer["user_known"] is True
     assert answer["unknown_candidates"] == 0
     assert answer["degraded"] is False
@@ -363,6 +369,7 @@ def test_arrow_requests_have_the_answers_of_json_requests(client, user, items) -
     facts = {name.decode(): value.decode() for name, value in metadata}
     assert facts == {
         "model_version": VERSION,
+        "store_version": expected["store_version"],
         "user_known": "true",
         "history_length": "20",
         "unknown_candidates": "0",

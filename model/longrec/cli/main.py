@@ -18,6 +18,7 @@ from longrec.cli import (
     env,
     init,
     kubeflow,
+    lineage,
     models,
     predict,
     serve,
@@ -150,6 +151,7 @@ app.command()(env.env)
 app.command()(models.evaluate)
 app.command()(models.package)
 app.add_typer(models.app, name="models")
+app.command()(lineage.lineage)
 app.command()(store.push)
 app.add_typer(store.app, name="inspect")
 app.command()(upkeep.forget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,18 @@ Share = Annotated[
 ]
 
 
+Registry = Annotated[
+    str,
+    typer.Option(
+        "--registry", metavar="bentoml|mlflow|kubeflow", help="The registry of models to read."
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Option(
+        "--from", metavar="bentoml|mlflow|kubeflow", help="The registry whose aliases hold."
+    ),
+]
 RunId = Annotated[
     str,
     typer.Option("--run", metavar="ID", help="A run of the work directory; default the latest."),
@@ -129,16 +142,27 @@ def package(
 
 @app.command("list")
 def list_models(
-    workdir: ExistingWorkdir = DEFAULT_WORKDIR, store: Store = None, as_json: AsJson = False
+    registry: Registry = "bentoml",
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
+    store: Store = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the models of the store, their metrics and roles, and the log of decisions.
+
+    Of another registry: its versions, their aliases and labels.
 
     \b
     Examples:
       longrec models list
       longrec models list --workdir /srv/longrec --json
+      longrec models list --registry mlflow
     """
     from longrec.cli.tables import show_models
+    from longrec.release.catalog import BENTOML
+
+    if registry != BENTOML:
+        _list_entries(registry, workdir, _store_dir(store, workdir), as_json)
+        return
     from longrec.serving.rollout import worker_reports
 
     summary = worker_reports.rollout_summary(workdir, _store_dir(store, workdir))
@@ -235,6 +259,57 @@ def shadow(
             f"{version} receives a copy of {after.mirror_share:.3g} of the requests to {champion}"
         )
     print_result(dataclasses.asdict(after), text, as_json=as_json)
+
+
+@app.command()
+def sync(
+    source: Source = "bentoml",
+    workdir: ExistingWorkdir = DEFAULT_WORKDIR,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the registries to one state, after one was down or somebody moved an alias there.
+
+    By default the configured ones get the versions and aliases of the work directory. With --from,
+    the work directory takes the champion and the challenger of that registry, as a decision.
+
+    \b
+    Examples:
+      longrec models sync
+      longrec models sync --from mlflow
+    """
+    from longrec.release import catalog
+
+    folder = _store_dir(store, workdir)
+    names = [catalog.BENTOML] if source != catalog.BENTOML else catalog.configured()
+    if not names:
+        variables = " or ".join(catalog.VARIABLES.values())
+        raise ConfigError("no other registry is configured", expected=variables)
+    reason = f"the aliases of {source}"
+    origin = catalog.open_catalog(source, workdir, folder)
+    aliases = {}
+    for name in names:
+        target = catalog.open_catalog(name, workdir, folder, why=reason)
+        with catalog.server_errors(name):
+            aliases[name] = catalog.synchronize(origin, target, folder)
+    lines = [f"{name}: {_in_words(found)}" for name, found in aliases.items()]
+    print_result(aliases, "\n".join(lines), as_json=as_json)
+
+
+def _in_words(aliases: Mapping[str, str]) -> str:
+    return ", ".join(f"{alias} {version}" for alias, version in aliases.items()) or "no champion"
+
+
+def _list_entries(registry: str, workdir: Path, store: Path, as_json: bool) -> None:
+    """Show the versions of a registry other than the BentoML store."""
+    from longrec.release import catalog
+
+    opened = catalog.open_catalog(registry, workdir, store)
+    with catalog.server_errors(registry):
+        entries = opened.entries()
+    lines = [f"{entry.version:<24}{entry.number:<6}{', '.join(entry.aliases)}" for entry in entries]
+    content = {"registry": registry, "models": [dataclasses.asdict(entry) for entry in entries]}
+    print_result(content, "\n".join(lines) or "no models", as_json=as_json)
 
 
 def _show_shadow_report(workdir: Path, as_json: bool) -> None:

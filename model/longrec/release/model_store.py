@@ -36,19 +36,23 @@ def store_dir(workdir: str | Path | None = None) -> Path:
     return Path(workdir or os.environ.get("LONGREC_HOME") or Path.home()) / "bentoml"
 
 
+def version_dir(store: str | Path, version: str) -> Path:
+    """Return the folder of a version; the store may lack it."""
+    return Path(store) / "models" / MODEL_NAME / version
+
+
 def bundle_dir(store: str | Path, version: str) -> Path:
     """Return the folder of a version's bundle.
 
     Raises:
         ModelError: the store has no such version.
     """
-    models = Path(store) / "models"
-    path = models / MODEL_NAME / version / BUNDLE_FOLDER
+    path = version_dir(store, version) / BUNDLE_FOLDER
     is_plain_name = "/" not in version
     if not is_plain_name or not path.is_dir():
         raise ModelError(
             f"there is no model {MODEL_NAME}:{version} in the BentoML store",
-            found=f"nothing in {models}",
+            found=f"nothing in {Path(store) / 'models'}",
             fix="See: longrec models list",
         )
     return path

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ from longrec.errors import GateRefused
 from longrec.release import model_store, registry
 from longrec.release.build_context import PASSED_LABEL, clean_version, stage
 from longrec.release.build_script import BuildScript
+from longrec.release.catalog import RUN_VARIABLE, NewVersion, announce_version
 from longrec.release.model_store import MODEL_NAME
 from longrec.release.parity import ParityReport, check_parity
 
@@ -175,6 +177,15 @@ def register(
     if not was_stored:
         BuildScript.of_project(repo_dir).import_folder(tag, folder, replace=True)
     _store_reference(workdir, version, Path(evaluation_dir))
+    announce_version(
+        NewVersion(
+            version,
+            bundle=model_store.bundle_dir(model_store.store_dir(), version),
+            labels=release["labels"],
+            evaluation=Path(evaluation_dir),
+            run=os.environ.get(RUN_VARIABLE, ""),
+        )
+    )
     has_passed = release["labels"]["gate"] == PASSED_LABEL
     was_adopted = has_passed and _adopt_if_first(workdir, version)
     return RegisterReport(tag, was_stored, was_adopted)

@@ -29,7 +29,9 @@ from typing import Any, Literal
 from longrec.config import GateConfig
 from longrec.data import files
 from longrec.errors import DataError, LongrecError
+from longrec.openlineage import LineageDataset, LineageJob, LineageRun, emitted
 from longrec.release import model_store
+from longrec.release.catalog import announce_aliases
 from longrec.release.model_store import MODEL_NAME, ModelError
 
 FORMAT_VERSION = 1
@@ -38,6 +40,7 @@ MIN_SHADOW_PAIRS = 100
 """Mirrored requests that a shadow report needs; with fewer it says that it knows little."""
 MAX_DECISION_SECONDS = 60.0
 """Longest wait for another decision; one takes less than a second."""
+DEFAULT_MIRROR_SHARE = 0.1
 LOG_FILE = "log.jsonl"
 Action = Literal["adopt", "promote", "rollback", "shadow", "unshadow"]
 
@@ -508,9 +511,25 @@ def _record(
     after = dataclasses.replace(after, last=last)
     path = registry_path(workdir)
     content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(after)}
-    files.write_json(path, content)
-    _append(path.with_name(LOG_FILE), last)
+    with emitted(LineageJob(f"models.{last.action}"), _lineage(last)):
+        files.write_json(path, content)
+        _append(path.with_name(LOG_FILE), last)
+    announce_aliases(
+        {
+            "champion": after.champion,
+            "challenger": after.challenger,
+        }
+    )
     return after
+
+
+def _lineage(decision: Decision) -> LineageRun:
+    """Return what a decision reads and writes: a bento, and the deployment or the shadow."""
+    if decision.version is None:
+        return LineageRun()
+    kind = "shadow" if decision.action == "shadow" else "deployment"
+    bento = LineageDataset("bento", decision.version)
+    return LineageRun([bento], [LineageDataset(kind, decision.version)])
 
 
 def _complete_log(path: Path, decisions: list[Decision]) -> None:

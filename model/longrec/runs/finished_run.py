@@ -14,6 +14,8 @@ from longrec.errors import LongrecError
 from longrec.runs.code_fingerprint import of_steps
 from longrec.runs.local_run import find_output
 from longrec.runs.project import find_root
+from longrec.runs.record.artifacts import step_input
+from longrec.runs.record.attempts import RUN_VARIABLE, recorded
 from longrec.runs.summary import (
     LATEST,
     METRICS_NAME,
@@ -173,12 +175,19 @@ def package_again(run: FinishedRun, *, force: bool) -> dict[str, Any]:
     bundle = run.output("bundle")
     evaluation = run.output("evaluation")
     histories = run.output("histories")
-    with locked(run.workdir), environment(run_environment(run.workdir)):
+    run_variables = {**run_environment(run.workdir), RUN_VARIABLE: run.folder.name}
+    read = {"bundle": bundle, "evaluation": evaluation, "histories": histories}
+    written = {"bento": run.folder / "bento"}
+    with (
+        locked(run.workdir),
+        environment(run_variables),
+        recorded("package", step_input(read, written)),
+    ):
         report = package(
             bundle,
             evaluation,
             histories,
-            run.folder / "bento",
+            written["bento"],
             parity_path=run.folder / "parity.json",
             version="",
             workdir=run.workdir,

@@ -21,6 +21,7 @@ from longrec.data.files import read_json, write_json
 from longrec.data.store.versions import release
 from longrec.runs.record.attempts import note, read, record_folder
 from longrec.runs.record.nodes import FAILED
+from longrec.runs.record.tracking import end_tracking
 from longrec.runs.record.verdict import REFUSED, judge
 from longrec.runs.record.workflow import own_nodes
 
@@ -99,6 +100,7 @@ def conclude(path: str | Path, webhook: str, facts: Mapping[str, Any]) -> Outcom
         outcome["gate"] = dict(verdict.gate)
     log.info("outcome: %s", json.dumps(outcome))
     _release_features(folder)
+    end_tracking(verdict.state)
     return announce(path, webhook, outcome)
 
 

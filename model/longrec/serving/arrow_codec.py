@@ -5,8 +5,8 @@ body     Arrow IPC stream of one record batch with the int64 column item_id: the
          a log with text ids may have a column of texts
          schema metadata, as texts: user_id; optional request_time (ms), length, timeout_ms
 answer   Arrow IPC stream of one record batch with a float32 column per task, in candidate order
-         schema metadata, texts or JSON: model_version, user_known, history_length, degraded,
-         unknown_candidates, unknown_events
+         schema metadata, texts or JSON: model_version, store_version, user_known, history_length,
+         degraded, unknown_candidates, unknown_events
 """
 
 from __future__ import annotations

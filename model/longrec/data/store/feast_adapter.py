@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import logging
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longrec import openlineage
 from longrec.data.columns import (
     EVENT_TIME,
     HISTORY,
@@ -536,7 +538,37 @@ def open_feast(version: Path) -> Any:
         )
     feast = FeatureStore(config=config)
     _make_relocatable(feast.registry, version)
+    if openlineage.is_configured():
+        feast._openlineage_emitter = _lineage_emitter()
     return feast
+
+
+@functools.cache
+def _lineage_emitter() -> Any:
+    """Return the emitter of Feast's own lineage: same receiver, same namespace, never in the way.
+
+    Feast would add its project to the namespace, and wait for a receiver that does not answer.
+    """
+    from feast.openlineage.client import FeastOpenLineageClient
+    from feast.openlineage.config import OpenLineageConfig
+    from feast.openlineage.emitter import FeastOpenLineageEmitter
+
+    class Client(FeastOpenLineageClient):
+        is_enabled = True
+
+        def emit(self, event: Any) -> bool:
+            events.put(lambda: event)
+            return True
+
+    class Emitter(FeastOpenLineageEmitter):
+        def namespace_for(self, project: str) -> str:
+            return openlineage.namespace()
+
+    events = openlineage.EventQueue("the feature store")
+    atexit.register(events.close)
+    config = OpenLineageConfig(namespace=openlineage.namespace(), producer=openlineage.producer())
+    client = Client(dataclasses.replace(config, enabled=False))
+    return Emitter(config, client)
 
 
 def _make_relocatable(registry: Any, version: Path) -> None:

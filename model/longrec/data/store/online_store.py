@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -103,7 +104,9 @@ class OnlineStore:
         self._catch_up(is_behind=tail_files.is_announced(self._adapter.published.path))
         ids = [int(user_id) for user_id in user_ids]
         stored_users = read_stored_users(self._adapter, ids)
-        return [user.record(self.schema, before_ms, max_history) for user in stored_users]
+        digest = str(self._adapter.published.manifest["version"])
+        records = (user.record(self.schema, before_ms, max_history) for user in stored_users)
+        return [dataclasses.replace(record, store_version=digest) for record in records]
 
     def _open(self) -> FeastAdapter:
         published = PublishedVersion.open(self._workdir, self._digest)

@@ -24,11 +24,14 @@ class UserRecord:
             for an unknown user.
         features: value of each user feature by name, None for a missing one; None for a user
             without features.
+        store_version: hash of the published features that were read (manifest.json); empty if
+            none were.
     """
 
     user_id: int
     history: pa.RecordBatch
     features: dict[str, Any] | None
+    store_version: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

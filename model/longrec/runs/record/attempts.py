@@ -22,12 +22,14 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longrec.data.files import read_json_object, write_json
 from longrec.errors import LongrecError
+from longrec.openlineage import LineageDataset, LineageJob, LineageRun, emitted
+from longrec.runs.record.artifacts import inputs_of, outputs_of
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Attempt:
         machine: name of the pod or machine.
         sources: step whose results it read -> run that made them.
         facts: what the step tells the verdict, for example why the gate refused.
+        inputs, outputs: what it read and wrote, by `kind`, `version`, `uri` and `name`
+            (`longrec.openlineage.LineageDataset`).
     """
 
     step: str
@@ -67,6 +71,8 @@ class Attempt:
     machine: str = ""
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: Sequence[Mapping[str, str]] = ()
+    outputs: Sequence[Mapping[str, str]] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -82,7 +88,7 @@ _running: list[_Running] = []
 
 @contextlib.contextmanager
 def recorded(step: str, executor_input: Mapping[str, Any]) -> Iterator[None]:
-    """Record the attempt of a step that the body executes.
+    """Record the attempt of a step that the body executes, and send it as OpenLineage events.
 
     A record that cannot be written is a warning and no error.
 
@@ -92,19 +98,23 @@ def recorded(step: str, executor_input: Mapping[str, Any]) -> Iterator[None]:
     """
     inputs = executor_input.get("inputs", {})
     folder = record_folder()
+    lineage = LineageRun(inputs_of(executor_input))
     attempt = Attempt(
         step,
         item=_digest(inputs),
         started=_now(),
         machine=socket.gethostname(),
         sources=_sources(inputs),
+        inputs=_plain(lineage.inputs),
     )
     running = _Running(attempt, None if folder is None else _new_file(folder, attempt))
     _running.append(running)
     _write(running)
     error = ""
     try:
-        yield
+        with emitted(LineageJob(step, run_name()), lineage):
+            yield
+            lineage.outputs = outputs_of(executor_input)
     except BaseException as exception:
         error = _describe(exception)
         raise
@@ -114,6 +124,7 @@ def recorded(step: str, executor_input: Mapping[str, Any]) -> Iterator[None]:
             running.attempt,
             ended=_now(),
             error=error,
+            outputs=_plain(lineage.outputs),
         )
         _write(running)
 
@@ -189,6 +200,10 @@ def _write(running: _Running) -> bool:
         log.warning("the record of the run cannot be written: %s", error)
         return False
     return True
+
+
+def _plain(datasets: Sequence[LineageDataset]) -> list[dict[str, str]]:
+    return [dataclasses.asdict(dataset) for dataset in datasets]
 
 
 def _digest(inputs: Any) -> str:
