@@ -1,4 +1,4 @@
-"""The command of studies: `longrec study`."""
+"""The commands that train many models: `longrec study` and `longrec tune`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ OnlyReport = Annotated[
     bool,
     typer.Option("--only-report", help="Run nothing; write tables and page of existing results."),
 ]
+BaseConfig = Annotated[
+    Path, typer.Option(help="Configuration that every trial starts from, as of `longrec init`.")
+]
+OutDir = Annotated[
+    Path, typer.Option(help="Directory of the search; finished trials in it do not run again.")
+]
+SpaceFile = Annotated[
+    Path | None,
+    typer.Option(help="A YAML file of the searched keys; without it, those of the model's kind."),
+]
+NumTrials = Annotated[int, typer.Option(min=1, help="Number of trials, pruned ones included.")]
+SearchSeed = Annotated[int, typer.Option(min=0, help="Seed of the suggestions.")]
 
 
 def study(
@@ -97,6 +109,55 @@ def study(
         raise typer.Exit(1)
 
 
+def tune(
+    config: BaseConfig,
+    histories: Histories,
+    out: OutDir,
+    space: SpaceFile = None,
+    trials: NumTrials = 20,
+    workers: NumWorkers = 1,
+    limit: LimitSeconds = 0,
+    seed: SearchSeed = 0,
+    sets: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the settings of a model with Optuna, judged on validation requests.
+
+    Writes OUT/best.yaml for `longrec run --config`, trials.csv, tune.json and report.html, which
+    shows what mattered. An interrupted search resumes when it is called again.
+
+    \b
+    Examples:
+      longrec tune --config run.yaml --histories HISTORIES --out OUT
+      longrec tune --config run.yaml --histories HISTORIES --out OUT --trials 40 --workers 4 \\
+          --space space.yaml --limit 3600
+    """
+    from longrec import config_file
+    from longrec.study import tune as search_trials
+    from longrec.study.search_space import SearchSpace
+    from longrec.study.tune_report import write_results
+
+    with renamed_keys_on_stderr():
+        base = config_file.load_config(config, sets or [])
+    chosen_space = SearchSpace.default(base) if space is None else SearchSpace.load(space)
+    search = search_trials.Search(str(histories), str(out), base, chosen_space, seed)
+    trials_done = search_trials.tune(
+        search,
+        trials,
+        num_workers=workers,
+        limit_seconds=limit,
+        on_trial=_print_tuned,
+    )
+    result = write_results(search, trials_done)
+    lines = [f"{key:<34} {value}" for key, value in result["best"].items()]
+    lines.append(f"validation AUC {result['auc']:.4f} in trial {result['number']}")
+    lines.append(
+        f"{result['num_finished']} trials, {result['num_pruned']} pruned; {out}/report.html"
+    )
+    lines.append(f"next: longrec run --config {out}/best.yaml")
+    print_result(result, "\n".join(lines), as_json=as_json)
+
+
 def _result_line(row: Mapping[str, Any]) -> str:
     point = "".join(f", {key} {value}" for key, value in row.items() if "." in key)
     name = f"{row['variant']}{point} at {row['length']:,}"
@@ -112,5 +173,14 @@ def _print_trial(row: dict[str, Any], num_done: int, num_trials: int) -> None:
     typer.echo(
         f"{num_done:>4}/{num_trials} {row['id']:<52} AUC {auc:.4f}  "
         f"{row['train_events_read']:>12,} events  {row['seconds']:.1f} s",
+        err=True,
+    )
+
+
+def _print_tuned(row: dict[str, Any], num_done: int, num_trials: int) -> None:
+    auc = "not defined" if row["auc"] is None else f"{row['auc']:.4f}"
+    typer.echo(
+        f"{num_done:>4}/{num_trials} trial {row['number']:<4} {row['state']:<9} "
+        f"validation AUC {auc}  {row['seconds']:.1f} s",
         err=True,
     )

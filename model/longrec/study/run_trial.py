@@ -37,6 +37,7 @@ from longrec.scoring.scorer import Scorer
 from longrec.study.rows import at_length
 from longrec.study.trial import Row, Trial, result_path
 from longrec.training import encoded_cache, loop, progress
+from longrec.training.curve import Listener
 from longrec.training.id_init import initialize_ids
 from longrec.training.report import TrainReport
 from longrec.training.resources import autocast, choose_device
@@ -131,7 +132,9 @@ def _train_and_measure(
     histories, _, encoded = data
     config = trial.config
     encoder = _encoder_of(data, config.train)
-    trainer = _train(encoder, encoded, trial, out_dir)
+    limited = limit_events(encoded, config, trial.train_events, trial.seed)
+    own_config = dataclasses.replace(config, train=limited, seed=trial.seed)
+    trainer = _train(encoder, encoded, own_config, out_dir, progress.ignore_row)
     report = TrainReport.from_trainer(trainer)
     bundle = Bundle(
         trainer.ranker,
@@ -174,27 +177,48 @@ def _encoder_of(data: Data, train: TrainConfig) -> Encoder:
     return encoded_cache.fit_encoder(histories, train.id_min_count)
 
 
+def train_on_cache(
+    histories_dir: str | Path,
+    cache_dir: str | Path,
+    config: RunConfig,
+    *,
+    out_dir: Path,
+    on_progress: Listener,
+) -> Trainer:
+    """Train a configuration on histories that other trainings share; return its trainer.
+
+    Args:
+        histories_dir: made by `store.retrieve`.
+        cache_dir: folder of the encoded histories; `prepare` fills it.
+        config: its seed is that of the training.
+        out_dir: folder for the batch of a loss that is not finite.
+        on_progress: gets the rows of the curve; an exception of it ends the training.
+    """
+    data = _open(str(histories_dir), str(cache_dir))
+    encoder = _encoder_of(data, config.train)
+    return _train(encoder, data[2], config, out_dir, on_progress)
+
+
 def _train(
     encoder: Encoder,
     encoded: EncodedHistories,
-    trial: Trial,
+    config: RunConfig,
     out_dir: Path,
+    on_progress: Listener,
 ) -> Trainer:
-    """Train the ranker of a trial; return its trainer."""
-    config = trial.config
-    train_config = limit_events(encoded, config, trial.train_events, trial.seed)
-    device, _ = choose_device(train_config)
-    ranker = loop.make_ranker(config.model, encoder, trial.seed).to(device)
-    if train_config.id_init == "lsa":
-        initialize_ids(ranker, encoder, encoded, seed=trial.seed)
+    """Train the ranker of a configuration; return its trainer."""
+    device, _ = choose_device(config.train)
+    ranker = loop.make_ranker(config.model, encoder, config.seed).to(device)
+    if config.train.id_init == "lsa":
+        initialize_ids(ranker, encoder, encoded, seed=config.seed)
     return loop.fit(
         ranker,
         encoded,
         config.lengths,
-        train_config,
-        seed=trial.seed,
+        config.train,
+        seed=config.seed,
         out_dir=out_dir,
-        on_progress=progress.ignore_row,
+        on_progress=on_progress,
     )
 
 

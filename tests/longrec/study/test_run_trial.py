@@ -12,6 +12,7 @@ from longrec.data.histories import Histories
 from longrec.study.run_trial import _encoder_of, _train
 from longrec.study.trial import Trial, plan
 from longrec.training import encoded_cache
+from longrec.training.progress import ignore_row
 from tests.longrec.study.small_study import load_study
 
 
@@ -29,8 +30,8 @@ def test_ids_of_a_trial_start_as_its_configuration_says(
         train = dataclasses.replace(
             trial.config.train, id_init=start, max_steps=1, embedding_learning_rate=1e-9
         )
-        config = dataclasses.replace(trial.config, train=train)
-        trainer = _train(encoder, encoded, dataclasses.replace(trial, config=config), tmp_path)
+        config = dataclasses.replace(trial.config, train=train, seed=trial.seed)
+        trainer = _train(encoder, encoded, config, tmp_path, ignore_row)
         assert trainer.ranker.items.ids is not None
         tables.append(trainer.ranker.items.ids.weight.detach())
     assert not torch.allclose(*tables, atol=1e-2)
