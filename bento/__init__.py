@@ -9,6 +9,7 @@ errors           HTTP status of each error
 json_errors      middleware: one form of all errors
 startup          checks before the service starts
 settings         environment variables
+traces           spans of requests, in BentoML's internals
 uvicorn_adapter  what differs from uvicorn's HTTP, in its internals
 build            writes bentos to the BentoML store; a program of its own
 """

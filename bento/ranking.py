@@ -19,6 +19,7 @@ from longrec.serving.admission.gate import arrival_time
 from longrec.serving.inline_history import read_inline_history
 from longrec.serving.requests import CallerRequest, EncodedRequest, RankRequest
 from longrec.times import require_time
+from longrec.tracing import current_trace
 
 if TYPE_CHECKING:
     from longrec.release.request_log import RequestLog
@@ -35,6 +36,8 @@ SHORTEST_TIMEOUT_SECONDS = 1.0
 """A shorter timeout of a caller does not lower the concurrency limit of all."""
 MAX_FETCH_SHARE = 0.5
 """Largest share of the deadline that reading the feature store may use."""
+TRACED_FACTS = ("model_version", "store_version", "user_known", "history_length", "degraded")
+"""Keys of an answer that become attributes of the request's span."""
 Answer = dict[str, Any]
 """JSON object of an answer."""
 
@@ -100,6 +103,7 @@ class RequestRanker:
                 milliseconds,
             )
             answer = _answer(version, engine, fetched, result)
+            _describe(encoded, answer)
             self._log(encoded, fetched, answer)
             return answer
 
@@ -114,6 +118,7 @@ class RequestRanker:
             fetched, encoded = await self._read_user(engine, request, period.deadline)
             explanation = await engine.explain(encoded, num_top_events, ticket)
             answer = _answer(version, engine, fetched, explanation.result)
+            _describe(encoded, answer)
             attention = _attention(explanation, encoded.rows.history)
             return {**answer, "attention": attention}
 
@@ -208,7 +213,8 @@ class RequestRanker:
         schema = engine.scorer.bundle.schema
         request_time_ms = _request_time(request, schema)
         timeout = MAX_FETCH_SHARE * (deadline - time.monotonic())
-        with self.metrics.timed("fetch"):
+        trace = current_trace()
+        with self.metrics.timed("fetch", trace):
             fetched = await self.reader.fetch(request.user_id, timeout)
         if fetched.degraded:
             self.metrics.count_degraded(fetched.rows.history.num_rows)
@@ -232,6 +238,7 @@ class RequestRanker:
             length=request.length,
             key=request.user_id if request.inline_history is None else None,
             deadline=deadline,
+            trace=trace,
         )
 
     def _log(
@@ -286,6 +293,15 @@ def _answer(
         "unknown_events": dict(result.unknown_events),
         "degraded": bool(fetched.degraded),
     }
+
+
+def _describe(request: EncodedRequest, answer: Mapping[str, Any]) -> None:
+    """Add facts of an answer to the span of a sampled request; none names the user."""
+    if request.trace is None:
+        return
+    facts = {f"longrec.{name}": answer[name] for name in TRACED_FACTS}
+    num_candidates = len(request.rows.candidates)
+    request.trace.set_attributes({**facts, "longrec.candidates": num_candidates})
 
 
 def add_id_texts(answer: Answer) -> Answer:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 from starlette.responses import JSONResponse, Response
 
-from bento import startup, uvicorn_adapter
+from bento import startup, traces, uvicorn_adapter
 from bento.errors import HttpError, http_error_of
 from bento.json_errors import JsonErrorsMiddleware
 from bento.openapi import openapi_document
@@ -227,6 +227,8 @@ _service.add_asgi_middleware(HttpMetricsMiddleware, traffic=TRAFFIC)  # sees eve
 _service.add_asgi_middleware(JsonErrorsMiddleware)
 _service.add_asgi_middleware(AuthMiddleware)
 uvicorn_adapter.install(GATE.before, SETTINGS.keep_alive_seconds)
+if startup.is_worker():
+    traces.install()
 
 
 def _json_response(answer: Mapping[str, Any]) -> Response:
@@ -312,7 +314,7 @@ def _score_in_shadow(engine: Engine, request: EncodedRequest) -> Any:
     """Return the scores of a mirrored request for each task, however long that takes."""
     from longrec.serving.requests import RankResult
 
-    without_deadline = dataclasses.replace(request, deadline=math.inf)
-    result = engine.submit(without_deadline).result()
+    mirrored = dataclasses.replace(request, deadline=math.inf, trace=None)
+    result = engine.submit(mirrored).result()
     assert isinstance(result, RankResult)
     return result.scores.T

@@ -19,7 +19,7 @@ from bento.settings import store_digest, workdir
 from longrec import child
 from longrec.errors import SchemaMismatch
 from longrec.serving.auth import Tokens
-from longrec.serving.prometheus import exposition
+from longrec.serving.prometheus import exemplars
 
 FOLDER_VARIABLE = "LONGREC_SERVICE_FOLDER"
 """Environment variable that names the folder of the service for its workers."""
@@ -84,7 +84,7 @@ def prepare_worker() -> None:
     other's counts.
     """
     child.end_with(int(os.environ[SUPERVISOR_VARIABLE]))
-    os.environ[exposition.FOLDER_VARIABLE] = str(_service_folder().metrics)
+    os.environ[exemplars.FOLDER_VARIABLE] = str(_service_folder().metrics)
 
 
 def stop_server(reason: object) -> NoReturn:

@@ -369,6 +369,7 @@ ENVIRONMENT = {
     "MLFLOW_EXPERIMENT_NAME": ("steps, CLI", "Experiment of the runs."),
     "LONGREC_MODEL_REGISTRY": ("steps, CLI", "Address of a Kubeflow Model Registry."),
     "LONGREC_COMMIT": ("benchmarks", "Commit that rows name; by default that of git."),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("service, steps", "Receiver of traces; see all of `OTEL_*`."),
     "OMP_WAIT_POLICY": ("CLI", "How threads of torch wait; `PASSIVE` unless it is set."),
     "THP_MEM_ALLOC_ENABLE": ("service", "Huge pages for torch; `1` unless it is set."),
 }

@@ -17,11 +17,11 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from longrec import retries
+from longrec import retries, tracing
 from longrec.errors import LongrecError
 from longrec.runs.cache_generation import checked_artifacts
 from longrec.runs.project import find_root
-from longrec.runs.record.attempts import WORKDIR_VARIABLE, recorded
+from longrec.runs.record.attempts import WORKDIR_VARIABLE, recorded, run_name
 from longrec.runs.record.tracking import tracked
 
 INPUT_OPTION = "--executor_input"
@@ -49,7 +49,12 @@ def main() -> None:
     executor_input = json.loads(_option(arguments, INPUT_OPTION))
     checked = checked_artifacts(executor_input, os.environ.get(WORKDIR_VARIABLE, ""))
     step = name.replace("_", "-")
-    with recorded(step, executor_input), tracked(step, executor_input), checked:
+    traced = tracing.pipeline_span(
+        f"step {step}",
+        {"longrec.step": step, "longrec.run": run_name()},
+        run=run_name(),
+    )
+    with traced, recorded(step, executor_input), tracked(step, executor_input), checked:
         runpy.run_module(executor, run_name="__main__", alter_sys=True)
 
 

@@ -45,7 +45,7 @@ class FakeMetrics:
     def __init__(self) -> None:
         self.degraded = []
 
-    def timed(self, stage: str) -> contextlib.AbstractContextManager:
+    def timed(self, stage: str, trace: object = None) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
     def observe_admission(self, concurrency_limit: int, estimated_seconds: float) -> None:

@@ -37,6 +37,7 @@ from longrec.runs.workdir import (
     new_run_folder,
     run_environment,
 )
+from longrec.tracing import pipeline_span
 
 DATA_FOLDER = "data"
 """Folder of a work directory with its synthetic datasets."""
@@ -172,8 +173,10 @@ def run_pipeline(
         }
         finished: LocalRun | None = None
         cache_folder = workdir / "cache" if cache else None
+        facts = {"longrec.pipeline": name, "longrec.run": folder.name}
+        traced = pipeline_span(f"pipeline {name}", facts)
         try:
-            with environment({RUN_VARIABLE: folder.name}):
+            with environment({RUN_VARIABLE: folder.name}), traced:
                 finished = local_runner.run(
                     pipeline, parameters, folder, listener, cache=cache_folder
                 )

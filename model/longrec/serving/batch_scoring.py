@@ -128,6 +128,32 @@ class BatchScorer:
         num_rows = int(request.rows.history.num_rows)
         return min(num_rows, self._length(request))
 
+    def observe_stage(
+        self,
+        stage: str,
+        seconds: float,
+        requests: Sequence[EncodedRequest],
+        *,
+        ended_seconds_ago: float = 0.0,
+    ) -> None:
+        """Observe the time of a stage, and trace it for each sampled request.
+
+        Args:
+            stage: one of longrec.serving.metrics.STAGES.
+            seconds: its time.
+            requests: those that it worked for.
+            ended_seconds_ago: time since its end.
+        """
+        traces = [request.trace for request in requests if request.trace is not None]
+        self.metrics.observe_stage(stage, seconds, traces[0] if traces else None)
+        for trace in traces:
+            trace.add_span(
+                stage,
+                seconds,
+                ended_seconds_ago=ended_seconds_ago,
+                attributes={"longrec.batch.requests": len(requests)},
+            )
+
     def _run(self, requests: Sequence[EncodedRequest]) -> _Batch:
         slices = [self._slice(request) for request in requests]
         ages_seconds = self._cache_ages(slices)
@@ -144,8 +170,14 @@ class BatchScorer:
         change = self.cache.counts.since(before)
         self._learn(requests, results, scored.worked - encoded.worked)
         self.costs.learn_encoding(change.num_encoded, encoded.worked - started.worked)
-        self.metrics.observe_stage("encode", encoded.wall - started.wall)
-        self.metrics.observe_stage("score", scored.wall - encoded.wall)
+        score_seconds = scored.wall - encoded.wall
+        self.observe_stage(
+            "encode",
+            encoded.wall - started.wall,
+            requests,
+            ended_seconds_ago=score_seconds,
+        )
+        self.observe_stage("score", score_seconds, requests)
         self.metrics.observe_batch(requests, results)
         self.metrics.observe_cache(
             change,

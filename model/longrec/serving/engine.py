@@ -213,7 +213,7 @@ class Engine:
         """Answer a batch, or set the error of each request."""
         now = time.monotonic()
         for entry in entries:
-            self._batches.metrics.observe_stage("queue", now - entry.queued_at)
+            self._batches.observe_stage("queue", now - entry.queued_at, [entry.request])
         in_time = [entry for entry in entries if _is_wanted(entry, now)]
         if not in_time:
             return

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from longrec.serving.kv_cache import CacheCounts
+from longrec.serving.prometheus.exemplars import worker_exemplars
 from longrec.serving.requests import EncodedRequest, RankResult
+from longrec.tracing import Trace
 
 STAGE_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 EVENTS = (0, 10, 100, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
@@ -40,6 +42,7 @@ NUM_SAMPLED_SCORES = 8
 microseconds.
 """
 STAGES = ("fetch", "queue", "encode", "score")
+STAGE_METRIC = "longrec_stage_seconds"
 REJECTION_REASONS = ("caller", "overload", "deadline", "closed")
 SHADOW_OUTCOMES = ("compared", "dropped", "failed")
 
@@ -47,8 +50,19 @@ SHADOW_OUTCOMES = ("compared", "dropped", "failed")
 class MetricsSink(Protocol):
     """Observer of an engine; called from the engine's thread, so it must not wait."""
 
-    def observe_stage(self, stage: str, seconds: float) -> None:
-        """Observe the time of a stage: `queue` of a request; `encode` and `score` of a batch."""
+    def observe_stage(
+        self,
+        stage: str,
+        seconds: float,
+        trace: Trace | None = None,
+    ) -> None:
+        """Observe the time of a stage: `queue` of a request; `encode` and `score` of a batch.
+
+        Args:
+            stage: one of STAGES.
+            seconds: its time.
+            trace: of a sampled request in it.
+        """
 
     def observe_batch(
         self,
@@ -77,7 +91,12 @@ class MetricsSink(Protocol):
 class NullMetrics:
     """A metrics sink that discards everything."""
 
-    def observe_stage(self, stage: str, seconds: float) -> None:
+    def observe_stage(
+        self,
+        stage: str,
+        seconds: float,
+        trace: Trace | None = None,
+    ) -> None:
         """Discard the time of a stage."""
 
     def observe_batch(
@@ -113,6 +132,7 @@ class PrometheusMetrics:
         from prometheus_client import REGISTRY
 
         self._tasks = list(task_names)
+        self._exemplars = worker_exemplars()
         self._options: dict[str, Any] = {"registry": registry or REGISTRY}
         self._create_traffic_metrics()
         self._create_score_metrics()
@@ -120,17 +140,33 @@ class PrometheusMetrics:
         self._create_rollout_metrics()
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Observe the time of a `with` block."""
+    def timed(self, stage: str, trace: Trace | None = None) -> Iterator[None]:
+        """Observe the time of a `with` block, and trace it for a sampled request."""
         started = perf_counter()
         try:
             yield
         finally:
-            self.observe_stage(stage, perf_counter() - started)
+            seconds = perf_counter() - started
+            self.observe_stage(stage, seconds, trace)
+            if trace is not None:
+                trace.add_span(stage, seconds)
 
-    def observe_stage(self, stage: str, seconds: float) -> None:
+    def observe_stage(
+        self,
+        stage: str,
+        seconds: float,
+        trace: Trace | None = None,
+    ) -> None:
         """Observe the time of a stage."""
         self._stages.labels(stage).observe(seconds)
+        if trace is not None:
+            self._exemplars.add(
+                STAGE_METRIC,
+                {"stage": stage},
+                seconds,
+                bounds=STAGE_SECONDS,
+                trace=trace,
+            )
 
     def observe_batch(
         self,
@@ -217,7 +253,7 @@ class PrometheusMetrics:
         from prometheus_client import Counter, Histogram
 
         self._stages = Histogram(
-            "longrec_stage_seconds",
+            STAGE_METRIC,
             "Time of a stage: fetch and queue of a request, encode and score of a batch.",
             ["stage"],
             buckets=STAGE_SECONDS,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from longrec.errors import DataError
 from longrec.ids import to_id, to_ids
+from longrec.tracing import Trace
 
 if TYPE_CHECKING:
     from longrec.schema import Schema
@@ -133,6 +134,7 @@ class EncodedRequest:
         length: most recent events to use; None for the served length.
         key: user of the cache; None for a history that must not be cached.
         deadline: monotonic seconds; later answers are of no use.
+        trace: of a sampled request.
 
     Raises:
         DataError: the length is negative.
@@ -142,6 +144,7 @@ class EncodedRequest:
     length: int | None = None
     key: Hashable = None
     deadline: float = math.inf
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         # pyarrow slices to a negative number of rows without an error: the process would crash.

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from longrec.serving.prometheus.exemplars import FOLDER_VARIABLE, read_exemplars, with_exemplar
 from longrec.serving.prometheus.process_metrics import ProcessMetrics, service_processes
 
-FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable of prometheus_client: the folder to which workers write their metrics."""
 OWN_PREFIXES = ("longrec_", "bentoml_service_")
 """Feast registers the metrics of its own server, too: always 0 here, and one more for each worker.
 """
@@ -78,12 +77,17 @@ class WorkerMetrics:
 
         collector: Any = MultiProcessCollector
         written = collector(None, str(self._folder))
+        exemplars = read_exemplars(self._folder)
         for metric in written.collect():
             if not metric.name.startswith(OWN_PREFIXES):
                 continue
             if metric.name == VERSION_GAUGE:
                 metric.samples = [sample for sample in metric.samples if sample.value]
             metric.samples.sort(key=_place)
+            if exemplars:
+                metric.samples = [
+                    with_exemplar(metric.name, sample, exemplars) for sample in metric.samples
+                ]
             yield metric
 
 

@@ -13,10 +13,13 @@ from time import perf_counter
 from typing import Any
 
 from longrec.serving.auth import App, Message, Scope, Send
+from longrec.serving.prometheus.exemplars import worker_exemplars
+from longrec.tracing import Trace, current_trace
 
 OTHER_PATHS = "other"
 """Label of every path that is no route."""
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
+DURATION = "bentoml_service_request_duration_seconds"
 TIMED_OUT = 504
 FAILED = 500
 
@@ -32,6 +35,7 @@ class HttpMetrics:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
         options: dict[str, Any] = {"registry": registry or REGISTRY}
+        self._exemplars = worker_exemplars()
         self._requests = Counter(
             "bentoml_service_request_total",
             "Requests by route and status.",
@@ -39,7 +43,7 @@ class HttpMetrics:
             **options,
         )
         self._seconds = Histogram(
-            "bentoml_service_request_duration_seconds",
+            DURATION,
             "Time of a request, by route and status; rejections at the gate have none.",
             ["endpoint", "http_response_code"],
             buckets=SECONDS,
@@ -72,10 +76,21 @@ class HttpMetrics:
         endpoint: str,
         status: int,
         seconds: float,
+        trace: Trace | None = None,
     ) -> None:
         """Count a request that reached the application, and observe its time."""
         self.count(endpoint, status)
         self._seconds.labels(endpoint, status).observe(seconds)
+        if trace is None:
+            return
+        self._exemplars.add(
+            DURATION,
+            {"endpoint": endpoint, "http_response_code": str(status)},
+            seconds,
+            bounds=SECONDS,
+            trace=trace,
+        )
+        self._exemplars.write()
 
 
 class EndpointLabels:
@@ -172,7 +187,13 @@ class HttpMetricsMiddleware:
             status = status or TIMED_OUT
             raise
         finally:
-            metrics.observe(endpoint, status or FAILED, perf_counter() - started)
+            seconds = perf_counter() - started
+            metrics.observe(
+                endpoint,
+                status or FAILED,
+                seconds,
+                current_trace(),
+            )
 
 
 def _route_paths(routes: Sequence[Any], prefix: str) -> Iterator[str]:

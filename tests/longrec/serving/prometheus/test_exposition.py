@@ -14,7 +14,8 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from longrec.serving.prometheus.exposition import FOLDER_VARIABLE, expose
+from longrec.serving.prometheus.exemplars import FOLDER_VARIABLE
+from longrec.serving.prometheus.exposition import expose
 
 WORKER = """
 from prometheus_client import Counter, Gauge, Histogram
