@@ -37,7 +37,7 @@ bounded() {
 # In parallel: correctness is not timed.
 check() {
     bounded 290 check_1 python3 $bench/gpu_check.py --only attention &
-    bounded 290 check_2 python3 $bench/gpu_check.py --only tables hstu sharing &
+    bounded 290 check_2 python3 $bench/gpu_check.py --only tables causal sharing &
     bounded 290 check_3 python3 $bench/gpu_check.py --only ranker --models 0 1 2 &
     bounded 290 check_4 python3 $bench/gpu_check.py --only ranker --models 3 4 5 &
     bounded 290 check_5 python3 $bench/gpu_check.py --only ranker --models 6 7 &

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import results
+from harness.causal_check import check_causal_attention
 from harness.check_models import (
     DEVICE,
     gradients_of,
@@ -42,7 +43,6 @@ from harness.comparison import (
     stacked,
 )
 from longrec.config import TrainConfig
-from longrec.nn.baselines import hstu
 from longrec.nn.fused import paths as fused_paths
 from longrec.nn.kernels import rows as row_kernels
 from longrec.nn.ranker import Ranker
@@ -213,25 +213,9 @@ def check_tables() -> Iterator[Check]:
         yield name, passed, f"worst error {worst:.2e}"
 
 
-def check_hstu() -> Iterator[Check]:
-    """HSTU's causal attention, for the comparison of costs."""
-    lengths = [1500, 0, 777]
-    num_targets = [1, 1, 1]
-    segments = Segments(offsets_of(lengths), offsets_of(num_targets), lengths, num_targets)
-    leaf = torch.randn(sum(lengths), 4, 4, 32, device=DEVICE, dtype=torch.bfloat16)
-    upstream = torch.randn(sum(lengths), 4, 32, device=DEVICE, dtype=torch.bfloat16)
-
-    def run(dtype: torch.dtype) -> Tensors:
-        own = leaf.to(dtype).clone().requires_grad_()
-        output = hstu.causal_attention(own, segments)
-        output.backward(upstream.to(dtype))
-        assert own.grad is not None
-        return {"logits": output.detach(), "gradient": own.grad}
-
-    ours = run(torch.bfloat16)
-    with fused_paths.reference_only():
-        plain = run(torch.bfloat16)
-    yield compare(f"hstu L={lengths}", ours, plain, run(torch.float64))
+def check_causal() -> Iterator[Check]:
+    """Causal attention of the Transformer and of HSTU, for the comparison of models."""
+    return check_causal_attention(DEVICE)
 
 
 def check_sharing() -> Iterator[Check]:
@@ -273,7 +257,7 @@ def _check_isolation(model: Ranker) -> Check:
     return name, others_are_equal and first_differs, "bit for bit"
 
 
-CHECKS = ("attention", "tables", "hstu", "sharing", "ranker")
+CHECKS = ("attention", "tables", "causal", "sharing", "ranker")
 
 
 def checks_of(name: str, model_numbers: list[int]) -> tuple[str, Iterator[Check]]:
@@ -281,7 +265,7 @@ def checks_of(name: str, model_numbers: list[int]) -> tuple[str, Iterator[Check]
     functions: dict[str, Callable[[], Iterator[Check]]] = {
         "attention": check_attention,
         "tables": check_tables,
-        "hstu": check_hstu,
+        "causal": check_causal,
         "sharing": check_sharing,
     }
     if name == "ranker":

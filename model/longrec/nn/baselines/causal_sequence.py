@@ -1,7 +1,7 @@
 """Stack of layers that events and targets pass together, for models that are quadratic in length.
 
-Shape letters: T packed events, N packed targets, D width, H heads, K head width, G requests of a
-group, L events of its longest request.
+Shape letters: T packed events, N packed targets, S of both, D width, H heads, K head width, P
+projections of a token, G requests of a group, L events of its longest request.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from longrec.config import ModelConfig
+from longrec.nn.fused.paths import available
 from longrec.nn.padding import PaddedRows, scatter_groups, similar_requests
 from longrec.nn.target_attention import Segments
 
-SequenceLayer: TypeAlias = Callable[[Tensor, Tensor, Segments], tuple[Tensor, Tensor]]
-"""(events, targets, segments) to (events, targets) of the next layer."""
+SequenceLayer: TypeAlias = Callable[[Tensor, Segments], Tensor]
+"""(tokens, segments) to the tokens of the next layer. The events precede the targets."""
+HistoryAttention: TypeAlias = Callable[[Tensor], Tensor]
+"""[G, L, P, H, K] of padded histories to [G, L, H, K], causal."""
 GroupAttention: TypeAlias = Callable[[Tensor, Tensor, PaddedRows], Tensor]
 """(events, targets, rows of the events) of a group of requests to the attention of its targets."""
+KERNEL_HEAD_WIDTHS = (16, 32, 64, 128)
+"""Head widths that the kernels of causal attention take."""
 
 
 class CausalSequenceModel(nn.Module):
@@ -50,15 +56,44 @@ class CausalSequenceModel(nn.Module):
         gaps: Int[Tensor, " T"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """Return z; arguments as in STCA.forward."""
+        tokens = torch.cat([events, targets])
         for block in self.blocks:
-            events, targets = cast("SequenceLayer", block)(events, targets, segments)
-        z: Tensor = self.norm(targets)
+            tokens = cast("SequenceLayer", block)(tokens, segments)
+        z: Tensor = self.norm(tokens[events.shape[0] :])
         return z
+
+
+def has_kernels(projections: Float[Tensor, "S P H K"]) -> bool:
+    """Return whether the kernels of causal attention take these projections."""
+    is_supported = projections.element_size() == 2 and projections.shape[3] in KERNEL_HEAD_WIDTHS
+    return projections.is_cuda and is_supported and available()
+
+
+def attend_in_groups(
+    projections: Float[Tensor, "S P H K"],
+    attend_events: HistoryAttention,
+    attend_targets: GroupAttention,
+    segments: Segments,
+) -> Float[Tensor, "S H K"]:
+    """Return the attention of all events and targets, by groups of requests of similar lengths.
+
+    Args:
+        projections: P projections of each token by head, the events first.
+        attend_events: attention of padded histories.
+        attend_targets: attention of padded targets.
+        segments: rows of each request.
+    """
+    num_events = sum(segments.num_events)
+    events = projections[:num_events]
+    targets = projections[num_events:]
+    attended_events = attend_to_own_events(events, attend_events, segments)
+    attended_targets = attend_to_histories(events, targets, attend_targets, segments)
+    return torch.cat([attended_events, attended_targets])
 
 
 def attend_to_own_events(
     events: Float[Tensor, "T P H K"],
-    attend: Callable[[Tensor], Tensor],
+    attend: HistoryAttention,
     segments: Segments,
 ) -> Float[Tensor, "T H K"]:
     """Return the attention of every event over the events of its request up to itself.
@@ -67,7 +102,7 @@ def attend_to_own_events(
 
     Args:
         events: P projections of each event by head.
-        attend: [G, L, P, H, K] to [G, L, H, K], causal.
+        attend: attention of padded histories.
         segments: rows of each request.
     """
     counts = np.array(segments.num_events)

@@ -10,15 +10,17 @@ The relative attention bias of the paper is left out: the event tokens carry the
 Forward FLOPs of a request with L events, per layer: 10 L d^2 + 2 L^2 d, half of the full attention
 matrix.
 
+On a GPU, one kernel call serves the requests of all lengths, without padding.
+
 Source: arXiv 2402.17152, equations 1 to 3.
 
-Shape letters: T packed events, N packed targets, G requests of a group, L events and M targets of
-its longest request (not layers), D width, H heads, K head width.
+Shape letters: S packed events and targets, G requests of a group, L events and M targets of its
+longest request (not layers), D width, H heads, K head width.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -28,16 +30,16 @@ from torch.nn import functional
 from longrec.config import ModelConfig
 from longrec.nn.baselines.causal_sequence import (
     CausalSequenceModel,
-    attend_to_histories,
-    attend_to_own_events,
+    attend_in_groups,
+    has_kernels,
 )
-from longrec.nn.fused.paths import apply_function, available
+from longrec.nn.fused.paths import apply_function
 from longrec.nn.layers import linear
 from longrec.nn.padding import PaddedRows
 from longrec.nn.target_attention import Segments
 
-KERNEL_HEAD_WIDTHS = (16, 32, 64, 128)
-"""Head widths that the kernels take."""
+if TYPE_CHECKING:
+    from longrec.nn.kernels.causal_tiles import CausalInputs
 
 
 def hstu(config: ModelConfig) -> CausalSequenceModel:
@@ -57,26 +59,10 @@ class HSTULayer(nn.Module):
         self.out = linear(width, width)
         self.num_heads = config.num_heads
 
-    def forward(
-        self,
-        events: Float[Tensor, "T D"],
-        targets: Float[Tensor, "N D"],
-        segments: Segments,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Float[Tensor, "S D"], segments: Segments) -> Float[Tensor, "S D"]:
         """Return the events and targets after this layer."""
-        event_uvqk = self._project(events)
-        target_uvqk = self._project(targets)
-        attended_targets = attend_to_histories(
-            event_uvqk,
-            target_uvqk,
-            candidate_attention,
-            segments,
-        )
-        attended_events = causal_attention(event_uvqk, segments)
-        return (
-            self._update(events, event_uvqk, attended_events),
-            self._update(targets, target_uvqk, attended_targets),
-        )
+        uvqk = self._project(tokens)
+        return self._update(tokens, uvqk, attention(uvqk, segments))
 
     def _project(self, rows: Tensor) -> Tensor:
         """Return the rows' uvqk: U, V, Q and K in this order, by head, [*, 4, H, K]."""
@@ -97,27 +83,19 @@ class HSTULayer(nn.Module):
         return updated
 
 
-def causal_attention(uvqk: Float[Tensor, "T 4 H K"], segments: Segments) -> Float[Tensor, "T H K"]:
-    """Return A V of every event over those of its request up to itself."""
-    _, values, queries, keys = uvqk.unbind(1)
-    is_supported = uvqk.element_size() == 2 and uvqk.shape[3] in KERNEL_HEAD_WIDTHS
-    if uvqk.is_cuda and is_supported and available():
-        output: Tensor = apply_function(
-            _CausalAttention,
-            queries.contiguous(),
-            keys.contiguous(),
-            values.contiguous(),
-            segments,
-        )
-        return output
-    attended = attend_to_own_events(uvqk, causal_attention_reference, segments)
-    return attended / _num_seen(segments, uvqk)
+def attention(uvqk: Float[Tensor, "S 4 H K"], segments: Segments) -> Float[Tensor, "S H K"]:
+    """Return A V of every event over those up to itself, of every target over all and itself."""
+    if has_kernels(uvqk):
+        attended: Tensor = apply_function(PointwiseAttention, uvqk.contiguous(), segments)
+        return attended
+    summed = attend_in_groups(uvqk, causal_attention, candidate_attention, segments)
+    return summed / _num_seen(segments, uvqk)
 
 
-def causal_attention_reference(
+def causal_attention(
     uvqk: Float[Tensor, "G L 4 H K"],
 ) -> Float[Tensor, "G L H K"]:
-    """Return n A V of every event of padded histories: the reference of the kernels."""
+    """Return n A V of every event of padded histories."""
     _, values, queries, keys = uvqk.unbind(2)
     scale = queries.shape[-1] ** -0.5
     logits = torch.einsum("gqhk,glhk->ghql", queries, keys)
@@ -130,7 +108,7 @@ def candidate_attention(
     candidates: Float[Tensor, "G M 4 H K"],
     rows: PaddedRows,
 ) -> Float[Tensor, "G M H K"]:
-    """Return A V of each candidate over its history and itself."""
+    """Return n A V of each candidate over its history and itself."""
     _, values, _, keys = histories.unbind(2)
     _, own_values, queries, own_keys = candidates.unbind(2)
     scale = queries.shape[-1] ** -0.5
@@ -139,52 +117,49 @@ def candidate_attention(
     weights = functional.silu(logits * scale) * rows.is_real[:, None, None]
     own_weights = functional.silu(own_logits * scale)
     from_history = torch.einsum("gmhl,glhk->gmhk", weights, values)
-    n = rows.is_real.sum(1) + 1  # the history and the target itself
-    attended: Tensor = (from_history + own_weights * own_values) / n[:, None, None, None]
-    return attended
+    return from_history + own_weights * own_values
 
 
-def _num_seen(segments: Segments, like: Tensor) -> Float[Tensor, "T 1 1"]:
-    """Return n of the request of each event."""
-    counts = segments.event_offsets.diff()
-    n = (counts + 1).repeat_interleave(counts, output_size=like.shape[0])
+def _num_seen(segments: Segments, like: Tensor) -> Float[Tensor, "S 1 1"]:
+    """Return n of the request of each token: its history and a target itself."""
+    num_events = segments.event_offsets.diff()
+    counts = torch.cat([num_events, segments.target_offsets.diff()])
+    n = (num_events + 1).repeat(2).repeat_interleave(counts, output_size=like.shape[0])
     return n.to(like.dtype)[:, None, None]
 
 
-class _CausalAttention(torch.autograd.Function):
+class PointwiseAttention(torch.autograd.Function):
     """A V by the kernels of longrec.nn.kernels.hstu."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        uvqk: Tensor,
         segments: Segments,
     ) -> Tensor:
         from longrec.nn.kernels import hstu as kernels
 
-        ctx.max_events = max(segments.num_events)
-        ctx.save_for_backward(queries, keys, values, segments.event_offsets)
-        return kernels.forward(
-            queries,
-            keys,
-            values,
-            segments.event_offsets,
-            ctx.max_events,
-        )
+        ctx.save_for_backward(uvqk)
+        ctx.segments = segments
+        return kernels.forward(_kernel_inputs(uvqk, segments))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from longrec.nn.kernels import hstu as kernels
 
-        queries, keys, values, offsets = ctx.saved_tensors
-        input_gradients = kernels.backward(
-            queries,
-            keys,
-            values,
-            offsets,
-            ctx.max_events,
+        (uvqk,) = ctx.saved_tensors
+        duvqk = torch.empty_like(uvqk)
+        duvqk[:, 0] = 0  # the gate is no part of the attention
+        kernels.backward(
+            _kernel_inputs(uvqk, ctx.segments),
             gradients[0].contiguous(),
+            _kernel_inputs(duvqk, ctx.segments),
         )
-        return *input_gradients, None
+        return duvqk, None
+
+
+def _kernel_inputs(uvqk: Tensor, segments: Segments) -> CausalInputs:
+    from longrec.nn.kernels.causal_tiles import CausalInputs
+
+    _, values, queries, keys = uvqk.unbind(1)
+    return CausalInputs(queries, keys, values, segments)

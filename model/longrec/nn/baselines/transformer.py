@@ -10,14 +10,18 @@ causal mask carries the order, the event tokens carry the time.
 Forward FLOPs of a request with L events, per layer: (8 + 6 r) L d^2 + 2 L^2 d, half of the full
 attention matrix.
 
-Source: arXiv 1706.03762 (attention), 2002.05202 (SwiGLU), 2205.14135 (the exact attention kernel
-that PyTorch calls on CUDA).
+On a GPU, one kernel call serves the requests of all lengths, without padding.
 
-Shape letters: T packed events, N packed targets, G requests of a group, L events and M targets of
-its longest request, D width, H heads, K head width.
+Source: arXiv 1706.03762 (attention), 2002.05202 (SwiGLU), 2205.14135 (the exact attention without
+the matrix).
+
+Shape letters: S packed events and targets, G requests of a group, L events and M targets of its
+longest request, D width, H heads, K head width.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -28,13 +32,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from longrec.config import ModelConfig
 from longrec.nn.baselines.causal_sequence import (
     CausalSequenceModel,
-    attend_to_histories,
-    attend_to_own_events,
+    attend_in_groups,
+    has_kernels,
 )
+from longrec.nn.fused.paths import apply_function
 from longrec.nn.layers import SwiGLUFFN, linear
 from longrec.nn.padding import PaddedRows
 from longrec.nn.target_attention import Segments
 from longrec.nn.target_attention.inputs import softmax
+
+if TYPE_CHECKING:
+    from longrec.nn.kernels.causal_tiles import CausalInputs
 
 ATTENTION_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
@@ -62,23 +70,10 @@ class TransformerLayer(nn.Module):
         self.ffn = SwiGLUFFN(width, config.ffn_ratio)
         self.num_heads = config.num_heads
 
-    def forward(
-        self,
-        events: Float[Tensor, "T D"],
-        targets: Float[Tensor, "N D"],
-        segments: Segments,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Float[Tensor, "S D"], segments: Segments) -> Float[Tensor, "S D"]:
         """Return the events and targets after this layer."""
-        event_qkv = self._project(events)
-        target_qkv = self._project(targets)
-        attended_events = attend_to_own_events(event_qkv, causal_attention, segments)
-        attended_targets = attend_to_histories(
-            event_qkv,
-            target_qkv,
-            candidate_attention,
-            segments,
-        )
-        return self._update(events, attended_events), self._update(targets, attended_targets)
+        attended = attention(self._project(tokens), segments)
+        return self._update(tokens, attended)
 
     def _project(self, rows: Tensor) -> Tensor:
         """Return queries, keys and values by head, [*, 3, H, K]."""
@@ -95,6 +90,14 @@ class TransformerLayer(nn.Module):
         normed = self.ffn_norm(rows).to(attended.dtype)
         updated: Tensor = rows + self.ffn(normed)
         return updated
+
+
+def attention(qkv: Float[Tensor, "S 3 H K"], segments: Segments) -> Float[Tensor, "S H K"]:
+    """Return the attention of each event over those up to itself, of each target over all."""
+    if has_kernels(qkv):
+        attended: Tensor = apply_function(SoftmaxAttention, qkv.contiguous(), segments)
+        return attended
+    return attend_in_groups(qkv, causal_attention, candidate_attention, segments)
 
 
 def causal_attention(qkv: Float[Tensor, "G L 3 H K"]) -> Float[Tensor, "G L H K"]:
@@ -125,3 +128,42 @@ def candidate_attention(
     weights = softmax(logits * queries.shape[-1] ** -0.5).to(values.dtype)
     from_history = torch.einsum("gmhl,glhk->gmhk", weights[..., :-1], values)
     return from_history + weights[..., -1:] * own_values
+
+
+class SoftmaxAttention(torch.autograd.Function):
+    """The attention by the kernels of longrec.nn.kernels.causal_softmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        segments: Segments,
+    ) -> Tensor:
+        from longrec.nn.kernels import causal_softmax
+
+        out, log_sums = causal_softmax.forward(_kernel_inputs(qkv, segments))
+        ctx.save_for_backward(qkv, out, log_sums)
+        ctx.segments = segments
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from longrec.nn.kernels import causal_softmax
+
+        qkv, out, log_sums = ctx.saved_tensors
+        dqkv = torch.empty_like(qkv)
+        causal_softmax.backward(
+            _kernel_inputs(qkv, ctx.segments),
+            out,
+            log_sums,
+            gradients[0].contiguous(),
+            _kernel_inputs(dqkv, ctx.segments),
+        )
+        return dqkv, None
+
+
+def _kernel_inputs(qkv: Tensor, segments: Segments) -> CausalInputs:
+    from longrec.nn.kernels.causal_tiles import CausalInputs
+
+    queries, keys, values = qkv.unbind(1)
+    return CausalInputs(queries, keys, values, segments)

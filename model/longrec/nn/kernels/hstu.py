@@ -1,72 +1,32 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
-"""Kernels of HSTU's causal pointwise attention over packed histories, forward and backward.
+"""Kernels of HSTU's causal pointwise attention over packed requests, forward and backward.
 
     out = SiLU(Q K^T / sqrt(d_h)) V / n, with n one more than the events of the history
 
-Nothing of size events x events is written.
-Shape letters: R requests, T packed events, H heads, K head width.
+An event sees the events up to itself, a target all events of its request and itself. Nothing of
+size tokens x events is written.
+
+Shape letters: S packed events and targets, H heads, K head width.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from longrec.nn.kernels.causal_tiles import (
+    BLOCK_EVENTS,
+    BLOCK_QUERIES,
+    EVENT_KERNEL_QUERIES,
+    CausalInputs,
+    load_rows,
+    request_bounds,
+    row_dot,
+    row_numbers,
+    store_rows,
+)
 from longrec.nn.kernels.tiles import INTERPRETED, sigmoid
-
-BLOCK_QUERIES = 128
-BLOCK_EVENTS = 64
-EVENT_KERNEL_QUERIES = 64
-"""Queries of a tile in the kernel of dk and dv: fewer, since it holds two accumulators."""
-
-
-@triton.jit
-def _bounds(
-    offsets,
-    BLOCK: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-):
-    """Return (first row of the block, events of the request, offset of its head in [T, H, K]).
-
-    The first row is counted from the first event of the request.
-    """
-    request = tl.program_id(2)
-    start = tl.load(offsets + request)
-    end = tl.load(offsets + request + 1)
-    first = tl.program_id(0) * BLOCK
-    length = (end - start).to(tl.int32)
-    base = start * (H * K) + tl.program_id(1) * K
-    return first, length, base
-
-
-@triton.jit
-def _load_rows(
-    pointer,
-    rows,
-    length,
-    H: tl.constexpr,
-    K: tl.constexpr,
-):
-    """Return rows [BLOCK, K] of one head; zeros beyond the history."""
-    offsets = rows[:, None] * (H * K) + tl.arange(0, K)[None, :]
-    return tl.load(pointer + offsets, mask=(rows < length)[:, None], other=0.0)
-
-
-@triton.jit
-def _store_rows(
-    pointer,
-    rows,
-    length,
-    values,
-    H: tl.constexpr,
-    K: tl.constexpr,
-):
-    """Write rows [BLOCK, K] of one head, as far as the history goes."""
-    offsets = rows[:, None] * (H * K) + tl.arange(0, K)[None, :]
-    tl.store(pointer + offsets, values, mask=(rows < length)[:, None])
 
 
 @triton.jit
@@ -81,31 +41,42 @@ def _forward(
     q,
     k,
     v,
-    offsets,
+    event_offsets,
+    target_offsets,
     out,
     scale,
     H: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """Write the output of BLOCK_M queries of one head."""
-    first, length, base = _bounds(offsets, BLOCK_M, H, K)
+    """Write the output of BLOCK_M positions of one head."""
+    first_event, origin, num_events, length = request_bounds(event_offsets, target_offsets)
+    first = tl.program_id(0) * BLOCK_M
     if first < length:
-        rows = first + tl.arange(0, BLOCK_M)
-        queries = _load_rows(q + base, rows, length, H, K)
+        positions = first + tl.arange(0, BLOCK_M)
+        rows = row_numbers(positions, first_event, origin, num_events)
+        is_real = positions < length
+        queries = load_rows(q, rows, is_real, STRIDE, K)
         acc = tl.zeros((BLOCK_M, K), tl.float32)
-        last = tl.minimum(first + BLOCK_M, length)
-        for start in tl.range(0, last, BLOCK_L, num_stages=3):
+        for start in tl.range(0, tl.minimum(first + BLOCK_M, num_events), BLOCK_L):
             events = start + tl.arange(0, BLOCK_L)
-            keys = _load_rows(k + base, events, length, H, K)
-            values = _load_rows(v + base, events, length, H, K)
+            keys = load_rows(k, first_event + events, events < num_events, STRIDE, K)
+            values = load_rows(v, first_event + events, events < num_events, STRIDE, K)
             logits = tl.dot(queries, keys.T) * scale
-            is_visible = rows[:, None] >= events[None, :]
+            is_visible = positions[:, None] >= events[None, :]
             weights = tl.where(is_visible, logits * sigmoid(logits, FAST), 0.0)
             acc = tl.dot(weights.to(values.dtype), values, acc)
-        _store_rows(out + base, rows, length, acc / (length + 1), H, K)
+        if first + BLOCK_M > num_events:
+            is_target = is_real & (positions >= num_events)
+            own_keys = load_rows(k, rows, is_target, STRIDE, K)
+            own_values = load_rows(v, rows, is_target, STRIDE, K)
+            own_logits = row_dot(queries, own_keys) * scale
+            own_weights = own_logits * sigmoid(own_logits, FAST)
+            acc += own_weights[:, None] * own_values.to(tl.float32)
+        store_rows(out, rows, is_real, acc / (num_events + 1), H * K, K)
 
 
 @triton.jit
@@ -113,34 +84,54 @@ def _backward_queries(
     q,
     k,
     v,
-    offsets,
+    event_offsets,
+    target_offsets,
     dout,
     dq,
+    dk,
+    dv,
     scale,
     H: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """Write dq of BLOCK_M queries of one head."""
-    first, length, base = _bounds(offsets, BLOCK_M, H, K)
+    """Write dq of BLOCK_M positions of one head, and dk and dv of the targets among them."""
+    first_event, origin, num_events, length = request_bounds(event_offsets, target_offsets)
+    first = tl.program_id(0) * BLOCK_M
     if first < length:
-        rows = first + tl.arange(0, BLOCK_M)
-        queries = _load_rows(q + base, rows, length, H, K)
-        doutput = _load_rows(dout + base, rows, length, H, K)
+        positions = first + tl.arange(0, BLOCK_M)
+        rows = row_numbers(positions, first_event, origin, num_events)
+        is_real = positions < length
+        queries = load_rows(q, rows, is_real, STRIDE, K)
+        doutput = load_rows(dout, rows, is_real, H * K, K)
         acc = tl.zeros((BLOCK_M, K), tl.float32)
-        last = tl.minimum(first + BLOCK_M, length)
-        for start in tl.range(0, last, BLOCK_L, num_stages=3):
+        for start in tl.range(0, tl.minimum(first + BLOCK_M, num_events), BLOCK_L):
             events = start + tl.arange(0, BLOCK_L)
-            keys = _load_rows(k + base, events, length, H, K)
-            values = _load_rows(v + base, events, length, H, K)
+            keys = load_rows(k, first_event + events, events < num_events, STRIDE, K)
+            values = load_rows(v, first_event + events, events < num_events, STRIDE, K)
             logits = tl.dot(queries, keys.T) * scale
             dweights = tl.dot(doutput, values.T)
-            is_visible = rows[:, None] >= events[None, :]
+            is_visible = positions[:, None] >= events[None, :]
             dlogits = tl.where(is_visible, dweights * _silu_derivative(logits, FAST), 0.0)
             acc = tl.dot(dlogits.to(keys.dtype), keys, acc)
-        _store_rows(dq + base, rows, length, acc * scale / (length + 1), H, K)
+        factor = scale / (num_events + 1)
+        if first + BLOCK_M > num_events:
+            is_target = is_real & (positions >= num_events)
+            own_keys = load_rows(k, rows, is_target, STRIDE, K)
+            own_values = load_rows(v, rows, is_target, STRIDE, K)
+            own_logits = row_dot(queries, own_keys) * scale
+            own_weights = own_logits * sigmoid(own_logits, FAST) / (num_events + 1)
+            derivative = _silu_derivative(own_logits, FAST)
+            own_dlogits = row_dot(doutput, own_values) * derivative
+            acc += own_dlogits[:, None] * own_keys.to(tl.float32)
+            own_dkeys = (own_dlogits * factor)[:, None] * queries.to(tl.float32)
+            own_dvalues = own_weights[:, None] * doutput.to(tl.float32)
+            store_rows(dk, rows, is_target, own_dkeys, STRIDE, K)
+            store_rows(dv, rows, is_target, own_dvalues, STRIDE, K)
+        store_rows(dq, rows, is_real, acc * factor, STRIDE, K)
 
 
 @triton.jit
@@ -148,121 +139,105 @@ def _backward_events(
     q,
     k,
     v,
-    offsets,
+    event_offsets,
+    target_offsets,
     dout,
     dk,
     dv,
     scale,
     H: tl.constexpr,
     K: tl.constexpr,
+    STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """Write dk and dv of BLOCK_L events of one head. Logits are held as [events, queries]."""
-    first, length, base = _bounds(offsets, BLOCK_L, H, K)
-    if first < length:
+    """Write dk and dv of BLOCK_L events of one head. Logits are held as [events, positions]."""
+    first_event, origin, num_events, length = request_bounds(event_offsets, target_offsets)
+    first = tl.program_id(0) * BLOCK_L
+    if first < num_events:
         events = first + tl.arange(0, BLOCK_L)
-        keys = _load_rows(k + base, events, length, H, K)
-        values = _load_rows(v + base, events, length, H, K)
+        is_event = events < num_events
+        keys = load_rows(k, first_event + events, is_event, STRIDE, K)
+        values = load_rows(v, first_event + events, is_event, STRIDE, K)
         dkeys = tl.zeros((BLOCK_L, K), tl.float32)
         dvalues = tl.zeros((BLOCK_L, K), tl.float32)
-        first_query = first // BLOCK_M * BLOCK_M
-        for start in tl.range(first_query, length, BLOCK_M, num_stages=3):
-            rows = start + tl.arange(0, BLOCK_M)
-            queries = _load_rows(q + base, rows, length, H, K)
-            doutput = _load_rows(dout + base, rows, length, H, K)
+        for start in tl.range(first // BLOCK_M * BLOCK_M, length, BLOCK_M):
+            positions = start + tl.arange(0, BLOCK_M)
+            rows = row_numbers(positions, first_event, origin, num_events)
+            queries = load_rows(q, rows, positions < length, STRIDE, K)
+            doutput = load_rows(dout, rows, positions < length, H * K, K)
             logits = tl.dot(keys, queries.T) * scale
-            is_visible = rows[None, :] >= events[:, None]
+            is_visible = positions[None, :] >= events[:, None]
             weights = tl.where(is_visible, logits * sigmoid(logits, FAST), 0.0)
             dvalues = tl.dot(weights.to(doutput.dtype), doutput, dvalues)
             dweights = tl.dot(values, doutput.T)
             dlogits = tl.where(is_visible, dweights * _silu_derivative(logits, FAST), 0.0)
             dkeys = tl.dot(dlogits.to(queries.dtype), queries, dkeys)
-        _store_rows(dk + base, events, length, dkeys * scale / (length + 1), H, K)
-        _store_rows(dv + base, events, length, dvalues / (length + 1), H, K)
+        n = num_events + 1
+        store_rows(dk, first_event + events, is_event, dkeys * scale / n, STRIDE, K)
+        store_rows(dv, first_event + events, is_event, dvalues / n, STRIDE, K)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_events: int,
-) -> Tensor:
-    """Return A V, [T, H, K].
-
-    Args:
-        q, k, v: contiguous [T, H, K].
-        offsets: int64 [R+1], of the events.
-        max_events: events of the longest history.
-    """
-    out = torch.empty_like(q)
-    heads, width = q.shape[1:]
-    grid = (triton.cdiv(max_events, BLOCK_QUERIES), heads, offsets.numel() - 1)
-    _forward[grid](
-        q,
-        k,
-        v,
-        offsets,
+def forward(inputs: CausalInputs) -> Tensor:
+    """Return A V, [S, H, K]."""
+    out = inputs.q.new_empty(inputs.q.shape)
+    _forward[inputs.query_grid()](
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        inputs.segments.event_offsets,
+        inputs.segments.target_offsets,
         out,
-        width**-0.5,
-        H=heads,
-        K=width,
         BLOCK_M=BLOCK_QUERIES,
-        BLOCK_L=BLOCK_EVENTS,
-        FAST=not INTERPRETED,
-        num_warps=4,
+        **_options(inputs),
     )
     return out
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_events: int,
+    inputs: CausalInputs,
     dout: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of (q, k, v).
+    gradients: CausalInputs,
+) -> None:
+    """Write the gradients of (q, k, v).
 
     Args:
-        q, k, v, offsets, max_events: as in `forward`.
-        dout: [T, H, K], gradient of its result.
+        inputs: as in `forward`.
+        dout: contiguous [S, H, K], gradient of its result.
+        gradients: tensors to write, with the strides of `inputs`.
     """
-    dq = torch.empty_like(q)
-    dk = torch.empty_like(k)
-    dv = torch.empty_like(v)
-    heads, width = q.shape[1:]
-    num_requests = offsets.numel() - 1
-    options = {
-        "scale": width**-0.5,
-        "H": heads,
-        "K": width,
+    arguments = (
+        inputs.q,
+        inputs.k,
+        inputs.v,
+        inputs.segments.event_offsets,
+        inputs.segments.target_offsets,
+        dout,
+    )
+    _backward_queries[inputs.query_grid()](
+        *arguments,
+        gradients.q,
+        gradients.k,
+        gradients.v,
+        BLOCK_M=BLOCK_QUERIES,
+        **_options(inputs),
+    )
+    _backward_events[inputs.event_grid()](
+        *arguments,
+        gradients.k,
+        gradients.v,
+        BLOCK_M=EVENT_KERNEL_QUERIES,
+        **_options(inputs),
+    )
+
+
+def _options(inputs: CausalInputs) -> dict[str, object]:
+    """Return the arguments that all kernels share."""
+    return {
+        "scale": inputs.q.shape[2] ** -0.5,
+        **inputs.sizes(),
         "BLOCK_L": BLOCK_EVENTS,
         "FAST": not INTERPRETED,
         "num_warps": 4,
     }
-    _backward_queries[(triton.cdiv(max_events, BLOCK_QUERIES), heads, num_requests)](
-        q,
-        k,
-        v,
-        offsets,
-        dout,
-        dq,
-        BLOCK_M=BLOCK_QUERIES,
-        **options,
-    )
-    _backward_events[(triton.cdiv(max_events, BLOCK_EVENTS), heads, num_requests)](
-        q,
-        k,
-        v,
-        offsets,
-        dout,
-        dk,
-        dv,
-        BLOCK_M=EVENT_KERNEL_QUERIES,
-        **options,
-    )
-    return dq, dk, dv
