@@ -125,6 +125,8 @@ class ChecksConfig:
         max_rate_change: largest change of a label rate, relative to its rarer outcome before.
         max_coverage_loss: largest drop of the share of events or targets with a known item.
         max_new_item_share: largest share of targets whose item the version before did not contain.
+        evidently: folder for a report of Evidently on the drift; relative to the work directory,
+            empty for none.
     """
 
     max_duplicate_share: float = 0.0
@@ -137,6 +139,7 @@ class ChecksConfig:
     max_rate_change: float = 0.5
     max_coverage_loss: float = 0.05
     max_new_item_share: float = 0.5
+    evidently: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -559,12 +562,14 @@ class DriftConfig:
         max_feature_psi: largest population stability index of a feature or of history lengths.
         window_hours: hours before the last request that are compared.
         min_requests: minimum number of requests for a verdict.
+        evidently: folder for a report of Evidently; relative to the work directory, empty for none.
     """
 
     max_score_psi: float = 0.25
     max_feature_psi: float = 0.25
     window_hours: float = 24.0
     min_requests: int = 200
+    evidently: str = ""
 
     def __post_init__(self) -> None:
         _require_positive("drift", self, "max_score_psi", "max_feature_psi")

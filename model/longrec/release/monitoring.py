@@ -2,6 +2,7 @@
 
     service -> LONGREC_HOME/requests/*.parquet ------+
     evaluation/predictions.parquet (the reference) --+-> measure_drift -> report.html
+                                                                      (and a report of Evidently)
 
 Histograms of scores and features are compared by the population stability index, PSI
 (longrec.data.quality.drift). Nothing is learned and nothing leaves the machine.
@@ -27,7 +28,7 @@ from longrec.data.quality.psi import histogram, psi, psi_noise, quantile_edges
 from longrec.errors import CheckFailed, DataError
 from longrec.release import model_store, registry
 from longrec.release.request_log import log_files
-from longrec.reporting import page
+from longrec.reporting import evidently_report, page
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
 MAX_VALUE_BINS = 20
@@ -161,8 +162,12 @@ def measure_drift(
         config: bounds and window.
 
     Raises:
+        ConfigError: a report of Evidently is asked for, and cannot be written.
         DataError: no request was logged, or a file is missing.
     """
+    if config.evidently:
+        folder = Path(workdir) / config.evidently
+        evidently_report.require_evidently("drift.evidently", folder)
     live = _live_requests(workdir, config)
     reference = pq.read_table(Path(evaluation_dir) / "predictions.parquet")
     encoder = Encoder.load(Path(bundle_dir) / "encoder")
@@ -176,6 +181,8 @@ def measure_drift(
     text = _render(report, comparisons, reference.num_rows, config)
     with files.atomic_replace(report_html) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if config.evidently:
+        _write_evidently(Path(workdir) / config.evidently, report, comparisons)
     return report
 
 
@@ -402,6 +409,37 @@ def _render(
         comparisons=comparisons,
         report=report,
     )
+
+
+def _write_evidently(
+    folder: Path,
+    report: DriftReport,
+    comparisons: Sequence[DriftComparison],
+) -> None:
+    """Write drift.html and drift.json of Evidently; with too few requests, no verdict."""
+    quantities = [
+        evidently_report.Quantity(
+            entry.name,
+            entry.bins,
+            entry.reference,
+            entry.live,
+            bound=entry.bound + entry.noise if report.is_enough else None,
+        )
+        for entry in comparisons
+    ]
+    facts = {"model_version": report.model_version, "verdict": _verdict(report)[1]}
+    with (
+        files.atomic_replace(folder / "drift.html") as html,
+        files.atomic_replace(folder / "drift.json") as json,
+    ):
+        evidently_report.write_evidently(
+            quantities,
+            html,
+            json,
+            index=psi,
+            name="Drift of live requests",
+            metadata=facts,
+        )
 
 
 def _verdict(report: DriftReport) -> tuple[bool, str]:

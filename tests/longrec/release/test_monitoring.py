@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +129,39 @@ def test_a_changed_quantity_has_drifted(
     assert name in report.drifted
     assert not report.passed
     assert name in (workdir / "report.html").read_text()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("evidently") is None,
+    reason="evidently is not installed (extra: evidently)",
+)
+def test_evidently_has_the_indices_of_the_gate(
+    served_world: ServedWorld, workdir: Path, reference: pa.Table
+) -> None:
+    log_reference(workdir, reference, halve_score)
+    config = DriftConfig(min_requests=20, window_hours=1e6, evidently="reports")
+    report = compare(served_world, workdir, config)
+    content = json.loads((workdir / "reports" / "drift.json").read_text(encoding="utf-8"))
+    values = {entry["config"]["column"]: entry["value"] for entry in content["metrics"]}
+    assert values["score label"] == pytest.approx(report.largest_score_psi, rel=1e-12)
+    features = [value for name, value in values.items() if not name.startswith("score ")]
+    assert max(features) == pytest.approx(report.largest_feature_psi, abs=1e-12)
+    failed = {entry["name"] for entry in content["tests"] if entry["status"] == "FAIL"}
+    assert failed == {f"Value Drift for column {name}" for name in report.drifted}
+    assert (workdir / "reports" / "drift.html").stat().st_size > 100_000
+    compare(served_world, workdir, dataclasses.replace(config, min_requests=10**6))
+    content = json.loads((workdir / "reports" / "drift.json").read_text(encoding="utf-8"))
+    assert content["tests"] == []  # too few for a verdict
+    assert {entry["config"]["column"]: entry["value"] for entry in content["metrics"]} == values
+
+
+def test_without_the_setting_no_report_of_evidently_is_written(
+    served_world: ServedWorld, workdir: Path, reference: pa.Table
+) -> None:
+    log_reference(workdir, reference)
+    before = set(workdir.iterdir())
+    compare(served_world, workdir, WHOLE_LOG)
+    assert set(workdir.iterdir()) - before == {workdir / "report.html"}
 
 
 def test_with_too_few_requests_nothing_has_drifted(

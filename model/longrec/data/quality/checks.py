@@ -24,7 +24,13 @@ from longrec.data.quality.check_page import render_check_page
 from longrec.data.quality.check_report import CheckReport, SuiteResult, all_results
 from longrec.data.quality.dataset_profiles import profile_dataset
 from longrec.data.quality.dataset_suites import suites_of_dataset
-from longrec.data.quality.drift import DriftProfile, PreviousVersion, compare_versions, drift_suite
+from longrec.data.quality.drift import (
+    DriftProfile,
+    PreviousVersion,
+    compare_versions,
+    drift_suite,
+    write_evidently_of_versions,
+)
 from longrec.data.quality.history_suites import suites_of_histories
 from longrec.data.quality.shard_profile import (
     ShardProfile,
@@ -37,6 +43,7 @@ from longrec.data.quality.validation import validate
 from longrec.data.shards import WHOLE_DATASET, Shard, parse_shards, shard_folders
 from longrec.data.store.versions import PublishedVersion
 from longrec.errors import CheckFailed, DataError, StoreError
+from longrec.reporting.evidently_report import require_evidently
 from longrec.schema import Schema
 
 logger = logging.getLogger(__name__)
@@ -245,6 +252,9 @@ def _check_shard_profiles(
     workdir: str | Path | None,
     started: float,
 ) -> CheckReport:
+    if checks.evidently:
+        folder = Path(workdir or "") / checks.evidently
+        require_evidently("checks.evidently", folder)
     metadata = shards[0].metadata
     tables = merge_tables([shard.tables for shard in shards])
     suites, facts = suites_of_dataset(tables, metadata, checks)
@@ -287,6 +297,9 @@ def _check_drift(
     comparison = compare_versions(profile, previous, reason)
     if previous is None:
         return [], comparison
+    if checks.evidently:
+        folder = Path(workdir or "") / checks.evidently
+        write_evidently_of_versions(folder, profile, previous, checks)
     suite = drift_suite(
         profile,
         previous,

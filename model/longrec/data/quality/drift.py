@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longrec.config import ChecksConfig
+from longrec.data import files
 from longrec.data.columns import Int64, int64_column
 from longrec.data.dataset import Dataset
 from longrec.data.quality.column_profiles import MAX_EXAMPLES
@@ -26,6 +27,7 @@ from longrec.data.quality.expectations import Expectation, Severity, Suite, Suit
 from longrec.data.quality.psi import histogram, psi, psi_noise
 from longrec.data.quality.user_profiles import UserProfile, is_unknown
 from longrec.data.timelines import group_starts, history_lengths, sorted_known_times
+from longrec.reporting.evidently_report import Quantity, write_evidently
 from longrec.reporting.page import format_percent
 from longrec.schema import ITEM_ID, REQUEST_ID, TIMESTAMP, USER_ID
 
@@ -255,6 +257,55 @@ def compare_versions(
         "lengths": _length_rows(versions),
         "shares": _share_rows(versions),
     }
+
+
+def write_evidently_of_versions(
+    folder: Path,
+    profile: DriftProfile,
+    previous: PreviousVersion,
+    checks: ChecksConfig,
+) -> None:
+    """Write data.html and data.json of Evidently.
+
+    Args:
+        folder: for both files.
+        profile: profile of the dataset.
+        previous: the version that it is compared with.
+        checks: bound of the history lengths.
+    """
+    with (
+        files.atomic_replace(folder / "data.html") as html,
+        files.atomic_replace(folder / "data.json") as json,
+    ):
+        write_evidently(
+            _quantities(previous.profile, profile, checks),
+            html,
+            json,
+            index=psi,
+            name="Drift from the published version of the data",
+            metadata={"published_version": previous.name},
+        )
+
+
+def _quantities(old: DriftProfile, new: DriftProfile, checks: ChecksConfig) -> list[Quantity]:
+    """Return the columns of the report; shares have bounds of another kind, and so no verdict."""
+    bound = checks.max_psi + psi_noise(old.lengths, new.lengths)
+    bins = (*(f"up to {length:,}" for length in LARGEST_LENGTHS), "more")
+    quantities = [Quantity("history length", bins, old.lengths, new.lengths, bound)]
+    for task, counts in new.labels.items():
+        columns = (_yes_and_no(old.labels[task]), _yes_and_no(counts))
+        quantities.append(Quantity(task, ("no", "yes"), *columns, bound=None))
+    for table, counts in new.coverage.items():
+        columns = (_yes_and_no(old.coverage[table]), _yes_and_no(counts))
+        name = f"{table} with a known item"
+        quantities.append(Quantity(name, ("no", "yes"), *columns, bound=None))
+    return quantities
+
+
+def _yes_and_no(counts: tuple[int, int]) -> tuple[int, int]:
+    """Return (no, yes) of (yes, all)."""
+    num_yes, num_rows = counts
+    return num_rows - num_yes, num_yes
 
 
 def _length_rows(versions: Sequence[DriftProfile]) -> list[list[object]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ from longrec.data.dataset import Dataset
 from longrec.data.dataset_writer import DatasetWriter
 from longrec.data.importers.synthetic import synthesize
 from longrec.data.quality import checks
+from longrec.data.quality.drift import DriftProfile
+from longrec.data.quality.psi import psi
 from longrec.errors import CheckFailed
 from tests.longrec.data.quality.small_data import replace_column
 from tests.longrec.pages import text_of
@@ -119,6 +123,39 @@ def test_another_sample_of_the_same_distribution_passes(
     assert not any("drift" in line for line in report.warnings)
     assert "Compared with synthetic (v1)" in text
     assert "history lengths: PSI" in text
+
+
+def named_shares(profile: DriftProfile) -> dict[str, tuple[int, int]]:
+    """Return column of the report -> (rows with yes, rows)."""
+    tables = {f"{name} with a known item": counts for name, counts in profile.coverage.items()}
+    return {**profile.labels, **tables}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("evidently") is None,
+    reason="evidently is not installed (extra: evidently)",
+)
+def test_evidently_has_the_numbers_of_both_versions(
+    workdir: Path,
+    sample: Dataset,
+    tmp_path: Path,
+) -> None:
+    config = dataclasses.replace(CONFIG, evidently=str(tmp_path / "reports"))
+    checks.check_events(sample.path, tmp_path / "report.html", config, workdir)
+    content = json.loads((tmp_path / "reports" / "data.json").read_text(encoding="utf-8"))
+    values = {entry["config"]["column"]: entry["value"] for entry in content["metrics"]}
+    old = DriftProfile.of(Dataset.open(workdir / "data"))
+    new = DriftProfile.of(sample)
+    assert values["history length"] == pytest.approx(psi(old.lengths, new.lengths), rel=1e-12)
+    shares = named_shares(new)
+    old_shares = named_shares(old)
+    for name, (num_yes, num_rows) in shares.items():
+        old_yes, old_rows = old_shares[name]
+        expected = psi((old_rows - old_yes, old_yes), (num_rows - num_yes, num_yes))
+        assert values[name] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    (verdict,) = content["tests"]
+    assert "history length" in verdict["name"]
+    assert (tmp_path / "reports" / "data.html").exists()
 
 
 def test_other_data_are_not_compared(workdir: Path, tmp_path: Path) -> None:
