@@ -162,6 +162,7 @@ def drift(
     Examples:
       longrec drift
       longrec drift --workdir /srv/longrec --set drift.max_score_psi=0.1 --json
+      longrec drift --set drift.evidently=reports
     """
     from longrec.cli.progress import StepProgress
     from longrec.runs import run as runs
