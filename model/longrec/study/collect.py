@@ -14,6 +14,7 @@ from longrec.evaluation.bootstrap import METRICS
 from longrec.study import report as study_page
 from longrec.study import statistics
 from longrec.study.config import StudyConfig
+from longrec.study.rows import at_length
 from longrec.study.trial import Row, plan, result_path, trials_dir
 
 TABLES = ("trials", "curves", "differences", "fits")
@@ -98,7 +99,7 @@ def collect(
     for trial in trials:
         path = result_path(out_dir, trial)
         if path.exists():
-            results[trial.id] = files.read_json(path)
+            results[trial.id] = of_task(files.read_json(path), study.task)
     _check_results(out_dir, len(trials), results, failures)
     finished = [trial for trial in trials if trial.id in results]
     groups = statistics.group_trials(finished, results)
@@ -120,6 +121,33 @@ def collect(
     first_result = next(iter(results.values()))
     _write(out_dir, report, _facts(report, study, first_result))
     return report
+
+
+def of_task(result: Row, task: str) -> Row:
+    """Return a result whose rows hold the metrics of one task.
+
+    Args:
+        result: of `run_trial`.
+        task: name of the task; empty for the first, which the rows hold already.
+
+    Raises:
+        DataError: the result has no such task.
+    """
+    if not task:
+        return result
+    rows = []
+    for row in result["lengths"]:
+        measured = row.get("tasks", {})
+        if task not in measured:
+            raise DataError(
+                "a result does not hold the task of the study",
+                found=", ".join(measured) or "only the first task",
+                expected=task,
+                fix="Correct `task`, or remove the results of older versions and run the study.",
+            )
+        rows.append({**row, **measured[task]})
+    served = at_length(rows, result["served_length"])
+    return {**result, "lengths": rows, "auc": served["auc"]}
 
 
 def _check_results(

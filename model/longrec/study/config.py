@@ -44,6 +44,8 @@ class StudyConfig:
         recovery: {"base": (variant, length), "full": ..., "extrapolated": ...}. The report states
             the share of the gain of `full` over `base` that `extrapolated` reaches, and its share
             of the events. Only without a grid: it compares variants.
+        task: task whose metrics are compared; empty for the first. Every trial measures all tasks,
+            so another task needs no further training.
     """
 
     name: str
@@ -54,6 +56,7 @@ class StudyConfig:
     reference: str = ""
     train_events: int = 0
     recovery: Recovery = dataclasses.field(default_factory=dict)
+    task: str = ""
 
     def __post_init__(self) -> None:
         num_variants = len(self.variants)

@@ -297,31 +297,32 @@ def _measure_lengths(
     sample: EvaluationSample,
     config: RunConfig,
 ) -> Iterator[Row]:
-    """Yield the metrics of the first task at each served length, with their resampled values."""
+    """Yield the metrics at each served length, with their resampled values.
+
+    The row holds those of the first task; its entry `tasks` holds those of each task by name.
+    """
+    tasks = scorer.bundle.encoder.schema.task_names
     lengths = (*config.evaluate.lengths, max(config.evaluate.served_lengths))
     for scores in score_lengths(scorer, encoded, sample, lengths):
-        yield _measure(scores, sample, config)
+        measured = {name: _measure(scores, sample, i) for i, name in enumerate(tasks)}
+        num_targets = len(sample.target_positions) / len(sample.requests)
+        yield {
+            "length": scores.length,
+            "mean_events": scores.mean_events,
+            "request_flops": forward_flops(config.model, scores.mean_events, num_targets),
+            **measured[tasks[0]],
+            "tasks": measured,
+        }
 
 
-def _measure(
-    scores: LengthScores,
-    sample: EvaluationSample,
-    config: RunConfig,
-) -> Row:
-    """Return the metrics of the first task at one served length."""
+def _measure(scores: LengthScores, sample: EvaluationSample, task: int) -> Row:
+    """Return the metrics of one task at one served length."""
     measured = bootstrap.measure(
-        sample.labels[:, 0],
-        scores.scores[:, 0],
+        sample.labels[:, task],
+        scores.scores[:, task],
         sample.resamples,
     )
-    num_targets = len(sample.target_positions) / len(sample.requests)
-    row: Row = {
-        "length": scores.length,
-        "mean_events": scores.mean_events,
-        "request_flops": forward_flops(config.model, scores.mean_events, num_targets),
-    }
-    for metric in bootstrap.METRICS:
-        row[metric] = measured.values.get(metric)
+    row: Row = {metric: measured.values.get(metric) for metric in bootstrap.METRICS}
     samples = {}
     for metric in RESAMPLED_METRICS:
         if metric in measured.samples:

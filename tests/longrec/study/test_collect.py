@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from longrec.cli.main import app
 from longrec.data.files import read_json
 from longrec.data.histories import Histories
 from longrec.errors import DataError
-from longrec.study.collect import collect
+from longrec.study.collect import collect, of_task
 from longrec.study.run_trial import run_trial
 from longrec.study.trial import plan
 from tests.longrec import small_histories
@@ -185,3 +186,20 @@ def test_the_command_runs_a_study_and_reports_it_again(
     table = CliRunner().invoke(app, study_arguments(path, histories_dir, out))
     assert "stca" in table.stdout
     assert "4 of 4 trials" in table.stdout
+
+
+def test_a_study_compares_any_task_of_its_trials(finished: Finished) -> None:
+    _, out = finished
+    first = next(iter(results_in(out).values()))
+    names = list(first["lengths"][0]["tasks"])
+    row = at_length(first, SERVED_LENGTH)
+    assert row["auc"] == row["tasks"][names[0]]["auc"]
+    last = of_task(first, names[-1])
+    assert last["auc"] == row["tasks"][names[-1]]["auc"]
+    assert at_length(last, SERVED_LENGTH)["samples"] == row["tasks"][names[-1]]["samples"]
+
+
+def test_a_task_that_no_trial_measured_is_refused(finished: Finished) -> None:
+    study, out = finished
+    with pytest.raises(DataError, match="task of the study"):
+        collect(out, dataclasses.replace(study, task="purchase"))
