@@ -12,7 +12,7 @@ from typing import Any, Optional, TypeAlias
 from longrec.errors import LongrecError
 from pipelines.platform_config import PlatformConfig
 
-PIPELINES = ("training", "refresh", "drift", "study")
+PIPELINES = ("training", "refresh", "drift", "study", "tune")
 FOLDER = Path(__file__).resolve().parent / "compiled"
 DIGEST_LENGTH = 12
 Writer: TypeAlias = Callable[[str, Path, PlatformConfig], Path]

@@ -47,6 +47,12 @@ GRAPHS: dict[str, dict[str, set[str]]] = {
         "for-loop-3": {"fingerprint", "plan", "retrieve", "check-histories"},
         "collect": {"fingerprint", "for-loop-3"},
     },
+    "tune": FEATURES
+    | HISTORIES
+    | {
+        "for-loop-3": {"fingerprint", "publish", "retrieve", "check-histories"},
+        "choose": {"fingerprint", "for-loop-3"},
+    },
     "training": FEATURES
     | HISTORIES
     | {
@@ -170,7 +176,7 @@ def test_the_graph_has_the_steps_and_edges_of_the_architecture(name: str) -> Non
     } == GRAPHS[name]
 
 
-@pytest.mark.parametrize("name", ["refresh", "study", "training"])
+@pytest.mark.parametrize("name", ["refresh", "study", "training", "tune"])
 def test_the_loop_over_the_shards_has_one_step(name: str) -> None:
     spec = _documents(name)[0]
     loop = _tasks(spec)["for-loop-2"]
@@ -280,6 +286,8 @@ def test_every_cached_step_knows_its_code_and_the_others_are_never_cached(name: 
         "publish",
         "register",
         "collect",
+        "tune",
+        "choose",
         "drift",
         "refuse",
         "finish",

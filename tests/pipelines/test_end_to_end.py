@@ -333,6 +333,46 @@ def test_a_study_trains_its_grid_in_parallel_on_existing_histories(
     assert "<html" in finished.output("collect", "report").read_text()
 
 
+def test_a_search_shares_its_trials_among_steps_on_existing_histories(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps at a time write one journal; the next run of the search trains nothing."""
+    from longrec.config import RunConfig
+    from longrec.config_file import build, load_config
+    from longrec.runs import run as runs
+    from tests.pipelines.test_local_runner import Recorder
+
+    monkeypatch.setenv("LONGREC_ROOT", str(ROOT))
+    monkeypatch.delenv("LONGREC_WEBHOOK", raising=False)
+    changes = {
+        "train": {**CONFIG["train"], "max_steps": 3},
+        "checks": {**CONFIG.get("checks", {}), "check_drift": False},
+    }
+    arguments = runs.pipeline_arguments(
+        build(RunConfig, {**CONFIG, **changes}),
+        str(place.folder / "day-2"),
+        trials=3,
+        shares=["1/2", "2/2"],
+        workers=1,
+        space={"train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+    )
+    arguments.pop("served_lengths")
+    results = []
+    for name in ("first", "again"):
+        _, finished = runs.run_pipeline("tune", arguments, name, place.workdir, Recorder())
+        tables = finished.output("choose", "tables")
+        results.append(json.loads((tables / "tune.json").read_text()))
+    first, again = results
+    assert first["num_finished"] == 3
+    assert again["trials"] == first["trials"]
+    rates = [trial["train.learning_rate"] for trial in first["trials"]]
+    assert len(set(rates)) == 3
+    chosen = load_config(finished.output("choose", "config"), [])
+    assert chosen.train.learning_rate == first["best"]["train.learning_rate"]
+    assert chosen.train.max_steps == 3
+    assert "<html" in finished.output("choose", "report").read_text()
+
+
 def test_a_refused_model_is_not_packaged_and_the_exit_code_is_3(place: Place) -> None:
     before = sorted((place.folder / "bentoml" / "bentos").rglob("bento.yaml"))
     answer = place.run(

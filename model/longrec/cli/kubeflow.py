@@ -46,7 +46,7 @@ DataUri = Annotated[
         help="Address of the dataset in the cluster: s3://bucket/dataset, or /data/dataset."
     ),
 ]
-Pipeline = Annotated[str, typer.Option(help="training, refresh, drift or study.")]
+Pipeline = Annotated[str, typer.Option(help="training, refresh, drift, study or tune.")]
 PlatformFile = Annotated[
     Path, typer.Option(help="A YAML configuration file; its section `platform` is compiled in.")
 ]
@@ -72,7 +72,7 @@ Wait = Annotated[
 Timeout = Annotated[float, typer.Option(help="Longest wait in seconds.")]
 Cron = Annotated[str, typer.Option(help="Five fields in UTC, for example '0 3 * * *'.")]
 PipelineName = Annotated[
-    str, typer.Argument(help="training, refresh, drift or study; default all.")
+    str, typer.Argument(help="training, refresh, drift, study or tune; default all.")
 ]
 PlatformFileOrNone = Annotated[
     Path | None, typer.Option(help="A YAML file; its section `platform` is compiled in.")

@@ -171,6 +171,21 @@ _TABLE = (
         is_cached=False,  # It ends the study: its record tells that the run came that far.
     ),
     PipelineStep(
+        "tune",
+        code_key="study",
+        modules=("longrec.study.share",),
+        resources=TRAINING,
+        uses_workdir=True,
+        is_cached=False,  # The journal of the search is outside the pipeline.
+    ),
+    PipelineStep(
+        "choose",
+        code_key="study",
+        modules=("longrec.study.share",),
+        uses_workdir=True,
+        is_cached=False,  # It reads that journal.
+    ),
+    PipelineStep(
         "finish",
         modules=("longrec.runs.outcome",),
         resources={"timeout_seconds": 600},

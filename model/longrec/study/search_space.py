@@ -71,17 +71,25 @@ class SearchSpace:
         Raises:
             ConfigError: the file is missing, or an entry is neither choices nor a range.
         """
-        value = config_file.parse_yaml(config_file.read_text(path), str(path))
-        if not isinstance(value, dict) or not value:
+        return cls.of(config_file.parse_yaml(config_file.read_text(path), str(path)), str(path))
+
+    @classmethod
+    def of(cls, value: Any, source: str) -> SearchSpace:
+        """Return the space of a YAML value; `source` names it in an error.
+
+        Raises:
+            ConfigError: an entry is neither choices nor a range.
+        """
+        if not isinstance(value, Mapping) or not value:
             raise ConfigError(
-                f"{path} is not a search space",
+                f"{source} is not a search space",
                 found=type(value).__name__,
                 expected="configuration keys with choices or ranges",
                 fix="For example: train.token_dropout: [0.0, 0.1, 0.3]",
             )
         for key, entry in value.items():
             _check(key, entry)
-        return cls(value)
+        return cls(dict(value))
 
     def check(self, config: RunConfig) -> None:
         """Check that the lowest and the highest value of each key fit a configuration.

@@ -69,7 +69,8 @@ class Search:
         space: what is searched.
         seed: of the suggestions; the trainings have the seed of `config`.
         cache_dir: folder of the encoded histories; empty for one in `out_dir`.
-        share: which part of the trials this call runs, where several machines share a journal.
+        share: `i/n`, the i-th of n shares of the trials, where several machines share a journal;
+            empty for all trials.
     """
 
     histories_dir: str
@@ -114,7 +115,7 @@ def tune(
     prepare(search.histories_dir, search.encoded_dir)
     _check_histories(study, search)
     num_missing = num_trials - num_finished(study, search.share)
-    numbers = list(itertools.islice(_unused_numbers(study), max(num_missing, 0)))
+    numbers = list(itertools.islice(_unused_numbers(study, search.share), max(num_missing, 0)))
     rows = _until(start + limit_seconds if limit_seconds else None, numbers)
     run = functools.partial(_run_trial, search)
     failures: list[Exception] = []
@@ -140,21 +141,21 @@ def open_study(search: Search) -> optuna.Study:
         ConfigError: Optuna is not installed.
         DataError: the journal is of another search.
     """
-    optuna = _optuna()
+    library = _optuna()
     Path(search.out_dir).mkdir(parents=True, exist_ok=True)
-    backend = optuna.storages.journal.JournalFileBackend(
+    backend = library.storages.journal.JournalFileBackend(
         str(Path(search.out_dir) / JOURNAL_NAME),
         # Optuna's default lock is a symbolic link, which some shared volumes cannot have.
-        lock_obj=optuna.storages.journal.JournalFileOpenLock(
+        lock_obj=library.storages.journal.JournalFileOpenLock(
             str(Path(search.out_dir) / JOURNAL_NAME)
         ),
     )
-    study: optuna.Study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
+    study: optuna.Study = library.create_study(
+        storage=library.storages.JournalStorage(backend),
         study_name=STUDY_NAME,
         direction="maximize",
         load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(
+        pruner=library.pruners.MedianPruner(
             n_startup_trials=NUM_STARTUP_TRIALS,
             n_warmup_steps=FIRST_PRUNED_VALIDATION,
         ),
@@ -238,17 +239,34 @@ def _check_histories(study: optuna.Study, search: Search) -> None:
         )
 
 
-def _unused_numbers(study: optuna.Study) -> Iterator[int]:
-    """Yield the numbers whose suggestions no trial has finished, nor failed with.
+def parse_share(share: str) -> tuple[int, int]:
+    """Return i and n of a share `i/n`; 1 and 1 for an empty one.
 
-    They seed the suggestions. An interrupted trial's number comes again, so a search that was
-    killed goes on like one that was not.
+    Raises:
+        ConfigError: it is not valid.
+    """
+    index, _, count = (share or "1/1").partition("/")
+    if not index.isdecimal() or not count.isdecimal() or not 1 <= int(index) <= int(count):
+        raise ConfigError(
+            "a share of a search is not valid",
+            found=share,
+            expected="i/n with i from 1 to n, for example 2/4",
+        )
+    return int(index), int(count)
+
+
+def _unused_numbers(study: optuna.Study, share: str) -> Iterator[int]:
+    """Yield the numbers of a share whose suggestions no trial has finished, nor failed with.
+
+    They seed the suggestions, so no two shares have one in common. An interrupted trial's number
+    comes again, so a search that was killed goes on like one that was not.
     """
     used = set()
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name in ("COMPLETE", "PRUNED") or ERROR_ATTRIBUTE in trial.user_attrs:
             used.add(trial.user_attrs.get(SUGGESTION_ATTRIBUTE))
-    return itertools.filterfalse(used.__contains__, itertools.count())
+    index, count = parse_share(share)
+    return itertools.filterfalse(used.__contains__, itertools.count(index - 1, count))
 
 
 def _until(deadline: float | None, numbers: Sequence[int]) -> Iterator[Row]:

@@ -112,7 +112,7 @@ def _render(search: Search, result: Row) -> str:
 def _progress_chart(rows: Sequence[Row]) -> str:
     """Return a chart of the AUC of each trial and of the best one so far."""
     points = [(row["number"], row["auc"]) for row in rows if row["auc"] is not None]
-    best_points = []
+    best_points: list[tuple[float, float]] = []
     for number, auc in points:
         best = max(auc, best_points[-1][1]) if best_points else auc
         best_points.append((number, best))

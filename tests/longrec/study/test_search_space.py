@@ -10,6 +10,7 @@ import pytest
 from longrec.config import ModelConfig, RunConfig
 from longrec.errors import ConfigError
 from longrec.study.search_space import SearchSpace
+from tests.conftest import ROOT
 
 KINDS = get_args(get_type_hints(ModelConfig)["kind"])
 
@@ -52,6 +53,10 @@ def test_a_file_holds_choices_and_ranges(tmp_path: Path) -> None:
     )
     space.check(RunConfig())
     assert space.entries["train.learning_rate"]["low"] == 1e-4
+
+
+def test_the_example_is_a_space() -> None:
+    SearchSpace.load(ROOT / "configs" / "tune-space.yaml").check(RunConfig())
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from longrec.data.loading.encoded_histories import EncodedHistories
 from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.study import tune as module
 from longrec.study.search_space import SearchSpace
+from longrec.study.share import choose, run_share
 from longrec.study.tune import Row, Search, num_finished, open_study, tune
 from longrec.study.tune_report import MIN_TRIALS_OF_IMPORTANCE, write_results
 from longrec.training.curve import NO_ROW, ValidationRow
@@ -189,13 +190,31 @@ def test_a_share_leaves_the_running_trials_of_others_alone(
     finished: tuple[Search, optuna.Study], tmp_path: Path
 ) -> None:
     """Steps of a pipeline run at the same time on one journal."""
-    search = dataclasses.replace(finished[0], out_dir=str(tmp_path / "out"), share="a")
+    search = dataclasses.replace(finished[0], out_dir=str(tmp_path / "out"), share="1/2")
     running = open_study(search).ask()
-    running.set_user_attr("share", "b")
+    running.set_user_attr("share", "2/2")
     study = tune(search, 1)
     assert [trial.state.name for trial in study.get_trials()] == ["RUNNING", "COMPLETE"]
-    assert num_finished(study, "a") == 1
-    assert num_finished(study, "b") == 0
+    assert num_finished(study, "1/2") == 1
+    assert num_finished(study, "2/2") == 0
+
+
+def test_shares_search_different_settings_and_continue(
+    finished: tuple[Search, optuna.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = dataclasses.replace(finished[0], out_dir=str(tmp_path / "out"), cache_dir="")
+    for share in ("1/2", "2/2"):
+        value = run_share(dataclasses.replace(search, share=share), 3)
+    result = choose(json.loads(json.dumps(value)), tmp_path / "chosen")
+    assert result["num_finished"] == 3
+    assert len({row["train.learning_rate"] for row in result["trials"]}) == 3
+    assert (tmp_path / "chosen" / "best.yaml").exists()
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("a training starts")
+
+    monkeypatch.setattr(module, "train_on_cache", fail)
+    run_share(dataclasses.replace(search, share="1/2"), 3)
 
 
 def test_the_chosen_configuration_is_a_file_that_a_run_takes(

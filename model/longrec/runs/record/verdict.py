@@ -49,6 +49,7 @@ LAST_STEPS = {
     "longrec-refresh": ("publish",),
     "longrec-drift": ("drift",),
     "longrec-study": ("collect",),
+    "longrec-tune": ("choose",),
 }
 """Pipeline -> the steps of which one ends it, if none fails; none of them is ever cached."""
 NO_RECORD = (
