@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrec.cli.options import AsJson, Overrides, print_result, renamed_keys_on_stderr
+from longrec.cli.options import (
+    AsJson,
+    Overrides,
+    print_result,
+    read_config,
+    renamed_keys_on_stderr,
+)
+
+if TYPE_CHECKING:
+    from longrec.config_file import ConfigFile
+    from longrec.study.search_space import SearchSpace
 
 StudyFile = Annotated[
     Path, typer.Option(help="A YAML file: base, variants, grid, seeds; see configs/study-*.yaml.")
@@ -44,6 +54,13 @@ SpaceFile = Annotated[
     typer.Option(help="A YAML file of the searched keys; without it, those of the model's kind."),
 ]
 NumTrials = Annotated[int, typer.Option(min=1, help="Number of trials, pruned ones included.")]
+AsKatib = Annotated[
+    bool,
+    typer.Option(
+        "--katib",
+        help="Train nothing; write OUT/katib.yaml, an Experiment of the same search for Katib.",
+    ),
+]
 SearchSeed = Annotated[int, typer.Option(min=0, help="Seed of the suggestions.")]
 
 
@@ -118,6 +135,7 @@ def tune(
     workers: NumWorkers = 1,
     limit: LimitSeconds = 0,
     seed: SearchSeed = 0,
+    katib: AsKatib = False,
     sets: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -131,15 +149,29 @@ def tune(
       longrec tune --config run.yaml --histories HISTORIES --out OUT
       longrec tune --config run.yaml --histories HISTORIES --out OUT --trials 40 --workers 4 \\
           --space space.yaml --limit 3600
+      longrec tune --config run.yaml --histories /var/lib/longrec/histories --out OUT --katib
     """
-    from longrec import config_file
     from longrec.study import tune as search_trials
     from longrec.study.search_space import SearchSpace
     from longrec.study.tune_report import write_results
 
-    with renamed_keys_on_stderr():
-        base = config_file.load_config(config, sets or [])
+    content = read_config(config, sets)
+    base = content.run
     chosen_space = SearchSpace.default(base) if space is None else SearchSpace.load(space)
+    if katib:
+        path = out / "katib.yaml"
+        chosen_space.check(base)
+        _write_katib(
+            path,
+            content,
+            chosen_space,
+            histories=str(histories),
+            num_trials=trials,
+            num_parallel=workers,
+            seed=seed,
+        )
+        print_result({"path": str(path)}, f"wrote {path}", as_json=as_json)
+        return
     search = search_trials.Search(str(histories), str(out), base, chosen_space, seed)
     trials_done = search_trials.tune(
         search,
@@ -156,6 +188,15 @@ def tune(
     )
     lines.append(f"next: longrec run --config {out}/best.yaml")
     print_result(result, "\n".join(lines), as_json=as_json)
+
+
+def _write_katib(path: Path, content: ConfigFile, space: SearchSpace, **options: Any) -> None:
+    """Write the Experiment of a search for the platform of a configuration file."""
+    from longrec.runs.project import import_module
+
+    module = import_module("pipelines.katib")
+    platform = import_module("pipelines.platform_config").build_platform(content.platform)
+    module.write(path, module.experiment(content.run, space, platform, **options))
 
 
 def _result_line(row: Mapping[str, Any]) -> str:
