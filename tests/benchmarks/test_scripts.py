@@ -109,6 +109,18 @@ def test_attention_is_timed_in_every_order_of_a_cpu(tmp_path: Path) -> None:
     assert reordered == pytest.approx(3 * 2 * 64 * (4 * 64 * 4 * 3), rel=1e-3)
 
 
+def test_every_kind_is_timed_on_histories_of_different_lengths(tmp_path: Path) -> None:
+    sizes = "--requests 3 --events 8 --targets 3 --width 16 --heads 2 --items 50 --repeats 2"
+    out = tmp_path / "rows.csv"
+    found = _run("baselines.py", *shlex.split(sizes), "--most", "1000", "--out", str(out))
+    with open(out, newline="", encoding="utf-8") as stream:
+        claims = [row["claim"] for row in csv.DictReader(stream)]
+    kinds = [claim.removeprefix("ragged step of ") for claim in claims]
+    assert {"stca", "transformer", "hstu", "din", "mean"} <= set(kinds)
+    _, *table, _ = found.strip().splitlines()
+    assert [line.split()[0] for line in table] == kinds
+
+
 def test_the_pictures_of_the_page_come_from_the_rows(tmp_path: Path) -> None:
     _run("plots.py", "--to", str(tmp_path))
     for name in ("step_against_length", "rlb_gain", "loader", "breakdown_256", "breakdown_512"):
