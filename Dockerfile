@@ -18,7 +18,7 @@ COPY pipelines /src/pipelines
 # torch for CPUs; an index of CUDA wheels for GPUs. The versions are those of constraints.txt either way.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /venv/bin/pip wheel --no-deps --wheel-dir /wheels /src \
- && /venv/bin/pip install --extra-index-url "${TORCH_INDEX}" --constraint /src/constraints.txt "$(echo /wheels/longrec-*.whl)[all,trainer]"
+ && /venv/bin/pip install --extra-index-url "${TORCH_INDEX}" --constraint /src/constraints.txt "$(echo /wheels/longrec-*.whl)[all,trainer,tune]"
 
 FROM ${BASE}
 # The user owns the places where Kubeflow's launcher puts artifacts, and nothing else: code is read-only.
