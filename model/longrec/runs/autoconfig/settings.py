@@ -262,6 +262,7 @@ def _data_choices(facts: LogFacts, sizes: _Sizes, plan: _Plan) -> Iterator[Choic
 def _model_choices(facts: LogFacts, sizes: _Sizes) -> Iterator[Choice]:
     yield Choice("model.width", sizes.width, f"for {facts.num_targets:,} targets on this machine")
     yield Choice("model.num_heads", NUM_HEADS, "heads of at least 16 values")
+    yield Choice("model.uniform_heads", 1, "one head starts as the mean of the whole history")
     yield Choice("model.aux_loss_weight", 0.2, "a loss on the history alone steadies training")
     yield Choice("model.crosses", True, "products that the head would have to learn")
     yield Choice("model.item_rates", True, "mean labels of items, as known before each request")
