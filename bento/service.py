@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from bento import startup, traces, uvicorn_adapter
 from bento.errors import HttpError, http_error_of
+from bento.inference_protocol import Backend, InferenceProtocol
 from bento.json_errors import JsonErrorsMiddleware
 from bento.openapi import openapi_document
 from bento.ranking import RequestRanker, add_id_texts
@@ -87,6 +88,7 @@ WEB = WebApp(openapi_document)
 CONCURRENCY = ConcurrencyLimit(SETTINGS.caller_requests)
 GATE = AdmissionGate(CONCURRENCY)
 TRAFFIC = HttpTraffic()
+PROTOCOL = InferenceProtocol(model_store.MODEL_NAME)
 
 
 @bentoml.service(
@@ -190,6 +192,7 @@ class Ranker:
         )
         GATE.count_rejected = self._metrics.count_rejected
         GATE.count_answer = TRAFFIC.count_rejected
+        PROTOCOL.backend = Backend(self._models, self._respond)
         WEB.source = PageSource(workdir(), self._reader, self._models.acquire)
         self._models.start()
         logger.info("serving %s with %d threads", self._models.version, SETTINGS.num_threads)
@@ -223,6 +226,8 @@ class Ranker:
 _service: Any = Ranker  # the decorator made a service of the class, which mypy does not see
 _service.mount_asgi_app(metrics_app(startup.supervisor()))
 _service.mount_asgi_app(WEB.app)
+if SETTINGS.is_inference_protocol_on:
+    _service.mount_asgi_app(PROTOCOL.app)
 _service.add_asgi_middleware(HttpMetricsMiddleware, traffic=TRAFFIC)  # sees every answer
 _service.add_asgi_middleware(JsonErrorsMiddleware)
 _service.add_asgi_middleware(AuthMiddleware)

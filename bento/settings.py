@@ -43,6 +43,7 @@ class Settings:
         keep_alive_seconds: time after which an idle connection is closed.
         log_share: share of the answers written to LONGREC_HOME/requests for the drift job.
         is_pinned: whether the service ignores the registry and serves its own version.
+        is_inference_protocol_on: whether there are the paths of the Open Inference Protocol.
     """
 
     max_candidates: int
@@ -57,6 +58,7 @@ class Settings:
     keep_alive_seconds: int
     log_share: float
     is_pinned: bool
+    is_inference_protocol_on: bool
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -80,6 +82,7 @@ class Settings:
             keep_alive_seconds=int(environment.get("LONGREC_KEEP_ALIVE_SECONDS", "120")),
             log_share=float(environment.get("LONGREC_LOG_SHARE", "0")),
             is_pinned=names_a_model or not follows_registry,
+            is_inference_protocol_on=environment.get("LONGREC_INFERENCE_PROTOCOL", "0") == "1",
         )
 
     @property

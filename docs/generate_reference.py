@@ -348,6 +348,7 @@ ENVIRONMENT = {
     "LONGREC_MAX_CANDIDATES": ("service", "Candidates of a request; above it 400."),
     "LONGREC_MAX_EVENTS": ("service", "Events that a request may carry; above it 400 or 413."),
     "LONGREC_LOG_SHARE": ("service", "Share of the answers logged for the drift job."),
+    "LONGREC_INFERENCE_PROTOCOL": ("service", "`1` adds the paths of Open Inference Protocol v2."),
     "LONGREC_TOKEN_FILE": ("service", "File with one bearer token per line; read when it changes."),
     "LONGREC_TOKEN": ("service", "A bearer token."),
     "LONGREC_FEATURE_REPO": ("service, CLI", "The Feast repository."),

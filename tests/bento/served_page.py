@@ -43,6 +43,7 @@ class Reader:
         self._replaced = {
             **(addresses or {}),
             ADDRESS: self.url,
+            ADDRESS.removeprefix("http://"): self.url.removeprefix("http://"),
             SERVE: f"{SERVE} --port {self.port}",
         }
         python = Path(sys.executable).parent
@@ -59,7 +60,9 @@ class Reader:
         write_json(run / "summary.json", {"bento_tag": f"longrec-ranker:{VERSION}"})
 
     def run(self, section: Section, folder: Path | None = None) -> str:
-        """Return what the commands of a section print."""
+        """Return what the commands of a section print; its programs lie in the folder."""
+        for name, text in section.files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self._text(section)],
             cwd=folder or self.folder,

@@ -499,3 +499,8 @@ def test_requests_are_counted(client, user, items) -> None:
     assert change["longrec_cache_bytes"] == 0 < before["longrec_cache_bytes"]
     assert 'longrec_rejected_requests_total{reason="overload"}' in before
     assert 'longrec_degraded_total{history="cached"}' in before
+
+
+def test_the_open_inference_protocol_is_off_by_default(client) -> None:
+    assert client.get("/v2/health/ready").status_code == 404
+    assert client.post("/v2/models/longrec-ranker/infer", json={}).status_code == 404

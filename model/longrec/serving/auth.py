@@ -36,6 +36,8 @@ OPEN_PATHS = frozenset(
         "/readyz",
         "/healthz",
         "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
         "/favicon.ico",
     }
 )
