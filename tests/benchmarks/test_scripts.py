@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
@@ -247,3 +248,12 @@ def test_two_processes_step_as_one(sharding: str, tmp_path: Path) -> None:
     )
     assert together["command"].startswith("torchrun --nproc-per-node 2 model/benchmarks/gpu_ddp.py")
     assert "losses of 4 steps" in together["notes"]
+
+
+def test_the_growth_of_traces_is_that_of_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracing = _script("tracing", monkeypatch)
+    rng = np.random.default_rng(1)
+    off = rng.normal(10.0, 0.1, 200)
+    grown, low, high = tracing.growth(np.stack([off, 1.02 * off], axis=1))
+    assert low <= grown <= high
+    assert grown == pytest.approx(0.02)
