@@ -53,6 +53,10 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
+HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"host", b"localhost"),
+]
 Call = Callable[[bytes], Any]
 
 
@@ -70,10 +74,6 @@ def receiver() -> Iterator[str]:
 
 def make_call(app: Any) -> Call:
     """Return the call of POST /rank of an application."""
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"host", b"localhost"),
-    ]
 
     async def call(body: bytes) -> None:
         message = {
@@ -94,7 +94,7 @@ def make_call(app: Any) -> Call:
             "raw_path": b"/rank",
             "root_path": "",
             "query_string": b"",
-            "headers": [*headers, (b"content-length", length)],
+            "headers": [*HEADERS, (b"content-length", length)],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 3000),
         }
