@@ -17,7 +17,7 @@ import dataclasses
 import importlib.metadata
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from bento.bodies import JSON_MEDIA_TYPE, read_body
 from bento.errors import HttpError, first_problem
-from bento.schemas import MAX_BYTES_ON_LOOP, RankRequestBody
+from bento.schemas import BODY_LIMITS, MAX_BYTES_ON_LOOP, RankRequestBody
 from longrec.errors import DataError
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ MODEL_PATHS = (
     "/v2/models/{name}/versions/{version}",
 )
 MAX_DIMENSIONS = 2
+Size = Annotated[int, Field(ge=-1, le=BODY_LIMITS.max_candidates)]
+"""Size of a dimension; -1 is refused later, with the name of its tensor."""
 MAX_ID_CHARACTERS = 256
 BINARY_HEADER = "inference-header-content-length"
 BINARY_REFUSED = (
@@ -78,10 +80,10 @@ class InferTensor(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     name: Literal[TENSORS]  # type: ignore[valid-type]
-    shape: list[int] = Field(min_length=1, max_length=MAX_DIMENSIONS)
+    shape: list[Size] = Field(min_length=1, max_length=MAX_DIMENSIONS)
     datatype: Literal["INT64", "BYTES"]
     parameters: dict[str, Any] | None = None
-    data: list[Any]
+    data: list[Any] = Field(max_length=BODY_LIMITS.max_candidates)
 
 
 class InferOutput(BaseModel):
@@ -238,7 +240,10 @@ async def _read_request(request: Request) -> InferRequest | HttpError:
 def _to_body(request: InferRequest) -> RankRequestBody | HttpError:
     """Return the tensors of a request as the body of /rank."""
     fields: dict[str, Any] = {}
+    outputs = [output.name for output in request.outputs or ()]
     try:
+        if len(set(outputs)) < len(outputs):
+            raise DataError("outputs: a name comes twice")
         for tensor in request.inputs:
             if tensor.name in fields:
                 raise DataError(f"{tensor.name}: comes twice")

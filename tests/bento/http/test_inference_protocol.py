@@ -131,8 +131,11 @@ def test_a_request_chooses_its_outputs(service: Service) -> None:
         ([USER, ITEMS, ITEMS], "candidates: comes twice"),
         ([USER, {**ITEMS, "name": "items"}], "inputs[1].name"),
         ([USER, {**ITEMS, "shape": [3]}], "candidates: shape [3] is not that of its 2 values"),
-        ([USER, {**ITEMS, "shape": [-1, -2]}], "candidates: shape [-1, -2] is not"),
+        ([USER, {**ITEMS, "shape": [-1, -1]}], "candidates: shape [-1, -1] is not"),
         ([USER, {**ITEMS, "shape": []}], "inputs[1].shape"),
+        ([USER, {**ITEMS, "shape": [10**400]}], "inputs[1].shape"),
+        ([USER, {**ITEMS, "shape": [2_049], "data": [1] * 2_049}], "inputs[1].shape"),
+        ([USER, {**ITEMS, "shape": [1], "data": [1] * 2_049}], "inputs[1].data"),
         ([USER, {**ITEMS, "shape": [0], "data": []}], "candidates: "),
         ([USER, {**ITEMS, "data": [[2, 3]]}], "candidates: shape [2] is not that of its 1 values"),
         ([USER, {**ITEMS, "data": [2, 3.5]}], "candidates: not every value is INT64"),
@@ -198,3 +201,10 @@ def test_before_the_service_is_ready_it_says_so(service: Service) -> None:
     assert service.call("GET", "/v2/health/ready").status_code == 503
     assert service.call("GET", f"{MODEL}/ready").status_code == 503
     assert service.infer(USER, ITEMS).status_code == 503
+
+
+def test_an_output_that_comes_twice_is_refused(service: Service) -> None:
+    outputs = [{"name": "click"}, {"name": "click"}]
+    response = service.infer(USER, ITEMS, outputs=outputs)
+    assert response.status_code == 400
+    assert "outputs: a name comes twice" in response.text
