@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SERVICE = "longrec-ranker"
 EXCLUDED_VARIABLE = "OTEL_PYTHON_EXCLUDED_URLS"
-PROBES = "/livez$,/readyz$,/healthz$,/metrics$"
+PROBES = "/livez$,/readyz$,/healthz$,/metrics$,/v2/health/[a-z]+$,/v2/models/.+/ready$"
 """Regular expressions of the paths without a span, unless EXCLUDED_VARIABLE names others."""
 
 
