@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any
@@ -101,19 +102,21 @@ class EndpointLabels:
     """
 
     def __init__(self, routes: Sequence[Any]) -> None:
-        paths = dict.fromkeys(_route_paths(routes, ""))
-        self.has_routes = bool(paths)
-        self.names = [*paths, OTHER_PATHS]
-        self._folders = tuple(path for path in paths if path.endswith("/*"))
-        self._exact = frozenset(paths) - frozenset(self._folders)
+        patterns = dict(_route_patterns(routes, ""))
+        self.has_routes = bool(patterns)
+        self.names = [*patterns, OTHER_PATHS]
+        self._exact = frozenset(name for name, pattern in patterns.items() if pattern is None)
+        self._patterns = tuple(
+            (name, pattern) for name, pattern in patterns.items() if pattern is not None
+        )
 
     def label(self, path: str) -> str:
         """Return the label of a path."""
         if path in self._exact:
             return path
-        for folder in self._folders:
-            if path.startswith(folder[:-1]):
-                return folder
+        for name, pattern in self._patterns:
+            if pattern.match(path):
+                return name
         return OTHER_PATHS
 
 
@@ -196,17 +199,25 @@ class HttpMetricsMiddleware:
             )
 
 
-def _route_paths(routes: Sequence[Any], prefix: str) -> Iterator[str]:
-    """Yield the paths of routes; `/folder/*` for all paths below a folder or a parameter."""
+def _route_patterns(
+    routes: Sequence[Any], prefix: str
+) -> Iterator[tuple[str, re.Pattern[str] | None]]:
+    """Yield each route's name and the pattern of its paths; None where the name is the only path.
+
+    A route with parameters has the name that declares it, `/tasks/{name}`, and a mounted
+    application without known routes `/folder/*`.
+    """
+    from starlette.routing import compile_path
+
     for route in routes:
         path = prefix + route.path
         inner = getattr(getattr(route, "app", None), "routes", None)
         is_mount = hasattr(route, "routes")
         if is_mount and inner is not None:
-            yield from _route_paths(inner, path)
+            yield from _route_patterns(inner, path)
         elif is_mount:
-            yield f"{path}/*"
+            yield f"{path}/*", re.compile(re.escape(f"{path}/"))
         elif "{" in path:
-            yield path.partition("{")[0] + "*"
+            yield path, compile_path(path)[0]
         else:
-            yield path
+            yield path, None
