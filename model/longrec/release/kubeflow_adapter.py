@@ -7,8 +7,11 @@ KF_PIPELINES_SA_TOKEN_PATH names. That registry has no aliases, so a version has
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import warnings
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from longrec.release.catalog import (
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'longrec[model-registry]'"
 FORMAT_NAME = "safetensors"
+TIMEOUT_SECONDS = 20.0
+"""For each request; the client itself waits five minutes."""
 
 
 class KubeflowCatalog:
@@ -37,7 +42,7 @@ class KubeflowCatalog:
     def add(self, new: NewVersion) -> None:
         """Register a version with the address of its bundle, once."""
         client = _open_client()
-        if client.get_registered_model(MODEL_NAME) is not None and _find(client, new.version):
+        if _find(client, new.version) is not None:
             return
         client.register_model(
             MODEL_NAME,
@@ -91,7 +96,17 @@ def _open_client() -> ModelRegistry:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It warns without a token, which a server may not need.
-        return ModelRegistry(os.environ[KUBEFLOW_VARIABLE], author=current_user())
+        return ModelRegistry(
+            os.environ[KUBEFLOW_VARIABLE],
+            author=current_user(),
+            log_level=logging.ERROR,  # It warns of each port that does not end with 80.
+            async_runner=_run,
+        )
+
+
+def _run(request: Coroutine[Any, Any, Any]) -> Any:
+    """Run a request of the client; its default would patch asyncio for the whole process."""
+    return asyncio.run(asyncio.wait_for(request, TIMEOUT_SECONDS))
 
 
 def _versions(client: ModelRegistry) -> list[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import shutil
 import time
 import urllib.error
 import urllib.request
@@ -113,23 +112,6 @@ def server(address: str, monkeypatch: pytest.MonkeyPatch) -> Server:
     return Server(address)
 
 
-@pytest.fixture(scope="module")
-def store(served_world: ServedWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BentoML store with a model and its copies v1 and v2."""
-    path = tmp_path_factory.mktemp("store") / "bentoml"
-    source = served_world.store / "models" / MODEL_NAME / VERSION
-    for version in (VERSION, "v1", "v2"):
-        shutil.copytree(source, path / "models" / MODEL_NAME / version)
-    return path
-
-
-@pytest.fixture
-def workdir(served_world: ServedWorld, tmp_path: Path) -> Path:
-    """A work directory with published features and without a registry."""
-    (tmp_path / "features").symlink_to((served_world.workdir / "features").resolve())
-    return tmp_path
-
-
 def _step(name: str, world: ServedWorld, read: str, written: str) -> None:
     def paths(names: str) -> dict[str, Path]:
         return {entry: world.path / entry for entry in names.split()}
@@ -189,9 +171,9 @@ def test_a_failed_run_is_failed_there(
 
 
 def test_a_registered_version_has_its_bundle_and_labels(
-    server: Server, served_world: ServedWorld, store: Path
+    server: Server, served_world: ServedWorld, version_store: Path
 ) -> None:
-    folder = store / "models" / MODEL_NAME
+    folder = version_store / "models" / MODEL_NAME
     for version in (VERSION, "v1", VERSION):
         new = NewVersion(
             version,
@@ -211,25 +193,25 @@ def test_a_registered_version_has_its_bundle_and_labels(
     assert entries[VERSION].labels == {"gate": "passed"}
 
 
-def test_aliases_follow_the_decisions(server: Server, store: Path, workdir: Path) -> None:
-    registry.promote(workdir, store, VERSION, by="ann", why="first")
+def test_aliases_follow_the_decisions(server: Server, version_store: Path, undecided: Path) -> None:
+    registry.promote(undecided, version_store, VERSION, by="ann", why="first")
     assert server.aliases()["champion"] == VERSION
-    registry.start_shadow(workdir, store, "v1", 0.5, by="ann", why="compare")
+    registry.start_shadow(undecided, version_store, "v1", 0.5, by="ann", why="compare")
     assert server.aliases() == {"champion": VERSION, "challenger": "v1"}
-    registry.promote(workdir, store, "v1", by="ann", why="better")
+    registry.promote(undecided, version_store, "v1", by="ann", why="better")
     assert server.aliases() == {"champion": "v1"}
-    registry.rollback(workdir, store, by="ann", why="worse")
+    registry.rollback(undecided, version_store, by="ann", why="worse")
     assert server.aliases() == {"champion": VERSION}
 
 
 def test_a_version_that_mlflow_lacks_is_told_and_then_synchronized(
-    server: Server, store: Path, workdir: Path, caplog: pytest.LogCaptureFixture
+    server: Server, version_store: Path, undecided: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        registry.promote(workdir, store, "v2", by="ann", why="first")
+        registry.promote(undecided, version_store, "v2", by="ann", why="first")
     assert "the registry mlflow does not follow" in caplog.text
     assert "longrec models sync" in caplog.text
-    options = ["--workdir", str(workdir), "--store", str(store)]
+    options = ["--workdir", str(undecided), "--store", str(version_store)]
     answer = CliRunner().invoke(app, ["models", "sync", *options])
     assert answer.output == "mlflow: champion v2\n"
     assert server.aliases() == {"champion": "v2"}
@@ -239,32 +221,32 @@ def test_a_version_that_mlflow_lacks_is_told_and_then_synchronized(
 
 
 def test_an_alias_that_was_moved_in_mlflow_becomes_a_decision(
-    server: Server, store: Path, workdir: Path
+    server: Server, version_store: Path, undecided: Path
 ) -> None:
-    registry.promote(workdir, store, VERSION, by="ann", why="first")
+    registry.promote(undecided, version_store, VERSION, by="ann", why="first")
     numbers = {entry.version: entry.number for entry in MlflowCatalog().entries()}
     server.post("registered-models/alias", name=MODEL_NAME, alias="champion", version=numbers["v1"])
-    options = ["--workdir", str(workdir), "--store", str(store)]
+    options = ["--workdir", str(undecided), "--store", str(version_store)]
     answer = CliRunner().invoke(app, ["models", "sync", "--from", "mlflow", *options])
     assert answer.output == "bentoml: champion v1\n"
-    after = registry.read_registry(workdir)
+    after = registry.read_registry(undecided)
     assert (after.champion, after.previous) == ("v1", VERSION)
     assert after.last is not None and after.last.why == "the aliases of mlflow"
 
 
 def test_a_server_that_is_down_undoes_no_decision(
-    store: Path,
-    workdir: Path,
+    version_store: Path,
+    undecided: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     started = time.monotonic()
-    after = registry.promote(workdir, store, VERSION, by="ann", why="first")
+    after = registry.promote(undecided, version_store, VERSION, by="ann", why="first")
     assert time.monotonic() - started < 60
     assert after.champion == VERSION
     assert "the registry mlflow does not follow" in caplog.text
-    options = ["--workdir", str(workdir), "--store", str(store)]
+    options = ["--workdir", str(undecided), "--store", str(version_store)]
     answer = CliRunner().invoke(app, ["models", "sync", *options])
     assert answer.exit_code == 1
     assert "the registry mlflow cannot be used" in answer.output
