@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from longrec.data import history
 from longrec.errors import ConfigError
@@ -243,7 +244,10 @@ class BatchScorer:
         if events is None:
             encoded = [encode_events(encoder, used.events) for used in slices]
             return [count_unknown(encoder, rows, features) for rows, features, _ in encoded]
-        cached = [found.encoded.cpu().numpy() for found in events]
+        # One copy from a GPU for the whole batch: each one waits for the device.
+        ends = np.cumsum([len(found.encoded) for found in events])
+        all_rows = torch.cat([found.encoded for found in events]).cpu().numpy()
+        cached = np.split(all_rows, ends[:-1])
         return [count_unknown(encoder, rows[:, 0], rows[:, 1:]) for rows in cached]
 
     def _result(
