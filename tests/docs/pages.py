@@ -8,12 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+CONSOLE_BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BASH_BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def bash_blocks(page: Path) -> list[str]:
     """Return the blocks that a reader runs; those marked `console` need a cluster."""
     return BASH_BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def console_blocks(page: Path) -> list[str]:
+    """Return the blocks that need a cluster, a server or a version of the reader's own."""
+    return CONSOLE_BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def run_block(block: str, folder: Path, variables: dict[str, str] | None = None) -> str:

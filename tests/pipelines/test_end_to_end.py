@@ -21,9 +21,14 @@ import yaml
 from longrec.release.model_store import bundle_dir
 from longrec.release.registry import read_registry, reference_dir
 from longrec.release.request_log import RequestLog
+from tests.docs.pages import console_blocks, run_block
+from tests.longrec import openlineage_receiver
 from tests.longrec.runs.test_outcome import Hook
 
 ROOT = Path(__file__).parents[2]
+LINEAGE_GUIDE = ROOT / "docs" / "guides" / "lineage.md"
+SERVER = "http://localhost:5000"
+"""Address of the receiver in that guide."""
 CONFIG = {
     "name": "tiny",
     "seed": 3,
@@ -206,6 +211,47 @@ def test_a_second_run_executes_no_heavy_step(place: Place) -> None:
     assert (
         place.folder / "bentoml" / "bentos" / before["bento_tag"].replace(":", "/") / "bento.yaml"
     ).is_file()
+
+
+def _guide(place: Place) -> list[str]:
+    """Return the commands of the guide to lineage, for the cached run of the place."""
+    names = {
+        "13e4bcdd3395-e040d2": f"{_version(place)} --workdir work",
+        "longrec run": "longrec run --config tiny.yaml --workdir work --users 60 --events 64",
+    }
+    blocks = []
+    for block in console_blocks(LINEAGE_GUIDE):
+        lines = [line for line in block.splitlines() if not line.startswith("pip install")]
+        text = "\n".join(lines)
+        for name, value in names.items():
+            text = text.replace(name, value)
+        blocks.append(text)
+    return blocks
+
+
+def _version(place: Place) -> str:
+    tag: str = place.summary()["bento_tag"]
+    return tag.partition(":")[2]
+
+
+def _run_block(place: Place, block: str) -> str:
+    variables = {name: value for name, value in place.environment.items() if name != "PATH"}
+    return run_block(block, place.folder, variables)
+
+
+def test_the_guide_to_lineage_prints_the_chain_and_sends_events(place: Place) -> None:
+    pytest.importorskip("openlineage.client")
+    chain, lineage, _ = _guide(place)
+    printed = _run_block(place, chain)
+    kinds = [line.split()[0] for line in printed.splitlines()]
+    once = [kind for kind in kinds if kind not in ("deployment", "features")]
+    assert once == ["bento", "evaluation", "bundle", "histories", "store", "dataset"]
+    assert _version(place) in printed
+    with openlineage_receiver.receiver() as receiver:
+        assert SERVER in lineage
+        _run_block(place, lineage.replace(SERVER, receiver.url))
+        types = [event["eventType"] for event in receiver.of_job("register")]
+    assert types == ["START", "COMPLETE"]
 
 
 def test_a_lost_work_directory_is_filled_again_from_the_cache(place: Place) -> None:
