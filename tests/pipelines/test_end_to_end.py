@@ -23,12 +23,13 @@ from longrec.release.registry import read_registry, reference_dir
 from longrec.release.request_log import RequestLog
 from tests.docs.pages import console_blocks, run_block
 from tests.longrec import openlineage_receiver
+from tests.longrec.release import mlflow_server
 from tests.longrec.runs.test_outcome import Hook
 
 ROOT = Path(__file__).parents[2]
 LINEAGE_GUIDE = ROOT / "docs" / "guides" / "lineage.md"
 SERVER = "http://localhost:5000"
-"""Address of the receiver in that guide."""
+"""Address of each server in that guide."""
 CONFIG = {
     "name": "tiny",
     "seed": 3,
@@ -217,6 +218,7 @@ def _guide(place: Place) -> list[str]:
     """Return the commands of the guide to lineage, for the cached run of the place."""
     names = {
         "13e4bcdd3395-e040d2": f"{_version(place)} --workdir work",
+        "--registry mlflow": "--registry mlflow --workdir work",
         "longrec run": "longrec run --config tiny.yaml --workdir work --users 60 --events 64",
     }
     blocks = []
@@ -252,6 +254,16 @@ def test_the_guide_to_lineage_prints_the_chain_and_sends_events(place: Place) ->
         _run_block(place, lineage.replace(SERVER, receiver.url))
         types = [event["eventType"] for event in receiver.of_job("register")]
     assert types == ["START", "COMPLETE"]
+
+
+def test_the_guide_to_lineage_lists_the_version_in_mlflow(place: Place, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    tracking = _guide(place)[2]
+    with mlflow_server.running(tmp_path) as address:
+        assert SERVER in tracking
+        listed = _run_block(place, tracking.replace(SERVER, address))
+    (row,) = [line for line in listed.splitlines() if _version(place) in line]
+    assert "champion" in row
 
 
 def test_a_lost_work_directory_is_filled_again_from_the_cache(place: Place) -> None:
