@@ -163,7 +163,9 @@ def test_the_json_form_with_every_number_as_a_double_builds_the_same_configurati
     ]
 
 
-RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("study-"))
+RUNS = sorted(
+    path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(("study-", "tune-"))
+)
 """Studies are loaded by tests/longrec/study/test_study.py."""
 
 
