@@ -27,7 +27,8 @@ from starlette.routing import Route
 
 from bento.bodies import JSON_MEDIA_TYPE, read_body
 from bento.errors import HttpError, first_problem
-from bento.schemas import BODY_LIMITS, MAX_BYTES_ON_LOOP, RankRequestBody
+from bento.schemas import MAX_BYTES_ON_LOOP, RankRequestBody
+from bento.settings import BODY_LIMITS
 from longrec.errors import DataError
 
 if TYPE_CHECKING:
