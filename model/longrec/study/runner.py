@@ -77,7 +77,7 @@ def run_study(
             str(out_dir),
             cache_dir=str(cache_dir),
         )
-        for trial, result in _outcomes(run, _until(deadline, missing), num_workers):
+        for trial, result in outcomes(run, _until(deadline, missing), num_workers):
             if isinstance(result, Exception):
                 failures.append(_failure(trial, result))
                 continue
@@ -118,7 +118,7 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _outcomes(
+def outcomes(
     run: Callable[[Row], Row],
     queue: Iterator[Row],
     num_workers: int,

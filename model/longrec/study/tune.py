@@ -13,7 +13,6 @@ implements them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -30,7 +29,7 @@ from longrec.data.histories import Histories
 from longrec.errors import ConfigError, DataError, LongrecError
 from longrec.study.config import override
 from longrec.study.run_trial import close_data, prepare, train_on_cache
-from longrec.study.runner import run_in_processes
+from longrec.study.runner import outcomes
 from longrec.study.search_space import SearchSpace
 from longrec.training import encoded_cache
 from longrec.training.curve import CurveRow, best_of
@@ -119,7 +118,7 @@ def tune(
     rows = _until(start + limit_seconds if limit_seconds else None, numbers)
     run = functools.partial(_run_trial, search)
     failures: list[Exception] = []
-    for _, result in _outcomes(run, rows, num_workers):
+    for _, result in outcomes(run, rows, num_workers):
         num_done = num_finished(study, search.share)
         if isinstance(result, Exception):
             failures.append(result)
@@ -277,21 +276,6 @@ def _until(deadline: float | None, numbers: Sequence[int]) -> Iterator[Row]:
         yield {"id": str(number)}
 
 
-def _outcomes(
-    run: Callable[[Row], Row],
-    ids: Iterator[Row],
-    num_workers: int,
-) -> Iterator[tuple[Row, Row | Exception]]:
-    if num_workers > 1:
-        yield from run_in_processes(run, ids, num_workers)
-        return
-    for row in ids:
-        try:
-            yield row, run(row)
-        except Exception as error:
-            yield row, error
-
-
 def _explained(error: Exception) -> Exception:
     """Return the error of a search in which no trial has finished."""
     if not isinstance(error, BrokenProcessPool):
@@ -364,12 +348,12 @@ def _objective(search: Search, trial: optuna.Trial) -> float:
         if row.step < num_steps and trial.should_prune():
             raise optuna.TrialPruned
 
-    with _scratch_folder() as folder:
+    with tempfile.TemporaryDirectory(prefix="longrec-tune-") as folder:
         trainer = train_on_cache(
             search.histories_dir,
             search.encoded_dir,
             config,
-            out_dir=folder,
+            out_dir=Path(folder),
             on_progress=prune,
         )
     best_validation = best_of(trainer.state.validations)
@@ -380,12 +364,6 @@ def _objective(search: Search, trial: optuna.Trial) -> float:
             fix="Raise train.validation_requests, or data.validation_fraction.",
         )
     return best_validation.auc
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="longrec-tune-") as folder:
-        yield Path(folder)
 
 
 def _optuna() -> Any:
