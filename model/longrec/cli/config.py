@@ -37,5 +37,4 @@ def schema(output: OutputFile = None) -> None:
     if output is None:
         typer.echo(text)
     else:
-        with files.atomic_replace(output) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        files.write_text(output, text + "\n")

@@ -235,8 +235,13 @@ def write_json(path: str | Path, value: Any) -> None:
         indent=2,
         ensure_ascii=False,
     )
+    write_text(path, f"{text}\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, replacing `path` atomically."""
     with atomic_replace(path) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

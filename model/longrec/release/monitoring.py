@@ -179,8 +179,7 @@ def measure_drift(
     ]
     report = _summarize(live, comparisons, config)
     text = _render(report, comparisons, reference.num_rows, config)
-    with files.atomic_replace(report_html) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    files.write_text(report_html, text)
     if config.evidently:
         _write_evidently(Path(workdir) / config.evidently, report, comparisons)
     return report

@@ -44,10 +44,10 @@ def write_results(search: Search, study: optuna.Study) -> Row:
         "config": str(out_dir / "best.yaml"),
         "trials": rows,
     }
-    _write_text(out_dir / "best.yaml", config_file.to_yaml(config))
-    _write_text(out_dir / "trials.csv", _to_csv(rows))
+    files.write_text(out_dir / "best.yaml", config_file.to_yaml(config))
+    files.write_text(out_dir / "trials.csv", _to_csv(rows))
     files.write_json(out_dir / "tune.json", result)
-    _write_text(out_dir / "report.html", _render(search, result))
+    files.write_text(out_dir / "report.html", _render(search, result))
     return result
 
 
@@ -68,11 +68,6 @@ def importance(study: optuna.Study) -> dict[str, float]:
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
     )
     return {key: float(share) for key, share in shares.items()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    with files.atomic_replace(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _to_csv(rows: Sequence[Row]) -> str:

@@ -393,8 +393,7 @@ class _CheckResults:
             seconds=seconds,
             previous=self.previous,
         )
-        with files.atomic_replace(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        files.write_text(path, content)
         for warning in warnings:
             logger.warning("%s", warning)
         if failures:
