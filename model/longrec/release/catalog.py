@@ -210,12 +210,16 @@ def server_errors(name: str) -> Iterator[None]:
     except LongrecError:
         raise
     except Exception as error:  # Each client has types of its own.
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CatalogError(
             f"the registry {name} cannot be used",
-            found=reason,
+            found=reason_of(error),
             fix=f"Check that the server at {VARIABLES.get(name, name)} runs.",
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error of a client, or its type if it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def announce_version(new: NewVersion) -> None:
@@ -276,10 +280,9 @@ def _open(name: str) -> ModelCatalog:
 
 
 def _warn(catalog: ModelCatalog, error: Exception) -> None:
-    reason = str(error).partition("\n")[0] or type(error).__name__
     log.warning(
         "the registry %s does not follow: %s. %s",
         catalog.name,
-        reason,
+        reason_of(error),
         SYNCHRONIZE,
     )

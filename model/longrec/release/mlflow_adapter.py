@@ -62,11 +62,6 @@ MAX_METRICS = 1_000
 """Largest batches of MLflow's REST API."""
 
 
-def is_configured() -> bool:
-    """Return whether MLflow's own variable names a tracking server."""
-    return bool(os.environ.get(MLFLOW_VARIABLE, "").strip())
-
-
 def open_client() -> MlflowClient:
     """Return MLflow's client.
 

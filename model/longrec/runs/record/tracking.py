@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from longrec.release.catalog import MLFLOW_VARIABLE
+from longrec.release.catalog import MLFLOW, configured, reason_of
 from longrec.runs.record.artifacts import artifact_paths
 from longrec.runs.record.attempts import run_name
 
@@ -32,7 +31,7 @@ STATUSES = {
 
 def is_tracked() -> bool:
     """Return whether MLflow's variable is set and this process belongs to a run."""
-    return bool(os.environ.get(MLFLOW_VARIABLE, "").strip() and run_name())
+    return MLFLOW in configured() and bool(run_name())
 
 
 @contextlib.contextmanager
@@ -80,5 +79,4 @@ def _without_errors(action: Callable[[], None]) -> None:
     try:
         action()
     except Exception as error:  # Another server never fails a run.
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        log.warning("MLflow did not get the results of this step: %s", reason)
+        log.warning("MLflow did not get the results of this step: %s", reason_of(error))
