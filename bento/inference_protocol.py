@@ -56,8 +56,8 @@ MODEL_PATHS = (
     "/v2/models/{name}/versions/{version}",
 )
 MAX_DIMENSIONS = 2
-Size = Annotated[int, Field(ge=-1, le=BODY_LIMITS.max_candidates)]
-"""Size of a dimension; -1 is refused later, with the name of its tensor."""
+Size = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""Size of a dimension; one that does not fit is refused later, with the name of its tensor."""
 MAX_ID_CHARACTERS = 256
 BINARY_HEADER = "inference-header-content-length"
 BINARY_REFUSED = (
@@ -84,7 +84,7 @@ class InferTensor(BaseModel):
     shape: list[Size] = Field(min_length=1, max_length=MAX_DIMENSIONS)
     datatype: Literal["INT64", "BYTES"]
     parameters: dict[str, Any] | None = None
-    data: list[Any] = Field(max_length=BODY_LIMITS.max_candidates)
+    data: list[Any]
 
 
 class InferOutput(BaseModel):
@@ -264,6 +264,9 @@ def _value_of(tensor: InferTensor) -> Any:
         DataError: shape, type and data do not agree.
     """
     found = len(tensor.data)
+    most = BODY_LIMITS.max_candidates
+    if found > most:  # before anything looks at each value
+        raise DataError(f"{tensor.name}: should have at most {most} items, not {found}")
     kind = DATA_TYPES[tensor.datatype]
     has_negative_size = min(tensor.shape) < 0
     if has_negative_size or math.prod(tensor.shape) != found:

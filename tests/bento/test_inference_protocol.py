@@ -102,7 +102,7 @@ def test_probes_and_counts(client) -> None:
     assert client.get("/v2/health/ready").json() == {"ready": True}
     infer(client, tensor("user_id", 1), tensor("candidates", 2)).raise_for_status()
     text = client.get("/metrics").text
-    labels = 'endpoint="/v2/models/*",http_response_code="200"'
+    labels = 'endpoint="/v2/models/{name}/infer",http_response_code="200"'
     assert f"bentoml_service_request_total{{{labels}}}" in text
 
 

@@ -19,6 +19,7 @@ from bento.schemas import RankRequestBody
 MODEL = "/v2/models/ranker"
 USER = {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [1]}
 ITEMS = {"name": "candidates", "shape": [2], "datatype": "INT64", "data": [2, 3]}
+TOO_MANY = "candidates: should have at most 2048 items, not 2049"
 ANSWER = {
     "scores": {"click": [0.5, 0.25], "like": [0.1, 0.2]},
     "model_version": "v1",
@@ -131,11 +132,11 @@ def test_a_request_chooses_its_outputs(service: Service) -> None:
         ([USER, ITEMS, ITEMS], "candidates: comes twice"),
         ([USER, {**ITEMS, "name": "items"}], "inputs[1].name"),
         ([USER, {**ITEMS, "shape": [3]}], "candidates: shape [3] is not that of its 2 values"),
-        ([USER, {**ITEMS, "shape": [-1, -1]}], "candidates: shape [-1, -1] is not"),
+        ([USER, {**ITEMS, "shape": [-1, -2]}], "candidates: shape [-1, -2] is not"),
         ([USER, {**ITEMS, "shape": []}], "inputs[1].shape"),
         ([USER, {**ITEMS, "shape": [10**400]}], "inputs[1].shape"),
-        ([USER, {**ITEMS, "shape": [2_049], "data": [1] * 2_049}], "inputs[1].shape"),
-        ([USER, {**ITEMS, "shape": [1], "data": [1] * 2_049}], "inputs[1].data"),
+        ([USER, {**ITEMS, "shape": [2_049], "data": [1] * 2_049}], TOO_MANY),
+        ([USER, {**ITEMS, "shape": [1], "data": [1] * 2_049}], TOO_MANY),
         ([USER, {**ITEMS, "shape": [0], "data": []}], "candidates: "),
         ([USER, {**ITEMS, "data": [[2, 3]]}], "candidates: shape [2] is not that of its 1 values"),
         ([USER, {**ITEMS, "data": [2, 3.5]}], "candidates: not every value is INT64"),
