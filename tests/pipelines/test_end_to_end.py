@@ -263,7 +263,8 @@ def test_the_guide_to_lineage_lists_the_version_in_mlflow(place: Place, tmp_path
         assert SERVER in tracking
         listed = _run_block(place, tracking.replace(SERVER, address))
     # The list comes last. The version has no alias in it: it was promoted before there was MLflow.
-    assert _version(place) in listed.splitlines()[-1]
+    number_in_mlflow = "1"
+    assert listed.splitlines()[-1].split() == [_version(place), number_in_mlflow]
 
 
 def test_a_lost_work_directory_is_filled_again_from_the_cache(place: Place) -> None:

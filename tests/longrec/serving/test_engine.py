@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from longrec.errors import DataError
+from longrec.scoring.request import encode_events
 from longrec.scoring.scorer import Scorer
+from longrec.scoring.unknown import count_unknown
 from longrec.serving.admission.cost_model import NUM_MEASUREMENTS
 from longrec.serving.admission.errors import DeadlineExceeded, EngineClosed, Overloaded
 from longrec.serving.admission.limits import Limits
@@ -96,6 +98,23 @@ def test_many_at_a_time_get_their_own_answers(engine, scorer) -> None:
     for request, result in zip(requests, asyncio.run(rank_all()), strict=True):
         assert_scores(result, scorer, request)
         assert result.num_events == min(SERVED_LENGTH, request.rows.history.num_rows)
+
+
+def test_requests_of_a_batch_count_their_own_unknown_events(scorer, monkeypatch) -> None:
+    engine = Engine(scorer, Limits(batch_requests=3))
+    gate = Gate(engine, monkeypatch)
+    requests = make_requests(4)
+    answers = [engine.submit(request) for request in requests]
+    gate.open()
+    encoder = scorer.bundle.encoder
+    for request, answer in zip(requests, answers, strict=True):
+        history = request.rows.history
+        used = history.slice(max(0, history.num_rows - SERVED_LENGTH))
+        items, features, _ = encode_events(encoder, used)
+        expected = count_unknown(encoder, items, features)
+        assert answer.result(MAX_WAIT_SECONDS).unknown_events == expected
+    assert max(gate.batch_sizes) > 1
+    engine.close()
 
 
 def test_gathered_requests_are_scored_together_within_the_limits(scorer, monkeypatch) -> None:
