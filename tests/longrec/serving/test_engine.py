@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import statistics
 import threading
 import time
 
@@ -174,30 +175,32 @@ def test_an_engine_admits_requests_within_its_own_limits(scorer) -> None:
 
 
 def test_the_costs_of_the_model_are_its_own_time(scorer) -> None:
-    """They do not grow while other threads of the process use the interpreter."""
+    """A wait for the interpreter, which other threads of the process use, is none of them."""
     engine = Engine(scorer)
     requests = make_requests(4)
 
-    def measure() -> float:
+    def measure() -> tuple[float, float]:
+        """Return the mean seconds that requests cost and that they take."""
         engine._batches.costs.forget()
+        started = time.perf_counter()
         for _ in range(NUM_MEASUREMENTS):
             engine.submit(requests[0]).result(MAX_WAIT_SECONDS)
-        return engine._batches.costs.request.seconds
+        wall_seconds = (time.perf_counter() - started) / NUM_MEASUREMENTS
+        return statistics.mean(engine._batches.costs.request._measured), wall_seconds
 
-    alone = measure()
+    alone, _ = measure()
     is_over = threading.Event()
     others = [threading.Thread(target=_use_the_interpreter, args=(is_over,)) for _ in range(4)]
     for thread in others:
         thread.start()
-    started = time.perf_counter()
-    beside_others = measure()
-    wall_seconds = (time.perf_counter() - started) / NUM_MEASUREMENTS
+    beside_others, wall_seconds = measure()
     is_over.set()
     for thread in others:
         thread.join()
     engine.close()
-    assert wall_seconds > 4 * alone, "the threads disturb nothing: nothing was tested"
-    assert beside_others < 3 * alone
+    assert wall_seconds > 8 * alone, "the threads disturb nothing: nothing was tested"
+    # Not compared with `alone`: where a hypervisor takes the core away, its time counts as work.
+    assert beside_others < wall_seconds / 4
 
 
 def _use_the_interpreter(is_over: threading.Event) -> None:
